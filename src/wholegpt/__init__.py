@@ -1,0 +1,50 @@
+"""The whole life of a GPT language model, from text to use.
+
+Everything below is imported when it is first used, so ``import wholegpt`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wholegpt.api import Run, resume, train
+    from wholegpt.config import Config
+    from wholegpt.errors import WholeGPTError
+    from wholegpt.language_model import LanguageModel, load
+    from wholegpt.presets import preset, recipe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "LanguageModel": "language_model",
+    "Run": "api",
+    "WholeGPTError": "errors",
+    "load": "language_model",
+    "preset": "presets",
+    "recipe": "presets",
+    "resume": "api",
+    "train": "api",
+}
+
+__all__ = [
+    "Config",
+    "LanguageModel",
+    "Run",
+    "WholeGPTError",
+    "load",
+    "preset",
+    "recipe",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wholegpt' has no attribute '{name}'")
+    return getattr(import_module(f"wholegpt.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

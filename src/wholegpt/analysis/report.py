@@ -1,0 +1,110 @@
+"""``report.html``: a run on one self-contained page, made from the files in its folder alone."""
+
+import io
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wholegpt import presets
+from wholegpt.config import complete_model
+from wholegpt.files import read_json, write_text_atomic
+from wholegpt.metrics import uniform_nats
+from wholegpt.model import flops_per_token
+from wholegpt.training.callbacks import MetricsLog
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#6b7280"
+
+
+def write_report(run: Path, result: dict[str, Any]) -> Path:
+    """Write ``report.html`` into the run's folder: figures, curves, samples, data, settings.
+
+    ``result`` is what ``wholegpt train --json`` prints.
+    """
+    import jinja2
+
+    config = presets.recipe(str(run / "config.yaml"))
+    lineage = read_json(run / "lineage.json")
+    records = MetricsLog(run / "metrics.jsonl").read()
+    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "validation", "sample")}
+    bound = uniform_nats(complete_model(config.model).vocab_size)
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        resources.files("wholegpt.analysis").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    )
+    html = page.render(
+        result=result,
+        lineage=lineage,
+        bound=bound,
+        flops_per_token=flops_per_token(config.model),
+        charts=_charts(by_kind, bound),
+        samples=by_kind["sample"],
+        settings=(run / "config.yaml").read_text(encoding="utf-8"),
+        data=_data_rows(run, config.data.source),
+    )
+    path = run / "report.html"
+    write_text_atomic(path, html)
+    return path
+
+
+def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
+    own = run / "data" / "manifest.json"
+    path = own if own.exists() else Path(source[0]) / "manifest.json"
+    manifest = read_json(path)
+    return [
+        {"side": side, **{k: manifest[side][k] for k in ("documents", "characters", "bytes", "tokens")}}
+        for side in ("train", "validation")
+    ]
+
+
+def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict[str, str]]:
+    train, validation = records["train"], records["validation"]
+
+    def loss(axes: "Axes") -> None:
+        axes.axhline(bound, color=GREY, linestyle=":", label=f"uniform guess, ln V = {bound:.2f}")
+        axes.plot(_x(train), [r["nats_per_token"] for r in train], color=BLUE, linewidth=1, label="train")
+        nats = [r["nats_per_token"] for r in validation]
+        axes.plot(_x(validation), nats, color=ORANGE, marker="o", markersize=4, label="validation")
+        axes.set_ylabel("nats per token")
+        axes.legend(frameon=False)
+
+    def rate(axes: "Axes") -> None:
+        axes.plot(_x(train), [r["learning_rate"] for r in train], color=BLUE)
+        axes.set_ylabel("learning rate")
+
+    def throughput(axes: "Axes") -> None:
+        axes.plot(_x(train), [r["tokens_per_second"] for r in train], color=BLUE)
+        axes.set_ylabel("tokens per second")
+        axes.set_ylim(bottom=0)
+
+    def gradient(axes: "Axes") -> None:
+        axes.plot(_x(train), [r["gradient_norm"] for r in train], color=BLUE)
+        axes.set_ylabel("gradient norm, before clipping")
+        axes.set_ylim(bottom=0)
+
+    drawn = {"Loss": loss, "Learning rate": rate, "Throughput": throughput, "Gradient": gradient}
+    return [{"title": title, "svg": _svg(title, draw)} for title, draw in drawn.items()]
+
+
+def _x(records: list[dict[str, Any]]) -> list[int]:
+    return [record["step"] for record in records]
+
+
+def _svg(title: str, draw: Any) -> str:
+    """An inline SVG of the axes that ``draw`` fills; the same records give the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.set_xlabel("optimiser step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e5e7eb")
+        axes.set_axisbelow(True)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]

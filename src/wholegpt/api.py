@@ -1,0 +1,353 @@
+"""Training runs: where data, model, loop, evaluation, samples and report are wired together."""
+
+import dataclasses
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import tokenizers
+import torch
+
+from wholegpt import config as configuration
+from wholegpt import presets, runtime
+from wholegpt.analysis.report import write_report
+from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
+from wholegpt.config import Config, Execution, GenerationConfig, complete_model
+from wholegpt.console import Console
+from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare
+from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
+from wholegpt.evaluation import TextScore, evaluate_tokens
+from wholegpt.files import read_json, write_folder_atomic, write_json_atomic, write_text_atomic
+from wholegpt.generation import generate
+from wholegpt.language_model import LanguageModel, load
+from wholegpt.model import Transformer, parameter_count
+from wholegpt.training import callbacks
+from wholegpt.training.loop import Callback
+from wholegpt.training.loop import train as run_loop
+from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from wholegpt.training.state import TrainingState
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk, and how it ended."""
+
+    path: Path
+    config: Config
+    state: TrainingState
+    validation: TextScore
+    """Of the last weights, on the whole validation text."""
+    sample: str
+    """Written by the last weights."""
+
+    def load(self, checkpoint: str = "best") -> LanguageModel:
+        """The trained model."""
+        return load(self.path, checkpoint=checkpoint)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``wholegpt train --json`` prints."""
+        best = self.state.best
+        return {
+            "run": str(self.path),
+            "steps": self.state.step,
+            "planned_steps": self.config.training.steps,
+            "stop_reason": self.state.stop_reason or "all steps are done",
+            "tokens": self.state.tokens,
+            "train_seconds": self.state.train_seconds,
+            "other_seconds": self.state.other_seconds,
+            "parameters": parameter_count(self.config.model).total,
+            "validation": self.validation.to_json(),
+            "best": {"step": best.step, **best.validation} if best else None,
+            "sample": self.sample,
+        }
+
+
+def train(
+    *sources: str | Path,
+    recipe: str | None = None,
+    config: Config | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    max_seconds: float | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
+
+    Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. The run is
+    written to ``out`` (``runs/NAME`` unless given). ``max_seconds`` stops early, resumably. Raises
+    ``RunError`` if ``out`` holds a run and ``overwrite`` is not set.
+    """
+    console = console or Console()
+    chosen = config or (presets.recipe(recipe) if recipe else Config())
+    if sources:
+        data = dataclasses.replace(chosen.data, source=tuple(map(str, sources)))
+        chosen = dataclasses.replace(chosen, data=data)
+    run = start_run(chosen, Path(out) if out else None, overwrite, console)
+    return continue_run(run, max_seconds=max_seconds, console=console)
+
+
+def resume(
+    run: str | Path,
+    *,
+    max_seconds: float | None = None,
+    allow_different_numerics: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Go on with a run that was stopped, to the same weights, bit for bit, as if it never had been.
+
+    Raises ``NumericsError`` where a recorded choice (dtype, threads, processor, PyTorch) is not
+    available here, unless ``allow_different_numerics``.
+    """
+    console = console or Console()
+    path = Path(run)
+    config = _recorded_config(path)
+    problems = runtime.check_available(config, read_lineage(path).get("machine", {}))
+    if problems and not allow_different_numerics:
+        raise NumericsError(
+            f"{path}: cannot go on bit for bit: {'; '.join(problems)}; "
+            "--allow-different-numerics goes on all the same"
+        )
+    if problems:
+        console.warn(f"going on with different numerics: {'; '.join(problems)}")
+        automatic = dataclasses.replace(
+            config, precision=configuration.PrecisionConfig(execution=config.precision.execution)
+        )
+        fresh = dataclasses.replace(config.runtime, device="automatic", threads=0)
+        config = runtime.decide(dataclasses.replace(automatic, runtime=fresh))
+        write_text_atomic(path / "config.yaml", configuration.to_yaml(config))
+        write_json_atomic(path / "lineage.json", {**read_lineage(path), "machine": runtime.machine()})
+    return continue_run(path, max_seconds=max_seconds, console=console)
+
+
+def resolve(config: Config, data: PreparedData) -> Config:
+    """``config`` with everything decided that depends on the corpus and on this machine."""
+    configuration.check(config)
+    vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
+    if vocab_size != data.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {vocab_size} and the tokenizer has {data.tokenizer.vocab_size} tokens; "
+            "set it to 0 to take the tokenizer's"
+        )
+    model = complete_model(dataclasses.replace(config.model, vocab_size=vocab_size))
+    steps = config.training.steps
+    if steps == 0:
+        loader = WindowLoader(data.train, model.context_length, config.training.batch_size, seed=0)
+        windows = config.training.epochs * loader.windows_per_epoch
+        steps = max(1, round(windows / config.training.batch_size))
+    training = dataclasses.replace(
+        config.training,
+        steps=steps,
+        epochs=0.0,
+        micro_batch_size=min(
+            config.training.micro_batch_size or config.training.batch_size, config.training.batch_size
+        ),
+    )
+    return runtime.decide(dataclasses.replace(config, model=model, training=training))
+
+
+def start_run(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
+    """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
+    configuration.check(config)
+    runtime.decide(config)
+    prepared = len(config.data.source) == 1 and PreparedData.exists(Path(config.data.source[0]))
+    corpus = None if prepared else open_corpus(config.data)
+    name = corpus.name if corpus else Path(config.data.source[0]).resolve().name
+    folder = out or _free_name(RUNS / name)
+    if (folder / "config.yaml").exists() and not overwrite:
+        raise RunError(
+            f"{folder}: already holds a run; go on with it by --resume {folder}, name another --out, "
+            "or add --overwrite to replace it"
+        )
+    if (
+        folder.exists()
+        and not (folder / "config.yaml").exists()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        raise RunError(f"{folder}: exists and is not a run; name another --out")
+
+    def fill(target: Path) -> None:
+        if corpus is None:
+            data = PreparedData.open(Path(config.data.source[0]))
+        else:
+            data = prepare(corpus, config.data, config.tokenizer, target / "data", console)
+        resolved = resolve(config, data)
+        WindowLoader(data.train, resolved.model.context_length, resolved.training.batch_size, seed=0)
+        if len(data.validation) < 2:
+            raise DataError(
+                f"{name}: the held-out part has {len(data.validation)} token(s), too few to measure on; give more text"
+            )
+        data.tokenizer.encode(resolved.logging.sample_prompt)
+        data.tokenizer.save(target / "tokenizer.json")
+        write_json_atomic(target / "lineage.json", _lineage(resolved, data))
+        write_text_atomic(target / "config.yaml", configuration.to_yaml(resolved))
+
+    # Whole or not at all: a source that turns out to be bad costs no run that was there before.
+    write_folder_atomic(folder, fill)
+    return folder
+
+
+def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> Run:
+    """Train from the last good checkpoint, or from the beginning, to the end of the plan."""
+    config = _recorded_config(path)
+    data = run_data(path)
+    device = runtime.apply(config.runtime)
+    model, optimizer, state = _restore(path, config, console)
+    log = callbacks.MetricsLog(path / "metrics.jsonl")
+    log.rewind(state.step)
+    store = CheckpointStore(path, config.checkpointing.keep)
+    quiet = Console(quiet=True)
+
+    def evaluate(sample: int) -> TextScore:
+        model.eval()
+        return evaluate_tokens(
+            model, data.validation, data.tokenizer, device, config.precision.dtype, quiet, sample=sample
+        )
+
+    def write_sample() -> str:
+        model.eval()
+        settings = GenerationConfig(max_tokens=config.logging.sample_tokens, seed=config.runtime.seed)
+        prompt = config.logging.sample_prompt
+        return prompt + generate(model, data.tokenizer, prompt, settings, device, quiet).text
+
+    def save(state: TrainingState) -> None:
+        training = TrainingFiles(optimizer_tensors(optimizer), state.to_json())
+        best = state.best.step if state.best else None
+        store.save(model, data.tokenizer, training, state.step, best)
+
+    _say_plan(path, config, data, state, console)
+    compiled = config.precision.execution is Execution.compiled
+    loader = WindowLoader(
+        data.train, config.model.context_length, config.training.batch_size, config.runtime.seed
+    )
+    with (
+        callbacks.StopOnSignal() as signals,
+        console.progress("training", config.training.steps, state.step) as progress,
+    ):
+        steps: list[Callback] = [
+            callbacks.LogMetrics(log, config),
+            callbacks.Validate(lambda: evaluate(config.evaluation.tokens).to_json(), log, config),
+            callbacks.Sample(write_sample, log, config),
+            *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
+            signals,
+            callbacks.SaveCheckpoints(save, config),
+            callbacks.ShowProgress(progress),
+        ]
+        runnable = torch.compile(model) if compiled else model
+        run_loop(runnable, optimizer, LanguageModeling(), loader, config, state, steps)  # pyright: ignore[reportArgumentType]
+    if state.stop_reason == callbacks.StopOnSignal.REASON:
+        raise Interrupted(
+            f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
+            f"go on with `wholegpt train --resume {path}`"
+        )
+    validation, sample = evaluate(0), write_sample()
+    run = Run(path, config, state, validation, sample)
+    write_report(path, run.to_json())
+    return run
+
+
+def _restore(
+    path: Path, config: Config, console: Console
+) -> tuple[Transformer, torch.optim.Optimizer, TrainingState]:
+    """Model, optimiser and counters from the last good checkpoint, or fresh ones before the first."""
+    store, device = CheckpointStore(path), torch.device(config.runtime.device)
+    step, problems = store.last_good()
+    if step is None:
+        if problems:
+            raise CheckpointError(
+                f"{path}: no usable checkpoint: {'; '.join(problems)}; "
+                f"delete {store.folder} to begin again from step 0"
+            )
+        model = Transformer(config.model, config.precision.attention, config.training.recompute).to(device)
+        return model, make_optimizer(model, config.optimizer), TrainingState()
+    for problem in problems:
+        console.warn(f"{problem}; going on from {store.path(step).name}")
+    folder = store.path(step)
+    model = load_model(folder, device, config.precision.attention, config.training.recompute).model
+    optimizer = make_optimizer(model, config.optimizer)
+    files = load_training(folder)
+    load_optimizer_tensors(optimizer, files.optimizer)
+    state = TrainingState.from_json(files.state)
+    if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
+        state.stop_reason = ""
+    return model, optimizer, state
+
+
+def run_data(path: Path) -> PreparedData:
+    """The tokens of the run at ``path``, checked to be those it began with."""
+    own = path / "data"
+    data = PreparedData.open(own if PreparedData.exists(own) else Path(_recorded_config(path).data.source[0]))
+    if data.fingerprint != read_lineage(path).get("data"):
+        raise DataError(f"{data.folder}: not the data that {path} began with; restore it, or start a new run")
+    data.verify()
+    return data
+
+
+def _recorded_config(path: Path) -> Config:
+    if not (path / "config.yaml").exists():
+        raise RunError(f"{path}: not a run (it has no config.yaml)")
+    config = presets.recipe(str(path / "config.yaml"))
+    configuration.check(config)
+    return config
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    """A run's ``lineage.json``. Raises ``RunError`` when it cannot be read."""
+    try:
+        return read_json(path / "lineage.json")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
+
+
+def _lineage(config: Config, data: PreparedData) -> dict[str, Any]:
+    return {
+        "format_version": 1,
+        "corpus": data.manifest.corpus,
+        "provenance": data.manifest.provenance,
+        "data": data.fingerprint,
+        "parents": [],
+        "seed": config.runtime.seed,
+        "versions": {
+            "wholegpt": _version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "tokenizers": tokenizers.__version__,
+            "safetensors": safetensors.__version__,
+        },
+        "machine": runtime.machine(),
+        "command": ["wholegpt", *sys.argv[1:]],
+    }
+
+
+def _version() -> str:
+    from wholegpt import __version__
+
+    return __version__
+
+
+def _free_name(wanted: Path) -> Path:
+    """``wanted``, or with the first number from 2 on that makes it new."""
+    number, free = 2, wanted
+    while free.exists():
+        number, free = number + 1, wanted.with_name(f"{wanted.name}-{number}")
+    return free
+
+
+def _say_plan(path: Path, config: Config, data: PreparedData, state: TrainingState, console: Console) -> None:
+    manifest, model = data.manifest, config.model
+    tokens = config.training.steps * config.training.batch_size * model.context_length
+    console.note(
+        f"training: {manifest.train.tokens:,} tokens; validation: {manifest.validation.tokens:,} ({manifest.split})"
+    )
+    console.note(
+        f"{parameter_count(model).total:,} parameters; {config.training.steps:,} steps, {tokens:,} tokens "
+        f"({tokens / max(manifest.train.tokens, 1):.1f} passes); {config.precision.dtype} on "
+        f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
+    )
+    if state.step:
+        console.note(f"going on after step {state.step:,}")

@@ -1,0 +1,287 @@
+"""Model folders and checkpoints: weights, config and tokenizer as safetensors and JSON.
+
+A model folder holds ``model.safetensors``, ``config.json`` and ``tokenizer.json``. A checkpoint is a
+model folder with ``training/`` (optimiser state, and the integers that are the whole state of loader
+and random numbers) and ``checksums.json``. It is written whole or not at all.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from wholegpt.config import AttentionKernel, ModelConfig, Recompute, from_mapping, to_mapping
+from wholegpt.errors import CheckpointError, ConfigError
+from wholegpt.files import read_json, remove_folder, sha256_file, write_folder_atomic, write_json_atomic
+from wholegpt.model import Transformer
+from wholegpt.tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tokenizer.json", "checksums.json"
+OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
+STEP_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A loaded model with its tokenizer."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """What a checkpoint keeps beside the model."""
+
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Write a model folder, whole or not at all. Raises ``CheckpointError`` when the disk refuses."""
+    _write(folder, lambda target: _fill_model(target, model, tokenizer))
+
+
+def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, training: TrainingFiles) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises ``CheckpointError`` when the disk refuses, and for weights that are not finite, so that
+    the last good checkpoint is never followed by a broken one.
+    """
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{folder}: not saved: {name} holds values that are not finite")
+
+    def fill(target: Path) -> None:
+        _fill_model(target, model, tokenizer)
+        (target / OPTIMIZER).parent.mkdir()
+        safetensors.torch.save_file(training.optimizer, target / OPTIMIZER)
+        write_json_atomic(target / STATE, training.state)
+        names = (WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, STATE)
+        checksums = {name: sha256_file(target / name) for name in names}
+        write_json_atomic(target / CHECKSUMS, {"format_version": FORMAT_VERSION, "sha256": checksums})
+
+    _write(folder, fill)
+
+
+def load_model(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    kernel: AttentionKernel = AttentionKernel.plain,
+    recompute: Recompute = Recompute.nothing,
+) -> ModelFolder:
+    """Read a model folder onto ``device``.
+
+    Raises ``CheckpointError`` for what is missing, damaged, newer than this program, or whose parts
+    do not fit together.
+    """
+    config = load_model_config(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}; "
+            "they do not belong together"
+        )
+    with torch.device("meta"):
+        model = Transformer(config, kernel, recompute)
+    tensors = _read_tensors(folder / WEIGHTS)
+    expected = {name: tensor.shape for name, tensor in _own_tensors(model).items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {_listed(wrong)}")
+    fresh = Transformer(config, kernel, recompute)
+    fresh.load_state_dict(tensors, strict=False)
+    return ModelFolder(fresh.to(device), tokenizer)
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """The architecture in a model folder's ``config.json``."""
+    path = folder / CONFIG
+    content = _read_versioned(path)
+    try:
+        return from_mapping(content["model"], ModelConfig(), str(path))
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_training(folder: Path) -> TrainingFiles:
+    """What ``save_checkpoint`` kept beside the model."""
+    return TrainingFiles(_read_tensors(folder / OPTIMIZER), _read_json(folder / STATE))
+
+
+def verify(folder: Path) -> None:
+    """Raise ``CheckpointError`` naming the file that is missing, truncated or altered."""
+    content = _read_versioned(folder / CHECKSUMS)
+    for name, expected in content.get("sha256", {}).items():
+        path = folder / name
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        if found != expected:
+            raise CheckpointError(f"{path}: damaged: its sha256 is not the one in {CHECKSUMS}")
+
+
+class CheckpointStore:
+    """The checkpoints of one run, by step, and which of them is last and which is best."""
+
+    def __init__(self, run: Path, keep: int = 1) -> None:
+        self.folder, self.index, self.keep = run / "checkpoints", run / "checkpoints.json", keep
+
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint after ``step`` steps."""
+        return self.folder / f"{STEP_PREFIX}{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, ascending, damaged ones included."""
+        names = [path.name for path in self.folder.glob(f"{STEP_PREFIX}*") if path.is_dir()]
+        return sorted(int(name.removeprefix(STEP_PREFIX)) for name in names)
+
+    def best_step(self) -> int | None:
+        """The step whose validation loss was lowest, as last recorded."""
+        return self._read_index().get("best")
+
+    def save(
+        self, model: Transformer, tokenizer: Tokenizer, training: TrainingFiles, step: int, best: int | None
+    ) -> None:
+        """Write the checkpoint of ``step``, record which is best, and delete the old ones."""
+        save_checkpoint(self.path(step), model, tokenizer, training)
+        try:
+            self.record(step, best)
+            kept = {best, *self.steps()[-self.keep :]}
+            for old in self.steps():
+                if old not in kept:
+                    remove_folder(self.path(old))
+        except OSError as error:
+            raise _disk_error(self.folder, error) from None
+
+    def record(self, last: int, best: int | None) -> None:
+        """Write ``checkpoints.json``."""
+        write_json_atomic(self.index, {"format_version": FORMAT_VERSION, "last": last, "best": best})
+
+    def last_good(self) -> tuple[int | None, list[str]]:
+        """The newest undamaged checkpoint's step, and what is wrong with each newer one.
+
+        A checkpoint written by a newer version of this program is not damage: it raises.
+        """
+        problems: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                verify(self.path(step))
+                return step, problems
+            except NewerFormatError:
+                raise
+            except CheckpointError as error:
+                problems.append(str(error))
+        return None, problems
+
+    def choose(self, which: str = "best") -> tuple[Path, list[str]]:
+        """The folder of the ``best`` or ``last`` checkpoint, or of a step number; damaged ones passed over.
+
+        Raises ``CheckpointError`` where there is none.
+        """
+        if which not in ("best", "last"):
+            if not which.isdigit() or int(which) not in self.steps():
+                raise CheckpointError(
+                    f"{self.folder}: no checkpoint '{which}'; there are {self._listed_steps()}"
+                )
+            verify(self.path(int(which)))
+            return self.path(int(which)), []
+        best, problems = self.best_step(), []
+        if which == "best" and best is not None and self.path(best).is_dir():
+            try:
+                verify(self.path(best))
+                return self.path(best), []
+            except NewerFormatError:
+                raise
+            except CheckpointError as error:
+                problems.append(str(error))
+        step, more = self.last_good()
+        if step is None:
+            found = "; ".join(problems + more) or "none was written yet"
+            raise CheckpointError(f"{self.folder}: no usable checkpoint ({found})")
+        return self.path(step), problems + more
+
+    def _listed_steps(self) -> str:
+        return ", ".join(["best", "last", *map(str, self.steps())])
+
+    def _read_index(self) -> dict[str, Any]:
+        try:
+            return read_json(self.index)
+        except (OSError, ValueError):
+            return {}
+
+
+class NewerFormatError(CheckpointError):
+    """Written by a newer version of this program."""
+
+
+def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    safetensors.torch.save_file(_own_tensors(model), target / WEIGHTS)
+    config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config)}
+    write_json_atomic(target / CONFIG, config)
+    tokenizer.save(target / TOKENIZER)
+
+
+def _own_tensors(model: Transformer) -> dict[str, Tensor]:
+    """The state dict with a tied output projection left out, since it is the token embedding."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.unembedding.weight is model.token_embedding.weight:
+        del tensors["unembedding.weight"]
+    return tensors
+
+
+def _write(folder: Path, fill: Any) -> None:
+    try:
+        write_folder_atomic(folder, fill)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _disk_error(folder, error) from None
+
+
+def _disk_error(folder: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return CheckpointError(
+        f"{folder}: cannot be written: {reason}; the checkpoints before it are untouched; "
+        "free some space and resume"
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return dict(content)
+
+
+def _read_versioned(path: Path) -> dict[str, Any]:
+    content = _read_json(path)
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: has no format_version; it is not from wholegpt")
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path}: format version {version} is newer than the {FORMAT_VERSION} this program knows; update wholegpt"
+        )
+    return content
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

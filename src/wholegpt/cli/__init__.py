@@ -1,0 +1,69 @@
+"""The command line: ``wholegpt VERB THING [options]``, one verb per stage.
+
+Importing this imports neither torch nor anything else that is slow; a command imports what it needs
+when it runs.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import cyclopts
+
+from wholegpt import __version__
+from wholegpt.cli import data, tokenizer, training, use
+from wholegpt.cli.options import ChosenSettings
+from wholegpt.errors import WholeGPTError
+
+USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
+
+
+def make_app() -> cyclopts.App:
+    """The whole grammar."""
+    app = cyclopts.App(
+        name="wholegpt",
+        help="Text in, a GPT of your own out: train, generate, evaluate.",
+        version=__version__,
+        config=[ChosenSettings.remember],
+        help_format="plaintext",
+    )
+    app.command(training.train, sort_key=1)
+    app.command(use.generate, sort_key=2)
+    app.command(use.evaluate, sort_key=3)
+    app.command(use.info, sort_key=4)
+    app.command(tokenizer.app)
+    app.command(data.app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0 done, 2 the user's error, 130 interrupted, 1 a bug."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        make_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except cyclopts.CycloptsError as error:
+        return _complain(tokens, error, USER_ERROR)
+    except WholeGPTError as error:
+        return _complain(tokens, error, error.exit_code)
+    except KeyboardInterrupt as error:
+        return _complain(tokens, error, INTERRUPTED, "interrupted; nothing was changed")
+    except BrokenPipeError:
+        # The reader went away, as `head` does; Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # the last resort of the program
+        return _complain(
+            tokens,
+            error,
+            OUR_ERROR,
+            f"this is a bug in wholegpt: {type(error).__name__}: {error}; --debug shows where",
+        )
+    return 0
+
+
+def _complain(tokens: list[str], error: BaseException, code: int, message: str = "") -> int:
+    if "--debug" in tokens:
+        traceback.print_exception(error)
+    print(f"wholegpt: {message or ' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,7 @@
+"""``python -m wholegpt.cli``: the command line without its installed script."""
+
+import sys
+
+from wholegpt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""``wholegpt data list|prepare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from wholegpt import presets
+from wholegpt.cli.options import ChosenSettings, Common, CommonOptions, section, table
+from wholegpt.config import Config, DataConfig, TokenizerConfig, check
+from wholegpt.errors import RunError
+
+app = App(name="data", help="Look at corpora and turn text into token shards.", sort_key=6)
+
+
+@app.command(name="list")
+def list_corpora(*, common: CommonOptions = Common()) -> None:
+    """List the corpora that are called by name."""
+    from wholegpt.data import CORPORA
+
+    result = {"corpora": {name: corpus.description for name, corpus in CORPORA.items()}}
+    common.show(result, table(list(result["corpora"].items())))
+
+
+@app.command
+def prepare(
+    *source: str,
+    out: str,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    encoding: str | None = None,
+    data: Annotated[DataConfig, Parameter(name="--data")] = DataConfig(),
+    tokenizer: Annotated[TokenizerConfig, Parameter(name="--tokenizer")] = TokenizerConfig(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Split, tokenize and write text as token shards, to train on many times.
+
+    Parameters
+    ----------
+    source
+        Text files, folders, JSON-lines files or corpus names.
+    out
+        Folder to write.
+    overwrite
+        Replace prepared data that is already there.
+    encoding
+        Character encoding of the text files; utf-8 unless given.
+    data
+        Reading and splitting.
+    tokenizer
+        How text becomes token ids.
+
+    """
+    from wholegpt import data as library
+
+    changes = section(ChosenSettings.of(Config(data=data, tokenizer=tokenizer)), "data", encoding=encoding)
+    changes = section(changes, "data", source=list(source) or None)
+    config = presets.config_from(changes, where="command line")
+    check(config)
+    folder = Path(out)
+    if folder.exists() and not (overwrite and library.PreparedData.exists(folder)):
+        raise RunError(
+            f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
+        )
+    corpus = library.open_corpus(config.data)
+    prepared = library.prepare(corpus, config.data, config.tokenizer, folder, common.console)
+    manifest = prepared.manifest
+    sides = {"train": manifest.train, "validation": manifest.validation}
+    result = {
+        "out": str(folder),
+        "corpus": manifest.corpus,
+        "split": manifest.split,
+        "vocab_size": manifest.vocab_size,
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        **{
+            name: {key: getattr(side, key) for key in ("documents", "characters", "bytes", "tokens")}
+            for name, side in sides.items()
+        },
+    }
+    rows = [
+        ("out", str(folder)),
+        ("split", manifest.split),
+        ("vocabulary", f"{manifest.vocab_size:,} tokens"),
+    ]
+    rows += [
+        (name, f"{side.tokens:,} tokens, {side.characters:,} characters, {side.documents:,} documents")
+        for name, side in sides.items()
+    ]
+    common.show(result, table(rows))

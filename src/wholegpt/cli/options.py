@@ -1,0 +1,102 @@
+"""What all commands share: common options, output, and which settings were given on the command line."""
+
+import json as json_module
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from cyclopts import App, Parameter
+from cyclopts.argument import ArgumentCollection
+
+from wholegpt.config import Config, to_mapping
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that mean the same everywhere."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Print one JSON object on standard output."""
+    quiet: Annotated[bool, Parameter(negative="")] = False
+    """No progress and no notes; warnings and errors only."""
+    debug: Annotated[bool, Parameter(negative="")] = False
+    """Show the traceback of an error."""
+    seed: int | None = None
+    """The one seed of everything random."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps; an accelerator where there is one, unless given."""
+    threads: int | None = None
+    """CPU threads."""
+
+    @property
+    def console(self) -> Console:
+        """Where notes and progress go."""
+        return Console(self.quiet)
+
+    def placement(self) -> dict[str, Any]:
+        """Device, threads and seed as keyword arguments, those that were given."""
+        given = {"seed": self.seed, "device": self.device, "threads": self.threads}
+        for name, value in given.items():
+            if isinstance(value, int) and value < 0:
+                raise ConfigError(f"--{name} is {value}; expected a value of at least 0")
+        return {name: value for name, value in given.items() if value is not None}
+
+    def show(self, result: dict[str, Any], human: str) -> None:
+        """A command's result on standard output: one JSON object, or the text for people."""
+        print(json_module.dumps(result, ensure_ascii=False) if self.json else human)
+
+
+CommonOptions = Annotated[Common, Parameter(name="*", group="Everywhere")]
+Settings = Annotated[
+    Config, Parameter(name="*", group="Settings (shown: the defaults; a recipe has its own)")
+]
+
+
+class ChosenSettings:
+    """Which fields of ``Config`` the command line names, so that only those override a recipe."""
+
+    paths: ClassVar[list[tuple[str, ...]]] = []
+
+    @classmethod
+    def remember(cls, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Called by the parser with what it found, before any object is made."""
+        del app, commands
+        cls.paths = [argument.keys for argument in arguments if argument.tokens and len(argument.keys) == 2]
+
+    @classmethod
+    def of(cls, config: Config) -> dict[str, Any]:
+        """The named fields of ``config``, as a nested mapping."""
+        everything, chosen = to_mapping(config), {}
+        for section, field in cls.paths:
+            chosen.setdefault(section, {})[field] = everything[section][field]
+        return chosen
+
+
+def section(values: dict[str, Any], name: str, **fields: Any) -> dict[str, Any]:
+    """``values`` with the given fields of one section set, those that are not ``None``."""
+    given = {field: value for field, value in fields.items() if value is not None}
+    return {**values, name: {**values.get(name, {}), **given}} if given else values
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Lines of a label and a value, the values in one column."""
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def score_table(score: dict[str, Any]) -> str:
+    """The figures of an evaluation for people."""
+    return table(
+        [
+            ("nats per token", f"{score['nats_per_token']:.4f}"),
+            ("perplexity per token", f"{score['perplexity']:.3f}"),
+            ("bits per character", f"{score['bits_per_character']:.4f}"),
+            ("bits per byte", f"{score['bits_per_byte']:.4f}"),
+            (
+                "over",
+                f"{score['tokens']:,} tokens, {score['characters']:,} characters, {score['bytes']:,} bytes",
+            ),
+        ]
+    )

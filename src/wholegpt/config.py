@@ -1,0 +1,531 @@
+"""Every setting of a run, as frozen dataclasses.
+
+The same ``Config`` is made from a YAML file, from Python and from the command line, and a field's
+docstring is its help text everywhere. A zero in a field that says so means "derived from the others";
+``complete_model`` and, at run time, the start of training fill those in, so that a run's
+``config.yaml`` holds no zero of that kind and repeats the run exactly.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+import yaml
+
+from wholegpt.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Positions(StrEnum):
+    """How a token's place in the sequence reaches the model."""
+
+    learned = "learned"
+    rotary = "rotary"
+
+
+class Norm(StrEnum):
+    """Which normalisation the blocks use."""
+
+    layer_norm = "layer_norm"
+    rms_norm = "rms_norm"
+
+
+class NormPlacement(StrEnum):
+    """Whether a block normalises a sublayer's input (pre) or the residual sum after it (post)."""
+
+    pre = "pre"
+    post = "post"
+
+
+class FeedForward(StrEnum):
+    """Which feed-forward layer the blocks use."""
+
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"
+    swiglu = "swiglu"
+
+
+class QueryKeyNorm(StrEnum):
+    """Whether queries and keys are normalised per head before their product."""
+
+    none = "none"
+    rms_norm = "rms_norm"
+
+
+class Bias(StrEnum):
+    """Whether the linear layers have biases."""
+
+    all = "all"
+    none = "none"
+
+
+class Embeddings(StrEnum):
+    """Whether the output projection is the token embedding (tied) or a matrix of its own."""
+
+    tied = "tied"
+    untied = "untied"
+
+
+class TokenizerKind(StrEnum):
+    """Which tokenizer is made from the text."""
+
+    bpe = "bpe"
+    character = "character"
+    byte = "byte"
+
+
+class Split(StrEnum):
+    """How text is held out: whole documents at random, or the end of the text."""
+
+    automatic = "automatic"
+    documents = "documents"
+    fraction = "fraction"
+
+
+class ScheduleKind(StrEnum):
+    """The shape of the learning rate over the steps."""
+
+    cosine = "cosine"
+    inverse_square_root = "inverse_square_root"
+    warmup_stable_decay = "warmup_stable_decay"
+    constant = "constant"
+
+
+class Dtype(StrEnum):
+    """The number format of the large products; weights and optimiser state stay float32."""
+
+    automatic = "automatic"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class AttentionKernel(StrEnum):
+    """Which implementation of E4 runs: the plain products, or PyTorch's fused kernel."""
+
+    automatic = "automatic"
+    plain = "plain"
+    fused = "fused"
+
+
+class Execution(StrEnum):
+    """Whether the model runs operation by operation or through torch.compile."""
+
+    eager = "eager"
+    compiled = "compiled"
+
+
+class Recompute(StrEnum):
+    """Gradient checkpointing: what is computed again in the backward pass instead of kept."""
+
+    nothing = "nothing"
+    blocks = "blocks"
+
+
+class Determinism(StrEnum):
+    """Whether PyTorch may use operations whose result differs from run to run."""
+
+    fast = "fast"
+    strict = "strict"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: a decoder-only transformer."""
+
+    vocab_size: int = 0
+    """V: tokens in the vocabulary. 0: the tokenizer's."""
+    context_length: int = 256
+    """τ: tokens the model can see at once."""
+    n_layers: int = 4
+    """L: number of blocks."""
+    d_model: int = 256
+    """D: width of the residual stream."""
+    n_heads: int = 4
+    """H: query heads in each attention layer."""
+    n_kv_heads: int = 0
+    """Key-value heads, shared by groups of query heads. 0: as many as n_heads."""
+    d_head: int = 0
+    """K: width of a head. 0: d_model / n_heads."""
+    d_ff: int = 0
+    """Width of the feed-forward layer. 0: 4·d_model; for swiglu 8/3·d_model, rounded up to a multiple of 64."""
+    positions: Positions = Positions.rotary
+    """How positions enter: a learned embedding, or a rotation of queries and keys."""
+    rotary_base: float = 10_000.0
+    """Base of the rotary frequencies (rotary positions only)."""
+    norm: Norm = Norm.rms_norm
+    """Normalisation of the blocks."""
+    norm_placement: NormPlacement = NormPlacement.pre
+    """Before the sublayers (pre) or after the residual sums, as in GPT-1 (post)."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance before its square root."""
+    query_key_norm: QueryKeyNorm = QueryKeyNorm.rms_norm
+    """Normalisation of queries and keys per head."""
+    feed_forward: FeedForward = FeedForward.swiglu
+    """Feed-forward layer: exact GELU, its tanh approximation, or the gated SwiGLU."""
+    bias: Bias = Bias.none
+    """Biases in the linear layers."""
+    embeddings: Embeddings = Embeddings.tied
+    """Share the token embedding with the output projection."""
+    dropout: float = 0.0
+    """Probability of zeroing an attention weight, a residual branch's output, an embedding."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    kind: TokenizerKind = TokenizerKind.bpe
+    """Byte-level byte-pair encoding, one token a character, or one a byte."""
+    vocab_size: int = 4096
+    """Entries to learn, end-of-text included (bpe only)."""
+    path: str = ""
+    """A tokenizer.json, or a folder holding encoder.json and vocab.bpe; used instead of training one."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and how it is split."""
+
+    source: tuple[str, ...] = ()
+    """Corpus names, text files, folders, JSON-lines files, or a folder made by `data prepare`."""
+    text_field: str = "text"
+    """Field of a JSON line that holds the text."""
+    encoding: str = "utf-8"
+    """Character encoding of text files."""
+    split: Split = Split.automatic
+    """What is held out. automatic: whole documents where there are at least 50, else the end of the text."""
+    validation_fraction: float = 0.1
+    """Share of the documents, or of the characters, that is held out."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How much, and in what portions."""
+
+    steps: int = 1500
+    """Optimiser steps. 0: from epochs."""
+    epochs: float = 0.0
+    """Passes over the training text; used when steps is 0."""
+    batch_size: int = 32
+    """Windows of context_length tokens in one optimiser step."""
+    micro_batch_size: int = 0
+    """Windows computed at once; their gradients add up to the step's. 0: the whole batch."""
+    gradient_clip: float = 1.0
+    """Largest global L2 norm of the gradient; longer ones are scaled down to it. 0: never."""
+    recompute: Recompute = Recompute.nothing
+    """Gradient checkpointing: less memory, about a third more computation."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay on matrices (E9)."""
+
+    learning_rate: float = 2e-3
+    """Peak of the schedule."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.95
+    """Decay of the mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Added to the root of the mean square."""
+    weight_decay: float = 0.1
+    """Decay of the weight matrices per step, in units of the learning rate. Vectors are never decayed."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the steps (E10)."""
+
+    kind: ScheduleKind = ScheduleKind.cosine
+    """Shape after the warm-up."""
+    warmup_steps: int = 50
+    """Steps of linear rise to the peak."""
+    final_fraction: float = 0.1
+    """Where cosine and warmup_stable_decay end, as a share of the peak."""
+    decay_fraction: float = 0.2
+    """Share of the steps in which warmup_stable_decay goes down."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Measuring on held-out text while training."""
+
+    every: int = 250
+    """Steps between evaluations; one more follows the last step. 0: only that one."""
+    tokens: int = 0
+    """Validation tokens scored, taken in even steps over the whole text. 0: all of them."""
+    patience: int = 0
+    """Evaluations without improvement after which training stops. 0: never."""
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Choices that can change the last bits; fixed before step 1 and obeyed on resume."""
+
+    dtype: Dtype = Dtype.automatic
+    """Format of the large products. automatic: bfloat16 where the processor has it, else float32."""
+    attention: AttentionKernel = AttentionKernel.automatic
+    """automatic: plain on a CPU up to 512 tokens of context, where it is faster; else fused."""
+    execution: Execution = Execution.eager
+    """Operation by operation, or compiled."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The machine's part; fixed before step 1 and obeyed on resume."""
+
+    device: str = "automatic"
+    """cpu, cuda, cuda:1, mps. automatic: an accelerator where there is one."""
+    threads: int = 0
+    """CPU threads. 0: PyTorch's choice."""
+    seed: int = 1337
+    """The one seed of everything random."""
+    determinism: Determinism = Determinism.fast
+    """strict: only operations that repeat bit for bit on accelerators, at some cost in speed and memory."""
+
+
+@dataclass(frozen=True)
+class CheckpointingConfig:
+    """Saving the run."""
+
+    every: int = 500
+    """Steps between checkpoints; one more is written at the end and when interrupted. 0: only then."""
+    keep: int = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written down while training."""
+
+    every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    sample_every: int = 500
+    """Steps between sample texts; one more follows the last step. 0: only that one."""
+    sample_prompt: str = ""
+    """What the samples continue. Empty: they start from end-of-text."""
+    sample_tokens: int = 120
+    """Length of a sample in tokens."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How text is drawn from a model."""
+
+    max_tokens: int = 200
+    """Most tokens to write."""
+    temperature: float = 0.8
+    """Divides the logits: 0 always takes the likeliest token, 1 samples the model's own distribution."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens only. 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens whose probabilities first reach this sum."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the completion; they are not part of it."""
+    seed: int = 1337
+    """The same seed gives the same text."""
+
+
+# --- Mappings and YAML ---------------------------------------------------------------------------
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested plain dicts, ready for JSON or YAML."""
+    return msgspec.to_builtins(config)
+
+
+def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> T:
+    """``base`` with the fields named in the nested ``mapping`` replaced.
+
+    Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
+    value of the wrong type.
+    """
+    _check_names(mapping, type(base), where, prefix="")
+    merged = _merge(to_mapping(base), mapping)
+    try:
+        return msgspec.convert(merged, type(base), strict=False)
+    except msgspec.ValidationError as error:
+        message = str(error).replace("`", "'")
+        problem, _, location = message.partition(" - at ")
+        field_name = location.strip("'").removeprefix("$.") or "the whole"
+        raise ConfigError(f"{where}: {field_name}: {problem}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML, in the order of its fields."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ``ConfigError`` naming file and line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:', found a {type(content).__name__}")
+    return content
+
+
+def nearest(name: str, candidates: list[str]) -> str:
+    """A hint for a misspelt name: the nearest right one, or all of them."""
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(candidates)}"
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _merge(value, changes[name])
+        if isinstance(value, dict) and isinstance(changes.get(name), Mapping)
+        else changes.get(name, value)
+        for name, value in base.items()
+    }
+
+
+def _check_names(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> None:
+    types = get_type_hints(type_)
+    for name, value in mapping.items():
+        if name not in types:
+            raise ConfigError(f"{where}: unknown field '{prefix}{name}'; {nearest(str(name), list(types))}")
+        if dataclasses.is_dataclass(types[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
+                )
+            _check_names(value, types[name], where, f"{prefix}{name}.")
+
+
+# --- Derived values and checks -------------------------------------------------------------------
+
+
+def complete_model(model: ModelConfig) -> ModelConfig:
+    """``model`` with its zeros replaced by what they stand for, checked. Raises where ``vocab_size`` is unknown."""
+    check_model(model)
+    if model.vocab_size == 0:
+        raise ConfigError("model.vocab_size is 0; set it, or let the tokenizer set it by training from text")
+    d_ff = 4 * model.d_model
+    if model.feed_forward is FeedForward.swiglu:
+        d_ff = -(-8 * model.d_model // (3 * 64)) * 64
+    return dataclasses.replace(
+        model,
+        n_kv_heads=model.n_kv_heads or model.n_heads,
+        d_head=model.d_head or model.d_model // model.n_heads,
+        d_ff=model.d_ff or d_ff,
+    )
+
+
+def check(config: Config) -> None:
+    """Raise ``ConfigError``, naming the field, where settings make no sense by themselves or together."""
+    check_model(config.model)
+    data, training, optimizer = config.data, config.training, config.optimizer
+    schedule, evaluation, logging = config.schedule, config.evaluation, config.logging
+    _require(
+        "data.validation_fraction",
+        data.validation_fraction,
+        0 < data.validation_fraction < 1,
+        "above 0 and below 1",
+    )
+    _at_least("tokenizer.vocab_size", config.tokenizer.vocab_size, 257)
+    _at_least("training.steps", training.steps, 0)
+    _at_least("training.epochs", training.epochs, 0)
+    if (training.steps == 0) == (training.epochs == 0):
+        raise ConfigError(
+            f"training.steps is {training.steps} and training.epochs is {training.epochs:g}; "
+            "set exactly one of them and leave the other 0"
+        )
+    _at_least("training.batch_size", training.batch_size, 1)
+    _at_least("training.micro_batch_size", training.micro_batch_size, 0)
+    _at_least("training.gradient_clip", training.gradient_clip, 0)
+    _require("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
+    for name in ("beta1", "beta2"):
+        value = getattr(optimizer, name)
+        _require(f"optimizer.{name}", value, 0 <= value < 1, "at least 0 and below 1")
+    _require("optimizer.epsilon", optimizer.epsilon, optimizer.epsilon > 0, "above 0")
+    _at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
+    _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    for name in ("final_fraction", "decay_fraction"):
+        value = getattr(schedule, name)
+        _require(f"schedule.{name}", value, 0 <= value <= 1, "from 0 to 1")
+    for name in ("every", "tokens", "patience"):
+        _at_least(f"evaluation.{name}", getattr(evaluation, name), 0)
+    _at_least("runtime.threads", config.runtime.threads, 0)
+    _at_least("runtime.seed", config.runtime.seed, 0)
+    _at_least("checkpointing.every", config.checkpointing.every, 0)
+    _at_least("checkpointing.keep", config.checkpointing.keep, 1)
+    _at_least("logging.every", logging.every, 1)
+    _at_least("logging.sample_every", logging.sample_every, 0)
+    _at_least("logging.sample_tokens", logging.sample_tokens, 0)
+
+
+def check_generation(generation: GenerationConfig) -> None:
+    """``check`` for the settings of generation."""
+    _at_least("max_tokens", generation.max_tokens, 0)
+    _require("temperature", generation.temperature, 0 <= generation.temperature < math.inf, "of 0 or more")
+    _at_least("top_k", generation.top_k, 0)
+    _require("top_p", generation.top_p, 0 < generation.top_p <= 1, "above 0 and at most 1")
+    _at_least("seed", generation.seed, 0)
+    if "" in generation.stop:
+        raise ConfigError("stop holds an empty text, which would end every completion at once; leave it out")
+
+
+def check_model(model: ModelConfig) -> None:
+    """The checks of ``check`` that concern the architecture."""
+    for name in ("context_length", "n_layers", "d_model", "n_heads"):
+        _at_least(f"model.{name}", getattr(model, name), 1)
+    for name in ("vocab_size", "n_kv_heads", "d_head", "d_ff"):
+        _at_least(f"model.{name}", getattr(model, name), 0)
+    _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1")
+    _require("model.norm_epsilon", model.norm_epsilon, model.norm_epsilon > 0, "above 0")
+    _require("model.rotary_base", model.rotary_base, model.rotary_base > 1, "above 1")
+    if model.d_head == 0 and model.d_model % model.n_heads:
+        raise ConfigError(
+            f"model.d_model is {model.d_model}, which model.n_heads = {model.n_heads} does not divide; "
+            f"try d_model {model.d_model // model.n_heads * model.n_heads or model.n_heads}"
+        )
+    kv_heads = model.n_kv_heads or model.n_heads
+    if model.n_heads % kv_heads:
+        raise ConfigError(
+            f"model.n_kv_heads is {kv_heads}, which does not divide model.n_heads = {model.n_heads}"
+        )
+    d_head = model.d_head or model.d_model // model.n_heads
+    if model.positions is Positions.rotary and d_head % 2:
+        raise ConfigError(
+            f"model.d_head is {d_head}; rotary positions turn pairs of numbers, so it must be even"
+        )
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    _require(name, value, value >= least, f"at least {least}")
+
+
+def _require(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value}; expected a value {expected}")

@@ -1,0 +1,91 @@
+"""What the program says while it works: notes and progress bars, on standard error."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+LINE_INTERVAL_SECONDS = 10.0
+"""How often progress is written as a line where there is no terminal to draw a bar on."""
+
+
+class Progress(Protocol):
+    """A running progress bar."""
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        """Count ``amount`` of the total as done and show ``detail`` beside it."""
+        ...
+
+
+class Console:
+    """Notes and progress on standard error, or nothing when quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def note(self, message: str) -> None:
+        """One line for the user."""
+        if not self.quiet:
+            print(message, file=sys.stderr, flush=True)
+
+    def warn(self, message: str) -> None:
+        """One line that the user should not miss, shown even when quiet."""
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
+        """A bar with the time left on a terminal, a line every ten seconds elsewhere."""
+        if self.quiet:
+            yield _Silent()
+        elif sys.stderr.isatty():
+            with _bar(description, total, done) as progress:
+                yield progress
+        else:
+            yield _Lines(description, total, done)
+
+
+class _Silent:
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        pass
+
+
+class _Lines:
+    def __init__(self, description: str, total: int, done: int) -> None:
+        self.description, self.total, self.done, self.first = description, total, done, done
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.shown < LINE_INTERVAL_SECONDS:
+            return
+        self.shown = now
+        left = (now - self.started) * (self.total - self.done) / max(self.done - self.first, 1e-9)
+        share = self.done / self.total if self.total else 1.0
+        print(f"{self.description} {share:4.0%} {detail}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class _Bar:
+    def __init__(self, bar: object, task: object) -> None:
+        self.bar, self.task = bar, task
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        self.bar.update(self.task, advance=amount, detail=detail)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, done: int) -> Iterator[Progress]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=RichConsole(stderr=True)) as bar:
+        yield _Bar(bar, bar.add_task(description, total=total, completed=done, detail=""))

@@ -1,0 +1,18 @@
+"""Token ids to batches: corpora, their preparation, and the loader."""
+
+from wholegpt.data.corpora import CORPORA, Corpus, open_corpus
+from wholegpt.data.loader import Batch, WindowLoader
+from wholegpt.data.prepare import make_tokenizer, prepare
+from wholegpt.data.shards import PreparedData, TokenShards
+
+__all__ = [
+    "CORPORA",
+    "Batch",
+    "Corpus",
+    "PreparedData",
+    "TokenShards",
+    "WindowLoader",
+    "make_tokenizer",
+    "open_corpus",
+    "prepare",
+]

@@ -1,0 +1,185 @@
+"""A corpus is a name or a path: what can be read as documents, and what it says of itself."""
+
+import ast
+import hashlib
+import inspect
+import os
+import platform
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wholegpt.config import DataConfig, Split, nearest
+from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.errors import DataError
+from wholegpt.files import write_bytes_atomic
+
+TINYSHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINYSHAKESPEARE_BYTES = 1_115_394
+
+
+@dataclass
+class Corpus:
+    """Documents that can be read again and again, one at a time."""
+
+    name: str
+    documents: Callable[[], Iterator[str]]
+    split: Split = Split.automatic
+    """How it is split unless the user says otherwise."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Where it comes from: versions, paths."""
+    report: ReadingReport = field(default_factory=ReadingReport)
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The corpus that ``config.source`` names. Raises ``DataError`` for one that does not exist."""
+    if not config.source:
+        raise DataError(f"no text given; name a file, a folder or a corpus ({', '.join(CORPORA)})")
+    parts = [_open_one(source, config) for source in config.source]
+    if len(parts) == 1:
+        return parts[0]
+
+    def documents() -> Iterator[str]:
+        for part in parts:
+            yield from part.documents()
+
+    provenance = {key: value for part in parts for key, value in part.provenance.items()}
+    return Corpus("+".join(part.name for part in parts), documents, provenance=provenance)
+
+
+def _open_one(source: str, config: DataConfig) -> Corpus:
+    if source in CORPORA:
+        return CORPORA[source].open()
+    path = Path(source)
+    if not path.exists():
+        looks_like_path = path.suffix or os.sep in source
+        hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(source, list(CORPORA))}"
+        raise DataError(f"{source}: does not exist; {hint}")
+    corpus = Corpus(
+        path.stem or path.resolve().stem, lambda: iter(()), provenance={"path": str(path.resolve())}
+    )
+
+    def documents() -> Iterator[str]:
+        corpus.report = ReadingReport()
+        return read_documents(path, config.encoding, config.text_field, corpus.report)
+
+    corpus.documents = documents
+    return corpus
+
+
+# --- The text inside every Python ----------------------------------------------------------------
+
+
+def python_docs() -> Corpus:
+    """The language reference inside CPython (``pydoc_data.topics``) and the library's docstrings.
+
+    Exact duplicates are left out. The text depends on the Python version, which is recorded.
+    """
+    from pydoc_data import topics
+
+    seen: dict[str, None] = {}
+    for text in [topics.topics[name] for name in sorted(topics.topics)]:
+        seen[text.strip() + "\n"] = None
+    for path in standard_library_files():
+        for docstring in _docstrings(path):
+            seen[docstring.strip() + "\n"] = None
+    documents = [text for text in seen if text.strip()]
+    return Corpus(
+        "python-docs", lambda: iter(documents), Split.fraction, {"python": platform.python_version()}
+    )
+
+
+def python_stdlib() -> Corpus:
+    """The source of Python's standard library, one module a document, its tests left out."""
+
+    def documents() -> Iterator[str]:
+        for path in standard_library_files():
+            text = path.read_text(encoding="utf-8", errors="strict")
+            if text.strip():
+                yield text
+
+    return Corpus("python-stdlib", documents, provenance={"python": platform.python_version()})
+
+
+def standard_library_files() -> list[Path]:
+    """The standard library's ``.py`` files in order, without its tests and what is installed beside it."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "pydoc_data"}
+    return [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if left_out.isdisjoint(path.relative_to(root).parts)
+        and path.relative_to(root).parts[0].removesuffix(".py") in sys.stdlib_module_names
+    ]
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                yield inspect.cleandoc(docstring)
+
+
+# --- Tiny Shakespeare ----------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$XDG_CACHE_HOME/wholegpt`` or ``~/.cache/wholegpt``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wholegpt"
+
+
+def tinyshakespeare() -> Corpus:
+    """1.1 MB of Shakespeare's plays: from ``$WHOLEGPT_DATA``, the user cache, or the network; checked."""
+    name = "tinyshakespeare.txt"
+    folder = os.environ.get("WHOLEGPT_DATA")
+    candidates = [Path(folder) / name] if folder else []
+    path = next((p for p in [*candidates, cache_folder() / name] if p.exists()), None)
+    content = path.read_bytes() if path else _download(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_BYTES)
+    if hashlib.sha256(content).hexdigest() != TINYSHAKESPEARE_SHA256:
+        raise DataError(
+            f"{path or TINYSHAKESPEARE_URL}: not the expected text (sha256 differs); delete it and try again"
+        )
+    if path is None:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(cache_folder() / name, content)
+    text = content.decode("utf-8")
+    return Corpus(
+        "tinyshakespeare", lambda: iter((text,)), Split.fraction, {"sha256": TINYSHAKESPEARE_SHA256}
+    )
+
+
+def _download(url: str, limit: int) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.read(limit + 1)
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise DataError(
+            f"{url}: cannot be downloaded ({error}); put the file into {cache_folder()} or into the "
+            "folder that WHOLEGPT_DATA names"
+        ) from None
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A corpus that is called by name."""
+
+    open: Callable[[], Corpus]
+    description: str
+
+
+CORPORA = {
+    "python-docs": NamedCorpus(
+        python_docs, "language reference and docstrings inside your Python; no network"
+    ),
+    "python-stdlib": NamedCorpus(python_stdlib, "source code of your Python's standard library; no network"),
+    "tinyshakespeare": NamedCorpus(tinyshakespeare, "1.1 million characters of Shakespeare's plays"),
+}

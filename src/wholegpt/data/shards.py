@@ -1,0 +1,167 @@
+"""Token ids on disk: raw little-endian shards, read through memory maps, and a manifest that describes them."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from wholegpt.errors import DataError
+from wholegpt.files import read_json, sha256_file, write_json_atomic
+from wholegpt.tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+SHARD_TOKENS = 100_000_000
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of token ids."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitManifest:
+    """One side of the split."""
+
+    documents: int
+    characters: int
+    bytes: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of prepared data holds."""
+
+    format_version: int
+    corpus: str
+    provenance: dict[str, str]
+    split: str
+    tokenizer_sha256: str
+    vocab_size: int
+    dtype: str
+    train: SplitManifest
+    validation: SplitManifest
+
+
+class TokenShards:
+    """A sequence of token ids that lies in one or more memory-mapped files."""
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """The ``length`` ids from ``start`` on, as int64; fewer at the end."""
+        pieces: list[np.ndarray] = []
+        part = int(np.searchsorted(self._ends, start, side="right"))
+        while length > 0 and part < len(self._parts):
+            begin = start - (int(self._ends[part]) - len(self._parts[part]))
+            pieces.append(self._parts[part][begin : begin + length])
+            start, length, part = start + len(pieces[-1]), length - len(pieces[-1]), part + 1
+        return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
+
+
+class ShardWriter:
+    """Appends token ids to shards of one split."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+        self._folder, self._name, self._dtype = folder, name, dtype
+        self._shards: list[Shard] = []
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+
+    def append(self, token_ids: list[int]) -> None:
+        """Add ids; a full shard is written out."""
+        self._pending.append(np.array(token_ids, dtype=self._dtype))
+        self._pending_tokens += len(token_ids)
+        if self._pending_tokens >= SHARD_TOKENS:
+            self._flush()
+
+    def close(self) -> tuple[Shard, ...]:
+        """Write what is left and describe all shards."""
+        if self._pending_tokens or not self._shards:
+            self._flush()
+        return tuple(self._shards)
+
+    def _flush(self) -> None:
+        content = np.concatenate([*self._pending, np.empty(0, self._dtype)])
+        path = self._folder / f"{self._name}-{len(self._shards):05d}.bin"
+        content.tofile(path)
+        self._shards.append(Shard(path.name, len(content), sha256_file(path)))
+        self._pending, self._pending_tokens = [], 0
+
+
+class PreparedData:
+    """A folder of token shards with their tokenizer."""
+
+    def __init__(self, folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
+        self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
+        self.train = self._map(manifest.train)
+        self.validation = self._map(manifest.validation)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether ``folder`` holds prepared data."""
+        return (folder / MANIFEST).is_file()
+
+    @classmethod
+    def open(cls, folder: Path) -> "PreparedData":
+        """Open a prepared folder. Raises ``DataError`` for a damaged or newer one."""
+        path = folder / MANIFEST
+        try:
+            content: dict[str, Any] = read_json(path)
+            version = content["format_version"]
+            if version > FORMAT_VERSION:
+                raise DataError(
+                    f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update wholegpt"
+                )
+            manifest = msgspec.convert(content, Manifest)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a readable manifest ({error}); prepare the data again") from None
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        if tokenizer.sha256 != manifest.tokenizer_sha256:
+            raise DataError(
+                f"{folder}: tokenizer.json is not the one the tokens were made with; prepare the data again"
+            )
+        return cls(folder, manifest, tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any token changes: the hashes of all shards."""
+        shards = (*self.manifest.train.shards, *self.manifest.validation.shards)
+        return "-".join(shard.sha256[:16] for shard in shards)
+
+    def verify(self) -> None:
+        """Raise ``DataError`` if a shard's bytes are not those that were written."""
+        for shard in (*self.manifest.train.shards, *self.manifest.validation.shards):
+            if sha256_file(self.folder / shard.file) != shard.sha256:
+                raise DataError(
+                    f"{self.folder / shard.file}: damaged (sha256 differs); prepare the data again"
+                )
+
+    def _map(self, split: SplitManifest) -> TokenShards:
+        dtype, parts = np.dtype(self.manifest.dtype), []
+        for shard in split.shards:
+            path = self.folder / shard.file
+            size = path.stat().st_size if path.exists() else -1
+            if size != shard.tokens * dtype.itemsize:
+                raise DataError(f"{path}: missing or truncated; prepare the data again")
+            parts.append(np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype))
+        return TokenShards(parts)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Store ``manifest``; a folder without one is not prepared data."""
+    write_json_atomic(folder / MANIFEST, dataclasses.asdict(manifest))

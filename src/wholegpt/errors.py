@@ -1,0 +1,41 @@
+"""The errors a user can cause.
+
+Each message is one line: what was found, where, what was expected, and what to do next.
+The command line prints that line and exits with ``exit_code``; Python callers catch ``WholeGPTError``.
+"""
+
+
+class WholeGPTError(Exception):
+    """Something the user can put right. The message says how."""
+
+    exit_code = 2
+
+
+class ConfigError(WholeGPTError):
+    """A setting is unknown, has the wrong type, or contradicts another one."""
+
+
+class DataError(WholeGPTError):
+    """A text source is missing, empty, unreadable or too short."""
+
+
+class TokenizerError(WholeGPTError):
+    """A tokenizer cannot be loaded, or cannot express a text."""
+
+
+class CheckpointError(WholeGPTError):
+    """A model or checkpoint folder is missing, damaged, too new, or cannot be written."""
+
+
+class RunError(WholeGPTError):
+    """A run folder cannot be used as asked."""
+
+
+class NumericsError(WholeGPTError):
+    """A recorded numerical choice is not available here, or training left the finite numbers."""
+
+
+class Interrupted(WholeGPTError):
+    """The user pressed Ctrl-C. The message says what was saved and how to go on."""
+
+    exit_code = 130

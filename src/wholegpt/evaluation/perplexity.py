@@ -1,0 +1,145 @@
+"""How well a model predicts a text: nats, perplexity (E15), bits per character and byte (E16)."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from wholegpt.config import Dtype
+from wholegpt.console import Console
+from wholegpt.data import TokenShards
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.losses import IGNORED, negative_log_likelihood
+from wholegpt.metrics import bits_per_unit, perplexity
+from wholegpt.protocols import CausalLanguageModel
+from wholegpt.runtime import compute_in
+from wholegpt.tokenizers import Tokenizer
+
+LOGITS_AT_ONCE = 2**24
+"""Numbers in the logits of one batch: 64 MB in float32."""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A model's cross-entropy on a text, with its denominators."""
+
+    nats_per_token: float
+    perplexity: float
+    """exp(nats per token)."""
+    bits_per_character: float
+    bits_per_byte: float
+    tokens: int
+    """Tokens scored: all but the first, which nothing precedes."""
+    characters: int
+    """Characters of the scored tokens; end-of-text tokens add none."""
+    bytes: int
+    """Their length in UTF-8."""
+
+    def to_json(self) -> dict[str, float | int]:
+        """As plain values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One forward pass of an evaluation: inputs [start, end), targets [start + 1, end + 1)."""
+
+    start: int
+    end: int
+    first_scored: int
+    """Index of the first input whose target is scored here; those before it are context."""
+
+
+def scoring_windows(n_tokens: int, context_length: int, stride: int) -> Iterator[Window]:
+    """Windows that score every token after the first exactly once.
+
+    Each is at most τ inputs long and begins ``stride`` after the one before; the tokens that two
+    windows share are scored by the earlier and are context to the later. With stride τ no window
+    carries context over; with a smaller one each token has at least τ − stride tokens before it.
+    """
+    scored_to = 0
+    for start in range(0, max(n_tokens - 1, 0), stride):
+        end = min(start + context_length, n_tokens - 1)
+        yield Window(start, end, scored_to)
+        scored_to = end
+        if end == n_tokens - 1:
+            return
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: CausalLanguageModel,
+    tokens: TokenShards,
+    windows: list[Window],
+    device: torch.device,
+    dtype: Dtype,
+    console: Console,
+) -> np.ndarray:
+    """−ln p of each scored token, in nats, float64, in the order of the windows."""
+    per_batch = max(1, LOGITS_AT_ONCE // (model.context_length * model.vocab_size))
+    pieces: list[np.ndarray] = []
+    with console.progress("evaluating", len(windows)) as progress:
+        for first in range(0, len(windows), per_batch):
+            chunk = windows[first : first + per_batch]
+            length = max(window.end - window.start for window in chunk)
+            inputs = torch.zeros(len(chunk), length, dtype=torch.long)
+            targets = torch.full((len(chunk), length), IGNORED, dtype=torch.long)
+            for row, window in enumerate(chunk):
+                ids = torch.from_numpy(tokens.read(window.start, window.end - window.start + 1))
+                skipped = window.first_scored - window.start
+                inputs[row, : len(ids) - 1] = ids[:-1]
+                targets[row, skipped : len(ids) - 1] = ids[1 + skipped :]
+            with compute_in(dtype, device):
+                logits = model(inputs.to(device))
+            nats = negative_log_likelihood(logits, targets.to(device)).cpu().double()
+            pieces.append(nats[targets != IGNORED].numpy())
+            progress.advance(len(chunk))
+    return np.concatenate(pieces)
+
+
+def evaluate_tokens(
+    model: CausalLanguageModel,
+    tokens: TokenShards,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    dtype: Dtype,
+    console: Console,
+    stride: int = 0,
+    sample: int = 0,
+) -> TextScore:
+    """Score ``tokens``, all after the first, or about ``sample`` of them in windows spread evenly.
+
+    ``stride`` is that of ``scoring_windows``; 0 means τ. Raises ``DataError`` for fewer than two
+    tokens, ``ConfigError`` for a stride beyond τ.
+    """
+    context = model.context_length
+    if not 0 <= stride <= context:
+        raise ConfigError(
+            f"stride is {stride}; expected 1 to {context}, the model's context length, or 0 for that"
+        )
+    if len(tokens) < 2:
+        raise DataError(
+            f"the text has {len(tokens)} token(s); at least 2 are needed, one to predict the other from"
+        )
+    windows = list(scoring_windows(len(tokens), context, stride or context))
+    if sample and sample < len(tokens):
+        chosen = np.linspace(0, len(windows) - 1, max(1, round(len(windows) * sample / len(tokens))))
+        windows = [windows[int(i)] for i in np.unique(chosen.round())]
+    nats = score_tokens(model, tokens, windows, device, dtype, console)
+    sizes = np.zeros(2, dtype=np.int64)
+    for window in windows:
+        scored = tokens.read(window.first_scored + 1, window.end - window.first_scored)
+        sizes += tokenizer.text_sizes[scored].sum(axis=0)
+    n_bytes, n_characters = int(sizes[0]), int(sizes[1])
+    total = float(nats.sum())
+    return TextScore(
+        nats_per_token=total / len(nats),
+        perplexity=perplexity(total / len(nats)),
+        bits_per_character=bits_per_unit(total, n_characters),
+        bits_per_byte=bits_per_unit(total, n_bytes),
+        tokens=len(nats),
+        characters=n_characters,
+        bytes=n_bytes,
+    )

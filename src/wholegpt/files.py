@@ -1,0 +1,103 @@
+"""Writing files so that a crash at any moment leaves either the old content or the new, never half of it.
+
+Everything the project writes to disk goes through these functions, so that one test can make
+each of their file-system calls fail in turn.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's bytes to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries (creations, renames) to the disk, where the system supports it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Replace the file at ``path`` by ``content``: temporary name, sync, rename, sync of the folder."""
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, content: str) -> None:
+    """``write_bytes_atomic`` for text, in UTF-8."""
+    write_bytes_atomic(path, content.encode("utf-8"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """``write_bytes_atomic`` for JSON, indented, with a final newline."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_folder_atomic(path: Path, fill: Callable[[Path], None]) -> None:
+    """Create the folder ``path`` whole: ``fill`` writes into a temporary sibling, which is synced and renamed.
+
+    A folder already at ``path`` is replaced. A failure leaves whatever stood there before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    remove_folder(temporary)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync_file(Path(folder) / name)
+            sync_folder(Path(folder))
+        remove_folder(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder and what is in it, if it exists, so that a half-deleted one is never taken for whole."""
+    if not path.exists():
+        return
+    if not path.name.startswith(TEMPORARY_PREFIX):
+        doomed = path.with_name(TEMPORARY_PREFIX + "deleted-" + path.name)
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        path = doomed
+    shutil.rmtree(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises ``OSError`` or ``ValueError``."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,128 @@
+"""Writing text with a model, one token at a time.
+
+A model sees at most τ tokens. When its window is full, it starts anew from the last τ/2 tokens: the
+same rule with and without the cache, so both give the same text.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from wholegpt.config import GenerationConfig, check_generation
+from wholegpt.console import Console
+from wholegpt.generation.sampling import choose_token
+from wholegpt.protocols import CausalLanguageModel
+from wholegpt.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    token_ids: list[int]
+    """The tokens drawn, end-of-text left out."""
+    finish_reason: str
+    """``length``, ``stop`` (a stop text was written) or ``end_of_text``."""
+    tokens_per_second: float
+    """Tokens drawn over wall clock, reading the prompt included."""
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: CausalLanguageModel,
+    prompt_ids: Sequence[int],
+    config: GenerationConfig,
+    device: torch.device,
+    cached: bool = True,
+) -> Iterator[int]:
+    """Draw token after token, ``config.max_tokens`` of them. A prompt longer than τ keeps its tail.
+
+    ``cached=False`` reads the whole window again for every token: slow, and the cache's oracle.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    window = list(prompt_ids)[-model.context_length :]
+    cache = model.new_cache(1) if cached else None
+    unread = window
+    for _ in range(config.max_tokens):
+        logits = model(torch.tensor([unread], device=device), cache)[0, -1]
+        token_id = choose_token(logits.cpu(), config, generator)
+        yield token_id
+        if len(window) == model.context_length:
+            window = window[-(model.context_length // 2) :] if model.context_length > 1 else []
+            if cache is not None:
+                cache.clear()
+            unread = window = [*window, token_id]
+            continue
+        window.append(token_id)
+        unread = [token_id] if cached else window
+
+
+def generate(
+    model: CausalLanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig,
+    device: torch.device,
+    console: Console,
+    emit: Callable[[str], None] = lambda text: None,
+) -> Completion:
+    """Continue ``prompt``; an empty one starts from end-of-text. ``emit`` gets the text as it is written.
+
+    What is emitted never holds half a character, nor any part of a stop text. Raises
+    ``ConfigError`` for settings out of range, ``TokenizerError`` for a prompt that cannot be encoded.
+    """
+    check_generation(config)
+    prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
+    if len(prompt_ids) > model.context_length:
+        console.note(
+            f"the prompt has {len(prompt_ids):,} tokens; the model sees the last {model.context_length:,} of them"
+        )
+    started = time.perf_counter()
+    drawn: list[int] = []
+    finish_reason = "length"
+
+    def until_end_of_text() -> Iterator[int]:
+        nonlocal finish_reason
+        for token_id in generate_ids(model, prompt_ids, config, device):
+            if token_id == tokenizer.end_of_text_id:
+                finish_reason = "end_of_text"
+                return
+            drawn.append(token_id)
+            yield token_id
+
+    written: list[str] = []
+    for piece in before_stop(tokenizer.decode_stream(until_end_of_text()), config.stop):
+        if piece is None:
+            finish_reason = "stop"
+        elif piece:
+            written.append(piece)
+            emit(piece)
+    seconds = time.perf_counter() - started
+    return Completion("".join(written), drawn, finish_reason, len(drawn) / seconds)
+
+
+def before_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str | None]:
+    """``pieces`` up to the first stop text, wherever its borders fall; then ``None`` if one was found.
+
+    Text that may yet turn out to begin a stop text is held back until that is decided.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for stop in stops if (place := held.find(stop)) >= 0]
+        if found:
+            yield held[: min(found)]
+            yield None
+            return
+        keep = max((_overlap(held, stop) for stop in stops), default=0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of ``stop`` that ``text`` ends with."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

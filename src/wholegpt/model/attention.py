@@ -1,0 +1,116 @@
+"""Attention (E4), plain and fused, and the self-attention layer of a decoder.
+
+Shapes: B batch, T query positions, S key positions, D model width, H query heads,
+G key-value heads, K head width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from wholegpt.config import AttentionKernel, Bias, ModelConfig, QueryKeyNorm
+from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.norms import RMSNorm
+from wholegpt.model.positions import RotaryPositions
+
+
+def attention(
+    queries: Float[Tensor, "B H T K"],
+    keys: Float[Tensor, "B H S K"],
+    values: Float[Tensor, "B H S K"],
+    visible: Bool[Tensor, "T S"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """softmax(Q·Kᵀ/√K + M)·V per head (E4; Vaswani et al. 2017, section 3.2.1).
+
+    M is 0 where ``visible`` and −∞ elsewhere; without ``visible`` every key is seen. ``dropout`` is
+    the probability of zeroing an attention weight. Scaling by √K keeps the variance of the scores
+    near 1 for queries and keys of unit variance.
+    """
+    scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return weights.to(values.dtype) @ values
+
+
+def fused_attention(
+    queries: Float[Tensor, "B H T K"],
+    keys: Float[Tensor, "B H S K"],
+    values: Float[Tensor, "B H S K"],
+    visible: Bool[Tensor, "T S"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """``attention`` through PyTorch's fused kernels, which never hold the B·H·T·S weights.
+
+    ``visible``, where given, must be causal: a square one is not read, the kernel skips the upper half.
+    """
+    n_queries, n_keys = queries.shape[2], keys.shape[2]
+    causal = visible is not None and n_queries == n_keys
+    if visible is not None and n_queries == 1:
+        visible = None
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=None if causal else visible, dropout_p=dropout, is_causal=causal
+    )
+
+
+KERNELS = {AttentionKernel.plain: attention, AttentionKernel.fused: fused_attention}
+
+
+@dataclass(frozen=True)
+class SequenceContext:
+    """What every attention layer of one forward pass shares."""
+
+    positions: Int[Tensor, " T"]
+    """Place of each query in its sequence."""
+    visible: Bool[Tensor, "T S"]
+    """Which keys each query may see: none after its own position."""
+    rotary: RotaryPositions | None
+    """Turns queries and keys to their positions, where the model does that."""
+    cache: KeyValueCache | None
+    """Keys and values of the positions before these."""
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention with an output projection W_O.
+
+    Groups of H/G query heads share a key-value head (Ainslie et al. 2023).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
+        self.dropout = config.dropout
+        self.kernel = KERNELS[kernel]
+        bias = config.bias is Bias.all
+        width = (config.n_heads + 2 * config.n_kv_heads) * config.d_head
+        self.query_key_value = nn.Linear(config.d_model, width, bias=bias)
+        self.output = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
+        normalised = config.query_key_norm is QueryKeyNorm.rms_norm
+        self.query_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
+        self.key_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
+
+    def forward(self, stream: Float[Tensor, "B T D"], context: SequenceContext) -> Float[Tensor, "B T D"]:
+        """Each position's weighted mean of the values at and before it, projected by W_O."""
+        batch, length, _ = stream.shape
+        heads = self.query_key_value(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
+        queries, keys, values = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if context.rotary is not None:
+            queries = context.rotary(queries, context.positions)
+            keys = context.rotary(keys, context.positions)
+        if context.cache is not None:
+            keys, values = context.cache.extend(self.layer, keys, values)
+        if self.n_kv_heads != self.n_heads:
+            keys = keys.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
+            values = values.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
+        dropout = self.dropout if self.training else 0.0
+        mixed = self.kernel(queries, keys, values, context.visible, dropout)
+        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))

@@ -1,0 +1,36 @@
+"""One block of the transformer (E5). Shapes: B batch, T positions, D model width."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement
+from wholegpt.model.attention import SelfAttention, SequenceContext
+from wholegpt.model.feed_forward import make_feed_forward
+from wholegpt.model.norms import make_norm
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward layer, each added to the residual stream.
+
+    Pre-norm:  h′ = h + Attn(LN(h));  h″ = h′ + FFN(LN(h′))   (E5; GPT-2)
+    Post-norm: h′ = LN(h + Attn(h));  h″ = LN(h′ + FFN(h′))   (Vaswani et al. 2017; GPT-1)
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.placement = config.norm_placement
+        self.attention_norm = make_norm(config, config.d_model)
+        self.attention = SelfAttention(config, layer, kernel)
+        self.feed_forward_norm = make_norm(config, config.d_model)
+        self.feed_forward = make_feed_forward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, stream: Float[Tensor, "B T D"], context: SequenceContext) -> Float[Tensor, "B T D"]:
+        """The residual stream after this block."""
+        if self.placement is NormPlacement.pre:
+            attended = self.attention(self.attention_norm(stream), context)
+            stream = stream + self.dropout(attended)
+            return stream + self.dropout(self.feed_forward(self.feed_forward_norm(stream)))
+        attended = self.attention(stream, context)
+        stream = self.attention_norm(stream + self.dropout(attended))
+        return self.feed_forward_norm(stream + self.dropout(self.feed_forward(stream)))

@@ -1,0 +1,140 @@
+"""Published architectures and named recipes. A preset is a function that returns a ``ModelConfig``."""
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from wholegpt.config import (
+    Bias,
+    Config,
+    FeedForward,
+    ModelConfig,
+    Norm,
+    NormPlacement,
+    Positions,
+    QueryKeyNorm,
+    from_mapping,
+    nearest,
+    read_yaml,
+    to_mapping,
+)
+from wholegpt.errors import ConfigError
+
+
+def gpt1() -> ModelConfig:
+    """GPT-1 (Radford et al. 2018): 12 post-norm blocks, 768 wide, context 512; 117 M parameters."""
+    return ModelConfig(
+        vocab_size=40_478,
+        context_length=512,
+        n_layers=12,
+        d_model=768,
+        n_heads=12,
+        positions=Positions.learned,
+        norm=Norm.layer_norm,
+        norm_placement=NormPlacement.post,
+        norm_epsilon=1e-5,
+        query_key_norm=QueryKeyNorm.none,
+        feed_forward=FeedForward.gelu_tanh,
+        bias=Bias.all,
+        dropout=0.1,
+    )
+
+
+def gpt2(size: str = "small") -> ModelConfig:
+    """GPT-2 (Radford et al. 2019): ``small``, ``medium``, ``large`` or ``xl``; 124, 355, 774, 1558 M parameters."""
+    n_layers, d_model, n_heads = {
+        "small": (12, 768, 12),
+        "medium": (24, 1024, 16),
+        "large": (36, 1280, 20),
+        "xl": (48, 1600, 25),
+    }[size]
+    return ModelConfig(
+        vocab_size=50_257,
+        context_length=1024,
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        positions=Positions.learned,
+        norm=Norm.layer_norm,
+        norm_placement=NormPlacement.pre,
+        norm_epsilon=1e-5,
+        query_key_norm=QueryKeyNorm.none,
+        feed_forward=FeedForward.gelu_tanh,
+        bias=Bias.all,
+        dropout=0.1,
+    )
+
+
+def modern(size: str = "small") -> ModelConfig:
+    """The Qwen3 architecture: rotary positions, RMSNorm, SwiGLU, grouped queries, normalised queries and keys.
+
+    ``tiny`` (4 layers, 256 wide, context 256), ``mini`` (6, 384, 512) or ``small`` (12, 768, 1024).
+    The vocabulary is the tokenizer's.
+    """
+    n_layers, d_model, n_heads, n_kv_heads, context_length = {
+        "tiny": (4, 256, 4, 4, 256),
+        "mini": (6, 384, 6, 2, 512),
+        "small": (12, 768, 12, 4, 1024),
+    }[size]
+    return ModelConfig(
+        context_length=context_length,
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+    )
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "gpt1": gpt1,
+    "gpt2-small": lambda: gpt2("small"),
+    "gpt2-medium": lambda: gpt2("medium"),
+    "gpt2-large": lambda: gpt2("large"),
+    "gpt2-xl": lambda: gpt2("xl"),
+    "modern-tiny": lambda: modern("tiny"),
+    "modern-mini": lambda: modern("mini"),
+    "modern-small": lambda: modern("small"),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset called ``name``. Raises ``ConfigError`` with the nearest right name."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'; {nearest(name, list(PRESETS))}")
+    return PRESETS[name]()
+
+
+def recipe_folder() -> Path:
+    """Where the recipes are: inside the installed package, or at the root of a checkout."""
+    installed = Path(str(resources.files("wholegpt"))) / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names that ``recipe`` takes besides paths."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def recipe(name_or_path: str) -> Config:
+    """A named recipe, or the config in a YAML file (a run's ``config.yaml`` included).
+
+    Beside the fields of ``Config``, a recipe's ``model`` section may name a ``preset`` to start from.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        if name_or_path not in recipe_names():
+            raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
+        path = recipe_folder() / f"{name_or_path}.yaml"
+    return config_from(read_yaml(path), where=str(path))
+
+
+def config_from(mapping: dict[str, Any], base: Config | None = None, where: str = "config") -> Config:
+    """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``."""
+    base = base or Config()
+    model = mapping.get("model")
+    if isinstance(model, dict) and "preset" in model:
+        start = preset(str(model["preset"]))
+        rest = {name: value for name, value in model.items() if name != "preset"}
+        mapping = {**mapping, "model": {**to_mapping(start), **rest}}
+    return from_mapping(mapping, base, where)

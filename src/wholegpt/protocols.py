@@ -1,0 +1,45 @@
+"""What a language model is to the rest of the program: token ids in, logits out.
+
+Training, generation and evaluation are written against these protocols and nothing else,
+so an n-gram table or a recurrent network can stand where a transformer stands.
+"""
+
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """What a model keeps of the tokens it has read, so that it need not read them again."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens have been read."""
+        ...
+
+    def clear(self) -> None:
+        """Forget them."""
+        ...
+
+
+class CausalLanguageModel(Protocol):
+    """Predicts each next token from the tokens before it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V: how many tokens there are."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """τ: how many tokens one call can read."""
+        ...
+
+    def __call__(self, token_ids: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each position; with ``cache``, positions go on from what it holds."""
+        ...
+
+    def new_cache(self, batch_size: int) -> Cache:
+        """An empty cache for ``batch_size`` sequences."""
+        ...

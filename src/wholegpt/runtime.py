@@ -1,0 +1,159 @@
+"""The machine's part of a run: device, number format, threads, seeds. Decided once, passed on.
+
+A decision that could change the last bit of a result is made by ``decide`` before step 1 and
+written into the run's config; ``check_available`` says whether a recorded one can be kept here.
+"""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wholegpt.config import AttentionKernel, Config, Determinism, Dtype, PrecisionConfig, RuntimeConfig
+from wholegpt.errors import ConfigError, NumericsError
+
+PLAIN_ATTENTION_LIMIT = 512
+"""Context length up to which the plain products beat PyTorch's fused attention on a CPU."""
+
+
+def decide(config: Config) -> Config:
+    """``config`` with every automatic choice of ``precision`` and ``runtime`` made for this machine."""
+    runtime = dataclasses.replace(
+        config.runtime,
+        device=str(choose_device(config.runtime.device)),
+        threads=config.runtime.threads or torch.get_num_threads(),
+    )
+    precision = decide_precision(config.precision, torch.device(runtime.device), config.model.context_length)
+    return dataclasses.replace(config, runtime=runtime, precision=precision)
+
+
+def decide_precision(
+    precision: PrecisionConfig, device: torch.device, context_length: int
+) -> PrecisionConfig:
+    """``precision`` without automatic values. Raises ``NumericsError`` for bfloat16 where there is none."""
+    dtype, attention = precision.dtype, precision.attention
+    if dtype is Dtype.automatic:
+        dtype = Dtype.bfloat16 if has_bfloat16(device) else Dtype.float32
+    if attention is AttentionKernel.automatic:
+        plain = device.type == "cpu" and context_length <= PLAIN_ATTENTION_LIMIT
+        attention = AttentionKernel.plain if plain else AttentionKernel.fused
+    return dataclasses.replace(precision, dtype=dtype, attention=attention)
+
+
+def choose_device(name: str = "automatic") -> torch.device:
+    """The device called ``name``; ``automatic`` is an accelerator where there is one, else the CPU."""
+    if name == "automatic":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runtime.device is '{name}'; expected cpu, cuda, cuda:N or mps") from None
+    if not device_available(device):
+        raise ConfigError(f"runtime.device is '{name}', which this machine or this PyTorch lacks; try cpu")
+    return device
+
+
+def device_available(device: torch.device) -> bool:
+    """Whether tensors can be put on ``device`` here."""
+    if device.type == "cuda":
+        return (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        return capabilities.startswith("AVX512") and _cpu_flag("avx512_bf16", "amx_bf16")
+    return False
+
+
+def _cpu_flag(*names: str) -> bool:
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return False
+    flags = next((line for line in information.read_text().splitlines() if line.startswith("flags")), "")
+    return any(name in flags.split() for name in names)
+
+
+def machine() -> dict[str, str | int]:
+    """What the last bits of a result can depend on: versions, processor, cores."""
+    information = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if information.exists():
+        lines = information.read_text().splitlines()
+        model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model)
+    return {
+        "processor": model,
+        "cores": os.cpu_count() or 1,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def check_available(config: Config, recorded_machine: dict[str, str | int]) -> list[str]:
+    """What a run recorded that this machine cannot repeat, one sentence each; empty when it can."""
+    problems: list[str] = []
+    device = torch.device(config.runtime.device)
+    if not device_available(device):
+        problems.append(f"it ran on {device}, which is not here")
+    elif config.precision.dtype is Dtype.bfloat16 and not has_bfloat16(device):
+        problems.append("it ran in bfloat16, which this processor lacks")
+    if config.runtime.threads > (os.cpu_count() or 1):
+        problems.append(
+            f"it ran on {config.runtime.threads} threads; this machine has {os.cpu_count()} cores"
+        )
+    here = machine()
+    problems += [
+        f"it ran with {name} {recorded_machine[name]}; here it is {here[name]}"
+        for name in ("processor", "accelerator", "torch")
+        if name in recorded_machine and recorded_machine[name] != here[name]
+    ]
+    return problems
+
+
+def apply(runtime: RuntimeConfig) -> torch.device:
+    """Set this process's threads, seeds and determinism as decided; returns the device."""
+    torch.set_num_threads(runtime.threads or torch.get_num_threads())
+    seed_everything(runtime.seed)
+    if runtime.determinism is Determinism.strict:
+        # cuBLAS is only repeatable with a fixed workspace, read when its first handle is made.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(runtime.determinism is Determinism.strict)
+    torch.backends.cudnn.benchmark = runtime.determinism is Determinism.fast
+    return torch.device(runtime.device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy, and PyTorch on CPU and accelerators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, so that (seed, step) needs no stored random state."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def compute_in(dtype: Dtype, device: torch.device) -> Iterator[None]:
+    """A block whose large products run in ``dtype``. Raises ``NumericsError`` for an undecided one."""
+    if dtype is Dtype.automatic:
+        raise NumericsError("precision.dtype is automatic; decide it first with runtime.decide")
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype is Dtype.bfloat16):
+        yield

@@ -1,0 +1,42 @@
+"""Published vocabularies."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers
+
+from wholegpt.errors import TokenizerError
+from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+
+
+def gpt2_tokenizer(folder: str | Path) -> Tokenizer:
+    """GPT-2's tokenizer from its two published files, ``encoder.json`` and ``vocab.bpe``: 50,257 entries.
+
+    Raises ``TokenizerError`` when one is missing or not what its name says.
+    """
+    encoder_path, merges_path = Path(folder) / "encoder.json", Path(folder) / "vocab.bpe"
+    try:
+        vocabulary = json.loads(encoder_path.read_text(encoding="utf-8"))
+        _, *lines = merges_path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{folder}: expected encoder.json and vocab.bpe: {error}") from None
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
+    try:
+        library = Library(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(f"{folder}: encoder.json and vocab.bpe do not fit together: {error}") from None
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(library)
+
+
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """A ``tokenizer.json``, or the one in a folder: a run, a model, or GPT-2's two published files."""
+    path = Path(path)
+    if not path.is_dir():
+        return Tokenizer.load(path)
+    if (path / "tokenizer.json").exists():
+        return Tokenizer.load(path / "tokenizer.json")
+    return gpt2_tokenizer(path)

@@ -1,0 +1,151 @@
+"""One tokenizer class over the ``tokenizers`` library, whatever the vocabulary."""
+
+import codecs
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from wholegpt.errors import TokenizerError
+from wholegpt.files import write_text_atomic
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """Turns text into token ids and back; stored as a ``tokenizer.json`` that the library opens.
+
+    ``decode(encode(text)) == text`` for every string that UTF-8 can express, under byte-level BPE and
+    the byte tokenizer; under the character tokenizer for strings of its characters.
+    """
+
+    def __init__(self, library: tokenizers.Tokenizer) -> None:
+        self._library = library
+        self.vocab_size = library.get_vocab_size(with_added_tokens=True)
+        end_of_text_id = library.token_to_id(END_OF_TEXT)
+        if end_of_text_id is None:
+            raise TokenizerError(
+                f"the tokenizer has no {END_OF_TEXT} token; train one with `wholegpt tokenizer train`"
+            )
+        self.end_of_text_id: int = end_of_text_id
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a ``tokenizer.json``. Raises ``TokenizerError`` naming the file when it is not one."""
+        try:
+            content = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path}: cannot be read as a tokenizer: {error}") from None
+        try:
+            library = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises nothing more specific
+            raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from None
+        return cls(library)
+
+    def to_json(self) -> str:
+        """The content of ``tokenizer.json``."""
+        return self._library.to_str(pretty=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``tokenizer.json``."""
+        write_text_atomic(Path(path), self.to_json())
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the vocabulary and its settings: equal hashes give equal ids."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The ids of ``text``. Special tokens written in it are plain text unless ``allow_special``.
+
+        Raises ``TokenizerError`` naming the first character the vocabulary cannot express.
+        """
+        self._check(text)
+        self._library.encode_special_tokens = not allow_special
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of several texts, on all cores."""
+        for text in texts:
+            self._check(text)
+        self._library.encode_special_tokens = True
+        return [
+            encoding.ids
+            for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of ``token_ids``; bytes that are not whole UTF-8 characters become U+FFFD."""
+        return b"".join(self.token_bytes[token_id] for token_id in token_ids).decode(errors="replace")
+
+    def decode_stream(self, token_ids: Iterable[int]) -> Iterator[str]:
+        """``decode`` piece by piece, one string a token, never half a character; last what was left over."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token_id in token_ids:
+            yield decoder.decode(self.token_bytes[token_id])
+        yield decoder.decode(b"", final=True)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each token stands for; a special token stands for its own name."""
+        special = {token.content for token in self._library.get_added_tokens_decoder().values()}
+        byte_level = isinstance(self._library.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel)
+        to_byte = {character: byte for byte, character in enumerate(byte_level_alphabet())}
+        by_id = {token_id: token for token, token_id in self._library.get_vocab().items()}
+        return [
+            bytes(to_byte[character] for character in by_id[token_id])
+            if byte_level and by_id[token_id] not in special
+            else by_id[token_id].encode()
+            for token_id in range(self.vocab_size)
+        ]
+
+    @cached_property
+    def text_sizes(self) -> np.ndarray:
+        """Text bytes and characters each token adds, shape (V, 2); 0 and 0 for special tokens.
+
+        A character is counted where it starts, at a byte that does not continue another, so that
+        sums over the tokens of a text are the text's own sizes.
+        """
+        special = set(self._library.get_added_tokens_decoder())
+        sizes = [
+            (0, 0) if i in special else (len(b), sum(byte & 0xC0 != 0x80 for byte in b))
+            for i, b in enumerate(self.token_bytes)
+        ]
+        return np.array(sizes, dtype=np.int64)
+
+    @cached_property
+    def _characters(self) -> frozenset[str] | None:
+        """The only characters that can be encoded, or None where all can."""
+        if isinstance(self._library.model, tokenizers.models.WordLevel):
+            return frozenset(self._library.get_vocab(with_added_tokens=False))
+        return None
+
+    def _check(self, text: str) -> None:
+        if self._characters is not None and not self._characters.issuperset(text):
+            place, character = next((i, c) for i, c in enumerate(text) if c not in self._characters)
+            raise TokenizerError(
+                f"character {character!r} (U+{ord(character):04X}) at position {place} is not among the "
+                f"{len(self._characters)} characters this tokenizer was trained on; leave it out, or train "
+                "with --tokenizer.kind bpe, which knows every character"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"position {error.start} holds a lone surrogate (U+{ord(text[error.start]):04X}), "
+                "which is not a character"
+            ) from None
+
+
+def byte_level_alphabet() -> str:
+    """The 256 printable characters that stand for the bytes 0–255 in GPT-2's vocabulary, in byte order.
+
+    A byte that is a printable Latin-1 character other than the space stands for itself; the others
+    take U+0100 onwards, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))

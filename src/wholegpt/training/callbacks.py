@@ -1,0 +1,191 @@
+"""What happens between steps: metrics, evaluation, samples, checkpoints, stopping, progress."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from wholegpt.config import Config
+from wholegpt.console import Progress
+from wholegpt.files import write_text_atomic
+from wholegpt.training.loop import StepMetrics
+from wholegpt.training.state import Best, TrainingState
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something done each ``every`` steps, and after the last, is due after ``step`` steps."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a line, with ``kind`` train, validation or sample."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Add a line; it is on its way to the disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a last one that a crash cut short is left out."""
+        if not self.path.exists():
+            return []
+        records: list[dict[str, Any]] = []
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after ``step``, before a run goes on from there."""
+        lines = [json.dumps(r, ensure_ascii=False) for r in self.read() if r["step"] <= step]
+        write_text_atomic(self.path, "".join(line + "\n" for line in lines))
+
+
+class LogMetrics:
+    """Writes the step's figures down each ``logging.every`` steps."""
+
+    def __init__(self, log: MetricsLog, config: Config) -> None:
+        self.log, self.config = log, config
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """One line, where it is due."""
+        if state.step == 1 or due(state.step, self.config.logging.every, self.config.training.steps):
+            self.log.append(
+                "train",
+                state.step,
+                {
+                    "nats_per_token": metrics.loss,
+                    "learning_rate": metrics.learning_rate,
+                    "gradient_norm": metrics.gradient_norm,
+                    "tokens": state.tokens,
+                    "tokens_per_second": metrics.tokens / metrics.seconds,
+                    "train_seconds": state.train_seconds,
+                },
+            )
+
+
+class Validate:
+    """Measures the held-out loss, keeps the best, and stops when it has not improved for long enough."""
+
+    def __init__(self, evaluate: Callable[[], dict[str, Any]], log: MetricsLog, config: Config) -> None:
+        self.evaluate, self.log, self.config = evaluate, log, config
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """An evaluation, where it is due."""
+        if due(state.step, self.config.evaluation.every, self.config.training.steps):
+            self.run(state)
+
+    def run(self, state: TrainingState) -> None:
+        """Evaluate now."""
+        values = self.evaluate()
+        state.last_validation = values
+        self.log.append("validation", state.step, {**values, "train_seconds": state.train_seconds})
+        if state.best is None or values["nats_per_token"] < state.best.validation["nats_per_token"]:
+            state.best = Best(state.step, values)
+            state.evaluations_since_best = 0
+        else:
+            state.evaluations_since_best += 1
+            patience = self.config.evaluation.patience
+            if patience and state.evaluations_since_best >= patience:
+                state.stop_reason = f"no better validation loss in {patience} evaluations"
+
+
+class Sample:
+    """Lets the model write, so that one can see what it has learned."""
+
+    def __init__(self, write: Callable[[], str], log: MetricsLog, config: Config) -> None:
+        self.write, self.log, self.config = write, log, config
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """A sample, where it is due."""
+        every, tokens = self.config.logging.sample_every, self.config.logging.sample_tokens
+        if tokens and due(state.step, every, self.config.training.steps):
+            self.log.append("sample", state.step, {"text": self.write()})
+
+
+class SaveCheckpoints:
+    """Saves when due, at each new best, and when the run stops."""
+
+    def __init__(self, save: Callable[[TrainingState], None], config: Config) -> None:
+        self.save, self.config = save, config
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """A checkpoint, where it is due. Must come after what can change the state."""
+        improved = state.best is not None and state.best.step == state.step
+        due_now = due(state.step, self.config.checkpointing.every, self.config.training.steps)
+        if due_now or improved or state.stop_reason:
+            self.save(state)
+
+
+class TimeLimit:
+    """Stops early, resumably, when the wall clock since its creation passes ``seconds``."""
+
+    REASON = "the time given by --max-seconds is over"
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Stop when the time is over."""
+        if time.monotonic() >= self.deadline and not state.stop_reason:
+            state.stop_reason = self.REASON
+
+
+class StopOnSignal:
+    """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once."""
+
+    REASON = "interrupted"
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # only the main thread may
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Stop when asked."""
+        if self.asked:
+            state.stop_reason = self.REASON
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.asked = True
+
+
+class ShowProgress:
+    """Moves the progress bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._loss = self._rate = 0.0
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """One step on, with a smoothed loss and speed."""
+        weight = 1 / min(state.step, 20)
+        self._loss += (metrics.loss - self._loss) * weight if self._loss else metrics.loss
+        rate = metrics.tokens / metrics.seconds
+        self._rate += (rate - self._rate) * weight if self._rate else rate
+        validation = state.last_validation
+        held_out = f"  validation {validation['nats_per_token']:.3f}" if validation else ""
+        self.progress.advance(1, f"loss {self._loss:.3f}{held_out}  {self._rate:,.0f} tokens/s")

@@ -1,0 +1,125 @@
+"""The one training loop of the project."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from wholegpt.config import Config
+from wholegpt.data import Batch
+from wholegpt.errors import NumericsError
+from wholegpt.runtime import compute_in, mix_seed
+from wholegpt.training.objectives import Objective
+from wholegpt.training.optimizers import set_learning_rate
+from wholegpt.training.schedules import learning_rate
+from wholegpt.training.state import TrainingState
+
+
+class BatchSource(Protocol):
+    """Gives the batch of any step, so that resuming replays nothing."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimiser step ``step`` (from 0)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimiser step measured."""
+
+    loss: float
+    """Mean over the step's terms; for language modelling, nats per token."""
+    learning_rate: float
+    gradient_norm: float
+    """Global L2 norm before clipping."""
+    tokens: int
+    seconds: float
+
+
+class Callback(Protocol):
+    """Something done between optimiser steps; its time is not training time."""
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Called after every step. Setting ``state.stop_reason`` ends the run after this step."""
+        ...
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    batches: BatchSource,
+    config: Config,
+    state: TrainingState,
+    callbacks: Sequence[Callback],
+) -> None:
+    """Run optimiser steps from ``state.step`` to ``config.training.steps``, or until a callback stops it.
+
+    Raises ``NumericsError`` at the first loss or gradient that is not finite, before it touches the
+    weights.
+    """
+    while state.step < config.training.steps and not state.stop_reason:
+        model.train()
+        metrics = train_step(model, optimizer, objective, batches, config, state.step)
+        ended = time.perf_counter()
+        state.step += 1
+        state.tokens += metrics.tokens
+        state.train_seconds += metrics.seconds
+        for callback in callbacks:
+            callback.after_step(state, metrics)
+        state.other_seconds += time.perf_counter() - ended
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    batches: BatchSource,
+    config: Config,
+    step: int,
+) -> StepMetrics:
+    """Optimiser step ``step`` (from 0): gradients of the mean over all its terms, clipped, then AdamW.
+
+    Each micro-batch adds its sum of terms divided by the whole step's count (E8), so any split gives
+    the big batch's gradient to rounding.
+    """
+    started = time.perf_counter()
+    batch = batches.batch(step).to(torch.device(config.runtime.device))
+    rate = learning_rate(step, config.training.steps, config.optimizer, config.schedule)
+    set_learning_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
+    loss = accumulate_gradients(model, objective, batch, config, step)
+    clip = config.training.gradient_clip or float("inf")
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
+    for name, value in (("loss", loss), ("gradient", norm)):
+        if not math.isfinite(value):
+            raise NumericsError(
+                f"the {name} is {value} at step {step + 1}; training stopped and the last checkpoint is "
+                f"kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
+            )
+    optimizer.step()
+    return StepMetrics(loss, rate, norm, batch.token_ids.numel(), time.perf_counter() - started)
+
+
+def accumulate_gradients(
+    model: nn.Module, objective: Objective, batch: Batch, config: Config, step: int
+) -> float:
+    """Add the gradient of the step's mean loss, micro-batch by micro-batch; returns that mean.
+
+    Random numbers (dropout) are seeded by (seed, step, first row), so none need to be stored.
+    """
+    device, dtype = batch.token_ids.device, config.precision.dtype
+    rows = config.training.micro_batch_size or len(batch)
+    count = objective.count(batch)
+    total = 0.0
+    for start in range(0, len(batch), rows):
+        torch.manual_seed(mix_seed(config.runtime.seed, step, start))
+        with compute_in(dtype, device):
+            share = objective.total(model, batch.rows(start, start + rows)) / count
+        share.backward()
+        total += float(share.detach())
+    return total

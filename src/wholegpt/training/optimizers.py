@@ -1,0 +1,75 @@
+"""AdamW (E9): PyTorch's fused implementation, its readable twin, and which parameters decay."""
+
+import torch
+from torch import Tensor, nn
+
+from wholegpt.config import OptimizerConfig
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of ``model``; matrices decay, vectors do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+
+
+def adamw_update(
+    parameter: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    mean_square: Tensor,
+    step: int,
+    learning_rate: float,
+    config: OptimizerConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One AdamW step (E9; Loshchilov and Hutter 2019, algorithm 2), the twin of the fused one.
+
+    m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;
+    θ ← θ − η·λ·θ − η·(m/(1−β₁ᵗ)) / (√(v/(1−β₂ᵗ)) + ε), with t = ``step`` counted from 1.
+
+    Returns the new (θ, m, v), all of the parameter's shape.
+    """
+    mean = config.beta1 * mean + (1 - config.beta1) * gradient
+    mean_square = config.beta2 * mean_square + (1 - config.beta2) * gradient**2
+    unbiased_mean = mean / (1 - config.beta1**step)
+    unbiased_square = mean_square / (1 - config.beta2**step)
+    decayed = parameter - learning_rate * config.weight_decay * parameter
+    return (
+        decayed - learning_rate * unbiased_mean / (unbiased_square.sqrt() + config.epsilon),
+        mean,
+        mean_square,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Use ``value`` for the next step, in every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: ``PARAMETER.NAME``, parameters numbered in group order."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value).contiguous()
+        for number, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
