@@ -4,12 +4,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 LINE_INTERVAL_SECONDS = 10.0
 """How often progress is written as a line where there is no terminal to draw a bar on."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """A running progress bar."""
 

@@ -4,12 +4,13 @@ Training, generation and evaluation are written against these protocols and noth
 so an n-gram table or a recurrent network can stand where a transformer stands.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What a model keeps of the tokens it has read, so that it need not read them again."""
 
@@ -23,6 +24,7 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
 class CausalLanguageModel(Protocol):
     """Predicts each next token from the tokens before it."""
 

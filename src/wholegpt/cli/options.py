@@ -57,13 +57,14 @@ Settings = Annotated[
 class ChosenSettings:
     """Which fields of ``Config`` the command line names, so that only those override a recipe."""
 
-    paths: ClassVar[list[tuple[str, ...]]] = []
+    paths: ClassVar[list[tuple[str, str]]] = []
 
     @classmethod
     def remember(cls, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Called by the parser with what it found, before any object is made."""
         del app, commands
-        cls.paths = [argument.keys for argument in arguments if argument.tokens and len(argument.keys) == 2]
+        names = [argument.name for argument in arguments if argument.tokens]
+        cls.paths = [(part, field) for part, field in map(_path, names) if field]
 
     @classmethod
     def of(cls, config: Config) -> dict[str, Any]:
@@ -72,6 +73,12 @@ class ChosenSettings:
         for section, field in cls.paths:
             chosen.setdefault(section, {})[field] = everything[section][field]
         return chosen
+
+
+def _path(option: str) -> tuple[str, str]:
+    """Section and field of ``--section.the-field``; an empty field for any other option."""
+    part, _, field = option.removeprefix("--").replace("-", "_").partition(".")
+    return part, field
 
 
 def section(values: dict[str, Any], name: str, **fields: Any) -> dict[str, Any]:

@@ -75,7 +75,10 @@ def generate(
     ``ConfigError`` for settings out of range, ``TokenizerError`` for a prompt that cannot be encoded.
     """
     check_generation(config)
-    prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
+    prompt_ids = tokenizer.encode(prompt)
+    if not prompt_ids:
+        console.note("no prompt: starting from end-of-text")
+        prompt_ids = [tokenizer.end_of_text_id]
     if len(prompt_ids) > model.context_length:
         console.note(
             f"the prompt has {len(prompt_ids):,} tokens; the model sees the last {model.context_length:,} of them"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wholegpt.config import AttentionKernel, Bias, ModelConfig, QueryKeyNorm
 from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.norms import RMSNorm
-from wholegpt.model.positions import RotaryPositions
+from wholegpt.model.positions import Rotation, rotate
 
 
 def attention(
@@ -67,11 +67,9 @@ KERNELS = {AttentionKernel.plain: attention, AttentionKernel.fused: fused_attent
 class SequenceContext:
     """What every attention layer of one forward pass shares."""
 
-    positions: Int[Tensor, " T"]
-    """Place of each query in its sequence."""
     visible: Bool[Tensor, "T S"]
     """Which keys each query may see: none after its own position."""
-    rotary: RotaryPositions | None
+    rotation: Rotation | None
     """Turns queries and keys to their positions, where the model does that."""
     cache: KeyValueCache | None
     """Keys and values of the positions before these."""
@@ -103,9 +101,8 @@ class SelfAttention(nn.Module):
         heads = self.query_key_value(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
         queries, keys, values = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
         queries, keys = self.query_norm(queries), self.key_norm(keys)
-        if context.rotary is not None:
-            queries = context.rotary(queries, context.positions)
-            keys = context.rotary(keys, context.positions)
+        if context.rotation is not None:
+            queries, keys = rotate(queries, context.rotation), rotate(keys, context.rotation)
         if context.cache is not None:
             keys, values = context.cache.extend(self.layer, keys, values)
         if self.n_kv_heads != self.n_heads:

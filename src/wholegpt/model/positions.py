@@ -3,6 +3,8 @@
 Shapes: B batch, T positions, D model width, H heads, K head width.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,6 +14,14 @@ class LearnedPositions(nn.Embedding):
     """W_p[t]: one learned vector per position, added to the token embedding (E3; GPT-1, GPT-2)."""
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """The angles of some positions, as cosines and sines repeated for both halves of a head."""
+
+    cosines: Float[Tensor, "T K"]
+    sines: Float[Tensor, "T K"]
+
+
 class RotaryPositions(nn.Module):
     """Rotation of queries and keys by an angle that grows with the position (Su et al. 2021).
 
@@ -19,22 +29,20 @@ class RotaryPositions(nn.Module):
     product depends on the distance between the two positions only.
     """
 
-    cosines: Tensor
-    sines: Tensor
-
-    def __init__(self, context_length: int, d_head: int, base: float) -> None:
+    def __init__(self, d_head: int, base: float) -> None:
         super().__init__()
-        frequencies = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-        angles = torch.outer(torch.arange(context_length, dtype=torch.float64), frequencies)
-        angles = torch.cat((angles, angles), dim=-1)
-        self.register_buffer("cosines", angles.cos().float(), persistent=False)
-        self.register_buffer("sines", angles.sin().float(), persistent=False)
+        self.d_head, self.base = d_head, base
 
-    def forward(
-        self, heads: Float[Tensor, "B H T K"], positions: Int[Tensor, " T"]
-    ) -> Float[Tensor, "B H T K"]:
-        """``heads`` turned to ``positions``."""
-        cosines = self.cosines[positions].to(heads.dtype)
-        sines = self.sines[positions].to(heads.dtype)
-        first, second = heads.chunk(2, dim=-1)
-        return heads * cosines + torch.cat((-second, first), dim=-1) * sines
+    def forward(self, positions: Int[Tensor, " T"], dtype: torch.dtype) -> Rotation:
+        """The rotation of each position, computed in ``dtype``; one serves all layers."""
+        pairs = torch.arange(0, self.d_head, 2, device=positions.device, dtype=dtype)
+        angles = torch.outer(positions.to(dtype), self.base ** (-pairs / self.d_head))
+        angles = torch.cat((angles, angles), dim=-1)
+        return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(heads: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:
+    """``heads`` turned by ``rotation``, in their own number format."""
+    first, second = heads.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return heads * rotation.cosines.to(heads.dtype) + turned * rotation.sines.to(heads.dtype)

@@ -53,9 +53,7 @@ class Transformer(nn.Module):
         tied = config.embeddings is Embeddings.tied
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = LearnedPositions(config.context_length, config.d_model) if learned else None
-        self.rotary = (
-            None if learned else RotaryPositions(config.context_length, config.d_head, config.rotary_base)
-        )
+        self.rotary = None if learned else RotaryPositions(config.d_head, config.rotary_base)
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, kernel) for layer in range(config.n_layers))
         self.final_norm = make_norm(config, config.d_model) if pre_norm else nn.Identity()
@@ -102,8 +100,9 @@ class Transformer(nn.Module):
             )
         end = start + length
         positions = torch.arange(start, end, device=token_ids.device)
-        context = SequenceContext(positions, self.visible[start:end, :end], self.rotary, cache)
         stream = self.token_embedding(token_ids)
+        rotation = self.rotary(positions, stream.dtype) if self.rotary is not None else None
+        context = SequenceContext(self.visible[start:end, :end], rotation, cache)
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(positions)
         stream = self.embedding_dropout(stream)

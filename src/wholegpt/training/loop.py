@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from wholegpt.training.schedules import learning_rate
 from wholegpt.training.state import TrainingState
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Gives the batch of any step, so that resuming replays nothing."""
 
@@ -40,6 +41,7 @@ class StepMetrics:
     seconds: float
 
 
+@runtime_checkable
 class Callback(Protocol):
     """Something done between optimiser steps; its time is not training time."""
 

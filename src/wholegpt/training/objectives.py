@@ -1,6 +1,6 @@
 """What is minimised: a batch format and a loss. A new way of training is a new objective, not a new loop."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, negative_log_likelihood
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A mean over the terms of a whole optimiser step, computed micro-batch by micro-batch."""
 

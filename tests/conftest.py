@@ -1,0 +1,47 @@
+"""Shapes and types are checked at run time in every test."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+from tests import typechecker
+
+# The hook finds the checker by its name.
+install_import_hook("wholegpt", f"{typechecker.__name__}.check")
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from tests.helpers import text_of, tiny_config  # noqa: E402
+from wholegpt import api  # noqa: E402
+from wholegpt.console import Console  # noqa: E402
+
+settings.register_profile("wholegpt", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("wholegpt")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, where there is one."""
+    folder = os.environ.get("WHOLEGPT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("WHOLEGPT_DATA names no folder of real data")
+    return Path(folder)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small text of several lines."""
+    path = tmp_path / "text.txt"
+    path.write_text(text_of(6000), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run; tests only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(text_of(6000), encoding="utf-8")
+    config = tiny_config(folder / "text.txt")
+    return api.train(config=config, out=folder / "run", console=Console(quiet=True)).path

@@ -1,0 +1,196 @@
+"""Corpora, splits, shards, and the loader."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import text_of
+from wholegpt.config import DataConfig, Split, TokenizerConfig, TokenizerKind
+from wholegpt.console import Console
+from wholegpt.data import PreparedData, TokenShards, WindowLoader, open_corpus, prepare
+from wholegpt.data.corpora import tinyshakespeare
+from wholegpt.data.loader import permute
+from wholegpt.data.prepare import plan_split, split_documents
+from wholegpt.data.shards import ShardWriter
+from wholegpt.errors import DataError
+
+QUIET = Console(quiet=True)
+CHARACTERS = TokenizerConfig(TokenizerKind.character)
+
+
+def prepared(source: Path, out: Path, **settings: object) -> PreparedData:
+    config = DataConfig(source=(str(source),), **settings)  # type: ignore[arg-type]
+    return prepare(open_corpus(config), config, CHARACTERS, out, QUIET)
+
+
+def test_split_by_fraction_cuts_the_text_at_its_tenth(text_file: Path, tmp_path: Path) -> None:
+    text = text_file.read_text()
+    data = prepared(text_file, tmp_path / "out")
+    boundary = int(len(text) * 0.9)
+    assert data.tokenizer.decode(data.train.read(0, len(data.train)).tolist()) == text[:boundary]
+    assert data.tokenizer.decode(data.validation.read(0, len(text)).tolist()) == text[boundary:]
+    assert (data.manifest.train.characters, data.manifest.validation.characters) == (
+        boundary,
+        len(text) - boundary,
+    )
+    assert "last 10%" in data.manifest.split
+    data.verify()
+
+
+def test_split_by_documents_keeps_them_whole(tmp_path: Path) -> None:
+    documents = [f"document {i}: {text_of(50, i)}" for i in range(200)]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
+    data = prepared(path, tmp_path / "out")
+    end = data.tokenizer.end_of_text_id
+    sides = []
+    for tokens in (data.train, data.validation):
+        ids = tokens.read(0, len(tokens)).tolist()
+        borders = [i for i, token in enumerate(ids) if token == end]
+        starts, ends = [0, *(b + 1 for b in borders)], [*borders, len(ids)]
+        sides.append([data.tokenizer.decode(ids[a:b]) for a, b in zip(starts, ends, strict=True)])
+    assert sorted(sides[0] + sides[1]) == sorted(documents)
+    assert 8 <= len(sides[1]) <= 40
+    assert data.manifest.train.documents == len(sides[0])
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=8), st.floats(0.05, 0.9))
+def test_fraction_split_loses_nothing(documents: list[str], fraction: float) -> None:
+    from wholegpt.data import Corpus
+
+    corpus = Corpus("x", lambda: iter(documents), Split.fraction)
+    plan = plan_split(corpus, DataConfig(validation_fraction=fraction))
+    pieces = list(split_documents(corpus, plan))
+    assert "".join(text for _, text in pieces) == "".join(documents)
+    train = sum(len(text) for side, text in pieces if side == "train")
+    assert train == int(sum(map(len, documents)) * (1 - fraction))
+    assert [side for side, _ in pieces] == sorted((side for side, _ in pieces))
+
+
+def test_documents_split_always_has_both_sides() -> None:
+    from wholegpt.data import Corpus
+
+    for count in (2, 3, 10):
+        corpus = Corpus("x", lambda count=count: iter(["text"] * count))
+        plan = plan_split(corpus, DataConfig(split=Split.documents, validation_fraction=0.01))
+        assert {side for side, _ in split_documents(corpus, plan)} == {"train", "validation"}
+
+
+def test_folder_is_read_in_order_and_says_what_it_skips(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "b.md").write_text("second")
+    (folder / "a.txt").write_text("first")
+    (folder / "sub" / "c.py").write_text("third")
+    (folder / ".hidden.txt").write_text("no")
+    (folder / "image.png").write_bytes(b"\x89PNG")
+    corpus = open_corpus(DataConfig(source=(str(folder),)))
+    assert list(corpus.documents()) == ["first", "second", "third"]
+    assert str(corpus.report) == "3 files; skipped 1 .png, 1 hidden"
+
+
+def test_several_sources_are_one_corpus(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    corpus = open_corpus(DataConfig(source=(str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))))
+    assert list(corpus.documents()) == ["a", "b"] and corpus.name == "a+b"
+
+
+def test_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"a\r\nb\rc\n\xe2\x80\xa8d")
+    assert next(open_corpus(DataConfig(source=(str(path),))).documents()) == "a\r\nb\rc\n\u2028d"
+
+
+def test_python_docs_is_in_every_python() -> None:
+    corpus = open_corpus(DataConfig(source=("python-docs",)))
+    documents = list(corpus.documents())
+    assert len(documents) == len(set(documents)) > 5000
+    assert 1_500_000 < sum(map(len, documents)) < 4_000_000
+    assert corpus.split is Split.fraction and "python" in corpus.provenance
+    assert any("The `while` statement" in d or 'The "while" statement' in d for d in documents)
+
+
+def test_python_stdlib_is_source() -> None:
+    documents = list(open_corpus(DataConfig(source=("python-stdlib",))).documents())
+    assert len(documents) > 300 and any("class JSONEncoder" in d for d in documents)
+
+
+def test_tinyshakespeare_is_checked(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(map(len, tinyshakespeare().documents())) == 1_115_394
+    (tmp_path / "tinyshakespeare.txt").write_text("not it")
+    monkeypatch.setenv("WHOLEGPT_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="sha256 differs"):
+        tinyshakespeare()
+
+
+def test_damaged_shards_are_noticed(text_file: Path, tmp_path: Path) -> None:
+    data = prepared(text_file, tmp_path / "out")
+    shard = tmp_path / "out" / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-00000\.bin: damaged"):
+        data.verify()
+    shard.write_bytes(content[:-2])
+    with pytest.raises(DataError, match="missing or truncated"):
+        PreparedData.open(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(DataError, match="format version 99 is newer"):
+        PreparedData.open(tmp_path / "out")
+
+
+def test_shards_are_read_across_their_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wholegpt.data.shards.SHARD_TOKENS", 7)
+    writer = ShardWriter(tmp_path, "x", np.dtype("<u2"))
+    for start in range(0, 50, 5):
+        writer.append(list(range(start, start + 5)))
+    shards = writer.close()
+    assert len(shards) > 3
+    tokens = TokenShards([np.fromfile(tmp_path / s.file, np.dtype("<u2")) for s in shards])
+    assert len(tokens) == 50
+    for start in range(50):
+        for length in (1, 6, 20, 60):
+            assert tokens.read(start, length).tolist() == list(range(50))[start : start + length]
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
+def test_permute_is_a_permutation(size: int, key: int) -> None:
+    assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
+
+
+def test_permutations_differ_and_look_shuffled() -> None:
+    size = 5000
+    first, second = (permute(np.arange(size), size, key) for key in (1, 2))
+    assert (first == second).mean() < 0.01
+    assert abs(np.corrcoef(np.arange(size), first)[0, 1]) < 0.05
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
+
+
+@given(st.integers(2, 400), st.integers(1, 30), st.integers(1, 9), st.integers(0, 1000), st.integers(0, 3))
+def test_every_window_once_an_epoch(n_tokens: int, context: int, batch: int, seed: int, epoch: int) -> None:
+    if n_tokens <= context:
+        return
+    loader = WindowLoader(TokenShards([np.arange(n_tokens)]), context, batch, seed)
+    n = loader.windows_per_epoch
+    starts = loader.window_starts(np.arange(epoch * n, (epoch + 1) * n))
+    assert np.array_equal(np.diff(np.sort(starts)), np.full(n - 1, context))
+    assert starts.min() >= 0 and starts.max() + context + 1 <= n_tokens
+    assert n_tokens - (n * context) <= 3 * context
+
+
+def test_a_batch_depends_only_on_seed_and_step() -> None:
+    tokens = TokenShards([np.arange(1000)])
+    first = WindowLoader(tokens, 8, 4, seed=5)
+    later = WindowLoader(tokens, 8, 4, seed=5)
+    batch = first.batch(37)
+    assert np.array_equal(batch.token_ids, later.batch(37).token_ids)
+    assert np.array_equal(batch.targets, batch.token_ids + 1)
+    assert not np.array_equal(batch.token_ids, WindowLoader(tokens, 8, 4, seed=6).batch(37).token_ids)

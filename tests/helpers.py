@@ -1,0 +1,71 @@
+"""Small things that many tests need."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from wholegpt.config import Config, ModelConfig
+from wholegpt.presets import config_from, gpt1, gpt2
+
+TEXT = "the of and a to in is you that it he was for on are with as his they at be this from"
+WORDS = TEXT.split(" ")
+
+
+def text_of(characters: int, seed: int = 0) -> str:
+    """Reproducible text of about so many characters: words in lines."""
+    generator = random.Random(seed)
+    lines: list[str] = []
+    while sum(map(len, lines)) < characters:
+        lines.append(" ".join(generator.choices(WORDS, k=8)) + ".\n")
+    return "".join(lines)
+
+
+def tiny_model(**changes: Any) -> ModelConfig:
+    """A modern model of two layers, 16 wide, context 12, 37 tokens."""
+    fields = {
+        "vocab_size": 37,
+        "context_length": 12,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+    }
+    return ModelConfig(**{**fields, **changes})
+
+
+def shrink(config: ModelConfig, **changes: Any) -> ModelConfig:
+    """``config`` at the size of ``tiny_model``, its kind unchanged, without dropout."""
+    from dataclasses import replace
+
+    small = {
+        "vocab_size": 37,
+        "context_length": 12,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 4,
+        "dropout": 0.0,
+    }
+    return replace(config, **{**small, **changes})
+
+
+def tiny_models() -> dict[str, ModelConfig]:
+    """One tiny model of each kind."""
+    return {"gpt1": shrink(gpt1()), "gpt2": shrink(gpt2()), "modern": tiny_model()}
+
+
+def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:
+    """A run of a few seconds: character level, 12 steps."""
+    mapping: dict[str, dict[str, Any]] = {
+        "model": {"context_length": 16, "n_layers": 2, "d_model": 16, "n_heads": 2},
+        "tokenizer": {"kind": "character"},
+        "data": {"source": [str(source)]},
+        "training": {"steps": 12, "batch_size": 4},
+        "schedule": {"warmup_steps": 2},
+        "evaluation": {"every": 6},
+        "checkpointing": {"every": 4},
+        "logging": {"every": 1, "sample_every": 6, "sample_tokens": 8, "sample_prompt": "the"},
+        "runtime": {"device": "cpu"},
+    }
+    for name, fields in sections.items():
+        mapping[name] = {**mapping.get(name, {}), **fields}
+    return config_from(mapping)

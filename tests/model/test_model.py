@@ -1,0 +1,192 @@
+"""The transformer: sizes, costs, initialisation, gradients."""
+
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.helpers import tiny_model, tiny_models
+from wholegpt.config import Bias, Embeddings, FeedForward, ModelConfig, Norm, QueryKeyNorm, Recompute
+from wholegpt.errors import ConfigError
+from wholegpt.losses import negative_log_likelihood
+from wholegpt.metrics import uniform_nats
+from wholegpt.model import Transformer, flops_per_token, parameter_count, training_memory_bytes
+from wholegpt.model.attention import attention, fused_attention
+from wholegpt.presets import PRESETS, preset
+
+PUBLISHED = {
+    "gpt1": 116_534_784,
+    "gpt2-small": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
+
+SHAPES = [
+    *tiny_models().values(),
+    tiny_model(bias=Bias.all, norm=Norm.layer_norm, query_key_norm=QueryKeyNorm.none),
+    tiny_model(feed_forward=FeedForward.gelu, embeddings=Embeddings.untied, d_head=6, n_kv_heads=1),
+]
+
+
+def built(config: ModelConfig) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_predicted_parameters_equal_the_built_models(name: str) -> None:
+    config = dataclasses.replace(preset(name), vocab_size=preset(name).vocab_size or 5000)
+    count = parameter_count(config)
+    model = built(config)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    assert count.blocks == sum(p.numel() for n, p in model.named_parameters() if "embedding" not in n)
+    if name in PUBLISHED:
+        assert count.total == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_predicted_parameters_of_every_shape(config: ModelConfig) -> None:
+    assert parameter_count(config).total == sum(p.numel() for p in built(config).parameters())
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_predicted_flops_equal_the_counted_ones(config: ModelConfig) -> None:
+    model = Transformer(config)
+    token_ids = torch.zeros(3, config.context_length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(token_ids).sum().backward()
+    assert counter.get_total_flops() == 3 * flops_per_token(config) * token_ids.numel()
+
+
+def test_predicted_memory_equals_what_training_holds() -> None:
+    model = Transformer(tiny_model())
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 3, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    held = list(model.parameters()) + [p.grad for p in model.parameters() if p.grad is not None]
+    held += [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]
+    assert training_memory_bytes(tiny_model()) == sum(t.numel() * t.element_size() for t in held)
+
+
+def test_initialization() -> None:
+    """0.02 everywhere, 0.02/√(2L) where a layer writes to the residual stream, biases 0, norms the identity."""
+    model = Transformer(dataclasses.replace(preset("gpt2-small"), n_layers=3, vocab_size=2000))
+    expected_scaled = 0.02 / math.sqrt(6)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all()
+        elif name.endswith("bias"):
+            assert (parameter == 0).all()
+        else:
+            expected = expected_scaled if ".output." in name else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.02), name
+            assert abs(parameter.mean().item()) < 3 * expected / math.sqrt(parameter.numel()), name
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+def test_an_untrained_model_knows_nothing(name: str) -> None:
+    """Its loss is near ln V, the entropy of a uniform guess."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(tiny_models()[name], vocab_size=1000)
+    model = Transformer(config).eval()
+    ids = torch.randint(1000, (8, 13))
+    with torch.no_grad():
+        nats = negative_log_likelihood(model(ids[:, :-1]), ids[:, 1:]).mean().item()
+    assert nats == pytest.approx(uniform_nats(1000), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["gpt1", "gpt2", "modern"])
+def test_gradients_against_finite_differences(name: str) -> None:
+    config = dataclasses.replace(
+        tiny_models()[name], vocab_size=7, d_model=8, n_heads=2, n_kv_heads=0, n_layers=1
+    )
+    torch.manual_seed(0)
+    model = Transformer(config).double()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    ids = torch.randint(7, (2, 5))
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        replaced = dict(zip(parameters, values, strict=True))
+        logits = torch.func.functional_call(model, replaced, (ids[:, :-1],))
+        return negative_log_likelihood(logits, ids[:, 1:]).sum()
+
+    assert torch.autograd.gradcheck(loss, tuple(parameters.values()), eps=1e-6, atol=1e-7, rtol=1e-5)
+
+
+def test_fused_attention_equals_the_plain_one() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64).unbind(0)
+    visible = torch.ones(9, 9, dtype=torch.bool).tril()
+    for queries, seen in ((q, visible), (q[:, :, 5:], visible[5:]), (q[:, :, 8:], visible[8:]), (q, None)):
+        torch.testing.assert_close(
+            fused_attention(queries, k, v, seen), attention(queries, k, v, seen), rtol=0, atol=1e-12
+        )
+
+
+def test_scaling_keeps_the_variance_of_the_scores_near_one() -> None:
+    """For unit-variance queries and keys, whatever the head width; unscaled it would be the width."""
+    torch.manual_seed(0)
+    for width in (4, 64, 256):
+        q, k = torch.randn(2, 400, width).unbind(0)
+        scores = q @ k.T
+        assert scores.var().item() == pytest.approx(width, rel=0.1)
+        assert (scores / math.sqrt(width)).var().item() == pytest.approx(1, rel=0.1)
+
+
+def test_attention_dropout_zeroes_and_rescales_weights() -> None:
+    torch.manual_seed(0)
+    q = torch.zeros(1, 1, 200, 4)
+    values = torch.ones(1, 1, 200, 4)
+    mixed = attention(q, q, values, None, dropout=0.25)
+    assert mixed.mean().item() == pytest.approx(1, abs=0.02)
+    assert mixed.std().item() > 0.01
+
+
+def test_dropout_only_in_training() -> None:
+    model = Transformer(tiny_model(dropout=0.5))
+    ids = torch.zeros(1, 5, dtype=torch.long)
+    assert not torch.equal(model(ids), model(ids))
+    model.eval()
+    assert torch.equal(model(ids), model(ids))
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    gradients: list[list[torch.Tensor]] = []
+    for recompute in Recompute:
+        torch.manual_seed(3)
+        model = Transformer(tiny_model(dropout=0.2), recompute=recompute).train()
+        torch.manual_seed(4)
+        model(torch.ones(2, 6, dtype=torch.long)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_too_many_tokens_for_the_context() -> None:
+    with pytest.raises(ConfigError, match=r"13 tokens do not fit model\.context_length = 12"):
+        Transformer(tiny_model())(torch.zeros(1, 13, dtype=torch.long))
+
+
+def test_a_compiled_model_gives_the_same_logits() -> None:
+    """In a process of its own: shape checks are off wherever something is compiled."""
+    import subprocess
+    import sys
+
+    code = """
+import torch
+from wholegpt.model import Transformer
+from tests.helpers import tiny_model
+model = Transformer(tiny_model()).eval()
+ids = torch.arange(24).view(2, 12) % 37
+with torch.no_grad():
+    torch.testing.assert_close(torch.compile(model)(ids), model(ids), rtol=0, atol=1e-5)
+"""
+    with warnings.catch_warnings():
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

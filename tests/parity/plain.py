@@ -1,0 +1,99 @@
+"""GPT-1, GPT-2 and the modern decoder again, written from the equations in NumPy alone.
+
+One sequence at a time, one position at a time, float64. Nothing of the package is used.
+Shapes: T positions, D width, H heads, G key-value heads, K head width, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+Weights = dict[str, Array]
+
+
+def layer_norm(x: Array, gain: Array, shift: Array, epsilon: float) -> Array:
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon) * gain + shift
+
+
+def rms_norm(x: Array, gain: Array, epsilon: float) -> Array:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * gain
+
+
+def gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def rotate(head: Array, position: int, base: float) -> Array:
+    """Turn the pair (i, i + K/2) by position · base^(−2i/K)."""
+    half = len(head) // 2
+    turned = head.copy()
+    for i in range(half):
+        angle = position * base ** (-2 * i / len(head))
+        a, b = head[i], head[i + half]
+        turned[i] = a * math.cos(angle) - b * math.sin(angle)
+        turned[i + half] = a * math.sin(angle) + b * math.cos(angle)
+    return turned
+
+
+def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
+    """Queries, keys, values from one matrix; each position mixes the values at and before it."""
+    heads, kv_heads, width = c.n_heads, c.n_kv_heads, c.d_head
+    projected = x @ w[f"{prefix}.query_key_value.weight"].T + w.get(f"{prefix}.query_key_value.bias", 0.0)
+    projected = projected.reshape(len(x), heads + 2 * kv_heads, width)
+    q, k, v = np.split(projected, [heads, heads + kv_heads], axis=1)
+    if f"{prefix}.query_norm.weight" in w:
+        q = rms_norm(q, w[f"{prefix}.query_norm.weight"], c.norm_epsilon)
+        k = rms_norm(k, w[f"{prefix}.key_norm.weight"], c.norm_epsilon)
+    if c.positions == "rotary":
+        q = np.array([[rotate(h, t, c.rotary_base) for h in row] for t, row in enumerate(q)])
+        k = np.array([[rotate(h, t, c.rotary_base) for h in row] for t, row in enumerate(k)])
+    mixed = np.zeros((len(x), heads, width))
+    for t in range(len(x)):
+        for h in range(heads):
+            g = h // (heads // kv_heads)
+            weights = softmax(np.array([q[t, h] @ k[s, g] for s in range(t + 1)]) / math.sqrt(width))
+            mixed[t, h] = sum(weights[s] * v[s, g] for s in range(t + 1))
+    return mixed.reshape(len(x), -1) @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
+
+
+def feed_forward(x: Array, w: Weights, prefix: str, c: Any) -> Array:
+    inner = x @ w[f"{prefix}.expand.weight"].T + w.get(f"{prefix}.expand.bias", 0.0)
+    inner = silu(x @ w[f"{prefix}.gate.weight"].T) * inner if c.feed_forward == "swiglu" else gelu_tanh(inner)
+    return inner @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
+
+
+def logits(token_ids: list[int], w: Weights, c: Any) -> Array:
+    """Logits of shape (T, V) for one sequence; ``c`` is read for sizes and kinds only."""
+
+    def norm(x: Array, name: str) -> Array:
+        if c.norm == "rms_norm":
+            return rms_norm(x, w[f"{name}.weight"], c.norm_epsilon)
+        return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], c.norm_epsilon)
+
+    h = w["token_embedding.weight"][token_ids]
+    if c.positions == "learned":
+        h = h + w["position_embedding.weight"][: len(token_ids)]
+    for layer in range(c.n_layers):
+        block = f"blocks.{layer}"
+        if c.norm_placement == "pre":
+            h = h + causal_attention(norm(h, f"{block}.attention_norm"), w, f"{block}.attention", c)
+            h = h + feed_forward(norm(h, f"{block}.feed_forward_norm"), w, f"{block}.feed_forward", c)
+        else:
+            h = norm(h + causal_attention(h, w, f"{block}.attention", c), f"{block}.attention_norm")
+            h = norm(h + feed_forward(h, w, f"{block}.feed_forward", c), f"{block}.feed_forward_norm")
+    if c.norm_placement == "pre":
+        h = norm(h, "final_norm")
+    return h @ w["token_embedding.weight"].T

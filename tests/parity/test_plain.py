@@ -1,0 +1,44 @@
+"""Our logits against the independent implementation, float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import tiny_models
+from tests.parity import plain
+from wholegpt.config import AttentionKernel
+from wholegpt.model import Transformer
+
+
+def randomized(name: str, kernel: AttentionKernel = AttentionKernel.plain) -> Transformer:
+    """A tiny model whose every parameter is random, gains and biases too, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    model = Transformer(tiny_models()[name], kernel).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator).mul_(0.5)
+    return model
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.plain, AttentionKernel.fused])
+@pytest.mark.parametrize("name", ["gpt1", "gpt2", "modern"])
+def test_logits_equal_the_plain_implementation(name: str, kernel: AttentionKernel) -> None:
+    model = randomized(name, kernel)
+    token_ids = torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(2))
+    weights = {key: value.numpy() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        ours = model(token_ids).numpy()
+    for row in range(3):
+        theirs = plain.logits(token_ids[row].tolist(), weights, model.config)
+        np.testing.assert_allclose(ours[row], theirs, rtol=0, atol=1e-10)
+        assert np.abs(theirs).max() > 0.1
+
+
+def test_the_comparison_can_fail() -> None:
+    model = randomized("gpt2")
+    weights = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    weights["blocks.1.attention_norm.bias"] += 1e-6
+    theirs = plain.logits([1, 2, 3], weights, model.config)
+    with torch.no_grad():
+        ours = model(torch.tensor([[1, 2, 3]]))[0].numpy()
+    assert np.abs(ours - theirs).max() > 1e-10

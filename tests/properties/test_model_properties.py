@@ -1,0 +1,130 @@
+"""What must hold for every input: causality, independence of rows, cache = no cache, accumulation = big batch."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import tiny_config, tiny_models
+from tests.parity.test_plain import randomized
+from wholegpt.config import GenerationConfig, ModelConfig
+from wholegpt.data import Batch
+from wholegpt.generation import generate_ids
+from wholegpt.losses import IGNORED
+from wholegpt.model import Transformer
+from wholegpt.model.attention import attention
+from wholegpt.training.loop import accumulate_gradients
+from wholegpt.training.objectives import LanguageModeling
+
+MODELS = {name: randomized(name) for name in tiny_models()}
+KINDS = st.sampled_from(sorted(MODELS))
+IDS = st.lists(st.integers(0, 36), min_size=2, max_size=12)
+CPU = torch.device("cpu")
+
+
+def run(kind: str, rows: list[list[int]]) -> torch.Tensor:
+    with torch.no_grad():
+        return MODELS[kind](torch.tensor(rows))
+
+
+@given(KINDS, IDS, st.data())
+def test_changing_a_token_changes_nothing_before_it(kind: str, ids: list[int], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(ids) - 1))
+    other = data.draw(st.integers(0, 36).filter(lambda i: i != ids[place]))
+    changed = [*ids[:place], other, *ids[place + 1 :]]
+    before, after = run(kind, [ids])[0], run(kind, [changed])[0]
+    assert torch.equal(before[:place], after[:place])
+    assert not torch.equal(before[place:], after[place:])
+
+
+@given(KINDS, st.integers(2, 8), st.integers(2, 12), st.randoms(use_true_random=False))
+def test_rows_of_a_batch_do_not_know_each_other(kind: str, rows: int, length: int, random: object) -> None:
+    ids = [[random.randrange(37) for _ in range(length)] for _ in range(rows)]  # type: ignore[attr-defined]
+    order = list(range(rows))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    straight, permuted = run(kind, ids), run(kind, [ids[i] for i in order])
+    torch.testing.assert_close(permuted, straight[order], rtol=0, atol=1e-12)
+
+
+@given(st.integers(1, 10), st.integers(1, 4), st.integers(0, 2**31))
+def test_last_position_of_causal_attention_is_unmasked_attention_there(
+    length: int, heads: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(3, 2, heads, length, 8, generator=generator, dtype=torch.float64).unbind(0)
+    causal = attention(q, k, v, torch.ones(length, length, dtype=torch.bool).tril())
+    unmasked = attention(q, k, v, torch.ones(length, length, dtype=torch.bool))
+    torch.testing.assert_close(causal[:, :, -1], unmasked[:, :, -1], rtol=0, atol=1e-12)
+    if length > 1:
+        assert not torch.allclose(causal[:, :, 0], unmasked[:, :, 0])
+
+
+@given(KINDS, IDS, st.integers(1, 11))
+def test_reading_in_pieces_through_the_cache_equals_reading_at_once(
+    kind: str, ids: list[int], piece: int
+) -> None:
+    cache = MODELS[kind].new_cache(1)
+    with torch.no_grad():
+        parts = [MODELS[kind](torch.tensor([ids[i : i + piece]]), cache) for i in range(0, len(ids), piece)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), run(kind, [ids]), rtol=0, atol=1e-12)
+
+
+@given(
+    KINDS,
+    st.lists(st.integers(0, 36), min_size=1, max_size=20),
+    st.sampled_from([0.0, 0.7, 1.0]),
+    st.integers(0, 2**31),
+)
+def test_cached_generation_equals_uncached(
+    kind: str, prompt: list[int], temperature: float, seed: int
+) -> None:
+    """Greedy and seeded sampling, beyond the context window too."""
+    config = GenerationConfig(max_tokens=30, temperature=temperature, seed=seed, top_k=20, top_p=0.95)
+    cached = list(generate_ids(MODELS[kind], prompt, config, CPU))
+    assert cached == list(generate_ids(MODELS[kind], prompt, config, CPU, cached=False))
+    assert len(cached) == 30
+
+
+@pytest.mark.parametrize("context_length", [1, 2, 3])
+def test_generation_in_the_smallest_windows(context_length: int) -> None:
+    model = (
+        Transformer(dataclasses.replace(tiny_models()["modern"], context_length=context_length))
+        .double()
+        .eval()
+    )
+    config = GenerationConfig(max_tokens=9, temperature=0)
+    cached = list(generate_ids(model, [1, 2, 3, 4], config, CPU))
+    assert cached == list(generate_ids(model, [1, 2, 3, 4], config, CPU, cached=False))
+
+
+@pytest.mark.parametrize("config", tiny_models().values(), ids=list(tiny_models()))
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_accumulated_gradient_equals_the_big_batch(config: ModelConfig, rows: int) -> None:
+    """E8, with targets left out unevenly, so that a mean of means would be wrong. 1e-6 relative, float32."""
+    torch.manual_seed(0)
+    model = Transformer(config)
+    ids = torch.randint(37, (6, 13))
+    targets = ids[:, 1:].clone()
+    targets[0, 2:] = IGNORED
+    targets[3, :9] = IGNORED
+    batch = Batch(ids[:, :-1], targets)
+
+    def gradient(micro_batch_size: int) -> tuple[torch.Tensor, float]:
+        model.zero_grad()
+        settings = tiny_config(
+            "unused",
+            training={"micro_batch_size": micro_batch_size},
+            precision={"dtype": "float32"},
+        )
+        loss = accumulate_gradients(model, LanguageModeling(), batch, settings, step=0)
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), loss
+
+    whole, whole_loss = gradient(0)
+    split, split_loss = gradient(rows)
+    assert (split - whole).norm() <= 1e-6 * whole.norm()
+    assert split_loss == pytest.approx(whole_loss, rel=1e-6)
+    logits = model(batch.token_ids)
+    direct = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert whole_loss == pytest.approx(direct.item(), rel=1e-6)

@@ -1,0 +1,174 @@
+"""Settings: the same object from YAML, Python and the command line; every check names its field."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wholegpt.config import (
+    Config,
+    FeedForward,
+    GenerationConfig,
+    ModelConfig,
+    TrainingConfig,
+    check,
+    check_generation,
+    complete_model,
+    from_mapping,
+    to_mapping,
+    to_yaml,
+)
+from wholegpt.errors import ConfigError
+from wholegpt.presets import PRESETS, config_from, preset, recipe, recipe_names
+
+
+def test_yaml_both_ways() -> None:
+    config = config_from({"model": {"n_layers": 7, "feed_forward": "gelu"}, "data": {"source": ["a", "b"]}})
+    assert config.model.feed_forward is FeedForward.gelu
+    assert config.data.source == ("a", "b")
+    assert config_from(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_numbers_that_yaml_reads_as_text() -> None:
+    assert config_from({"optimizer": {"learning_rate": "1e-3"}}).optimizer.learning_rate == 1e-3
+
+
+def test_unknown_field_gets_the_nearest_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"my\.yaml: unknown field 'model.n_layer'; did you mean 'n_layers'\?"
+    ):
+        config_from({"model": {"n_layer": 3}}, where="my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"model": {"n_layers": "many"}}, "model.n_layers: Expected 'int'"),
+        ({"model": {"norm": "batch"}}, "model.norm: Invalid enum value 'batch'"),
+        ({"model": 3}, "'model' is a section"),
+        ({"modle": {}}, "did you mean 'model'?"),
+    ],
+)
+def test_wrong_values_name_their_field(mapping: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(mapping, Config())
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "d_model", 0),
+        ("model", "dropout", 1.0),
+        ("model", "rotary_base", 1.0),
+        ("model", "norm_epsilon", 0.0),
+        ("tokenizer", "vocab_size", 10),
+        ("data", "validation_fraction", 0.0),
+        ("training", "batch_size", 0),
+        ("training", "gradient_clip", -1.0),
+        ("optimizer", "learning_rate", 0.0),
+        ("optimizer", "beta2", 1.0),
+        ("schedule", "final_fraction", 1.5),
+        ("evaluation", "patience", -1),
+        ("runtime", "seed", -1),
+        ("checkpointing", "keep", 0),
+        ("logging", "every", 0),
+    ],
+)
+def test_values_out_of_range_name_their_field(section: str, field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.{field} is {value}; expected"):
+        check(config_from({section: {field: value}}))
+
+
+def test_width_not_divisible_by_heads() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.d_model is 100, which model\.n_heads = 3 .*try d_model 99"
+    ):
+        check(config_from({"model": {"d_model": 100, "n_heads": 3}}))
+
+
+def test_key_value_heads_must_divide_heads() -> None:
+    with pytest.raises(ConfigError, match=r"model\.n_kv_heads is 3"):
+        complete_model(ModelConfig(vocab_size=5, n_heads=4, n_kv_heads=3))
+
+
+def test_odd_head_cannot_be_rotated() -> None:
+    with pytest.raises(ConfigError, match=r"model\.d_head is 5"):
+        complete_model(ModelConfig(vocab_size=5, d_head=5))
+
+
+def test_steps_and_epochs_exclude_each_other() -> None:
+    for training in (TrainingConfig(steps=3, epochs=1.0), TrainingConfig(steps=0)):
+        with pytest.raises(ConfigError, match=r"training\.steps is .* training\.epochs is"):
+            check(dataclasses.replace(Config(), training=training))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        GenerationConfig(temperature=-1.0),
+        GenerationConfig(temperature=float("nan")),
+        GenerationConfig(top_p=0.0),
+        GenerationConfig(top_k=-1),
+        GenerationConfig(max_tokens=-1),
+        GenerationConfig(stop=("",)),
+    ],
+)
+def test_generation_out_of_range(wrong: GenerationConfig) -> None:
+    with pytest.raises(ConfigError):
+        check_generation(wrong)
+
+
+def test_unknown_preset_and_recipe() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'gpt2-small'"):
+        preset("gpt2-smal")
+    with pytest.raises(ConfigError, match="did you mean 'shakespeare-3min'"):
+        recipe("shakespeare-3mn")
+
+
+def test_recipe_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: [unclosed")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        recipe(str(path))
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match="expected sections"):
+        recipe(str(path))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid(name: str) -> None:
+    check(recipe(name))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid(name: str) -> None:
+    complete_model(dataclasses.replace(preset(name), vocab_size=preset(name).vocab_size or 100))
+
+
+def test_a_recipe_starts_from_its_preset() -> None:
+    config = config_from({"model": {"preset": "gpt2-small", "n_layers": 3}})
+    assert config.model == dataclasses.replace(preset("gpt2-small"), n_layers=3)
+
+
+def test_every_field_says_what_it_is() -> None:
+    """The command line takes its help from these."""
+    import ast
+    import inspect
+
+    import wholegpt.config as module
+
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config") and node.name != "Config":
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(after, ast.Expr), f"{node.name}.{ast.unparse(field.target)}"
+                    assert isinstance(after.value, ast.Constant)
+
+
+def test_derived_sizes() -> None:
+    model = complete_model(ModelConfig(vocab_size=10, d_model=384, n_heads=6))
+    assert (model.d_head, model.n_kv_heads, model.d_ff) == (64, 6, 1024)
+    assert complete_model(model) == model
+    assert to_mapping(model)["positions"] == "rotary"

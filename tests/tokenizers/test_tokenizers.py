@@ -1,0 +1,111 @@
+"""Training, saving, loading, and what a tokenizer says of text it cannot express."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tokenizers as library
+
+from tests.helpers import text_of
+from wholegpt.errors import TokenizerError
+from wholegpt.tokenizers import (
+    END_OF_TEXT,
+    Tokenizer,
+    byte_tokenizer,
+    gpt2_tokenizer,
+    open_tokenizer,
+    train_bpe,
+    train_character,
+)
+
+
+@pytest.mark.parametrize(
+    "made", [byte_tokenizer(), train_bpe([text_of(4000)], 300), train_character(["abc def"])]
+)
+def test_saved_files_open_in_the_library_and_here(made: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    made.save(path)
+    again, foreign = Tokenizer.load(path), library.Tokenizer.from_file(str(path))
+    text = "a bad cafe fed" if made.vocab_size > 20 else "bad cafe fed"
+    ids = made.encode(text)
+    assert again.encode(text) == ids == foreign.encode(text).ids
+    assert foreign.decode(ids) == text == again.decode(ids)
+    assert again.sha256 == made.sha256
+    assert foreign.token_to_id(END_OF_TEXT) == made.end_of_text_id == made.vocab_size - 1
+
+
+def test_first_merges_are_the_most_frequent_pairs() -> None:
+    """E1 by hand on words without punctuation: count adjacent pairs, join the most frequent, repeat."""
+    text = text_of(3000).replace(".\n", " ").strip()
+    words = Counter(tuple(("Ġ" if i else "") + w) for i, w in enumerate(text.split(" ")))
+    merges: list[tuple[str, str]] = []
+    for _ in range(20):
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        best, most = pairs.most_common(1)[0]
+        if sum(count == most for count in pairs.values()) > 1:
+            break  # a tie: the rule for ties is the library's
+        merges.append(best)
+        joined: Counter[tuple[str, ...]] = Counter()
+        for word, count in words.items():
+            parts, i = [], 0
+            while i < len(word):
+                step = 2 if word[i : i + 2] == best else 1
+                parts.append("".join(word[i : i + step]))
+                i += step
+            joined[tuple(parts)] += count
+        words = joined
+    made = train_bpe([text], 257 + len(merges))
+    learned = [tuple(merge) for merge in json.loads(made.to_json())["model"]["merges"]]
+    assert learned == merges and len(merges) >= 5
+
+
+def test_training_twice_gives_the_same_vocabulary() -> None:
+    text = text_of(5000)
+    assert train_bpe([text], 350).sha256 == train_bpe([text], 350).sha256
+
+
+def test_special_tokens_in_text_are_plain_unless_allowed() -> None:
+    for made in (byte_tokenizer(), train_bpe([text_of(3000)], 300), train_character([END_OF_TEXT + "ab"])):
+        assert made.end_of_text_id not in made.encode(f"a{END_OF_TEXT}b")
+        assert made.encode(f"a{END_OF_TEXT}b", allow_special=True)[1] == made.end_of_text_id
+        assert made.decode(made.encode(f"a{END_OF_TEXT}b")) == f"a{END_OF_TEXT}b"
+
+
+def test_byte_ids_are_the_bytes() -> None:
+    assert byte_tokenizer().encode("aé\n") == list("aé\n".encode())
+
+
+def test_unknown_character_is_named() -> None:
+    with pytest.raises(TokenizerError, match=r"character 'é' \(U\+00E9\) at position 3 is not among the 5"):
+        train_character(["abc d"]).encode("a bé")
+
+
+def test_lone_surrogate_is_named() -> None:
+    with pytest.raises(TokenizerError, match=r"position 1 holds a lone surrogate \(U\+D800\)"):
+        byte_tokenizer().encode("a\ud800")
+
+
+def test_half_characters_are_never_streamed() -> None:
+    made = byte_tokenizer()
+    pieces = list(made.decode_stream(made.encode("é🙂")))
+    assert pieces == ["", "é", "", "", "", "🙂", ""]
+
+
+def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer"):
+        open_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        open_tokenizer(tmp_path / "missing.json")
+    with pytest.raises(TokenizerError, match=r"expected encoder\.json and vocab\.bpe"):
+        gpt2_tokenizer(tmp_path)
+    no_end = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    broken.write_text(no_end.to_str())
+    with pytest.raises(TokenizerError, match=r"has no <\|endoftext\|> token"):
+        open_tokenizer(tmp_path)

@@ -1,0 +1,66 @@
+"""A training process that kills itself: ``python -m tests.torture.victim RUN MODE NUMBER``.
+
+``delay``: SIGKILL NUMBER seconds after the training loop begins.
+``call``: SIGKILL just before the NUMBER-th file-system call that is made while saving a checkpoint.
+``never``: runs to the end; prints the seconds the loop took and how many such calls it made.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from tests.torture.file_system import patch_file_system
+from wholegpt import api
+from wholegpt.checkpoint import CheckpointStore
+from wholegpt.console import Console
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Setter:
+    """What ``patch_file_system`` needs of pytest's monkeypatch."""
+
+    def setattr(self, target: Any, name: str, value: Any) -> None:
+        setattr(target, name, value)
+
+
+def main() -> None:
+    run, mode, number = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    calls, saving = 0, False
+
+    def before(name: str) -> None:
+        nonlocal calls
+        calls += saving
+        if mode == "call" and saving and calls == int(number):
+            die()
+
+    save, loop = CheckpointStore.save, api.run_loop
+
+    def watched_save(*arguments: Any) -> None:
+        nonlocal saving
+        saving = True
+        save(*arguments)
+        saving = False
+
+    def watched_loop(*arguments: Any) -> None:
+        if mode == "delay":
+            timer = threading.Timer(number, die)
+            timer.daemon = True
+            timer.start()
+        started = time.monotonic()
+        loop(*arguments)
+        print(time.monotonic() - started, calls)
+
+    CheckpointStore.save = watched_save  # pyright: ignore[reportAttributeAccessIssue]
+    api.run_loop = watched_loop
+    patch_file_system(Setter(), before)
+    api.resume(run, console=Console(quiet=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Whole runs: resuming, stopping, the folder, what depends on what."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import text_of, tiny_config
+from wholegpt import api, runtime
+from wholegpt.checkpoint import CheckpointStore
+from wholegpt.config import Dtype
+from wholegpt.console import Console
+from wholegpt.data import PreparedData
+from wholegpt.errors import Interrupted, NumericsError, RunError
+from wholegpt.presets import recipe
+from wholegpt.training import callbacks, loop, objectives
+from wholegpt.training.state import TrainingState
+
+QUIET = Console(quiet=True)
+
+
+def weights(run: Path, step: int) -> str:
+    return hashlib.sha256((CheckpointStore(run).path(step) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def test_the_folder_of_a_run(trained_run: Path) -> None:
+    names = {str(p.relative_to(trained_run)) for p in trained_run.rglob("*") if p.is_file()}
+    step = "checkpoints/step-00000012"
+    assert names >= {
+        "config.yaml",
+        "lineage.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "checkpoints.json",
+        "report.html",
+        *(
+            f"{step}/{name}"
+            for name in ("model.safetensors", "config.json", "tokenizer.json", "checksums.json")
+        ),
+    }
+    index = json.loads((trained_run / "checkpoints.json").read_text())
+    assert index["last"] == 12 and index["best"] in CheckpointStore(trained_run).steps()
+    assert not [name for name in names if "partial" in name]
+
+
+def test_loss_goes_down_and_is_logged(trained_run: Path) -> None:
+    train, validation = records(trained_run, "train"), records(trained_run, "validation")
+    assert [r["step"] for r in train] == list(range(1, 13))
+    assert train[0]["nats_per_token"] == pytest.approx(math.log(27), abs=0.5)
+    assert train[-1]["nats_per_token"] < train[0]["nats_per_token"]
+    assert [r["step"] for r in validation] == [6, 12]
+    assert [r["step"] for r in records(trained_run, "sample")] == [6, 12]
+
+
+def test_config_yaml_repeats_the_run(trained_run: Path, tmp_path: Path) -> None:
+    config = recipe(str(trained_run / "config.yaml"))
+    assert config.precision.dtype is not Dtype.automatic and config.runtime.threads > 0
+    assert config.model.vocab_size > 0 and config.training.steps == 12
+    again = api.train(config=config, out=tmp_path / "again", console=QUIET)
+    assert weights(again.path, 12) == weights(trained_run, 12)
+
+
+def test_stopped_and_resumed_equals_never_stopped(trained_run: Path, tmp_path: Path) -> None:
+    config = recipe(str(trained_run / "config.yaml"))
+    run = api.train(config=config, out=tmp_path / "run", max_seconds=1e-9, console=QUIET)
+    assert run.state.step == 1 and "time" in run.state.stop_reason
+    resumed = api.resume(run.path, console=QUIET)
+    assert resumed.state.step == 12 and resumed.state.stop_reason == ""
+    assert weights(run.path, 12) == weights(trained_run, 12)
+    figures = [
+        [(r["step"], r["nats_per_token"]) for r in records(p, "train")] for p in (run.path, trained_run)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(trained_run: Path) -> None:
+    before = weights(trained_run, 12)
+    assert api.resume(trained_run, console=QUIET).state.step == 12
+    assert weights(trained_run, 12) == before
+
+
+def test_the_split_into_micro_batches_gives_nearly_the_same_weights(text_file: Path, tmp_path: Path) -> None:
+    losses = []
+    for rows in (0, 3):
+        config = tiny_config(text_file, training={"micro_batch_size": rows}, precision={"dtype": "float32"})
+        run = api.train(config=config, out=tmp_path / f"run{rows}", console=QUIET)
+        losses.append([r["nats_per_token"] for r in records(run.path, "train")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_steps_depend_on_corpus_and_config_only(text_file: Path, tmp_path: Path) -> None:
+    config = tiny_config(text_file, training={"steps": 0, "epochs": 2.0, "batch_size": 8})
+    path = api.start_run(config, tmp_path / "run", False, QUIET)
+    tokens = len(PreparedData.open(path / "data").train)
+    windows = (tokens - 16) // 16
+    assert recipe(str(path / "config.yaml")).training.steps == round(2 * windows / 8)
+
+
+def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> None:
+    """A learning rate that destroys the model: validation rises, training stops, the best is kept."""
+    config = tiny_config(
+        text_file,
+        optimizer={"learning_rate": 3.0, "weight_decay": 0.0},
+        schedule={"kind": "constant", "warmup_steps": 40},
+        training={"steps": 300},
+        evaluation={"every": 2, "patience": 3},
+        checkpointing={"keep": 1, "every": 0},
+    )
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert run.state.stop_reason == "no better validation loss in 3 evaluations"
+    validation = records(run.path, "validation")
+    best = min(validation, key=lambda r: r["nats_per_token"])
+    assert run.state.best is not None and run.state.best.step == best["step"]
+    assert run.state.step == best["step"] + 6
+    assert CheckpointStore(run.path).best_step() == best["step"]
+    score = run.load("best").evaluate_tokens(api.run_data(run.path).validation, 0, Dtype.automatic, QUIET)
+    assert score.nats_per_token == pytest.approx(best["nats_per_token"], rel=1e-6)
+    assert api.resume(run.path, console=QUIET).state.step == run.state.step
+
+
+def test_old_checkpoints_are_pruned(text_file: Path, tmp_path: Path) -> None:
+    config = tiny_config(text_file, checkpointing={"every": 1, "keep": 2}, evaluation={"every": 0})
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert CheckpointStore(run.path).steps() == [11, 12]
+
+
+def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(text_file, checkpointing={"every": 4})
+    seeded, likelihood = runtime.mix_seed, objectives.negative_log_likelihood
+    steps: list[int] = []
+
+    def watched(*parts: int) -> int:
+        steps.append(parts[1])
+        return seeded(*parts)
+
+    def broken(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nats = likelihood(logits, targets)
+        return nats * float("nan") if steps[-1] == 6 else nats
+
+    monkeypatch.setattr(loop, "mix_seed", watched)
+    monkeypatch.setattr(objectives, "negative_log_likelihood", broken)
+    with pytest.raises(
+        NumericsError, match=r"the loss is nan at step 7; .*last checkpoint is kept.*learning-rate"
+    ):
+        api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert CheckpointStore(tmp_path / "run").last_good() == (6, [])
+
+
+def test_resume_refuses_other_numerics_unless_told(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(text_file)
+    run = api.train(config=config, out=tmp_path / "run", max_seconds=1e-9, console=QUIET)
+    lineage = json.loads((run.path / "lineage.json").read_text())
+    lineage["machine"]["processor"] = "another"
+    (run.path / "lineage.json").write_text(json.dumps(lineage))
+    with pytest.raises(NumericsError, match=r"processor another; .*--allow-different-numerics"):
+        api.resume(run.path, console=QUIET)
+    finished = api.resume(run.path, allow_different_numerics=True, console=QUIET)
+    assert finished.state.step == 12
+
+
+def test_what_cannot_be_repeated_here_is_said(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(text_file, precision={"dtype": "bfloat16"}, runtime={"threads": 10_000})
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: False)
+    problems = runtime.check_available(config, {**runtime.machine(), "torch": "0.1"})
+    assert len(problems) == 3
+    assert "bfloat16" in problems[0] and "10000 threads" in problems[1] and "torch 0.1" in problems[2]
+    config = tiny_config(text_file, runtime={"device": "cuda:77"})
+    assert "cuda:77, which is not here" in runtime.check_available(config, {})[0]
+
+
+def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
+    path = api.start_run(tiny_config(text_file), tmp_path / "run", False, QUIET)
+    lineage = json.loads((path / "lineage.json").read_text())
+    (path / "lineage.json").write_text(json.dumps({**lineage, "data": "other"}))
+    with pytest.raises(Exception, match="not the data that"):
+        api.resume(path, console=QUIET)
+
+
+def test_prepared_data_serves_many_runs(text_file: Path, tmp_path: Path) -> None:
+    from wholegpt.data import open_corpus, prepare
+
+    config = tiny_config(text_file)
+    prepare(open_corpus(config.data), config.data, config.tokenizer, tmp_path / "data", QUIET)
+    run = api.train(str(tmp_path / "data"), config=config, out=tmp_path / "run", console=QUIET)
+    assert not (run.path / "data").exists()
+    other = api.train(config=config, out=tmp_path / "other", console=QUIET)
+    assert weights(run.path, 12) == weights(other.path, 12)
+
+
+def test_overwriting_only_when_told_and_only_when_the_new_run_can_begin(
+    text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    api.train(config=tiny_config(text_file), out=out, console=QUIET)
+    before = weights(out, 12)
+    with pytest.raises(RunError, match="already holds a run"):
+        api.train(config=tiny_config(text_file), out=out, console=QUIET)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(Exception, match="holds no text"):
+        api.train(config=tiny_config(tmp_path / "empty.txt"), out=out, overwrite=True, console=QUIET)
+    assert weights(out, 12) == before
+    api.train(config=tiny_config(text_file, runtime={"seed": 3}), out=out, overwrite=True, console=QUIET)
+    assert weights(out, 12) != before
+
+
+def test_seed_changes_the_weights(text_file: Path, trained_run: Path, tmp_path: Path) -> None:
+    config = tiny_config(text_file, runtime={"seed": 99})
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert weights(run.path, 12) != weights(trained_run, 12)
+
+
+def test_strict_determinism_trains(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    try:
+        config = tiny_config(text_file, runtime={"determinism": "strict"})
+        api.train(config=config, out=tmp_path / "run", console=QUIET)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_metrics_of_a_lost_stretch_are_forgotten(tmp_path: Path) -> None:
+    log = callbacks.MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append("train", step, {"x": step})
+    with log.path.open("a") as file:
+        file.write('{"kind": "train", "st')
+    log.rewind(2)
+    assert [r["step"] for r in log.read()] == [1, 2]
+
+
+def test_interruption_between_steps(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals: list[callbacks.StopOnSignal] = []
+    original = callbacks.StopOnSignal.__enter__
+
+    def enter(self: callbacks.StopOnSignal) -> callbacks.StopOnSignal:
+        signals.append(self)
+        return original(self)
+
+    class Press:
+        def __init__(self, log: object, config: object) -> None: ...
+
+        def after_step(self, state: TrainingState, metrics: object) -> None:
+            if state.step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(callbacks.StopOnSignal, "__enter__", enter)
+    monkeypatch.setattr(callbacks, "LogMetrics", Press)
+    with pytest.raises(Interrupted, match=r"saved after step 5 of 12; go on with `wholegpt train --resume"):
+        api.train(config=tiny_config(text_file), out=tmp_path / "run", console=QUIET)
+    assert CheckpointStore(tmp_path / "run").last_good() == (5, [])
+
+
+def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(text_of(4000))
+    options = "--training.steps 100000 --model.d-model 16 --model.n-heads 2 --model.context-length 16"
+    command = [sys.executable, "-m", "wholegpt.cli", "train", str(text), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*command, *options.split(), "--tokenizer.kind", "byte"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "go on with `wholegpt train --resume" in errors.splitlines()[-1]
+    assert CheckpointStore(tmp_path / "run").last_good()[0] is not None
