@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wholegpt.config import Config, ModelConfig
-from wholegpt.presets import config_from, gpt1, gpt2
+from wholegpt.presets import configure, gpt1, gpt2
 
 TEXT = "the of and a to in is you that it he was for on are with as his they at be this from"
 WORDS = TEXT.split(" ")
@@ -68,4 +68,4 @@ def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:
     }
     for name, fields in sections.items():
         mapping[name] = {**mapping.get(name, {}), **fields}
-    return config_from(mapping)
+    return configure(mapping)

@@ -20,25 +20,25 @@ from wholegpt.config import (
     to_yaml,
 )
 from wholegpt.errors import ConfigError
-from wholegpt.presets import PRESETS, config_from, preset, recipe, recipe_names
+from wholegpt.presets import PRESETS, configure, preset, recipe, recipe_names
 
 
 def test_yaml_both_ways() -> None:
-    config = config_from({"model": {"n_layers": 7, "feed_forward": "gelu"}, "data": {"source": ["a", "b"]}})
+    config = configure({"model": {"n_layers": 7, "feed_forward": "gelu"}, "data": {"source": ["a", "b"]}})
     assert config.model.feed_forward is FeedForward.gelu
     assert config.data.source == ("a", "b")
-    assert config_from(yaml.safe_load(to_yaml(config))) == config
+    assert configure(yaml.safe_load(to_yaml(config))) == config
 
 
 def test_numbers_that_yaml_reads_as_text() -> None:
-    assert config_from({"optimizer": {"learning_rate": "1e-3"}}).optimizer.learning_rate == 1e-3
+    assert configure({"optimizer": {"learning_rate": "1e-3"}}).optimizer.learning_rate == 1e-3
 
 
 def test_unknown_field_gets_the_nearest_name() -> None:
     with pytest.raises(
         ConfigError, match=r"my\.yaml: unknown field 'model.n_layer'; did you mean 'n_layers'\?"
     ):
-        config_from({"model": {"n_layer": 3}}, where="my.yaml")
+        configure({"model": {"n_layer": 3}}, where="my.yaml")
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_wrong_values_name_their_field(mapping: dict[str, object], message: str)
 )
 def test_values_out_of_range_name_their_field(section: str, field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"{section}\.{field} is {value}; expected"):
-        check(config_from({section: {field: value}}))
+        check(configure({section: {field: value}}))
 
 
 def test_width_not_divisible_by_heads() -> None:
     with pytest.raises(
         ConfigError, match=r"model\.d_model is 100, which model\.n_heads = 3 .*try d_model 99"
     ):
-        check(config_from({"model": {"d_model": 100, "n_heads": 3}}))
+        check(configure({"model": {"d_model": 100, "n_heads": 3}}))
 
 
 def test_key_value_heads_must_divide_heads() -> None:
@@ -148,7 +148,7 @@ def test_every_preset_is_valid(name: str) -> None:
 
 
 def test_a_recipe_starts_from_its_preset() -> None:
-    config = config_from({"model": {"preset": "gpt2-small", "n_layers": 3}})
+    config = configure({"model": {"preset": "gpt2-small", "n_layers": 3}})
     assert config.model == dataclasses.replace(preset("gpt2-small"), n_layers=3)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from wholegpt.config import Config
     from wholegpt.errors import WholeGPTError
     from wholegpt.language_model import LanguageModel, load
-    from wholegpt.presets import preset, recipe
+    from wholegpt.presets import configure, preset, recipe
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,7 @@ _HOMES = {
     "LanguageModel": "language_model",
     "Run": "api",
     "WholeGPTError": "errors",
+    "configure": "presets",
     "load": "language_model",
     "preset": "presets",
     "recipe": "presets",
@@ -32,6 +33,7 @@ __all__ = [
     "LanguageModel",
     "Run",
     "WholeGPTError",
+    "configure",
     "load",
     "preset",
     "recipe",

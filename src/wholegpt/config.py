@@ -209,11 +209,11 @@ class DataConfig:
 class TrainingConfig:
     """How much, and in what portions."""
 
-    steps: int = 1500
+    steps: int = 1000
     """Optimiser steps. 0: from epochs."""
     epochs: float = 0.0
     """Passes over the training text; used when steps is 0."""
-    batch_size: int = 32
+    batch_size: int = 8
     """Windows of context_length tokens in one optimiser step."""
     micro_batch_size: int = 0
     """Windows computed at once; their gradients add up to the step's. 0: the whole batch."""
@@ -257,11 +257,11 @@ class ScheduleConfig:
 class EvaluationConfig:
     """Measuring on held-out text while training."""
 
-    every: int = 250
+    every: int = 100
     """Steps between evaluations; one more follows the last step. 0: only that one."""
-    tokens: int = 0
-    """Validation tokens scored, taken in even steps over the whole text. 0: all of them."""
-    patience: int = 0
+    tokens: int = 20_000
+    """Validation tokens scored while training, in windows spread over the whole text. 0: all of them."""
+    patience: int = 5
     """Evaluations without improvement after which training stops. 0: never."""
 
 
@@ -295,7 +295,7 @@ class RuntimeConfig:
 class CheckpointingConfig:
     """Saving the run."""
 
-    every: int = 500
+    every: int = 200
     """Steps between checkpoints; one more is written at the end and when interrupted. 0: only then."""
     keep: int = 2
     """Newest checkpoints kept; the best one is kept besides."""
@@ -307,7 +307,7 @@ class LoggingConfig:
 
     every: int = 10
     """Steps between lines in metrics.jsonl."""
-    sample_every: int = 500
+    sample_every: int = 200
     """Steps between sample texts; one more follows the last step. 0: only that one."""
     sample_prompt: str = ""
     """What the samples continue. Empty: they start from end-of-text."""

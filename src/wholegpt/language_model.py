@@ -15,7 +15,6 @@ from wholegpt.config import (
     GenerationConfig,
     ModelConfig,
     PrecisionConfig,
-    RuntimeConfig,
 )
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
@@ -130,7 +129,6 @@ def load(
     checkpoint: str = "best",
     device: str = "automatic",
     threads: int = 0,
-    seed: int = 1337,
     console: Console | None = None,
 ) -> LanguageModel:
     """A run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
@@ -138,7 +136,8 @@ def load(
     Raises ``CheckpointError`` for a folder that holds none, or only damaged ones.
     """
     chosen = runtime.choose_device(device)
-    runtime.apply(RuntimeConfig(device=str(chosen), threads=threads, seed=seed))
+    if threads:
+        torch.set_num_threads(threads)
     if str(path) in presets.PRESETS:
         config = presets.preset(str(path))
         return LanguageModel(Transformer(config, _attention(config, chosen)).to(chosen), None)

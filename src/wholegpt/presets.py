@@ -126,10 +126,10 @@ def recipe(name_or_path: str) -> Config:
         if name_or_path not in recipe_names():
             raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
         path = recipe_folder() / f"{name_or_path}.yaml"
-    return config_from(read_yaml(path), where=str(path))
+    return configure(read_yaml(path), where=str(path))
 
 
-def config_from(mapping: dict[str, Any], base: Config | None = None, where: str = "config") -> Config:
+def configure(mapping: dict[str, Any], base: Config | None = None, where: str = "config") -> Config:
     """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``."""
     base = base or Config()
     model = mapping.get("model")

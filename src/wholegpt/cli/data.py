@@ -54,7 +54,7 @@ def prepare(
 
     changes = section(ChosenSettings.of(Config(data=data, tokenizer=tokenizer)), "data", encoding=encoding)
     changes = section(changes, "data", source=list(source) or None)
-    config = presets.config_from(changes, where="command line")
+    config = presets.configure(changes, where="command line")
     check(config)
     folder = Path(out)
     if folder.exists() and not (overwrite and library.PreparedData.exists(folder)):

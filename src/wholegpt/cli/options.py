@@ -35,12 +35,15 @@ class Common:
         """Where notes and progress go."""
         return Console(self.quiet)
 
-    def placement(self) -> dict[str, Any]:
-        """Device, threads and seed as keyword arguments, those that were given."""
-        given = {"seed": self.seed, "device": self.device, "threads": self.threads}
-        for name, value in given.items():
-            if isinstance(value, int) and value < 0:
+    def __post_init__(self) -> None:
+        """Refuse negative numbers."""
+        for name, value in (("seed", self.seed), ("threads", self.threads)):
+            if value is not None and value < 0:
                 raise ConfigError(f"--{name} is {value}; expected a value of at least 0")
+
+    def placement(self) -> dict[str, Any]:
+        """Device and threads as keyword arguments, those that were given."""
+        given = {"device": self.device, "threads": self.threads}
         return {name: value for name, value in given.items() if value is not None}
 
     def show(self, result: dict[str, Any], human: str) -> None:

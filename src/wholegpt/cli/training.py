@@ -65,11 +65,11 @@ def train(
         return
     changes = section(ChosenSettings.of(config), "data", encoding=encoding)
     changes = section(changes, "model", preset=preset)
-    changes = section(changes, "runtime", **common.placement())
+    changes = section(changes, "runtime", seed=common.seed, **common.placement())
     if source:
         changes = section(changes, "data", source=list(source))
     base = presets.recipe(recipe) if recipe else Config()
-    chosen = presets.config_from(changes, base, where="command line")
+    chosen = presets.configure(changes, base, where="command line")
     check(chosen)
     if print_config:
         from wholegpt import runtime
@@ -93,7 +93,7 @@ def _resume(
     config: Config,
     common: Common,
 ) -> None:
-    if source or other or ChosenSettings.of(config) or common.placement():
+    if source or other or ChosenSettings.of(config) or common.placement() or common.seed is not None:
         raise ConfigError(
             f"--resume goes on with what {run}/config.yaml says and takes no text and no settings but "
             "--max-seconds and --allow-different-numerics"
@@ -112,6 +112,12 @@ def _resume(
 def _show(run: "Run", common: Common) -> None:
     result = run.to_json()
     lines = ["Sample:", "", run.sample, "", "Validation:", score_table(result["validation"])]
+    best = result["best"]
+    if best and best["step"] != result["steps"]:
+        lines += [
+            f"best while training: {best['nats_per_token']:.4f} at step {best['step']:,}; "
+            "the commands below use that checkpoint"
+        ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, "

@@ -22,8 +22,10 @@ class Tokenizer:
     the byte tokenizer; under the character tokenizer for strings of its characters.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, content: str = "") -> None:
         self._library = library
+        # A loaded file is kept as it is, so that another version of the library changes no hash.
+        self._content = content or library.to_str(pretty=True)
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
         end_of_text_id = library.token_to_id(END_OF_TEXT)
         if end_of_text_id is None:
@@ -43,11 +45,11 @@ class Tokenizer:
             library = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from None
-        return cls(library)
+        return cls(library, content)
 
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
-        return self._library.to_str(pretty=True)
+        return self._content
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``."""

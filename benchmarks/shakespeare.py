@@ -1,0 +1,139 @@
+"""Validation loss on tiny Shakespeare against training time: our recipe, and nanoGPT's if a checkout is given."""
+
+import argparse
+import importlib.util
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import wholegpt as wg
+from wholegpt import runtime
+from wholegpt.api import train
+from wholegpt.console import Console
+from wholegpt.data.corpora import tinyshakespeare
+from wholegpt.presets import configure
+
+MARKS = list(range(30, 181, 30))
+Curve = list[tuple[float, float]]
+"""(training seconds, validation nats per character), ascending."""
+
+
+def ours(recipe: str, seed: int) -> Curve:
+    """The recipe, evaluated every 40 steps on the whole validation text."""
+    changes = {"evaluation": {"every": 40}, "logging": {"sample_tokens": 0}, "runtime": {"seed": seed}}
+    config = configure(changes, wg.recipe(recipe))
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(config=config, out=Path(folder) / "run", console=Console())
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    records = [r for r in map(json.loads, lines) if r["kind"] == "validation"]
+    return [(r["train_seconds"], r["nats_per_token"]) for r in records]
+
+
+def nanogpt(checkout: Path, seed: int) -> Curve:
+    """nanoGPT's own model and optimiser under the settings of its README's CPU command, evaluated every 5 s.
+
+    4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, no dropout, float32, cosine from
+    1e-3 to 1e-4 after 100 steps of warm-up, beta2 0.99, weight decay 0.1, clipping at 1.
+    """
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec and spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    text = next(tinyshakespeare().documents())
+    index = {character: i for i, character in enumerate(sorted(set(text)))}
+    ids = np.array([index[character] for character in text], dtype=np.int64)
+    training, validation = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
+    torch.manual_seed(seed)
+    context, batch, steps, warmup, peak, least = 64, 12, 2000, 100, 1e-3, 1e-4
+    model = module.GPT(
+        module.GPTConfig(
+            block_size=context, vocab_size=65, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False
+        )
+    )
+    optimizer = model.configure_optimizers(0.1, peak, (0.9, 0.99), "cpu")
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        total, count = 0.0, 0
+        for start in range(0, len(validation) - 1, context * 64):
+            chunk = torch.from_numpy(validation[start : start + context * 64 + 1])
+            whole = (len(chunk) - 1) // context * context
+            pieces = [(chunk[:whole].view(-1, context), chunk[1 : whole + 1].view(-1, context))]
+            if whole < len(chunk) - 1:
+                pieces.append((chunk[whole:-1][None], chunk[whole + 1 :][None]))
+            for inputs, targets in pieces:
+                if targets.numel():
+                    _, loss = model(inputs, targets)
+                    total, count = total + loss.item() * targets.numel(), count + targets.numel()
+        assert count == len(validation) - 1
+        return total / count
+
+    curve: Curve = []
+    spent, next_mark = 0.0, 5.0
+    for step in range(steps):
+        started = time.perf_counter()
+        rate = peak * (step + 1) / (warmup + 1)
+        if step >= warmup:
+            share = (step - warmup) / (steps - warmup)
+            rate = least + 0.5 * (1 + math.cos(math.pi * share)) * (peak - least)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        starts = torch.randint(len(training) - context, (batch,)).tolist()
+        windows = torch.from_numpy(np.stack([training[s : s + context + 1] for s in starts]))
+        _, loss = model(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        spent += time.perf_counter() - started
+        if spent >= next_mark or step == steps - 1:
+            curve.append((spent, evaluate()))
+            next_mark = spent + 5.0
+    return curve
+
+
+def at(curve: Curve, seconds: float) -> float:
+    """The last value measured up to ``seconds``; not a number before the first."""
+    return next((loss for spent, loss in reversed(curve) if spent <= seconds), math.nan)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--recipe", default="shakespeare-3min")
+    parser.add_argument("--repeats", type=int, default=1)
+    arguments = parser.parse_args()
+    curves: dict[str, list[Curve]] = {"wholegpt": []}
+    for seed in range(1, arguments.repeats + 1):
+        if arguments.nanogpt:
+            curves.setdefault("nanoGPT", []).append(nanogpt(arguments.nanogpt, seed))
+        curves["wholegpt"].append(ours(arguments.recipe, seed))
+    machine = runtime.machine()
+    print(f"\n{machine['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}; ", end="")
+    print(f"median (min to max) of {arguments.repeats}; nats per character\n")
+    sides = sorted(curves)
+    print("| training seconds | " + " | ".join(sides) + " |")
+    print("| ---: |" + " ---: |" * len(sides))
+    for mark in MARKS:
+        cells = []
+        for side in sides:
+            values = [at(curve, mark) for curve in curves[side]]
+            cells.append(f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        print(f"| {mark} | " + " | ".join(cells) + " |")
+    for side in sides:
+        ends = ", ".join(f"{curve[-1][1]:.4f} after {curve[-1][0]:.1f} s" for curve in curves[side])
+        print(f"\nlast of {side}: {ends}", end="")
+    print()
+
+
+if __name__ == "__main__":
+    main()

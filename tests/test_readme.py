@@ -1,0 +1,50 @@
+"""What the README shows is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import text_of
+from wholegpt.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.startswith("wholegpt ")
+]
+FEW_STEPS = ["--training.steps", "3", "--model.context-length", "32", "--quiet"]
+
+
+@pytest.fixture
+def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(text_of(20_000))
+    (tmp_path / "other.txt").write_text(text_of(2_000, seed=1))
+
+
+def test_the_commands(in_a_new_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """In their order; a training run is cut to three steps."""
+    assert len(COMMANDS) >= 6
+    for command in COMMANDS:
+        arguments = shlex.split(command)[1:]
+        assert main(arguments + (FEW_STEPS if arguments[0] == "train" else [])) == 0, command
+    assert Path("runs/mine/report.html").exists()
+    assert "parameters_without" not in capsys.readouterr().err
+
+
+def test_the_python_block(in_a_new_folder: None) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    logits = names["logits"]
+    assert logits.shape[:2] == (1, 3)  # type: ignore[attr-defined]
+
+
+def test_links_lead_somewhere() -> None:
+    root = Path(__file__).parents[1]
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert targets and all((root / target).exists() for target in targets)
