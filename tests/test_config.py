@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from wholegpt.checks import check, check_generation, complete_model
 from wholegpt.config import (
     Config,
     FeedForward,
     GenerationConfig,
     ModelConfig,
     TrainingConfig,
-    check,
-    check_generation,
-    complete_model,
     from_mapping,
     to_mapping,
     to_yaml,

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "wholegpt"
 # Lowest first. A folder is one place: neighbours on a level may not import each other.
 # Single files of a level may use those written above them.
 LEVELS: list[list[str]] = [
-    ["errors", "config", "presets", "files", "console", "runtime", "protocols"],
+    ["errors", "config", "checks", "presets", "files", "console", "runtime", "protocols"],
     ["tokenizers", "model", "losses", "metrics"],
     ["data"],
     ["checkpoint"],

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from wholegpt import config as configuration
 from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
-from wholegpt.config import Config, Execution, GenerationConfig, complete_model
+from wholegpt.checks import check, complete_model
+from wholegpt.config import Config, Execution, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare
 from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
@@ -127,7 +129,7 @@ def resume(
 
 def resolve(config: Config, data: PreparedData) -> Config:
     """``config`` with everything decided that depends on the corpus and on this machine."""
-    configuration.check(config)
+    check(config)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     if vocab_size != data.tokenizer.vocab_size:
         raise ConfigError(
@@ -153,7 +155,7 @@ def resolve(config: Config, data: PreparedData) -> Config:
 
 def start_run(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
     """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
-    configuration.check(config)
+    check(config)
     runtime.decide(config)
     prepared = len(config.data.source) == 1 and PreparedData.exists(Path(config.data.source[0]))
     corpus = None if prepared else open_corpus(config.data)
@@ -292,7 +294,7 @@ def _recorded_config(path: Path) -> Config:
     if not (path / "config.yaml").exists():
         raise RunError(f"{path}: not a run (it has no config.yaml)")
     config = presets.recipe(str(path / "config.yaml"))
-    configuration.check(config)
+    check(config)
     return config
 
 
@@ -313,7 +315,7 @@ def _lineage(config: Config, data: PreparedData) -> dict[str, Any]:
         "parents": [],
         "seed": config.runtime.seed,
         "versions": {
-            "wholegpt": _version(),
+            "wholegpt": version("wholegpt"),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "tokenizers": tokenizers.__version__,
@@ -322,12 +324,6 @@ def _lineage(config: Config, data: PreparedData) -> dict[str, Any]:
         "machine": runtime.machine(),
         "command": ["wholegpt", *sys.argv[1:]],
     }
-
-
-def _version() -> str:
-    from wholegpt import __version__
-
-    return __version__
 
 
 def _free_name(wanted: Path) -> Path:

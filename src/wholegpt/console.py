@@ -35,6 +35,18 @@ class Console:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        """Says what goes on while its length is not known: a spinner on a terminal, a line elsewhere."""
+        if self.quiet or not sys.stderr.isatty():
+            self.note(description)
+            yield
+            return
+        from rich.console import Console as RichConsole
+
+        with RichConsole(stderr=True).status(description):
+            yield
+
+    @contextlib.contextmanager
     def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
         """A bar with the time left on a terminal, a line every ten seconds elsewhere."""
         if self.quiet:

@@ -9,26 +9,62 @@ from typing import Any
 import safetensors.torch
 
 CALLS: list[tuple[Any, str]] = [
-    (pathlib.Path, "open"),
+    (pathlib.Path, "exists"),
+    (pathlib.Path, "glob"),
+    (pathlib.Path, "is_dir"),
     (pathlib.Path, "mkdir"),
+    (pathlib.Path, "open"),
     (pathlib.Path, "rename"),
     (pathlib.Path, "replace"),
     (pathlib.Path, "unlink"),
-    (pathlib.Path, "glob"),
+    (os, "close"),
     (os, "fsync"),
     (os, "open"),
+    (os, "walk"),
     (shutil, "rmtree"),
     (safetensors.torch, "save_file"),
 ]
 
+Hook = Callable[[str], None]
 
-def patch_file_system(monkeypatch: Any, before: Callable[[str], None]) -> None:
+
+class WatchedFile:
+    """An open file whose writes call the hook; a write that fails has written half."""
+
+    def __init__(self, file: Any, before: Hook) -> None:
+        self._file, self._before = file, before
+
+    def __enter__(self) -> "WatchedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, content: Any) -> int:
+        try:
+            self._before("write")
+        except BaseException:
+            self._file.write(content[: len(content) // 2])
+            raise
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._before("flush")
+        self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def patch_file_system(monkeypatch: Any, before: Hook) -> None:
     """Call ``before`` with the name of each call, just before it is made."""
     for owner, name in CALLS:
         original = getattr(owner, name)
 
         def hooked(*arguments: Any, _original: Any = original, _name: str = name, **options: Any) -> Any:
             before(_name)
-            return _original(*arguments, **options)
+            result = _original(*arguments, **options)
+            writing = _name == "open" and hasattr(result, "writable") and result.writable()
+            return WatchedFile(result, before) if writing else result
 
         monkeypatch.setattr(owner, name, hooked)

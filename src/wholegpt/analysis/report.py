@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholegpt import presets
-from wholegpt.config import complete_model
+from wholegpt.checks import complete_model
 from wholegpt.files import read_json, write_text_atomic
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import flops_per_token

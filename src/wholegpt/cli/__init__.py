@@ -8,12 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import cyclopts
 
-from wholegpt import __version__
 from wholegpt.cli import data, tokenizer, training, use
-from wholegpt.cli.options import ChosenSettings
+from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
@@ -24,7 +24,7 @@ def make_app() -> cyclopts.App:
     app = cyclopts.App(
         name="wholegpt",
         help="Text in, a GPT of your own out: train, generate, evaluate.",
-        version=__version__,
+        version=lambda: version("wholegpt"),
         config=[ChosenSettings.remember],
         help_format="plaintext",
     )
@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader went away, as `head` does; Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _complain(
+            tokens, error, USER_ERROR, f"{error.filename or 'the disk'}: {error.strerror or error}"
+        )
     except Exception as error:  # the last resort of the program
         return _complain(
             tokens,
@@ -65,5 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(tokens: list[str], error: BaseException, code: int, message: str = "") -> int:
     if "--debug" in tokens:
         traceback.print_exception(error)
-    print(f"wholegpt: {message or ' '.join(str(error).split())}", file=sys.stderr)
+    line = message or " ".join(str(error).split())
+    print(f"wholegpt: {line.replace('`wholegpt ', f'`{program_name()} ')}", file=sys.stderr)
     return code

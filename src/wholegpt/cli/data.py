@@ -6,8 +6,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from wholegpt import presets
+from wholegpt.checks import check
 from wholegpt.cli.options import ChosenSettings, Common, CommonOptions, section, table
-from wholegpt.config import Config, DataConfig, TokenizerConfig, check
+from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.errors import RunError
 
 app = App(name="data", help="Look at corpora and turn text into token shards.", sort_key=6)

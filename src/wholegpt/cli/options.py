@@ -1,8 +1,11 @@
 """What all commands share: common options, output, and which settings were given on the command line."""
 
 import json as json_module
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from cyclopts import App, Parameter
@@ -110,3 +113,9 @@ def score_table(score: dict[str, Any]) -> str:
             ),
         ]
     )
+
+
+def program_name() -> str:
+    """How the user can call this program: ``wholegpt``, or its path where that is not on the search path."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "wholegpt" and not shutil.which("wholegpt") else "wholegpt"

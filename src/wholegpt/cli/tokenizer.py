@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from wholegpt.checks import check
 from wholegpt.cli.options import Common, CommonOptions, table
-from wholegpt.config import Config, DataConfig, TokenizerConfig, TokenizerKind, check
+from wholegpt.config import Config, DataConfig, TokenizerConfig, TokenizerKind
 from wholegpt.errors import RunError, TokenizerError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def train(
     corpus = open_corpus(DataConfig(source=source, encoding=encoding))
     config = TokenizerConfig(kind, vocab_size)
     check(Config(tokenizer=config))
-    common.console.note(f"reading {corpus.name}")
-    made = make_tokenizer(config, corpus)
+    with common.console.working(f"learning a vocabulary from {corpus.name}"):
+        made = make_tokenizer(config, corpus)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
     result = {"tokenizer": out, "vocab_size": made.vocab_size, "sha256": made.sha256}

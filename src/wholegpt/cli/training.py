@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.cli.options import ChosenSettings, Common, CommonOptions, Settings, score_table, section
-from wholegpt.config import Config, check, to_yaml
+from wholegpt.checks import check
+from wholegpt.cli.options import (
+    ChosenSettings,
+    Common,
+    CommonOptions,
+    Settings,
+    program_name,
+    score_table,
+    section,
+)
+from wholegpt.config import Config, to_yaml
 from wholegpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,8 +124,8 @@ def _show(run: "Run", common: Common) -> None:
     best = result["best"]
     if best and best["step"] != result["steps"]:
         lines += [
-            f"best while training: {best['nats_per_token']:.4f} at step {best['step']:,}; "
-            "the commands below use that checkpoint"
+            f"best while training: {best['nats_per_token']:.4f} on {best['tokens']:,} tokens, "
+            f"at step {best['step']:,}; the commands below use that checkpoint"
         ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
@@ -124,13 +133,14 @@ def _show(run: "Run", common: Common) -> None:
         f"{result['other_seconds']:.1f} s of evaluation, samples and saving",
         "",
     ]
+    program = program_name()
     lines += ["Next:"]
     if result["steps"] < result["planned_steps"]:
-        lines += [f"  wholegpt train --resume {run.path}        # go on to the last step"]
+        lines += [f"  {program} train --resume {run.path}    # go on to the last step"]
     lines += [
-        f'  wholegpt generate {run.path} "Once"       # let it write',
-        f"  wholegpt evaluate {run.path} YOUR.txt     # how well it knows another text",
-        "  wholegpt train YOUR.txt                # a model of your own text",
+        f'  {program} generate {run.path} "The"    # let it write',
+        f"  {program} evaluate {run.path} YOUR.txt    # how well it knows another text",
+        f"  {program} train YOUR.txt    # a model of your own text",
         f"Report: {run.path / 'report.html'}",
     ]
     common.show(result, "\n".join(lines))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from wholegpt import presets
+from wholegpt.checks import complete_model
 from wholegpt.cli.options import Common, CommonOptions, score_table, table
-from wholegpt.config import Dtype, GenerationConfig, ModelConfig, TokenizerConfig, complete_model, to_mapping
+from wholegpt.config import Dtype, GenerationConfig, ModelConfig, TokenizerConfig, to_mapping
 
 
 def generate(

@@ -1,6 +1,7 @@
 """A corpus is a name or a path: what can be read as documents, and what it says of itself."""
 
 import ast
+import functools
 import hashlib
 import inspect
 import os
@@ -82,6 +83,13 @@ def python_docs() -> Corpus:
 
     Exact duplicates are left out. The text depends on the Python version, which is recorded.
     """
+    return Corpus(
+        "python-docs", lambda: iter(_python_docs()), Split.fraction, {"python": platform.python_version()}
+    )
+
+
+@functools.cache
+def _python_docs() -> list[str]:
     from pydoc_data import topics
 
     seen: dict[str, None] = {}
@@ -90,10 +98,7 @@ def python_docs() -> Corpus:
     for path in standard_library_files():
         for docstring in _docstrings(path):
             seen[docstring.strip() + "\n"] = None
-    documents = [text for text in seen if text.strip()]
-    return Corpus(
-        "python-docs", lambda: iter(documents), Split.fraction, {"python": platform.python_version()}
-    )
+    return [text for text in seen if text.strip()]
 
 
 def python_stdlib() -> Corpus:

@@ -115,12 +115,13 @@ def prepare(
     Documents of a side are joined with end-of-text between them. Raises ``DataError`` for a corpus
     that is empty or cannot be read, ``TokenizerError`` for text the tokenizer cannot express.
     """
-    console.note(f"reading {corpus.name}")
-    plan = plan_split(corpus, data)
+    with console.working(f"reading {corpus.name}"):
+        plan = plan_split(corpus, data)
     console.note(f"{plan.characters:,} characters in {plan.documents:,} documents; {plan.description}")
     if corpus.report.skipped:
         console.note(f"{corpus.report}")
-    chosen = make_tokenizer(tokenizer, corpus, plan)
+    with console.working("learning the vocabulary"):
+        chosen = make_tokenizer(tokenizer, corpus, plan)
     console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
     dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
 

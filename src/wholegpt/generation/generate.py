@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from wholegpt.config import GenerationConfig, check_generation
+from wholegpt.checks import check_generation
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.generation.sampling import choose_token
 from wholegpt.protocols import CausalLanguageModel

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from wholegpt.checks import complete_model
 from wholegpt.config import (
     Bias,
     Embeddings,
@@ -11,7 +12,6 @@ from wholegpt.config import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
-    complete_model,
 )
 
 FLOAT32_BYTES = 4

@@ -10,15 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wholegpt.config import (
-    AttentionKernel,
-    Embeddings,
-    ModelConfig,
-    NormPlacement,
-    Positions,
-    Recompute,
-    complete_model,
-)
+from wholegpt.checks import complete_model
+from wholegpt.config import AttentionKernel, Embeddings, ModelConfig, NormPlacement, Positions, Recompute
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.block import Block

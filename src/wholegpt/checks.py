@@ -1,0 +1,112 @@
+"""Every check of the settings, each with an error that names the field, and what follows from them."""
+
+import dataclasses
+import math
+
+from wholegpt.config import Config, FeedForward, GenerationConfig, ModelConfig, Positions
+from wholegpt.errors import ConfigError
+
+
+def complete_model(model: ModelConfig) -> ModelConfig:
+    """``model`` with its zeros replaced by what they stand for, checked. Raises where ``vocab_size`` is unknown."""
+    check_model(model)
+    if model.vocab_size == 0:
+        raise ConfigError("model.vocab_size is 0; set it, or let the tokenizer set it by training from text")
+    d_ff = 4 * model.d_model
+    if model.feed_forward is FeedForward.swiglu:
+        d_ff = -(-8 * model.d_model // (3 * 64)) * 64
+    return dataclasses.replace(
+        model,
+        n_kv_heads=model.n_kv_heads or model.n_heads,
+        d_head=model.d_head or model.d_model // model.n_heads,
+        d_ff=model.d_ff or d_ff,
+    )
+
+
+def check(config: Config) -> None:
+    """Raise ``ConfigError``, naming the field, where settings make no sense by themselves or together."""
+    check_model(config.model)
+    data, training, optimizer = config.data, config.training, config.optimizer
+    schedule, evaluation, logging = config.schedule, config.evaluation, config.logging
+    _require(
+        "data.validation_fraction",
+        data.validation_fraction,
+        0 < data.validation_fraction < 1,
+        "above 0 and below 1",
+    )
+    _at_least("tokenizer.vocab_size", config.tokenizer.vocab_size, 257)
+    _at_least("training.steps", training.steps, 0)
+    _at_least("training.epochs", training.epochs, 0)
+    if (training.steps == 0) == (training.epochs == 0):
+        raise ConfigError(
+            f"training.steps is {training.steps} and training.epochs is {training.epochs:g}; "
+            "set exactly one of them and leave the other 0"
+        )
+    _at_least("training.batch_size", training.batch_size, 1)
+    _at_least("training.micro_batch_size", training.micro_batch_size, 0)
+    _at_least("training.gradient_clip", training.gradient_clip, 0)
+    _require("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
+    for name in ("beta1", "beta2"):
+        value = getattr(optimizer, name)
+        _require(f"optimizer.{name}", value, 0 <= value < 1, "at least 0 and below 1")
+    _require("optimizer.epsilon", optimizer.epsilon, optimizer.epsilon > 0, "above 0")
+    _at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
+    _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    for name in ("final_fraction", "decay_fraction"):
+        value = getattr(schedule, name)
+        _require(f"schedule.{name}", value, 0 <= value <= 1, "from 0 to 1")
+    for name in ("every", "tokens", "patience"):
+        _at_least(f"evaluation.{name}", getattr(evaluation, name), 0)
+    _at_least("runtime.threads", config.runtime.threads, 0)
+    _at_least("runtime.seed", config.runtime.seed, 0)
+    _at_least("checkpointing.every", config.checkpointing.every, 0)
+    _at_least("checkpointing.keep", config.checkpointing.keep, 1)
+    _at_least("logging.every", logging.every, 1)
+    _at_least("logging.sample_every", logging.sample_every, 0)
+    _at_least("logging.sample_tokens", logging.sample_tokens, 0)
+
+
+def check_generation(generation: GenerationConfig) -> None:
+    """``check`` for the settings of generation."""
+    _at_least("max_tokens", generation.max_tokens, 0)
+    _require("temperature", generation.temperature, 0 <= generation.temperature < math.inf, "of 0 or more")
+    _at_least("top_k", generation.top_k, 0)
+    _require("top_p", generation.top_p, 0 < generation.top_p <= 1, "above 0 and at most 1")
+    _at_least("seed", generation.seed, 0)
+    if "" in generation.stop:
+        raise ConfigError("stop holds an empty text, which would end every completion at once; leave it out")
+
+
+def check_model(model: ModelConfig) -> None:
+    """The checks of ``check`` that concern the architecture."""
+    for name in ("context_length", "n_layers", "d_model", "n_heads"):
+        _at_least(f"model.{name}", getattr(model, name), 1)
+    for name in ("vocab_size", "n_kv_heads", "d_head", "d_ff"):
+        _at_least(f"model.{name}", getattr(model, name), 0)
+    _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1")
+    _require("model.norm_epsilon", model.norm_epsilon, model.norm_epsilon > 0, "above 0")
+    _require("model.rotary_base", model.rotary_base, model.rotary_base > 1, "above 1")
+    if model.d_head == 0 and model.d_model % model.n_heads:
+        raise ConfigError(
+            f"model.d_model is {model.d_model}, which model.n_heads = {model.n_heads} does not divide; "
+            f"try d_model {model.d_model // model.n_heads * model.n_heads or model.n_heads}"
+        )
+    kv_heads = model.n_kv_heads or model.n_heads
+    if model.n_heads % kv_heads:
+        raise ConfigError(
+            f"model.n_kv_heads is {kv_heads}, which does not divide model.n_heads = {model.n_heads}"
+        )
+    d_head = model.d_head or model.d_model // model.n_heads
+    if model.positions is Positions.rotary and d_head % 2:
+        raise ConfigError(
+            f"model.d_head is {d_head}; rotary positions turn pairs of numbers, so it must be even"
+        )
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    _require(name, value, value >= least, f"at least {least}")
+
+
+def _require(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value}; expected a value {expected}")
