@@ -17,7 +17,7 @@ from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.checks import check, complete_model
-from wholegpt.config import Config, Execution, GenerationConfig
+from wholegpt.config import Config, Determinism, Execution, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare
 from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
@@ -117,18 +117,18 @@ def resume(
         )
     if problems:
         console.warn(f"going on with different numerics: {'; '.join(problems)}")
-        automatic = dataclasses.replace(
-            config, precision=configuration.PrecisionConfig(execution=config.precision.execution)
-        )
-        fresh = dataclasses.replace(config.runtime, device="automatic", threads=0)
-        config = runtime.decide(dataclasses.replace(automatic, runtime=fresh))
+        config = runtime.decide(runtime.without_unavailable(config))
         write_text_atomic(path / "config.yaml", configuration.to_yaml(config))
         write_json_atomic(path / "lineage.json", {**read_lineage(path), "machine": runtime.machine()})
     return continue_run(path, max_seconds=max_seconds, console=console)
 
 
 def resolve(config: Config, data: PreparedData) -> Config:
-    """``config`` with everything decided that depends on the corpus and on this machine."""
+    """``config`` with everything decided that depends on the corpus and on this machine.
+
+    Raises ``ConfigError`` or ``DataError`` where the two do not fit together: another vocabulary, fewer
+    tokens than a window, nothing held out, a sample prompt that cannot be encoded.
+    """
     check(config)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
     if vocab_size != data.tokenizer.vocab_size:
@@ -137,11 +137,15 @@ def resolve(config: Config, data: PreparedData) -> Config:
             "set it to 0 to take the tokenizer's"
         )
     model = complete_model(dataclasses.replace(config.model, vocab_size=vocab_size))
-    steps = config.training.steps
-    if steps == 0:
-        loader = WindowLoader(data.train, model.context_length, config.training.batch_size, seed=0)
-        windows = config.training.epochs * loader.windows_per_epoch
-        steps = max(1, round(windows / config.training.batch_size))
+    loader = WindowLoader(data.train, model.context_length, config.training.batch_size, seed=0)
+    if len(data.validation) < 2:
+        raise DataError(
+            f"{data.manifest.corpus}: the held-out part has {len(data.validation)} token(s), "
+            "too few to measure on; give more text"
+        )
+    data.tokenizer.encode(config.logging.sample_prompt)
+    windows = config.training.epochs * loader.windows_per_epoch
+    steps = config.training.steps or max(1, round(windows / config.training.batch_size))
     training = dataclasses.replace(
         config.training,
         steps=steps,
@@ -157,9 +161,14 @@ def start_run(config: Config, out: Path | None, overwrite: bool, console: Consol
     """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
     check(config)
     runtime.decide(config)
-    prepared = len(config.data.source) == 1 and PreparedData.exists(Path(config.data.source[0]))
-    corpus = None if prepared else open_corpus(config.data)
-    name = corpus.name if corpus else Path(config.data.source[0]).resolve().name
+    prepared, corpus = _prepared_source(config), None
+    if prepared is None:
+        corpus = open_corpus(config.data)
+    else:
+        # Absolute, so that the run can be resumed from any folder.
+        source = (str(prepared.resolve()),)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    name = corpus.name if corpus else Path(config.data.source[0]).name
     folder = out or _free_name(RUNS / name)
     if (folder / "config.yaml").exists() and not overwrite:
         raise RunError(
@@ -174,17 +183,11 @@ def start_run(config: Config, out: Path | None, overwrite: bool, console: Consol
         raise RunError(f"{folder}: exists and is not a run; name another --out")
 
     def fill(target: Path) -> None:
-        if corpus is None:
-            data = PreparedData.open(Path(config.data.source[0]))
-        else:
+        if corpus:
             data = prepare(corpus, config.data, config.tokenizer, target / "data", console)
+        else:
+            data = PreparedData.open(Path(config.data.source[0]))
         resolved = resolve(config, data)
-        WindowLoader(data.train, resolved.model.context_length, resolved.training.batch_size, seed=0)
-        if len(data.validation) < 2:
-            raise DataError(
-                f"{name}: the held-out part has {len(data.validation)} token(s), too few to measure on; give more text"
-            )
-        data.tokenizer.encode(resolved.logging.sample_prompt)
         data.tokenizer.save(target / "tokenizer.json")
         write_json_atomic(target / "lineage.json", _lineage(resolved, data))
         write_text_atomic(target / "config.yaml", configuration.to_yaml(resolved))
@@ -192,6 +195,12 @@ def start_run(config: Config, out: Path | None, overwrite: bool, console: Consol
     # Whole or not at all: a source that turns out to be bad costs no run that was there before.
     write_folder_atomic(folder, fill)
     return folder
+
+
+def _prepared_source(config: Config) -> Path | None:
+    """The folder of prepared data that the config names as its only source, if it does."""
+    folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
+    return folder if folder and PreparedData.exists(folder) else None
 
 
 def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> Run:
@@ -234,7 +243,7 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
         steps: list[Callback] = [
             callbacks.LogMetrics(log, config),
             callbacks.Validate(lambda: evaluate(config.evaluation.tokens).to_json(), log, config),
-            callbacks.Sample(write_sample, log, config),
+            callbacks.Sample(write_sample, log, config, console),
             *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
             signals,
             callbacks.SaveCheckpoints(save, config),
@@ -345,5 +354,10 @@ def _say_plan(path: Path, config: Config, data: PreparedData, state: TrainingSta
         f"({tokens / max(manifest.train.tokens, 1):.1f} passes); {config.precision.dtype} on "
         f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
     )
+    if config.runtime.determinism is Determinism.strict:
+        console.note(
+            "strict determinism: operations that do not repeat bit for bit are refused; on a GPU the steps "
+            "are slower, without cuDNN's search for the fastest kernel, and cuBLAS holds 32 MiB a stream"
+        )
     if state.step:
         console.note(f"going on after step {state.step:,}")

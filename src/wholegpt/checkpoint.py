@@ -18,7 +18,14 @@ from torch import Tensor
 
 from wholegpt.config import AttentionKernel, ModelConfig, Recompute, from_mapping, to_mapping
 from wholegpt.errors import CheckpointError, ConfigError
-from wholegpt.files import read_json, remove_folder, sha256_file, write_folder_atomic, write_json_atomic
+from wholegpt.files import (
+    TEMPORARY_PREFIX,
+    read_json,
+    remove_folder,
+    sha256_file,
+    write_folder_atomic,
+    write_json_atomic,
+)
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer
 
@@ -152,7 +159,7 @@ class CheckpointStore:
     def save(
         self, model: Transformer, tokenizer: Tokenizer, training: TrainingFiles, step: int, best: int | None
     ) -> None:
-        """Write the checkpoint of ``step``, record which is best, and delete the old ones."""
+        """Write the checkpoint of ``step``, record which is best, and delete old and unfinished ones."""
         save_checkpoint(self.path(step), model, tokenizer, training)
         try:
             self.record(step, best)
@@ -160,6 +167,8 @@ class CheckpointStore:
             for old in self.steps():
                 if old not in kept:
                     remove_folder(self.path(old))
+            for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+                remove_folder(unfinished)
         except OSError as error:
             raise _disk_error(self.folder, error) from None
 

@@ -9,9 +9,14 @@ from wholegpt.errors import ConfigError
 
 def complete_model(model: ModelConfig) -> ModelConfig:
     """``model`` with its zeros replaced by what they stand for, checked. Raises where ``vocab_size`` is unknown."""
-    check_model(model)
     if model.vocab_size == 0:
         raise ConfigError("model.vocab_size is 0; set it, or let the tokenizer set it by training from text")
+    return derive_sizes(model)
+
+
+def derive_sizes(model: ModelConfig) -> ModelConfig:
+    """``model`` checked, with every zero but that of ``vocab_size`` replaced by what it stands for."""
+    check_model(model)
     d_ff = 4 * model.d_model
     if model.feed_forward is FeedForward.swiglu:
         d_ff = -(-8 * model.d_model // (3 * 64)) * 64

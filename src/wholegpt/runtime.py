@@ -118,12 +118,26 @@ def check_available(config: Config, recorded_machine: dict[str, str | int]) -> l
             f"it ran on {config.runtime.threads} threads; this machine has {os.cpu_count()} cores"
         )
     here = machine()
+    names = ("processor", "torch", *(("accelerator",) if device.type == "cuda" else ()))
     problems += [
         f"it ran with {name} {recorded_machine[name]}; here it is {here[name]}"
-        for name in ("processor", "accelerator", "torch")
+        for name in names
         if name in recorded_machine and recorded_machine[name] != here[name]
     ]
     return problems
+
+
+def without_unavailable(config: Config) -> Config:
+    """``config`` with what this machine lacks made automatic again, and everything else kept."""
+    runtime, precision = config.runtime, config.precision
+    if not device_available(torch.device(runtime.device)):
+        runtime = dataclasses.replace(runtime, device="automatic")
+        precision = dataclasses.replace(precision, attention=AttentionKernel.automatic)
+    if precision.dtype is Dtype.bfloat16 and not has_bfloat16(choose_device(runtime.device)):
+        precision = dataclasses.replace(precision, dtype=Dtype.automatic)
+    if runtime.threads > (os.cpu_count() or 1):
+        runtime = dataclasses.replace(runtime, threads=0)
+    return dataclasses.replace(config, runtime=runtime, precision=precision)
 
 
 def apply(runtime: RuntimeConfig) -> torch.device:

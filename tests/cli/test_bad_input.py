@@ -299,6 +299,10 @@ def test_values_out_of_range(fails: Fails, trained_run: Path, text_file: Path) -
     )
 
 
+def test_folders_that_cannot_be_made(fails: Fails, text_file: Path) -> None:
+    assert "Not a directory" in fails("train", text_file, "--out", text_file / "run", *TINY)
+
+
 def test_our_own_mistakes_exit_with_one(
     fails: Fails, trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

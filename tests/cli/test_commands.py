@@ -60,6 +60,7 @@ def test_settings_override_the_recipe_and_nothing_else(capsys: pytest.CaptureFix
     assert config["training"]["steps"] == recipe.training.steps
     assert config["optimizer"]["learning_rate"] == recipe.optimizer.learning_rate
     assert config["precision"]["dtype"] in ("float32", "bfloat16")
+    assert config["model"]["d_head"] == 64 and config["model"]["vocab_size"] == 0
 
 
 def test_a_default_given_by_hand_overrides_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,8 +182,12 @@ def test_what_cannot_be_repeated_here_is_said(text_file: Path, monkeypatch: pyte
     problems = runtime.check_available(config, {**runtime.machine(), "torch": "0.1"})
     assert len(problems) == 3
     assert "bfloat16" in problems[0] and "10000 threads" in problems[1] and "torch 0.1" in problems[2]
-    config = tiny_config(text_file, runtime={"device": "cuda:77"})
+    kept = runtime.without_unavailable(config)
+    assert (kept.precision.dtype, kept.runtime.threads, kept.runtime.device) == (Dtype.automatic, 0, "cpu")
+    config = tiny_config(text_file, runtime={"device": "cuda:77"}, precision={"dtype": "float32"})
     assert "cuda:77, which is not here" in runtime.check_available(config, {})[0]
+    kept = runtime.without_unavailable(config)
+    assert (kept.precision.dtype, kept.runtime.device) == (Dtype.float32, "automatic")
 
 
 def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
@@ -227,11 +231,14 @@ def test_seed_changes_the_weights(text_file: Path, trained_run: Path, tmp_path: 
     assert weights(run.path, 12) != weights(trained_run, 12)
 
 
-def test_strict_determinism_trains(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_determinism_trains_and_says_what_it_costs(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     try:
         config = tiny_config(text_file, runtime={"determinism": "strict"})
-        api.train(config=config, out=tmp_path / "run", console=QUIET)
+        api.train(config=config, out=tmp_path / "run", console=Console())
+        assert "on a GPU the steps are slower" in capsys.readouterr().err
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
@@ -257,6 +264,8 @@ def test_interruption_between_steps(text_file: Path, tmp_path: Path, monkeypatch
         return original(self)
 
     class Press:
+        is_training = True
+
         def __init__(self, log: object, config: object) -> None: ...
 
         def after_step(self, state: TrainingState, metrics: object) -> None:
@@ -287,3 +296,27 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "go on with `wholegpt train --resume" in errors.splitlines()[-1]
     assert CheckpointStore(tmp_path / "run").last_good()[0] is not None
+
+
+def test_only_evaluation_samples_and_saving_are_taken_off_the_training_time(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 steps; a second in every one of the two evaluations, a tenth of one in each logged line."""
+    evaluate, append = callbacks.Validate.run, callbacks.MetricsLog.append
+
+    def slow_evaluation(self: callbacks.Validate, state: TrainingState) -> None:
+        time.sleep(1)
+        evaluate(self, state)
+
+    def slow_line(self: callbacks.MetricsLog, kind: str, step: int, values: dict[str, Any]) -> None:
+        time.sleep(0.1 * (kind == "train"))
+        append(self, kind, step, values)
+
+    monkeypatch.setattr(callbacks.Validate, "run", slow_evaluation)
+    monkeypatch.setattr(callbacks.MetricsLog, "append", slow_line)
+    started = time.perf_counter()
+    run = api.train(config=tiny_config(text_file), out=tmp_path / "run", console=QUIET)
+    whole = time.perf_counter() - started
+    assert run.state.other_seconds > 2
+    assert run.state.train_seconds > 1.2
+    assert run.state.train_seconds + run.state.other_seconds < whole

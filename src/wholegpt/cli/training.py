@@ -1,12 +1,13 @@
 """``wholegpt train``: text in, a trained model out."""
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.checks import check
+from wholegpt.checks import check, derive_sizes
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -83,6 +84,7 @@ def train(
     if print_config:
         from wholegpt import runtime
 
+        chosen = dataclasses.replace(chosen, model=derive_sizes(chosen.model))
         sys.stdout.write(to_yaml(runtime.decide(chosen)))
         return
     from wholegpt import api

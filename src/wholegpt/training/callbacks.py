@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from wholegpt.config import Config
-from wholegpt.console import Progress
+from wholegpt.console import Console, Progress
 from wholegpt.files import write_text_atomic
 from wholegpt.training.loop import StepMetrics
 from wholegpt.training.state import Best, TrainingState
@@ -53,6 +53,8 @@ class MetricsLog:
 class LogMetrics:
     """Writes the step's figures down each ``logging.every`` steps."""
 
+    is_training = True
+
     def __init__(self, log: MetricsLog, config: Config) -> None:
         self.log, self.config = log, config
 
@@ -75,6 +77,8 @@ class LogMetrics:
 
 class Validate:
     """Measures the held-out loss, keeps the best, and stops when it has not improved for long enough."""
+
+    is_training = False
 
     def __init__(self, evaluate: Callable[[], dict[str, Any]], log: MetricsLog, config: Config) -> None:
         self.evaluate, self.log, self.config = evaluate, log, config
@@ -102,18 +106,25 @@ class Validate:
 class Sample:
     """Lets the model write, so that one can see what it has learned."""
 
-    def __init__(self, write: Callable[[], str], log: MetricsLog, config: Config) -> None:
-        self.write, self.log, self.config = write, log, config
+    is_training = False
+
+    def __init__(self, write: Callable[[], str], log: MetricsLog, config: Config, console: Console) -> None:
+        self.write, self.log, self.config, self.console = write, log, config, console
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """A sample, where it is due."""
+        """A sample, where it is due; the last one is left to whoever shows the result."""
         every, tokens = self.config.logging.sample_every, self.config.logging.sample_tokens
         if tokens and due(state.step, every, self.config.training.steps):
-            self.log.append("sample", state.step, {"text": self.write()})
+            text = self.write()
+            self.log.append("sample", state.step, {"text": text})
+            if state.step < self.config.training.steps:
+                self.console.note(f"sample after step {state.step:,}:\n{text}\n")
 
 
 class SaveCheckpoints:
     """Saves when due, at each new best, and when the run stops."""
+
+    is_training = False
 
     def __init__(self, save: Callable[[TrainingState], None], config: Config) -> None:
         self.save, self.config = save, config
@@ -129,6 +140,8 @@ class SaveCheckpoints:
 class TimeLimit:
     """Stops early, resumably, when the wall clock since its creation passes ``seconds``."""
 
+    is_training = True
+
     REASON = "the time given by --max-seconds is over"
 
     def __init__(self, seconds: float) -> None:
@@ -142,6 +155,8 @@ class TimeLimit:
 
 class StopOnSignal:
     """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once."""
+
+    is_training = True
 
     REASON = "interrupted"
 
@@ -175,6 +190,8 @@ class StopOnSignal:
 
 class ShowProgress:
     """Moves the progress bar."""
+
+    is_training = True
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

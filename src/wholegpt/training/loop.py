@@ -43,7 +43,10 @@ class StepMetrics:
 
 @runtime_checkable
 class Callback(Protocol):
-    """Something done between optimiser steps; its time is not training time."""
+    """Something done between optimiser steps."""
+
+    is_training: bool
+    """Whether its time counts as training time; that of evaluation, samples and saving does not."""
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Called after every step. Setting ``state.stop_reason`` ends the run after this step."""
@@ -66,14 +69,20 @@ def train(
     """
     while state.step < config.training.steps and not state.stop_reason:
         model.train()
+        started = time.perf_counter()
         metrics = train_step(model, optimizer, objective, batches, config, state.step)
-        ended = time.perf_counter()
         state.step += 1
         state.tokens += metrics.tokens
-        state.train_seconds += metrics.seconds
         for callback in callbacks:
+            if callback.is_training:
+                callback.after_step(state, metrics)
+                continue
+            paused = time.perf_counter()
+            state.train_seconds += paused - started
             callback.after_step(state, metrics)
-        state.other_seconds += time.perf_counter() - ended
+            started = time.perf_counter()
+            state.other_seconds += started - paused
+        state.train_seconds += time.perf_counter() - started
 
 
 def train_step(
