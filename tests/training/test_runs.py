@@ -320,3 +320,18 @@ def test_only_evaluation_samples_and_saving_are_taken_off_the_training_time(
     assert run.state.other_seconds > 2
     assert run.state.train_seconds > 1.2
     assert run.state.train_seconds + run.state.other_seconds < whole
+
+
+def test_a_compiled_run_learns_as_an_eager_one(text_file: Path, tmp_path: Path) -> None:
+    """In processes of their own: shape checks are off wherever something is compiled."""
+    options = "--model.d-model 16 --model.n-heads 2 --model.n-layers 1 --model.context-length 16 --quiet"
+    options += " --training.steps 5 --tokenizer.kind byte --logging.sample-tokens 0 --logging.every 1"
+    losses: list[list[float]] = []
+    for execution in ("eager", "compiled"):
+        out = tmp_path / execution
+        command = [sys.executable, "-m", "wholegpt.cli", "train", str(text_file), "--out", str(out)]
+        command += [*options.split(), "--precision.dtype", "float32", "--precision.execution", execution]
+        subprocess.run(command, check=True, capture_output=True)
+        losses.append([r["nats_per_token"] for r in records(out, "train")])
+    assert len(losses[0]) == 5
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
