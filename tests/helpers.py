@@ -1,6 +1,8 @@
 """Small things that many tests need."""
 
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,30 @@ def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:
     for name, fields in sections.items():
         mapping[name] = {**mapping.get(name, {}), **fields}
     return configure(mapping)
+
+
+OPTIONS = {
+    "--model.context-length": "16",
+    "--model.n-layers": "1",
+    "--model.d-model": "16",
+    "--model.n-heads": "2",
+    "--training.steps": "6",
+    "--training.batch-size": "2",
+    "--tokenizer.kind": "character",
+    "--checkpointing.every": "2",
+    "--device": "cpu",
+}
+
+
+def tiny(*more: str, **changes: str) -> list[str]:
+    """Options of a run of a second, quietly; ``changes`` are written with underscores for dots and hyphens."""
+    given = {
+        name: changes.pop(re.sub("[.-]", "_", name.lstrip("-")), value) for name, value in OPTIONS.items()
+    }
+    assert not changes
+    return ["--quiet", *more, *(part for item in given.items() for part in item)]
+
+
+TINY = tiny()
+Fails = Callable[..., str]
+"""Runs a command line that must fail, and gives its one line of error."""

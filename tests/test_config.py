@@ -147,7 +147,9 @@ def test_every_preset_is_valid(name: str) -> None:
 
 def test_a_recipe_starts_from_its_preset() -> None:
     config = configure({"model": {"preset": "gpt2-small", "n_layers": 3}})
-    assert config.model == dataclasses.replace(preset("gpt2-small"), n_layers=3)
+    assert config.model == dataclasses.replace(preset("gpt2-small"), n_layers=3, vocab_size=0)
+    config = configure({"model": {"preset": "gpt2-small", "vocab_size": 50_257}})
+    assert config.model == preset("gpt2-small")
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -33,7 +33,7 @@ def test_the_commands(in_a_new_folder: None, capsys: pytest.CaptureFixture[str])
         arguments = shlex.split(command)[1:]
         assert main(arguments + (FEW_STEPS if arguments[0] == "train" else [])) == 0, command
     assert Path("runs/mine/report.html").exists()
-    assert "parameters_without" not in capsys.readouterr().err
+    assert "124,439,808" in capsys.readouterr().out
 
 
 def test_the_python_block(in_a_new_folder: None) -> None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import safetensors
@@ -17,7 +18,7 @@ from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.checks import check, complete_model
-from wholegpt.config import Config, Determinism, Execution, GenerationConfig
+from wholegpt.config import Config, Determinism, Execution, GenerationConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare
 from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
@@ -86,6 +87,10 @@ def train(
     ``RunError`` if ``out`` holds a run and ``overwrite`` is not set.
     """
     console = console or Console()
+    if config and recipe:
+        raise ConfigError(
+            "both config and recipe are given; give one: wg.configure(changes, base=wg.recipe(NAME))"
+        )
     chosen = config or (presets.recipe(recipe) if recipe else Config())
     if sources:
         data = dataclasses.replace(chosen.data, source=tuple(map(str, sources)))
@@ -166,13 +171,20 @@ def start_run(config: Config, out: Path | None, overwrite: bool, console: Consol
         corpus = open_corpus(config.data)
     else:
         # Absolute, so that the run can be resumed from any folder.
-        source = (str(prepared.resolve()),)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+        console.note(f"{prepared} is prepared data: its own tokenizer and split are used")
+        config = dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, source=(str(prepared.resolve()),)),
+            tokenizer=TokenizerConfig(path=str(prepared.resolve())),
+        )
     name = corpus.name if corpus else Path(config.data.source[0]).name
     folder = out or _free_name(RUNS / name)
+    for source in config.data.source:
+        if Path(source).resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{folder}: holds {source}, which the run is to be trained on; name another --out")
     if (folder / "config.yaml").exists() and not overwrite:
         raise RunError(
-            f"{folder}: already holds a run; go on with it by --resume {folder}, name another --out, "
+            f"{folder}: already holds a run; go on with it by --resume {quote(str(folder))}, name another --out, "
             "or add --overwrite to replace it"
         )
     if (
@@ -204,7 +216,19 @@ def _prepared_source(config: Config) -> Path | None:
 
 
 def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> Run:
-    """Train from the last good checkpoint, or from the beginning, to the end of the plan."""
+    """Train from the last good checkpoint, or from the beginning, to the end of the plan.
+
+    Raises ``Interrupted`` when the user stops it, in the loop or outside it.
+    """
+    try:
+        return _continue_run(path, max_seconds, console)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; what was saved is kept; go on with `wholegpt train --resume {quote(str(path))}`"
+        ) from None
+
+
+def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Run:
     config = _recorded_config(path)
     data = run_data(path)
     device = runtime.apply(config.runtime)
@@ -237,7 +261,7 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
         data.train, config.model.context_length, config.training.batch_size, config.runtime.seed
     )
     with (
-        callbacks.StopOnSignal() as signals,
+        callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
     ):
         steps: list[Callback] = [
@@ -254,7 +278,7 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
     if state.stop_reason == callbacks.StopOnSignal.REASON:
         raise Interrupted(
             f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
-            f"go on with `wholegpt train --resume {path}`"
+            f"go on with `wholegpt train --resume {quote(str(path))}`"
         )
     validation, sample = evaluate(0), write_sample()
     run = Run(path, config, state, validation, sample)

@@ -150,7 +150,8 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending, damaged ones included."""
         names = [path.name for path in self.folder.glob(f"{STEP_PREFIX}*") if path.is_dir()]
-        return sorted(int(name.removeprefix(STEP_PREFIX)) for name in names)
+        numbers = [name.removeprefix(STEP_PREFIX) for name in names]
+        return sorted(int(number) for number in numbers if number.isdecimal() and len(number) >= 8)
 
     def best_step(self) -> int | None:
         """The step whose validation loss was lowest, as last recorded."""
@@ -163,7 +164,8 @@ class CheckpointStore:
         save_checkpoint(self.path(step), model, tokenizer, training)
         try:
             self.record(step, best)
-            kept = {best, *self.steps()[-self.keep :]}
+            # Steps beyond this one are damaged checkpoints that the run went back behind.
+            kept = {best, *[s for s in self.steps() if s <= step][-self.keep :]}
             for old in self.steps():
                 if old not in kept:
                     remove_folder(self.path(old))

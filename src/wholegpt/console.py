@@ -28,11 +28,11 @@ class Console:
     def note(self, message: str) -> None:
         """One line for the user."""
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)
+            _print(message)
 
     def warn(self, message: str) -> None:
         """One line that the user should not miss, shown even when quiet."""
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        _print(f"warning: {message}")
 
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[None]:
@@ -58,6 +58,13 @@ class Console:
             yield _Lines(description, total, done)
 
 
+def _print(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        pass  # whoever read the notes went away; the work goes on
+
+
 class _Silent:
     def advance(self, amount: int = 1, detail: str = "") -> None:
         pass
@@ -76,7 +83,7 @@ class _Lines:
         self.shown = now
         left = (now - self.started) * (self.total - self.done) / max(self.done - self.first, 1e-9)
         share = self.done / self.total if self.total else 1.0
-        print(f"{self.description} {share:4.0%} {detail}  {left:.0f} s left", file=sys.stderr, flush=True)
+        _print(f"{self.description} {share:4.0%} {detail}  {left:.0f} s left")
 
 
 class _Bar:

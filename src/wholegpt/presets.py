@@ -1,5 +1,6 @@
 """Published architectures and named recipes. A preset is a function that returns a ``ModelConfig``."""
 
+import dataclasses
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -117,11 +118,13 @@ def recipe_names() -> list[str]:
 
 
 def recipe(name_or_path: str) -> Config:
-    """A named recipe, or the config in a YAML file (a run's ``config.yaml`` included).
+    """A named recipe, or the config in a YAML file or in a run's folder.
 
     Beside the fields of ``Config``, a recipe's ``model`` section may name a ``preset`` to start from.
     """
     path = Path(name_or_path)
+    if (path / "config.yaml").is_file():
+        path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
             raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
@@ -130,11 +133,18 @@ def recipe(name_or_path: str) -> Config:
 
 
 def configure(mapping: dict[str, Any], base: Config | None = None, where: str = "config") -> Config:
-    """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``."""
+    """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
+
+    A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
+    Naming ``training.epochs`` alone takes back the number of steps.
+    """
     base = base or Config()
+    training = mapping.get("training")
+    if isinstance(training, dict) and training.get("epochs") and "steps" not in training:
+        mapping = {**mapping, "training": {**training, "steps": 0}}
     model = mapping.get("model")
     if isinstance(model, dict) and "preset" in model:
-        start = preset(str(model["preset"]))
+        start = dataclasses.replace(preset(str(model["preset"])), vocab_size=0)
         rest = {name: value for name, value in model.items() if name != "preset"}
         mapping = {**mapping, "model": {**to_mapping(start), **rest}}
     return from_mapping(mapping, base, where)

@@ -23,7 +23,14 @@ PLAIN_ATTENTION_LIMIT = 512
 
 
 def decide(config: Config) -> Config:
-    """``config`` with every automatic choice of ``precision`` and ``runtime`` made for this machine."""
+    """``config`` with every automatic choice of ``precision`` and ``runtime`` made for this machine.
+
+    Raises ``ConfigError`` or ``NumericsError`` for what this machine lacks.
+    """
+    if config.runtime.threads > (os.cpu_count() or 1):
+        raise ConfigError(
+            f"runtime.threads is {config.runtime.threads}; this machine has {os.cpu_count()} cores"
+        )
     runtime = dataclasses.replace(
         config.runtime,
         device=str(choose_device(config.runtime.device)),
@@ -40,6 +47,8 @@ def decide_precision(
     dtype, attention = precision.dtype, precision.attention
     if dtype is Dtype.automatic:
         dtype = Dtype.bfloat16 if has_bfloat16(device) else Dtype.float32
+    if dtype is Dtype.bfloat16 and not has_bfloat16(device):
+        raise NumericsError(f"precision.dtype is bfloat16, which this machine's {device} lacks; try float32")
     if attention is AttentionKernel.automatic:
         plain = device.type == "cpu" and context_length <= PLAIN_ATTENTION_LIMIT
         attention = AttentionKernel.plain if plain else AttentionKernel.fused

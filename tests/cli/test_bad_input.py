@@ -2,67 +2,16 @@
 
 import errno
 import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import text_of
+from tests.helpers import TINY, Fails, text_of, tiny
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
 from wholegpt.training import objectives
-
-OPTIONS = {
-    "--model.context-length": "16",
-    "--model.n-layers": "1",
-    "--model.d-model": "16",
-    "--model.n-heads": "2",
-    "--training.steps": "6",
-    "--training.batch-size": "2",
-    "--tokenizer.kind": "character",
-    "--checkpointing.every": "2",
-    "--device": "cpu",
-}
-
-
-def tiny(*more: str, **changes: str) -> list[str]:
-    """Options of a run of a second, quietly; ``changes`` are written with underscores for dots and hyphens."""
-    given = {
-        name: changes.pop(re.sub("[.-]", "_", name.lstrip("-")), value) for name, value in OPTIONS.items()
-    }
-    assert not changes
-    return ["--quiet", *more, *(part for item in given.items() for part in item)]
-
-
-TINY = tiny()
-
-Fails = Callable[..., str]
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command line that must fail with exit code 2 and one line, and gives that line."""
-
-    def run(*arguments: str | Path, code: int = 2) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == code
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("wholegpt: ") and err.count("\n") == 1, err
-        return err
-
-    return run
-
-
-@pytest.fixture
-def run_folder(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A finished run of its own, for tests that damage it."""
-    assert main(["train", str(text_file), "--out", str(tmp_path / "run"), *TINY]) == 0
-    capsys.readouterr()
-    return tmp_path / "run"
 
 
 def test_missing_file(fails: Fails, tmp_path: Path) -> None:
@@ -87,7 +36,6 @@ def test_file_that_is_not_utf8(fails: Fails, tmp_path: Path) -> None:
     assert f"latin.txt: byte {place} (0xe9) is not utf-8" in message and "--encoding latin-1" in message
     assert not (tmp_path / "run").exists()
     assert main(["train", str(path), "--out", str(tmp_path / "run"), "--encoding", "latin-1", *TINY]) == 0
-    assert "encoding 'klingon'" not in fails("train", path, "--encoding", "klingon", *TINY)
     assert "data.encoding is 'klingon'" in fails("train", path, "--encoding", "klingon", *TINY)
 
 
@@ -128,6 +76,7 @@ def test_vocabularies_that_differ(fails: Fails, text_file: Path, run_folder: Pat
     assert "model.vocab_size is 99 and the tokenizer has" in message
     folder = tmp_path / "model"
     shutil.copytree(CheckpointStore(run_folder).path(6), folder)
+    (folder / "checksums.json").unlink()
     assert (
         main(
             ["tokenizer", "train", str(text_file), "--kind", "byte", "--out", str(folder / "tokenizer.json")]
@@ -268,7 +217,7 @@ def test_not_a_number(fails: Fails, text_file: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(objectives, "negative_log_likelihood", broken)
     message = fails("train", text_file, "--out", tmp_path / "run", *TINY)
-    assert "the loss is nan at step 5; training stopped and the last checkpoint is kept" in message
+    assert "the loss is nan at step 5; training stopped and the checkpoints before it are kept" in message
     assert CheckpointStore(tmp_path / "run").last_good() == (4, [])
 
 
@@ -300,7 +249,7 @@ def test_values_out_of_range(fails: Fails, trained_run: Path, text_file: Path) -
 
 
 def test_folders_that_cannot_be_made(fails: Fails, text_file: Path) -> None:
-    assert "Not a directory" in fails("train", text_file, "--out", text_file / "run", *TINY)
+    assert "text.txt: File exists" in fails("train", text_file, "--out", text_file / "run", *TINY)
 
 
 def test_our_own_mistakes_exit_with_one(

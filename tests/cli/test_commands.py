@@ -9,8 +9,7 @@ import tokenizers as library
 import yaml
 
 import wholegpt as wg
-from tests.cli.test_bad_input import TINY
-from tests.helpers import text_of
+from tests.helpers import TINY, text_of
 from wholegpt.cli import main
 from wholegpt.config import Dtype
 

@@ -14,7 +14,7 @@ from wholegpt.console import Console
 from wholegpt.data import PreparedData, TokenShards, WindowLoader, open_corpus, prepare
 from wholegpt.data.corpora import tinyshakespeare
 from wholegpt.data.loader import permute
-from wholegpt.data.prepare import plan_split, split_documents
+from wholegpt.data.preparation import plan_split, split_documents
 from wholegpt.data.shards import ShardWriter
 from wholegpt.errors import DataError
 

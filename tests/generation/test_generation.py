@@ -14,7 +14,7 @@ from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, TokenizerError
 from wholegpt.generation import generate
-from wholegpt.generation.generate import before_stop
+from wholegpt.generation.decoding import before_stop
 from wholegpt.generation.sampling import (
     choose_token,
     keep_top_k,

@@ -35,6 +35,7 @@ def write_report(run: Path, result: dict[str, Any]) -> Path:
     )
     html = page.render(
         result=result,
+        number=lambda value, digits: "–" if value is None else f"{value:.{digits}f}",
         lineage=lineage,
         bound=bound,
         flops_per_token=flops_per_token(config.model),

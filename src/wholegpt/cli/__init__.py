@@ -4,6 +4,7 @@ Importing this imports neither torch nor anything else that is slow; a command i
 when it runs.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -27,6 +28,7 @@ def make_app() -> cyclopts.App:
         version=lambda: version("wholegpt"),
         config=[ChosenSettings.remember],
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
     )
     app.command(training.train, sort_key=1)
     app.command(use.generate, sort_key=2)
@@ -40,6 +42,11 @@ def make_app() -> cyclopts.App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user's error, 130 interrupted, 1 a bug."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that lacks a character shows its number
     try:
         make_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WholeGPTError as error:
         return _complain(tokens, error, error.exit_code)
     except KeyboardInterrupt as error:
-        return _complain(tokens, error, INTERRUPTED, "interrupted; nothing was changed")
+        return _complain(tokens, error, INTERRUPTED, "interrupted")
     except BrokenPipeError:
         # The reader went away, as `head` does; Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

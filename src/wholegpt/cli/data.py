@@ -7,7 +7,15 @@ from cyclopts import App, Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check
-from wholegpt.cli.options import ChosenSettings, Common, CommonOptions, section, table
+from wholegpt.cli.options import (
+    ChosenSettings,
+    Common,
+    CommonOptions,
+    Reading,
+    ReadingOptions,
+    section,
+    table,
+)
 from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.errors import RunError
 
@@ -28,9 +36,9 @@ def prepare(
     *source: str,
     out: str,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
-    encoding: str | None = None,
     data: Annotated[DataConfig, Parameter(name="--data")] = DataConfig(),
     tokenizer: Annotated[TokenizerConfig, Parameter(name="--tokenizer")] = TokenizerConfig(),
+    reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
     """Split, tokenize and write text as token shards, to train on many times.
@@ -43,8 +51,6 @@ def prepare(
         Folder to write.
     overwrite
         Replace prepared data that is already there.
-    encoding
-        Character encoding of the text files; utf-8 unless given.
     data
         Reading and splitting.
     tokenizer
@@ -53,12 +59,13 @@ def prepare(
     """
     from wholegpt import data as library
 
-    changes = section(ChosenSettings.of(Config(data=data, tokenizer=tokenizer)), "data", encoding=encoding)
+    changes = section(ChosenSettings.of(Config(data=data, tokenizer=tokenizer)), "data", **reading.given())
     changes = section(changes, "data", source=list(source) or None)
     config = presets.configure(changes, where="command line")
     check(config)
     folder = Path(out)
-    if folder.exists() and not (overwrite and library.PreparedData.exists(folder)):
+    occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if occupied and not (overwrite and library.PreparedData.exists(folder)):
         raise RunError(
             f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
         )

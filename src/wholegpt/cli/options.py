@@ -54,6 +54,21 @@ class Common:
         print(json_module.dumps(result, ensure_ascii=False) if self.json else human)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How text files are read."""
+
+    encoding: str | None = None
+    """Character encoding of text files; utf-8 unless given."""
+    text_field: str | None = None
+    """Field of a JSON line that holds the text; text unless given."""
+
+    def given(self) -> dict[str, str]:
+        """The options that were given, as keyword arguments."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+ReadingOptions = Annotated[Reading, Parameter(name="*", group="Reading text")]
 CommonOptions = Annotated[Common, Parameter(name="*", group="Everywhere")]
 Settings = Annotated[
     Config, Parameter(name="*", group="Settings (shown: the defaults; a recipe has its own)")
@@ -69,7 +84,9 @@ class ChosenSettings:
     def remember(cls, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Called by the parser with what it found, before any object is made."""
         del app, commands
-        names = [argument.name for argument in arguments if argument.tokens]
+        names = [
+            argument.name for argument in arguments if argument.tokens and argument.name.startswith("--")
+        ]
         cls.paths = [(part, field) for part, field in map(_path, names) if field]
 
     @classmethod
@@ -101,12 +118,13 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def score_table(score: dict[str, Any]) -> str:
     """The figures of an evaluation for people."""
+    shown = {name: "–" if value is None else f"{value:.4f}" for name, value in score.items()}
     return table(
         [
-            ("nats per token", f"{score['nats_per_token']:.4f}"),
-            ("perplexity per token", f"{score['perplexity']:.3f}"),
-            ("bits per character", f"{score['bits_per_character']:.4f}"),
-            ("bits per byte", f"{score['bits_per_byte']:.4f}"),
+            ("nats per token", shown["nats_per_token"]),
+            ("perplexity per token", shown["perplexity"]),
+            ("bits per character", shown["bits_per_character"]),
+            ("bits per byte", shown["bits_per_byte"]),
             (
                 "over",
                 f"{score['tokens']:,} tokens, {score['characters']:,} characters, {score['bytes']:,} bytes",

@@ -1,13 +1,14 @@
 """``wholegpt tokenizer train|encode|decode``."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from wholegpt.checks import check
-from wholegpt.cli.options import Common, CommonOptions, table
-from wholegpt.config import Config, DataConfig, TokenizerConfig, TokenizerKind
+from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
+from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.errors import RunError, TokenizerError
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ app = App(name="tokenizer", help="Turn text into token ids and back.", sort_key=
 def train(
     *source: str,
     out: str,
-    kind: TokenizerKind = TokenizerConfig.kind,
-    vocab_size: int = TokenizerConfig.vocab_size,
+    config: Annotated[TokenizerConfig, Parameter(name="*", group="Vocabulary")] = TokenizerConfig(),
     overwrite: Annotated[bool, Parameter(negative="")] = False,
-    encoding: str = "utf-8",
+    reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
     """Train a tokenizer on text.
@@ -34,22 +34,15 @@ def train(
         Text files, folders, JSON-lines files or corpus names.
     out
         The tokenizer.json to write.
-    kind
-        Byte-level BPE, characters or bytes.
-    vocab_size
-        Entries to learn, end-of-text included (bpe only).
     overwrite
         Replace a file that is already there.
-    encoding
-        Character encoding of text files.
 
     """
     from wholegpt.data import make_tokenizer, open_corpus
 
     if Path(out).exists() and not overwrite:
         raise RunError(f"{out}: already exists; name another --out, or add --overwrite to replace it")
-    corpus = open_corpus(DataConfig(source=source, encoding=encoding))
-    config = TokenizerConfig(kind, vocab_size)
+    corpus = open_corpus(dataclasses.replace(DataConfig(source=source), **reading.given()))
     check(Config(tokenizer=config))
     with common.console.working(f"learning a vocabulary from {corpus.name}"):
         made = make_tokenizer(config, corpus)

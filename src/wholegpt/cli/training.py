@@ -1,7 +1,8 @@
 """``wholegpt train``: text in, a trained model out."""
 
 import dataclasses
-import sys
+from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -12,12 +13,14 @@ from wholegpt.cli.options import (
     ChosenSettings,
     Common,
     CommonOptions,
+    Reading,
+    ReadingOptions,
     Settings,
     program_name,
     score_table,
     section,
 )
-from wholegpt.config import Config, to_yaml
+from wholegpt.config import Config, to_mapping, to_yaml
 from wholegpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,10 +37,10 @@ def train(
     resume: str | None = None,
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
-    encoding: str | None = None,
     allow_different_numerics: Annotated[bool, Flag] = False,
     print_config: Annotated[bool, Flag] = False,
     config: Settings = Config(),
+    reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
     """Train a model on text.
@@ -58,8 +61,6 @@ def train(
         Replace a run that is already in the --out folder.
     max_seconds
         Stop early, resumably, after this many seconds of wall clock.
-    encoding
-        Character encoding of the text files; utf-8 unless given.
     allow_different_numerics
         Resume although this machine cannot repeat the recorded choices bit for bit.
     print_config
@@ -69,11 +70,26 @@ def train(
     if max_seconds is not None and max_seconds <= 0:
         raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
     if resume:
-        _resume(
-            resume, source, recipe or preset or out, max_seconds, allow_different_numerics, config, common
+        settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
+        if settings or ChosenSettings.of(config) or common.seed is not None:
+            raise ConfigError(
+                f"--resume goes on with what {resume}/config.yaml says and takes no text and no settings but "
+                "--max-seconds and --allow-different-numerics"
+            )
+        if print_config:
+            _show_config(presets.recipe(str(Path(resume) / "config.yaml")), common)
+            return
+        from wholegpt import api
+
+        resumed = api.resume(
+            resume,
+            max_seconds=max_seconds,
+            allow_different_numerics=allow_different_numerics,
+            console=common.console,
         )
+        _show(resumed, common)
         return
-    changes = section(ChosenSettings.of(config), "data", encoding=encoding)
+    changes = section(ChosenSettings.of(config), "data", **reading.given())
     changes = section(changes, "model", preset=preset)
     changes = section(changes, "runtime", seed=common.seed, **common.placement())
     if source:
@@ -85,7 +101,7 @@ def train(
         from wholegpt import runtime
 
         chosen = dataclasses.replace(chosen, model=derive_sizes(chosen.model))
-        sys.stdout.write(to_yaml(runtime.decide(chosen)))
+        _show_config(runtime.decide(chosen), common)
         return
     from wholegpt import api
 
@@ -95,29 +111,8 @@ def train(
     _show(run, common)
 
 
-def _resume(
-    run: str,
-    source: tuple[str, ...],
-    other: str | None,
-    max_seconds: float | None,
-    allow_different_numerics: bool,
-    config: Config,
-    common: Common,
-) -> None:
-    if source or other or ChosenSettings.of(config) or common.placement() or common.seed is not None:
-        raise ConfigError(
-            f"--resume goes on with what {run}/config.yaml says and takes no text and no settings but "
-            "--max-seconds and --allow-different-numerics"
-        )
-    from wholegpt import api
-
-    resumed = api.resume(
-        run,
-        max_seconds=max_seconds,
-        allow_different_numerics=allow_different_numerics,
-        console=common.console,
-    )
-    _show(resumed, common)
+def _show_config(config: Config, common: Common) -> None:
+    common.show(to_mapping(config), to_yaml(config).rstrip())
 
 
 def _show(run: "Run", common: Common) -> None:
@@ -135,13 +130,13 @@ def _show(run: "Run", common: Common) -> None:
         f"{result['other_seconds']:.1f} s of evaluation, samples and saving",
         "",
     ]
-    program = program_name()
+    program, path = program_name(), quote(str(run.path))
     lines += ["Next:"]
     if result["steps"] < result["planned_steps"]:
-        lines += [f"  {program} train --resume {run.path}    # go on to the last step"]
+        lines += [f"  {program} train --resume {path}    # go on to the last step"]
     lines += [
-        f'  {program} generate {run.path} "The"    # let it write',
-        f"  {program} evaluate {run.path} YOUR.txt    # how well it knows another text",
+        f'  {program} generate {path} "The"    # let it write',
+        f"  {program} evaluate {path} YOUR.txt    # how well it knows another text",
         f"  {program} train YOUR.txt    # a model of your own text",
         f"Report: {run.path / 'report.html'}",
     ]

@@ -7,8 +7,9 @@ from typing import Any
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
-from wholegpt.cli.options import Common, CommonOptions, score_table, table
+from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, score_table, table
 from wholegpt.config import Dtype, GenerationConfig, ModelConfig, TokenizerConfig, to_mapping
+from wholegpt.errors import DataError
 
 
 def generate(
@@ -49,12 +50,15 @@ def generate(
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
 
-    def emit(text: str) -> None:
-        if not common.json:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+    unwritten = [prompt]
 
-    emit(prompt)
+    def emit(text: str) -> None:
+        # The prompt waits for the first text, so that a refused setting leaves standard output empty.
+        if not common.json:
+            sys.stdout.write("".join([*unwritten, text]))
+            sys.stdout.flush()
+            unwritten.clear()
+
     completion = lm.generate(
         prompt,
         max_tokens=max_tokens,
@@ -66,6 +70,7 @@ def generate(
         emit=emit,
         console=common.console,
     )
+    emit("")
     fields = ("text", "token_ids", "finish_reason")
     result = {
         "completions": [{name: getattr(completion, name) for name in fields}],
@@ -79,9 +84,8 @@ def evaluate(
     *sources: str,
     stride: int = 0,
     dtype: Dtype = Dtype.automatic,
-    encoding: str = "utf-8",
-    text_field: str = "text",
     checkpoint: str = "best",
+    reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
     """Measure how well a model predicts a text.
@@ -95,11 +99,7 @@ def evaluate(
     stride
         Tokens from one window to the next; a smaller one gives each token more context. 0: the context length.
     dtype
-        Format of the large products; automatic is what training would choose here.
-    encoding
-        Character encoding of text files.
-    text_field
-        Field of a JSON line that holds the text.
+        Format of the large products; automatic is the run's own, or what training would choose here.
     checkpoint
         best, last, or the step of a checkpoint.
 
@@ -112,9 +112,12 @@ def evaluate(
             *sources,
             stride=stride,
             dtype=dtype,
-            encoding=encoding,
-            text_field=text_field,
             console=common.console,
+            **reading.given(),
+        )
+    elif not (Path(run) / "config.yaml").exists():
+        raise DataError(
+            f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
         )
     else:
         from wholegpt.api import run_data

@@ -2,7 +2,7 @@
 
 from wholegpt.data.corpora import CORPORA, Corpus, open_corpus
 from wholegpt.data.loader import Batch, WindowLoader
-from wholegpt.data.prepare import make_tokenizer, prepare
+from wholegpt.data.preparation import make_tokenizer, prepare
 from wholegpt.data.shards import PreparedData, TokenShards
 
 __all__ = [

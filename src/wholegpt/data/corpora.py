@@ -16,6 +16,7 @@ from pathlib import Path
 
 from wholegpt.config import DataConfig, Split, nearest
 from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data.shards import PreparedData
 from wholegpt.errors import DataError
 from wholegpt.files import write_bytes_atomic
 
@@ -47,12 +48,21 @@ def open_corpus(config: DataConfig) -> Corpus:
     if len(parts) == 1:
         return parts[0]
 
+    name = "+".join(part.name for part in parts)
+    if len(parts) > 3:
+        name = f"{parts[0].name}+{len(parts) - 1}-more"
+    keys = sorted({key for part in parts for key in part.provenance})
+    provenance = {key: "; ".join(p.provenance[key] for p in parts if key in p.provenance) for key in keys}
+    corpus = Corpus(name, lambda: iter(()), provenance=provenance)
+
     def documents() -> Iterator[str]:
+        corpus.report = ReadingReport()
         for part in parts:
             yield from part.documents()
+            corpus.report.add(part.report)
 
-    provenance = {key: value for part in parts for key, value in part.provenance.items()}
-    return Corpus("+".join(part.name for part in parts), documents, provenance=provenance)
+    corpus.documents = documents
+    return corpus
 
 
 def _open_one(source: str, config: DataConfig) -> Corpus:
@@ -63,6 +73,12 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
         looks_like_path = path.suffix or os.sep in source
         hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(source, list(CORPORA))}"
         raise DataError(f"{source}: does not exist; {hint}")
+    if PreparedData.exists(path):
+        raise DataError(f"{source}: is prepared data, which stands alone; train on it as the only source")
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{source!r}: the name is not valid UTF-8; rename the file") from None
     corpus = Corpus(
         path.stem or path.resolve().stem, lambda: iter(()), provenance={"path": str(path.resolve())}
     )

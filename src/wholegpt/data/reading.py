@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wholegpt.data.shards import PreparedData
 from wholegpt.errors import DataError
 
 TEXT_SUFFIXES = frozenset(
@@ -25,11 +26,17 @@ class ReadingReport:
 
     files: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many files."""
+    """Reason -> how many files or folders."""
 
-    def skip(self, reason: str) -> None:
-        """Count one file as passed over."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+    def skip(self, reason: str, count: int = 1) -> None:
+        """Count something as passed over."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def add(self, other: "ReadingReport") -> None:
+        """Count what another report counted."""
+        self.files += other.files
+        for reason, count in other.skipped.items():
+            self.skip(reason, count)
 
     def __str__(self) -> str:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
@@ -70,15 +77,20 @@ def read_text(path: Path, encoding: str) -> str:
 
 
 def _files_below(folder: Path, report: ReadingReport) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            if path.is_file():
-                report.skip("hidden")
-        elif path.is_file():
-            if path.suffix.lower() in TEXT_SUFFIXES | JSON_LINES_SUFFIXES:
-                yield path
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            report.skip("hidden")
+        elif path.is_dir():
+            if path.is_symlink():
+                report.skip("linked folders")
+            elif PreparedData.exists(path) or (path / "lineage.json").exists():
+                report.skip("folders made by wholegpt")
             else:
-                report.skip(f"{path.suffix.lower() or 'without a suffix'}")
+                yield from _files_below(path, report)
+        elif path.suffix.lower() in TEXT_SUFFIXES | JSON_LINES_SUFFIXES:
+            yield path
+        else:
+            report.skip(path.suffix.lower() or "without a suffix")
 
 
 def _read_file(path: Path, encoding: str, text_field: str, report: ReadingReport) -> Iterator[str]:
@@ -107,7 +119,13 @@ def _read_json_lines(path: Path, encoding: str, text_field: str) -> Iterator[str
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise DataError(
                 f"{path}: line {number} has no text in field '{text_field}' (found: {found}); "
-                "name the field with --data.text-field"
+                "name the field with --text-field"
             )
+        try:
+            record[text_field].encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{path}: line {number} holds half of a surrogate pair, which is no character"
+            ) from None
         if record[text_field]:
             yield record[text_field]

@@ -98,7 +98,7 @@ class ShardWriter:
     def _flush(self) -> None:
         content = np.concatenate([*self._pending, np.empty(0, self._dtype)])
         path = self._folder / f"{self._name}-{len(self._shards):05d}.bin"
-        content.tofile(path)
+        path.write_bytes(content.tobytes())
         self._shards.append(Shard(path.name, len(content), sha256_file(path)))
         self._pending, self._pending_tokens = [], 0
 
@@ -114,7 +114,7 @@ class PreparedData:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether ``folder`` holds prepared data."""
-        return (folder / MANIFEST).is_file()
+        return (folder / MANIFEST).is_file() and (folder / "tokenizer.json").is_file()
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedData":

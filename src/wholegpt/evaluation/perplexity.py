@@ -1,6 +1,7 @@
 """How well a model predicts a text: nats, perplexity (E15), bits per character and byte (E16)."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,9 +40,9 @@ class TextScore:
     bytes: int
     """Their length in UTF-8."""
 
-    def to_json(self) -> dict[str, float | int]:
-        """As plain values."""
-        return dataclasses.asdict(self)
+    def to_json(self) -> dict[str, float | int | None]:
+        """As plain values; ``None`` where a figure is not finite, which JSON cannot write."""
+        return {name: x if math.isfinite(x) else None for name, x in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)

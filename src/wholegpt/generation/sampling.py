@@ -8,8 +8,9 @@ from wholegpt.config import GenerationConfig
 
 
 def scale_by_temperature(logits: Float[Tensor, " V"], temperature: float) -> Float[Tensor, " V"]:
-    """logits / T: sharper below 1, flatter above; uniform as T → ∞."""
-    return logits / temperature
+    """logits / T, less their largest, in float64, so that no T overflows: greedy as T → 0, uniform as T → ∞."""
+    precise = logits.double()
+    return (precise - precise.max()) / temperature
 
 
 def keep_top_k(logits: Float[Tensor, " V"], k: int) -> Float[Tensor, " V"]:

@@ -45,7 +45,13 @@ class Tokenizer:
             library = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from None
-        return cls(library, content)
+        if library.truncation or library.padding:
+            library.no_truncation()
+            library.no_padding()
+            content = ""
+        tokenizer = cls(library, content)
+        tokenizer._check_round_trip(path)
+        return tokenizer
 
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
@@ -94,7 +100,7 @@ class Tokenizer:
     def token_bytes(self) -> list[bytes]:
         """The bytes each token stands for; a special token stands for its own name."""
         special = {token.content for token in self._library.get_added_tokens_decoder().values()}
-        byte_level = isinstance(self._library.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel)
+        byte_level = isinstance(self._library.decoder, tokenizers.decoders.ByteLevel)
         to_byte = {character: byte for byte, character in enumerate(byte_level_alphabet())}
         by_id = {token_id: token for token, token_id in self._library.get_vocab().items()}
         return [
@@ -124,6 +130,21 @@ class Tokenizer:
         if isinstance(self._library.model, tokenizers.models.WordLevel):
             return frozenset(self._library.get_vocab(with_added_tokens=False))
         return None
+
+    def _check_round_trip(self, path: str | Path) -> None:
+        """Raise ``TokenizerError`` for a foreign tokenizer that changes text, or decodes unlike this class."""
+        probe = "A naïve café: 東京 🙂\n  don't 42"
+        if self._characters is not None:
+            probe = "".join(sorted(self._characters))
+        try:
+            given_back = self.decode(self.encode(probe))
+        except (KeyError, TypeError, UnicodeError):
+            given_back = ""
+        if given_back != probe:
+            raise TokenizerError(
+                f"{path}: does not give text back unchanged, so no figure per byte would be true; only byte-level "
+                "and character tokenizers without normalisation are supported"
+            )
 
     def _check(self, text: str) -> None:
         if self._characters is not None and not self._characters.issuperset(text):

@@ -160,8 +160,8 @@ class StopOnSignal:
 
     REASON = "interrupted"
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, console: Console) -> None:
+        self.console, self.asked = console, False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -178,7 +178,7 @@ class StopOnSignal:
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Stop when asked."""
-        if self.asked:
+        if self.asked and not state.stop_reason:
             state.stop_reason = self.REASON
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -186,6 +186,7 @@ class StopOnSignal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.asked = True
+        self.console.note("stopping after this step; Ctrl-C again stops at once, without saving")
 
 
 class ShowProgress:

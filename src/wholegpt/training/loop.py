@@ -74,15 +74,17 @@ def train(
         state.step += 1
         state.tokens += metrics.tokens
         for callback in callbacks:
-            if callback.is_training:
-                callback.after_step(state, metrics)
-                continue
-            paused = time.perf_counter()
-            state.train_seconds += paused - started
+            started = _charge(state, "train_seconds", started)
             callback.after_step(state, metrics)
-            started = time.perf_counter()
-            state.other_seconds += started - paused
-        state.train_seconds += time.perf_counter() - started
+            started = _charge(state, "train_seconds" if callback.is_training else "other_seconds", started)
+        _charge(state, "train_seconds", started)
+
+
+def _charge(state: TrainingState, account: str, since: float) -> float:
+    """Add the time since then to one of the state's two clocks; returns now."""
+    now = time.perf_counter()
+    setattr(state, account, getattr(state, account) + now - since)
+    return now
 
 
 def train_step(
@@ -109,8 +111,8 @@ def train_step(
     for name, value in (("loss", loss), ("gradient", norm)):
         if not math.isfinite(value):
             raise NumericsError(
-                f"the {name} is {value} at step {step + 1}; training stopped and the last checkpoint is "
-                f"kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
+                f"the {name} is {value} at step {step + 1}; training stopped and the checkpoints before "
+                f"it are kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
             )
     optimizer.step()
     return StepMetrics(loss, rate, norm, batch.token_ids.numel(), time.perf_counter() - started)
