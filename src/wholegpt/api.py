@@ -256,7 +256,6 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         store.save(model, data.tokenizer, training, state.step, best)
 
     _say_plan(path, config, data, state, console)
-    compiled = config.precision.execution is Execution.compiled
     loader = WindowLoader(
         data.train, config.model.context_length, config.training.batch_size, config.runtime.seed
     )
@@ -273,8 +272,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress),
         ]
-        runnable = torch.compile(model) if compiled else model
-        run_loop(runnable, optimizer, LanguageModeling(), loader, config, state, steps)  # pyright: ignore[reportArgumentType]
+        _run_loop(model, optimizer, loader, config, state, steps)
     if state.stop_reason == callbacks.StopOnSignal.REASON:
         raise Interrupted(
             f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
@@ -284,6 +282,31 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     run = Run(path, config, state, validation, sample)
     write_report(path, run.to_json())
     return run
+
+
+def _run_loop(
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    loader: WindowLoader,
+    config: Config,
+    state: TrainingState,
+    steps: list[Callback],
+) -> None:
+    """The training loop over the model as it is or compiled, as the config says."""
+    if config.precision.execution is Execution.eager:
+        run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
+        return
+    first = state.step
+    compiled: Any = torch.compile(model)
+    try:
+        run_loop(compiled, optimizer, LanguageModeling(), loader, config, state, steps)
+    except RuntimeError as error:  # what PyTorch's compiler raises has no narrower public name
+        if state.step > first:
+            raise
+        raise NumericsError(
+            f"precision.execution is compiled, and compiling fails here ({str(error).splitlines()[0]}); "
+            "train with --precision.execution eager, or see --debug for the compiler's own words"
+        ) from error
 
 
 def _restore(

@@ -322,16 +322,35 @@ def test_only_evaluation_samples_and_saving_are_taken_off_the_training_time(
     assert run.state.train_seconds + run.state.other_seconds < whole
 
 
-def test_a_compiled_run_learns_as_an_eager_one(text_file: Path, tmp_path: Path) -> None:
-    """In processes of their own: shape checks are off wherever something is compiled."""
+def run_in_a_process(
+    text: Path, out: Path, execution: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Shape checks are off there, as they must be wherever something is compiled."""
     options = "--model.d-model 16 --model.n-heads 2 --model.n-layers 1 --model.context-length 16 --quiet"
     options += " --training.steps 5 --tokenizer.kind byte --logging.sample-tokens 0 --logging.every 1"
+    command = [sys.executable, "-m", "wholegpt.cli", "train", str(text), "--out", str(out), *options.split()]
+    command += ["--precision.dtype", "float32", "--precision.execution", execution]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.skipif(
+    " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
+)
+def test_a_compiled_run_learns_as_an_eager_one(text_file: Path, tmp_path: Path) -> None:
     losses: list[list[float]] = []
     for execution in ("eager", "compiled"):
-        out = tmp_path / execution
-        command = [sys.executable, "-m", "wholegpt.cli", "train", str(text_file), "--out", str(out)]
-        command += [*options.split(), "--precision.dtype", "float32", "--precision.execution", execution]
-        subprocess.run(command, check=True, capture_output=True)
-        losses.append([r["nats_per_token"] for r in records(out, "train")])
+        process = run_in_a_process(text_file, tmp_path / execution, execution)
+        assert process.returncode == 0, process.stderr
+        losses.append([r["nats_per_token"] for r in records(tmp_path / execution, "train")])
     assert len(losses[0]) == 5
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_compiler_that_fails_is_the_users_to_know(text_file: Path, tmp_path: Path) -> None:
+    process = run_in_a_process(
+        text_file, tmp_path / "run", "compiled", CXX="false", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
+    )
+    assert process.returncode == 2, process.stderr
+    line = process.stderr.splitlines()[-1]
+    assert line.startswith("wholegpt: precision.execution is compiled, and compiling fails here")
+    assert "--precision.execution eager" in line
