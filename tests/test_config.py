@@ -18,7 +18,7 @@ from wholegpt.config import (
     to_yaml,
 )
 from wholegpt.errors import ConfigError
-from wholegpt.presets import PRESETS, configure, preset, recipe, recipe_names
+from wholegpt.presets import PRESETS, configure, gpt2, preset, recipe, recipe_names
 
 
 def test_yaml_both_ways() -> None:
@@ -121,6 +121,8 @@ def test_generation_out_of_range(wrong: GenerationConfig) -> None:
 def test_unknown_preset_and_recipe() -> None:
     with pytest.raises(ConfigError, match="did you mean 'gpt2-small'"):
         preset("gpt2-smal")
+    with pytest.raises(ConfigError, match="unknown size 'smal'; did you mean 'small'"):
+        gpt2("smal")
     with pytest.raises(ConfigError, match="did you mean 'shakespeare-3min'"):
         recipe("shakespeare-3mn")
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wholegpt.config import (
     Bias,
@@ -21,6 +21,8 @@ from wholegpt.config import (
     to_mapping,
 )
 from wholegpt.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def gpt1() -> ModelConfig:
@@ -43,27 +45,20 @@ def gpt1() -> ModelConfig:
 
 
 def gpt2(size: str = "small") -> ModelConfig:
-    """GPT-2 (Radford et al. 2019): ``small``, ``medium``, ``large`` or ``xl``; 124, 355, 774, 1558 M parameters."""
-    n_layers, d_model, n_heads = {
-        "small": (12, 768, 12),
-        "medium": (24, 1024, 16),
-        "large": (36, 1280, 20),
-        "xl": (48, 1600, 25),
-    }[size]
-    return ModelConfig(
+    """GPT-2 (Radford et al. 2019): GPT-1 with pre-norm blocks, context 1,024 and a vocabulary of 50,257.
+
+    ``small``, ``medium``, ``large`` or ``xl``: 124, 355, 774 or 1558 M parameters.
+    """
+    sizes = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
+    n_layers, d_model, n_heads = _pick(sizes, size)
+    return dataclasses.replace(
+        gpt1(),
         vocab_size=50_257,
         context_length=1024,
         n_layers=n_layers,
         d_model=d_model,
         n_heads=n_heads,
-        positions=Positions.learned,
-        norm=Norm.layer_norm,
         norm_placement=NormPlacement.pre,
-        norm_epsilon=1e-5,
-        query_key_norm=QueryKeyNorm.none,
-        feed_forward=FeedForward.gelu_tanh,
-        bias=Bias.all,
-        dropout=0.1,
     )
 
 
@@ -73,11 +68,8 @@ def modern(size: str = "small") -> ModelConfig:
     ``tiny`` (4 layers, 256 wide, context 256), ``mini`` (6, 384, 512) or ``small`` (12, 768, 1024).
     The vocabulary is the tokenizer's.
     """
-    n_layers, d_model, n_heads, n_kv_heads, context_length = {
-        "tiny": (4, 256, 4, 4, 256),
-        "mini": (6, 384, 6, 2, 512),
-        "small": (12, 768, 12, 4, 1024),
-    }[size]
+    sizes = {"tiny": (4, 256, 4, 4, 256), "mini": (6, 384, 6, 2, 512), "small": (12, 768, 12, 4, 1024)}
+    n_layers, d_model, n_heads, n_kv_heads, context_length = _pick(sizes, size)
     return ModelConfig(
         context_length=context_length,
         n_layers=n_layers,
@@ -85,6 +77,12 @@ def modern(size: str = "small") -> ModelConfig:
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
     )
+
+
+def _pick(sizes: dict[str, T], size: str) -> T:
+    if size not in sizes:
+        raise ConfigError(f"unknown size '{size}'; {nearest(size, list(sizes))}")
+    return sizes[size]
 
 
 PRESETS: dict[str, Callable[[], ModelConfig]] = {

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers as library
@@ -24,7 +25,7 @@ SCORE = [
 ]
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[dict[str, object], str]:
+def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[dict[str, Any], str]:
     """The one JSON object on standard output, and standard error."""
     capsys.readouterr()
     assert main([*map(str, arguments), "--json"]) == 0
@@ -36,7 +37,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[di
 def test_train(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path) -> None:
     result, err = call(capsys, "train", text_file, "--out", tmp_path / "run", *TINY)
     assert err == ""  # --quiet
-    assert list(result["validation"]) == SCORE  # type: ignore[call-overload]
+    assert list(result["validation"]) == SCORE
     assert (result["steps"], result["run"]) == (6, str(tmp_path / "run"))
     assert {"tokens", "train_seconds", "other_seconds", "parameters", "best"} <= result.keys()
     assert result["tokens"] == 6 * 2 * 16
@@ -73,9 +74,9 @@ def test_a_default_given_by_hand_overrides_the_recipe(capsys: pytest.CaptureFixt
 def test_generate(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     arguments = ["generate", trained_run, "the ", "--max-tokens", "7", "--seed", "3"]
     result, _ = call(capsys, *arguments)
-    completion = result["completions"][0]  # type: ignore[index]
+    completion = result["completions"][0]
     assert completion["finish_reason"] == "length" and len(completion["token_ids"]) == 7
-    assert result["tokens_per_second"] > 0  # type: ignore[operator]
+    assert result["tokens_per_second"] > 0
     lm = wg.load(trained_run)
     assert lm.generate("the ", max_tokens=7, seed=3).text == completion["text"]
     assert main([*map(str, arguments), "--quiet"]) == 0
@@ -84,7 +85,7 @@ def test_generate(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None
 
 def test_generate_without_a_prompt(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     result, err = call(capsys, "generate", trained_run, "--max-tokens", "3")
-    assert len(result["completions"][0]["token_ids"]) <= 3  # type: ignore[index]
+    assert len(result["completions"][0]["token_ids"]) <= 3
     assert "no prompt: starting from end-of-text" in err
 
 
@@ -95,7 +96,7 @@ def test_evaluate(capsys: pytest.CaptureFixture[str], trained_run: Path, text_fi
     assert result["tokens"] == result["characters"] == len(text) - 1
     score = wg.load(trained_run).evaluate(text_file, stride=4, dtype=Dtype.float32)
     assert result == score.to_json()
-    assert result["bits_per_byte"] == pytest.approx(result["nats_per_token"] / math.log(2))  # type: ignore[operator]
+    assert result["bits_per_byte"] == pytest.approx(result["nats_per_token"] / math.log(2))
 
 
 def test_evaluate_on_the_runs_own_held_out_text(
@@ -113,7 +114,7 @@ def test_info(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     assert result["parameters"] == 124_439_808
     assert result["parameters_without_embeddings"] == 85_056_000
     assert result["memory_bytes"] == 16 * 124_439_808
-    assert result["config"]["n_layers"] == 12  # type: ignore[index]
+    assert result["config"]["n_layers"] == 12
     result, _ = call(capsys, "info", trained_run)
     assert result["parameters"] == sum(p.numel() for p in wg.load(trained_run).model.parameters())
 
@@ -124,7 +125,7 @@ def test_tokenizer_commands(capsys: pytest.CaptureFixture[str], text_file: Path,
     assert result["vocab_size"] == 300
     encoded, _ = call(capsys, "tokenizer", "encode", out, "the of é")
     assert encoded["token_ids"] == library.Tokenizer.from_file(str(out)).encode("the of é").ids
-    ids = [str(i) for i in encoded["token_ids"]]  # type: ignore[attr-defined]
+    ids = [str(i) for i in encoded["token_ids"]]
     assert call(capsys, "tokenizer", "decode", out, *ids)[0] == {"text": "the of é"}
     assert main(["tokenizer", "decode", str(out), "999"]) == 2
     assert "token id 999 does not exist" in capsys.readouterr().err
@@ -132,14 +133,14 @@ def test_tokenizer_commands(capsys: pytest.CaptureFixture[str], text_file: Path,
 
 def test_data_commands(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path) -> None:
     listed, _ = call(capsys, "data", "list")
-    assert set(listed["corpora"]) == {"python-docs", "python-stdlib", "tinyshakespeare"}  # type: ignore[call-overload]
+    assert set(listed["corpora"]) == {"python-docs", "python-stdlib", "tinyshakespeare"}
     out = tmp_path / "data"
     options = ["--tokenizer.kind", "byte", "--data.validation-fraction", "0.25"]
     result, _ = call(capsys, "data", "prepare", text_file, "--out", out, *options)
     total = len(text_file.read_bytes())
     assert result["vocab_size"] == 257
-    assert result["train"]["bytes"] == int(total * 0.75)  # type: ignore[index]
-    assert result["validation"]["tokens"] == total - int(total * 0.75)  # type: ignore[index]
+    assert result["train"]["bytes"] == int(total * 0.75)
+    assert result["validation"]["tokens"] == total - int(total * 0.75)
     assert main(["data", "prepare", str(text_file), "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
     trained, _ = call(capsys, "train", out, "--out", tmp_path / "run", *TINY)
