@@ -288,9 +288,9 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
         [*command, *options.split(), "--tokenizer.kind", "byte"], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
