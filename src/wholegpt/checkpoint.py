@@ -51,11 +51,6 @@ class TrainingFiles:
     state: dict[str, Any]
 
 
-def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Write a model folder, whole or not at all. Raises ``CheckpointError`` when the disk refuses."""
-    _write(folder, lambda target: _fill_model(target, model, tokenizer))
-
-
 def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, training: TrainingFiles) -> None:
     """Write a checkpoint, whole or not at all.
 

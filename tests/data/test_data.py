@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ QUIET = Console(quiet=True)
 CHARACTERS = TokenizerConfig(TokenizerKind.character)
 
 
-def prepared(source: Path, out: Path, **settings: object) -> PreparedData:
-    config = DataConfig(source=(str(source),), **settings)  # type: ignore[arg-type]
+def prepared(source: Path, out: Path, **settings: Any) -> PreparedData:
+    config = DataConfig(source=(str(source),), **settings)
     return prepare(open_corpus(config), config, CHARACTERS, out, QUIET)
 
 

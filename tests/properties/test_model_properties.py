@@ -1,6 +1,7 @@
 """What must hold for every input: causality, independence of rows, cache = no cache, accumulation = big batch."""
 
 import dataclasses
+from random import Random
 
 import pytest
 import torch
@@ -40,10 +41,10 @@ def test_changing_a_token_changes_nothing_before_it(kind: str, ids: list[int], d
 
 
 @given(KINDS, st.integers(2, 8), st.integers(2, 12), st.randoms(use_true_random=False))
-def test_rows_of_a_batch_do_not_know_each_other(kind: str, rows: int, length: int, random: object) -> None:
-    ids = [[random.randrange(37) for _ in range(length)] for _ in range(rows)]  # type: ignore[attr-defined]
+def test_rows_of_a_batch_do_not_know_each_other(kind: str, rows: int, length: int, random: Random) -> None:
+    ids = [[random.randrange(37) for _ in range(length)] for _ in range(rows)]
     order = list(range(rows))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     straight, permuted = run(kind, ids), run(kind, [ids[i] for i in order])
     torch.testing.assert_close(permuted, straight[order], rtol=0, atol=1e-12)
 

@@ -78,16 +78,8 @@ def train(
             )
         if print_config:
             _show_config(presets.recipe(str(Path(resume) / "config.yaml")), common)
-            return
-        from wholegpt import api
-
-        resumed = api.resume(
-            resume,
-            max_seconds=max_seconds,
-            allow_different_numerics=allow_different_numerics,
-            console=common.console,
-        )
-        _show(resumed, common)
+        else:
+            _resume(resume, max_seconds, allow_different_numerics, common)
         return
     changes = section(ChosenSettings.of(config), "data", **reading.given())
     changes = section(changes, "model", preset=preset)
@@ -109,6 +101,18 @@ def train(
         config=chosen, out=out, overwrite=overwrite, max_seconds=max_seconds, console=common.console
     )
     _show(run, common)
+
+
+def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool, common: Common) -> None:
+    from wholegpt import api
+
+    resumed = api.resume(
+        run,
+        max_seconds=max_seconds,
+        allow_different_numerics=allow_different_numerics,
+        console=common.console,
+    )
+    _show(resumed, common)
 
 
 def _show_config(config: Config, common: Common) -> None:
