@@ -18,7 +18,7 @@ from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.checks import check, complete_model
-from wholegpt.config import Config, Determinism, Execution, GenerationConfig, TokenizerConfig
+from wholegpt.config import Config, Determinism, Dtype, Execution, GenerationConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare
 from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
@@ -297,9 +297,10 @@ def _run_loop(
         run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
         return
     first = state.step
-    compiled: Any = torch.compile(model)
+    for block in model.blocks:  # one compilation serves all of them
+        block.compile()
     try:
-        run_loop(compiled, optimizer, LanguageModeling(), loader, config, state, steps)
+        run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
     except RuntimeError as error:  # what PyTorch's compiler raises has no narrower public name
         if state.step > first:
             raise
@@ -322,18 +323,23 @@ def _restore(
                 f"delete {store.folder} to begin again from step 0"
             )
         model = Transformer(config.model, config.precision.attention, config.training.recompute).to(device)
-        return model, make_optimizer(model, config.optimizer), TrainingState()
+        return model, _optimizer(model, config), TrainingState()
     for problem in problems:
         console.warn(f"{problem}; going on from {store.path(step).name}")
     folder = store.path(step)
     model = load_model(folder, device, config.precision.attention, config.training.recompute).model
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer = _optimizer(model, config)
     files = load_training(folder)
     load_optimizer_tensors(optimizer, files.optimizer)
     state = TrainingState.from_json(files.state)
     if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
         state.stop_reason = ""
     return model, optimizer, state
+
+
+def _optimizer(model: Transformer, config: Config) -> torch.optim.Optimizer:
+    bfloat16 = config.precision.dtype is Dtype.bfloat16
+    return make_optimizer(model, config.optimizer, torch.bfloat16 if bfloat16 else torch.float32)
 
 
 def run_data(path: Path) -> PreparedData:

@@ -51,7 +51,7 @@ def check(config: Config) -> None:
     _at_least("training.micro_batch_size", training.micro_batch_size, 0)
     _at_least("training.gradient_clip", training.gradient_clip, 0)
     _require("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
-    for name in ("beta1", "beta2"):
+    for name in ("beta1", "beta2", "momentum"):
         value = getattr(optimizer, name)
         _require(f"optimizer.{name}", value, 0 <= value < 1, "at least 0 and below 1")
     _require("optimizer.epsilon", optimizer.epsilon, optimizer.epsilon > 0, "above 0")

@@ -88,6 +88,13 @@ class Split(StrEnum):
     fraction = "fraction"
 
 
+class OptimizerKind(StrEnum):
+    """How gradients become updates: AdamW for all, or Muon for the blocks' matrices beside it."""
+
+    adamw = "adamw"
+    muon = "muon"
+
+
 class ScheduleKind(StrEnum):
     """The shape of the learning rate over the steps."""
 
@@ -103,13 +110,15 @@ class Dtype(StrEnum):
     automatic = "automatic"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class AttentionKernel(StrEnum):
-    """Which implementation of E4 runs: the plain products, or PyTorch's fused kernel."""
+    """Which implementation of E4 runs: plain products, products in blocks for a CPU, or PyTorch's kernel."""
 
     automatic = "automatic"
     plain = "plain"
+    blocked = "blocked"
     fused = "fused"
 
 
@@ -224,8 +233,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay on matrices (E9)."""
+    """AdamW with decoupled weight decay on matrices (E9), or Muon for the matrices of the blocks."""
 
+    kind: OptimizerKind = OptimizerKind.adamw
+    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
     learning_rate: float = 2e-3
     """Peak of the schedule."""
     beta1: float = 0.9
@@ -236,6 +247,8 @@ class OptimizerConfig:
     """Added to the root of the mean square."""
     weight_decay: float = 0.1
     """Decay of the weight matrices per step, in units of the learning rate. Vectors are never decayed."""
+    momentum: float = 0.95
+    """Decay of Muon's sum of gradients (muon only)."""
 
 
 @dataclass(frozen=True)
@@ -269,11 +282,12 @@ class PrecisionConfig:
     """Choices that can change the last bits; fixed before step 1 and obeyed on resume."""
 
     dtype: Dtype = Dtype.automatic
-    """Format of the large products. automatic: bfloat16 where the processor has it, else float32."""
+    """Format of the large products. automatic: bfloat16 where the processor has it, else float32.
+    float16 scales the loss up, so that small gradients do not vanish."""
     attention: AttentionKernel = AttentionKernel.automatic
-    """automatic: plain on a CPU up to 512 tokens of context, where it is faster; else fused."""
+    """automatic: blocked on a CPU, fused on an accelerator."""
     execution: Execution = Execution.eager
-    """Operation by operation, or compiled."""
+    """Operation by operation, or compiled; eager where compiling fails, which is said."""
 
 
 @dataclass(frozen=True)

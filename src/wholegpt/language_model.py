@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from wholegpt import presets, runtime
-from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, load_model_config, verify
+from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
 from wholegpt.config import (
     AttentionKernel,
     Dtype,
     GenerationConfig,
-    ModelConfig,
     PrecisionConfig,
 )
 from wholegpt.console import Console
@@ -127,7 +126,6 @@ class LanguageModel:
         chosen = runtime.decide_precision(
             PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype),
             self.model.device,
-            self.model.context_length,
         )
         return evaluate_tokens(
             self.model, tokens, self.tokenizer, self.model.device, chosen.dtype, console, stride
@@ -157,9 +155,9 @@ def load(
         if config.vocab_size == 0:
             tokenizer = byte_tokenizer()
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
-        return LanguageModel(Transformer(config, _attention(config, chosen)).to(chosen), tokenizer)
+        return LanguageModel(Transformer(config, _attention(chosen)).to(chosen), tokenizer)
     folder = model_folder(Path(path), checkpoint, console or Console())
-    loaded = load_model(folder, chosen, _attention(load_model_config(folder), chosen))
+    loaded = load_model(folder, chosen, _attention(chosen))
     return LanguageModel(loaded.model, loaded.tokenizer, _trained_in(Path(path), chosen))
 
 
@@ -171,8 +169,8 @@ def _trained_in(run: Path, device: torch.device) -> Dtype:
     return Dtype.automatic if dtype is Dtype.bfloat16 and not runtime.has_bfloat16(device) else dtype
 
 
-def _attention(config: ModelConfig, device: torch.device) -> AttentionKernel:
-    return runtime.decide_precision(PrecisionConfig(), device, config.context_length).attention
+def _attention(device: torch.device) -> AttentionKernel:
+    return runtime.decide_precision(PrecisionConfig(), device).attention
 
 
 def model_folder(path: Path, checkpoint: str, console: Console) -> Path:

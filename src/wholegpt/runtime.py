@@ -5,6 +5,7 @@ written into the run's config; ``check_available`` says whether a recorded one c
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import platform
@@ -14,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wholegpt.config import AttentionKernel, Config, Determinism, Dtype, PrecisionConfig, RuntimeConfig
 from wholegpt.errors import ConfigError, NumericsError
-
-PLAIN_ATTENTION_LIMIT = 512
-"""Context length up to which the plain products beat PyTorch's fused attention on a CPU."""
 
 
 def decide(config: Config) -> Config:
@@ -36,13 +35,11 @@ def decide(config: Config) -> Config:
         device=str(choose_device(config.runtime.device)),
         threads=config.runtime.threads or torch.get_num_threads(),
     )
-    precision = decide_precision(config.precision, torch.device(runtime.device), config.model.context_length)
+    precision = decide_precision(config.precision, torch.device(runtime.device))
     return dataclasses.replace(config, runtime=runtime, precision=precision)
 
 
-def decide_precision(
-    precision: PrecisionConfig, device: torch.device, context_length: int
-) -> PrecisionConfig:
+def decide_precision(precision: PrecisionConfig, device: torch.device) -> PrecisionConfig:
     """``precision`` without automatic values. Raises ``NumericsError`` for bfloat16 where there is none."""
     dtype, attention = precision.dtype, precision.attention
     if dtype is Dtype.automatic:
@@ -50,8 +47,7 @@ def decide_precision(
     if dtype is Dtype.bfloat16 and not has_bfloat16(device):
         raise NumericsError(f"precision.dtype is bfloat16, which this machine's {device} lacks; try float32")
     if attention is AttentionKernel.automatic:
-        plain = device.type == "cpu" and context_length <= PLAIN_ATTENTION_LIMIT
-        attention = AttentionKernel.plain if plain else AttentionKernel.fused
+        attention = AttentionKernel.blocked if device.type == "cpu" else AttentionKernel.fused
     return dataclasses.replace(precision, dtype=dtype, attention=attention)
 
 
@@ -151,6 +147,7 @@ def without_unavailable(config: Config) -> Config:
 
 def apply(runtime: RuntimeConfig) -> torch.device:
     """Set this process's threads, seeds and determinism as decided; returns the device."""
+    keep_freed_memory()
     torch.set_num_threads(runtime.threads or torch.get_num_threads())
     seed_everything(runtime.seed)
     if runtime.determinism is Determinism.strict:
@@ -159,6 +156,21 @@ def apply(runtime: RuntimeConfig) -> torch.device:
     torch.use_deterministic_algorithms(runtime.determinism is Determinism.strict)
     torch.backends.cudnn.benchmark = runtime.determinism is Determinism.fast
     return torch.device(runtime.device)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next allocation, where it is the C library.
+
+    By default each tensor above 32 MB is new memory from the kernel, page by page: writing to it takes
+    ten times as long.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL("libc.so.6")
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
+    libc.mallopt(top_pad, 64 * 2**20)
 
 
 def seed_everything(seed: int) -> None:
@@ -178,5 +190,12 @@ def compute_in(dtype: Dtype, device: torch.device) -> Iterator[None]:
     """A block whose large products run in ``dtype``. Raises ``NumericsError`` for an undecided one."""
     if dtype is Dtype.automatic:
         raise NumericsError("precision.dtype is automatic; decide it first with runtime.decide")
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype is Dtype.bfloat16):
+    low = {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}.get(dtype)
+    with torch.autocast(device.type, low, enabled=low is not None):
         yield
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The number format of the large products on ``x``: that of ``compute_in`` inside it, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_model
-from wholegpt.config import OptimizerConfig, ScheduleConfig, ScheduleKind
+from wholegpt.config import Config, OptimizerConfig, OptimizerKind, ScheduleConfig, ScheduleKind, from_mapping
+from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, negative_log_likelihood
 from wholegpt.model import Transformer
+from wholegpt.training.loop import train_step
+from wholegpt.training.muon import muon_update, orthogonalize
 from wholegpt.training.optimizers import (
     adamw_update,
     load_optimizer_tensors,
@@ -20,6 +23,7 @@ from wholegpt.training.optimizers import (
     set_learning_rate,
 )
 from wholegpt.training.schedules import inverse_square_root, learning_rate
+from wholegpt.training.state import LossScale, TrainingState
 
 PEAK = OptimizerConfig(learning_rate=0.5)
 
@@ -126,3 +130,91 @@ def test_low_precision_logits_are_scored_in_float32() -> None:
     nats = negative_log_likelihood(logits, torch.tensor([[1, 2, 3]]))
     assert nats.dtype == torch.float32
     torch.testing.assert_close(nats, negative_log_likelihood(logits.float(), torch.tensor([[1, 2, 3]])))
+
+
+def test_orthogonalize_keeps_directions_and_evens_out_singular_values() -> None:
+    """Against the singular value decomposition: U·S·Vᵀ becomes U·S′·Vᵀ with S′ near 1."""
+    torch.manual_seed(0)
+    for shape in ((12, 30), (30, 12), (2, 16, 16)):
+        left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+        values = torch.linspace(0.01, 1, min(shape[-2:]), dtype=torch.float64)
+        found = left.mT @ orthogonalize(left * values @ right) @ right.mT
+        diagonal = found.diagonal(dim1=-2, dim2=-1)
+        assert (found - torch.diag_embed(diagonal)).abs().max() < 1e-10
+        assert diagonal.min() > 0.65 and diagonal.max() < 1.22
+
+
+def test_muon_equals_its_plain_twin_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    config = OptimizerConfig(kind=OptimizerKind.muon, learning_rate=1e-2, weight_decay=0.3, momentum=0.9)
+    model = Transformer(tiny_model()).double()
+    optimizer = make_optimizer(model, config, torch.float64)
+    rows = {name: r for p, r in model.block_matrices() for name, q in model.named_parameters() if p is q}
+    assert len(rows) == 2 * 5 and rows["blocks.1.attention.query_key_value.weight"] == [16, 8, 8]
+    twins = {
+        n: (p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p)) for n, p in model.named_parameters()
+    }
+    for step in range(1, 5):
+        rate = 1e-2 / step
+        set_learning_rate(optimizer, rate)
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradient = torch.randn_like(parameter)
+            value, momentum, square = twins[name]
+            if name in rows:
+                parts = [
+                    muon_update(w, g, m, rate, config.momentum, config.weight_decay)
+                    for w, g, m in zip(
+                        *(t.split(rows[name]) for t in (value, gradient, momentum)), strict=True
+                    )
+                ]
+                twins[name] = (torch.cat([w for w, _ in parts]), torch.cat([m for _, m in parts]), square)
+            else:
+                decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+                settings = dataclasses.replace(config, weight_decay=decay)
+                twins[name] = adamw_update(value, gradient, momentum, square, step, rate, settings)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), twins[name][0], rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_good_steps() -> None:
+    scale = LossScale().after(overflowed=True)
+    assert scale == LossScale(2.0**15)
+    for _ in range(999):
+        scale = scale.after(overflowed=False)
+    assert scale == LossScale(2.0**15, 999)
+    assert scale.after(overflowed=False) == LossScale(2.0**16)
+
+
+class Overflowing:
+    """An objective whose gradient overflows float16 from a loss scale of 4 on."""
+
+    def count(self, batch: Batch) -> int:
+        return 1
+
+    def total(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        weight = next(model.parameters())
+        return (weight.half() * 20_000).float().sum()
+
+
+class OneBatch:
+    def batch(self, step: int) -> Batch:
+        return Batch(torch.zeros(1, 12, dtype=torch.long), torch.zeros(1, 12, dtype=torch.long))
+
+
+def test_a_float16_step_that_overflows_is_skipped_and_the_next_one_is_scaled_less() -> None:
+    config = from_mapping(
+        {"precision": {"dtype": "float16"}, "runtime": {"device": "cpu"}, "training": {"gradient_clip": 0}},
+        Config(),
+    )
+    model = Transformer(tiny_model())
+    optimizer = make_optimizer(model, config.optimizer)
+    state = TrainingState(loss_scale=LossScale(8.0))
+    before = next(model.parameters()).detach().clone()
+    skipped = train_step(model, optimizer, Overflowing(), OneBatch(), config, state)
+    assert skipped.gradient_norm is None and torch.equal(next(model.parameters()), before)
+    assert state.loss_scale == LossScale(4.0)
+    state.loss_scale = LossScale(2.0)
+    done = train_step(model, optimizer, Overflowing(), OneBatch(), config, state)
+    assert done.gradient_norm == pytest.approx(20_000 * before.numel() ** 0.5, rel=1e-3)
+    assert not torch.equal(next(model.parameters()), before)

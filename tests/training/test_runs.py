@@ -142,19 +142,19 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(text_file, checkpointing={"every": 4})
-    seeded, likelihood = runtime.mix_seed, objectives.negative_log_likelihood
+    seeded, likelihood = runtime.mix_seed, objectives.linear_cross_entropy
     steps: list[int] = []
 
     def watched(*parts: int) -> int:
         steps.append(parts[1])
         return seeded(*parts)
 
-    def broken(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nats = likelihood(logits, targets)
+    def broken(*operands: torch.Tensor) -> torch.Tensor:
+        nats = likelihood(*operands)
         return nats * float("nan") if steps[-1] == 6 else nats
 
     monkeypatch.setattr(loop, "mix_seed", watched)
-    monkeypatch.setattr(objectives, "negative_log_likelihood", broken)
+    monkeypatch.setattr(objectives, "linear_cross_entropy", broken)
     with pytest.raises(
         NumericsError, match=r"the loss is nan at step 7; .*checkpoints before it are kept.*learning-rate"
     ):

@@ -1,10 +1,11 @@
-"""Attention (E4), plain and fused, and the self-attention layer of a decoder.
+"""Attention (E4), plain, blocked and fused, and the self-attention layer of a decoder.
 
 Shapes: B batch, T query positions, S key positions, D model width, H query heads,
 G key-value heads, K head width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wholegpt.config import AttentionKernel, Bias, ModelConfig, QueryKeyNorm
+from wholegpt.model.blocked_attention import blocked_causal_attention
 from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.dropout import dropout as drop
+from wholegpt.model.linear import Linear
 from wholegpt.model.norms import RMSNorm
 from wholegpt.model.positions import Rotation, rotate
 
@@ -35,9 +39,7 @@ def attention(
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     weights = torch.softmax(scores, dim=-1)
-    if dropout:
-        weights = F.dropout(weights, dropout)
-    return weights.to(values.dtype) @ values
+    return drop(weights, dropout).to(values.dtype) @ values
 
 
 def fused_attention(
@@ -60,7 +62,27 @@ def fused_attention(
     )
 
 
-KERNELS = {AttentionKernel.plain: attention, AttentionKernel.fused: fused_attention}
+def blocked_attention(
+    queries: Float[Tensor, "B H T K"],
+    keys: Float[Tensor, "B H S K"],
+    values: Float[Tensor, "B H S K"],
+    visible: Bool[Tensor, "T S"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """``attention`` through ``blocked_causal_attention``; what is not a whole causal square is left to ``attention``.
+
+    ``visible``, where given, must be causal: a square one is not read.
+    """
+    if visible is None or queries.shape[2] != keys.shape[2] or queries.shape[2] == 1:
+        return attention(queries, keys, values, visible, dropout)
+    return blocked_causal_attention(queries, keys, values, dropout)
+
+
+KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
+    AttentionKernel.plain: attention,
+    AttentionKernel.blocked: blocked_attention,
+    AttentionKernel.fused: fused_attention,
+}
 
 
 @dataclass(frozen=True)
@@ -89,8 +111,9 @@ class SelfAttention(nn.Module):
         self.kernel = KERNELS[kernel]
         bias = config.bias is Bias.all
         width = (config.n_heads + 2 * config.n_kv_heads) * config.d_head
-        self.query_key_value = nn.Linear(config.d_model, width, bias=bias)
-        self.output = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
+        self.stacked_rows = [heads * config.d_head for heads in (config.n_heads, *2 * [config.n_kv_heads])]
+        self.query_key_value = Linear(config.d_model, width, bias=bias)
+        self.output = Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
         normalised = config.query_key_norm is QueryKeyNorm.rms_norm
         self.query_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
         self.key_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement
 from wholegpt.model.attention import SelfAttention, SequenceContext
+from wholegpt.model.dropout import Dropout
 from wholegpt.model.feed_forward import make_feed_forward
 from wholegpt.model.norms import make_norm
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(config, layer, kernel)
         self.feed_forward_norm = make_norm(config, config.d_model)
         self.feed_forward = make_feed_forward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, stream: Float[Tensor, "B T D"], context: SequenceContext) -> Float[Tensor, "B T D"]:
         """The residual stream after this block."""

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wholegpt.config import Bias, FeedForward, ModelConfig
+from wholegpt.model.linear import Linear
 
 
 class GELUFeedForward(nn.Module):
@@ -14,8 +15,8 @@ class GELUFeedForward(nn.Module):
         super().__init__()
         bias = config.bias is Bias.all
         self.approximate = "tanh" if config.feed_forward is FeedForward.gelu_tanh else "none"
-        self.expand = nn.Linear(config.d_model, config.d_ff, bias=bias)
-        self.output = nn.Linear(config.d_ff, config.d_model, bias=bias)
+        self.expand = Linear(config.d_model, config.d_ff, bias=bias)
+        self.output = Linear(config.d_ff, config.d_model, bias=bias)
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The layer's output at each position."""
@@ -28,9 +29,9 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         bias = config.bias is Bias.all
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=bias)
-        self.expand = nn.Linear(config.d_model, config.d_ff, bias=bias)
-        self.output = nn.Linear(config.d_ff, config.d_model, bias=bias)
+        self.gate = Linear(config.d_model, config.d_ff, bias=bias)
+        self.expand = Linear(config.d_model, config.d_ff, bias=bias)
+        self.output = Linear(config.d_ff, config.d_model, bias=bias)
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The layer's output at each position."""

@@ -1,8 +1,12 @@
-"""Normalisation layers."""
+"""Normalisation layers. Shapes: D width of what is normalised."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from wholegpt.config import ModelConfig, Norm
 
@@ -15,8 +19,55 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm(x) = x / √(mean(x²) + ε) · γ, over the last dimension (Zhang and Sennrich 2019)."""
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """``x`` normalised, in the number format of ``x``, which PyTorch's fused kernel asks of γ too."""
+        """``x`` normalised, in the number format of ``x``."""
+        if x.device.type == "cpu":
+            normalised = _CPURMSNorm.apply(x, self.weight, self.eps)
+            assert isinstance(normalised, Tensor)
+            return normalised
+        # PyTorch's fused kernel asks the number format of x of γ too.
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class _CPURMSNorm(torch.autograd.Function):
+    """RMSNorm with half the passes over memory of PyTorch's own, which has no backward kernel for a CPU.
+
+    With r = 1/√(mean(x²) + ε), x̂ = r·x and h = γ ⊙ ∂L/∂y:  ∂L/∂x = r·(h − x̂·mean(h ⊙ x̂)). That is
+    LayerNorm's gradient at mean 0 but for its term −r·mean(h), which is added back to LayerNorm's kernel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "*B D"],
+        gain: Float[Tensor, " D"],
+        epsilon: float,
+    ) -> Float[Tensor, "*B D"]:
+        precise = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+        inverse = (length.square() / x.shape[-1] + epsilon).rsqrt()
+        ctx.save_for_backward(x, gain, inverse)
+        return (x * inverse * gain).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Float[Tensor, "*B D"]
+    ) -> tuple[Float[Tensor, "*B D"], Float[Tensor, " D"], None]:
+        (gradient,) = gradients
+        x, gain, inverse = ctx.saved_tensors
+        precise = gain.to(inverse.dtype)
+        of_x, of_gain, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient,
+            x,
+            (x.shape[-1],),
+            torch.zeros_like(inverse),
+            inverse,
+            precise,
+            None,
+            [True, True, False],
+        )
+        mean = (gradient @ gain.to(gradient.dtype)).unsqueeze(-1) / x.shape[-1]
+        return of_x.add_((mean * inverse).to(x.dtype)), of_gain.to(gain.dtype), None
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:

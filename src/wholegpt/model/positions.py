@@ -16,10 +16,11 @@ class LearnedPositions(nn.Embedding):
 
 @dataclass(frozen=True)
 class Rotation:
-    """The angles of some positions, as cosines and sines repeated for both halves of a head."""
+    """The angles of some positions, repeated for both halves of a head."""
 
     cosines: Float[Tensor, "T K"]
     sines: Float[Tensor, "T K"]
+    """With a minus in the first half."""
 
 
 class RotaryPositions(nn.Module):
@@ -37,12 +38,12 @@ class RotaryPositions(nn.Module):
         """The rotation of each position, computed in ``dtype``; one serves all layers."""
         pairs = torch.arange(0, self.d_head, 2, device=positions.device, dtype=dtype)
         angles = torch.outer(positions.to(dtype), self.base ** (-pairs / self.d_head))
-        angles = torch.cat((angles, angles), dim=-1)
-        return Rotation(angles.cos(), angles.sin())
+        sines = angles.sin()
+        return Rotation(torch.cat((angles, angles), dim=-1).cos(), torch.cat((-sines, sines), dim=-1))
 
 
 def rotate(heads: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:
     """``heads`` turned by ``rotation``, in their own number format."""
-    first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return heads * rotation.cosines.to(heads.dtype) + turned * rotation.sines.to(heads.dtype)
+    exchanged = heads.roll(heads.shape[-1] // 2, dims=-1)
+    cosines, sines = rotation.cosines.to(heads.dtype), rotation.sines.to(heads.dtype)
+    return torch.addcmul(heads * cosines, exchanged, sines)

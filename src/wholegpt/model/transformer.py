@@ -4,6 +4,7 @@ Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +17,11 @@ from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.dropout import Dropout
+from wholegpt.model.linear import Linear
 from wholegpt.model.norms import make_norm
 from wholegpt.model.positions import LearnedPositions, RotaryPositions
+from wholegpt.runtime import compute_dtype
 
 INITIAL_STANDARD_DEVIATION = 0.02
 
@@ -47,10 +51,10 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = LearnedPositions(config.context_length, config.d_model) if learned else None
         self.rotary = None if learned else RotaryPositions(config.d_head, config.rotary_base)
-        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.embedding_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, kernel) for layer in range(config.n_layers))
         self.final_norm = make_norm(config, config.d_model) if pre_norm else nn.Identity()
-        self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.unembedding = Linear(config.d_model, config.vocab_size, bias=False)
         if tied:
             self.unembedding.weight = self.token_embedding.weight
         causal = torch.ones(config.context_length, config.context_length, dtype=torch.bool).tril()
@@ -98,7 +102,8 @@ class Transformer(nn.Module):
         context = SequenceContext(self.visible[start:end, :end], rotation, cache)
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(positions)
-        stream = self.embedding_dropout(stream)
+        # From here on in the number format of the products: half the memory to read and write.
+        stream = self.embedding_dropout(stream.to(compute_dtype(stream)))
         for block in self.blocks:
             if self.recompute is Recompute.blocks and self.training:
                 stream = checkpoint(block, stream, context, use_reentrant=False)
@@ -107,6 +112,16 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(length)
         return self.final_norm(stream)
+
+    def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
+        """The weight matrices of the blocks, each with the rows of the maps stacked in it."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            attention = block.attention
+            for parameter in block.parameters():
+                if parameter.ndim == 2:
+                    stacked = parameter is attention.query_key_value.weight
+                    yield parameter, attention.stacked_rows if stacked else [len(parameter)]
 
     def new_cache(self, batch_size: int) -> KeyValueCache:
         """An empty cache in the weights' number format, on the weights' device."""

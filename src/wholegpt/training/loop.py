@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from wholegpt.config import Config
+from wholegpt.config import Config, Dtype
 from wholegpt.data import Batch
 from wholegpt.errors import NumericsError
 from wholegpt.runtime import compute_in, mix_seed
@@ -35,8 +35,8 @@ class StepMetrics:
     loss: float
     """Mean over the step's terms; for language modelling, nats per token."""
     learning_rate: float
-    gradient_norm: float
-    """Global L2 norm before clipping."""
+    gradient_norm: float | None
+    """Global L2 norm before clipping; none where float16 overflowed and the step was skipped."""
     tokens: int
     seconds: float
 
@@ -70,7 +70,7 @@ def train(
     while state.step < config.training.steps and not state.stop_reason:
         model.train()
         started = time.perf_counter()
-        metrics = train_step(model, optimizer, objective, batches, config, state.step)
+        metrics = train_step(model, optimizer, objective, batches, config, state)
         state.step += 1
         state.tokens += metrics.tokens
         for callback in callbacks:
@@ -93,21 +93,28 @@ def train_step(
     objective: Objective,
     batches: BatchSource,
     config: Config,
-    step: int,
+    state: TrainingState,
 ) -> StepMetrics:
-    """Optimiser step ``step`` (from 0): gradients of the mean over all its terms, clipped, then AdamW.
+    """Optimiser step ``state.step`` (from 0): gradients of the mean over all its terms, clipped, then the update.
 
     Each micro-batch adds its sum of terms divided by the whole step's count (E8), so any split gives
     the big batch's gradient to rounding.
     """
-    started = time.perf_counter()
+    started, step = time.perf_counter(), state.step
     batch = batches.batch(step).to(torch.device(config.runtime.device))
     rate = learning_rate(step, config.training.steps, config.optimizer, config.schedule)
     set_learning_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
-    loss = accumulate_gradients(model, objective, batch, config, step)
-    clip = config.training.gradient_clip or float("inf")
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
+    half = config.precision.dtype is Dtype.float16
+    scale = state.loss_scale.value if half else 1.0
+    loss = accumulate_gradients(model, objective, batch, config, step, scale)
+    norm = clip_gradients(model, config.training.gradient_clip, scale)
+    tokens = batch.token_ids.numel()
+    if half:
+        overflowed = not math.isfinite(norm)
+        state.loss_scale = state.loss_scale.after(overflowed)
+        if overflowed and scale > 1:
+            return StepMetrics(loss, rate, None, tokens, time.perf_counter() - started)
     for name, value in (("loss", loss), ("gradient", norm)):
         if not math.isfinite(value):
             raise NumericsError(
@@ -115,13 +122,13 @@ def train_step(
                 f"it are kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
             )
     optimizer.step()
-    return StepMetrics(loss, rate, norm, batch.token_ids.numel(), time.perf_counter() - started)
+    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started)
 
 
 def accumulate_gradients(
-    model: nn.Module, objective: Objective, batch: Batch, config: Config, step: int
+    model: nn.Module, objective: Objective, batch: Batch, config: Config, step: int, scale: float = 1.0
 ) -> float:
-    """Add the gradient of the step's mean loss, micro-batch by micro-batch; returns that mean.
+    """Add ``scale`` times the gradient of the step's mean loss, micro-batch by micro-batch; returns that mean.
 
     Random numbers (dropout) are seeded by (seed, step, first row), so none need to be stored.
     """
@@ -133,6 +140,20 @@ def accumulate_gradients(
         torch.manual_seed(mix_seed(config.runtime.seed, step, start))
         with compute_in(dtype, device):
             share = objective.total(model, batch.rows(start, start + rows)) / count
-        share.backward()
+        (share * scale if scale != 1 else share).backward()
         total += float(share.detach())
     return total
+
+
+def clip_gradients(model: nn.Module, limit: float, scale: float) -> float:
+    """Divide the gradients by ``scale``, then shorten them to the global L2 norm ``limit`` (0: never).
+
+    Returns the norm before shortening.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if scale != 1:
+        for gradient in gradients:
+            gradient.div_(scale)
+    norm = nn.utils.get_total_norm(gradients)
+    nn.utils.clip_grads_with_norm_(model.parameters(), limit or math.inf, norm)
+    return float(norm)

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wholegpt.data import Batch
-from wholegpt.losses import IGNORED, negative_log_likelihood
+from wholegpt.losses import IGNORED, linear_cross_entropy
+from wholegpt.model import Transformer
 
 
 @runtime_checkable
@@ -31,4 +32,6 @@ class LanguageModeling:
 
     def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
         """Sum of the nats of all targets."""
-        return negative_log_likelihood(model(batch.token_ids), batch.targets).sum()
+        assert isinstance(model, Transformer)
+        hidden = model.hidden_states(batch.token_ids)
+        return linear_cross_entropy(hidden, model.unembedding.weight, batch.targets)

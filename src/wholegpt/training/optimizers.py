@@ -1,25 +1,44 @@
-"""AdamW (E9): PyTorch's fused implementation, its readable twin, and which parameters decay."""
+"""AdamW (E9): PyTorch's fused implementation, its readable twin; which parameters decay, which Muon takes."""
 
 import torch
 from torch import Tensor, nn
 
-from wholegpt.config import OptimizerConfig
+from wholegpt.config import OptimizerConfig, OptimizerKind
+from wholegpt.model import Transformer
+from wholegpt.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of ``model``; matrices decay, vectors do not."""
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """The optimiser of the trainable parameters of ``model``; matrices decay, vectors do not.
+
+    With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the number format in which
+    it makes them orthogonal.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    adamw = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+        "fused": True,
+    }
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+    if config.kind is OptimizerKind.adamw:
+        return torch.optim.AdamW([group for group in groups if group["params"]], **adamw)
+    assert isinstance(model, Transformer)
+    rows = {matrix: rows for matrix, rows in model.block_matrices() if matrix.requires_grad}
+    groups[0]["params"] = [p for p in groups[0]["params"] if p not in rows]
+    muon = {
+        "params": list(rows),
+        "rows": list(rows.values()),
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
+    return Muon([group for group in (muon, *groups) if group["params"]], dtype, **adamw)
 
 
 def adamw_update(
@@ -68,8 +87,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what ``optimizer_tensors`` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        parameter = parameters[int(number)]
+        optimizer.state[parameter][name] = tensor.to(parameter.device)

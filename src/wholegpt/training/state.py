@@ -1,8 +1,8 @@
 """Where a run stands. With the weights and the optimiser's moments this is all that resuming needs."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -13,6 +13,32 @@ class Best:
 
     step: int
     validation: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What a loss is multiplied by, and its gradient divided by, so that float16 keeps small gradients.
+
+    Halved where a gradient overflows (that step is skipped), doubled after 1,000 steps in which none
+    did (Micikevicius et al. 2018, section 3.2).
+    """
+
+    value: float = 2.0**16
+    good_steps: int = 0
+    """Steps without an overflow since it last changed."""
+
+    DOUBLED_AFTER: ClassVar[int] = 1000
+
+    def after(self, overflowed: bool) -> "LossScale":
+        """The scale of the next step."""
+        if overflowed:
+            return LossScale(self.value / 2)
+        good_steps = self.good_steps + 1
+        return (
+            LossScale(2 * self.value)
+            if good_steps == self.DOUBLED_AFTER
+            else LossScale(self.value, good_steps)
+        )
 
 
 @dataclass
@@ -30,6 +56,8 @@ class TrainingState:
     best: Best | None = None
     last_validation: dict[str, Any] | None = None
     evaluations_since_best: int = 0
+    loss_scale: LossScale = field(default_factory=LossScale)
+    """Used in float16 only."""
     stop_reason: str = ""
     """Why the run ended before its last step; empty while it has not."""
 
