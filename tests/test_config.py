@@ -8,6 +8,7 @@ import yaml
 
 from wholegpt.checks import check, check_generation, complete_model
 from wholegpt.config import (
+    Bias,
     Config,
     FeedForward,
     GenerationConfig,
@@ -18,7 +19,16 @@ from wholegpt.config import (
     to_yaml,
 )
 from wholegpt.errors import ConfigError
-from wholegpt.presets import PRESETS, configure, gpt2, preset, recipe, recipe_names
+from wholegpt.presets import (
+    PRESETS,
+    configure,
+    gpt2,
+    modern,
+    preset,
+    published_architecture,
+    recipe,
+    recipe_names,
+)
 
 
 def test_yaml_both_ways() -> None:
@@ -174,3 +184,17 @@ def test_derived_sizes() -> None:
     assert (model.d_head, model.n_kv_heads, model.d_ff) == (64, 6, 1024)
     assert complete_model(model) == model
     assert to_mapping(model)["positions"] == "rotary"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_opens_elsewhere(name: str) -> None:
+    family = {"gpt1": "GPT-1", "gpt2": "GPT-2", "modern": "Qwen3"}[name.split("-")[0]]
+    assert published_architecture(preset(name)) == (family, [])
+
+
+def test_a_model_that_opens_nowhere_else_is_told_by_its_fields() -> None:
+    mixed = dataclasses.replace(modern(), feed_forward=FeedForward.gelu)
+    assert published_architecture(mixed) == ("Qwen3", ["model.feed_forward"])
+    grouped = dataclasses.replace(gpt2(), n_kv_heads=4)
+    assert published_architecture(grouped) == ("GPT-2", ["model.n_kv_heads"])
+    assert published_architecture(dataclasses.replace(gpt2(), bias=Bias.none)) == ("GPT-2", [])

@@ -20,7 +20,7 @@ from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load
 from wholegpt.checks import check, complete_model
 from wholegpt.config import Config, Determinism, Dtype, Execution, GenerationConfig, TokenizerConfig
 from wholegpt.console import Console
-from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare
+from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare, windows_before
 from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_folder_atomic, write_json_atomic, write_text_atomic
@@ -28,8 +28,10 @@ from wholegpt.generation import generate
 from wholegpt.language_model import LanguageModel, load
 from wholegpt.model import Transformer, parameter_count
 from wholegpt.training import callbacks
+from wholegpt.training.averaging import averaged, exchange
 from wholegpt.training.loop import Callback
 from wholegpt.training.loop import train as run_loop
+from wholegpt.training.memory import fitting_micro_batch
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from wholegpt.training.state import TrainingState
@@ -142,7 +144,7 @@ def resolve(config: Config, data: PreparedData) -> Config:
             "set it to 0 to take the tokenizer's"
         )
     model = complete_model(dataclasses.replace(config.model, vocab_size=vocab_size))
-    loader = WindowLoader(data.train, model.context_length, config.training.batch_size, seed=0)
+    loader = WindowLoader(data.train, model.context_length, config.training, seed=0)
     if len(data.validation) < 2:
         raise DataError(
             f"{data.manifest.corpus}: the held-out part has {len(data.validation)} token(s), "
@@ -151,20 +153,19 @@ def resolve(config: Config, data: PreparedData) -> Config:
     data.tokenizer.encode(config.logging.sample_prompt)
     windows = config.training.epochs * loader.windows_per_epoch
     steps = config.training.steps or max(1, round(windows / config.training.batch_size))
-    training = dataclasses.replace(
-        config.training,
-        steps=steps,
-        epochs=0.0,
-        micro_batch_size=min(
-            config.training.micro_batch_size or config.training.batch_size, config.training.batch_size
-        ),
+    training = dataclasses.replace(config.training, steps=steps, epochs=0.0)
+    config = runtime.decide(dataclasses.replace(config, model=model, training=training))
+    rows = training.micro_batch_size or fitting_micro_batch(
+        config, runtime.free_memory(torch.device(config.runtime.device))
     )
-    return runtime.decide(dataclasses.replace(config, model=model, training=training))
+    training = dataclasses.replace(training, micro_batch_size=min(rows, training.batch_size))
+    return dataclasses.replace(config, training=training)
 
 
 def start_run(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
     """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
     check(config)
+    config = _eager_without_compiler(config, console)
     runtime.decide(config)
     prepared, corpus = _prepared_source(config), None
     if prepared is None:
@@ -209,6 +210,18 @@ def start_run(config: Config, out: Path | None, overwrite: bool, console: Consol
     return folder
 
 
+def _eager_without_compiler(config: Config, console: Console) -> Config:
+    """``config``, compiled only where PyTorch's compiler works; a warning says why not."""
+    if config.precision.execution is Execution.eager:
+        return config
+    problem = runtime.compiler_problem(runtime.choose_device(config.runtime.device))
+    if not problem:
+        return config
+    console.warn(f"compiling fails here ({problem}); training runs operation by operation instead")
+    eager = dataclasses.replace(config.precision, execution=Execution.eager)
+    return dataclasses.replace(config, precision=eager)
+
+
 def _prepared_source(config: Config) -> Path | None:
     """The folder of prepared data that the config names as its only source, if it does."""
     folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
@@ -240,25 +253,26 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
 
     def evaluate(sample: int) -> TextScore:
         model.eval()
-        return evaluate_tokens(
-            model, data.validation, data.tokenizer, device, config.precision.dtype, quiet, sample=sample
-        )
+        with averaged(optimizer):
+            return evaluate_tokens(
+                model, data.validation, data.tokenizer, device, config.precision.dtype, quiet, sample=sample
+            )
 
     def write_sample() -> str:
         model.eval()
         settings = GenerationConfig(max_tokens=config.logging.sample_tokens, seed=config.runtime.seed)
         prompt = config.logging.sample_prompt
-        return prompt + generate(model, data.tokenizer, prompt, settings, device, quiet).text
+        with averaged(optimizer):
+            return prompt + generate(model, data.tokenizer, prompt, settings, device, quiet).text
 
     def save(state: TrainingState) -> None:
-        training = TrainingFiles(optimizer_tensors(optimizer), state.to_json())
         best = state.best.step if state.best else None
-        store.save(model, data.tokenizer, training, state.step, best)
+        with averaged(optimizer):  # the weights themselves are then in the optimiser's state
+            training = TrainingFiles(optimizer_tensors(optimizer), state.to_json())
+            store.save(model, data.tokenizer, training, state.step, best)
 
     _say_plan(path, config, data, state, console)
-    loader = WindowLoader(
-        data.train, config.model.context_length, config.training.batch_size, config.runtime.seed
-    )
+    loader = WindowLoader(data.train, config.model.context_length, config.training, config.runtime.seed)
     with (
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
@@ -272,7 +286,10 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress),
         ]
-        _run_loop(model, optimizer, loader, config, state, steps)
+        if config.precision.execution is Execution.compiled:
+            for block in model.blocks:  # one compilation serves all of them
+                block.compile()
+        run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
     if state.stop_reason == callbacks.StopOnSignal.REASON:
         raise Interrupted(
             f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
@@ -282,32 +299,6 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     run = Run(path, config, state, validation, sample)
     write_report(path, run.to_json())
     return run
-
-
-def _run_loop(
-    model: Transformer,
-    optimizer: torch.optim.Optimizer,
-    loader: WindowLoader,
-    config: Config,
-    state: TrainingState,
-    steps: list[Callback],
-) -> None:
-    """The training loop over the model as it is or compiled, as the config says."""
-    if config.precision.execution is Execution.eager:
-        run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
-        return
-    first = state.step
-    for block in model.blocks:  # one compilation serves all of them
-        block.compile()
-    try:
-        run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
-    except RuntimeError as error:  # what PyTorch's compiler raises has no narrower public name
-        if state.step > first:
-            raise
-        raise NumericsError(
-            f"precision.execution is compiled, and compiling fails here ({str(error).splitlines()[0]}); "
-            "train with --precision.execution eager, or see --debug for the compiler's own words"
-        ) from error
 
 
 def _restore(
@@ -331,6 +322,7 @@ def _restore(
     optimizer = _optimizer(model, config)
     files = load_training(folder)
     load_optimizer_tensors(optimizer, files.optimizer)
+    exchange(optimizer)
     state = TrainingState.from_json(files.state)
     if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
         state.stop_reason = ""
@@ -398,7 +390,7 @@ def _free_name(wanted: Path) -> Path:
 
 def _say_plan(path: Path, config: Config, data: PreparedData, state: TrainingState, console: Console) -> None:
     manifest, model = data.manifest, config.model
-    tokens = config.training.steps * config.training.batch_size * model.context_length
+    tokens = windows_before(config.training.steps, config.training) * model.context_length
     console.note(
         f"training: {manifest.train.tokens:,} tokens; validation: {manifest.validation.tokens:,} ({manifest.split})"
     )
@@ -407,6 +399,11 @@ def _say_plan(path: Path, config: Config, data: PreparedData, state: TrainingSta
         f"({tokens / max(manifest.train.tokens, 1):.1f} passes); {config.precision.dtype} on "
         f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
     )
+    nearest, differing = presets.published_architecture(model)
+    if differing:
+        console.note(
+            f"this model will not open in other programs: it is nearest to {nearest}, but for {', '.join(differing)}"
+        )
     if config.runtime.determinism is Determinism.strict:
         console.note(
             "strict determinism: operations that do not repeat bit for bit are refused; on a GPU the steps "

@@ -49,6 +49,16 @@ def check(config: Config) -> None:
         )
     _at_least("training.batch_size", training.batch_size, 1)
     _at_least("training.micro_batch_size", training.micro_batch_size, 0)
+    _at_least("training.batch_growth_steps", training.batch_growth_steps, 0)
+    first = training.initial_batch_size
+    _require(
+        "training.initial_batch_size",
+        first,
+        0 <= first <= training.batch_size,
+        f"from 0 to training.batch_size, {training.batch_size}",
+    )
+    average = training.average_decay
+    _require("training.average_decay", average, 0 <= average < 1, "at least 0 and below 1")
     _at_least("training.gradient_clip", training.gradient_clip, 0)
     _require("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
     for name in ("beta1", "beta2", "momentum"):

@@ -223,10 +223,16 @@ class TrainingConfig:
     """Passes over the training text; used when steps is 0."""
     batch_size: int = 8
     """Windows of context_length tokens in one optimiser step."""
+    initial_batch_size: int = 0
+    """Windows in the first step, from where they grow evenly to batch_size. 0: batch_size from the start."""
+    batch_growth_steps: int = 0
+    """Steps over which the batch grows."""
     micro_batch_size: int = 0
-    """Windows computed at once; their gradients add up to the step's. 0: the whole batch."""
+    """Windows computed at once; their gradients add up to the step's. 0: as many as memory holds."""
     gradient_clip: float = 1.0
     """Largest global L2 norm of the gradient; longer ones are scaled down to it. 0: never."""
+    average_decay: float = 0.0
+    """Decay of a running average of the weights, which then is what is measured, sampled and saved. 0: none."""
     recompute: Recompute = Recompute.nothing
     """Gradient checkpointing: less memory, about a third more computation."""
 
@@ -285,7 +291,7 @@ class PrecisionConfig:
     """Format of the large products. automatic: bfloat16 where the processor has it, else float32.
     float16 scales the loss up, so that small gradients do not vanish."""
     attention: AttentionKernel = AttentionKernel.automatic
-    """automatic: blocked on a CPU, fused on an accelerator."""
+    """automatic: blocked on a CPU (plain where compiled), fused on an accelerator."""
     execution: Execution = Execution.eager
     """Operation by operation, or compiled; eager where compiling fails, which is said."""
 

@@ -79,6 +79,53 @@ def modern(size: str = "small") -> ModelConfig:
     )
 
 
+GELUS = (FeedForward.gelu, FeedForward.gelu_tanh)
+PUBLISHED: dict[str, dict[str, tuple[object, ...]]] = {
+    "GPT-1": {
+        "positions": (Positions.learned,),
+        "norm": (Norm.layer_norm,),
+        "norm_placement": (NormPlacement.post,),
+        "query_key_norm": (QueryKeyNorm.none,),
+        "feed_forward": GELUS,
+    },
+    "GPT-2": {
+        "positions": (Positions.learned,),
+        "norm": (Norm.layer_norm,),
+        "norm_placement": (NormPlacement.pre,),
+        "query_key_norm": (QueryKeyNorm.none,),
+        "feed_forward": GELUS,
+    },
+    "Qwen3": {
+        "positions": (Positions.rotary,),
+        "norm": (Norm.rms_norm,),
+        "norm_placement": (NormPlacement.pre,),
+        "query_key_norm": (QueryKeyNorm.rms_norm,),
+        "feed_forward": (FeedForward.swiglu,),
+        "bias": (Bias.none,),
+    },
+}
+"""What other programs can open: the values that each published architecture has for the fields named.
+
+A GPT-2 without biases is one whose biases are 0. GPT-1 and GPT-2 have as many key-value heads as heads,
+which together are as wide as the model.
+"""
+
+
+def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
+    """The published architecture nearest to ``model``, and the fields in which they differ: none if it is one."""
+    differing = {
+        name: [f"model.{field}" for field, values in fields.items() if getattr(model, field) not in values]
+        for name, fields in PUBLISHED.items()
+    }
+    for name in ("GPT-1", "GPT-2"):
+        if model.n_kv_heads not in (0, model.n_heads):
+            differing[name].append("model.n_kv_heads")
+        if model.d_head and model.d_head * model.n_heads != model.d_model:
+            differing[name].append("model.d_head")
+    nearest_name = min(differing, key=lambda name: len(differing[name]))
+    return nearest_name, differing[nearest_name]
+
+
 def _pick(sizes: dict[str, T], size: str) -> T:
     if size not in sizes:
         raise ConfigError(f"unknown size '{size}'; {nearest(size, list(sizes))}")

@@ -7,17 +7,27 @@ written into the run's config; ``check_available`` says whether a recorded one c
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 import platform
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wholegpt.config import AttentionKernel, Config, Determinism, Dtype, PrecisionConfig, RuntimeConfig
+from wholegpt.config import (
+    AttentionKernel,
+    Config,
+    Determinism,
+    Dtype,
+    Execution,
+    PrecisionConfig,
+    RuntimeConfig,
+)
 from wholegpt.errors import ConfigError, NumericsError
 
 
@@ -47,7 +57,9 @@ def decide_precision(precision: PrecisionConfig, device: torch.device) -> Precis
     if dtype is Dtype.bfloat16 and not has_bfloat16(device):
         raise NumericsError(f"precision.dtype is bfloat16, which this machine's {device} lacks; try float32")
     if attention is AttentionKernel.automatic:
-        attention = AttentionKernel.blocked if device.type == "cpu" else AttentionKernel.fused
+        # The compiler makes its own blocks of the plain products.
+        on_cpu = AttentionKernel.blocked if precision.execution is Execution.eager else AttentionKernel.plain
+        attention = on_cpu if device.type == "cpu" else AttentionKernel.fused
     return dataclasses.replace(precision, dtype=dtype, attention=attention)
 
 
@@ -73,6 +85,16 @@ def device_available(device: torch.device) -> bool:
     if device.type == "mps":
         return torch.backends.mps.is_available()
     return device.type == "cpu"
+
+
+def compiler_problem(device: torch.device) -> str:
+    """Why torch.compile fails here, in one line; empty where a small function compiles and runs."""
+    compiled: Any = torch.compile(lambda x: x.sin() + 1)
+    try:
+        compiled(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:  # what PyTorch's compiler raises has no narrower public name
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return ""
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -118,6 +140,8 @@ def check_available(config: Config, recorded_machine: dict[str, str | int]) -> l
         problems.append(f"it ran on {device}, which is not here")
     elif config.precision.dtype is Dtype.bfloat16 and not has_bfloat16(device):
         problems.append("it ran in bfloat16, which this processor lacks")
+    elif config.precision.execution is Execution.compiled and (problem := compiler_problem(device)):
+        problems.append(f"it ran compiled, and compiling fails here ({problem})")
     if config.runtime.threads > (os.cpu_count() or 1):
         problems.append(
             f"it ran on {config.runtime.threads} threads; this machine has {os.cpu_count()} cores"
@@ -140,6 +164,10 @@ def without_unavailable(config: Config) -> Config:
         precision = dataclasses.replace(precision, attention=AttentionKernel.automatic)
     if precision.dtype is Dtype.bfloat16 and not has_bfloat16(choose_device(runtime.device)):
         precision = dataclasses.replace(precision, dtype=Dtype.automatic)
+    if precision.execution is Execution.compiled and compiler_problem(choose_device(runtime.device)):
+        precision = dataclasses.replace(
+            precision, execution=Execution.eager, attention=AttentionKernel.automatic
+        )
     if runtime.threads > (os.cpu_count() or 1):
         runtime = dataclasses.replace(runtime, threads=0)
     return dataclasses.replace(config, runtime=runtime, precision=precision)
@@ -156,6 +184,22 @@ def apply(runtime: RuntimeConfig) -> torch.device:
     torch.use_deterministic_algorithms(runtime.determinism is Determinism.strict)
     torch.backends.cudnn.benchmark = runtime.determinism is Determinism.fast
     return torch.device(runtime.device)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that ``device`` can still give; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    information, limits = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not information.exists():
+        return math.inf
+    available = next(x for x in information.read_text().splitlines() if x.startswith("MemAvailable"))
+    free = 1024 * int(available.split()[1])
+    try:  # a container's own limit
+        limit, used = ((limits / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else min(free, int(limit) - int(used))
+    except (OSError, ValueError):
+        return free
 
 
 def keep_freed_memory() -> None:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import text_of
-from wholegpt.config import DataConfig, Split, TokenizerConfig, TokenizerKind
+from wholegpt.config import DataConfig, Split, TokenizerConfig, TokenizerKind, TrainingConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, TokenShards, WindowLoader, open_corpus, prepare
 from wholegpt.data.corpora import tinyshakespeare
-from wholegpt.data.loader import permute
+from wholegpt.data.loader import permute, windows_before
 from wholegpt.data.preparation import plan_split, split_documents
 from wholegpt.data.shards import ShardWriter
 from wholegpt.errors import DataError
@@ -179,7 +179,7 @@ def test_permutations_differ_and_look_shuffled() -> None:
 def test_every_window_once_an_epoch(n_tokens: int, context: int, batch: int, seed: int, epoch: int) -> None:
     if n_tokens <= context:
         return
-    loader = WindowLoader(TokenShards([np.arange(n_tokens)]), context, batch, seed)
+    loader = WindowLoader(TokenShards([np.arange(n_tokens)]), context, TrainingConfig(batch_size=batch), seed)
     n = loader.windows_per_epoch
     starts = loader.window_starts(np.arange(epoch * n, (epoch + 1) * n))
     assert np.array_equal(np.diff(np.sort(starts)), np.full(n - 1, context))
@@ -188,10 +188,21 @@ def test_every_window_once_an_epoch(n_tokens: int, context: int, batch: int, see
 
 
 def test_a_batch_depends_only_on_seed_and_step() -> None:
-    tokens = TokenShards([np.arange(1000)])
-    first = WindowLoader(tokens, 8, 4, seed=5)
-    later = WindowLoader(tokens, 8, 4, seed=5)
+    tokens, training = TokenShards([np.arange(1000)]), TrainingConfig(batch_size=4)
+    first, later = (WindowLoader(tokens, 8, training, seed=5) for _ in range(2))
     batch = first.batch(37)
     assert np.array_equal(batch.token_ids, later.batch(37).token_ids)
     assert np.array_equal(batch.targets, batch.token_ids + 1)
-    assert not np.array_equal(batch.token_ids, WindowLoader(tokens, 8, 4, seed=6).batch(37).token_ids)
+    assert not np.array_equal(batch.token_ids, WindowLoader(tokens, 8, training, seed=6).batch(37).token_ids)
+
+
+def test_a_growing_batch_takes_every_window_once() -> None:
+    """5 windows, then evenly up to 13 over 4 steps; the next step begins where the last one ended."""
+    training = TrainingConfig(batch_size=13, initial_batch_size=5, batch_growth_steps=4)
+    sizes = np.diff([windows_before(step, training) for step in range(8)])
+    assert sizes.tolist() == [5, 7, 9, 11, 13, 13, 13]
+    loader = WindowLoader(TokenShards([np.arange(100_000)]), 8, training, seed=5)
+    starts = np.concatenate([loader.batch(step).token_ids[:, 0].numpy() for step in range(7)])
+    assert np.array_equal(starts, loader.window_starts(np.arange(sizes.sum())))
+    constant = TrainingConfig(batch_size=13)
+    assert [windows_before(step, constant) for step in range(3)] == [0, 13, 26]

@@ -1,7 +1,7 @@
 """Token ids to batches: corpora, their preparation, and the loader."""
 
 from wholegpt.data.corpora import CORPORA, Corpus, open_corpus
-from wholegpt.data.loader import Batch, WindowLoader
+from wholegpt.data.loader import Batch, WindowLoader, windows_before
 from wholegpt.data.preparation import make_tokenizer, prepare
 from wholegpt.data.shards import PreparedData, TokenShards
 
@@ -15,4 +15,5 @@ __all__ = [
     "make_tokenizer",
     "open_corpus",
     "prepare",
+    "windows_before",
 ]

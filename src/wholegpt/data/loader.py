@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from wholegpt.config import TrainingConfig
 from wholegpt.data.shards import TokenShards
 from wholegpt.errors import DataError
 from wholegpt.runtime import mix_seed
@@ -43,14 +44,14 @@ class WindowLoader:
     are the loader's whole state and nothing needs to be replayed on resume.
     """
 
-    def __init__(self, tokens: TokenShards, context_length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, tokens: TokenShards, context_length: int, training: TrainingConfig, seed: int) -> None:
         if len(tokens) <= context_length:
             raise DataError(
                 f"the training text has {len(tokens):,} tokens, fewer than one window of "
                 f"{context_length + 1:,}; give more text, or a smaller --model.context-length"
             )
         self.tokens, self.context_length = tokens, context_length
-        self.batch_size, self.seed = batch_size, seed
+        self.training, self.seed = training, seed
         self.windows_per_epoch = max(1, (len(tokens) - context_length) // context_length)
         self._largest_offset = min(
             context_length - 1, len(tokens) - 1 - self.windows_per_epoch * context_length
@@ -58,7 +59,9 @@ class WindowLoader:
 
     def batch(self, step: int) -> Batch:
         """The windows of optimiser step ``step`` (from 0)."""
-        starts = self.window_starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+        starts = self.window_starts(
+            np.arange(windows_before(step, self.training), windows_before(step + 1, self.training))
+        )
         windows = np.stack([self.tokens.read(int(start), self.context_length + 1) for start in starts])
         tensor = torch.from_numpy(windows)
         return Batch(tensor[:, :-1], tensor[:, 1:])
@@ -74,6 +77,18 @@ class WindowLoader:
             order = permute(indices[here], self.windows_per_epoch, key)
             starts[here] = offset + order * self.context_length
         return starts
+
+
+def windows_before(step: int, training: TrainingConfig) -> int:
+    """Windows of all optimiser steps before ``step``.
+
+    The batch has ``batch_size`` windows; where ``initial_batch_size`` is set, the first has that many, and
+    each of the first ``batch_growth_steps`` steps as many as an even rise gives.
+    """
+    first, growth = training.initial_batch_size or training.batch_size, training.batch_growth_steps
+    growing = min(step, growth)
+    rise = sum((training.batch_size - first) * s // growth for s in range(growing))
+    return growing * first + rise + (step - growing) * training.batch_size
 
 
 FEISTEL_ROUNDS = 6

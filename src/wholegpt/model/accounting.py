@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from wholegpt.checks import complete_model
 from wholegpt.config import (
+    AttentionKernel,
     Bias,
     Embeddings,
     FeedForward,
@@ -13,6 +14,7 @@ from wholegpt.config import (
     Positions,
     QueryKeyNorm,
 )
+from wholegpt.model.blocked_attention import QUERY_BLOCK
 
 FLOAT32_BYTES = 4
 
@@ -75,3 +77,33 @@ def flops_per_token(config: ModelConfig) -> int:
 def training_memory_bytes(config: ModelConfig) -> int:
     """Bytes of weights, gradients and AdamW's two moments in float32: 16 a parameter. Activations come on top."""
     return 4 * FLOAT32_BYTES * parameter_count(config).total
+
+
+def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
+    """Numbers that the forward pass of a training step keeps for the backward pass, a token, in a full window.
+
+    In the number format of the products. By layer: the residual stream before each norm and after it, what
+    enters and leaves attention and its weights, what enters and leaves the activation of the feed-forward
+    layer, and where there is dropout one mask for each place. The fused kernel keeps no weights.
+    """
+    c = complete_model(config)
+    dropped = c.dropout > 0
+    heads, width = c.n_heads * c.d_head, (c.n_heads + 2 * c.n_kv_heads) * c.d_head
+    attention = 4 * heads
+    if c.query_key_norm is QueryKeyNorm.rms_norm:
+        attention += width
+    weights = c.n_heads * mean_keys(c.context_length, kernel)
+    if kernel is not AttentionKernel.fused:
+        attention += (1 + dropped) * weights
+    feed_forward = (4 if c.feed_forward is FeedForward.swiglu else 2) * c.d_ff
+    block = (4 + 2 * dropped) * c.d_model + attention + feed_forward
+    return c.n_layers * block + (2 + dropped) * c.d_model
+
+
+def mean_keys(context_length: int, kernel: AttentionKernel) -> int:
+    """Keys whose weights are computed for a query, on average over a window."""
+    if kernel is not AttentionKernel.blocked:
+        return context_length
+    starts = range(0, context_length, QUERY_BLOCK)
+    ends = [min(start + QUERY_BLOCK, context_length) for start in starts]
+    return sum((end - start) * end for start, end in zip(starts, ends, strict=True)) // context_length

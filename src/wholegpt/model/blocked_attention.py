@@ -89,7 +89,7 @@ class _BlockedAttention(torch.autograd.Function):
             mixed[heads, rows] = torch.bmm(weights, values[heads, seen])
         ctx.save_for_backward(queries, keys, values, *saved)
         ctx.dropout = dropout
-        return mixed.div_(1 - dropout)
+        return mixed.div_(1 - dropout) if dropout else mixed
 
     @staticmethod
     @once_differentiable
@@ -100,7 +100,8 @@ class _BlockedAttention(torch.autograd.Function):
         queries, keys, values, *saved = ctx.saved_tensors
         dropout: float = ctx.dropout
         n, length, width = queries.shape
-        gradient = gradient / (1 - dropout)
+        if dropout:
+            gradient = gradient / (1 - dropout)
         of_queries, of_keys, of_values = (torch.empty_like(queries) for _ in range(3))
         kept = iter(saved)
         for heads, rows, seen in _tiles(n, length):

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from wholegpt.runtime import compute_dtype
+
 ROWS_AT_ONCE = 1024
 """Rows whose share of a weight's gradient is one product; longer ones leave the caches."""
 
@@ -21,8 +23,8 @@ class Linear(nn.Linear):
     def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:  # noqa: A002 (PyTorch's name)
         """The layer's output for each row."""
         x = input
-        single = x.dtype is torch.float32 and x.device.type == "cpu"
-        if single and mkl_is_slow() and not torch.is_autocast_enabled("cpu"):
+        single = compute_dtype(x) is torch.float32 and x.device.type == "cpu"
+        if single and not torch.compiler.is_compiling() and mkl_is_slow():
             product = _OneDNNLinear.apply(x.flatten(0, -2), self.weight, self.bias)
             assert isinstance(product, Tensor)
             return product.view(*x.shape[:-1], self.out_features)

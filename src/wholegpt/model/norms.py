@@ -20,7 +20,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """``x`` normalised, in the number format of ``x``."""
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             normalised = _CPURMSNorm.apply(x, self.weight, self.eps)
             assert isinstance(normalised, Tensor)
             return normalised

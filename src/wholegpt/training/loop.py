@@ -13,6 +13,7 @@ from wholegpt.config import Config, Dtype
 from wholegpt.data import Batch
 from wholegpt.errors import NumericsError
 from wholegpt.runtime import compute_in, mix_seed
+from wholegpt.training.averaging import update_average
 from wholegpt.training.objectives import Objective
 from wholegpt.training.optimizers import set_learning_rate
 from wholegpt.training.schedules import learning_rate
@@ -122,6 +123,8 @@ def train_step(
                 f"it are kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
             )
     optimizer.step()
+    if config.training.average_decay:
+        update_average(optimizer, config.training.average_decay, step + 1)
     return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started)
 
 

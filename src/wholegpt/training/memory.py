@@ -1,0 +1,69 @@
+"""How much memory training takes, predicted; and the micro-batch that fits into what there is."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from wholegpt.config import Config, Dtype, OptimizerKind, Recompute
+from wholegpt.errors import ConfigError
+from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
+from wholegpt.model import parameter_count, saved_activations
+
+FLOAT32_BYTES = 4
+HEADROOM = 0.9
+"""Share of the free memory that the prediction may fill."""
+
+
+def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
+    """Most bytes of tensors held at once in an optimiser step over micro-batches of so many windows.
+
+    Weights, gradients and the optimiser's state in float32; the weights once more where products run in
+    16 bits; what the forward pass of one micro-batch keeps; and the larger of the loss's logits and
+    gradients and the optimiser's own temporary tensors. ``config`` must be decided.
+    """
+    model, training = config.model, config.training
+    single, muon = config.precision.dtype is Dtype.float32, config.optimizer.kind is OptimizerKind.muon
+    count = parameter_count(model)
+    size = FLOAT32_BYTES if single else 2
+    moments = 2 * count.embeddings + (1 if muon else 2) * count.blocks
+    averages = count.total if training.average_decay else 0
+    held = FLOAT32_BYTES * (2 * count.total + moments + averages) + (0 if single else size * count.total)
+    tokens = micro_batch_size * model.context_length
+    kept = saved_activations(model, config.precision.attention)
+    if training.recompute is Recompute.blocks:
+        kept = kept // model.n_layers + model.n_layers * model.d_model
+    logits = size * min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size
+    of_weight = (FLOAT32_BYTES + size) * model.vocab_size * model.d_model
+    stacks = 4 * size * count.blocks if muon else 0
+    return held + max(size * tokens * (kept + 2 * model.d_model) + logits + of_weight, stacks)
+
+
+def fitting_micro_batch(config: Config, free_bytes: float) -> int:
+    """The largest micro-batch, the whole batch or halves of it, whose prediction fits into ``free_bytes``.
+
+    Raises ``ConfigError``, saying what would fit, where not even one window does.
+    """
+    budget = HEADROOM * free_bytes
+    rows = config.training.batch_size
+    while rows > 1 and peak_tensor_bytes(config, rows) > budget:
+        rows = -(-rows // 2)
+    if peak_tensor_bytes(config, rows) <= budget:
+        return rows
+    advice = next(
+        (words for words, smaller in _smaller(config) if peak_tensor_bytes(smaller, 1) <= budget), ""
+    )
+    raise ConfigError(
+        f"training needs about {peak_tensor_bytes(config, 1) / 1e9:.1f} GB for a single window of "
+        f"{config.model.context_length:,} tokens, and {free_bytes / 1e9:.1f} GB are free; "
+        + (f"this would fit: {advice}" if advice else "a far smaller model is needed")
+    )
+
+
+def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
+    """Configs that need less and less memory, each with the options that make it."""
+    training = replace(config.training, recompute=Recompute.blocks)
+    config, words = replace(config, training=training), "--training.recompute blocks"
+    yield words, config
+    while config.model.n_layers > 1:
+        layers = config.model.n_layers // 2
+        config = replace(config, model=replace(config.model, n_layers=layers))
+        yield f"{words} --model.n-layers {layers}", config
