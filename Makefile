@@ -7,6 +7,8 @@ ifneq ($(wildcard $(DATA)),)
 export WHOLEGPT_DATA ?= $(abspath $(DATA))
 endif
 
+PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
@@ -21,7 +23,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/pyright
 
 bench: $(INSTALLED)  ## long measurements; see benchmarks/README.md
-	$(VENV)/bin/python benchmarks/shakespeare.py $(BENCH_OPTIONS)
+	$(VENV)/bin/python -m benchmarks.training_step $(PEERS) --float32
+	$(VENV)/bin/python -m benchmarks.training_step $(PEERS) --dropout 0.1
+	$(VENV)/bin/python -m benchmarks.training_step --model gpt2 $(if $(TRANSFORMERS),--transformers)
+	$(VENV)/bin/python -m benchmarks.shakespeare $(PEERS) --recipe shakespeare-3min
+	$(VENV)/bin/python -m benchmarks.shakespeare --recipe shakespeare
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,23 +1,34 @@
-"""Tokens per second of one training step: ours beside nanoGPT's and transformers', alternating, in one process."""
+"""Speed and memory of one training step: ours beside nanoGPT's and transformers', alternating, in one process."""
 
 import argparse
 import dataclasses
 import importlib.util
-import statistics
+import os
+import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.tables import conditions, publish, spread
 from wholegpt import runtime
-from wholegpt.config import Bias, Config, Dtype, FeedForward, ModelConfig, TrainingConfig
+from wholegpt.config import (
+    Bias,
+    Config,
+    Dtype,
+    FeedForward,
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerKind,
+    TrainingConfig,
+)
 from wholegpt.data import Batch
-from wholegpt.model import Transformer, flops_per_token, parameter_count
+from wholegpt.model import Transformer, parameter_count
 from wholegpt.presets import gpt2
 from wholegpt.training.loop import train_step
 from wholegpt.training.objectives import LanguageModeling
@@ -44,8 +55,10 @@ class Side:
     """One way of training, and what was measured of it."""
 
     name: str
-    step: Callable[[], object]
+    make_step: Callable[[], Callable[[], object]]
+    """Builds model and optimiser; what it returns takes one optimiser step."""
     tokens: int
+    """Tokens in a step."""
     seconds: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
     """FLOP/s of a 4096³ bfloat16 product measured right after each of its steps."""
@@ -62,19 +75,22 @@ class RandomBatch:
         return self.only
 
 
-def ours(model_config: ModelConfig, rows: int, dtype: Dtype = Dtype.automatic, micro_rows: int = 0) -> Side:
+def ours(model_config: ModelConfig, rows: int, dtype: Dtype = Dtype.automatic) -> Side:
     """The loop's own step."""
-    config = Config(model=model_config, training=TrainingConfig(batch_size=rows, micro_batch_size=micro_rows))
+    optimizer = OptimizerConfig(kind=OptimizerKind.adamw, learning_rate=1e-3)
+    config = Config(model=model_config, training=TrainingConfig(batch_size=rows), optimizer=optimizer)
     precision = dataclasses.replace(config.precision, dtype=dtype)
     config = runtime.decide(dataclasses.replace(config, precision=precision))
-    model = Transformer(config.model, config.precision.attention)
-    optimizer = make_optimizer(model, config.optimizer)
-    batches = RandomBatch(model_config, rows)
-    state = TrainingState()
+
+    def make_step() -> Callable[[], object]:
+        runtime.keep_freed_memory()  # as every run does; in the alternating process the peers have it too
+        model = Transformer(config.model, config.precision.attention).train()
+        adamw = make_optimizer(model, config.optimizer)
+        batches, state = RandomBatch(model_config, rows), TrainingState()
+        return lambda: train_step(model, adamw, LanguageModeling(), batches, config, state)
+
     return Side(
-        f"wholegpt, {config.precision.dtype}, batch {rows}",
-        lambda: train_step(model.train(), optimizer, LanguageModeling(), batches, config, state),
-        rows * model_config.context_length,
+        f"wholegpt, {config.precision.dtype}, batch {rows}", make_step, rows * config.model.context_length
     )
 
 
@@ -96,13 +112,14 @@ def peer_step(
 
 def nanogpt(checkout: Path, config: ModelConfig, rows: int, bfloat16: bool, compiled: bool = False) -> Side:
     """nanoGPT's model and optimiser."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec and spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    model = module.GPT(
-        module.GPTConfig(
+
+    def make_step() -> Callable[[], object]:
+        spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+        assert spec and spec.loader
+        module: Any = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        shape = module.GPTConfig(
             block_size=config.context_length,
             vocab_size=config.vocab_size,
             n_layer=config.n_layers,
@@ -111,36 +128,41 @@ def nanogpt(checkout: Path, config: ModelConfig, rows: int, bfloat16: bool, comp
             dropout=config.dropout,
             bias=False,
         )
-    )
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-    called = torch.compile(model) if compiled else model
-    batch = RandomBatch(config, rows).only
+        with redirect_stdout(sys.stderr):
+            model = module.GPT(shape)
+            optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+        called = torch.compile(model) if compiled else model
+        batch = RandomBatch(config, rows).only
+        return peer_step(model, optimizer, lambda: called(batch.token_ids, batch.targets)[1], bfloat16)
+
     how = ("bfloat16 autocast" if bfloat16 else "float32") + (", compiled" if compiled else "")
-    step = peer_step(model, optimizer, lambda: called(batch.token_ids, batch.targets)[1], bfloat16)
-    return Side(f"nanoGPT, {how}, batch {rows}", step, rows * config.context_length)
+    return Side(f"nanoGPT, {how}, batch {rows}", make_step, rows * config.context_length)
 
 
 def transformers(config: ModelConfig, rows: int, bfloat16: bool) -> Side:
     """GPT-2 of transformers with PyTorch's fused AdamW."""
-    from transformers import GPT2Config, GPT2LMHeadModel  # type: ignore[import-not-found]
 
-    shape = GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.context_length,
-        n_embd=config.d_model,
-        n_layer=config.n_layers,
-        n_head=config.n_heads,
-        attn_pdrop=config.dropout,
-        embd_pdrop=config.dropout,
-        resid_pdrop=config.dropout,
-        use_cache=False,
-    )
-    model = GPT2LMHeadModel(shape).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    batch = RandomBatch(config, rows).only
+    def make_step() -> Callable[[], object]:
+        from transformers import GPT2Config, GPT2LMHeadModel  # type: ignore[import-not-found]
+
+        shape = GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.context_length,
+            n_embd=config.d_model,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            attn_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            resid_pdrop=config.dropout,
+            use_cache=False,
+        )
+        model = GPT2LMHeadModel(shape).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        ids = RandomBatch(config, rows).only.token_ids
+        return peer_step(model, optimizer, lambda: model(ids, labels=ids).loss, bfloat16)
+
     how = "bfloat16 autocast" if bfloat16 else "float32"
-    loss = peer_step(model, optimizer, lambda: model(batch.token_ids, labels=batch.token_ids).loss, bfloat16)
-    return Side(f"transformers, {how}, batch {rows}", loss, rows * config.context_length)
+    return Side(f"transformers, {how}, batch {rows}", make_step, rows * config.context_length)
 
 
 def product_rate() -> float:
@@ -156,54 +178,62 @@ def product_rate() -> float:
 
 def alternate(sides: list[Side], rounds: int, least_seconds: float = 2.0) -> None:
     """Measure the sides in turn, ``rounds`` times, each for at least ``least_seconds``, after two steps each."""
-    for side in sides:
-        side.step()
-        side.step()
+    steps = [side.make_step() for side in sides]
+    for step in steps:
+        step()
+        step()
     for number in range(rounds):
-        for side in sides:
-            started, steps = time.perf_counter(), 0
-            while time.perf_counter() - started < least_seconds or steps < 2:
-                side.step()
-                steps += 1
-            side.seconds.append((time.perf_counter() - started) / steps)
+        for side, step in zip(sides, steps, strict=True):
+            started, done = time.perf_counter(), 0
+            while time.perf_counter() - started < least_seconds:
+                step()
+                done += 1
+            side.seconds.append((time.perf_counter() - started) / done)
             side.products.append(product_rate())
         print(f"round {number + 1} of {rounds} is done", file=sys.stderr)
 
 
-def show(sides: list[Side], config: ModelConfig) -> None:
-    """The table: each side's speed, and its ratio to each of the others in the same round."""
-    per_token = (
-        6 * parameter_count(config).total + 12 * config.n_layers * config.d_model * config.context_length
-    )
-    assert abs(per_token / (3 * flops_per_token(config)) - 1) < 0.05
-    machine = runtime.machine()
-    print(f"\n{machine['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__};", end=" ")
-    print(f"medians (min to max) of {len(sides[0].seconds)} alternating rounds\n")
-    print(
-        "| side | seconds a step | tokens/s | share of a 4096³ bfloat16 product's FLOP/s | times the first side |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for side in sides:
-        share = [side.tokens * per_token / s / p for s, p in zip(side.seconds, side.products, strict=True)]
-        ratios = [
-            (side.tokens / s) / (sides[0].tokens / t)
-            for s, t in zip(side.seconds, sides[0].seconds, strict=True)
-        ]
+def peak_memory(side: Side) -> float:
+    """Bytes: the largest resident set of a process of its own that takes three of the side's steps."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        step = side.make_step()
+        for _ in range(3):
+            step()
+        os.write(writer, str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as result:
+        peak = result.read()
+    os.waitpid(child, 0)
+    return float(peak)
+
+
+def table(sides: list[Side], peaks: list[float], config: ModelConfig) -> str:
+    """Each side's speed, and its ratio to the first side in the same round."""
+    parameters = parameter_count(config).total
+    per_token = 6 * parameters + 12 * config.n_layers * config.d_model * config.context_length
+    lines = [
+        "| side | seconds a step | tokens/s | share of the product's FLOP/s | times the first | peak memory |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for side, peak in zip(sides, peaks, strict=True):
+        shares = [side.tokens * per_token / s / p for s, p in zip(side.seconds, side.products, strict=True)]
+        first = [sides[0].tokens / seconds for seconds in sides[0].seconds]
         cells = [
+            side.name,
             spread(side.seconds, "{:.2f}"),
             spread([side.tokens / s for s in side.seconds], "{:,.0f}"),
-            spread([100 * x for x in share], "{:.0f}%"),
-            spread(ratios, "{:.2f}"),
+            spread([100 * share for share in shares], "{:.0f}%"),
+            spread([side.tokens / s / f for s, f in zip(side.seconds, first, strict=True)], "{:.2f}"),
+            f"{peak / 1e9:.1f} GB",
         ]
-        print(f"| {side.name} | " + " | ".join(cells) + " |")
-    rates = [p / 1e9 for side in sides for p in side.products]
-    print(f"\nThe product ran at {spread(rates, '{:.0f}')} GFLOP/s.")
-
-
-def spread(values: list[float], format_: str) -> str:
-    """Median (min to max)."""
-    median, least, most = statistics.median(values), min(values), max(values)
-    return f"{format_.format(median)} ({format_.format(least)} to {format_.format(most)})"
+        lines.append(f"| {' | '.join(cells)} |")
+    rates = [product / 1e9 for side in sides for product in side.products]
+    counted = f"6·{parameters / 1e6:.1f} M + 12·L·D·τ = {per_token / 1e6:.0f} MFLOP a token"
+    lines += ["", f"The 4096³ product ran at {spread(rates, '{:.0f}')} GFLOP/s; counted {counted}."]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -217,24 +247,27 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="ours in float32, too")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    runtime.keep_freed_memory()
     torch.manual_seed(0)
-    base = CHARACTERS if arguments.model == "characters" else GPT2
-    config = dataclasses.replace(base, dropout=arguments.dropout)
-    peers_batch = 12 if arguments.model == "characters" else 2
-    batches = arguments.batches or ([32] if arguments.model == "characters" else [2])
+    characters = arguments.model == "characters"
+    config = dataclasses.replace(CHARACTERS if characters else GPT2, dropout=arguments.dropout)
+    theirs = 12 if characters else 2
+    batches = arguments.batches or ([12, 32, 64] if characters else [2, 8])
     sides: list[Side] = []
     if arguments.nanogpt:
-        sides += [nanogpt(arguments.nanogpt, config, peers_batch, bfloat16) for bfloat16 in (False, True)]
+        sides += [nanogpt(arguments.nanogpt, config, theirs, bfloat16) for bfloat16 in (False, True)]
         if arguments.compiled:
-            sides.append(nanogpt(arguments.nanogpt, config, peers_batch, bfloat16=True, compiled=True))
+            sides.append(nanogpt(arguments.nanogpt, config, theirs, bfloat16=True, compiled=True))
     if arguments.transformers:
-        sides += [transformers(config, peers_batch, bfloat16) for bfloat16 in (False, True)]
+        sides += [transformers(config, theirs, bfloat16) for bfloat16 in (False, True)]
     sides += [ours(config, rows) for rows in batches]
     if arguments.float32:
         sides += [ours(config, rows, Dtype.float32) for rows in batches]
+    peaks = [peak_memory(side) for side in sides]
     alternate(sides, arguments.rounds)
-    show(sides, config)
+    name = f"Training step, {arguments.model}" + (
+        f", dropout {arguments.dropout:g}" if arguments.dropout else ""
+    )
+    publish(name, f"{conditions(arguments.rounds)}\n\n{table(sides, peaks, config)}")
 
 
 if __name__ == "__main__":

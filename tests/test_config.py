@@ -75,7 +75,7 @@ def test_wrong_values_name_their_field(mapping: dict[str, object], message: str)
         ("data", "validation_fraction", 0.0),
         ("training", "batch_size", 0),
         ("training", "gradient_clip", -1.0),
-        ("optimizer", "learning_rate", 0.0),
+        ("optimizer", "learning_rate", -0.1),
         ("optimizer", "beta2", 1.0),
         ("schedule", "final_fraction", 1.5),
         ("evaluation", "patience", -1),

@@ -17,7 +17,7 @@ from wholegpt import config as configuration
 from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
-from wholegpt.checks import check, complete_model
+from wholegpt.checks import check, complete_model, complete_optimizer
 from wholegpt.config import Config, Determinism, Dtype, Execution, GenerationConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare, windows_before
@@ -154,7 +154,8 @@ def resolve(config: Config, data: PreparedData) -> Config:
     windows = config.training.epochs * loader.windows_per_epoch
     steps = config.training.steps or max(1, round(windows / config.training.batch_size))
     training = dataclasses.replace(config.training, steps=steps, epochs=0.0)
-    config = runtime.decide(dataclasses.replace(config, model=model, training=training))
+    optimizer = complete_optimizer(config.optimizer)
+    config = runtime.decide(dataclasses.replace(config, model=model, training=training, optimizer=optimizer))
     rows = training.micro_batch_size or fitting_micro_batch(
         config, runtime.free_memory(torch.device(config.runtime.device))
     )

@@ -3,7 +3,15 @@
 import dataclasses
 import math
 
-from wholegpt.config import Config, FeedForward, GenerationConfig, ModelConfig, Positions
+from wholegpt.config import (
+    Config,
+    FeedForward,
+    GenerationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerKind,
+    Positions,
+)
 from wholegpt.errors import ConfigError
 
 
@@ -25,6 +33,16 @@ def derive_sizes(model: ModelConfig) -> ModelConfig:
         n_kv_heads=model.n_kv_heads or model.n_heads,
         d_head=model.d_head or model.d_model // model.n_heads,
         d_ff=model.d_ff or d_ff,
+    )
+
+
+LEARNING_RATES = {OptimizerKind.muon: 6e-3, OptimizerKind.adamw: 2e-3}
+
+
+def complete_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """``optimizer`` with a learning rate of 0 replaced by what it stands for."""
+    return dataclasses.replace(
+        optimizer, learning_rate=optimizer.learning_rate or LEARNING_RATES[optimizer.kind]
     )
 
 
@@ -60,7 +78,7 @@ def check(config: Config) -> None:
     average = training.average_decay
     _require("training.average_decay", average, 0 <= average < 1, "at least 0 and below 1")
     _at_least("training.gradient_clip", training.gradient_clip, 0)
-    _require("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
+    _at_least("optimizer.learning_rate", optimizer.learning_rate, 0)
     for name in ("beta1", "beta2", "momentum"):
         value = getattr(optimizer, name)
         _require(f"optimizer.{name}", value, 0 <= value < 1, "at least 0 and below 1")

@@ -241,10 +241,10 @@ class TrainingConfig:
 class OptimizerConfig:
     """AdamW with decoupled weight decay on matrices (E9), or Muon for the matrices of the blocks."""
 
-    kind: OptimizerKind = OptimizerKind.adamw
+    kind: OptimizerKind = OptimizerKind.muon
     """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
-    learning_rate: float = 2e-3
-    """Peak of the schedule."""
+    learning_rate: float = 0.0
+    """Peak of the schedule. 0: 0.006 for muon, 0.002 for adamw."""
     beta1: float = 0.9
     """Decay of the mean of gradients."""
     beta2: float = 0.95

@@ -58,7 +58,8 @@ def test_settings_override_the_recipe_and_nothing_else(capsys: pytest.CaptureFix
     assert config["model"]["n_layers"] == 6 and config["runtime"]["seed"] == 5
     recipe = wg.recipe("demo")
     assert config["training"]["steps"] == recipe.training.steps
-    assert config["optimizer"]["learning_rate"] == recipe.optimizer.learning_rate
+    assert config["optimizer"]["weight_decay"] == recipe.optimizer.weight_decay
+    assert recipe.optimizer.learning_rate == 0 and config["optimizer"]["learning_rate"] == 0.006
     assert config["precision"]["dtype"] in ("float32", "bfloat16")
     assert config["model"]["d_head"] == 64 and config["model"]["vocab_size"] == 0
 

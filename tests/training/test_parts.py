@@ -72,7 +72,9 @@ def test_warmup_stable_decay() -> None:
 
 def test_fused_adamw_equals_its_plain_twin() -> None:
     torch.manual_seed(0)
-    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.3, beta1=0.8, beta2=0.9)
+    config = OptimizerConfig(
+        kind=OptimizerKind.adamw, learning_rate=1e-2, weight_decay=0.3, beta1=0.8, beta2=0.9
+    )
     model = Transformer(tiny_model()).double()
     optimizer = make_optimizer(model, config)
     twins = {
@@ -105,17 +107,19 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         torch.testing.assert_close(parameter.detach(), expected)
 
 
-def test_optimizer_state_there_and_back() -> None:
+@pytest.mark.parametrize("kind", list(OptimizerKind))
+def test_optimizer_state_there_and_back(kind: OptimizerKind) -> None:
     torch.manual_seed(0)
     model = Transformer(tiny_model())
-    optimizer = make_optimizer(model, OptimizerConfig())
+    optimizer = make_optimizer(model, OptimizerConfig(kind=kind))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    again = make_optimizer(model, OptimizerConfig())
+    again = make_optimizer(model, OptimizerConfig(kind=kind))
     load_optimizer_tensors(again, optimizer_tensors(optimizer))
     first, second = optimizer_tensors(optimizer), optimizer_tensors(again)
-    assert first.keys() == second.keys() and len(first) == 3 * len(list(model.parameters()))
+    by_muon = len(list(model.block_matrices())) if kind is OptimizerKind.muon else 0
+    assert first.keys() == second.keys() and len(first) == 3 * len(list(model.parameters())) - 2 * by_muon
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

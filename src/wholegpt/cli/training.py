@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.checks import check, derive_sizes
+from wholegpt.checks import check, complete_optimizer, derive_sizes
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -92,7 +92,11 @@ def train(
     if print_config:
         from wholegpt import runtime
 
-        chosen = dataclasses.replace(chosen, model=derive_sizes(chosen.model))
+        chosen = dataclasses.replace(
+            chosen,
+            model=derive_sizes(chosen.model),
+            optimizer=complete_optimizer(chosen.optimizer),
+        )
         _show_config(runtime.decide(chosen), common)
         return
     from wholegpt import api

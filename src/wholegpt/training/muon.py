@@ -83,7 +83,10 @@ class Muon(torch.optim.AdamW):
     def _step_matrices(self, group: dict[str, Any]) -> None:
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for matrix, rows in zip(group["params"], group["rows"], strict=True):
-            direction = self._direction(matrix, group["momentum"])
+            if matrix.grad is None:
+                continue
+            direction = self._direction(matrix, matrix.grad, group["momentum"])
+            matrix.grad = None
             for pair in zip(matrix.split(rows), direction.split(rows), strict=True):
                 alike[pair[0].shape].append(pair)
         rate = group["lr"]
@@ -93,10 +96,8 @@ class Muon(torch.optim.AdamW):
             for (part, _), orthogonal in zip(pairs, orthogonalize(stacked), strict=True):
                 part.mul_(1 - rate * group["weight_decay"]).add_(orthogonal, alpha=scale)
 
-    def _direction(self, matrix: nn.Parameter, decay: float) -> Tensor:
-        assert matrix.grad is not None
-        gradient, matrix.grad = matrix.grad, None
+    def _direction(self, matrix: nn.Parameter, gradient: Tensor, decay: float) -> Tensor:
         state = self.state[matrix]
-        if not state:
+        if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
         return gradient.add(state["momentum"].mul_(decay).add_(gradient), alpha=decay)

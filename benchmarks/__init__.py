@@ -1,0 +1,1 @@
+"""Long measurements; see README.md here."""
