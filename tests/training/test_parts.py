@@ -208,7 +208,12 @@ class OneBatch:
 
 def test_a_float16_step_that_overflows_is_skipped_and_the_next_one_is_scaled_less() -> None:
     config = from_mapping(
-        {"precision": {"dtype": "float16"}, "runtime": {"device": "cpu"}, "training": {"gradient_clip": 0}},
+        {
+            "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+            "precision": {"dtype": "float16"},
+            "runtime": {"device": "cpu"},
+            "training": {"gradient_clip": 0},
+        },
         Config(),
     )
     model = Transformer(tiny_model())
