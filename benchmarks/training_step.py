@@ -1,15 +1,16 @@
-"""Speed and memory of one training step: ours beside nanoGPT's and transformers', alternating, in one process."""
+"""Speed and memory of one training step: ours beside nanoGPT's and transformers', alternating."""
 
 import argparse
 import dataclasses
 import importlib.util
-import os
+import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ CHARACTERS = dataclasses.replace(
 )
 """nanoGPT's model of characters: 10.7 M parameters."""
 GPT2 = dataclasses.replace(gpt2(), dropout=0.0)
+SECONDS_A_ROUND = 4.0
+"""Least time that a side is measured for at once."""
 
 
 @dataclass
@@ -61,7 +64,9 @@ class Side:
     """Tokens in a step."""
     seconds: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
-    """FLOP/s of a 4096³ bfloat16 product measured right after each of its steps."""
+    """FLOP/s of a 4096³ bfloat16 product measured in the same process right after each."""
+    peak: float = 0.0
+    """Bytes: the largest resident set of its process, before the first product."""
 
 
 class RandomBatch:
@@ -83,7 +88,7 @@ def ours(model_config: ModelConfig, rows: int, dtype: Dtype = Dtype.automatic) -
     config = runtime.decide(dataclasses.replace(config, precision=precision))
 
     def make_step() -> Callable[[], object]:
-        runtime.keep_freed_memory()  # as every run does; in the alternating process the peers have it too
+        runtime.keep_freed_memory()  # as every run does
         model = Transformer(config.model, config.precision.attention).train()
         adamw = make_optimizer(model, config.optimizer)
         batches, state = RandomBatch(model_config, rows), TrainingState()
@@ -176,41 +181,45 @@ def product_rate() -> float:
     return 2 * 4096**3 / best
 
 
-def alternate(sides: list[Side], rounds: int, least_seconds: float = 2.0) -> None:
-    """Measure the sides in turn, ``rounds`` times, each for at least ``least_seconds``, after two steps each."""
-    steps = [side.make_step() for side in sides]
-    for step in steps:
-        step()
-        step()
-    for number in range(rounds):
-        for side, step in zip(sides, steps, strict=True):
-            started, done = time.perf_counter(), 0
-            while time.perf_counter() - started < least_seconds:
-                step()
-                done += 1
-            side.seconds.append((time.perf_counter() - started) / done)
-            side.products.append(product_rate())
-        print(f"round {number + 1} of {rounds} is done", file=sys.stderr)
-
-
-def peak_memory(side: Side) -> float:
-    """Bytes: the largest resident set of a process of its own that takes three of the side's steps."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        step = side.make_step()
-        for _ in range(3):
+def serve(side: Side, commands: Connection) -> None:
+    """In a process of its own: build the side, take two steps, then measure whenever told."""
+    step = side.make_step()
+    step()
+    step()
+    commands.send("ready")
+    while commands.recv():
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < SECONDS_A_ROUND:
             step()
-        os.write(writer, str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as result:
-        peak = result.read()
-    os.waitpid(child, 0)
-    return float(peak)
+            done += 1
+        seconds = (time.perf_counter() - started) / done
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        commands.send((seconds, peak, product_rate()))
 
 
-def table(sides: list[Side], peaks: list[float], config: ModelConfig) -> str:
+def alternate(sides: list[Side], rounds: int) -> None:
+    """Measure the sides in turn, ``rounds`` times, each in a process of its own, which waits meanwhile."""
+    context = multiprocessing.get_context("fork")
+    workers: list[tuple[Connection, Any]] = []
+    for side in sides:
+        ours_end, theirs = context.Pipe()
+        worker = context.Process(target=serve, args=(side, theirs), daemon=True)
+        worker.start()
+        ours_end.recv()
+        workers.append((ours_end, worker))
+    for number in range(rounds):
+        for side, (connection, _) in zip(sides, workers, strict=True):
+            connection.send(True)
+            seconds, side.peak, product = connection.recv()
+            side.seconds.append(seconds)
+            side.products.append(product)
+        print(f"round {number + 1} of {rounds} is done", file=sys.stderr)
+    for connection, worker in workers:
+        connection.send(False)
+        worker.join()
+
+
+def table(sides: list[Side], config: ModelConfig) -> str:
     """Each side's speed, and its ratio to the first side in the same round."""
     parameters = parameter_count(config).total
     per_token = 6 * parameters + 12 * config.n_layers * config.d_model * config.context_length
@@ -218,7 +227,7 @@ def table(sides: list[Side], peaks: list[float], config: ModelConfig) -> str:
         "| side | seconds a step | tokens/s | share of the product's FLOP/s | times the first | peak memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for side, peak in zip(sides, peaks, strict=True):
+    for side in sides:
         shares = [side.tokens * per_token / s / p for s, p in zip(side.seconds, side.products, strict=True)]
         first = [sides[0].tokens / seconds for seconds in sides[0].seconds]
         cells = [
@@ -227,7 +236,7 @@ def table(sides: list[Side], peaks: list[float], config: ModelConfig) -> str:
             spread([side.tokens / s for s in side.seconds], "{:,.0f}"),
             spread([100 * share for share in shares], "{:.0f}%"),
             spread([side.tokens / s / f for s, f in zip(side.seconds, first, strict=True)], "{:.2f}"),
-            f"{peak / 1e9:.1f} GB",
+            f"{side.peak / 1e9:.1f} GB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     rates = [product / 1e9 for side in sides for product in side.products]
@@ -262,12 +271,11 @@ def main() -> None:
     sides += [ours(config, rows) for rows in batches]
     if arguments.float32:
         sides += [ours(config, rows, Dtype.float32) for rows in batches]
-    peaks = [peak_memory(side) for side in sides]
     alternate(sides, arguments.rounds)
     name = f"Training step, {arguments.model}" + (
         f", dropout {arguments.dropout:g}" if arguments.dropout else ""
     )
-    publish(name, f"{conditions(arguments.rounds)}\n\n{table(sides, peaks, config)}")
+    publish(name, f"{conditions(arguments.rounds)}\n\n{table(sides, config)}")
 
 
 if __name__ == "__main__":
