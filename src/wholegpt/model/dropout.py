@@ -48,11 +48,12 @@ def keep_bits(like: Float[Tensor, "*S"], p: float) -> Int[Tensor, "*S"]:
     kind = BITS[like.element_size()]
     seed = int(torch.randint(2**63 - 1, ()))
     words = np.random.SFC64(seed).random_raw(-(-like.numel() * like.element_size() // 8))
-    largest = torch.iinfo(kind).max
     bits = torch.from_numpy(words).view(kind)[: like.numel()].view(like.shape)
-    # A uniform number of 0 … largest, taken from the threshold; the sign, spread over all bits, answers.
-    threshold = round(p * (largest + 1)) - 1
-    return bits.bitwise_and_(largest).neg_().add_(threshold).bitwise_right_shift_(8 * like.element_size() - 1)
+    # Halved, a uniform number from −m to m − 1; moved so that its sign is negative with probability 1 − p,
+    # and that sign spread over all bits.
+    half_range = (torch.iinfo(kind).max + 1) // 2
+    moved = bits.bitwise_right_shift_(1).add_(round((2 * p - 1) * half_range))
+    return moved.bitwise_right_shift_(8 * like.element_size() - 1)
 
 
 def masked(x: Float[Tensor, "*S"], bits: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:

@@ -1,6 +1,7 @@
 """What happens between steps: metrics, evaluation, samples, checkpoints, stopping, progress."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -65,7 +66,8 @@ class LogMetrics:
                 "train",
                 state.step,
                 {
-                    "nats_per_token": metrics.loss,
+                    # A float16 step that overflowed may have no finite loss; JSON could not write it.
+                    "nats_per_token": metrics.loss if math.isfinite(metrics.loss) else None,
                     "learning_rate": metrics.learning_rate,
                     "gradient_norm": metrics.gradient_norm,
                     "tokens": state.tokens,
@@ -201,7 +203,8 @@ class ShowProgress:
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """One step on, with a smoothed loss and speed."""
         weight = 1 / min(state.step, 20)
-        self._loss += (metrics.loss - self._loss) * weight if self._loss else metrics.loss
+        if math.isfinite(metrics.loss):
+            self._loss += (metrics.loss - self._loss) * weight if self._loss else metrics.loss
         rate = metrics.tokens / metrics.seconds
         self._rate += (rate - self._rate) * weight if self._rate else rate
         validation = state.last_validation
