@@ -16,7 +16,7 @@ import torch
 
 import wholegpt as wg
 from benchmarks.tables import conditions, publish, spread
-from benchmarks.training_step import CHARACTERS, alternate
+from benchmarks.training_step import CHARACTERS, seconds_a_step
 from benchmarks.training_step import nanogpt as nanogpt_step
 from wholegpt.api import train
 from wholegpt.console import Console
@@ -118,8 +118,8 @@ def at(curve: Curve, seconds: float) -> float:
 def extrapolated_nanogpt(checkout: Path) -> str:
     """How long nanoGPT's documented GPU recipe would take here to where it turns, from its speed here."""
     side = nanogpt_step(checkout, CHARACTERS, 12, bfloat16=True)
-    alternate([side], rounds=3)
-    speed = side.tokens / statistics.median(side.seconds)
+    step = side.make_step()
+    speed = side.tokens / statistics.median(seconds_a_step(step) for _ in range(3))
     tokens = GPU_STEPS * 64 * 256
     return (
         f"nanoGPT's recipe for a GPU (10.7 M parameters, batch 64×256; published best 1.4697) usually turns near "

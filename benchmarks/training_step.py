@@ -181,6 +181,15 @@ def product_rate() -> float:
     return 2 * 4096**3 / best
 
 
+def seconds_a_step(step: Callable[[], object]) -> float:
+    """The mean over a few seconds."""
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS_A_ROUND:
+        step()
+        done += 1
+    return (time.perf_counter() - started) / done
+
+
 def serve(side: Side, commands: Connection) -> None:
     """In a process of its own: build the side, take two steps, then measure whenever told."""
     step = side.make_step()
@@ -188,17 +197,16 @@ def serve(side: Side, commands: Connection) -> None:
     step()
     commands.send("ready")
     while commands.recv():
-        started, done = time.perf_counter(), 0
-        while time.perf_counter() - started < SECONDS_A_ROUND:
-            step()
-            done += 1
-        seconds = (time.perf_counter() - started) / done
+        seconds = seconds_a_step(step)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         commands.send((seconds, peak, product_rate()))
 
 
 def alternate(sides: list[Side], rounds: int) -> None:
-    """Measure the sides in turn, ``rounds`` times, each in a process of its own, which waits meanwhile."""
+    """Measure the sides in turn, ``rounds`` times, each in a process of its own, which waits meanwhile.
+
+    This process must not have computed with several threads before, which a fork does not survive.
+    """
     context = multiprocessing.get_context("fork")
     workers: list[tuple[Connection, Any]] = []
     for side in sides:
