@@ -1,22 +1,19 @@
 """Validation loss on tiny Shakespeare against training time: our recipe, and nanoGPT's if a checkout is given."""
 
 import argparse
-import importlib.util
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import wholegpt as wg
 from benchmarks.tables import conditions, publish, spread
-from benchmarks.training_step import CHARACTERS, seconds_a_step
+from benchmarks.training_step import CHARACTERS, nanogpt_module, seconds_a_step
 from benchmarks.training_step import nanogpt as nanogpt_step
 from wholegpt.api import train
 from wholegpt.console import Console
@@ -52,11 +49,7 @@ def nanogpt(checkout: Path, seed: int) -> Curve:
     4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, no dropout, float32, cosine from
     1e-3 to 1e-4 after 100 steps of warm-up, beta2 0.99, weight decay 0.1, clipping at 1.
     """
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec and spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = nanogpt_module(checkout)
     text = next(tinyshakespeare().documents())
     index = {character: i for i, character in enumerate(sorted(set(text)))}
     ids = np.array([index[character] for character in text], dtype=np.int64)

@@ -115,15 +115,21 @@ def peer_step(
     return step
 
 
+def nanogpt_module(checkout: Path) -> Any:
+    """nanoGPT's ``model.py``."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec and spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def nanogpt(checkout: Path, config: ModelConfig, rows: int, bfloat16: bool, compiled: bool = False) -> Side:
     """nanoGPT's model and optimiser."""
 
     def make_step() -> Callable[[], object]:
-        spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-        assert spec and spec.loader
-        module: Any = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        module = nanogpt_module(checkout)
         shape = module.GPTConfig(
             block_size=config.context_length,
             vocab_size=config.vocab_size,
@@ -218,7 +224,8 @@ def alternate(sides: list[Side], rounds: int) -> None:
     for number in range(rounds):
         for side, (connection, _) in zip(sides, workers, strict=True):
             connection.send(True)
-            seconds, side.peak, product = connection.recv()
+            seconds, peak, product = connection.recv()
+            side.peak = side.peak or peak
             side.seconds.append(seconds)
             side.products.append(product)
         print(f"round {number + 1} of {rounds} is done", file=sys.stderr)
