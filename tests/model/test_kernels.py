@@ -37,7 +37,7 @@ def test_blocked_attention_equals_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, length: int
 ) -> None:
     """Values and gradients, for lengths below, at and above the block, and heads split over several tiles."""
-    monkeypatch.setattr(blocked_attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(blocked_attention, "SHORTEST_BLOCK", 16)
     monkeypatch.setattr(blocked_attention, "SCORES_AT_ONCE", 600)
     torch.manual_seed(0)
     operands = torch.randn(3, 2, 3, length, 8).to(dtype)

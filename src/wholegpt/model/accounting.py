@@ -14,7 +14,7 @@ from wholegpt.config import (
     Positions,
     QueryKeyNorm,
 )
-from wholegpt.model.blocked_attention import QUERY_BLOCK
+from wholegpt.model.blocked_attention import query_block
 
 FLOAT32_BYTES = 4
 
@@ -104,6 +104,7 @@ def mean_keys(context_length: int, kernel: AttentionKernel) -> int:
     """Keys whose weights are computed for a query, on average over a window."""
     if kernel is not AttentionKernel.blocked:
         return context_length
-    starts = range(0, context_length, QUERY_BLOCK)
-    ends = [min(start + QUERY_BLOCK, context_length) for start in starts]
+    block = query_block(context_length)
+    starts = range(0, context_length, block)
+    ends = [min(start + block, context_length) for start in starts]
     return sum((end - start) * end for start, end in zip(starts, ends, strict=True)) // context_length

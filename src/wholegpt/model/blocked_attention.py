@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from wholegpt.model.dropout import keep_bits, masked
 
-QUERY_BLOCK = 256
-"""Queries that share one product; the keys after the last of them are skipped."""
+SHORTEST_BLOCK = 128
+"""Fewer queries make products too small to be fast."""
 SCORES_AT_ONCE = 2**20
 """Most scores held at once beside the saved weights: 2 MB in bfloat16, about a core's own cache."""
 
@@ -41,10 +41,16 @@ def blocked_causal_attention(
     return mixed.view(batch, heads, length, width)
 
 
+def query_block(length: int) -> int:
+    """Queries that share one product, for so many positions; the keys after the last of them are skipped."""
+    return max(SHORTEST_BLOCK, length // 4)
+
+
 def _tiles(n: int, length: int) -> Iterator[tuple[slice, slice, slice]]:
     """(heads, queries, keys) of each product; the last queries, which see all keys, come first."""
-    for start in reversed(range(0, length, QUERY_BLOCK)):
-        end = min(start + QUERY_BLOCK, length)
+    block = query_block(length)
+    for start in reversed(range(0, length, block)):
+        end = min(start + block, length)
         heads = max(1, SCORES_AT_ONCE // ((end - start) * end))
         for first in range(0, n, heads):
             yield slice(first, min(first + heads, n)), slice(start, end), slice(0, end)
