@@ -17,13 +17,18 @@ def spread(values: list[float], format_: str) -> str:
     return f"{format_.format(median)} ({format_.format(least)} to {format_.format(most)})"
 
 
-def conditions(rounds: int) -> str:
-    """Machine, versions, and what the figures are."""
+def machine_line() -> str:
+    """Machine and versions."""
     machine = runtime.machine()
     return (
         f"{machine['processor']}, {torch.get_num_threads()} threads, torch {machine['torch']}, Python "
-        f"{machine['python']}; median (least to most) of {rounds} alternating rounds."
+        f"{machine['python']}."
     )
+
+
+def conditions(rounds: int) -> str:
+    """Machine, versions, and what the figures are."""
+    return f"{machine_line()[:-1]}; median (least to most) of {rounds} alternating rounds."
 
 
 def publish(section: str, text: str) -> None:

@@ -13,8 +13,9 @@ install_import_hook("wholegpt", f"{typechecker.__name__}.check")
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from tests.helpers import text_of, tiny_config  # noqa: E402
+from tests.helpers import Fails, text_of, tiny_config  # noqa: E402
 from wholegpt import api  # noqa: E402
+from wholegpt.cli import main  # noqa: E402
 from wholegpt.console import Console  # noqa: E402
 
 settings.register_profile("wholegpt", deadline=None, derandomize=True, max_examples=60)
@@ -28,6 +29,21 @@ def shared_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("WHOLEGPT_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command line that must fail with exit code 2 and one line, and gives that line."""
+
+    def run(*arguments: str | Path, code: int = 2) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("wholegpt: ") and err.count("\n") == 1, err
+        return err
+
+    return run
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from wholegpt.config import Config, ModelConfig
 from wholegpt.presets import configure, gpt1, gpt2
 
@@ -98,3 +100,19 @@ def tiny(*more: str, **changes: str) -> list[str]:
 TINY = tiny()
 Fails = Callable[..., str]
 """Runs a command line that must fail, and gives its one line of error."""
+
+
+def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of a few seconds: tiny windows and batches, one size."""
+    from wholegpt.planning import budget
+
+    for name, value in {
+        "CONTEXT_LENGTH": 32,
+        "BATCH_SIZE": 2,
+        "WIDTHS": (64,),
+        "LEAST_STEPS": 8,
+        "LEAST_TOKENS": 8 * 2 * 32,
+        "PILOT_TOKENS": 10 * 2 * 32,
+        "REPORT_SECONDS": 1.0,
+    }.items():
+        monkeypatch.setattr(budget, name, value)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import text_of
+from tests.helpers import make_plans_small, text_of
 from wholegpt.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -27,12 +27,20 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.txt").write_text(text_of(2_000, seed=1))
 
 
-def test_the_commands(in_a_new_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """In their order; a training run is cut to three steps."""
-    assert len(COMMANDS) >= 6
+def test_the_commands(
+    in_a_new_folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order; a training run is cut to three steps, a plan to half a minute of tiny models."""
+    make_plans_small(monkeypatch)
+    assert len(COMMANDS) >= 9
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
-        assert main(arguments + (FEW_STEPS if arguments[0] == "train" else [])) == 0, command
+        if "my.txt" in arguments and "--minutes" in arguments:
+            arguments[arguments.index("--minutes") + 1] = "0.3"
+            arguments += ["--logging.sample-tokens", "4"]
+        elif arguments[0] == "train":
+            arguments += FEW_STEPS
+        assert main(arguments) == 0, command
     assert Path("runs/mine/report.html").exists()
     assert "124,439,808" in capsys.readouterr().out
 

@@ -19,7 +19,7 @@ LEVELS: list[list[str]] = [
     ["checkpoint"],
     ["training", "generation"],
     ["evaluation"],
-    ["analysis"],
+    ["analysis", "planning"],
     ["language_model", "api"],
     ["cli"],
 ]

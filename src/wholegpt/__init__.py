@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wholegpt.api import Run, resume, train
+    from wholegpt.api import Run, plan, resume, train
     from wholegpt.config import Config
     from wholegpt.errors import WholeGPTError
     from wholegpt.language_model import LanguageModel, load
@@ -22,6 +22,7 @@ _HOMES = {
     "WholeGPTError": "errors",
     "configure": "presets",
     "load": "language_model",
+    "plan": "api",
     "preset": "presets",
     "recipe": "presets",
     "resume": "api",
@@ -35,6 +36,7 @@ __all__ = [
     "WholeGPTError",
     "configure",
     "load",
+    "plan",
     "preset",
     "recipe",
     "resume",

@@ -1,9 +1,12 @@
 """Training runs: where data, model, loop, evaluation, samples and report are wired together."""
 
 import dataclasses
+import math
 import platform
 import sys
-from dataclasses import dataclass
+import tempfile
+import time
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -17,26 +20,38 @@ from wholegpt import config as configuration
 from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
-from wholegpt.checks import check, complete_model, complete_optimizer
-from wholegpt.config import Config, Determinism, Dtype, Execution, GenerationConfig, TokenizerConfig
+from wholegpt.checks import check
+from wholegpt.config import Config, Determinism, Execution, GenerationConfig, TokenizerConfig
 from wholegpt.console import Console
-from wholegpt.data import PreparedData, WindowLoader, open_corpus, prepare, windows_before
+from wholegpt.data import Corpus, PreparedData, WindowLoader, open_corpus, prepare, windows_before
 from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.generation import generate
 from wholegpt.language_model import LanguageModel, load
 from wholegpt.model import Transformer, parameter_count
+from wholegpt.planning import (
+    ENGLISH,
+    ENGLISH_PROSE,
+    Machine,
+    Plan,
+    Text,
+    make_plan,
+    measure_difficulty,
+    plan_elsewhere,
+    refuse_planned,
+)
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange
 from wholegpt.training.loop import Callback
 from wholegpt.training.loop import train as run_loop
-from wholegpt.training.memory import fitting_micro_batch
 from wholegpt.training.objectives import LanguageModeling
-from wholegpt.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from wholegpt.training.optimizers import load_optimizer_tensors, make_run_optimizer, optimizer_tensors
+from wholegpt.training.resolution import resolve
 from wholegpt.training.state import TrainingState
 
 RUNS = Path("runs")
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,8 @@ class Run:
     """Of the last weights, on the whole validation text."""
     sample: str
     """Written by the last weights."""
+    plan: dict[str, Any] | None = None
+    """What was planned, as ``wholegpt plan --json`` gives it; none without a time budget."""
 
     def load(self, checkpoint: str = "best") -> LanguageModel:
         """The trained model."""
@@ -68,6 +85,7 @@ class Run:
             "other_seconds": self.state.other_seconds,
             "parameters": parameter_count(self.config.model).total,
             "validation": self.validation.to_json(),
+            **({"plan": self.plan} if self.plan else {}),
             "best": {"step": best.step, **best.validation} if best else None,
             "sample": self.sample,
         }
@@ -80,25 +98,78 @@ def train(
     out: str | Path | None = None,
     overwrite: bool = False,
     max_seconds: float | None = None,
+    minutes: float | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
 
-    Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. The run is
-    written to ``out`` (``runs/NAME`` unless given). ``max_seconds`` stops early, resumably. Raises
-    ``RunError`` if ``out`` holds a run and ``overwrite`` is not set.
+    Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``
+    the model and its training are planned to take that long, everything included, and ``config`` may only
+    differ in the rest. The run is written to ``out`` (``runs/NAME`` unless given). ``max_seconds`` stops early,
+    resumably. Raises ``RunError`` if ``out`` holds a run and ``overwrite`` is not set.
     """
+    budget = None if minutes is None else Budget(minutes)
     console = console or Console()
     if config and recipe:
         raise ConfigError(
             "both config and recipe are given; give one: wg.configure(changes, base=wg.recipe(NAME))"
         )
     chosen = config or (presets.recipe(recipe) if recipe else Config())
-    if sources:
-        data = dataclasses.replace(chosen.data, source=tuple(map(str, sources)))
-        chosen = dataclasses.replace(chosen, data=data)
-    run = start_run(chosen, Path(out) if out else None, overwrite, console)
+    chosen = _with_sources(chosen, sources)
+    run = start_run(chosen, Path(out) if out else None, overwrite, console, budget)
     return continue_run(run, max_seconds=max_seconds, console=console)
+
+
+def plan(
+    *sources: str | Path,
+    minutes: float,
+    config: Config | None = None,
+    memory: float = math.inf,
+    machine: Machine | None = None,
+    console: Console | None = None,
+) -> Plan:
+    """What ``train`` with these ``minutes`` would do, without doing it.
+
+    The text and this machine are measured for some seconds; at most ``memory`` bytes are planned with. With a
+    ``machine`` described, only the text is, and without ``sources`` nothing: the plan is for English prose.
+    """
+    budget, console = Budget(minutes), console or Console()
+    chosen = _with_sources(config or Config(), sources)
+    refuse_planned(minutes, _changed_sections(chosen))
+    if machine and not chosen.data.source:
+        return plan_elsewhere(chosen, ENGLISH_PROSE, ENGLISH, minutes, machine)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen, corpus = _open_text(chosen, console)
+        data = _prepared(chosen, corpus, Path(folder) / "data", console)
+        if machine:
+            return plan_elsewhere(
+                chosen, Text.of(data), measure_difficulty(chosen, data, console), minutes, machine
+            )
+        return make_plan(chosen, data, minutes, memory, budget.spent, console)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A time, and when it began."""
+
+    minutes: float
+    started: float = field(default_factory=time.monotonic)
+
+    def spent(self) -> float:
+        """Seconds of it that are over."""
+        return time.monotonic() - self.started
+
+
+def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
+    if not sources:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=tuple(map(str, sources))))
+
+
+def _changed_sections(config: Config) -> list[str]:
+    return [
+        f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != getattr(Config(), f.name)
+    ]
 
 
 def resume(
@@ -130,78 +201,29 @@ def resume(
     return continue_run(path, max_seconds=max_seconds, console=console)
 
 
-def resolve(config: Config, data: PreparedData) -> Config:
-    """``config`` with everything decided that depends on the corpus and on this machine.
-
-    Raises ``ConfigError`` or ``DataError`` where the two do not fit together: another vocabulary, fewer
-    tokens than a window, nothing held out, a sample prompt that cannot be encoded.
-    """
-    check(config)
-    vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
-    if vocab_size != data.tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size is {vocab_size} and the tokenizer has {data.tokenizer.vocab_size} tokens; "
-            "set it to 0 to take the tokenizer's"
-        )
-    model = complete_model(dataclasses.replace(config.model, vocab_size=vocab_size))
-    loader = WindowLoader(data.train, model.context_length, config.training, seed=0)
-    if len(data.validation) < 2:
-        raise DataError(
-            f"{data.manifest.corpus}: the held-out part has {len(data.validation)} token(s), "
-            "too few to measure on; give more text"
-        )
-    data.tokenizer.encode(config.logging.sample_prompt)
-    windows = config.training.epochs * loader.windows_per_epoch
-    steps = config.training.steps or max(1, round(windows / config.training.batch_size))
-    training = dataclasses.replace(config.training, steps=steps, epochs=0.0)
-    optimizer = complete_optimizer(config.optimizer)
-    config = runtime.decide(dataclasses.replace(config, model=model, training=training, optimizer=optimizer))
-    rows = training.micro_batch_size or fitting_micro_batch(
-        config, runtime.free_memory(torch.device(config.runtime.device))
-    )
-    training = dataclasses.replace(training, micro_batch_size=min(rows, training.batch_size))
-    return dataclasses.replace(config, training=training)
-
-
-def start_run(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
+def start_run(
+    config: Config, out: Path | None, overwrite: bool, console: Console, budget: Budget | None = None
+) -> Path:
     """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
     check(config)
+    if budget:
+        refuse_planned(budget.minutes, _changed_sections(config))
     config = _eager_without_compiler(config, console)
     runtime.decide(config)
-    prepared, corpus = _prepared_source(config), None
-    if prepared is None:
-        corpus = open_corpus(config.data)
-    else:
-        # Absolute, so that the run can be resumed from any folder.
-        console.note(f"{prepared} is prepared data: its own tokenizer and split are used")
-        config = dataclasses.replace(
-            config,
-            data=dataclasses.replace(config.data, source=(str(prepared.resolve()),)),
-            tokenizer=TokenizerConfig(path=str(prepared.resolve())),
-        )
+    config, corpus = _open_text(config, console)
     name = corpus.name if corpus else Path(config.data.source[0]).name
     folder = out or _free_name(RUNS / name)
-    for source in config.data.source:
-        if Path(source).resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"{folder}: holds {source}, which the run is to be trained on; name another --out")
-    if (folder / "config.yaml").exists() and not overwrite:
-        raise RunError(
-            f"{folder}: already holds a run; go on with it by --resume {quote(str(folder))}, name another --out, "
-            "or add --overwrite to replace it"
-        )
-    if (
-        folder.exists()
-        and not (folder / "config.yaml").exists()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
-        raise RunError(f"{folder}: exists and is not a run; name another --out")
+    _check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:
-        if corpus:
-            data = prepare(corpus, config.data, config.tokenizer, target / "data", console)
+        data = _prepared(config, corpus, target / "data", console)
+        if budget:
+            plan = make_plan(config, data, budget.minutes, math.inf, budget.spent, console)
+            write_json_atomic(target / PLAN, plan.to_json())
+            console.note(plan.describe())
+            resolved = plan.config
         else:
-            data = PreparedData.open(Path(config.data.source[0]))
-        resolved = resolve(config, data)
+            resolved = resolve(config, data)
         data.tokenizer.save(target / "tokenizer.json")
         write_json_atomic(target / "lineage.json", _lineage(resolved, data))
         write_text_atomic(target / "config.yaml", configuration.to_yaml(resolved))
@@ -209,6 +231,39 @@ def start_run(config: Config, out: Path | None, overwrite: bool, console: Consol
     # Whole or not at all: a source that turns out to be bad costs no run that was there before.
     write_folder_atomic(folder, fill)
     return folder
+
+
+def _open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
+    """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
+    folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
+    if folder is None or not PreparedData.exists(folder):
+        return config, open_corpus(config.data)
+    # Absolute, so that the run can be resumed from any folder.
+    console.note(f"{folder} is prepared data: its own tokenizer and split are used")
+    data = dataclasses.replace(config.data, source=(str(folder.resolve()),))
+    return dataclasses.replace(config, data=data, tokenizer=TokenizerConfig(path=str(folder.resolve()))), None
+
+
+def _prepared(config: Config, corpus: Corpus | None, folder: Path, console: Console) -> PreparedData:
+    """The tokens of ``corpus``, written to ``folder``; or the prepared data that ``config`` names."""
+    if corpus is None:
+        return PreparedData.open(Path(config.data.source[0]))
+    return prepare(corpus, config.data, config.tokenizer, folder, console)
+
+
+def _check_free(folder: Path, config: Config, overwrite: bool) -> None:
+    """Raise ``RunError`` where a run in ``folder`` would overwrite something that it may not."""
+    for source in config.data.source:
+        if Path(source).resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{folder}: holds {source}, which the run is to be trained on; name another --out")
+    holds_run = (folder / "config.yaml").exists()
+    if holds_run and not overwrite:
+        raise RunError(
+            f"{folder}: already holds a run; go on with it by --resume {quote(str(folder))}, name another --out, "
+            "or add --overwrite to replace it"
+        )
+    if folder.exists() and not holds_run and (folder.is_file() or any(folder.iterdir())):
+        raise RunError(f"{folder}: exists and is not a run; name another --out")
 
 
 def _eager_without_compiler(config: Config, console: Console) -> Config:
@@ -221,12 +276,6 @@ def _eager_without_compiler(config: Config, console: Console) -> Config:
     console.warn(f"compiling fails here ({problem}); training runs operation by operation instead")
     eager = dataclasses.replace(config.precision, execution=Execution.eager)
     return dataclasses.replace(config, precision=eager)
-
-
-def _prepared_source(config: Config) -> Path | None:
-    """The folder of prepared data that the config names as its only source, if it does."""
-    folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
-    return folder if folder and PreparedData.exists(folder) else None
 
 
 def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> Run:
@@ -273,6 +322,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             store.save(model, data.tokenizer, training, state.step, best)
 
     _say_plan(path, config, data, state, console)
+    planned = read_json(path / PLAN) if (path / PLAN).exists() else None
     loader = WindowLoader(data.train, config.model.context_length, config.training, config.runtime.seed)
     with (
         callbacks.StopOnSignal(console) as signals,
@@ -283,6 +333,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             callbacks.Validate(lambda: evaluate(config.evaluation.tokens).to_json(), log, config),
             callbacks.Sample(write_sample, log, config, console),
             *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
+            *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress),
@@ -297,7 +348,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             f"go on with `wholegpt train --resume {quote(str(path))}`"
         )
     validation, sample = evaluate(0), write_sample()
-    run = Run(path, config, state, validation, sample)
+    run = Run(path, config, state, validation, sample, planned)
     write_report(path, run.to_json())
     return run
 
@@ -315,12 +366,12 @@ def _restore(
                 f"delete {store.folder} to begin again from step 0"
             )
         model = Transformer(config.model, config.precision.attention, config.training.recompute).to(device)
-        return model, _optimizer(model, config), TrainingState()
+        return model, make_run_optimizer(model, config), TrainingState()
     for problem in problems:
         console.warn(f"{problem}; going on from {store.path(step).name}")
     folder = store.path(step)
     model = load_model(folder, device, config.precision.attention, config.training.recompute).model
-    optimizer = _optimizer(model, config)
+    optimizer = make_run_optimizer(model, config)
     files = load_training(folder)
     load_optimizer_tensors(optimizer, files.optimizer)
     exchange(optimizer)
@@ -328,11 +379,6 @@ def _restore(
     if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
         state.stop_reason = ""
     return model, optimizer, state
-
-
-def _optimizer(model: Transformer, config: Config) -> torch.optim.Optimizer:
-    bfloat16 = config.precision.dtype is Dtype.bfloat16
-    return make_optimizer(model, config.optimizer, torch.bfloat16 if bfloat16 else torch.float32)
 
 
 def run_data(path: Path) -> PreparedData:

@@ -57,7 +57,8 @@ def check(config: Config) -> None:
         0 < data.validation_fraction < 1,
         "above 0 and below 1",
     )
-    _at_least("tokenizer.vocab_size", config.tokenizer.vocab_size, 257)
+    entries = config.tokenizer.vocab_size
+    _require("tokenizer.vocab_size", entries, entries == 0 or entries >= 257, "of 0 or at least 257")
     _at_least("training.steps", training.steps, 0)
     _at_least("training.epochs", training.epochs, 0)
     if (training.steps == 0) == (training.epochs == 0):

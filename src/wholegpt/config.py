@@ -191,8 +191,8 @@ class TokenizerConfig:
 
     kind: TokenizerKind = TokenizerKind.bpe
     """Byte-level byte-pair encoding, one token a character, or one a byte."""
-    vocab_size: int = 4096
-    """Entries to learn, end-of-text included (bpe only)."""
+    vocab_size: int = 0
+    """Entries to learn, end-of-text included (bpe only). 0: by the amount of text, 1,024 for a megabyte."""
     path: str = ""
     """A tokenizer.json, or a folder holding encoder.json and vocab.bpe; used instead of training one."""
 

@@ -186,6 +186,12 @@ def apply(runtime: RuntimeConfig) -> torch.device:
     return torch.device(runtime.device)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was asked."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def free_memory(device: torch.device) -> float:
     """Bytes that ``device`` can still give; infinite where the system does not tell."""
     if device.type == "cuda":
@@ -200,6 +206,29 @@ def free_memory(device: torch.device) -> float:
         return free if limit == "max" else min(free, int(limit) - int(used))
     except (OSError, ValueError):
         return free
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Bytes that this process holds on ``device`` now, what it freed not counted."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _process_bytes("VmRSS")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes that this process has held on ``device`` so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _process_bytes("VmHWM")
+
+
+def _process_bytes(name: str) -> int:
+    """A figure of this process as Linux tells it; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def keep_freed_memory() -> None:

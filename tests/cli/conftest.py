@@ -4,23 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import TINY, Fails
+from tests.helpers import TINY
 from wholegpt.cli import main
-
-
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command line that must fail with exit code 2 and one line, and gives that line."""
-
-    def run(*arguments: str | Path, code: int = 2) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == code
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("wholegpt: ") and err.count("\n") == 1, err
-        return err
-
-    return run
 
 
 @pytest.fixture

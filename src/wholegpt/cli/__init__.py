@@ -34,6 +34,7 @@ def make_app() -> cyclopts.App:
     app.command(use.generate, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.info, sort_key=4)
+    app.command(training.plan, sort_key=4)
     app.command(tokenizer.app)
     app.command(data.app)
     return app

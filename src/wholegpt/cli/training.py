@@ -1,9 +1,10 @@
 """``wholegpt train``: text in, a trained model out."""
 
 import dataclasses
+import math
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -34,6 +35,7 @@ def train(
     recipe: Annotated[str | None, Parameter(name=["--recipe", "--config"])] = None,
     preset: str | None = None,
     out: str | None = None,
+    minutes: float | None = None,
     resume: str | None = None,
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
@@ -55,6 +57,8 @@ def train(
         A published architecture to start the model section from: gpt1, gpt2-small, modern-tiny, ...
     out
         Folder of the run; runs/NAME unless given.
+    minutes
+        Plan model and training so that everything is done in this time; `wholegpt plan` shows it beforehand.
     resume
         Go on with the run in this folder, to the same bits as if it had never stopped.
     overwrite
@@ -70,7 +74,9 @@ def train(
     if max_seconds is not None and max_seconds <= 0:
         raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
     if resume:
-        settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
+        settings = (
+            source or recipe or preset or out or overwrite or reading.given() or common.placement() or minutes
+        )
         if settings or ChosenSettings.of(config) or common.seed is not None:
             raise ConfigError(
                 f"--resume goes on with what {resume}/config.yaml says and takes no text and no settings but "
@@ -81,11 +87,9 @@ def train(
         else:
             _resume(resume, max_seconds, allow_different_numerics, common)
         return
-    changes = section(ChosenSettings.of(config), "data", **reading.given())
-    changes = section(changes, "model", preset=preset)
-    changes = section(changes, "runtime", seed=common.seed, **common.placement())
-    if source:
-        changes = section(changes, "data", source=list(source))
+    changes = section(_changes(source, config, reading, common), "model", preset=preset)
+    if minutes is not None:
+        _refuse_planned(minutes, changes, recipe, print_config)
     base = presets.recipe(recipe) if recipe else Config()
     chosen = presets.configure(changes, base, where="command line")
     check(chosen)
@@ -102,9 +106,79 @@ def train(
     from wholegpt import api
 
     run = api.train(
-        config=chosen, out=out, overwrite=overwrite, max_seconds=max_seconds, console=common.console
+        config=chosen,
+        out=out,
+        overwrite=overwrite,
+        max_seconds=max_seconds,
+        minutes=minutes,
+        console=common.console,
     )
     _show(run, common)
+
+
+def plan(
+    *source: str,
+    minutes: float,
+    memory: float | None = None,
+    flops: float | None = None,
+    bandwidth: float | None = None,
+    config: Settings = Config(),
+    reading: ReadingOptions = Reading(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Say what `train --minutes` would train, how long it takes, what it needs and what to expect of it.
+
+    Parameters
+    ----------
+    source
+        What `train` takes; with a machine described, none stands for English prose without end.
+    minutes
+        Time for everything.
+    memory
+        Gigabytes that training may fill; what is free here unless given.
+    flops
+        Of a machine that is not here: FLOP/s of its large matrix products in 16 bits. With --bandwidth and --memory.
+    bandwidth
+        Of a machine that is not here: bytes a second between its processor and its memory.
+
+    """
+    changes = _changes(source, config, reading, common)
+    _refuse_planned(minutes, changes, None, False)
+    for name, value in (("memory", memory), ("flops", flops), ("bandwidth", bandwidth)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name} is {value:g}; expected a number above 0")
+    described = flops is not None or bandwidth is not None
+    if described and (flops is None or bandwidth is None or memory is None):
+        raise ConfigError(
+            "a machine that is not here is described by all of --flops, --bandwidth and --memory"
+        )
+    chosen = presets.configure(changes, where="command line")
+    check(chosen)
+    from wholegpt import api
+    from wholegpt.planning import Machine
+
+    machine = Machine(flops, bandwidth, 1e9 * memory) if flops and bandwidth and memory else None
+    limit = 1e9 * memory if memory else math.inf
+    planned = api.plan(minutes=minutes, config=chosen, memory=limit, machine=machine, console=common.console)
+    common.show(planned.to_json(), planned.describe())
+
+
+def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: Common) -> dict[str, Any]:
+    """The settings that the command line names."""
+    changes = section(ChosenSettings.of(config), "data", **reading.given())
+    changes = section(changes, "runtime", seed=common.seed, **common.placement())
+    return section(changes, "data", source=list(source)) if source else changes
+
+
+def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None, print_config: bool) -> None:
+    if recipe or print_config:
+        option = "--recipe" if recipe else "--print-config"
+        raise ConfigError(
+            f"--minutes plans the whole training itself; leave out {option}, or leave out --minutes"
+        )
+    from wholegpt.planning import refuse_planned
+
+    refuse_planned(minutes, changes)
 
 
 def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool, common: Common) -> None:
@@ -131,6 +205,13 @@ def _show(run: "Run", common: Common) -> None:
         lines += [
             f"best while training: {best['nats_per_token']:.4f} on {best['tokens']:,} tokens, "
             f"at step {best['step']:,}; the commands below use that checkpoint"
+        ]
+    planned = result.get("plan")
+    if planned:
+        loss = planned["bits_per_byte"]
+        lines += [
+            f"planned: {planned['train_seconds']:.1f} s of training, {loss['expected']:.4f} bits per byte "
+            f"({loss['low']:.4f} to {loss['high']:.4f})"
         ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "

@@ -8,8 +8,11 @@ from typing import Any
 from wholegpt import presets
 from wholegpt.checks import complete_model
 from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, score_table, table
-from wholegpt.config import Dtype, GenerationConfig, ModelConfig, TokenizerConfig, to_mapping
+from wholegpt.config import Dtype, GenerationConfig, ModelConfig, to_mapping
 from wholegpt.errors import DataError
+
+ASSUMED_VOCABULARY = 4096
+"""Tokens to count with where only a text would say how many."""
 
 
 def generate(
@@ -165,8 +168,8 @@ def _model_config(run: str, checkpoint: str, common: Common) -> ModelConfig:
         return load_model_config(model_folder(Path(run), checkpoint, common.console))
     config = presets.preset(run)
     if config.vocab_size == 0:
-        config = dataclasses.replace(config, vocab_size=TokenizerConfig.vocab_size)
+        config = dataclasses.replace(config, vocab_size=ASSUMED_VOCABULARY)
         common.console.note(
-            f"{run} takes its tokenizer's vocabulary; counted here with the default {config.vocab_size:,}"
+            f"{run} takes its tokenizer's vocabulary; counted here with {config.vocab_size:,} tokens"
         )
     return complete_model(config)

@@ -1,5 +1,6 @@
 """From a corpus to a folder of token shards: split, tokenizer, encoding."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,19 @@ def make_tokenizer(config: TokenizerConfig, corpus: Corpus, plan: SplitPlan | No
             return train_character(corpus.documents())
         case TokenizerKind.bpe:
             sides = split_documents(corpus, plan) if plan else (("train", t) for t in corpus.documents())
-            return train_bpe((text for side, text in sides if side == "train"), config.vocab_size)
+            characters = plan.characters if plan else sum(map(len, corpus.documents()))
+            vocab_size = config.vocab_size or fitting_vocabulary(characters)
+            return train_bpe((text for side, text in sides if side == "train"), vocab_size)
+
+
+def fitting_vocabulary(characters: int) -> int:
+    """The power of two nearest to 1,024·√(characters / 10⁶), from 512 to 32,768.
+
+    A larger vocabulary packs more text into a token and spreads it over more embeddings to learn; docs/decisions.md
+    has the measurements on 1 and on 15 million characters.
+    """
+    exponent = round(math.log2(1024 * math.sqrt(max(characters, 1) / 1e6)))
+    return 2 ** min(max(exponent, 9), 15)
 
 
 def prepare(

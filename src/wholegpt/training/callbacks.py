@@ -155,6 +155,37 @@ class TimeLimit:
             state.stop_reason = self.REASON
 
 
+class WatchPace:
+    """Says so where the steps will take another time than planned; the plan itself stays."""
+
+    is_training = True
+
+    WORTH_SAYING = 0.1
+    """Share by which the time must differ from what was last said."""
+
+    def __init__(self, planned_seconds: float, config: Config, console: Console) -> None:
+        self.said, self.config, self.console = planned_seconds, config, console
+        self.before: float | None = None
+        self.every = max(20, config.training.steps // 20)
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """A look at the clock, where it is due: the time left follows from the steps since the last one."""
+        left = self.config.training.steps - state.step
+        if state.step % self.every or left < self.every:
+            return
+        before, self.before = self.before, state.train_seconds
+        if before is None:
+            return
+        seconds = state.train_seconds + left * (state.train_seconds - before) / self.every
+        if abs(seconds / self.said - 1) > self.WORTH_SAYING:
+            than = "longer" if seconds > self.said else "less long"
+            self.said = seconds
+            self.console.note(
+                f"the machine's speed has changed: training will take {than} than said, {seconds:.0f} s in all "
+                f"({state.train_seconds:.0f} s are over); the steps stay as planned"
+            )
+
+
 class StopOnSignal:
     """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once."""
 

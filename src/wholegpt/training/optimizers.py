@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from wholegpt.config import OptimizerConfig, OptimizerKind
+from wholegpt.config import Config, Dtype, OptimizerConfig, OptimizerKind
 from wholegpt.model import Transformer
 from wholegpt.training.muon import Muon
 
@@ -39,6 +39,12 @@ def make_optimizer(
         "weight_decay": config.weight_decay,
     }
     return Muon([group for group in (muon, *groups) if group["params"]], dtype, **adamw)
+
+
+def make_run_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of a run whose config is decided; Muon's products are in bfloat16 where the run's are."""
+    bfloat16 = config.precision.dtype is Dtype.bfloat16
+    return make_optimizer(model, config.optimizer, torch.bfloat16 if bfloat16 else torch.float32)
 
 
 def adamw_update(

@@ -1,0 +1,264 @@
+"""The sweep behind `--minutes`: trains sizes of the ladder on several texts, and fits the loss to them.
+
+Each point is trained exactly as a plan would train it, with its batch, schedule and regularisation, and its
+last weights are scored on the whole held-out text. Points that scaling.jsonl already has are left out.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wholegpt.api import train
+from wholegpt.config import Config, DataConfig, LoggingConfig, RuntimeConfig
+from wholegpt.console import Console
+from wholegpt.data import PreparedData, open_corpus, prepare
+from wholegpt.model import parameter_count
+from wholegpt.planning.budget import (
+    BATCH_SIZE,
+    CONTEXT_LENGTH,
+    PILOT_VALIDATION_TOKENS,
+    Text,
+    model_of_width,
+    planned_config,
+)
+from wholegpt.planning.scaling import (
+    EARLY_SHARE,
+    PILOT_TOKENS,
+    PILOT_WIDTH,
+    TYPICAL_FALL,
+    Difficulty,
+    ScalingLaw,
+)
+
+Point = dict[str, Any]
+RESULTS = Path(__file__).with_name("scaling.jsonl")
+STEP_TOKENS = BATCH_SIZE * CONTEXT_LENGTH
+PILOT = (PILOT_WIDTH, PILOT_TOKENS // STEP_TOKENS)
+IDENTITY = ("text", "width", "steps", "seed")
+POINTS: dict[str, list[tuple[int, int]]] = {
+    "tinyshakespeare": [
+        *((128, steps) for steps in (250, 500, 1000, 2000)),
+        *((192, steps) for steps in (120, 250, 500, 1000)),
+        *((256, steps) for steps in (250, 500)),
+    ],
+    "english": [
+        *((96, steps) for steps in (300, 1000, 2500)),
+        *((128, steps) for steps in (150, 300, 1000, 2500)),
+        *((192, steps) for steps in (120, 300, 1000, 2000)),
+        *((256, steps) for steps in (300, 900)),
+        (384, 300),
+    ],
+    "python-docs": [(128, 150), (128, 300), (192, 300), (128, 1000), (192, 800)],
+    "speeches": [(128, 150), (128, 300), (192, 300), (128, 1000), (192, 800)],
+    "news": [(128, 150), (128, 300), (192, 300), (128, 1000), (192, 800)],
+}
+"""Width and steps, by text; each text has the pilot, with two seeds, besides."""
+PARTS = {"speeches": ("state_union", "inaugural"), "news": ("abc",)}
+"""Texts that are the documents of some sources in english.jsonl."""
+
+
+def source(text: str, data: Path, work: Path) -> str:
+    """A corpus by its name, or where the file lies."""
+    english = data / "english.jsonl"
+    if text not in PARTS:
+        return str(english) if text == "english" else text
+    part = work / f"{text}.jsonl"
+    with part.open("w") as file:
+        for line in english.read_text().splitlines(keepends=True):
+            if json.loads(line)["source"] in PARTS[text]:
+                file.write(line)
+    return str(part)
+
+
+def prepared(text: str, data: Path, work: Path) -> PreparedData:
+    """The text as tokens, prepared once."""
+    if not PreparedData.exists(work / text):
+        config = Config(data=DataConfig(source=(source(text, data, work),)))
+        prepare(open_corpus(config.data), config.data, config.tokenizer, work / text, Console())
+    return PreparedData.open(work / text)
+
+
+def run_point(point: Point, data: PreparedData, threads: int) -> Point:
+    """Train one point; what it came to, with what it was."""
+    base = Config(
+        data=DataConfig(source=(str(data.folder),)),
+        runtime=RuntimeConfig(seed=point["seed"], threads=threads),
+        logging=LoggingConfig(sample_tokens=0),
+    )
+    config = planned_config(base, point["width"], Text.of(data), point["steps"] * STEP_TOKENS)
+    is_pilot = (point["width"], point["steps"]) == PILOT
+    early = point["steps"] // EARLY_SHARE
+    every, tokens = (early, PILOT_VALIDATION_TOKENS) if is_pilot else (0, config.evaluation.tokens)
+    evaluation = dataclasses.replace(config.evaluation, every=every, tokens=tokens)
+    config = dataclasses.replace(config, evaluation=evaluation)
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(config=config, out=Path(folder) / "run", console=Console())
+        records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    scored = {r["step"]: r["nats_per_token"] for r in records if r["kind"] == "validation"}
+    return {
+        **point,
+        "vocab_size": run.config.model.vocab_size,
+        "tokens": run.state.tokens,
+        "unique_tokens": data.manifest.train.tokens,
+        **({"early_nats_per_token": scored[early]} if is_pilot else {}),
+        "nats_per_token": run.validation.nats_per_token,
+        "bits_per_byte": run.validation.bits_per_byte,
+        "train_seconds": run.state.train_seconds,
+        "threads": threads,
+    }
+
+
+def recorded() -> list[Point]:
+    """The points measured so far."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def sweep(texts: list[str], data: Path, work: Path, threads: int) -> None:
+    """Train what is missing, the pilots first."""
+    for text in texts:
+        tokens = prepared(text, data, work)
+        for width, steps, seed in [(*PILOT, 1), (*PILOT, 2)] + [(*point, 1) for point in POINTS[text]]:
+            point = {"text": text, "width": width, "steps": steps, "seed": seed}
+            if any(all(done[name] == point[name] for name in IDENTITY) for done in recorded()):
+                continue
+            result = run_point(point, tokens, threads)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+# --- The fit -------------------------------------------------------------------------------------
+
+
+def is_pilot(point: Point) -> bool:
+    """Whether a point is the pilot of its text."""
+    return (point["width"], point["steps"]) == PILOT
+
+
+def difficulties(points: list[Point]) -> dict[str, Difficulty]:
+    """By text, the mean of its pilots."""
+    pilots: dict[str, list[Point]] = defaultdict(list)
+    for point in filter(is_pilot, points):
+        pilots[point["text"]].append(point)
+
+    def mean(some: list[Point], name: str) -> float:
+        return math.fsum(point[name] for point in some) / len(some)
+
+    return {
+        text: Difficulty(mean(some, "early_nats_per_token"), mean(some, "nats_per_token"))
+        for text, some in pilots.items()
+    }
+
+
+def blocks(width: int) -> int:
+    """Parameters in the blocks of the ladder's model."""
+    return parameter_count(model_of_width(width, 1024)).blocks
+
+
+def residuals(law: ScalingLaw, points: list[Point]) -> list[float]:
+    """ln(measured / expected) of each point that is no pilot."""
+    texts = difficulties(points)
+    errors: list[float] = []
+    for point in points:
+        if is_pilot(point):
+            continue
+        text, unique = texts[point["text"]], point["unique_tokens"]
+        ratio = law.level(blocks(point["width"]), point["tokens"], unique) / law.level(
+            blocks(PILOT_WIDTH), PILOT_TOKENS, unique
+        )
+        fallen = (text.fall / TYPICAL_FALL) ** law.kappa * math.log(ratio)
+        errors.append(math.log(point["nats_per_token"] / text.last) - fallen)
+    return errors
+
+
+def fit(points: list[Point]) -> ScalingLaw:
+    """The law with the least squared ``residuals``, by L-BFGS in the logarithms of its constants."""
+    texts = difficulties(points)
+    chosen = [point for point in points if not is_pilot(point)]
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    size = column([blocks(p["width"]) for p in chosen])
+    tokens, unique = column([p["tokens"] for p in chosen]), column([p["unique_tokens"] for p in chosen])
+    fall = column([texts[p["text"]].fall for p in chosen])
+    target = column([math.log(p["nats_per_token"] / texts[p["text"]].last) for p in chosen])
+
+    def level(constants: Tensor, size: Tensor, tokens: Tensor) -> Tensor:
+        a, alpha, b, beta, repeats = constants[:5]
+        again = (tokens / unique - 1).clamp(min=0)
+        effective = torch.minimum(tokens, unique) * (1 + repeats * (1 - torch.exp(-again / repeats)))
+        return 1 + a * (size / 1e6) ** -alpha + b * (effective / 1e6) ** -beta
+
+    logarithms = column([math.log(x) for x in (0.1, 0.5, 1.0, 0.3, 2.0, 1.0)]).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [logarithms],
+        max_iter=5000,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        constants = logarithms.exp()
+        pilot = level(
+            constants, torch.full_like(size, blocks(PILOT_WIDTH)), torch.full_like(tokens, PILOT_TOKENS)
+        )
+        expected = (fall / TYPICAL_FALL) ** constants[5] * torch.log(level(constants, size, tokens) / pilot)
+        loss = ((target - expected) ** 2).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return ScalingLaw(*logarithms.detach().exp().tolist())
+
+
+def root_mean_square(errors: list[float]) -> float:
+    """√(mean of squares)."""
+    return math.sqrt(math.fsum(error**2 for error in errors) / len(errors))
+
+
+def report(points: list[Point]) -> None:
+    """The fitted law, and how far off it is, also for each text from a fit without that text."""
+    law = fit(points)
+    print(law)
+    errors = residuals(law, points)
+    print(f"all points: root mean square {root_mean_square(errors):.2%}, largest {max(map(abs, errors)):.2%}")
+    for text in difficulties(points):
+        inside = [point for point in points if point["text"] != text]
+        left_out = [point for point in points if point["text"] == text]
+        errors = residuals(fit(inside), left_out)
+        print(
+            f"{text}, left out of the fit: root mean square {root_mean_square(errors):.2%}, "
+            f"largest {max(map(abs, errors)):.2%}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("texts", nargs="*", help="which texts to train on; all unless given")
+    parser.add_argument("--fit", action="store_true", help="fit what is recorded, and train nothing")
+    parser.add_argument("--data", type=Path, help="the folder of english.jsonl")
+    parser.add_argument("--work", type=Path, help="a folder for the prepared tokens")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.fit:
+        report(recorded())
+    elif arguments.data and arguments.work:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        sweep(arguments.texts or list(POINTS), arguments.data, arguments.work, arguments.threads)
+    else:
+        parser.error("give --data and --work to train, or --fit")
+
+
+if __name__ == "__main__":
+    main()

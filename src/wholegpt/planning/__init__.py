@@ -1,0 +1,25 @@
+"""Before training: what fits into a time and a memory, and what it will come to."""
+
+from wholegpt.planning.budget import (
+    ENGLISH_PROSE,
+    Plan,
+    Text,
+    make_plan,
+    measure_difficulty,
+    plan_elsewhere,
+    refuse_planned,
+)
+from wholegpt.planning.machine import Machine
+from wholegpt.planning.scaling import ENGLISH
+
+__all__ = [
+    "ENGLISH",
+    "ENGLISH_PROSE",
+    "Machine",
+    "Plan",
+    "Text",
+    "make_plan",
+    "measure_difficulty",
+    "plan_elsewhere",
+    "refuse_planned",
+]

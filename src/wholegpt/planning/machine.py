@@ -1,0 +1,128 @@
+"""What a machine does in a second, measured here or described; and how long a training step takes on it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from wholegpt import runtime
+from wholegpt.config import Config, Dtype, OptimizerKind
+from wholegpt.model import flops_per_token, parameter_count, saved_activations
+from wholegpt.training.muon import ITERATIONS
+
+PROBE_SIZE = 2048
+PROBE_SECONDS = 0.5
+PASSES = 8.0
+"""How often a step reads or writes each number that it keeps for the backward pass; docs/decisions.md."""
+OPTIMIZER_PASSES = 12.0
+"""How often clipping and the optimiser read or write each parameter, gradient or moment, in float32."""
+
+FORWARD_SHARE = 3.0
+"""How many times as fast as training a forward pass alone goes through tokens."""
+SAMPLE_TOKENS_PER_SECOND = 100.0
+"""Assumed of a machine that is only described: about what Python's part of a token costs."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The three figures that bound training."""
+
+    flops: float
+    """FLOP/s of a large matrix product in the number format of training."""
+    bandwidth: float
+    """Bytes a second between processor and memory."""
+    memory: float
+    """Bytes that training may fill."""
+
+
+def probe(device: torch.device, dtype: Dtype, memory: float) -> Machine:
+    """Measure ``device`` for about a second: a square product of 2,048 and a copy of 128 MB, the best of each."""
+    low = {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}.get(dtype, torch.float32)
+    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(low)
+    source = torch.zeros(2**25, device=device)
+    target = torch.empty_like(source)
+    product = _best_seconds(lambda: a @ a, device)
+    copy = _best_seconds(lambda: target.copy_(source), device)
+    return Machine(2 * PROBE_SIZE**3 / product, 2 * source.nbytes / copy, memory)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    best, until = float("inf"), time.perf_counter() + PROBE_SECONDS
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        work()
+        runtime.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def step_seconds(config: Config, machine: Machine) -> float:
+    """Seconds of one optimiser step, as its products at the machine's rate and its other work at its bandwidth.
+
+    (3·F·n + 30·D·N_b) / flops + (8·s·a·n + 48·N) / bandwidth for n tokens a step, F forward FLOPs a token, a
+    numbers of s bytes kept a token (two of them for each logit), N parameters, N_b of them in the blocks, whose
+    square matrices take Muon 2·(1 + 1 + 1)·D FLOPs a parameter and iteration. ``config`` must be decided.
+    """
+    model, training = config.model, config.training
+    tokens = training.batch_size * model.context_length
+    products = 3 * flops_per_token(model) * tokens
+    if config.optimizer.kind is OptimizerKind.muon:
+        products += ITERATIONS * 6 * model.d_model * parameter_count(model).blocks
+    size = 4 if config.precision.dtype is Dtype.float32 else 2
+    kept = tokens * (saved_activations(model, config.precision.attention) + 2 * model.vocab_size)
+    moved = PASSES * size * kept + OPTIMIZER_PASSES * 4 * parameter_count(model).total
+    return products / machine.flops + moved / machine.bandwidth
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a model trains, is measured and writes."""
+
+    step_seconds: float
+    validation_tokens_per_second: float
+    sample_tokens_per_second: float
+
+
+class Speeds:
+    """Rates of any size on a machine: as measured where they were, else reckoned from those nearest in width."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._measured: dict[tuple[int, int, bool], tuple[Config, Rates]] = {}
+
+    def add(self, config: Config, rates: Rates) -> None:
+        """What was measured for ``config``."""
+        self._measured[_kind(config)] = (config, rates)
+
+    def has(self, config: Config) -> bool:
+        """Whether the size of ``config`` was measured, with or without dropout as it has."""
+        return _kind(config) in self._measured
+
+    def __call__(self, config: Config) -> Rates:
+        """Seconds of a step as the machine's figures give them, times what that was off by where it was measured."""
+        here = self._measured.get(_kind(config))
+        if here:
+            return here[1]
+        reckoned = step_seconds(config, self.machine)
+        tokens = config.training.batch_size * config.model.context_length
+        if not self._measured:
+            return Rates(reckoned, FORWARD_SHARE * tokens / reckoned, SAMPLE_TOKENS_PER_SECOND)
+        known, rates = min(
+            self._measured.values(),
+            key=lambda pair: abs(math.log(pair[0].model.d_model / config.model.d_model)),
+        )
+        slower = reckoned / step_seconds(known, self.machine)
+        return Rates(
+            rates.step_seconds * slower,
+            rates.validation_tokens_per_second
+            * tokens
+            / (known.training.batch_size * known.model.context_length)
+            / slower,
+            rates.sample_tokens_per_second * known.model.n_layers / config.model.n_layers,
+        )
+
+
+def _kind(config: Config) -> tuple[int, int, bool]:
+    return config.model.d_model, config.training.batch_size, config.model.dropout > 0

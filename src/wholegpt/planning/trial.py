@@ -1,0 +1,102 @@
+"""A few steps of real training on the text at hand, measured and thrown away."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from wholegpt import runtime
+from wholegpt.config import Config, GenerationConfig
+from wholegpt.console import Console, Progress
+from wholegpt.data import PreparedData, WindowLoader
+from wholegpt.evaluation import TextScore, evaluate_tokens
+from wholegpt.generation import generate
+from wholegpt.model import Transformer
+from wholegpt.planning.machine import Rates
+from wholegpt.training.loop import StepMetrics, train
+from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.optimizers import make_run_optimizer
+from wholegpt.training.state import TrainingState
+
+WARM_STEPS = 2
+"""First steps, whose time is not counted: they find memory and choose kernels."""
+SAMPLE_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a few steps measured."""
+
+    rates: Rates
+    """The median of the steps; how fast it was measured and wrote."""
+    validation_nats: dict[int, float]
+    """Per token of the held-out text, after the steps asked for and after the last."""
+
+
+class _Watch:
+    """Times the steps, scores where it is due, and ends a trial that has taken long enough."""
+
+    is_training = True
+
+    def __init__(
+        self,
+        seconds: float,
+        scored_after: tuple[int, ...],
+        score: Callable[[], TextScore],
+        progress: Progress,
+    ) -> None:
+        self.deadline = time.perf_counter() + seconds
+        self.scored_after, self.score, self.progress = scored_after, score, progress
+        self.steps: list[float] = []
+        self.nats: dict[int, float] = {}
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        self.steps.append(metrics.seconds)
+        self.progress.advance(1, f"loss {metrics.loss:.3f}")
+        if state.step in self.scored_after:
+            self.nats[state.step] = self.score().nats_per_token
+        if time.perf_counter() > self.deadline and state.step > WARM_STEPS:
+            state.stop_reason = "measured"
+
+
+def run_trial(
+    config: Config,
+    data: PreparedData,
+    console: Console,
+    sample: int,
+    seconds: float = math.inf,
+    scored_after: tuple[int, ...] = (),
+) -> Trial:
+    """Train ``config`` for its steps, or for ``seconds`` but at least three steps; score ``sample`` tokens.
+
+    ``config`` must be decided. The steps go through the training loop itself, with its loader.
+    """
+    device, quiet = torch.device(config.runtime.device), Console(quiet=True)
+    runtime.apply(config.runtime)
+    model = Transformer(config.model, config.precision.attention).to(device)
+    optimizer = make_run_optimizer(model, config)
+    loader = WindowLoader(data.train, config.model.context_length, config.training, config.runtime.seed)
+
+    def score() -> TextScore:
+        model.eval()
+        dtype = config.precision.dtype
+        return evaluate_tokens(model, data.validation, data.tokenizer, device, dtype, quiet, sample=sample)
+
+    state = TrainingState()
+    with console.progress("measuring", config.training.steps) as progress:
+        watch = _Watch(seconds, scored_after, score, progress)
+        train(model, optimizer, LanguageModeling(), loader, config, state, [watch])
+    started = time.perf_counter()
+    last = score()
+    scored = time.perf_counter()
+    settings = GenerationConfig(max_tokens=SAMPLE_TOKENS, seed=config.runtime.seed)
+    written = generate(model, data.tokenizer, config.logging.sample_prompt, settings, device, quiet)
+    rates = Rates(
+        statistics.median(watch.steps[WARM_STEPS:]),
+        last.tokens / (scored - started),
+        written.tokens_per_second,
+    )
+    return Trial(rates, {**watch.nats, state.step: last.nats_per_token})

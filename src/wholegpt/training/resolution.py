@@ -1,0 +1,49 @@
+"""From what a user asks for to what a run does: every choice that the text and the machine decide."""
+
+import dataclasses
+
+import torch
+
+from wholegpt import runtime
+from wholegpt.checks import check, complete_model, complete_optimizer
+from wholegpt.config import Config, TokenizerKind
+from wholegpt.data import PreparedData, WindowLoader
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.training.memory import fitting_micro_batch
+
+
+def resolve(config: Config, data: PreparedData) -> Config:
+    """``config`` with everything decided that depends on the corpus and on this machine.
+
+    Raises ``ConfigError`` or ``DataError`` where the two do not fit together: another vocabulary, fewer
+    tokens than a window, nothing held out, a sample prompt that cannot be encoded.
+    """
+    check(config)
+    vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
+    if vocab_size != data.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {vocab_size} and the tokenizer has {data.tokenizer.vocab_size} tokens; "
+            "set it to 0 to take the tokenizer's"
+        )
+    model = complete_model(dataclasses.replace(config.model, vocab_size=vocab_size))
+    loader = WindowLoader(data.train, model.context_length, config.training, seed=0)
+    if len(data.validation) < 2:
+        raise DataError(
+            f"{data.manifest.corpus}: the held-out part has {len(data.validation)} token(s), "
+            "too few to measure on; give more text"
+        )
+    data.tokenizer.encode(config.logging.sample_prompt)
+    windows = config.training.epochs * loader.windows_per_epoch
+    steps = config.training.steps or max(1, round(windows / config.training.batch_size))
+    training = dataclasses.replace(config.training, steps=steps, epochs=0.0)
+    tokenizer = config.tokenizer
+    if tokenizer.kind is TokenizerKind.bpe and not tokenizer.path and not tokenizer.vocab_size:
+        tokenizer = dataclasses.replace(tokenizer, vocab_size=vocab_size)
+    config = dataclasses.replace(config, model=model, tokenizer=tokenizer, training=training)
+    optimizer = complete_optimizer(config.optimizer)
+    config = runtime.decide(dataclasses.replace(config, optimizer=optimizer))
+    rows = training.micro_batch_size or fitting_micro_batch(
+        config, runtime.free_memory(torch.device(config.runtime.device))
+    )
+    training = dataclasses.replace(training, micro_batch_size=min(rows, training.batch_size))
+    return dataclasses.replace(config, training=training)

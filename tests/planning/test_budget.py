@@ -1,0 +1,206 @@
+"""The time budget: what is chosen, what is said of it, and that a run keeps to its plan."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Fails, make_plans_small, text_of
+from wholegpt import api, runtime
+from wholegpt.checkpoint import CheckpointStore
+from wholegpt.cli import main
+from wholegpt.config import Config, Dtype, ModelConfig, PrecisionConfig, TrainingConfig
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError
+from wholegpt.model import flops_per_token, parameter_count
+from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, budget, plan_elsewhere
+from wholegpt.planning.budget import batch_size, choose, planned_config, regularization, run_seconds
+from wholegpt.planning.machine import Rates, Speeds, step_seconds
+from wholegpt.training.callbacks import WatchPace
+from wholegpt.training.loop import StepMetrics
+from wholegpt.training.state import TrainingState
+
+LAPTOP = Machine(flops=3e11, bandwidth=3e10, memory=8e9)
+DECIDED = runtime.decide(Config(precision=PrecisionConfig(dtype=Dtype.float32)))
+
+
+def planned(minutes: float, text: Text = ENGLISH_PROSE, machine: Machine = LAPTOP) -> Plan:
+    return plan_elsewhere(Config(), text, ENGLISH, minutes, machine)
+
+
+def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_no_smaller_model() -> None:
+    plans = [planned(minutes) for minutes in (2, 5, 20, 120)]
+    plans.append(planned(120, machine=dataclasses.replace(LAPTOP, flops=3e13, bandwidth=3e12)))
+    losses = [plan.bits_per_byte.expected for plan in plans]
+    sizes = [parameter_count(plan.config.model).total for plan in plans]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
+    assert sizes == sorted(sizes) and sizes[-1] > sizes[0]
+    for plan in plans:
+        assert 0.9 * 60 * plan.minutes < plan.seconds <= 60 * plan.minutes
+        assert plan.bits_per_byte.low < plan.bits_per_byte.expected < plan.bits_per_byte.high
+        assert plan.useful_minutes is None and not plan.measured
+
+
+def test_a_small_text_says_when_more_time_stops_helping() -> None:
+    text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
+    plans = [planned(minutes, text) for minutes in (60, 600)]
+    for plan in plans:
+        assert plan.useful_minutes is not None and plan.useful_minutes < 0.8 * plan.minutes
+        assert f"more than {plan.useful_minutes:.1f} minutes would hardly help" in plan.describe()
+    assert plans[1].bits_per_byte.expected > 0.98 * plans[0].bits_per_byte.expected
+
+
+def test_a_small_memory_is_planned_with() -> None:
+    wide = planned(600)
+    tight = planned(600, machine=dataclasses.replace(LAPTOP, memory=1e8))
+    assert tight.peak_memory_bytes <= 1e8 < wide.peak_memory_bytes
+    with pytest.raises(ConfigError, match="training needs about"):
+        planned(600, machine=dataclasses.replace(LAPTOP, memory=1e6))
+
+
+def test_too_little_time_names_the_least_that_is_enough() -> None:
+    with pytest.raises(ConfigError, match="the least that makes sense is") as caught:
+        planned(0.01)
+    least = float(str(caught.value).rsplit(" ", 1)[1])
+    assert planned(least).config.training.steps >= budget.LEAST_STEPS
+    with pytest.raises(ConfigError):
+        planned(least / 2)
+
+
+def test_of_equal_losses_the_quickest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing helps, the fewest steps of the smallest model are enough."""
+    from wholegpt.planning.scaling import Expectation
+
+    monkeypatch.setattr(budget, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
+    text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
+    choice = choose(DECIDED, text, ENGLISH, Speeds(LAPTOP), 600.0, 8e9)
+    assert choice and choice.config.model.d_model == budget.WIDTHS[0]
+    assert choice.config.training.steps <= budget.LEAST_STEPS / 0.9
+
+
+def test_run_seconds_by_hand() -> None:
+    config = planned_config(DECIDED, 128, ENGLISH_PROSE, 300 * 4096)
+    assert config.training.steps == 300 and config.evaluation.every == 30
+    rates = Rates(step_seconds=0.5, validation_tokens_per_second=1e4, sample_tokens_per_second=60.0)
+    tokens = 10 * 20_000 + ENGLISH_PROSE.validation_tokens
+    saving = 10 * 16 * parameter_count(config.model).total / budget.DISK_BYTES_PER_SECOND
+    by_hand = 300 * 0.5 + tokens / 1e4 + 3 * 120 / 60 + saving + budget.REPORT_SECONDS
+    assert run_seconds(config, ENGLISH_PROSE, rates) == pytest.approx(by_hand)
+
+
+def test_step_seconds_between_its_limits() -> None:
+    """All products where memory costs nothing; all traffic where products cost nothing."""
+    config = planned_config(DECIDED, 256, ENGLISH_PROSE, 300 * 4096)
+    products = step_seconds(config, Machine(1e12, math.inf, 0))
+    assert products == pytest.approx(
+        (3 * flops_per_token(config.model) * 4096 + 30 * 256 * parameter_count(config.model).blocks) / 1e12
+    )
+    traffic = step_seconds(config, Machine(math.inf, 1e10, 0))
+    assert step_seconds(config, Machine(1e12, 1e10, 0)) == pytest.approx(products + traffic)
+
+
+def test_speeds_are_those_measured_and_scaled_from_the_nearest() -> None:
+    speeds = Speeds(LAPTOP)
+    small, large = (planned_config(DECIDED, width, ENGLISH_PROSE, 1e6) for width in (128, 256))
+    speeds.add(small, Rates(0.3, 20_000.0, 90.0))
+    assert speeds(small) == Rates(0.3, 20_000.0, 90.0)
+    ratio = step_seconds(large, LAPTOP) / step_seconds(small, LAPTOP)
+    assert speeds(large).step_seconds == pytest.approx(0.3 * ratio)
+    assert speeds(large).validation_tokens_per_second == pytest.approx(20_000 / ratio)
+    assert speeds(large).sample_tokens_per_second == pytest.approx(90.0 * 3 / 4)
+
+
+def test_batches_and_regularisation_grow_with_the_training() -> None:
+    assert [batch_size(tokens) for tokens in (0, 1e6, 63e6, 64e6, 1e9, 17e9)] == [16, 16, 16, 32, 64, 512]
+    rate = 0.006
+    decays = [regularization(passes, 1000, rate) for passes in (0.5, 1, 5, 10, 20)]
+    assert decays[0] == decays[1] == (pytest.approx(0.2), 0.0)
+    assert [dropout for _, dropout in decays] == [0.0, 0.0, 0.0, 0.1, 0.2]
+    assert [decay for decay, _ in decays] == sorted(decay for decay, _ in decays)
+    assert regularization(20, 100, rate)[0] == 1.0
+
+
+def test_a_run_in_a_given_time_keeps_to_its_plan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_plans_small(monkeypatch)
+    (tmp_path / "text.txt").write_text(text_of(60_000))
+    out = tmp_path / "run"
+    command = ["train", str(tmp_path / "text.txt"), "--minutes", "0.3", "--out", str(out), "--json"]
+    assert main([*command, "--logging.sample-tokens", "8"]) == 0
+    printed = capsys.readouterr()
+    result, plan = json.loads(printed.out), json.loads((out / "plan.json").read_text())
+    assert "plan for 0.3 minutes, measured on this machine:" in printed.err
+    assert result["plan"] == plan and plan["measured"]
+    assert result["steps"] == result["planned_steps"] == plan["steps"]
+    assert 0 < plan["train_seconds"] < plan["seconds"] < 1.2 * 0.3 * 60
+    recorded = api.presets.recipe(str(out / "config.yaml"))
+    assert recorded == api.configuration.from_mapping(plan["config"], Config())
+
+
+def test_a_planned_run_resumes_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_plans_small(monkeypatch)
+    (tmp_path / "text.txt").write_text(text_of(60_000))
+    quiet = Console(quiet=True)
+    config = Config(logging=dataclasses.replace(Config().logging, sample_tokens=0))
+    run = api.train(
+        tmp_path / "text.txt",
+        config=config,
+        minutes=0.2,
+        max_seconds=0.5,
+        out=tmp_path / "run",
+        console=quiet,
+    )
+    assert 0 < run.state.step < run.config.training.steps
+    monkeypatch.setattr(api, "make_plan", None)
+    resumed = api.resume(run.path, console=quiet)
+    assert resumed.state.step == run.config.training.steps and resumed.plan == run.plan
+    once = api.train(config=resumed.config, out=tmp_path / "once", console=quiet)
+    folders = [CheckpointStore(path).path(resumed.state.step) for path in (resumed.path, once.path)]
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert first == second
+
+
+def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> None:
+    command = ("train", text_file, "--minutes", "2")
+    assert "leave out those of model, or leave out --minutes" in fails(*command, "--model.n-layers", "4")
+    assert "leave out those of training" in fails(
+        "plan", text_file, "--minutes", "2", "--training.steps", "5"
+    )
+    assert "leave out --recipe" in fails(*command, "--recipe", "demo")
+    assert "leave out --print-config" in fails(*command, "--print-config")
+    assert "leave out those of model" in fails(*command, "--preset", "gpt2-small")
+    assert "--minutes is -1" in fails("train", text_file, "--minutes", "-1")
+    assert "--minutes is nan" in fails("plan", text_file, "--minutes", "nan")
+    with pytest.raises(ConfigError, match="leave out those of training"):
+        api.train(text_file, config=Config(training=TrainingConfig(steps=5)), minutes=1)
+    with pytest.raises(ConfigError, match="leave out those of model"):
+        api.plan(text_file, config=Config(model=ModelConfig(n_layers=2)), minutes=1)
+
+
+def test_bad_descriptions_of_a_machine(fails: Fails) -> None:
+    message = fails("plan", "--minutes", "5", "--flops", "1e12")
+    assert "described by all of --flops, --bandwidth and --memory" in message
+    assert "--memory is 0" in fails("plan", "--minutes", "5", "--memory", "0")
+    assert "no text given" in fails("plan", "--minutes", "5")
+
+
+def test_plan_for_a_machine_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "--minutes", "30", "--flops", "4e14", "--bandwidth", "3e12", "--memory", "80"]
+    assert main(command) == 0
+    assert "reckoned from the description, not measured" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured"] is False
+
+
+def test_a_change_of_speed_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(training=TrainingConfig(steps=400))
+    watch, state = WatchPace(400.0, config, Console()), TrainingState()
+    for step in range(1, 401):
+        state.step = step
+        state.train_seconds += 1.0 if step <= 100 else 2.0
+        watch.after_step(state, StepMetrics(1.0, 0.1, 1.0, 10, 1.0))
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1 and "will take longer than said, 700 s in all (140 s are over)" in notes[0]
