@@ -13,7 +13,7 @@ from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data import PreparedData, WindowLoader
 from wholegpt.evaluation import TextScore, evaluate_tokens
-from wholegpt.generation import generate
+from wholegpt.generation import generate_ids
 from wholegpt.model import Transformer
 from wholegpt.planning.machine import Rates
 from wholegpt.training.loop import StepMetrics, train
@@ -93,10 +93,11 @@ def run_trial(
     last = score()
     scored = time.perf_counter()
     settings = GenerationConfig(max_tokens=SAMPLE_TOKENS, seed=config.runtime.seed)
-    written = generate(model, data.tokenizer, config.logging.sample_prompt, settings, device, quiet)
+    written = list(generate_ids(model, [data.tokenizer.end_of_text_id], settings, device))
+    ended = time.perf_counter()
     rates = Rates(
         statistics.median(watch.steps[WARM_STEPS:]),
         last.tokens / (scored - started),
-        written.tokens_per_second,
+        len(written) / (ended - scored),
     )
     return Trial(rates, {**watch.nats, state.step: last.nats_per_token})
