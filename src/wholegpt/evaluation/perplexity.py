@@ -18,8 +18,8 @@ from wholegpt.protocols import CausalLanguageModel
 from wholegpt.runtime import compute_in
 from wholegpt.tokenizers import Tokenizer
 
-LOGITS_AT_ONCE = 2**24
-"""Most numbers in the logits of one batch: 64 MB in float32."""
+LOGITS_AT_ONCE = 2**22
+"""Most numbers in the logits of one batch of several windows: 16 MB in float32."""
 TOKENS_AT_ONCE = 8192
 """Most tokens in one batch; larger ones leave a CPU's caches and are slower."""
 

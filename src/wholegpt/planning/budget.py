@@ -313,9 +313,9 @@ def make_plan(
     device = torch.device(pilot.runtime.device)
     memory = min(memory, runtime.free_memory(device))
     runtime.apply(pilot.runtime)
+    resident = runtime.resident_bytes(device)
     with console.working("measuring this machine"):
         speeds = Speeds(probe(device, pilot.precision.dtype, memory))
-    resident = runtime.resident_bytes(device)
     brief = run_trial(pilot, data, console, TRIAL_VALIDATION_TOKENS, seconds=0.0)
     speeds.add(pilot, brief.rates)
     pilot_seconds = pilot.training.steps * speeds(pilot).step_seconds
