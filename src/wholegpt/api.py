@@ -303,7 +303,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
 
     def evaluate(sample: int) -> TextScore:
         model.eval()
-        with averaged(optimizer):
+        with runtime.memory_apart(), averaged(optimizer):
             return evaluate_tokens(
                 model, data.validation, data.tokenizer, device, config.precision.dtype, quiet, sample=sample
             )
@@ -312,7 +312,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         model.eval()
         settings = GenerationConfig(max_tokens=config.logging.sample_tokens, seed=config.runtime.seed)
         prompt = config.logging.sample_prompt
-        with averaged(optimizer):
+        with runtime.memory_apart(), averaged(optimizer):
             return prompt + generate(model, data.tokenizer, prompt, settings, device, quiet).text
 
     def save(state: TrainingState) -> None:

@@ -212,8 +212,7 @@ def resident_bytes(device: torch.device) -> int:
     """Bytes that this process holds on ``device`` now, what it freed not counted."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return_freed_memory()
     return _process_bytes("VmRSS")
 
 
@@ -244,6 +243,26 @@ def keep_freed_memory() -> None:
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, -1)
     libc.mallopt(top_pad, 64 * 2**20)
+
+
+def return_freed_memory() -> None:
+    """Give the system what ``keep_freed_memory`` has kept; writing to it again takes longer the first time."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def memory_apart() -> Iterator[None]:
+    """A block whose memory does not come on top of what was freed before it, nor later memory on top of its own.
+
+    Pieces of other sizes than those just freed seldom fit into them, so that the peak of a run would be
+    nearer to the sum of its phases than to the largest, and differ from run to run.
+    """
+    return_freed_memory()
+    try:
+        yield
+    finally:
+        return_freed_memory()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,11 +1,13 @@
 """Predicted memory against what a step holds; and the micro-batch that follows from it."""
 
 import dataclasses
+import platform
 
 import pytest
 import torch
 
 from tests.helpers import shrink, tiny_model
+from wholegpt import runtime
 from wholegpt.config import (
     AttentionKernel,
     Config,
@@ -24,6 +26,7 @@ from wholegpt.runtime import compute_in
 from wholegpt.training.memory import HEADROOM, fitting_micro_batch, peak_tensor_bytes
 
 GB = 1e9
+MEGABYTE = 2**20
 
 
 def kept_bytes(config: ModelConfig, kernel: AttentionKernel, rows: int) -> int:
@@ -93,3 +96,21 @@ def test_a_model_that_cannot_fit_is_refused_with_what_would() -> None:
         fitting_micro_batch(config, 0.6 * free)
     with pytest.raises(ConfigError, match="a far smaller model is needed"):
         fitting_micro_batch(config, 0.01 * GB)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+def test_work_apart_neither_adds_to_the_peak_nor_leaves_memory_behind() -> None:
+    runtime.keep_freed_memory()
+    pieces = [torch.ones(MEGABYTE // 4 + i) for i in range(200)]
+    wedges = [torch.ones(4) for _ in pieces]
+    del pieces
+    kept = runtime._process_bytes("VmRSS")
+    with runtime.memory_apart():
+        freed = kept - runtime._process_bytes("VmRSS")
+        large = torch.ones(50 * MEGABYTE)
+        most = runtime._process_bytes("VmRSS")
+        del large
+    assert freed > 150 * MEGABYTE
+    assert most < kept + 50 * MEGABYTE
+    assert runtime._process_bytes("VmRSS") < most - 150 * MEGABYTE
+    assert len(wedges) == 200

@@ -314,7 +314,7 @@ def make_plan(
     memory = min(memory, runtime.free_memory(device))
     runtime.apply(pilot.runtime)
     resident = runtime.resident_bytes(device)
-    with console.working("measuring this machine"):
+    with console.working("measuring this machine"), runtime.memory_apart():
         speeds = Speeds(probe(device, pilot.precision.dtype, memory))
     brief = run_trial(pilot, data, console, TRIAL_VALIDATION_TOKENS, seconds=0.0)
     speeds.add(pilot, brief.rates)

@@ -83,7 +83,10 @@ def run_trial(
     def score() -> TextScore:
         model.eval()
         dtype = config.precision.dtype
-        return evaluate_tokens(model, data.validation, data.tokenizer, device, dtype, quiet, sample=sample)
+        with runtime.memory_apart():
+            return evaluate_tokens(
+                model, data.validation, data.tokenizer, device, dtype, quiet, sample=sample
+            )
 
     state = TrainingState()
     with console.progress("measuring", config.training.steps) as progress:
