@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from wholegpt.planning.scaling import (
     EARLY_SHARE,
     PILOT_TOKENS,
     PILOT_WIDTH,
-    TYPICAL_FALL,
     Difficulty,
     ScalingLaw,
 )
@@ -61,6 +61,9 @@ POINTS: dict[str, list[tuple[int, int]]] = {
     "news": [(128, 150), (128, 300), (192, 300), (128, 1000), (192, 800)],
 }
 """Width and steps, by text; each text has the pilot, with two seeds, besides."""
+FIRST_GUESS = (0.1, 0.5, 1.0, 0.3, 2.0, 1.0)
+"""For the constants of the law."""
+FIT_STEPS, DIFFERENCE = 100, 1e-6
 PARTS = {"speeches": ("state_union", "inaugural"), "news": ("abc",)}
 """Texts that are the documents of some sources in english.jsonl."""
 
@@ -158,6 +161,7 @@ def difficulties(points: list[Point]) -> dict[str, Difficulty]:
     }
 
 
+@cache
 def blocks(width: int) -> int:
     """Parameters in the blocks of the ladder's model."""
     return parameter_count(model_of_width(width, 1024)).blocks
@@ -174,52 +178,30 @@ def residuals(law: ScalingLaw, points: list[Point]) -> list[float]:
         ratio = law.level(blocks(point["width"]), point["tokens"], unique) / law.level(
             blocks(PILOT_WIDTH), PILOT_TOKENS, unique
         )
-        fallen = (text.fall / TYPICAL_FALL) ** law.kappa * math.log(ratio)
-        errors.append(math.log(point["nats_per_token"] / text.last) - fallen)
+        errors.append(math.log(point["nats_per_token"] / law.loss(text, ratio)))
     return errors
 
 
 def fit(points: list[Point]) -> ScalingLaw:
-    """The law with the least squared ``residuals``, by L-BFGS in the logarithms of its constants."""
-    texts = difficulties(points)
-    chosen = [point for point in points if not is_pilot(point)]
+    """The law with the least squared ``residuals``, by Levenberg and Marquardt in the logarithms of its constants."""
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
+    def errors(logarithms: Tensor) -> Tensor:
+        law = ScalingLaw(*logarithms.exp().tolist())
+        return torch.tensor(residuals(law, points), dtype=torch.float64)
 
-    size = column([blocks(p["width"]) for p in chosen])
-    tokens, unique = column([p["tokens"] for p in chosen]), column([p["unique_tokens"] for p in chosen])
-    fall = column([texts[p["text"]].fall for p in chosen])
-    target = column([math.log(p["nats_per_token"] / texts[p["text"]].last) for p in chosen])
-
-    def level(constants: Tensor, size: Tensor, tokens: Tensor) -> Tensor:
-        a, alpha, b, beta, repeats = constants[:5]
-        again = (tokens / unique - 1).clamp(min=0)
-        effective = torch.minimum(tokens, unique) * (1 + repeats * (1 - torch.exp(-again / repeats)))
-        return 1 + a * (size / 1e6) ** -alpha + b * (effective / 1e6) ** -beta
-
-    logarithms = column([math.log(x) for x in (0.1, 0.5, 1.0, 0.3, 2.0, 1.0)]).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logarithms],
-        max_iter=5000,
-        tolerance_grad=1e-10,
-        tolerance_change=1e-14,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        constants = logarithms.exp()
-        pilot = level(
-            constants, torch.full_like(size, blocks(PILOT_WIDTH)), torch.full_like(tokens, PILOT_TOKENS)
-        )
-        expected = (fall / TYPICAL_FALL) ** constants[5] * torch.log(level(constants, size, tokens) / pilot)
-        loss = ((target - expected) ** 2).mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return ScalingLaw(*logarithms.detach().exp().tolist())
+    at = torch.tensor(FIRST_GUESS, dtype=torch.float64).log()
+    current, damping = errors(at), 1.0
+    for _ in range(FIT_STEPS):
+        nearby = (at + DIFFERENCE * axis for axis in torch.eye(len(at), dtype=torch.float64))
+        slopes = torch.stack([(errors(x) - current) / DIFFERENCE for x in nearby], dim=1)
+        curvature = slopes.T @ slopes
+        step = torch.linalg.solve(curvature + damping * curvature.diag().diag(), -slopes.T @ current)
+        there = errors(at + step)
+        if there.square().sum() < current.square().sum():
+            at, current, damping = at + step, there, damping / 3
+        else:
+            damping *= 3
+    return ScalingLaw(*at.exp().tolist())
 
 
 def root_mean_square(errors: list[float]) -> float:

@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -99,16 +99,18 @@ def train(
     overwrite: bool = False,
     max_seconds: float | None = None,
     minutes: float | None = None,
+    started: float | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
 
     Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``
-    the model and its training are planned to take that long, everything included, and ``config`` may only
-    differ in the rest. The run is written to ``out`` (``runs/NAME`` unless given). ``max_seconds`` stops early,
-    resumably. Raises ``RunError`` if ``out`` holds a run and ``overwrite`` is not set.
+    the model and its training are planned to take that long, everything included, from now or from ``started``
+    (of ``time.monotonic``), and ``config`` may only differ in the rest. The run is written to ``out``
+    (``runs/NAME`` unless given). ``max_seconds`` stops early, resumably. Raises ``RunError`` if ``out`` holds a
+    run and ``overwrite`` is not set.
     """
-    budget = None if minutes is None else Budget(minutes)
+    budget = None if minutes is None else Budget(minutes, started)
     console = console or Console()
     if config and recipe:
         raise ConfigError(
@@ -126,16 +128,22 @@ def plan(
     config: Config | None = None,
     memory: float = math.inf,
     machine: Machine | None = None,
+    started: float | None = None,
     console: Console | None = None,
 ) -> Plan:
     """What ``train`` with these ``minutes`` would do, without doing it.
 
-    The text and this machine are measured for some seconds; at most ``memory`` bytes are planned with. With a
-    ``machine`` described, only the text is, and without ``sources`` nothing: the plan is for English prose.
+    The text and this machine are measured for some seconds; the process is planned to fill at most ``memory``
+    bytes. With a ``machine`` described, which has a memory of its own, only the text is measured, and without
+    ``sources`` nothing: the plan is for English prose. Raises ``ConfigError`` for what a plan decides itself,
+    a time too short and a memory too small, ``DataError`` for a text too small to plan for.
     """
-    budget, console = Budget(minutes), console or Console()
+    budget, console = Budget(minutes, started), console or Console()
     chosen = _with_sources(config or Config(), sources)
-    refuse_planned(minutes, _changed_sections(chosen))
+    check(chosen)
+    refuse_planned(minutes, _changed(chosen))
+    if machine and memory < math.inf:
+        raise ConfigError("memory and machine are given; a machine that is described has its own memory")
     if machine and not chosen.data.source:
         return plan_elsewhere(chosen, ENGLISH_PROSE, ENGLISH, minutes, machine)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,12 +156,12 @@ def plan(
         return make_plan(chosen, data, minutes, memory, budget.spent, console)
 
 
-@dataclass(frozen=True)
 class Budget:
-    """A time, and when it began."""
+    """A time, and when it began; now unless given."""
 
-    minutes: float
-    started: float = field(default_factory=time.monotonic)
+    def __init__(self, minutes: float, started: float | None = None) -> None:
+        self.minutes = minutes
+        self.started = time.monotonic() if started is None else started
 
     def spent(self) -> float:
         """Seconds of it that are over."""
@@ -166,9 +174,14 @@ def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source=tuple(map(str, sources))))
 
 
-def _changed_sections(config: Config) -> list[str]:
+def _changed(config: Config) -> list[str]:
+    """Settings that are not their defaults, as SECTION.FIELD."""
+    given, default = configuration.to_mapping(config), configuration.to_mapping(Config())
     return [
-        f.name for f in dataclasses.fields(Config) if getattr(config, f.name) != getattr(Config(), f.name)
+        f"{section}.{name}"
+        for section, fields in default.items()
+        for name, value in fields.items()
+        if given[section][name] != value
     ]
 
 
@@ -207,7 +220,7 @@ def start_run(
     """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
     check(config)
     if budget:
-        refuse_planned(budget.minutes, _changed_sections(config))
+        refuse_planned(budget.minutes, _changed(config))
     config = _eager_without_compiler(config, console)
     runtime.decide(config)
     config, corpus = _open_text(config, console)
@@ -338,9 +351,6 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress),
         ]
-        if config.precision.execution is Execution.compiled:
-            for block in model.blocks:  # one compilation serves all of them
-                block.compile()
         run_loop(model, optimizer, LanguageModeling(), loader, config, state, steps)
     if state.stop_reason == callbacks.StopOnSignal.REASON:
         raise Interrupted(

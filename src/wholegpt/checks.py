@@ -76,6 +76,11 @@ def check(config: Config) -> None:
         0 <= first <= training.batch_size,
         f"from 0 to training.batch_size, {training.batch_size}",
     )
+    if bool(first) != bool(training.batch_growth_steps):
+        raise ConfigError(
+            f"training.initial_batch_size is {first} and training.batch_growth_steps is "
+            f"{training.batch_growth_steps}; a batch that grows needs both, any other neither"
+        )
     average = training.average_decay
     _require("training.average_decay", average, 0 <= average < 1, "at least 0 and below 1")
     _at_least("training.gradient_clip", training.gradient_clip, 0)

@@ -50,7 +50,7 @@ class Console:
     def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
         """A bar with the time left on a terminal, a line every ten seconds elsewhere."""
         if self.quiet:
-            yield _Silent()
+            yield Silent()
         elif sys.stderr.isatty():
             with _bar(description, total, done) as progress:
                 yield progress
@@ -65,9 +65,11 @@ def _print(line: str) -> None:
         pass  # whoever read the notes went away; the work goes on
 
 
-class _Silent:
+class Silent:
+    """No progress bar."""
+
     def advance(self, amount: int = 1, detail: str = "") -> None:
-        pass
+        """Shows nothing."""
 
 
 class _Lines:

@@ -196,16 +196,30 @@ def free_memory(device: torch.device) -> float:
     """Bytes that ``device`` can still give; infinite where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    information, limits = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    information = Path("/proc/meminfo")
     if not information.exists():
         return math.inf
     available = next(x for x in information.read_text().splitlines() if x.startswith("MemAvailable"))
-    free = 1024 * int(available.split()[1])
-    try:  # a container's own limit
-        limit, used = ((limits / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
-        return free
+    return min(1024 * int(available.split()[1]), _container_memory(Path("/sys/fs/cgroup")))
+
+
+def _container_memory(folder: Path) -> float:
+    """Bytes left under a container's own limit (control groups, version 2 or 1); infinite without one.
+
+    Files that the system keeps in memory and would drop count as free.
+    """
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = (folder / limit).read_text().strip()
+            statistics = (folder / used).with_name("memory.stat").read_text().split()
+            dropped = int(statistics[statistics.index(cached) + 1])
+            return math.inf if most == "max" else int(most) - int((folder / used).read_text()) + dropped
+        except (OSError, ValueError):
+            continue
+    return math.inf
 
 
 def resident_bytes(device: torch.device) -> int:
@@ -280,11 +294,16 @@ def mix_seed(*parts: int) -> int:
 @contextlib.contextmanager
 def compute_in(dtype: Dtype, device: torch.device) -> Iterator[None]:
     """A block whose large products run in ``dtype``. Raises ``NumericsError`` for an undecided one."""
+    products = torch_dtype(dtype)
+    with torch.autocast(device.type, products, enabled=products is not torch.float32):
+        yield
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """PyTorch's name of a number format. Raises ``NumericsError`` for an undecided one."""
     if dtype is Dtype.automatic:
         raise NumericsError("precision.dtype is automatic; decide it first with runtime.decide")
-    low = {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}.get(dtype)
-    with torch.autocast(device.type, low, enabled=low is not None):
-        yield
+    return {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16, Dtype.float32: torch.float32}[dtype]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -6,11 +6,15 @@ import math
 import pytest
 
 from benchmarks import scaling as sweep
-from wholegpt.config import Config
+from wholegpt.config import Config, ModelConfig
+from wholegpt.model import parameter_count
 from wholegpt.planning import ENGLISH_PROSE
-from wholegpt.planning.budget import planned_config
+from wholegpt.planning.budget import model_of_width, planned_config
 from wholegpt.planning.scaling import (
+    COVERED_BLOCKS,
     COVERED_PASSES,
+    COVERED_TEXT,
+    COVERED_TOKENS,
     HALF_WIDTH,
     LAW,
     PILOT_TOKENS,
@@ -63,7 +67,25 @@ def test_the_pilot_is_expected_to_come_to_what_it_came_to() -> None:
 
 def test_the_interval_widens_outside_what_was_measured() -> None:
     text, pilot = Difficulty(7.0, 5.0), planned_config(Config(), PILOT_WIDTH, ENGLISH_PROSE, PILOT_TOKENS)
-    passes = 8 * PILOT_TOKENS / (math.e * COVERED_PASSES)
-    often = planned_config(Config(), PILOT_WIDTH, ENGLISH_PROSE, 8 * PILOT_TOKENS)
-    wide = expected_loss(often, passes / 1.0, pilot, text)
-    assert wide.high / wide.expected - 1 > HALF_WIDTH
+
+    def half_width(tokens: float, unique: float, model: ModelConfig | None = None) -> float:
+        config = planned_config(Config(), PILOT_WIDTH, ENGLISH_PROSE, tokens)
+        config = dataclasses.replace(config, model=model or config.model)
+        loss = expected_loss(config, unique, pilot, text)
+        assert loss.high - loss.expected == pytest.approx(loss.expected - loss.low)
+        return loss.high / loss.expected - 1
+
+    inside, text_tokens = COVERED_TOKENS / 2, 1e8
+    assert half_width(inside, text_tokens) == pytest.approx(HALF_WIDTH)
+    assert half_width(math.e * COVERED_TOKENS, text_tokens) == pytest.approx(2 * HALF_WIDTH, rel=1e-3)
+    assert half_width(inside, COVERED_TEXT / math.e) == pytest.approx(
+        HALF_WIDTH * (2 + math.log(inside * math.e / COVERED_TEXT / COVERED_PASSES)), rel=1e-3
+    ), "a small text read often counts twice"
+    assert half_width(inside, inside / (2 * COVERED_PASSES)) > (1 + math.log(2)) * HALF_WIDTH
+    large = model_of_width(768, 4096)
+    excess = parameter_count(large).blocks / COVERED_BLOCKS
+    assert excess > 2
+    assert half_width(inside, text_tokens, large) == pytest.approx(
+        HALF_WIDTH * (1 + math.log(excess)), rel=1e-3
+    )
+    assert half_width(1e12, 100.0, large) == pytest.approx(0.5)

@@ -2,12 +2,20 @@
 
 import dataclasses
 import platform
+import weakref
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from benchmarks.training_step import RandomBatch
 from tests.helpers import shrink, tiny_model
 from wholegpt import runtime
+from wholegpt.checks import complete_model
 from wholegpt.config import (
     AttentionKernel,
     Config,
@@ -23,7 +31,11 @@ from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer, saved_activations
 from wholegpt.presets import gpt2, modern
 from wholegpt.runtime import compute_in
+from wholegpt.training.loop import train_step
 from wholegpt.training.memory import HEADROOM, fitting_micro_batch, peak_tensor_bytes
+from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.optimizers import make_run_optimizer
+from wholegpt.training.state import TrainingState
 
 GB = 1e9
 MEGABYTE = 2**20
@@ -64,6 +76,87 @@ def test_predicted_activations_are_those_that_autograd_keeps(config: ModelConfig
     rows = 3
     predicted = 2 * rows * config.context_length * saved_activations(config, AttentionKernel.blocked)
     assert predicted == pytest.approx(kept_bytes(config, AttentionKernel.blocked, rows), rel=0.05)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of different tensors that were alive at once, as PyTorch's operations return them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.users: Counter[int] = Counter()
+        self.peak = 0
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """A tensor that is alive from now on."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self.sizes[key] = storage.nbytes()
+        self.users[key] += 1
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        weakref.finalize(tensor, self.forget, key)
+
+    def forget(self, key: int) -> None:
+        """One tensor of that storage is gone."""
+        self.users[key] -= 1
+        if not self.users[key]:
+            del self.sizes[key], self.users[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor)
+        return returned
+
+
+def live_bytes(config: Config) -> int:
+    """Of the third step of a training."""
+    torch.manual_seed(0)
+    batches, state = RandomBatch(config.model, config.training.batch_size), TrainingState()
+    with LiveBytes() as live:
+        model = Transformer(config.model, config.precision.attention).train()
+        for parameter in model.parameters():
+            live.count(parameter)
+        optimizer = make_run_optimizer(model, config)
+        for _ in range(3):
+            live.peak = 0
+            train_step(model, optimizer, LanguageModeling(), batches, config, state)
+            state.step += 1
+    return live.peak
+
+
+MEDIUM: dict[str, Any] = {
+    "vocab_size": 1000,
+    "context_length": 128,
+    "n_layers": 4,
+    "d_model": 128,
+    "n_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "model,dtype,kind,rows",
+    [
+        (shrink(modern(), **MEDIUM), "bfloat16", "muon", 16),
+        (shrink(modern(), **MEDIUM), "float32", "adamw", 16),
+        (shrink(modern(), **{**MEDIUM, "vocab_size": 20_000}), "bfloat16", "muon", 16),
+        (shrink(modern(), **{**MEDIUM, "d_model": 512}), "bfloat16", "muon", 1),
+        (shrink(modern(), **{**MEDIUM, "d_model": 512}), "float32", "adamw", 1),
+        (shrink(gpt2(), **{**MEDIUM, "dropout": 0.1}), "bfloat16", "adamw", 16),
+    ],
+)
+def test_the_predicted_peak_is_that_of_a_step(model: ModelConfig, dtype: str, kind: str, rows: int) -> None:
+    config = from_mapping(
+        {
+            "training": {"batch_size": rows, "micro_batch_size": rows},
+            "optimizer": {"kind": kind, "learning_rate": 1e-3},
+            "precision": {"dtype": dtype, "attention": "blocked"},
+            "runtime": {"device": "cpu"},
+        },
+        Config(model=complete_model(model)),
+    )
+    assert peak_tensor_bytes(config, rows) == pytest.approx(live_bytes(config), rel=0.13)
 
 
 def decided(model: ModelConfig, recompute: Recompute = Recompute.nothing) -> Config:
@@ -114,3 +207,27 @@ def test_work_apart_neither_adds_to_the_peak_nor_leaves_memory_behind() -> None:
     assert most < kept + 50 * MEGABYTE
     assert runtime._process_bytes("VmRSS") < most - 150 * MEGABYTE
     assert len(wedges) == 200
+
+
+@pytest.mark.parametrize("version", [2, 1])
+def test_what_a_container_has_left_counts_files_that_can_be_dropped(tmp_path: Path, version: int) -> None:
+    if version == 2:
+        files = {
+            "memory.max": "1000",
+            "memory.current": "700",
+            "memory.stat": "anon 300\ninactive_file 250\n",
+        }
+    else:
+        files = {
+            "memory/memory.limit_in_bytes": "1000",
+            "memory/memory.usage_in_bytes": "700",
+            "memory/memory.stat": "total_cache 400\ntotal_inactive_file 250\n",
+        }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert runtime._container_memory(tmp_path) == 1000 - 700 + 250
+    assert runtime._container_memory(tmp_path / "nowhere") == float("inf")
+    if version == 2:
+        (tmp_path / "memory.max").write_text("max\n")
+        assert runtime._container_memory(tmp_path) == float("inf")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,13 +72,12 @@ def train(
         Print the whole resolved configuration and stop.
 
     """
+    started = time.monotonic()  # loading PyTorch is part of the time that --minutes gives
     if max_seconds is not None and max_seconds <= 0:
         raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
     if resume:
-        settings = (
-            source or recipe or preset or out or overwrite or reading.given() or common.placement() or minutes
-        )
-        if settings or ChosenSettings.of(config) or common.seed is not None:
+        settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
+        if settings or minutes is not None or ChosenSettings.of(config) or common.seed is not None:
             raise ConfigError(
                 f"--resume goes on with what {resume}/config.yaml says and takes no text and no settings but "
                 "--max-seconds and --allow-different-numerics"
@@ -111,6 +111,7 @@ def train(
         overwrite=overwrite,
         max_seconds=max_seconds,
         minutes=minutes,
+        started=started,
         console=common.console,
     )
     _show(run, common)
@@ -135,13 +136,15 @@ def plan(
     minutes
         Time for everything.
     memory
-        Gigabytes that training may fill; what is free here unless given.
+        Gigabytes that the process may fill; what is free here unless given.
     flops
-        Of a machine that is not here: FLOP/s of its large matrix products in 16 bits. With --bandwidth and --memory.
+        Of a machine that is not here: FLOP/s of its large matrix products in 16 bits. With --bandwidth and --memory;
+        it is a GPU unless --device is cpu.
     bandwidth
         Of a machine that is not here: bytes a second between its processor and its memory.
 
     """
+    started = time.monotonic()
     changes = _changes(source, config, reading, common)
     _refuse_planned(minutes, changes, None, False)
     for name, value in (("memory", memory), ("flops", flops), ("bandwidth", bandwidth)):
@@ -158,8 +161,15 @@ def plan(
     from wholegpt.planning import Machine
 
     machine = Machine(flops, bandwidth, 1e9 * memory) if flops and bandwidth and memory else None
-    limit = 1e9 * memory if memory else math.inf
-    planned = api.plan(minutes=minutes, config=chosen, memory=limit, machine=machine, console=common.console)
+    limit = 1e9 * memory if memory and not machine else math.inf
+    planned = api.plan(
+        minutes=minutes,
+        config=chosen,
+        memory=limit,
+        machine=machine,
+        started=started,
+        console=common.console,
+    )
     common.show(planned.to_json(), planned.describe())
 
 
@@ -178,7 +188,8 @@ def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None,
         )
     from wholegpt.planning import refuse_planned
 
-    refuse_planned(minutes, changes)
+    named = [f"{section}.{name}" for section, fields in changes.items() for name in fields]
+    refuse_planned(minutes, named)
 
 
 def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool, common: Common) -> None:

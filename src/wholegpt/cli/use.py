@@ -155,7 +155,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
         ("parameters", f"{count.total:,}"),
         ("without embeddings", f"{count.blocks:,}"),
         ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
-        ("memory to train, without activations", f"{result['memory_bytes']:,} bytes"),
+        ("weights, gradients and AdamW's moments in float32", f"{result['memory_bytes']:,} bytes"),
     ]
     common.show(result, table(rows + [(name, str(value)) for name, value in result["config"].items()]))
 

@@ -87,7 +87,7 @@ def windows_before(step: int, training: TrainingConfig) -> int:
     """
     first, growth = training.initial_batch_size or training.batch_size, training.batch_growth_steps
     growing = min(step, growth)
-    rise = sum((training.batch_size - first) * s // growth for s in range(growing))
+    rise = (training.batch_size - first) * growing * (growing - 1) // (2 * growth) if growth else 0
     return growing * first + rise + (step - growing) * training.batch_size
 
 

@@ -18,8 +18,8 @@ from wholegpt.protocols import CausalLanguageModel
 from wholegpt.runtime import compute_in
 from wholegpt.tokenizers import Tokenizer
 
-LOGITS_AT_ONCE = 2**22
-"""Most numbers in the logits of one batch of several windows: 16 MB in float32."""
+SCORED_AT_ONCE = 2**22
+"""Most logits of one batch of several windows: 16 MB in float32."""
 TOKENS_AT_ONCE = 8192
 """Most tokens in one batch; larger ones leave a CPU's caches and are slower."""
 
@@ -81,7 +81,7 @@ def score_tokens(
     console: Console,
 ) -> np.ndarray:
     """−ln p of each scored token, in nats, float64, in the order of the windows."""
-    tokens_at_once = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.vocab_size)
+    tokens_at_once = min(TOKENS_AT_ONCE, SCORED_AT_ONCE // model.vocab_size)
     per_batch = max(1, tokens_at_once // model.context_length)
     pieces: list[np.ndarray] = []
     with console.progress("evaluating", len(windows)) as progress:

@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -23,13 +22,13 @@ from wholegpt.config import (
     ScheduleConfig,
     ScheduleKind,
     TrainingConfig,
-    to_mapping,
 )
-from wholegpt.console import Console
+from wholegpt.console import Console, Silent
 from wholegpt.data import PreparedData
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, DataError
 from wholegpt.model import parameter_count
 from wholegpt.planning.machine import Machine, Rates, Speeds, probe
+from wholegpt.planning.plan import Plan, Text
 from wholegpt.planning.scaling import (
     EARLY_SHARE,
     PILOT_TOKENS,
@@ -46,9 +45,12 @@ WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048
 CONTEXT_LENGTH = 256
 BATCH_SIZE = 16
 SMALL_BATCH_TOKENS = 16e6
+"""The batch is ``BATCH_SIZE`` for trainings on less than four times as many tokens."""
 LEAST_STEPS = 100
 """Fewer are hardly more than the warm-up."""
 LEAST_TOKENS = LEAST_STEPS * BATCH_SIZE * CONTEXT_LENGTH
+LEAST_TEXT = 2 * CONTEXT_LENGTH
+"""Tokens without which there is nothing to plan for."""
 BISECTIONS = 12
 GOOD_ENOUGH = 1.002
 """Of plans whose expected losses are this near the best, one that takes far less time is enough."""
@@ -56,112 +58,36 @@ ENOUGH_TIME = 0.8
 """Far less: below this share of the time."""
 EVALUATIONS = 10
 SAMPLES = 3
-CHECKPOINT_SECONDS = 600
+CHECKPOINT_SECONDS = 600.0
+"""A checkpoint is due at least this often, besides those of evaluations that were the best so far."""
 DISK_BYTES_PER_SECOND = 2e8
+CHECKPOINT_BYTES = 16
+"""Of weights and optimiser, a parameter, rounded up."""
 REPORT_SECONDS = 2.0
-TRIAL_SHARE, LONGEST_TRIAL = 0.03, 20.0
-"""How much of the time may go into measuring the speed of one size, and seconds at most."""
+BRIEF_SECONDS = 1.0
+TRIAL_SHARE, LONGEST_TRIAL = 0.05, 30.0
+"""How much of the time may go into measuring the speed of one size, and seconds at most: docs/decisions.md."""
 PILOT_VALIDATION_TOKENS, TRIAL_VALIDATION_TOKENS = 50_000, 10_000
-PLANNED_SECTIONS = ("model", "training", "optimizer", "schedule", "evaluation")
+PLANNED = (
+    "model",
+    "training",
+    "optimizer",
+    "schedule",
+    "evaluation",
+    "checkpointing.every",
+    "logging.sample_every",
+)
+"""Sections and settings that a plan decides."""
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a plan must know of a text."""
-
-    train_tokens: float
-    validation_tokens: int
-    bytes_per_token: float
-    """Of the validation text."""
-    vocab_size: int
-
-    @classmethod
-    def of(cls, data: PreparedData) -> "Text":
-        """Those of prepared data."""
-        train, validation = data.manifest.train, data.manifest.validation
-        per_token = validation.bytes / max(validation.tokens, 1)
-        return cls(train.tokens, validation.tokens, per_token, data.manifest.vocab_size)
-
-
-ENGLISH_PROSE = Text(train_tokens=math.inf, validation_tokens=400_000, bytes_per_token=3.61, vocab_size=4096)
-"""A text without end, as reviews, news and speeches are, where none is named."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be trained, how long it takes, what it needs, and what to expect of it."""
-
-    minutes: float
-    """What was asked for."""
-    measured: bool
-    """Whether speed was measured on this machine; else it was reckoned from a description."""
-    config: Config
-    seconds: float
-    """Of the whole command: reading, measuring, training, evaluation, samples, saving."""
-    train_seconds: float
-    step_seconds: float
-    tokens: int
-    passes: float
-    """Over the training text."""
-    peak_memory_bytes: int
-    bits_per_byte: Expectation
-    """Of the whole held-out text, after the last step."""
-    useful_minutes: float | None = None
-    """Where less time than asked for is enough: more does not help on this text."""
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``wholegpt plan --json`` prints."""
-        return {
-            "minutes": self.minutes,
-            "measured": self.measured,
-            "seconds": self.seconds,
-            "train_seconds": self.train_seconds,
-            "step_seconds": self.step_seconds,
-            "steps": self.config.training.steps,
-            "tokens": self.tokens,
-            "passes": self.passes,
-            "parameters": parameter_count(self.config.model).total,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "bits_per_byte": dataclasses.asdict(self.bits_per_byte),
-            "useful_minutes": self.useful_minutes,
-            "config": to_mapping(self.config),
-        }
-
-    def describe(self) -> str:
-        """The plan for people, in a few lines."""
-        model, training, loss = self.config.model, self.config.training, self.bits_per_byte
-        basis = "measured on this machine" if self.measured else "reckoned from the description, not measured"
-        lines = [
-            f"plan for {self.minutes:g} minutes, {basis}:",
-            f"  model   {parameter_count(model).total:,} parameters: {model.n_layers} layers, {model.d_model} wide, "
-            f"vocabulary of {model.vocab_size:,}" + (f", dropout {model.dropout:g}" if model.dropout else ""),
-            f"  steps   {training.steps:,} of {training.batch_size} × {model.context_length} tokens: {self.tokens:,} "
-            f"tokens, {self.passes:.1f} passes over the text, {self.tokens / self.train_seconds:,.0f} tokens/s",
-            f"  time    {clock(self.seconds)} in all, {clock(self.train_seconds)} of it training",
-            f"  memory  about {self.peak_memory_bytes / 1e9:.2f} GB at most",
-            f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",
-        ]
-        if self.useful_minutes is not None:
-            lines.append(f"  more than {self.useful_minutes:.1f} minutes would hardly help on this text")
-        return "\n".join(lines)
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def refuse_planned(minutes: float, sections: Iterable[str]) -> None:
-    """Raise ``ConfigError`` for a time that is none, and for named ``sections`` that a plan decides itself."""
+def refuse_planned(minutes: float, named: Iterable[str]) -> None:
+    """Raise ``ConfigError`` for a time that is none, and for settings, ``named`` SECTION.FIELD, that a plan decides."""
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}; expected a time above 0")
-    named = [name for name in PLANNED_SECTIONS if name in sections]
-    if named:
+    decided = [name for name in named if name in PLANNED or name.partition(".")[0] in PLANNED]
+    if decided:
         raise ConfigError(
-            f"--minutes decides the settings of {', '.join(PLANNED_SECTIONS)} itself; leave out those of "
-            f"{', '.join(named)}, or leave out --minutes"
+            f"--minutes decides {', '.join(decided)} itself; leave it out, or leave out --minutes"
         )
 
 
@@ -202,7 +128,6 @@ def planned_config(base: Config, width: int, text: Text, tokens: float) -> Confi
             ScheduleKind.warmup_stable_decay, warmup_steps=20, final_fraction=0.0, decay_fraction=0.8
         ),
         evaluation=EvaluationConfig(every=math.ceil(steps / EVALUATIONS), patience=0),
-        checkpointing=dataclasses.replace(base.checkpointing, every=0),
         logging=dataclasses.replace(base.logging, sample_every=math.ceil(steps / 2)),
     )
 
@@ -221,12 +146,13 @@ def regularization(passes: float, steps: int, learning_rate: float) -> tuple[flo
 def run_seconds(config: Config, text: Text, rates: Rates) -> float:
     """Seconds that a run of ``config`` takes: its steps, evaluations, samples, checkpoints and report."""
     tokens = EVALUATIONS * min(config.evaluation.tokens, text.validation_tokens) + text.validation_tokens
-    saved = 16 * parameter_count(config.model).total
+    training = rates.start_seconds + config.training.steps * rates.step_seconds
+    checkpoints = EVALUATIONS + training / CHECKPOINT_SECONDS
     return (
-        config.training.steps * rates.step_seconds
+        training
         + tokens / rates.validation_tokens_per_second
         + SAMPLES * config.logging.sample_tokens / rates.sample_tokens_per_second
-        + EVALUATIONS * saved / DISK_BYTES_PER_SECOND
+        + checkpoints * CHECKPOINT_BYTES * parameter_count(config.model).total / DISK_BYTES_PER_SECOND
         + REPORT_SECONDS
     )
 
@@ -240,6 +166,8 @@ class Choice:
     """Of the run, everything in it."""
     loss: Expectation
     """In nats per token."""
+    enough: bool = False
+    """Whether more time would hardly help."""
 
 
 def choose(
@@ -263,7 +191,12 @@ def choose(
         loss = expected_loss(config, text.train_tokens, pilot, difficulty)
         return Choice(config, run_seconds(config, text, rates_of(config)), loss)
 
-    fitting_micro_batch(planned_config(base, WIDTHS[0], text, LEAST_TOKENS), memory)
+    needed = peak_tensor_bytes(planned_config(base, WIDTHS[0], text, LEAST_TOKENS), 1) / HEADROOM
+    if needed > memory:
+        raise ConfigError(
+            f"the smallest model that --minutes plans needs {needed / 1e9:.2f} GB, and there are "
+            f"{max(memory, 0) / 1e9:.2f} GB for it; a smaller one can be trained without --minutes"
+        )
     choices: list[Choice] = []
     for width in WIDTHS:
         smallest = planned_config(base, width, text, LEAST_TOKENS)
@@ -279,19 +212,31 @@ def choose(
             one = choice(width, tokens)
             if one.seconds <= seconds:
                 choices.append(one)
+                if tokens <= text.train_tokens:
+                    break  # without repeats more tokens are always better
             tokens *= 0.9
     if not choices:
         return None
-    best = min(choices, key=lambda one: one.loss.expected)
-    enough = min(
-        (one for one in choices if one.loss.expected <= GOOD_ENOUGH * best.loss.expected),
-        key=lambda one: one.seconds,
+    chosen = min(choices, key=lambda one: one.loss.expected)
+    if _tokens(chosen.config) > text.train_tokens:
+        quickest = min(
+            (one for one in choices if one.loss.expected <= GOOD_ENOUGH * chosen.loss.expected),
+            key=lambda one: one.seconds,
+        )
+        if quickest.seconds < ENOUGH_TIME * seconds:
+            chosen = dataclasses.replace(quickest, enough=True)
+    config = chosen.config
+    every = math.ceil(CHECKPOINT_SECONDS / rates_of(config).step_seconds)
+    return dataclasses.replace(
+        chosen,
+        config=dataclasses.replace(
+            config,
+            training=dataclasses.replace(
+                config.training, micro_batch_size=fitting_micro_batch(config, memory)
+            ),
+            checkpointing=dataclasses.replace(config.checkpointing, every=every),
+        ),
     )
-    repeats = _tokens(best.config) > text.train_tokens
-    chosen = enough if repeats and enough.seconds < ENOUGH_TIME * seconds else best
-    rows = fitting_micro_batch(chosen.config, memory)
-    training = dataclasses.replace(chosen.config.training, micro_batch_size=rows)
-    return dataclasses.replace(chosen, config=dataclasses.replace(chosen.config, training=training))
 
 
 def make_plan(
@@ -309,16 +254,23 @@ def make_plan(
     fits into the memory.
     """
     text = Text.of(data)
+    _refuse_too_small(text, data)
     pilot = resolve(planned_config(config, PILOT_WIDTH, text, PILOT_TOKENS), data)
     device = torch.device(pilot.runtime.device)
-    memory = min(memory, runtime.free_memory(device))
     runtime.apply(pilot.runtime)
     resident = runtime.resident_bytes(device)
+    memory = min(memory - resident, runtime.free_memory(device))
     with console.working("measuring this machine"), runtime.memory_apart():
-        speeds = Speeds(probe(device, pilot.precision.dtype, memory))
-    brief = run_trial(pilot, data, console, TRIAL_VALIDATION_TOKENS, seconds=0.0)
-    speeds.add(pilot, brief.rates)
-    pilot_seconds = pilot.training.steps * speeds(pilot).step_seconds
+        speeds = Speeds(probe(device, pilot.precision.dtype))
+
+    def measure(some: Config, seconds: float) -> None:
+        with console.working("measuring the speed of a training step"):
+            trial = run_trial(some, data, Silent(), TRIAL_VALIDATION_TOKENS, seconds)
+        speeds.add(some, trial.rates)
+
+    measure(pilot, BRIEF_SECONDS)
+    rates = speeds(pilot)
+    pilot_seconds = rates.start_seconds + pilot.training.steps * rates.step_seconds
     least = spent() + pilot_seconds + _least_seconds(pilot, text, speeds)
     if least > 60 * minutes:
         raise _too_little(minutes, least)
@@ -332,23 +284,34 @@ def make_plan(
         config = resolve(choice.config, data)
         if speeds.has(config):
             break
-        seconds = min(TRIAL_SHARE * left, LONGEST_TRIAL)
-        speeds.add(config, run_trial(config, data, console, TRIAL_VALIDATION_TOKENS, seconds).rates)
-    peak = max(
-        resident + peak_tensor_bytes(config, config.training.micro_batch_size), runtime.peak_bytes(device)
-    )
-    return _plan(config, text, choice, speeds(config), minutes, spent(), peak, measured=True)
+        measure(config, min(TRIAL_SHARE * left, LONGEST_TRIAL))
+    needed = peak_tensor_bytes(config, config.training.micro_batch_size)
+    peak = max(resident + needed, runtime.peak_bytes(device))
+    choice = dataclasses.replace(choice, config=config)
+    return _plan(choice, text, speeds(config), minutes, spent(), peak, measured=True)
+
+
+def _refuse_too_small(text: Text, data: PreparedData) -> None:
+    if min(text.train_tokens, text.validation_tokens * LEAST_TEXT / 2) < LEAST_TEXT:
+        raise DataError(
+            f"{data.manifest.corpus}: {text.train_tokens:,} tokens to train on and {text.validation_tokens} held out "
+            f"are too few for --minutes, which plans from {LEAST_TEXT} and 2 on; give more text, or leave out "
+            "--minutes and choose a small --model.context-length"
+        )
 
 
 def measure_difficulty(config: Config, data: PreparedData, console: Console) -> Difficulty:
     """How hard a text is, from the pilot's short training on it."""
-    pilot = resolve(planned_config(config, PILOT_WIDTH, Text.of(data), PILOT_TOKENS), data)
+    text = Text.of(data)
+    _refuse_too_small(text, data)
+    pilot = resolve(planned_config(config, PILOT_WIDTH, text, PILOT_TOKENS), data)
     return _run_pilot(pilot, data, console)[0]
 
 
 def _run_pilot(pilot: Config, data: PreparedData, console: Console) -> tuple[Difficulty, Rates]:
     early, last = max(1, pilot.training.steps // EARLY_SHARE), pilot.training.steps
-    trial = run_trial(pilot, data, console, PILOT_VALIDATION_TOKENS, scored_after=(early,))
+    with console.progress("learning how hard the text is", last) as progress:
+        trial = run_trial(pilot, data, progress, PILOT_VALIDATION_TOKENS, scored_after=(early,))
     return Difficulty(trial.validation_nats[early], trial.validation_nats[last]), trial.rates
 
 
@@ -364,37 +327,33 @@ def plan_elsewhere(
     )
     base = dataclasses.replace(config, precision=precision)
     speeds = Speeds(machine)
-    choice = choose(base, text, difficulty, speeds, 60 * minutes, machine.memory)
+    # What ``make_plan`` would spend before the run: the pilot, and the trial of what it chooses.
+    pilot = planned_config(base, PILOT_WIDTH, text, PILOT_TOKENS)
+    spent = pilot.training.steps * speeds(pilot).step_seconds + min(TRIAL_SHARE * 60 * minutes, LONGEST_TRIAL)
+    choice = choose(base, text, difficulty, speeds, 60 * minutes - spent, machine.memory)
     if choice is None:
-        raise _too_little(minutes, _least_seconds(base, text, speeds))
+        raise _too_little(minutes, spent + _least_seconds(base, text, speeds))
     peak = peak_tensor_bytes(choice.config, choice.config.training.micro_batch_size)
-    return _plan(choice.config, text, choice, speeds(choice.config), minutes, 0.0, peak, measured=False)
+    return _plan(choice, text, speeds(choice.config), minutes, spent, peak, measured=False)
 
 
 def _plan(
-    config: Config,
-    text: Text,
-    choice: Choice,
-    rates: Rates,
-    minutes: float,
-    spent: float,
-    peak: float,
-    measured: bool,
+    choice: Choice, text: Text, rates: Rates, minutes: float, spent: float, peak: float, measured: bool
 ) -> Plan:
-    tokens = _tokens(config)
+    config, tokens = choice.config, _tokens(choice.config)
     seconds = spent + choice.seconds
     return Plan(
         minutes=minutes,
         measured=measured,
         config=config,
         seconds=seconds,
-        train_seconds=config.training.steps * rates.step_seconds,
+        train_seconds=rates.start_seconds + config.training.steps * rates.step_seconds,
         step_seconds=rates.step_seconds,
         tokens=tokens,
         passes=tokens / text.train_tokens,
         peak_memory_bytes=int(peak),
         bits_per_byte=choice.loss.times(1 / (math.log(2) * text.bytes_per_token)),
-        useful_minutes=seconds / 60 if seconds < 60 * ENOUGH_TIME * minutes else None,
+        useful_minutes=seconds / 60 if choice.enough else None,
     )
 
 

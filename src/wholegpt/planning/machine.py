@@ -9,6 +9,7 @@ import torch
 
 from wholegpt import runtime
 from wholegpt.config import Config, Dtype, OptimizerKind
+from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
 from wholegpt.training.muon import ITERATIONS
 
@@ -27,25 +28,31 @@ SAMPLE_TOKENS_PER_SECOND = 100.0
 
 @dataclass(frozen=True)
 class Machine:
-    """The three figures that bound training."""
+    """The figures that bound training. Raises ``ConfigError`` for what no machine has."""
 
     flops: float
     """FLOP/s of a large matrix product in the number format of training."""
     bandwidth: float
     """Bytes a second between processor and memory."""
-    memory: float
+    memory: float = math.inf
     """Bytes that training may fill."""
 
+    def __post_init__(self) -> None:
+        for name, value, least in (("flops", self.flops, 1e6), ("bandwidth", self.bandwidth, 1e6)):
+            if not value >= least:
+                raise ConfigError(f"the machine's {name} is {value:g}; expected at least {least:g} a second")
+        if not self.memory > 0:
+            raise ConfigError(f"the machine's memory is {self.memory:g} bytes; expected more than 0")
 
-def probe(device: torch.device, dtype: Dtype, memory: float) -> Machine:
+
+def probe(device: torch.device, dtype: Dtype) -> Machine:
     """Measure ``device`` for about a second: a square product of 2,048 and a copy of 128 MB, the best of each."""
-    low = {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16}.get(dtype, torch.float32)
-    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(low)
+    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(runtime.torch_dtype(dtype))
     source = torch.zeros(2**25, device=device)
     target = torch.empty_like(source)
     product = _best_seconds(lambda: a @ a, device)
     copy = _best_seconds(lambda: target.copy_(source), device)
-    return Machine(2 * PROBE_SIZE**3 / product, 2 * source.nbytes / copy, memory)
+    return Machine(2 * PROBE_SIZE**3 / product, 2 * source.nbytes / copy)
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -83,6 +90,8 @@ class Rates:
     step_seconds: float
     validation_tokens_per_second: float
     sample_tokens_per_second: float
+    start_seconds: float = 0.0
+    """What the first steps take more than others: finding memory, choosing kernels, compiling."""
 
 
 class Speeds:
@@ -121,6 +130,7 @@ class Speeds:
             / (known.training.batch_size * known.model.context_length)
             / slower,
             rates.sample_tokens_per_second * known.model.n_layers / config.model.n_layers,
+            rates.start_seconds,
         )
 
 

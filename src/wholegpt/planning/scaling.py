@@ -38,8 +38,8 @@ class Difficulty:
 
     @property
     def fall(self) -> float:
-        """ln(early / last): how fast the text is learned."""
-        return math.log(self.early / self.last)
+        """ln(early / last), how fast the text is learned; 0 where the loss rose, as on a text far too small."""
+        return max(0.0, math.log(self.early / self.last))
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,18 @@ class ScalingLaw:
         effective = fresh * (1 + self.repeats * (1 - math.exp(-again / self.repeats)))
         return 1 + self.a * (blocks / 1e6) ** -self.alpha + self.b * (effective / 1e6) ** -self.beta
 
+    def loss(self, difficulty: Difficulty, ratio: float) -> float:
+        """Nats per token where g is ``ratio`` times the pilot's."""
+        return difficulty.last * ratio ** ((difficulty.fall / TYPICAL_FALL) ** self.kappa)
 
-LAW = ScalingLaw(a=0.08090, alpha=0.7169, b=1.0771, beta=0.30479, repeats=2.2178, kappa=1.8051)
+
 TYPICAL_FALL = 0.3
+LAW = ScalingLaw(a=0.08090, alpha=0.7169, b=1.0771, beta=0.30479, repeats=2.2178, kappa=1.8051)
 HALF_WIDTH = 0.03
 """Of the interval, as a share of the expected loss, inside what the sweep covers; docs/decisions.md says why."""
-COVERED_TOKENS, COVERED_BLOCKS, COVERED_PASSES = 20e6, 10e6, 20.0
-"""Beyond these the interval widens, by its own width for each factor of e."""
+COVERED_TOKENS, COVERED_BLOCKS, COVERED_PASSES, COVERED_TEXT = 10e6, 10e6, 20.0, 4e5
+"""Beyond these the interval widens, by its own width for each factor of e: tokens trained on, parameters in the
+blocks, and passes at most; tokens of different text at least."""
 ENGLISH = Difficulty(early=6.77, last=5.23)
 """Of English prose (reviews, news, speeches) with a vocabulary of 4,096."""
 
@@ -82,12 +87,15 @@ ENGLISH = Difficulty(early=6.77, last=5.23)
 def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficulty: Difficulty) -> Expectation:
     """Nats per token on held-out text after ``config``, from what the ``pilot`` came to on the same text."""
     blocks, tokens = _size(config)
-    pilot_blocks, pilot_tokens = _size(pilot)
-    ratio = LAW.level(blocks, tokens, unique_tokens) / LAW.level(pilot_blocks, pilot_tokens, unique_tokens)
-    expected = difficulty.last * ratio ** ((difficulty.fall / TYPICAL_FALL) ** LAW.kappa)
-    outside = max(
-        1.0, tokens / COVERED_TOKENS, blocks / COVERED_BLOCKS, tokens / unique_tokens / COVERED_PASSES
+    pilot_level = LAW.level(*_size(pilot), unique_tokens)
+    expected = LAW.loss(difficulty, LAW.level(blocks, tokens, unique_tokens) / pilot_level)
+    excesses = (
+        tokens / COVERED_TOKENS,
+        blocks / COVERED_BLOCKS,
+        tokens / unique_tokens / COVERED_PASSES,
+        COVERED_TEXT / unique_tokens,
     )
+    outside = math.prod(max(1.0, excess) for excess in excesses)
     half = min(HALF_WIDTH * (1 + math.log(outside)), 0.5)
     return Expectation(expected, expected * (1 - half), expected * (1 + half))
 

@@ -31,7 +31,7 @@ class Trial:
     """What a few steps measured."""
 
     rates: Rates
-    """The median of the steps; how fast it was measured and wrote."""
+    """The mean of the steps; how fast it was measured and wrote."""
     validation_nats: dict[int, float]
     """Per token of the held-out text, after the steps asked for and after the last."""
 
@@ -48,24 +48,33 @@ class _Watch:
         score: Callable[[], TextScore],
         progress: Progress,
     ) -> None:
-        self.deadline = time.perf_counter() + seconds
-        self.scored_after, self.score, self.progress = scored_after, score, progress
+        self.seconds, self.scored_after, self.score, self.progress = seconds, scored_after, score, progress
+        self.warm: list[float] = []
         self.steps: list[float] = []
         self.nats: dict[int, float] = {}
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        self.steps.append(metrics.seconds)
+        (self.warm if state.step <= WARM_STEPS else self.steps).append(metrics.seconds)
         self.progress.advance(1, f"loss {metrics.loss:.3f}")
         if state.step in self.scored_after:
             self.nats[state.step] = self.score().nats_per_token
-        if time.perf_counter() > self.deadline and state.step > WARM_STEPS:
+        if self.steps and sum(self.steps) >= self.seconds:
             state.stop_reason = "measured"
+
+    @property
+    def step_seconds(self) -> float:
+        """The mean: a hiccup now and then is part of every run, too."""
+        return statistics.fmean(self.steps)
+
+    @property
+    def start_seconds(self) -> float:
+        return max(0.0, sum(self.warm) - len(self.warm) * self.step_seconds)
 
 
 def run_trial(
     config: Config,
     data: PreparedData,
-    console: Console,
+    progress: Progress,
     sample: int,
     seconds: float = math.inf,
     scored_after: tuple[int, ...] = (),
@@ -89,9 +98,8 @@ def run_trial(
             )
 
     state = TrainingState()
-    with console.progress("measuring", config.training.steps) as progress:
-        watch = _Watch(seconds, scored_after, score, progress)
-        train(model, optimizer, LanguageModeling(), loader, config, state, [watch])
+    watch = _Watch(seconds, scored_after, score, progress)
+    train(model, optimizer, LanguageModeling(), loader, config, state, [watch])
     started = time.perf_counter()
     last = score()
     scored = time.perf_counter()
@@ -99,8 +107,9 @@ def run_trial(
     written = list(generate_ids(model, [data.tokenizer.end_of_text_id], settings, device))
     ended = time.perf_counter()
     rates = Rates(
-        statistics.median(watch.steps[WARM_STEPS:]),
+        watch.step_seconds,
         last.tokens / (scored - started),
         len(written) / (ended - scored),
+        watch.start_seconds,
     )
     return Trial(rates, {**watch.nats, state.step: last.nats_per_token})

@@ -181,8 +181,8 @@ class WatchPace:
             than = "longer" if seconds > self.said else "less long"
             self.said = seconds
             self.console.note(
-                f"the machine's speed has changed: training will take {than} than said, {seconds:.0f} s in all "
-                f"({state.train_seconds:.0f} s are over); the steps stay as planned"
+                f"the steps take another time than planned: training will take {than} than said, "
+                f"{seconds:.0f} s in all ({state.train_seconds:.0f} s are over); the steps stay as planned"
             )
 
 

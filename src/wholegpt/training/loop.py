@@ -9,9 +9,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from wholegpt.config import Config, Dtype
+from wholegpt.config import Config, Dtype, Execution
 from wholegpt.data import Batch
 from wholegpt.errors import NumericsError
+from wholegpt.model import Transformer
 from wholegpt.runtime import compute_in, mix_seed
 from wholegpt.training.averaging import update_average
 from wholegpt.training.objectives import Objective
@@ -68,6 +69,10 @@ def train(
     Raises ``NumericsError`` at the first loss or gradient that is not finite, before it touches the
     weights.
     """
+    if config.precision.execution is Execution.compiled:
+        assert isinstance(model, Transformer)
+        for block in model.blocks:  # one compilation serves all of them
+            block.compile()
     while state.step < config.training.steps and not state.stop_reason:
         model.train()
         started = time.perf_counter()

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from wholegpt.config import Config, Dtype, OptimizerKind, Recompute
+from wholegpt.checks import complete_model
+from wholegpt.config import Config, Dtype, FeedForward, OptimizerKind, Recompute
 from wholegpt.errors import ConfigError
 from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
 from wholegpt.model import parameter_count, saved_activations
@@ -17,10 +18,11 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     """Most bytes of tensors held at once in an optimiser step over micro-batches of so many windows.
 
     Weights, gradients and the optimiser's state in float32; the weights once more where products run in
-    16 bits; what the forward pass of one micro-batch keeps; and the larger of the loss's logits and
-    gradients and the optimiser's own temporary tensors. ``config`` must be decided.
+    16 bits; and the largest of what comes on top: with what the forward pass of one micro-batch keeps, the
+    loss's logits and gradients, or the gradients inside the last feed-forward layer; or Muon's temporary
+    tensors, seven times the maps of attention. ``config`` must be decided.
     """
-    model, training = config.model, config.training
+    model, training = complete_model(config.model), config.training
     single, muon = config.precision.dtype is Dtype.float32, config.optimizer.kind is OptimizerKind.muon
     count = parameter_count(model)
     size = FLOAT32_BYTES if single else 2
@@ -33,8 +35,11 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
         kept = kept // model.n_layers + model.n_layers * model.d_model
     logits = size * min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size
     of_weight = (FLOAT32_BYTES + size) * model.vocab_size * model.d_model
-    stacks = 4 * size * count.blocks if muon else 0
-    return held + max(size * tokens * (kept + 2 * model.d_model) + logits + of_weight, stacks)
+    at_the_loss = size * tokens * 2 * model.d_model + logits + of_weight
+    inside = (5 if model.feed_forward is FeedForward.swiglu else 3) * model.d_ff
+    maps = model.n_layers * model.d_model * (2 * model.n_heads + 2 * model.n_kv_heads) * model.d_head
+    on_top = size * tokens * kept + max(at_the_loss, size * tokens * inside)
+    return held + max(on_top, 7 * size * maps if muon else 0)
 
 
 def fitting_micro_batch(config: Config, free_bytes: float) -> int:

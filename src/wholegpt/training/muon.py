@@ -5,8 +5,8 @@ Shapes: N matrices, R rows, C columns.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -68,17 +68,13 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, **adamw)
         self.dtype = dtype
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: None = None) -> None:
         """One step, from the parameters' gradients; those of the matrices are used up."""
         for group in self.param_groups:
             if "rows" in group:
                 self._step_matrices(group)
-        return super().step(closure)  # which passes over parameters without a gradient
+        super().step()  # which passes over parameters without a gradient
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -7,7 +7,7 @@ import torch
 from wholegpt import runtime
 from wholegpt.checks import check, complete_model, complete_optimizer
 from wholegpt.config import Config, TokenizerKind
-from wholegpt.data import PreparedData, WindowLoader
+from wholegpt.data import PreparedData, WindowLoader, windows_before
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.training.memory import fitting_micro_batch
 
@@ -33,8 +33,12 @@ def resolve(config: Config, data: PreparedData) -> Config:
             "too few to measure on; give more text"
         )
     data.tokenizer.encode(config.logging.sample_prompt)
-    windows = config.training.epochs * loader.windows_per_epoch
-    steps = config.training.steps or max(1, round(windows / config.training.batch_size))
+    training = config.training
+    windows = training.epochs * loader.windows_per_epoch
+    if training.batch_growth_steps:  # what its smaller batches leave for later
+        growing = training.batch_growth_steps
+        windows += growing * training.batch_size - windows_before(growing, training)
+    steps = training.steps or max(1, round(windows / training.batch_size))
     training = dataclasses.replace(config.training, steps=steps, epochs=0.0)
     tokenizer = config.tokenizer
     if tokenizer.kind is TokenizerKind.bpe and not tokenizer.path and not tokenizer.vocab_size:

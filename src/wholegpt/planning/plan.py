@@ -1,0 +1,99 @@
+"""What a plan is made for and what it says: a text, and what to train on it."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from wholegpt.config import Config, to_mapping
+from wholegpt.data import PreparedData
+from wholegpt.model import parameter_count
+from wholegpt.planning.scaling import Expectation
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a plan must know of a text."""
+
+    train_tokens: float
+    validation_tokens: int
+    bytes_per_token: float
+    """Of the validation text."""
+    vocab_size: int
+
+    @classmethod
+    def of(cls, data: PreparedData) -> "Text":
+        """Those of prepared data."""
+        train, validation = data.manifest.train, data.manifest.validation
+        per_token = validation.bytes / max(validation.tokens, 1)
+        return cls(train.tokens, validation.tokens, per_token, data.manifest.vocab_size)
+
+
+ENGLISH_PROSE = Text(train_tokens=math.inf, validation_tokens=400_000, bytes_per_token=3.61, vocab_size=4096)
+"""A text without end, as reviews, news and speeches are, where none is named."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained, how long it takes, what it needs, and what to expect of it."""
+
+    minutes: float
+    """What was asked for."""
+    measured: bool
+    """Whether speed was measured on this machine; else it was reckoned from a description."""
+    config: Config
+    seconds: float
+    """Of the whole command: reading, measuring, training, evaluation, samples, saving."""
+    train_seconds: float
+    step_seconds: float
+    tokens: int
+    passes: float
+    """Over the training text."""
+    peak_memory_bytes: int
+    bits_per_byte: Expectation
+    """Of the whole held-out text, after the last step."""
+    useful_minutes: float | None = None
+    """Where less time than asked for is enough: more does not help on this text."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``wholegpt plan --json`` prints."""
+        return {
+            "minutes": self.minutes,
+            "measured": self.measured,
+            "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+            "step_seconds": self.step_seconds,
+            "steps": self.config.training.steps,
+            "tokens": self.tokens,
+            "passes": self.passes,
+            "parameters": parameter_count(self.config.model).total,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "bits_per_byte": dataclasses.asdict(self.bits_per_byte),
+            "useful_minutes": self.useful_minutes,
+            "config": to_mapping(self.config),
+        }
+
+    def describe(self) -> str:
+        """The plan for people, in a few lines."""
+        model, training, loss = self.config.model, self.config.training, self.bits_per_byte
+        basis = "measured on this machine" if self.measured else "reckoned from the description, not measured"
+        lines = [
+            f"plan for {self.minutes:g} minutes, {basis}:",
+            f"  model   {parameter_count(model).total:,} parameters: {model.n_layers} layers, {model.d_model} wide, "
+            f"vocabulary of {model.vocab_size:,}" + (f", dropout {model.dropout:g}" if model.dropout else ""),
+            f"  steps   {training.steps:,} of {training.batch_size} × {model.context_length} tokens: {self.tokens:,} "
+            f"tokens, {self.passes:.1f} passes over the text, {self.tokens / self.train_seconds:,.0f} tokens/s",
+            f"  time    {clock(self.seconds)} in all, {clock(self.train_seconds)} of it training",
+            f"  memory  about {self.peak_memory_bytes / 1e9:.2f} GB at most",
+            f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",
+        ]
+        if self.useful_minutes is not None:
+            lines.append(f"  more than {self.useful_minutes:.1f} minutes would hardly help on this text")
+        return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
