@@ -30,6 +30,7 @@ from wholegpt.model import parameter_count
 from wholegpt.planning.machine import Machine, Rates, Speeds, probe
 from wholegpt.planning.plan import Plan, Text
 from wholegpt.planning.scaling import (
+    COVERED_TOKENS,
     EARLY_SHARE,
     PILOT_TOKENS,
     PILOT_WIDTH,
@@ -56,6 +57,8 @@ GOOD_ENOUGH = 1.002
 """Of plans whose expected losses are this near the best, one that takes far less time is enough."""
 ENOUGH_TIME = 0.8
 """Far less: below this share of the time."""
+TOKENS_A_PARAMETER = 20
+"""Of different text, at most, in trainings longer than the sweep's (Hoffmann et al. 2022, table 3)."""
 EVALUATIONS = 10
 SAMPLES = 3
 CHECKPOINT_SECONDS = 600.0
@@ -194,8 +197,8 @@ def choose(
     needed = peak_tensor_bytes(planned_config(base, WIDTHS[0], text, LEAST_TOKENS), 1) / HEADROOM
     if needed > memory:
         raise ConfigError(
-            f"the smallest model that --minutes plans needs {needed / 1e9:.2f} GB, and there are "
-            f"{max(memory, 0) / 1e9:.2f} GB for it; a smaller one can be trained without --minutes"
+            f"the smallest model that --minutes plans needs {needed / 1e9:.2f} GB besides the program itself, and "
+            f"there are {max(memory, 0) / 1e9:.2f} GB for it; a smaller one can be trained without --minutes"
         )
     choices: list[Choice] = []
     for width in WIDTHS:
@@ -217,6 +220,7 @@ def choose(
             tokens *= 0.9
     if not choices:
         return None
+    choices = [one for one in choices if not _starved(one.config, text)] or choices
     chosen = min(choices, key=lambda one: one.loss.expected)
     if _tokens(chosen.config) > text.train_tokens:
         quickest = min(
@@ -237,6 +241,12 @@ def choose(
             checkpointing=dataclasses.replace(config.checkpointing, every=every),
         ),
     )
+
+
+def _starved(config: Config, text: Text) -> bool:
+    """Whether a model is too small for its tokens by the published rule, where our own sweep does not reach."""
+    fresh = min(_tokens(config), text.train_tokens)
+    return fresh > COVERED_TOKENS and fresh > TOKENS_A_PARAMETER * parameter_count(config.model).total
 
 
 def make_plan(
@@ -264,7 +274,7 @@ def make_plan(
         speeds = Speeds(probe(device, pilot.precision.dtype))
 
     def measure(some: Config, seconds: float) -> None:
-        with console.working("measuring the speed of a training step"):
+        with console.working("measuring the speed of a training step"), runtime.memory_apart():
             trial = run_trial(some, data, Silent(), TRIAL_VALIDATION_TOKENS, seconds)
         speeds.add(some, trial.rates)
 
@@ -310,7 +320,7 @@ def measure_difficulty(config: Config, data: PreparedData, console: Console) -> 
 
 def _run_pilot(pilot: Config, data: PreparedData, console: Console) -> tuple[Difficulty, Rates]:
     early, last = max(1, pilot.training.steps // EARLY_SHARE), pilot.training.steps
-    with console.progress("learning how hard the text is", last) as progress:
+    with console.progress("learning how hard the text is", last) as progress, runtime.memory_apart():
         trial = run_trial(pilot, data, progress, PILOT_VALIDATION_TOKENS, scored_after=(early,))
     return Difficulty(trial.validation_nats[early], trial.validation_nats[last]), trial.rates
 
