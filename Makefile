@@ -28,6 +28,7 @@ bench: $(INSTALLED)  ## long measurements; see benchmarks/README.md
 	$(VENV)/bin/python -m benchmarks.training_step --model gpt2 $(if $(TRANSFORMERS),--transformers)
 	$(VENV)/bin/python -m benchmarks.shakespeare $(PEERS) --recipe shakespeare-3min
 	$(VENV)/bin/python -m benchmarks.shakespeare --recipe shakespeare
+	$(VENV)/bin/python -m benchmarks.time_budget tinyshakespeare
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -9,13 +9,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.tables import machine_line, publish
-from benchmarks.training_step import product_rate
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,39 @@ class Outcome:
     """The process's largest resident set."""
     product_change: float
     """FLOP/s of a product after the run, by that before it."""
+    speeds: list[float]
+    """Steps a second in each tenth of the run, by their mean over all of it."""
     result: dict[str, Any]
     """What ``train --json`` printed."""
 
 
+PROBE_SECONDS = 10.0
+
+
 def probe() -> float:
-    """The product rate, measured in a process of its own."""
+    """Products a second, over some seconds, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_best_product_rate)
+        return pool.apply(_products_a_second)
 
 
-def _best_product_rate() -> float:
-    torch.manual_seed(0)
-    return max(product_rate() for _ in range(5))
+def _products_a_second() -> float:
+    left, right = torch.randn(2, 4096, 4096).bfloat16()
+    torch.mm(left, right)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < PROBE_SECONDS:
+        torch.mm(left, right)
+        done += 1
+    return done / (time.perf_counter() - started)
+
+
+def speeds(metrics: Path) -> list[float]:
+    """Steps a second in each tenth of a run, by their mean, from its metrics.jsonl."""
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    logged = [(r["step"], r["train_seconds"]) for r in records if r["kind"] == "train"]
+    ends = [logged[round(i * (len(logged) - 1) / 10)] for i in range(11)]
+    mean = (ends[-1][0] - ends[0][0]) / (ends[-1][1] - ends[0][1])
+    return [(b[0] - a[0]) / (b[1] - a[1]) / mean for a, b in pairwise(ends)]
 
 
 def run(source: str, minutes: float, seed: int, width: int | None = None) -> Outcome:
@@ -70,10 +89,11 @@ def run(source: str, minutes: float, seed: int, width: int | None = None) -> Out
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
+        rates = [] if status else speeds(Path(folder) / "run" / "metrics.jsonl")
         process.returncode = os.waitstatus_to_exitcode(status)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return Outcome(minutes, seconds, 1024 * usage.ru_maxrss, probe() / before, json.loads(printed))
+    return Outcome(minutes, seconds, 1024 * usage.ru_maxrss, probe() / before, rates, json.loads(printed))
 
 
 def row(source: str, outcome: Outcome) -> str:
@@ -89,6 +109,7 @@ def row(source: str, outcome: Outcome) -> str:
         f"{plan['seconds']:.0f}",
         f"{outcome.seconds:.0f} ({100 * (outcome.seconds / plan['seconds'] - 1):+.1f}%)",
         f"{100 * (outcome.product_change - 1):+.1f}%",
+        f"{100 * (min(outcome.speeds) - 1):+.0f}% to {100 * (max(outcome.speeds) - 1):+.0f}%",
         f"{plan['peak_memory_bytes'] / 1e9:.2f}",
         f"{outcome.peak_bytes / 1e9:.2f} ({100 * (plan['peak_memory_bytes'] / outcome.peak_bytes - 1):+.0f}%)",
         f"{loss['expected']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})",
@@ -102,9 +123,9 @@ def kept(sources: list[str], minutes: list[float]) -> None:
     lines = [
         machine_line() + " One run each.",
         "",
-        "| text | minutes | layers × width | passes | planned s | took s | product after / before | planned GB | "
+        "| text | minutes | layers × width | passes | planned s | took s | product after / before | steps/s by tenths of the run | planned GB | "
         "took GB | planned bits per byte | got |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
     ]
     for source in sources:
         for some in minutes:

@@ -68,6 +68,8 @@ CHECKPOINT_BYTES = 16
 """Of weights and optimiser, a parameter, rounded up."""
 REPORT_SECONDS = 2.0
 BRIEF_SECONDS = 1.0
+ALLOCATOR_BYTES = 128e6
+"""What the process needs besides its tensors once it trains: threads, compiled kernels, holes of the heap."""
 TRIAL_SHARE, LONGEST_TRIAL = 0.05, 30.0
 """How much of the time may go into measuring the speed of one size, and seconds at most: docs/decisions.md."""
 PILOT_VALIDATION_TOKENS, TRIAL_VALIDATION_TOKENS = 50_000, 10_000
@@ -269,7 +271,7 @@ def make_plan(
     device = torch.device(pilot.runtime.device)
     runtime.apply(pilot.runtime)
     resident = runtime.resident_bytes(device)
-    memory = min(memory - resident, runtime.free_memory(device))
+    memory = min(memory - resident, runtime.free_memory(device)) - ALLOCATOR_BYTES
     with console.working("measuring this machine"), runtime.memory_apart():
         speeds = Speeds(probe(device, pilot.precision.dtype))
 
@@ -296,7 +298,7 @@ def make_plan(
             break
         measure(config, min(TRIAL_SHARE * left, LONGEST_TRIAL))
     needed = peak_tensor_bytes(config, config.training.micro_batch_size)
-    peak = max(resident + needed, runtime.peak_bytes(device))
+    peak = max(resident + ALLOCATOR_BYTES + needed, runtime.peak_bytes(device))
     choice = dataclasses.replace(choice, config=config)
     return _plan(choice, text, speeds(config), minutes, spent(), peak, measured=True)
 
