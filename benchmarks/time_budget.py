@@ -123,9 +123,9 @@ def kept(sources: list[str], minutes: list[float]) -> None:
     lines = [
         machine_line() + " One run each.",
         "",
-        "| text | minutes | layers × width | passes | planned s | took s | product after / before | steps/s by tenths of the run | planned GB | "
-        "took GB | planned bits per byte | got |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
+        "| text | minutes | layers × width | passes | planned s | took s | product after / before | "
+        "steps/s by tenths of the run | planned GB | took GB | planned bits per byte | got |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
     ]
     for source in sources:
         for some in minutes:
