@@ -22,6 +22,7 @@ from wholegpt.config import (
     Bias,
     Config,
     Dtype,
+    Execution,
     FeedForward,
     ModelConfig,
     OptimizerConfig,
@@ -80,22 +81,33 @@ class RandomBatch:
         return self.only
 
 
-def ours(model_config: ModelConfig, rows: int, dtype: Dtype = Dtype.automatic) -> Side:
+def ours(
+    model_config: ModelConfig,
+    rows: int,
+    dtype: Dtype = Dtype.automatic,
+    execution: Execution = Execution.eager,
+) -> Side:
     """The loop's own step."""
     optimizer = OptimizerConfig(kind=OptimizerKind.adamw, learning_rate=1e-3)
     config = Config(model=model_config, training=TrainingConfig(batch_size=rows), optimizer=optimizer)
-    precision = dataclasses.replace(config.precision, dtype=dtype)
+    precision = dataclasses.replace(config.precision, dtype=dtype, execution=execution)
     config = runtime.decide(dataclasses.replace(config, precision=precision))
 
     def make_step() -> Callable[[], object]:
         runtime.keep_freed_memory()  # as every run does
         model = Transformer(config.model, config.precision.attention).train()
+        if execution is Execution.compiled:
+            for block in model.blocks:  # as the loop does before its first step
+                block.compile()
         adamw = make_optimizer(model, config.optimizer)
         batches, state = RandomBatch(model_config, rows), TrainingState()
         return lambda: train_step(model, adamw, LanguageModeling(), batches, config, state)
 
+    compiled = ", compiled" if execution is Execution.compiled else ""
     return Side(
-        f"wholegpt, {config.precision.dtype}, batch {rows}", make_step, rows * config.model.context_length
+        f"wholegpt, {config.precision.dtype}{compiled}, batch {rows}",
+        make_step,
+        rows * config.model.context_length,
     )
 
 
@@ -265,7 +277,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("characters", "gpt2"), default="characters")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--transformers", action="store_true", help="beside the installed transformers")
-    parser.add_argument("--compiled", action="store_true", help="nanoGPT compiled, too")
+    parser.add_argument("--compiled", action="store_true", help="both compiled, too")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--batches", type=int, nargs="+", help="our batch sizes")
     parser.add_argument("--float32", action="store_true", help="ours in float32, too")
@@ -284,6 +296,8 @@ def main() -> None:
     if arguments.transformers:
         sides += [transformers(config, theirs, bfloat16) for bfloat16 in (False, True)]
     sides += [ours(config, rows) for rows in batches]
+    if arguments.compiled:
+        sides += [ours(config, rows, execution=Execution.compiled) for rows in batches]
     if arguments.float32:
         sides += [ours(config, rows, Dtype.float32) for rows in batches]
     alternate(sides, arguments.rounds)
