@@ -112,6 +112,12 @@ def test_steps_and_epochs_exclude_each_other() -> None:
             check(dataclasses.replace(Config(), training=training))
 
 
+def test_a_growing_batch_needs_its_beginning_and_its_length() -> None:
+    for training in (TrainingConfig(initial_batch_size=4), TrainingConfig(batch_growth_steps=4)):
+        with pytest.raises(ConfigError, match="a batch that grows needs both"):
+            check(dataclasses.replace(Config(), training=training))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

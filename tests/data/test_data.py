@@ -15,7 +15,7 @@ from wholegpt.console import Console
 from wholegpt.data import PreparedData, TokenShards, WindowLoader, open_corpus, prepare
 from wholegpt.data.corpora import tinyshakespeare
 from wholegpt.data.loader import permute, windows_before
-from wholegpt.data.preparation import plan_split, split_documents
+from wholegpt.data.preparation import fitting_vocabulary, plan_split, split_documents
 from wholegpt.data.shards import ShardWriter
 from wholegpt.errors import DataError
 
@@ -194,6 +194,12 @@ def test_a_batch_depends_only_on_seed_and_step() -> None:
     assert np.array_equal(batch.token_ids, later.batch(37).token_ids)
     assert np.array_equal(batch.targets, batch.token_ids + 1)
     assert not np.array_equal(batch.token_ids, WindowLoader(tokens, 8, training, seed=6).batch(37).token_ids)
+
+
+def test_the_vocabulary_follows_the_amount_of_text() -> None:
+    """1,024·√megabytes as a power of two: a million characters, four, sixteen; and its ends."""
+    sizes = [fitting_vocabulary(characters) for characters in (0, 10**6, 4 * 10**6, 16 * 10**6, 10**12)]
+    assert sizes == [512, 1024, 2048, 4096, 32_768]
 
 
 def test_a_growing_batch_takes_every_window_once() -> None:

@@ -20,7 +20,7 @@ from wholegpt import api, runtime
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.config import Dtype, Execution
 from wholegpt.console import Console
-from wholegpt.data import PreparedData
+from wholegpt.data import PreparedData, windows_before
 from wholegpt.errors import Interrupted, NumericsError, RunError
 from wholegpt.presets import recipe
 from wholegpt.training import callbacks, loop, objectives
@@ -153,6 +153,16 @@ def test_steps_depend_on_corpus_and_config_only(text_file: Path, tmp_path: Path)
     tokens = len(PreparedData.open(path / "data").train)
     windows = (tokens - 16) // 16
     assert recipe(str(path / "config.yaml")).training.steps == round(2 * windows / 8)
+
+
+def test_epochs_hold_for_a_batch_that_grows(text_file: Path, tmp_path: Path) -> None:
+    growth = {"initial_batch_size": 2, "batch_growth_steps": 30}
+    config = tiny_config(text_file, training={"steps": 0, "epochs": 2.0, "batch_size": 8, **growth})
+    path = api.start_run(config, tmp_path / "run", False, QUIET)
+    training = recipe(str(path / "config.yaml")).training
+    windows = (len(PreparedData.open(path / "data").train) - 16) // 16
+    assert training.steps > 30
+    assert windows_before(training.steps, training) == pytest.approx(2 * windows, abs=8)
 
 
 def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> None:
