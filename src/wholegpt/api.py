@@ -5,7 +5,6 @@ import math
 import platform
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +32,7 @@ from wholegpt.model import Transformer, parameter_count
 from wholegpt.planning import (
     ENGLISH,
     ENGLISH_PROSE,
+    Budget,
     Machine,
     Plan,
     Text,
@@ -153,19 +153,7 @@ def plan(
             return plan_elsewhere(
                 chosen, Text.of(data), measure_difficulty(chosen, data, console), minutes, machine
             )
-        return make_plan(chosen, data, minutes, memory, budget.spent, console)
-
-
-class Budget:
-    """A time, and when it began; now unless given."""
-
-    def __init__(self, minutes: float, started: float | None = None) -> None:
-        self.minutes = minutes
-        self.started = time.monotonic() if started is None else started
-
-    def spent(self) -> float:
-        """Seconds of it that are over."""
-        return time.monotonic() - self.started
+        return make_plan(chosen, data, budget, memory, console)
 
 
 def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
@@ -231,7 +219,7 @@ def start_run(
     def fill(target: Path) -> None:
         data = _prepared(config, corpus, target / "data", console)
         if budget:
-            plan = make_plan(config, data, budget.minutes, math.inf, budget.spent, console)
+            plan = make_plan(config, data, budget, math.inf, console)
             write_json_atomic(target / PLAN, plan.to_json())
             console.note(plan.describe())
             resolved = plan.config

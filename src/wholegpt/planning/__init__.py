@@ -2,12 +2,13 @@
 
 from wholegpt.planning.budget import make_plan, measure_difficulty, plan_elsewhere, refuse_planned
 from wholegpt.planning.machine import Machine
-from wholegpt.planning.plan import ENGLISH_PROSE, Plan, Text
+from wholegpt.planning.plan import ENGLISH_PROSE, Budget, Plan, Text
 from wholegpt.planning.scaling import ENGLISH
 
 __all__ = [
     "ENGLISH",
     "ENGLISH_PROSE",
+    "Budget",
     "Machine",
     "Plan",
     "Text",

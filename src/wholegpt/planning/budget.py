@@ -28,7 +28,7 @@ from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.model import parameter_count
 from wholegpt.planning.machine import Machine, Rates, Speeds, probe
-from wholegpt.planning.plan import Plan, Text
+from wholegpt.planning.plan import Budget, Plan, Text
 from wholegpt.planning.scaling import (
     COVERED_TOKENS,
     EARLY_SHARE,
@@ -37,6 +37,7 @@ from wholegpt.planning.scaling import (
     Difficulty,
     Expectation,
     expected_loss,
+    trained_tokens,
 )
 from wholegpt.planning.trial import run_trial
 from wholegpt.training.memory import HEADROOM, fitting_micro_batch, peak_tensor_bytes
@@ -224,7 +225,7 @@ def choose(
         return None
     choices = [one for one in choices if not _starved(one.config, text)] or choices
     chosen = min(choices, key=lambda one: one.loss.expected)
-    if _tokens(chosen.config) > text.train_tokens:
+    if trained_tokens(chosen.config) > text.train_tokens:
         quickest = min(
             (one for one in choices if one.loss.expected <= GOOD_ENOUGH * chosen.loss.expected),
             key=lambda one: one.seconds,
@@ -247,23 +248,21 @@ def choose(
 
 def _starved(config: Config, text: Text) -> bool:
     """Whether a model is too small for its tokens by the published rule, where our own sweep does not reach."""
-    fresh = min(_tokens(config), text.train_tokens)
+    fresh = min(trained_tokens(config), text.train_tokens)
     return fresh > COVERED_TOKENS and fresh > TOKENS_A_PARAMETER * parameter_count(config.model).total
 
 
 def make_plan(
     config: Config,
     data: PreparedData,
-    minutes: float,
+    budget: Budget,
     memory: float,
-    spent: Callable[[], float],
     console: Console,
 ) -> Plan:
-    """Measure this machine and the text for some seconds, and plan what to train in ``minutes``.
+    """Measure this machine and the text for some seconds, and plan what to train in the time of ``budget``.
 
-    ``spent`` tells how many seconds of them are over; ``memory`` limits what the machine has free. Raises
-    ``ConfigError`` for a time too short (with the least that makes sense), or where not even the smallest model
-    fits into the memory.
+    ``memory`` limits what the process may fill. Raises ``ConfigError`` for a time too short (with the least that
+    makes sense), or where not even the smallest model fits into the memory; ``DataError`` for a text too small.
     """
     text = Text.of(data)
     _refuse_too_small(text, data)
@@ -283,16 +282,16 @@ def make_plan(
     measure(pilot, BRIEF_SECONDS)
     rates = speeds(pilot)
     pilot_seconds = rates.start_seconds + pilot.training.steps * rates.step_seconds
-    least = spent() + pilot_seconds + _least_seconds(pilot, text, speeds)
-    if least > 60 * minutes:
-        raise _too_little(minutes, least)
+    least = budget.spent() + pilot_seconds + _least_seconds(pilot, text, speeds)
+    if least > 60 * budget.minutes:
+        raise _too_little(budget.minutes, least)
     difficulty, rates = _run_pilot(pilot, data, console)
     speeds.add(pilot, rates)
     while True:
-        left = 60 * minutes - spent()
+        left = 60 * budget.minutes - budget.spent()
         choice = choose(pilot, text, difficulty, speeds, left, memory)
         if choice is None:
-            raise _too_little(minutes, spent() + _least_seconds(pilot, text, speeds))
+            raise _too_little(budget.minutes, budget.spent() + _least_seconds(pilot, text, speeds))
         config = resolve(choice.config, data)
         if speeds.has(config):
             break
@@ -300,7 +299,7 @@ def make_plan(
     needed = peak_tensor_bytes(config, config.training.micro_batch_size)
     peak = max(resident + ALLOCATOR_BYTES + needed, runtime.peak_bytes(device))
     choice = dataclasses.replace(choice, config=config)
-    return _plan(choice, text, speeds(config), minutes, spent(), peak, measured=True)
+    return _plan(choice, text, speeds(config), budget.minutes, budget.spent(), peak, measured=True)
 
 
 def _refuse_too_small(text: Text, data: PreparedData) -> None:
@@ -352,7 +351,7 @@ def plan_elsewhere(
 def _plan(
     choice: Choice, text: Text, rates: Rates, minutes: float, spent: float, peak: float, measured: bool
 ) -> Plan:
-    config, tokens = choice.config, _tokens(choice.config)
+    config, tokens = choice.config, trained_tokens(choice.config)
     seconds = spent + choice.seconds
     return Plan(
         minutes=minutes,
@@ -367,11 +366,6 @@ def _plan(
         bits_per_byte=choice.loss.times(1 / (math.log(2) * text.bytes_per_token)),
         useful_minutes=seconds / 60 if choice.enough else None,
     )
-
-
-def _tokens(config: Config) -> int:
-    """Trained on by the whole run."""
-    return config.training.steps * config.training.batch_size * config.model.context_length
 
 
 def _least_seconds(base: Config, text: Text, rates_of: Callable[[Config], Rates]) -> float:

@@ -1,7 +1,8 @@
-"""What a plan is made for and what it says: a text, and what to train on it."""
+"""What a plan is made for and what it says: a text, a time, and what to train."""
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,18 @@ class Text:
         train, validation = data.manifest.train, data.manifest.validation
         per_token = validation.bytes / max(validation.tokens, 1)
         return cls(train.tokens, validation.tokens, per_token, data.manifest.vocab_size)
+
+
+class Budget:
+    """A time, and when it began; now unless given."""
+
+    def __init__(self, minutes: float, started: float | None = None) -> None:
+        self.minutes = minutes
+        self.started = time.monotonic() if started is None else started
+
+    def spent(self) -> float:
+        """Seconds of it that are over."""
+        return time.monotonic() - self.started
 
 
 ENGLISH_PROSE = Text(train_tokens=math.inf, validation_tokens=400_000, bytes_per_token=3.61, vocab_size=4096)

@@ -74,6 +74,7 @@ class ScalingLaw:
 
 
 TYPICAL_FALL = 0.3
+"""Where the exponent (fall / 0.3)^κ is 1."""
 LAW = ScalingLaw(a=0.08090, alpha=0.7169, b=1.0771, beta=0.30479, repeats=2.2178, kappa=1.8051)
 HALF_WIDTH = 0.03
 """Of the interval, as a share of the expected loss, inside what the sweep covers; docs/decisions.md says why."""
@@ -102,8 +103,9 @@ def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficult
 
 def _size(config: Config) -> tuple[int, int]:
     """Parameters in the blocks, and tokens trained on."""
-    training = config.training
-    return (
-        parameter_count(config.model).blocks,
-        training.steps * training.batch_size * config.model.context_length,
-    )
+    return parameter_count(config.model).blocks, trained_tokens(config)
+
+
+def trained_tokens(config: Config) -> int:
+    """By all steps of a training whose batch does not grow."""
+    return config.training.steps * config.training.batch_size * config.model.context_length
