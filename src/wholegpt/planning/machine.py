@@ -15,8 +15,8 @@ from wholegpt.training.muon import ITERATIONS
 
 PROBE_SIZE = 2048
 PROBE_SECONDS = 0.5
-PASSES = 8.0
-"""How often a step reads or writes each number that it keeps for the backward pass; docs/decisions.md."""
+PASSES = 44.0
+"""Copies of each number kept for the backward pass that take as long as a step's work outside its products."""
 OPTIMIZER_PASSES = 12.0
 """How often clipping and the optimiser read or write each parameter, gradient or moment, in float32."""
 
@@ -68,9 +68,10 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
 def step_seconds(config: Config, machine: Machine) -> float:
     """Seconds of one optimiser step, as its products at the machine's rate and its other work at its bandwidth.
 
-    (3·F·n + 30·D·N_b) / flops + (8·s·a·n + 48·N) / bandwidth for n tokens a step, F forward FLOPs a token, a
+    (3·F·n + 30·D·N_b) / flops + (44·s·a·n + 48·N) / bandwidth for n tokens a step, F forward FLOPs a token, a
     numbers of s bytes kept a token (two of them for each logit), N parameters, N_b of them in the blocks, whose
-    square matrices take Muon 2·(1 + 1 + 1)·D FLOPs a parameter and iteration. ``config`` must be decided.
+    square matrices take Muon 2·(1 + 1 + 1)·D FLOPs a parameter and iteration. The 44 is fitted to widths from 64 to
+    512 on two cores (docs/decisions.md). ``config`` must be decided.
     """
     model, training = config.model, config.training
     tokens = training.batch_size * model.context_length
