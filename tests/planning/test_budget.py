@@ -136,7 +136,7 @@ def test_step_seconds_between_its_limits() -> None:
     traffic = step_seconds(config, Machine(math.inf, 1e10))
     kept = 4096 * (saved_activations(config.model, config.precision.attention) + 2 * 4096)
     parameters = parameter_count(config.model).total
-    assert traffic == pytest.approx((8 * 4 * kept + 12 * 4 * parameters) / 1e10)
+    assert traffic == pytest.approx((44 * 4 * kept + 12 * 4 * parameters) / 1e10)
     assert step_seconds(config, Machine(1e12, 1e10)) == pytest.approx(products + traffic)
 
 
