@@ -30,6 +30,9 @@ from wholegpt.model import parameter_count
 from wholegpt.planning.machine import Machine, Rates, Speeds, probe
 from wholegpt.planning.plan import Budget, Plan, Text
 from wholegpt.planning.scaling import (
+    COVERED_BLOCKS,
+    COVERED_PASSES,
+    COVERED_TEXT,
     COVERED_TOKENS,
     EARLY_SHARE,
     PILOT_TOKENS,
@@ -71,6 +74,8 @@ REPORT_SECONDS = 2.0
 BRIEF_SECONDS = 1.0
 ALLOCATOR_BYTES = 128e6
 """What the process needs besides its tensors once it trains: threads, compiled kernels, holes of the heap."""
+PROGRAM_BYTES = 400e6 + ALLOCATOR_BYTES
+"""Python, PyTorch and that, of a process that is not here to be looked at."""
 TRIAL_SHARE, LONGEST_TRIAL = 0.05, 30.0
 """How much of the time may go into measuring the speed of one size, and seconds at most: docs/decisions.md."""
 PILOT_VALIDATION_TOKENS, TRIAL_VALIDATION_TOKENS = 50_000, 10_000
@@ -89,7 +94,7 @@ PLANNED = (
 def refuse_planned(minutes: float, named: Iterable[str]) -> None:
     """Raise ``ConfigError`` for a time that is none, and for settings, ``named`` SECTION.FIELD, that a plan decides."""
     if not 0 < minutes < math.inf:
-        raise ConfigError(f"--minutes is {minutes:g}; expected a time above 0")
+        raise ConfigError(f"--minutes is {minutes:g}; expected a finite time above 0")
     decided = [name for name in named if name in PLANNED or name.partition(".")[0] in PLANNED]
     if decided:
         raise ConfigError(
@@ -223,7 +228,8 @@ def choose(
             tokens *= 0.9
     if not choices:
         return None
-    choices = [one for one in choices if not _starved(one.config, text)] or choices
+    for bad in (_starved, _overgrown, _overtrained):
+        choices = [one for one in choices if not bad(one.config, text)] or choices
     chosen = min(choices, key=lambda one: one.loss.expected)
     if trained_tokens(chosen.config) > text.train_tokens:
         quickest = min(
@@ -250,6 +256,16 @@ def _starved(config: Config, text: Text) -> bool:
     """Whether a model is too small for its tokens by the published rule, where our own sweep does not reach."""
     fresh = min(trained_tokens(config), text.train_tokens)
     return fresh > COVERED_TOKENS and fresh > TOKENS_A_PARAMETER * parameter_count(config.model).total
+
+
+def _overgrown(config: Config, text: Text) -> bool:
+    """Whether a model is larger for its text than any of the sweep: it would overfit."""
+    return parameter_count(config.model).blocks > text.train_tokens * COVERED_BLOCKS / COVERED_TEXT
+
+
+def _overtrained(config: Config, text: Text) -> bool:
+    """Whether a training repeats its text more often than any of the sweep."""
+    return trained_tokens(config) > COVERED_PASSES * text.train_tokens
 
 
 def make_plan(
@@ -341,11 +357,11 @@ def plan_elsewhere(
     # What ``make_plan`` would spend before the run: the pilot, and the trial of what it chooses.
     pilot = planned_config(base, PILOT_WIDTH, text, PILOT_TOKENS)
     spent = pilot.training.steps * speeds(pilot).step_seconds + min(TRIAL_SHARE * 60 * minutes, LONGEST_TRIAL)
-    choice = choose(base, text, difficulty, speeds, 60 * minutes - spent, machine.memory)
+    choice = choose(base, text, difficulty, speeds, 60 * minutes - spent, machine.memory - PROGRAM_BYTES)
     if choice is None:
         raise _too_little(minutes, spent + _least_seconds(base, text, speeds))
-    peak = peak_tensor_bytes(choice.config, choice.config.training.micro_batch_size)
-    return _plan(choice, text, speeds(choice.config), minutes, spent, peak, measured=False)
+    needed = peak_tensor_bytes(choice.config, choice.config.training.micro_batch_size)
+    return _plan(choice, text, speeds(choice.config), minutes, spent, PROGRAM_BYTES + needed, measured=False)
 
 
 def _plan(
@@ -376,6 +392,6 @@ def _least_seconds(base: Config, text: Text, rates_of: Callable[[Config], Rates]
 
 def _too_little(minutes: float, least_seconds: float) -> ConfigError:
     return ConfigError(
-        f"--minutes is {minutes:g}, too few to train anything on this text here; the least that makes sense is "
+        f"--minutes is {minutes:g}, too few to train anything on this text and machine; the least that makes sense is "
         f"{math.ceil(least_seconds / 6 + 1) / 10:.1f}"
     )

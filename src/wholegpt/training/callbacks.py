@@ -160,7 +160,7 @@ class WatchPace:
 
     is_training = True
 
-    WORTH_SAYING = 0.1
+    WORTH_SAYING = 0.2
     """Share by which the time must differ from what was last said."""
 
     def __init__(self, planned_seconds: float, config: Config, console: Console) -> None:
@@ -182,7 +182,7 @@ class WatchPace:
             self.said = seconds
             self.console.note(
                 f"the steps take another time than planned: training will take {than} than said, "
-                f"{seconds:.0f} s in all ({state.train_seconds:.0f} s are over); the steps stay as planned"
+                f"{seconds:.0f} s of training in all ({state.train_seconds:.0f} s are over); the steps stay as planned"
             )
 
 
