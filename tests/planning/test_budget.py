@@ -56,6 +56,14 @@ def test_a_small_text_says_when_more_time_stops_helping() -> None:
     assert plans[1].bits_per_byte.expected > 0.98 * plans[0].bits_per_byte.expected
 
 
+def test_no_plan_goes_beyond_the_sweep_in_size_and_passes_for_its_text() -> None:
+    """25 parameters in the blocks for a token of text, 20 passes, unless the fewest steps are more."""
+    for tokens in (15_000, 400_000):
+        plan = planned(100_000, dataclasses.replace(ENGLISH_PROSE, train_tokens=tokens))
+        assert parameter_count(plan.config.model).blocks <= 25 * tokens
+        assert plan.passes <= 20 or plan.tokens <= 1.2 * budget.LEAST_TOKENS
+
+
 def test_a_small_memory_is_planned_with() -> None:
     wide = planned(600)
     memory = budget.PROGRAM_BYTES + 1e8

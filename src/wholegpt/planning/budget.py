@@ -228,8 +228,8 @@ def choose(
             tokens *= 0.9
     if not choices:
         return None
-    for bad in (_starved, _overgrown, _overtrained):
-        choices = [one for one in choices if not bad(one.config, text)] or choices
+    for unfit in (_starved, _overgrown, _overtrained):  # each only where something else is left
+        choices = [one for one in choices if not unfit(one.config, text)] or choices
     chosen = min(choices, key=lambda one: one.loss.expected)
     if trained_tokens(chosen.config) > text.train_tokens:
         quickest = min(
