@@ -22,7 +22,7 @@ from wholegpt.config import Config, DataConfig, LoggingConfig, RuntimeConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.model import parameter_count
-from wholegpt.planning.budget import (
+from wholegpt.planning.planner import (
     BATCH_SIZE,
     CONTEXT_LENGTH,
     PILOT_VALIDATION_TOKENS,

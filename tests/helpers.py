@@ -104,7 +104,7 @@ Fails = Callable[..., str]
 
 def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of a few seconds: tiny windows and batches, one size."""
-    from wholegpt.planning import budget
+    from wholegpt.planning import planner
 
     for name, value in {
         "CONTEXT_LENGTH": 32,
@@ -115,4 +115,4 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
         "PILOT_TOKENS": 10 * 2 * 32,
         "REPORT_SECONDS": 1.0,
     }.items():
-        monkeypatch.setattr(budget, name, value)
+        monkeypatch.setattr(planner, name, value)

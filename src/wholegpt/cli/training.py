@@ -138,8 +138,8 @@ def plan(
     memory
         Gigabytes that the process may fill; what is free here unless given.
     flops
-        Of a machine that is not here: FLOP/s of its large matrix products in 16 bits. With --bandwidth and --memory;
-        it is a GPU unless --device is cpu.
+        Of a machine that is not here: FLOP/s of its large matrix products in the numbers of training, which have 16
+        bits unless --precision.dtype is float32. With --bandwidth and --memory; it is a GPU unless --device is cpu.
     bandwidth
         Of a machine that is not here: bytes a second between its processor and its memory.
 
@@ -181,8 +181,12 @@ def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: 
 
 
 def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None, print_config: bool) -> None:
-    if recipe or print_config:
-        option = "--recipe" if recipe else "--print-config"
+    unfit = {
+        "--recipe": recipe,
+        "--print-config": print_config,
+        "--preset": "preset" in changes.get("model", {}),
+    }
+    for option in filter(unfit.get, unfit):
         raise ConfigError(
             f"--minutes plans the whole training itself; leave out {option}, or leave out --minutes"
         )
@@ -219,10 +223,12 @@ def _show(run: "Run", common: Common) -> None:
         ]
     planned = result.get("plan")
     if planned:
-        loss = planned["bits_per_byte"]
+        loss, came = planned["bits_per_byte"], result["validation"]["bits_per_byte"]
+        whole = result["steps"] == result["planned_steps"]
+        outside = whole and not loss["low"] <= came <= loss["high"]
         lines += [
             f"planned: {planned['train_seconds']:.1f} s of training, {loss['expected']:.4f} bits per byte "
-            f"({loss['low']:.4f} to {loss['high']:.4f})"
+            f"({loss['low']:.4f} to {loss['high']:.4f})" + ("; it came out outside" if outside else "")
         ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "

@@ -130,7 +130,8 @@ def prepare(
     """
     with console.working(f"reading {corpus.name}"):
         plan = plan_split(corpus, data)
-    console.note(f"{plan.characters:,} characters in {plan.documents:,} documents; {plan.description}")
+    documents = "1 document" if plan.documents == 1 else f"{plan.documents:,} documents"
+    console.note(f"{plan.characters:,} characters in {documents}; {plan.description}")
     if corpus.report.skipped:
         console.note(f"{corpus.report}")
     with console.working("learning the vocabulary"):

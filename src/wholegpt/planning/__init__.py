@@ -1,8 +1,8 @@
 """Before training: what fits into a time and a memory, and what it will come to."""
 
-from wholegpt.planning.budget import make_plan, measure_difficulty, plan_elsewhere, refuse_planned
 from wholegpt.planning.machine import Machine
 from wholegpt.planning.plan import ENGLISH_PROSE, Budget, Plan, Text
+from wholegpt.planning.planner import make_plan, measure_difficulty, plan_elsewhere, refuse_planned
 from wholegpt.planning.scaling import ENGLISH
 
 __all__ = [

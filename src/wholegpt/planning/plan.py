@@ -67,6 +67,8 @@ class Plan:
     """Of the whole held-out text, after the last step."""
     useful_minutes: float | None = None
     """Where less time than asked for is enough: more does not help on this text."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, and where the plan goes beyond what was measured."""
 
     def to_json(self) -> dict[str, Any]:
         """What ``wholegpt plan --json`` prints."""
@@ -83,6 +85,7 @@ class Plan:
             "peak_memory_bytes": self.peak_memory_bytes,
             "bits_per_byte": dataclasses.asdict(self.bits_per_byte),
             "useful_minutes": self.useful_minutes,
+            "notes": list(self.notes),
             "config": to_mapping(self.config),
         }
 
@@ -90,19 +93,20 @@ class Plan:
         """The plan for people, in a few lines."""
         model, training, loss = self.config.model, self.config.training, self.bits_per_byte
         basis = "measured on this machine" if self.measured else "reckoned from the description, not measured"
+        passes = f"{self.passes:.1f} passes over the text, " if self.passes else ""
         lines = [
             f"plan for {self.minutes:g} minutes, {basis}:",
             f"  model   {parameter_count(model).total:,} parameters: {model.n_layers} layers, {model.d_model} wide, "
             f"vocabulary of {model.vocab_size:,}" + (f", dropout {model.dropout:g}" if model.dropout else ""),
             f"  steps   {training.steps:,} of {training.batch_size} × {model.context_length} tokens: {self.tokens:,} "
-            f"tokens, {self.passes:.1f} passes over the text, {self.tokens / self.train_seconds:,.0f} tokens/s",
+            f"tokens, {passes}{self.tokens / self.train_seconds:,.0f} tokens/s",
             f"  time    {clock(self.seconds)} in all, {clock(self.train_seconds)} of it training",
             f"  memory  about {self.peak_memory_bytes / 1e9:.2f} GB at most",
             f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",
         ]
         if self.useful_minutes is not None:
             lines.append(f"  more than {self.useful_minutes:.1f} minutes would hardly help on this text")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
 def clock(seconds: float) -> str:

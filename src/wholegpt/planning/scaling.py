@@ -78,9 +78,10 @@ TYPICAL_FALL = 0.3
 LAW = ScalingLaw(a=0.08090, alpha=0.7169, b=1.0771, beta=0.30479, repeats=2.2178, kappa=1.8051)
 HALF_WIDTH = 0.03
 """Of the interval, as a share of the expected loss, inside what the sweep covers; docs/decisions.md says why."""
-COVERED_TOKENS, COVERED_BLOCKS, COVERED_PASSES, COVERED_TEXT = 10e6, 10e6, 20.0, 4e5
-"""Beyond these the interval widens, by its own width for each factor of e: tokens trained on, parameters in the
-blocks, and passes at most; tokens of different text at least."""
+COVERED_TOKENS, COVERED_BLOCKS, COVERED_PASSES = 10e6, 10e6, 20.0
+COVERED_TEXT, SHORT_TOKENS = 4e5, 1.5e6
+"""Above the first three, below these two, the interval widens, by its own width for each factor of e: tokens trained
+on, parameters in the blocks, passes; tokens of different text, and again tokens trained on."""
 ENGLISH = Difficulty(early=6.77, last=5.23)
 """Of English prose (reviews, news, speeches) with a vocabulary of 4,096."""
 
@@ -95,6 +96,7 @@ def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficult
         blocks / COVERED_BLOCKS,
         tokens / unique_tokens / COVERED_PASSES,
         COVERED_TEXT / unique_tokens,
+        SHORT_TOKENS / tokens,
     )
     outside = math.prod(max(1.0, excess) for excess in excesses)
     half = min(HALF_WIDTH * (1 + math.log(outside)), 0.5)

@@ -5,8 +5,11 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import Any
 
@@ -160,23 +163,26 @@ class WatchPace:
 
     is_training = True
 
-    WORTH_SAYING = 0.2
+    WORTH_SAYING = 0.1
     """Share by which the time must differ from what was last said."""
+    LOOKS = 3
+    """Of so many stretches between looks at the clock the median counts: one odd moment says nothing."""
 
     def __init__(self, planned_seconds: float, config: Config, console: Console) -> None:
         self.said, self.config, self.console = planned_seconds, config, console
-        self.before: float | None = None
+        self.looks: deque[float] = deque(maxlen=self.LOOKS + 1)
         self.every = max(20, config.training.steps // 20)
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """A look at the clock, where it is due: the time left follows from the steps since the last one."""
+        """A look at the clock, where it is due: the time left follows from the median of the last stretches."""
         left = self.config.training.steps - state.step
         if state.step % self.every or left < self.every:
             return
-        before, self.before = self.before, state.train_seconds
-        if before is None:
+        self.looks.append(state.train_seconds)
+        if len(self.looks) <= self.LOOKS:
             return
-        seconds = state.train_seconds + left * (state.train_seconds - before) / self.every
+        stretch = median(later - earlier for earlier, later in pairwise(self.looks))
+        seconds = state.train_seconds + left * stretch / self.every
         if abs(seconds / self.said - 1) > self.WORTH_SAYING:
             than = "longer" if seconds > self.said else "less long"
             self.said = seconds

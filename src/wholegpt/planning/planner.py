@@ -202,12 +202,7 @@ def choose(
         loss = expected_loss(config, text.train_tokens, pilot, difficulty)
         return Choice(config, run_seconds(config, text, rates_of(config)), loss)
 
-    needed = peak_tensor_bytes(planned_config(base, WIDTHS[0], text, LEAST_TOKENS), 1) / HEADROOM
-    if needed > memory:
-        raise ConfigError(
-            f"the smallest model that --minutes plans needs {needed / 1e9:.2f} GB besides the program itself, and "
-            f"there are {max(memory, 0) / 1e9:.2f} GB for it; a smaller one can be trained without --minutes"
-        )
+    _refuse_little_memory(base, text, memory)
     choices: list[Choice] = []
     for width in WIDTHS:
         smallest = planned_config(base, width, text, LEAST_TOKENS)
@@ -287,6 +282,7 @@ def make_plan(
     runtime.apply(pilot.runtime)
     resident = runtime.resident_bytes(device)
     memory = min(memory - resident, runtime.free_memory(device)) - ALLOCATOR_BYTES
+    _refuse_little_memory(pilot, text, memory)
     with console.working("measuring this machine"), runtime.memory_apart():
         speeds = Speeds(probe(device, pilot.precision.dtype))
 
@@ -316,6 +312,16 @@ def make_plan(
     peak = max(resident + ALLOCATOR_BYTES + needed, runtime.peak_bytes(device))
     choice = dataclasses.replace(choice, config=config)
     return _plan(choice, text, speeds(config), budget.minutes, budget.spent(), peak, measured=True)
+
+
+def _refuse_little_memory(base: Config, text: Text, memory: float) -> None:
+    needed = peak_tensor_bytes(planned_config(base, WIDTHS[0], text, LEAST_TOKENS), 1) / HEADROOM
+    if needed > memory:
+        raise ConfigError(
+            f"the smallest model that --minutes plans needs {needed / 1e9:.2f} GB besides the program itself, and "
+            f"there are {max(memory, 0) / 1e9:.2f} GB for it; {math.ceil((needed - memory) / 1e7) / 100:.2f} GB more "
+            "would do, and a smaller model can be trained without --minutes"
+        )
 
 
 def _refuse_too_small(text: Text, data: PreparedData) -> None:
@@ -369,6 +375,13 @@ def _plan(
 ) -> Plan:
     config, tokens = choice.config, trained_tokens(choice.config)
     seconds = spent + choice.seconds
+    notes = []
+    if math.isinf(text.train_tokens):
+        notes.append("of English prose without end: with a text named, that one is measured")
+    if tokens > COVERED_TOKENS or parameter_count(config.model).blocks > COVERED_BLOCKS:
+        notes.append(
+            f"beyond the {COVERED_TOKENS / 1e6:g} million tokens and parameters that expected losses were fitted to"
+        )
     return Plan(
         minutes=minutes,
         measured=measured,
@@ -381,6 +394,7 @@ def _plan(
         peak_memory_bytes=int(peak),
         bits_per_byte=choice.loss.times(1 / (math.log(2) * text.bytes_per_token)),
         useful_minutes=seconds / 60 if choice.enough else None,
+        notes=tuple(notes),
     )
 
 

@@ -17,9 +17,9 @@ from wholegpt.config import Config, Dtype, ModelConfig, PrecisionConfig, Trainin
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
-from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, budget, plan_elsewhere
-from wholegpt.planning.budget import batch_size, choose, planned_config, regularization, run_seconds
+from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, plan_elsewhere, planner
 from wholegpt.planning.machine import Rates, Speeds, step_seconds
+from wholegpt.planning.planner import batch_size, choose, planned_config, regularization, run_seconds
 from wholegpt.planning.scaling import Difficulty
 from wholegpt.training.callbacks import WatchPace
 from wholegpt.training.loop import StepMetrics
@@ -61,16 +61,16 @@ def test_no_plan_goes_beyond_the_sweep_in_size_and_passes_for_its_text() -> None
     for tokens in (15_000, 400_000):
         plan = planned(100_000, dataclasses.replace(ENGLISH_PROSE, train_tokens=tokens))
         assert parameter_count(plan.config.model).blocks <= 25 * tokens
-        assert plan.passes <= 20 or plan.tokens <= 1.2 * budget.LEAST_TOKENS
+        assert plan.passes <= 20 or plan.tokens <= 1.2 * planner.LEAST_TOKENS
 
 
 def test_a_small_memory_is_planned_with() -> None:
     wide = planned(600)
-    memory = budget.PROGRAM_BYTES + 1e8
+    memory = planner.PROGRAM_BYTES + 1e8
     tight = planned(600, machine=dataclasses.replace(LAPTOP, memory=memory))
     assert tight.peak_memory_bytes <= memory < wide.peak_memory_bytes
     with pytest.raises(ConfigError, match=r"the smallest model that --minutes plans needs 0\.01 GB besides"):
-        planned(600, machine=dataclasses.replace(LAPTOP, memory=budget.PROGRAM_BYTES + 1e6))
+        planned(600, machine=dataclasses.replace(LAPTOP, memory=planner.PROGRAM_BYTES + 1e6))
 
 
 def test_what_a_process_may_fill_includes_what_it_fills_already(
@@ -109,7 +109,7 @@ def test_too_little_time_names_the_least_that_is_enough() -> None:
     with pytest.raises(ConfigError, match="the least that makes sense is") as caught:
         planned(0.01)
     least = float(str(caught.value).rsplit(" ", 1)[1])
-    assert planned(least).config.training.steps >= budget.LEAST_STEPS
+    assert planned(least).config.training.steps >= planner.LEAST_STEPS
     with pytest.raises(ConfigError):
         planned(least / 2)
 
@@ -118,11 +118,11 @@ def test_of_equal_losses_the_quickest_is_chosen(monkeypatch: pytest.MonkeyPatch)
     """Where nothing helps, the fewest steps of the smallest model are enough."""
     from wholegpt.planning.scaling import Expectation
 
-    monkeypatch.setattr(budget, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
+    monkeypatch.setattr(planner, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
     text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
     choice = choose(DECIDED, text, ENGLISH, Speeds(LAPTOP), 600.0, 8e9)
-    assert choice and choice.config.model.d_model == budget.WIDTHS[0]
-    assert choice.config.training.steps <= budget.LEAST_STEPS / 0.9
+    assert choice and choice.config.model.d_model == planner.WIDTHS[0]
+    assert choice.config.training.steps <= planner.LEAST_STEPS / 0.9
 
 
 def test_run_seconds_by_hand() -> None:
@@ -130,8 +130,8 @@ def test_run_seconds_by_hand() -> None:
     assert config.training.steps == 300 and config.evaluation.every == 30
     rates = Rates(0.5, validation_tokens_per_second=1e4, sample_tokens_per_second=60.0, start_seconds=4.0)
     tokens = 10 * 20_000 + ENGLISH_PROSE.validation_tokens
-    saving = (10 + 154 / 600) * 16 * parameter_count(config.model).total / budget.DISK_BYTES_PER_SECOND
-    by_hand = 4 + 300 * 0.5 + tokens / 1e4 + 3 * 120 / 60 + saving + budget.REPORT_SECONDS
+    saving = (10 + 154 / 600) * 16 * parameter_count(config.model).total / planner.DISK_BYTES_PER_SECOND
+    by_hand = 4 + 300 * 0.5 + tokens / 1e4 + 3 * 120 / 60 + saving + planner.REPORT_SECONDS
     assert run_seconds(config, ENGLISH_PROSE, rates) == pytest.approx(by_hand)
 
 
@@ -226,7 +226,7 @@ def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> Non
     assert "takes no text and no settings" in fails("train", "--resume", text_file.parent, "--minutes", "0")
     assert "leave out --recipe" in fails(*command, "--recipe", "demo")
     assert "leave out --print-config" in fails(*command, "--print-config")
-    assert "decides model.preset itself" in fails(*command, "--preset", "gpt2-small")
+    assert "leave out --preset" in fails(*command, "--preset", "gpt2-small")
     assert "--minutes is -1" in fails("train", text_file, "--minutes", "-1")
     assert "--minutes is nan" in fails("plan", text_file, "--minutes", "nan")
     with pytest.raises(ConfigError, match=r"decides training\.steps itself"):
@@ -260,5 +260,5 @@ def test_a_change_of_speed_is_said_once(capsys: pytest.CaptureFixture[str]) -> N
     notes = capsys.readouterr().err.splitlines()
     assert (
         len(notes) == 1
-        and "will take longer than said, 700 s of training in all (140 s are over)" in notes[0]
+        and "will take longer than said, 700 s of training in all (180 s are over)" in notes[0]
     )
