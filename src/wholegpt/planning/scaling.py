@@ -79,9 +79,9 @@ LAW = ScalingLaw(a=0.08090, alpha=0.7169, b=1.0771, beta=0.30479, repeats=2.2178
 HALF_WIDTH = 0.03
 """Of the interval, as a share of the expected loss, inside what the sweep covers; docs/decisions.md says why."""
 COVERED_TOKENS, COVERED_BLOCKS, COVERED_PASSES = 10e6, 10e6, 20.0
-COVERED_TEXT, SHORT_TOKENS = 4e5, 1.5e6
+COVERED_TEXT, SMALLEST_BLOCKS = 4e5, 3.3e5
 """Above the first three, below these two, the interval widens, by its own width for each factor of e: tokens trained
-on, parameters in the blocks, passes; tokens of different text, and again tokens trained on."""
+on, parameters in the blocks, passes; tokens of different text, and again parameters in the blocks (96 wide)."""
 ENGLISH = Difficulty(early=6.77, last=5.23)
 """Of English prose (reviews, news, speeches) with a vocabulary of 4,096."""
 
@@ -96,7 +96,7 @@ def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficult
         blocks / COVERED_BLOCKS,
         tokens / unique_tokens / COVERED_PASSES,
         COVERED_TEXT / unique_tokens,
-        SHORT_TOKENS / tokens,
+        SMALLEST_BLOCKS / blocks,
     )
     outside = math.prod(max(1.0, excess) for excess in excesses)
     half = min(HALF_WIDTH * (1 + math.log(outside)), 0.5)
