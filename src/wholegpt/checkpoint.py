@@ -73,6 +73,11 @@ def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, trai
     _write(folder, fill)
 
 
+def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Write a model folder, whole or not at all. Raises ``CheckpointError`` when the disk refuses."""
+    _write(folder, lambda target: _fill_model(target, model, tokenizer))
+
+
 def load_model(
     folder: Path,
     device: torch.device | str = "cpu",
@@ -94,11 +99,11 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(config, kernel, recompute)
     tensors = _read_tensors(folder / WEIGHTS)
-    expected = {name: tensor.shape for name, tensor in _own_tensors(model).items()}
+    expected = {name: tensor.shape for name, tensor in own_tensors(model).items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {_listed(wrong)}")
+        raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {listed(wrong)}")
     fresh = Transformer(config, kernel, recompute)
     fresh.load_state_dict(tensors, strict=False)
     return ModelFolder(fresh.to(device), tokenizer)
@@ -112,6 +117,14 @@ def load_model_config(folder: Path) -> ModelConfig:
         return from_mapping(content["model"], ModelConfig(), str(path))
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is one by itself, written by this program."""
+    try:
+        return "format_version" in _read_json(folder / CONFIG)
+    except CheckpointError:
+        return False
 
 
 def load_training(folder: Path) -> TrainingFiles:
@@ -231,14 +244,14 @@ class NewerFormatError(CheckpointError):
 
 
 def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    safetensors.torch.save_file(_own_tensors(model), target / WEIGHTS)
+    safetensors.torch.save_file(own_tensors(model), target / WEIGHTS)
     config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config)}
     write_json_atomic(target / CONFIG, config)
     tokenizer.save(target / TOKENIZER)
 
 
-def _own_tensors(model: Transformer) -> dict[str, Tensor]:
-    """The state dict with a tied output projection left out, since it is the token embedding."""
+def own_tensors(model: Transformer) -> dict[str, Tensor]:
+    """What a model folder holds: the state dict without a tied output projection, which is the token embedding."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.unembedding.weight is model.token_embedding.weight:
         del tensors["unembedding.weight"]
@@ -289,5 +302,6 @@ def _read_versioned(path: Path) -> dict[str, Any]:
     return content
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first ten of ``names``, and how many more there are."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

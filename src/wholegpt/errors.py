@@ -4,11 +4,18 @@ Each message is one line: what was found, where, what was expected, and what to 
 The command line prints that line and exits with ``exit_code``; Python callers catch ``WholeGPTError``.
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
 
 class WholeGPTError(Exception):
-    """Something the user can put right. The message says how."""
+    """Something the user can put right. The message says how, in one line whatever foreign text it quotes."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_CONTROL.sub(" ", message))
 
 
 class ConfigError(WholeGPTError):

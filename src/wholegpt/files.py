@@ -100,4 +100,7 @@ def remove_folder(path: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises ``OSError`` or ``ValueError``."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -79,21 +79,20 @@ def modern(size: str = "small") -> ModelConfig:
     )
 
 
-GELUS = (FeedForward.gelu, FeedForward.gelu_tanh)
 PUBLISHED: dict[str, dict[str, tuple[object, ...]]] = {
     "GPT-1": {
         "positions": (Positions.learned,),
         "norm": (Norm.layer_norm,),
         "norm_placement": (NormPlacement.post,),
         "query_key_norm": (QueryKeyNorm.none,),
-        "feed_forward": GELUS,
+        "feed_forward": (FeedForward.gelu_tanh,),
     },
     "GPT-2": {
         "positions": (Positions.learned,),
         "norm": (Norm.layer_norm,),
         "norm_placement": (NormPlacement.pre,),
         "query_key_norm": (QueryKeyNorm.none,),
-        "feed_forward": GELUS,
+        "feed_forward": (FeedForward.gelu, FeedForward.gelu_tanh),
     },
     "Qwen3": {
         "positions": (Positions.rotary,),
@@ -107,7 +106,7 @@ PUBLISHED: dict[str, dict[str, tuple[object, ...]]] = {
 """What other programs can open: the values that each published architecture has for the fields named.
 
 A GPT-2 without biases is one whose biases are 0. GPT-1 and GPT-2 have as many key-value heads as heads,
-which together are as wide as the model.
+which together are as wide as the model; GPT-1's feed-forward layer is four times as wide.
 """
 
 
@@ -122,6 +121,8 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
             differing[name].append("model.n_kv_heads")
         if model.d_head and model.d_head * model.n_heads != model.d_model:
             differing[name].append("model.d_head")
+    if model.d_ff not in (0, 4 * model.d_model):
+        differing["GPT-1"].append("model.d_ff")
     nearest_name = min(differing, key=lambda name: len(differing[name]))
     return nearest_name, differing[nearest_name]
 

@@ -4,9 +4,9 @@ Training, generation and evaluation are written against these protocols and noth
 so an n-gram table or a recurrent network can stand where a transformer stands.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -23,10 +23,14 @@ class Cache(Protocol):
         """Forget them."""
         ...
 
+    def repeated(self, batch_size: int, capacity: int) -> "Cache":
+        """A cache for ``batch_size`` sequences of up to ``capacity`` tokens that all begin with these."""
+        ...
+
 
 @runtime_checkable
 class CausalLanguageModel(Protocol):
-    """Predicts each next token from the tokens before it."""
+    """Predicts each next token from the tokens before it. Its caches are those it makes itself."""
 
     @property
     def vocab_size(self) -> int:
@@ -38,10 +42,20 @@ class CausalLanguageModel(Protocol):
         """τ: how many tokens one call can read."""
         ...
 
-    def __call__(self, token_ids: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
+    def __call__(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
         """Logits of the token after each position; with ``cache``, positions go on from what it holds."""
         ...
 
-    def new_cache(self, batch_size: int) -> Cache:
-        """An empty cache for ``batch_size`` sequences."""
+    def logits_at(
+        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+    ) -> Float[Tensor, "N V"]:
+        """The logits of a call at some ``places`` only, N of them, row by row."""
+        ...
+
+    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by tokens after which nothing is predicted."""
+        ...
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> Cache:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` tokens; 0: ``context_length``."""
         ...

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,16 @@ class Parrot(torch.nn.Module):
         self.place += 1
         return logits
 
-    def new_cache(self, batch_size: int) -> "Parrot":
+    def logits_at(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        raise AssertionError
+
+    def read(self, *arguments: Any, **named: Any) -> None:
+        raise AssertionError
+
+    def repeated(self, batch_size: int, capacity: int) -> "Parrot":
+        raise AssertionError
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> "Parrot":
         return self
 
     @property

@@ -108,4 +108,4 @@ def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
     no_end = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
     broken.write_text(no_end.to_str())
     with pytest.raises(TokenizerError, match=r"has no <\|endoftext\|> token"):
-        open_tokenizer(tmp_path)
+        _ = open_tokenizer(tmp_path).end_of_text_id

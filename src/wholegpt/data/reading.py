@@ -106,9 +106,13 @@ def _read_file(path: Path, encoding: str, text_field: str, report: ReadingReport
         yield text
 
 
+def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
+    """The lines of a file of JSON lines, whose strings may hold U+2028 and its like as they are."""
+    return read_text(path, encoding).split("\n")
+
+
 def _read_json_lines(path: Path, encoding: str, text_field: str) -> Iterator[str]:
-    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
-    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+    for number, line in enumerate(read_lines(path, encoding), 1):
         if not line.strip():
             continue
         try:

@@ -45,7 +45,8 @@ def generate_ids(
     """
     generator = torch.Generator().manual_seed(config.seed)
     window = list(prompt_ids)[-model.context_length :]
-    cache = model.new_cache(1) if cached else None
+    capacity = min(model.context_length, len(window) + config.max_tokens)
+    cache = model.new_cache(1, capacity) if cached else None
     unread = window
     for _ in range(config.max_tokens):
         logits = model(torch.tensor([unread], device=device), cache)[0, -1]
@@ -64,19 +65,19 @@ def generate_ids(
 def generate(
     model: CausalLanguageModel,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     config: GenerationConfig,
     device: torch.device,
     console: Console,
     emit: Callable[[str], None] = lambda text: None,
 ) -> Completion:
-    """Continue ``prompt``; an empty one starts from end-of-text. ``emit`` gets the text as it is written.
+    """Continue ``prompt``, a text or ids; an empty one starts from end-of-text. ``emit`` gets the text piece by piece.
 
     What is emitted never holds half a character, nor any part of a stop text. Raises
     ``ConfigError`` for settings out of range, ``TokenizerError`` for a prompt that cannot be encoded.
     """
     check_generation(config)
-    prompt_ids = tokenizer.encode(prompt)
+    prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not prompt_ids:
         console.note("no prompt: starting from end-of-text")
         prompt_ids = [tokenizer.end_of_text_id]
@@ -84,6 +85,7 @@ def generate(
         console.note(
             f"the prompt has {len(prompt_ids):,} tokens; the model sees the last {model.context_length:,} of them"
         )
+    end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
     started = time.perf_counter()
     drawn: list[int] = []
     finish_reason = "length"
@@ -91,14 +93,14 @@ def generate(
     def until_end_of_text() -> Iterator[int]:
         nonlocal finish_reason
         for token_id in generate_ids(model, prompt_ids, config, device):
-            if token_id == tokenizer.end_of_text_id:
+            if token_id == end_of_text_id:
                 finish_reason = "end_of_text"
                 return
             drawn.append(token_id)
             yield token_id
 
     written: list[str] = []
-    for piece in before_stop(tokenizer.decode_stream(until_end_of_text()), config.stop):
+    for piece in before_stop(tokenizer.decode_stream(until_end_of_text(), prompt_ids[-1]), config.stop):
         if piece is None:
             finish_reason = "stop"
         elif piece:

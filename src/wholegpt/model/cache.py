@@ -1,6 +1,6 @@
 """The key–value cache: what attention keeps of the tokens it has read.
 
-Shapes: B batch, S cached positions, T new positions, H key-value heads, K head width.
+Shapes: L layers, B batch, S cached positions, T new positions, H key-value heads, K head width.
 """
 
 import torch
@@ -11,18 +11,22 @@ from wholegpt.config import ModelConfig
 
 
 class KeyValueCache:
-    """Keys and values of every layer for up to ``context_length`` positions, allocated once.
+    """Keys and values of every layer for up to ``capacity`` positions, allocated once.
 
-    Bytes: 2 · L · B · τ · H_kv · K · (bytes of one number).
+    Bytes: 2 · L · B · capacity · H_kv · K · (bytes of one number).
     """
 
-    def __init__(
-        self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (config.n_layers, batch_size, config.n_kv_heads, config.context_length, config.d_head)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+    def __init__(self, keys: Float[Tensor, "L B H S K"], values: Float[Tensor, "L B H S K"]) -> None:
+        self.keys, self.values = keys, values
         self.length = 0
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> "KeyValueCache":
+        """Room for ``batch_size`` sequences."""
+        shape = (config.n_layers, batch_size, config.n_kv_heads, capacity, config.d_head)
+        return cls(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
 
     def extend(
         self, layer: int, keys: Float[Tensor, "B H T K"], values: Float[Tensor, "B H T K"]
@@ -40,3 +44,15 @@ class KeyValueCache:
     def clear(self) -> None:
         """Forget everything, keeping the memory."""
         self.length = 0
+
+    def repeated(self, batch_size: int, capacity: int) -> "KeyValueCache":
+        """A cache for ``batch_size`` sequences that all begin with what this one, of a single sequence, holds."""
+        rooms: list[Tensor] = []
+        for held in (self.keys, self.values):
+            layers, _, heads, _, width = held.shape
+            room = held.new_zeros((layers, batch_size, heads, capacity, width))
+            room[:, :, :, : self.length] = held[:, :, :, : self.length]
+            rooms.append(room)
+        copy = KeyValueCache(*rooms)
+        copy.length = self.length
+        return copy

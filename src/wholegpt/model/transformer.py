@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,8 +33,6 @@ class Transformer(nn.Module):
     in a normalisation of their own, so there the last LN is left out, as in GPT-1).
     """
 
-    visible: Tensor
-
     def __init__(
         self,
         config: ModelConfig,
@@ -57,8 +55,6 @@ class Transformer(nn.Module):
         self.unembedding = Linear(config.d_model, config.vocab_size, bias=False)
         if tied:
             self.unembedding.weight = self.token_embedding.weight
-        causal = torch.ones(config.context_length, config.context_length, dtype=torch.bool).tril()
-        self.register_buffer("visible", causal, persistent=False)
         initialize(self)
 
     @property
@@ -99,7 +95,8 @@ class Transformer(nn.Module):
         positions = torch.arange(start, end, device=token_ids.device)
         stream = self.token_embedding(token_ids)
         rotation = self.rotary(positions, stream.dtype) if self.rotary is not None else None
-        context = SequenceContext(self.visible[start:end, :end], rotation, cache)
+        visible = torch.ones(length, end, dtype=torch.bool, device=token_ids.device).tril(diagonal=start)
+        context = SequenceContext(visible, rotation, cache)
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(positions)
         # From here on in the number format of the products: half the memory to read and write.
@@ -123,9 +120,22 @@ class Transformer(nn.Module):
                     stacked = parameter is attention.query_key_value.weight
                     yield parameter, attention.stacked_rows if stacked else [len(parameter)]
 
-    def new_cache(self, batch_size: int) -> KeyValueCache:
-        """An empty cache in the weights' number format, on the weights' device."""
-        return KeyValueCache(self.config, batch_size, self.device, self.token_embedding.weight.dtype)
+    def logits_at(
+        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "N V"]:
+        """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
+        return self.unembedding(self.hidden_states(token_ids, cache)[places])
+
+    def read(self, token_ids: Int[Tensor, "B T"], cache: KeyValueCache) -> None:
+        """Extend ``cache`` by T positions whose logits nobody needs."""
+        self.hidden_states(token_ids, cache)
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> KeyValueCache:
+        """An empty cache for ``capacity`` positions (0: τ) in the weights' number format, on the weights' device."""
+        capacity = capacity or self.context_length
+        return KeyValueCache.empty(
+            self.config, batch_size, capacity, self.device, self.token_embedding.weight.dtype
+        )
 
 
 @torch.no_grad()

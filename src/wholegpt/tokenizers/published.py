@@ -9,23 +9,29 @@ from tokenizers import decoders, models, pre_tokenizers
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
+GPT2_FILES, TRANSFORMERS_FILES = ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")
+TOKENIZER_FILES = ("tokenizer.json", GPT2_FILES[0], TRANSFORMERS_FILES[0])
+"""One of these is in a folder that holds a tokenizer."""
+
 
 def gpt2_tokenizer(folder: str | Path) -> Tokenizer:
     """GPT-2's tokenizer from its two published files, ``encoder.json`` and ``vocab.bpe``: 50,257 entries.
 
-    Raises ``TokenizerError`` when one is missing or not what its name says.
+    ``vocab.json`` and ``merges.txt`` are the same under the names that ``transformers`` gives them. Raises
+    ``TokenizerError`` when one is missing or not what its name says.
     """
-    encoder_path, merges_path = Path(folder) / "encoder.json", Path(folder) / "vocab.bpe"
+    names = TRANSFORMERS_FILES if (Path(folder) / TRANSFORMERS_FILES[0]).exists() else GPT2_FILES
+    encoder_path, merges_path = (Path(folder) / name for name in names)
     try:
         vocabulary = json.loads(encoder_path.read_text(encoding="utf-8"))
         _, *lines = merges_path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{folder}: expected encoder.json and vocab.bpe: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"{folder}: expected {' and '.join(names)}: {error}") from None
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
     try:
         library = Library(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # the library raises nothing more specific
-        raise TokenizerError(f"{folder}: encoder.json and vocab.bpe do not fit together: {error}") from None
+        raise TokenizerError(f"{folder}: {' and '.join(names)} do not fit together: {error}") from None
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens([END_OF_TEXT])

@@ -19,7 +19,8 @@ class Tokenizer:
     """Turns text into token ids and back; stored as a ``tokenizer.json`` that the library opens.
 
     ``decode(encode(text)) == text`` for every string that UTF-8 can express, under byte-level BPE and
-    the byte tokenizer; under the character tokenizer for strings of its characters.
+    the byte tokenizer; under the character tokenizer for strings of its characters. GPT-1's, which opens here
+    too, lower-cases text and sets a space between its words (``keeps_text`` is false).
     """
 
     def __init__(self, library: tokenizers.Tokenizer, content: str = "") -> None:
@@ -27,12 +28,21 @@ class Tokenizer:
         # A loaded file is kept as it is, so that another version of the library changes no hash.
         self._content = content or library.to_str(pretty=True)
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
-        end_of_text_id = library.token_to_id(END_OF_TEXT)
-        if end_of_text_id is None:
+        self.has_end_of_text = library.token_to_id(END_OF_TEXT) is not None
+        # GPT-1's vocabulary marks the entries that end a word.
+        self._word_end: str = getattr(library.model, "end_of_word_suffix", None) or ""
+        self.keeps_text = not self._word_end
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The token between documents. Raises ``TokenizerError`` where there is none."""
+        token_id = self._library.token_to_id(END_OF_TEXT)
+        if token_id is None:
             raise TokenizerError(
-                f"the tokenizer has no {END_OF_TEXT} token; train one with `wholegpt tokenizer train`"
+                f"the tokenizer has no {END_OF_TEXT} token, which separates documents and begins a text; "
+                "train one that has with `wholegpt tokenizer train`, or begin with a text of your own"
             )
-        self.end_of_text_id: int = end_of_text_id
+        return token_id
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -75,6 +85,12 @@ class Tokenizer:
         self._library.encode_special_tokens = not allow_special
         return self._library.encode(text, add_special_tokens=False).ids
 
+    def known_part(self, text: str) -> str:
+        """``text`` without the characters that the vocabulary cannot express."""
+        if self._characters is None:
+            return text
+        return "".join(character for character in text if character in self._characters)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of several texts, on all cores."""
         for text in texts:
@@ -87,18 +103,35 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ``token_ids``; bytes that are not whole UTF-8 characters become U+FFFD."""
-        return b"".join(self.token_bytes[token_id] for token_id in token_ids).decode(errors="replace")
+        return b"".join(self._pieces(token_ids)).decode(errors="replace")
 
-    def decode_stream(self, token_ids: Iterable[int]) -> Iterator[str]:
-        """``decode`` piece by piece, one string a token, never half a character; last what was left over."""
+    def decode_stream(self, token_ids: Iterable[int], after: int | None = None) -> Iterator[str]:
+        """``decode`` piece by piece, one string a token, never half a character; last what was left over.
+
+        ``after`` is the token before them, whose word's end they begin with.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token_id in token_ids:
-            yield decoder.decode(self.token_bytes[token_id])
+        for piece in self._pieces(token_ids, after):
+            yield decoder.decode(piece)
         yield decoder.decode(b"", final=True)
+
+    def _pieces(self, token_ids: Iterable[int], after: int | None = None) -> Iterator[bytes]:
+        """The bytes of each token; the space at the end of a word comes with the next, if there is one."""
+        held = b"" if after is None else self._space_after(after)
+        for token_id in token_ids:
+            piece = held + self.token_bytes[token_id]
+            held = self._space_after(token_id)
+            yield piece.removesuffix(held)
+
+    def _space_after(self, token_id: int) -> bytes:
+        return b" " if self._word_end and self.token_bytes[token_id].endswith(b" ") else b""
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes each token stands for; a special token stands for its own name."""
+        """The bytes each token stands for; a special token stands for its own name.
+
+        The end of a word is a space, where the vocabulary marks it.
+        """
         special = {token.content for token in self._library.get_added_tokens_decoder().values()}
         byte_level = isinstance(self._library.decoder, tokenizers.decoders.ByteLevel)
         to_byte = {character: byte for byte, character in enumerate(byte_level_alphabet())}
@@ -106,9 +139,13 @@ class Tokenizer:
         return [
             bytes(to_byte[character] for character in by_id[token_id])
             if byte_level and by_id[token_id] not in special
-            else by_id[token_id].encode()
+            else self._text_of(by_id[token_id]).encode()
             for token_id in range(self.vocab_size)
         ]
+
+    def _text_of(self, entry: str) -> str:
+        ends_word = self._word_end and entry.endswith(self._word_end)
+        return entry.removesuffix(self._word_end) + " " if ends_word else entry
 
     @cached_property
     def text_sizes(self) -> np.ndarray:
@@ -131,19 +168,28 @@ class Tokenizer:
             return frozenset(self._library.get_vocab(with_added_tokens=False))
         return None
 
+    def with_unused(self, vocab_size: int) -> "Tokenizer":
+        """The tokenizer with entries that no text has, up to ``vocab_size``: for models padded to a round size."""
+        library = tokenizers.Tokenizer.from_str(self._content)
+        library.add_special_tokens([f"<|unused_{i}|>" for i in range(self.vocab_size, vocab_size)])
+        return Tokenizer(library)
+
     def _check_round_trip(self, path: str | Path) -> None:
         """Raise ``TokenizerError`` for a foreign tokenizer that changes text, or decodes unlike this class."""
         probe = "A naïve café: 東京 🙂\n  don't 42"
         if self._characters is not None:
             probe = "".join(sorted(self._characters))
         try:
-            given_back = self.decode(self.encode(probe))
-        except (KeyError, TypeError, UnicodeError):
+            token_ids = self.encode(probe)
+            given_back = self.decode(token_ids)
+            if not self.keeps_text:
+                probe = self._library.decode(token_ids, skip_special_tokens=False)
+        except Exception:  # the library raises nothing more specific
             given_back = ""
         if given_back != probe:
             raise TokenizerError(
                 f"{path}: does not give text back unchanged, so no figure per byte would be true; only byte-level "
-                "and character tokenizers without normalisation are supported"
+                "and character tokenizers without normalisation are supported, and GPT-1's"
             )
 
     def _check(self, text: str) -> None:

@@ -31,6 +31,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def train_character(texts: Iterable[str]) -> Tokenizer:
     """One token per distinct character of ``texts``, in code-point order, then end-of-text."""
+    library = _character_library(texts)
+    library.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(library)
+
+
+def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """``train_character`` without an end-of-text token, as nanoGPT has it: it cannot say where a text ends."""
+    return Tokenizer(_character_library(texts))
+
+
+def _character_library(texts: Iterable[str]) -> Library:
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
@@ -40,8 +51,7 @@ def train_character(texts: Iterable[str]) -> Tokenizer:
     library = Library(models.WordLevel(vocabulary, unk_token=""))
     library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     library.decoder = decoders.Fuse()
-    library.add_special_tokens([END_OF_TEXT])
-    return Tokenizer(library)
+    return library
 
 
 def byte_tokenizer() -> Tokenizer:
