@@ -1,0 +1,265 @@
+"""Models out to other programs, with the proof that they are the same there, and in from them."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from wholegpt.checkpoint import ModelFolder, is_model_folder, load_model, own_tensors, save_model
+from wholegpt.config import ModelConfig, Positions, nearest
+from wholegpt.console import Console
+from wholegpt.data import read_text
+from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
+from wholegpt.files import write_folder_atomic, write_json_atomic
+from wholegpt.interop import gguf, huggingface, nanogpt
+from wholegpt.interop.certificate import Certificate, ForeignModel, Logits, compare
+from wholegpt.interop.foreign import PICKLES, pickled
+from wholegpt.interop.gguf import TensorType
+from wholegpt.language_model import model_folder
+from wholegpt.model import Transformer
+from wholegpt.tokenizers import TOKENIZER_FILES, Tokenizer, character_tokenizer, open_tokenizer
+
+CERTIFICATE, NANOGPT = "certificate.json", "ckpt.pt"
+PADDED_SHARE = 0.01
+"""Of a vocabulary that may be rows without tokens, as published models have that are padded to a round size."""
+
+
+class Format(StrEnum):
+    """What a model can be exported to."""
+
+    huggingface = "huggingface"
+    gguf = "gguf"
+
+
+HUGGINGFACE_TOLERANCE = 2e-5
+"""Largest logit difference allowed, as a share of the largest logit or of 1: rounding in float32."""
+TOLERANCES = {TensorType.f32: 2e-3, TensorType.f16: 1e-2, TensorType.q8_0: 1e-1}
+"""The same of GGUF, whose GELU llama.cpp looks up in 16 bits; docs/interoperability.md has measured ones."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export came to."""
+
+    path: Path
+    """The folder of the export."""
+    files: list[Path]
+    certificates: list[Certificate]
+    """One for each program that opened it."""
+    unchecked: list[str] = field(default_factory=list)
+    """What could not be checked, and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``wholegpt export --json`` prints, and ``certificate.json`` holds."""
+        return {
+            "path": str(self.path),
+            "files": [file.name for file in self.files],
+            "certificates": [certificate.to_json() for certificate in self.certificates],
+            "unchecked": self.unchecked,
+        }
+
+
+def export_model(
+    run: str | Path,
+    to: Format | str,
+    out: str | Path | None = None,
+    *,
+    tensor_type: TensorType | str = TensorType.f32,
+    checkpoint: str = "best",
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Export:
+    """Write a run's or model folder's model for other programs, and prove that it is the same model there.
+
+    The export goes to the folder ``out`` (``RUN-huggingface`` or ``RUN-gguf`` unless given), whole or not at all.
+    ``tensor_type`` is how GGUF stores matrices. Raises ``ConfigError`` naming the settings that the format cannot
+    express, ``CheckpointError`` where the measured difference exceeds the tolerance.
+    """
+    console, format_ = console or Console(), chosen(Format, to, "to")
+    stored = chosen(TensorType, tensor_type, "type")
+    if stored is not TensorType.f32 and format_ is not Format.gguf:
+        raise ConfigError(f"type {stored} is for gguf; {format_} exports are in 32 bits")
+    source = Path(run)
+    whole = source.resolve()
+    folder = Path(out) if out else whole.with_name(f"{whole.name}-{format_}")
+    _check_free(folder, overwrite, (folder / CERTIFICATE).is_file(), "an export")
+    loaded = load_model(model_folder(source, checkpoint, console))
+    loaded.model.eval()
+    export: Export | None = None
+
+    def fill(target: Path) -> None:
+        nonlocal export
+        if format_ is Format.huggingface:
+            huggingface.write(target, loaded.model, loaded.tokenizer)
+            opened, unchecked = _reopened_huggingface(target, loaded, console)
+            tolerance = HUGGINGFACE_TOLERANCE
+        else:
+            file = target / f"{whole.name}-{stored}.gguf"
+            gguf.write(file, loaded.model, loaded.tokenizer, stored)
+            opened, unchecked = _reopened_gguf(file, loaded, console)
+            tolerance = TOLERANCES[stored]
+        context_length = loaded.model.config.context_length
+        certificates = [
+            compare(_logits(loaded.model), one, loaded.tokenizer, context_length, tolerance, console)
+            for one in opened
+        ]
+        files = [folder / path.name for path in sorted(target.iterdir())]
+        export = Export(folder, files, certificates, unchecked)
+        write_json_atomic(target / CERTIFICATE, export.to_json())
+
+    write_folder_atomic(folder, fill)
+    assert export
+    return export
+
+
+T = TypeVar("T", bound=StrEnum)
+
+
+def chosen(kind: type[T], value: str, option: str) -> T:
+    """The member of ``kind`` that is called ``value``. Raises ``ConfigError`` naming the ``option`` and its values."""
+    if value not in list(kind):
+        raise ConfigError(f"{option} is '{value}'; {nearest(value, list(kind))}")
+    return kind(value)
+
+
+def _check_free(folder: Path, overwrite: bool, replaceable: bool, what: str) -> None:
+    """Raise ``RunError`` for a folder that may not be replaced."""
+    if folder.exists() and not replaceable:
+        raise RunError(f"{folder}: exists and is not {what}; name another --out")
+    if folder.exists() and not overwrite:
+        raise RunError(f"{folder}: exists; name another --out, or add --overwrite to replace it")
+
+
+def _reopened_huggingface(
+    target: Path, loaded: ModelFolder, console: Console
+) -> tuple[list[ForeignModel], list[str]]:
+    config, tensors = huggingface.read(target)
+    _refuse_changed(loaded.model, tensors)
+    own = ForeignModel(
+        "wholegpt itself", _logits(_built(config, tensors)), Tokenizer.load(target / "tokenizer.json").encode
+    )
+    try:
+        with console.working("opening the export with transformers"):
+            return [own, huggingface.open_with_transformers(target)], []
+    except ImportError as error:
+        return [own], [f"transformers did not open it ({error}): pip install transformers, and export again"]
+
+
+def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[list[ForeignModel], list[str]]:
+    config = loaded.model.config
+    own = ForeignModel("the gguf library", _logits(_built(config, gguf.read(file, config))), None)
+    try:
+        with console.working("opening the export with llama.cpp"):
+            return [own, gguf.open_with_llama_cpp(file, config.context_length)], []
+    except ImportError as error:
+        missing = (
+            f"llama.cpp did not open it ({error}), so its own computation and tokenizer were not checked: "
+            "pip install llama-cpp-python, and export again"
+        )
+        return [own], [missing]
+
+
+def _refuse_changed(model: Transformer, tensors: dict[str, Tensor]) -> None:
+    """Raise ``CheckpointError`` where a tensor came back with other bits."""
+    for name, tensor in own_tensors(model).items():
+        if not torch.equal(tensor, tensors[name]):
+            raise CheckpointError(f"the export is not the same model: {name} came back changed")
+
+
+def _built(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
+    model = Transformer(config)
+    model.load_state_dict(tensors, strict=False)
+    return model.eval()
+
+
+def _logits(model: Transformer) -> Logits:
+    @torch.inference_mode()
+    def logits(token_ids: list[int]) -> Tensor:
+        return model(torch.tensor([token_ids]))[0]
+
+    return logits
+
+
+def import_model(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    tokenizer: str | Path | None = None,
+    vocabulary_from: str | Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Make a model folder of a model from elsewhere: a folder that ``transformers`` saved, or nanoGPT's ``ckpt.pt``.
+
+    The folder is ``out``, ``models/NAME`` unless given. The tokenizer is the one beside the model, or ``tokenizer``
+    (a tokenizer.json, or a folder with GPT-2's two files), or the characters of the text ``vocabulary_from``, as
+    nanoGPT numbers them. Raises ``CheckpointError`` for what is damaged, unknown or contradicts itself,
+    ``TokenizerError`` for a tokenizer that is missing or not the model's.
+    """
+    console = console or Console()
+    path = Path(path)
+    if tokenizer and vocabulary_from:
+        raise ConfigError("tokenizer and vocabulary_from are given; a model has one vocabulary")
+    source = _model_in(path)
+    name = source.parent.resolve().name if source.is_file() else source.resolve().name
+    folder = Path(out) if out else Path("models") / name
+    _check_free(folder, overwrite, is_model_folder(folder), "a model folder")
+    config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
+    vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
+    save_model(folder, _built(config, tensors), vocabulary)
+    return folder
+
+
+def _model_in(path: Path) -> Path:
+    """The folder that ``transformers`` saved, or nanoGPT's checkpoint file, that ``path`` is or holds or is part of."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if (path / NANOGPT).is_file():
+        return path / NANOGPT
+    if path.suffix in (".safetensors", ".json"):
+        return path.parent
+    if path.is_file() and path.suffix in PICKLES and path.name.startswith("pytorch_model"):
+        raise CheckpointError(pickled(path.parent, [path.name]))
+    return path
+
+
+def _vocabulary(
+    path: Path, tokenizer: str | Path | None, vocabulary_from: str | Path | None, config: ModelConfig
+) -> Tokenizer:
+    if vocabulary_from:
+        # nanoGPT reads its text as Python does by default: every end of a line is one character.
+        text = read_text(Path(vocabulary_from), "utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return character_tokenizer([text])
+    folder = path if path.is_dir() else path.parent
+    if (
+        tokenizer is None
+        and config.positions is Positions.rotary
+        and not (folder / "tokenizer.json").exists()
+    ):
+        raise TokenizerError(
+            f"{folder}: has no tokenizer.json, which says how text is cut into words; "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes one"
+        )
+    if tokenizer is None and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise TokenizerError(
+            f"{path}: has no tokenizer beside it; name one with --tokenizer (a tokenizer.json, or a folder with "
+            "GPT-2's encoder.json and vocab.bpe), or the text of a character model with --vocabulary-from"
+        )
+    return open_tokenizer(tokenizer or folder)
+
+
+def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Console) -> Tokenizer:
+    """``tokenizer`` with as many entries as the model has; a few may be rows that no token has."""
+    unused = config.vocab_size - tokenizer.vocab_size
+    if unused < 0 or unused > PADDED_SHARE * config.vocab_size:
+        raise TokenizerError(
+            f"{path}: the model has {config.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}; "
+            "they do not belong together"
+        )
+    if not unused:
+        return tokenizer
+    console.note(f"{unused} rows of the model's vocabulary have no token; they get the names <|unused_N|>")
+    return tokenizer.with_unused(config.vocab_size)

@@ -1,0 +1,246 @@
+"""GPT-1, GPT-2 and Qwen3 as ``transformers`` writes them: one table of tensor names and one of settings each.
+
+Read from left to right a table leads out, from right to left it leads in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wholegpt.checks import complete_model
+from wholegpt.config import Embeddings, FeedForward, ModelConfig, Positions
+from wholegpt.errors import CheckpointError, ConfigError
+from wholegpt.interop.foreign import completed, number_in
+from wholegpt.interop.names import LAYER, Table, both, name
+from wholegpt.presets import gpt1, gpt2, modern, published_architecture
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One published architecture as ``transformers`` writes it."""
+
+    name: str
+    """As ``presets.published_architecture`` calls it."""
+    model_type: str
+    class_name: str
+    base: ModelConfig
+    """What makes a model one of this architecture; its sizes are replaced."""
+    sizes: Mapping[str, str]
+    """Our field -> theirs, for numbers."""
+    activation: str
+    """Their field of the feed-forward layer's function."""
+    activations: Mapping[str, FeedForward]
+    """What its values mean; the first one that means ours is written."""
+    dropouts: tuple[str, ...]
+    """Their probabilities for what is one probability here; the first is read."""
+    tied: bool
+    """What it means that ``tie_word_embeddings`` is not given."""
+    prefix: str
+    """What stands before the names of most tensors; published files may leave it out."""
+    table: Table
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Their fields that change the computation, with the only value that can be expressed here, their default."""
+    derived: tuple[str, ...] = ()
+    """Their sizes that may be left out, or null, for what follows from the others."""
+    constants: tuple[str, ...] = ()
+    """Ends of the names of tensors that hold nothing learned, in files of older versions."""
+
+
+_GPT_SIZES = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "n_layers": "n_layer",
+    "d_model": "n_embd",
+    "n_heads": "n_head",
+    "norm_epsilon": "layer_norm_epsilon",
+}
+_GPT_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+_UNEMBEDDING = name("unembedding.weight", "lm_head.weight")
+_OURS, _GPT, _QWEN3 = f"blocks.{LAYER}", f"transformer.h.{LAYER}", f"model.layers.{LAYER}"
+_GPT_BLOCK = (
+    *both(f"{_OURS}.attention_norm", f"{_GPT}.ln_1"),
+    *both(f"{_OURS}.feed_forward_norm", f"{_GPT}.ln_2"),
+    *both(f"{_OURS}.attention.query_key_value", f"{_GPT}.attn.c_attn", transposed=True),
+    *both(f"{_OURS}.attention.output", f"{_GPT}.attn.c_proj", transposed=True),
+    *both(f"{_OURS}.feed_forward.expand", f"{_GPT}.mlp.c_fc", transposed=True),
+    *both(f"{_OURS}.feed_forward.output", f"{_GPT}.mlp.c_proj", transposed=True),
+)
+
+GPT1 = Architecture(
+    name="GPT-1",
+    model_type="openai-gpt",
+    class_name="OpenAIGPTLMHeadModel",
+    base=gpt1(),
+    sizes=_GPT_SIZES,
+    activation="afn",
+    # What transformers calls gelu in this model is the tanh approximation.
+    activations={"gelu": FeedForward.gelu_tanh},
+    dropouts=_GPT_DROPOUTS,
+    tied=True,
+    prefix="transformer.",
+    table=(
+        name("token_embedding.weight", "transformer.tokens_embed.weight"),
+        name("position_embedding.weight", "transformer.positions_embed.weight"),
+        *_GPT_BLOCK,
+        _UNEMBEDDING,
+    ),
+    constants=(".attn.bias", "position_ids"),
+)
+GPT2 = Architecture(
+    name="GPT-2",
+    model_type="gpt2",
+    class_name="GPT2LMHeadModel",
+    base=gpt2(),
+    sizes={**_GPT_SIZES, "d_ff": "n_inner"},
+    activation="activation_function",
+    activations={
+        "gelu_new": FeedForward.gelu_tanh,
+        "gelu_pytorch_tanh": FeedForward.gelu_tanh,
+        "gelu": FeedForward.gelu,
+    },
+    dropouts=_GPT_DROPOUTS,
+    tied=True,
+    prefix="transformer.",
+    table=(
+        name("token_embedding.weight", "transformer.wte.weight"),
+        name("position_embedding.weight", "transformer.wpe.weight"),
+        *_GPT_BLOCK,
+        *both("final_norm", "transformer.ln_f"),
+        _UNEMBEDDING,
+    ),
+    fixed={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    derived=("n_inner",),
+    constants=(".attn.bias", ".attn.masked_bias"),
+)
+QWEN3 = Architecture(
+    name="Qwen3",
+    model_type="qwen3",
+    class_name="Qwen3ForCausalLM",
+    base=modern(),
+    sizes={
+        "vocab_size": "vocab_size",
+        "context_length": "max_position_embeddings",
+        "n_layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "d_head": "head_dim",
+        "d_ff": "intermediate_size",
+        "norm_epsilon": "rms_norm_eps",
+    },
+    activation="hidden_act",
+    activations={"silu": FeedForward.swiglu},
+    dropouts=("attention_dropout",),
+    tied=False,
+    prefix="model.",
+    table=(
+        name("token_embedding.weight", "model.embed_tokens.weight"),
+        name(f"{_OURS}.attention_norm.weight", f"{_QWEN3}.input_layernorm.weight"),
+        name(
+            f"{_OURS}.attention.query_key_value.weight",
+            *(f"{_QWEN3}.self_attn.{part}_proj.weight" for part in ("q", "k", "v")),
+        ),
+        name(f"{_OURS}.attention.query_norm.weight", f"{_QWEN3}.self_attn.q_norm.weight"),
+        name(f"{_OURS}.attention.key_norm.weight", f"{_QWEN3}.self_attn.k_norm.weight"),
+        name(f"{_OURS}.attention.output.weight", f"{_QWEN3}.self_attn.o_proj.weight"),
+        name(f"{_OURS}.feed_forward_norm.weight", f"{_QWEN3}.post_attention_layernorm.weight"),
+        name(f"{_OURS}.feed_forward.gate.weight", f"{_QWEN3}.mlp.gate_proj.weight"),
+        name(f"{_OURS}.feed_forward.expand.weight", f"{_QWEN3}.mlp.up_proj.weight"),
+        name(f"{_OURS}.feed_forward.output.weight", f"{_QWEN3}.mlp.down_proj.weight"),
+        name("final_norm.weight", "model.norm.weight"),
+        _UNEMBEDDING,
+    ),
+    fixed={"attention_bias": False, "use_sliding_window": False},
+    constants=(".rotary_emb.inv_freq",),
+)
+ARCHITECTURES = (GPT1, GPT2, QWEN3)
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The one that ``config`` is. Raises ``ConfigError`` naming the settings that none can express."""
+    nearest, differing = published_architecture(config)
+    if differing:
+        values = [f"{name} = {getattr(config, name.removeprefix('model.'))}" for name in differing]
+        raise ConfigError(
+            f"other programs cannot open this model: {nearest}, the nearest architecture, does not have "
+            f"{', '.join(values)}"
+        )
+    return next(one for one in ARCHITECTURES if one.name == nearest)
+
+
+def architecture_named(content: Mapping[str, Any], path: Path) -> Architecture:
+    """The one that a ``config.json`` names. Raises ``CheckpointError`` for one that is unknown."""
+    for one in ARCHITECTURES:
+        if content.get("model_type") == one.model_type:
+            return one
+    if "format_version" in content:
+        raise CheckpointError(f"{path.parent}: is a model folder of wholegpt already; use it as it is")
+    known = ", ".join(one.model_type for one in ARCHITECTURES)
+    raise CheckpointError(
+        f"{path}: model_type is {content.get('model_type')!r}; the architectures that open here are {known}"
+    )
+
+
+def to_their_config(architecture: Architecture, config: ModelConfig) -> dict[str, Any]:
+    """The settings in their names."""
+    config = complete_model(config)
+    activation = next(name for name, ours in architecture.activations.items() if ours is config.feed_forward)
+    written = {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        **{theirs: getattr(config, ours) for ours, theirs in architecture.sizes.items()},
+        architecture.activation: activation,
+        **architecture.fixed,
+        **dict.fromkeys(architecture.dropouts, config.dropout),
+        "tie_word_embeddings": config.embeddings is Embeddings.tied,
+    }
+    if config.positions is Positions.rotary:
+        # The first is what versions before 5 read.
+        written["rope_theta"] = config.rotary_base
+        written["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rotary_base}
+    return written
+
+
+def from_their_config(architecture: Architecture, content: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The settings that a ``config.json`` gives. Raises ``CheckpointError`` naming the field that does not fit."""
+    for name_there, value in architecture.fixed.items():
+        if content.get(name_there, value) != value:
+            raise CheckpointError(
+                f"{path}: {name_there} is {content[name_there]!r}; only models with {value!r} can be expressed here"
+            )
+    activation = content.get(architecture.activation)
+    if not isinstance(activation, str) or activation not in architecture.activations:
+        raise CheckpointError(
+            f"{path}: {architecture.activation} is {activation!r}; expected {' or '.join(architecture.activations)}"
+        )
+    tied = content.get("tie_word_embeddings", architecture.tied)
+    if not isinstance(tied, bool):
+        raise CheckpointError(f"{path}: tie_word_embeddings is {tied!r}; expected true or false")
+    changes: dict[str, Any] = {
+        "feed_forward": architecture.activations[activation],
+        "embeddings": Embeddings.tied if tied else Embeddings.untied,
+        "dropout": number_in(content, architecture.dropouts[0], path, absent=0.0),
+    }
+    for ours, theirs in architecture.sizes.items():
+        absent = 0 if theirs in architecture.derived else None
+        changes[ours] = number_in(content, theirs, path, absent)
+    if architecture.base.positions is Positions.rotary:
+        changes["rotary_base"] = _rotary_base(content, path)
+    return completed(architecture.base, changes, path)
+
+
+def _rotary_base(content: Mapping[str, Any], path: Path) -> float:
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
+    if not isinstance(rope, Mapping) or kind != "default":
+        raise CheckpointError(
+            f"{path}: rotary positions of the kind {kind!r}; only the default ones open here"
+        )
+    if {**content, **rope}.get("partial_rotary_factor", 1) != 1:
+        raise CheckpointError(f"{path}: partial_rotary_factor is not 1; only whole heads are rotated here")
+    return number_in({"rope_theta": content.get("rope_theta"), **rope}, "rope_theta", path)

@@ -1,0 +1,276 @@
+"""Models as GGUF files, which llama.cpp opens: GPT-2 and Qwen3 architectures, through the ``gguf`` library."""
+
+import ctypes
+import functools
+import importlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wholegpt.checkpoint import own_tensors
+from wholegpt.config import Bias, FeedForward, ModelConfig
+from wholegpt.errors import CheckpointError, ConfigError, TokenizerError
+from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
+from wholegpt.interop.certificate import ForeignModel
+from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
+from wholegpt.model import Transformer
+from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+_OURS, _BLOCK = f"blocks.{LAYER}", f"blk.{LAYER}"
+_EMBEDDINGS = (
+    name("token_embedding.weight", "token_embd.weight"),
+    name("unembedding.weight", "output.weight"),
+)
+TABLES: dict[str, Table] = {
+    GPT2.name: (
+        *_EMBEDDINGS,
+        name("position_embedding.weight", "position_embd.weight"),
+        *both(f"{_OURS}.attention_norm", f"{_BLOCK}.attn_norm"),
+        *both(f"{_OURS}.attention.query_key_value", f"{_BLOCK}.attn_qkv"),
+        *both(f"{_OURS}.attention.output", f"{_BLOCK}.attn_output"),
+        *both(f"{_OURS}.feed_forward_norm", f"{_BLOCK}.ffn_norm"),
+        *both(f"{_OURS}.feed_forward.expand", f"{_BLOCK}.ffn_up"),
+        *both(f"{_OURS}.feed_forward.output", f"{_BLOCK}.ffn_down"),
+        *both("final_norm", "output_norm"),
+    ),
+    QWEN3.name: (
+        *_EMBEDDINGS,
+        name(f"{_OURS}.attention_norm.weight", f"{_BLOCK}.attn_norm.weight"),
+        name(
+            f"{_OURS}.attention.query_key_value.weight",
+            *(f"{_BLOCK}.attn_{part}.weight" for part in ("q", "k", "v")),
+        ),
+        name(f"{_OURS}.attention.query_norm.weight", f"{_BLOCK}.attn_q_norm.weight"),
+        name(f"{_OURS}.attention.key_norm.weight", f"{_BLOCK}.attn_k_norm.weight"),
+        name(f"{_OURS}.attention.output.weight", f"{_BLOCK}.attn_output.weight"),
+        name(f"{_OURS}.feed_forward_norm.weight", f"{_BLOCK}.ffn_norm.weight"),
+        name(f"{_OURS}.feed_forward.gate.weight", f"{_BLOCK}.ffn_gate.weight"),
+        name(f"{_OURS}.feed_forward.expand.weight", f"{_BLOCK}.ffn_up.weight"),
+        name(f"{_OURS}.feed_forward.output.weight", f"{_BLOCK}.ffn_down.weight"),
+        name("final_norm.weight", "output_norm.weight"),
+    ),
+}
+
+
+class TensorType(StrEnum):
+    """How the matrices are stored; vectors and positions always in 32 bits."""
+
+    f32 = "f32"
+    f16 = "f16"
+    q8_0 = "q8_0"
+    """Blocks of 32 numbers: eight bits each and a scale of 16 (8.5 bits a number)."""
+
+
+def write(path: Path, model: Transformer, tokenizer: Tokenizer, tensor_type: TensorType) -> None:
+    """Write one GGUF file.
+
+    Raises ``ConfigError`` naming the settings that llama.cpp's architectures cannot express, ``TokenizerError`` for a
+    tokenizer that its own cannot repeat.
+    """
+    import gguf
+
+    config, table = _expressible(model.config)
+    writer = gguf.GGUFWriter(path, "gpt2" if table is TABLES[GPT2.name] else "qwen3")
+    _add_config(writer, config)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
+    _add_tokenizer(writer, tokenizer)
+    for their_name, tensor in to_theirs(own_tensors(model), names_of(table, config), config).items():
+        stored = gguf.GGMLQuantizationType[_stored_as(their_name, tensor, tensor_type).upper()]
+        writer.add_tensor(their_name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of a file that ``write`` made of a model of this ``config``, in our names and float32."""
+    import gguf
+
+    config, table = _expressible(config)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+    def one(their_name: str) -> Tensor:
+        tensor = stored[their_name]
+        return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
+
+    return to_ours(one, names_of(table, config))
+
+
+_FILE_TYPES = {TensorType.f32: "ALL_F32", TensorType.f16: "MOSTLY_F16", TensorType.q8_0: "MOSTLY_Q8_0"}
+
+
+def _expressible(config: ModelConfig) -> tuple[ModelConfig, Table]:
+    """The config as it is written, and its table."""
+    architecture = architecture_of(config)
+    if architecture.name not in TABLES:
+        raise ConfigError(
+            f"llama.cpp has no {architecture.name} architecture; it opens GPT-2 and Qwen3 models"
+        )
+    if config.feed_forward is FeedForward.gelu:
+        raise ConfigError(
+            "model.feed_forward is gelu, the exact one; llama.cpp's GPT-2 has its tanh approximation (gelu_tanh) only"
+        )
+    biased = architecture.base.bias is Bias.all
+    return (with_biases(config) if biased else config), TABLES[architecture.name]
+
+
+def _stored_as(their_name: str, tensor: Tensor, tensor_type: TensorType) -> TensorType:
+    if tensor.ndim < 2 or their_name.startswith("position_embd"):
+        return TensorType.f32
+    if tensor_type is TensorType.q8_0 and tensor.shape[-1] % 32:
+        return TensorType.f16  # rows are stored in whole blocks
+    return tensor_type
+
+
+def _add_config(writer: "GGUFWriter", config: ModelConfig) -> None:
+    writer.add_context_length(config.context_length)
+    writer.add_block_count(config.n_layers)
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.n_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if writer.arch == "gpt2":
+        writer.add_layer_norm_eps(config.norm_epsilon)
+        return
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.d_head)
+    writer.add_value_length(config.d_head)
+    writer.add_rope_dimension_count(config.d_head)
+    writer.add_rope_freq_base(config.rotary_base)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+
+
+def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
+    """A file as llama.cpp opens it, with a key-value cache in 32 bits.
+
+    Raises ``ImportError`` where that is not installed or does not load, ``CheckpointError`` where it cannot open
+    the file.
+    """
+    try:
+        llama_cpp = importlib.import_module("llama_cpp")
+    except (OSError, RuntimeError) as error:  # its shared library does not load
+        raise ImportError(str(error)) from None
+    llama_cpp.llama_log_set(_no_log(llama_cpp), ctypes.c_void_p(0))
+    program = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
+    try:
+        model = llama_cpp.Llama(
+            str(path),
+            n_ctx=context_length,
+            logits_all=True,
+            type_k=llama_cpp.GGML_TYPE_F32,
+            type_v=llama_cpp.GGML_TYPE_F32,
+            verbose=False,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{program} cannot open the export: {error}") from None
+
+    def logits(token_ids: list[int]) -> Tensor:
+        model.reset()
+        model.eval(token_ids)
+        return torch.from_numpy(model.scores[: len(token_ids)].copy())
+
+    def encode(text: str) -> list[int]:
+        return model.tokenize(text.encode(), add_bos=False)
+
+    return ForeignModel(program, logits, encode)
+
+
+@functools.cache
+def _no_log(llama_cpp: ModuleType) -> Any:
+    """A callback that drops what llama.cpp would log; kept, since llama.cpp goes on calling it."""
+    return llama_cpp.llama_log_callback(lambda level, text, user_data: None)
+
+
+QWEN2_SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""How the published Qwen2 and Qwen3 tokenizers cut a text into words."""
+
+
+def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
+    from gguf import TokenType
+
+    if not tokenizer.has_end_of_text:
+        raise TokenizerError(
+            "the tokenizer has no end-of-text token, in whose place llama.cpp would take an ordinary one; "
+            "export to huggingface instead"
+        )
+    content = json.loads(tokenizer.to_json())
+    added = {token["id"]: token for token in content["added_tokens"]}
+    entries = _byte_level_entries(content)
+    tokens: list[str] = []
+    types: list[int] = []
+    for token_id in range(tokenizer.vocab_size):
+        token = added.get(token_id)
+        tokens.append(token["content"] if token else entries[token_id])
+        control = TokenType.CONTROL if token and token["special"] else TokenType.USER_DEFINED
+        types.append(control if token else TokenType.NORMAL)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_splitting(content))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(_merges(content) or [NO_MERGE])
+    writer.add_add_bos_token(False)
+    writer.add_bos_token_id(tokenizer.end_of_text_id)
+    writer.add_eos_token_id(tokenizer.end_of_text_id)
+
+
+NO_MERGE = "<|none|> <|none|>"
+"""llama.cpp asks for a list of merges that is not empty; no text has these two entries."""
+
+
+def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
+    """Id -> token, in the 256 characters that stand for bytes."""
+    vocabulary = content["model"]["vocab"]
+    if content["model"]["type"] == "BPE" and "ByteLevel" in json.dumps(content["pre_tokenizer"]):
+        return {token_id: token for token, token_id in vocabulary.items()}
+    longer = [token for token in vocabulary if len(token.encode()) > 1]
+    if content["model"]["type"] != "WordLevel" or longer:
+        reason = (
+            f"it has characters of several bytes, such as {longer[0]!r}"
+            if longer
+            else content["model"]["type"]
+        )
+        raise TokenizerError(
+            f"llama.cpp cannot repeat this tokenizer ({reason}); it knows byte-level BPE, and character tokenizers "
+            "of ASCII only. Export to huggingface, or train with --tokenizer.kind bpe"
+        )
+    alphabet = byte_level_alphabet()
+    return {token_id: alphabet[token.encode()[0]] for token, token_id in vocabulary.items()}
+
+
+def _splitting(content: dict[str, Any]) -> str:
+    """llama.cpp's name for the way a text is cut into words before its tokens are joined."""
+    first = content["pre_tokenizer"]
+    if not _merges(content) or (
+        first["type"] == "ByteLevel" and first["use_regex"] and not first["add_prefix_space"]
+    ):
+        return "gpt-2"
+    if QWEN2_SPLIT in [part.get("pattern", {}).get("Regex") for part in first.get("pretokenizers", [])]:
+        return "qwen2"
+    raise TokenizerError(
+        "llama.cpp has no name for the way this tokenizer cuts a text into words; it knows GPT-2's and Qwen2's. "
+        "Export to huggingface instead"
+    )
+
+
+def _merges(content: dict[str, Any]) -> list[str]:
+    merges = content["model"].get("merges", [])
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]

@@ -1,0 +1,90 @@
+"""nanoGPT's ``ckpt.pt``: the one pickled format that is read, through PyTorch's loader that runs nothing."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wholegpt.config import Bias, FeedForward, ModelConfig
+from wholegpt.errors import CheckpointError
+from wholegpt.interop.foreign import ForeignTensors, completed, number_in
+from wholegpt.interop.names import LAYER, Table, both, name, own_shapes
+from wholegpt.presets import gpt2
+
+_OURS, _THEIRS = f"blocks.{LAYER}", f"transformer.h.{LAYER}"
+TABLE: Table = (
+    name("token_embedding.weight", "transformer.wte.weight"),
+    name("position_embedding.weight", "transformer.wpe.weight"),
+    *both(f"{_OURS}.attention_norm", f"{_THEIRS}.ln_1"),
+    *both(f"{_OURS}.feed_forward_norm", f"{_THEIRS}.ln_2"),
+    *both(f"{_OURS}.attention.query_key_value", f"{_THEIRS}.attn.c_attn"),
+    *both(f"{_OURS}.attention.output", f"{_THEIRS}.attn.c_proj"),
+    *both(f"{_OURS}.feed_forward.expand", f"{_THEIRS}.mlp.c_fc"),
+    *both(f"{_OURS}.feed_forward.output", f"{_THEIRS}.mlp.c_proj"),
+    *both("final_norm", "transformer.ln_f"),
+)
+SIZES = {
+    "vocab_size": "vocab_size",
+    "context_length": "block_size",
+    "n_layers": "n_layer",
+    "d_model": "n_embd",
+    "n_heads": "n_head",
+    "dropout": "dropout",
+}
+CONSTANTS = (".attn.bias", "lm_head.weight")  # the causal mask of old versions; the token embedding once more
+
+
+def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The config, and the tensors in our names and float32, of a checkpoint that nanoGPT's ``train.py`` saved.
+
+    nanoGPT's GELU is the exact one; without biases its LayerNorms have none either, which is a bias of 0 here.
+    Raises ``CheckpointError`` for a file that is damaged, that holds anything but tensors and plain values, or whose
+    parts contradict each other.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what a damaged pickle raises is not limited
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read as nanoGPT's ckpt.pt: {reason}") from None
+    arguments, tensors = _parts(content, path)
+    config = _config(arguments, path)
+    found = ForeignTensors(
+        path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
+    )
+    found = found.renamed(_plain_name)
+    table = TABLE
+    if config.bias is Bias.none:
+        table = tuple(line for line in TABLE if not line.ours.endswith(".bias"))
+    ours = found.into_ours(table, config)
+    shapes = own_shapes(config)
+    return config, {name: ours.get(name, torch.zeros(shape)) for name, shape in shapes.items()}
+
+
+def _parts(content: Any, path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    arguments = content.get("model_args") if isinstance(content, Mapping) else None
+    tensors = content.get("model") if isinstance(content, Mapping) else None
+    if (
+        not isinstance(arguments, Mapping)
+        or not isinstance(tensors, Mapping)
+        or not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in tensors.items())
+    ):
+        raise CheckpointError(f"{path}: is not nanoGPT's ckpt.pt: expected model_args and model in it")
+    return arguments, tensors
+
+
+def _config(arguments: Mapping[str, Any], path: Path) -> ModelConfig:
+    missing = [theirs for theirs in SIZES.values() if theirs not in arguments]
+    if missing:
+        raise CheckpointError(f"{path}: model_args lacks {', '.join(missing)}")
+    sizes = {ours: number_in(arguments, theirs, path) for ours, theirs in SIZES.items()}
+    bias = Bias.all if arguments.get("bias", True) else Bias.none
+    base = replace(gpt2(), bias=bias, feed_forward=FeedForward.gelu)
+    return completed(base, sizes, path)
+
+
+def _plain_name(name: str) -> str:
+    """Without what torch.compile puts before it; empty for what holds nothing learned of its own."""
+    return "" if name.endswith(CONSTANTS) else name.removeprefix("_orig_mod.")

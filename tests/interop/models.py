@@ -1,0 +1,44 @@
+"""Tiny models whose every number is random, so that no mistake hides behind zeros and ones."""
+
+import string
+
+import torch
+
+from tests.helpers import shrink, tiny_model
+from wholegpt.config import Embeddings, FeedForward, ModelConfig
+from wholegpt.model import Transformer
+from wholegpt.presets import gpt1, gpt2
+from wholegpt.tokenizers import Tokenizer, train_bpe, train_character
+
+SIZES = {"vocab_size": 65, "context_length": 256, "d_model": 32}
+KINDS: dict[str, ModelConfig] = {
+    "gpt1": shrink(gpt1(), **SIZES),
+    "gpt2": shrink(gpt2(), **SIZES),
+    "gpt2-exact": shrink(gpt2(), **SIZES, d_ff=48, feed_forward=FeedForward.gelu),
+    "modern": tiny_model(**SIZES),
+    "modern-untied": tiny_model(**SIZES, embeddings=Embeddings.untied, d_head=12, rotary_base=1e6),
+}
+
+
+def random_model(config: ModelConfig, seed: int = 1) -> Transformer:
+    """A model with every weight, gain and bias drawn at random."""
+    torch.manual_seed(seed)
+    model = Transformer(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(mean=float(parameter.ndim == 1), std=0.2)
+    return model.eval()
+
+
+def tokenizer_of(vocab_size: int) -> Tokenizer:
+    """A tokenizer with exactly so many entries: characters up to 90, then byte-level BPE."""
+    if vocab_size <= 90:
+        characters = "\n .,\"'" + string.ascii_letters + string.digits + string.punctuation
+        return train_character([first_distinct(characters, vocab_size - 1)])
+    words = " ".join(f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst")
+    return train_bpe([words * 3], vocab_size)
+
+
+def first_distinct(text: str, count: int) -> str:
+    """The first different characters of ``text``."""
+    return "".join(list(dict.fromkeys(text))[:count])
