@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
+DEVELOPMENT := $(VENV)/installed-dev
 DATA := ../shared/data
 ifneq ($(wildcard $(DATA)),)
 export WHOLEGPT_DATA ?= $(abspath $(DATA))
@@ -17,23 +18,30 @@ demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about t
 test: lint  ## lint, types, tests
 	$(VENV)/bin/pytest
 
-lint: $(INSTALLED)
+lint: $(DEVELOPMENT)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-bench: $(INSTALLED)  ## long measurements; see benchmarks/README.md
+bench: $(DEVELOPMENT)  ## long measurements; see benchmarks/README.md
 	$(VENV)/bin/python -m benchmarks.training_step $(PEERS) --float32
 	$(VENV)/bin/python -m benchmarks.training_step $(PEERS) --dropout 0.1
 	$(VENV)/bin/python -m benchmarks.training_step --model gpt2 $(if $(TRANSFORMERS),--transformers)
 	$(VENV)/bin/python -m benchmarks.shakespeare $(PEERS) --recipe shakespeare-3min
 	$(VENV)/bin/python -m benchmarks.shakespeare --recipe shakespeare
 	$(VENV)/bin/python -m benchmarks.time_budget tinyshakespeare
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.evaluation)
+	$(VENV)/bin/python -m benchmarks.interop
+	$(if $(LLAMA_CPP),$(VENV)/bin/pip install --quiet llama-cpp-python && $(VENV)/bin/python -m benchmarks.interop --gguf $(LLAMA_CPP))
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -166,7 +166,7 @@ def transformers(config: ModelConfig, rows: int, bfloat16: bool) -> Side:
     """GPT-2 of transformers with PyTorch's fused AdamW."""
 
     def make_step() -> Callable[[], object]:
-        from transformers import GPT2Config, GPT2LMHeadModel  # type: ignore[import-not-found]
+        from transformers import GPT2Config, GPT2LMHeadModel
 
         shape = GPT2Config(
             vocab_size=config.vocab_size,

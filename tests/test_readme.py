@@ -25,18 +25,21 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text(text_of(20_000))
     (tmp_path / "other.txt").write_text(text_of(2_000, seed=1))
+    (tmp_path / "questions.jsonl").write_text(
+        '{"context": "The sun rises in the", "choices": ["east", "west"], "answer": 0}\n'
+    )
 
 
 def test_the_commands(
     in_a_new_folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In their order; a training run is cut to three steps, a plan to half a minute of tiny models."""
+    """In their order; a training run is cut to three steps, a plan to some seconds of tiny models."""
     make_plans_small(monkeypatch)
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
         if "my.txt" in arguments and "--minutes" in arguments:
-            arguments[arguments.index("--minutes") + 1] = "0.3"
+            arguments[arguments.index("--minutes") + 1] = "0.6"
             arguments += ["--logging.sample-tokens", "4"]
         elif arguments[0] == "train":
             arguments += FEW_STEPS

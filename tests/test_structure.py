@@ -19,8 +19,8 @@ LEVELS: list[list[str]] = [
     ["checkpoint"],
     ["training", "generation"],
     ["evaluation"],
-    ["analysis", "planning"],
-    ["language_model", "api"],
+    ["analysis", "planning", "interop"],
+    ["language_model", "conversion", "api"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wholegpt.api import Run, plan, resume, train
     from wholegpt.config import Config
+    from wholegpt.conversion import export_model, import_model
     from wholegpt.errors import WholeGPTError
-    from wholegpt.language_model import LanguageModel, load
+    from wholegpt.language_model import LanguageModel, compare, load
     from wholegpt.presets import configure, preset, recipe
 
 __version__ = "0.1.0"
@@ -20,7 +21,10 @@ _HOMES = {
     "LanguageModel": "language_model",
     "Run": "api",
     "WholeGPTError": "errors",
+    "compare": "language_model",
     "configure": "presets",
+    "export_model": "conversion",
+    "import_model": "conversion",
     "load": "language_model",
     "plan": "api",
     "preset": "presets",
@@ -34,7 +38,10 @@ __all__ = [
     "LanguageModel",
     "Run",
     "WholeGPTError",
+    "compare",
     "configure",
+    "export_model",
+    "import_model",
     "load",
     "plan",
     "preset",

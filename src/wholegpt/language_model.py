@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +21,28 @@ from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.errors import CheckpointError, DataError, TokenizerError
-from wholegpt.evaluation import TextScore, evaluate_tokens, score_tokens
+from wholegpt.evaluation import (
+    Difference,
+    Published,
+    TaskScore,
+    TextEvaluation,
+    compare_tasks,
+    compare_texts,
+    evaluate_task,
+    evaluate_text,
+    is_task_file,
+    plain_text,
+    read_examples,
+    score_tokens,
+)
 from wholegpt.evaluation.perplexity import scoring_windows
 from wholegpt.generation import Completion, generate
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
 
 
 @dataclass(frozen=True)
@@ -95,41 +112,88 @@ class LanguageModel:
         self,
         *sources: str | Path,
         stride: int = 0,
+        detokenize: Published | str = Published.none,
         dtype: Dtype = Dtype.automatic,
         encoding: str = "utf-8",
         text_field: str = "text",
         console: Console | None = None,
-    ) -> TextScore:
+    ) -> TextEvaluation:
         """Cross-entropy on text files, folders or JSON lines, documents joined with end-of-text.
 
         ``stride`` below the context length gives later tokens of each window more context (0: none is
-        carried over). The large products run in ``dtype``; automatic is what the run was trained in, where
-        that is known and possible, or what training would choose here.
+        carried over). ``detokenize`` undoes what the published form of WikiText or the Penn Treebank did to the
+        text. The large products run in ``dtype``; automatic is what the run was trained in, where that is known
+        and possible, or what training would choose here.
         """
         console = console or Console()
         stream: list[np.ndarray] = []
+        words = 0
         for source in sources:
             if not Path(source).exists():
                 raise DataError(f"{source}: no such file or folder")
             report = ReadingReport()
             for text in read_documents(Path(source), encoding, text_field, report):
-                joint = [self.tokenizer.end_of_text_id] if stream else []
-                stream.append(np.array(joint + self.tokenizer.encode(text), dtype=np.int64))
+                plain = plain_text(text, Published(detokenize))
+                words += plain.words
+                joint = [self.tokenizer.end_of_text_id] if stream and self.tokenizer.has_end_of_text else []
+                stream.append(np.array(joint + self.tokenizer.encode(plain.text), dtype=np.int64))
             if report.skipped:
                 console.note(f"{source}: {report}")
         if not stream:
             raise DataError(f"{', '.join(map(str, sources)) or 'no source'}: holds no text")
-        return self.evaluate_tokens(TokenShards([np.concatenate(stream)]), stride, dtype, console)
+        if not self.tokenizer.keeps_text:
+            console.note(
+                "this tokenizer changes text; bytes and characters are those of the text as it spells it"
+            )
+        return self.evaluate_tokens(TokenShards([np.concatenate(stream)]), stride, dtype, console, words)
 
-    def evaluate_tokens(self, tokens: TokenShards, stride: int, dtype: Dtype, console: Console) -> TextScore:
-        """``evaluate`` for text that is tokens already."""
-        chosen = runtime.decide_precision(
-            PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype),
+    def evaluate_tokens(
+        self, tokens: TokenShards, stride: int, dtype: Dtype, console: Console, words: int | None = None
+    ) -> TextEvaluation:
+        """``evaluate`` for text that is tokens already, of so many ``words``."""
+        device = self.model.device
+        chosen = self._precision(dtype)
+        return evaluate_text(self.model, tokens, self.tokenizer, device, chosen, console, stride, words)
+
+    def evaluate_task(
+        self,
+        path: str | Path,
+        *,
+        shots: int = 0,
+        examples: str | Path | None = None,
+        seed: int = 1337,
+        generation: GenerationConfig | None = None,
+        dtype: Dtype = Dtype.automatic,
+        console: Console | None = None,
+    ) -> TaskScore:
+        """How the model does on a file of examples (``wholegpt.evaluation.examples`` lists the kinds).
+
+        Before each stand ``shots`` solved examples, drawn with ``seed`` from the file ``examples``, or from ``path``
+        itself, of which they are then left out. ``generation`` is how texts are written, where those are asked.
+        """
+        return evaluate_task(
+            self.model,
+            self.tokenizer,
+            read_examples(Path(path)),
             self.model.device,
+            self._precision(dtype),
+            console or Console(),
+            shots=shots,
+            pool=None if examples is None else read_examples(Path(examples)),
+            seed=seed,
+            generation=generation,
         )
-        return evaluate_tokens(
-            self.model, tokens, self.tokenizer, self.model.device, chosen.dtype, console, stride
-        )
+
+    def for_lm_eval(self, dtype: Dtype = Dtype.automatic, console: Console | None = None) -> "TemplateLM":
+        """The model for ``lm_eval.simple_evaluate(model=…)``, whose tasks then run on it (extra ``lm-eval``)."""
+        from wholegpt.evaluation.harness import harness_model
+
+        precision = self._precision(dtype)
+        return harness_model(self.model, self.tokenizer, self.model.device, precision, console or Console())
+
+    def _precision(self, dtype: Dtype) -> Dtype:
+        chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
+        return runtime.decide_precision(chosen, self.model.device).dtype
 
 
 def load(
@@ -159,6 +223,34 @@ def load(
     folder = model_folder(Path(path), checkpoint, console or Console())
     loaded = load_model(folder, chosen, _attention(chosen))
     return LanguageModel(loaded.model, loaded.tokenizer, _trained_in(Path(path), chosen))
+
+
+def compare(
+    first: LanguageModel,
+    second: LanguageModel,
+    *sources: str | Path,
+    console: Console | None = None,
+    **settings: Any,
+) -> dict[str, Difference]:
+    """Two models on the same text, or the same file of examples: each figure of both, and how certain its difference.
+
+    ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
+    """
+    if task_file(*sources):
+        return compare_tasks(
+            *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
+        )
+    return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
+
+
+def task_file(*sources: str | Path, text_field: str | None = None) -> bool:
+    """Whether the sources are one file of examples. Raises ``DataError`` where there are other sources besides."""
+    tasks = [source for source in sources if is_task_file(Path(source), text_field or "text")]
+    if tasks and len(sources) > 1:
+        raise DataError(
+            f"{tasks[0]}: is a file of examples; it is evaluated by itself, without other sources"
+        )
+    return bool(tasks)
 
 
 def _trained_in(run: Path, device: torch.device) -> Dtype:

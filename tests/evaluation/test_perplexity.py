@@ -32,7 +32,13 @@ class Uniform(torch.nn.Module):
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         return torch.zeros(*token_ids.shape, self.vocab_size)
 
-    def new_cache(self, batch_size: int) -> Any:
+    def logits_at(self, *arguments: Any, **named: Any) -> Any:
+        raise AssertionError
+
+    def read(self, *arguments: Any, **named: Any) -> None:
+        raise AssertionError
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
         raise AssertionError
 
 
@@ -44,7 +50,7 @@ def test_every_token_after_the_first_is_scored_once(n: int, context: int, data: 
         assert window.end - window.start <= context
         assert window.start <= window.first_scored < window.end
         if window.first_scored:
-            assert window.first_scored - window.start >= context - stride
+            assert window.first_scored + 1 - window.start >= context - stride
         scored += range(window.first_scored + 1, window.end + 1)
     assert scored == list(range(1, n))
 
@@ -90,7 +96,7 @@ def test_scores_equal_a_direct_computation(stride: int) -> None:
 
 def test_more_context_is_what_a_smaller_stride_gives() -> None:
     windows = list(scoring_windows(100, 10, 4))
-    assert [(w.start, w.first_scored, w.end) for w in windows[:3]] == [(0, 0, 10), (4, 10, 14), (8, 14, 18)]
+    assert [(w.start, w.first_scored, w.end) for w in windows[:3]] == [(0, 0, 9), (4, 9, 13), (8, 13, 17)]
 
 
 def test_a_sample_scores_about_as_many_tokens_as_asked() -> None:

@@ -13,11 +13,19 @@ from importlib.metadata import version
 
 import cyclopts
 
-from wholegpt.cli import data, tokenizer, training, use
+from wholegpt.cli import conversion, data, tokenizer, training, use
 from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
+EXTRAS = {
+    "gguf": "gguf",
+    "rouge_score": "rouge-score",
+    "sacrebleu": "sacrebleu",
+    "scipy": "scikit-learn",
+    "sklearn": "scikit-learn",
+}
+"""Modules that are installed only when asked for, and what to ask for."""
 
 
 def make_app() -> cyclopts.App:
@@ -33,8 +41,11 @@ def make_app() -> cyclopts.App:
     app.command(training.train, sort_key=1)
     app.command(use.generate, sort_key=2)
     app.command(use.evaluate, sort_key=3)
+    app.command(use.compare, sort_key=3)
     app.command(use.info, sort_key=4)
     app.command(training.plan, sort_key=4)
+    app.command(conversion.export, sort_key=5)
+    app.command(conversion.import_, name="import", sort_key=5)
     app.command(tokenizer.app)
     app.command(data.app)
     return app
@@ -65,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tokens, error, USER_ERROR, f"{error.filename or 'the disk'}: {error.strerror or error}"
         )
     except Exception as error:  # the last resort of the program
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            missing = f"{error.name} is not installed; pip install {EXTRAS[error.name]}"
+            return _complain(tokens, error, USER_ERROR, missing)
         return _complain(
             tokens,
             error,

@@ -117,20 +117,61 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def score_table(score: dict[str, Any]) -> str:
-    """The figures of an evaluation for people."""
-    shown = {name: "–" if value is None else f"{value:.4f}" for name, value in score.items()}
+    """The figures of a text for people: those measured in training, or all of an evaluation with their intervals."""
+    names = {
+        "nats_per_token": "nats per token",
+        "perplexity": "perplexity per token",
+        "bits_per_token": "bits per token",
+        "bits_per_word": "bits per word",
+        "perplexity_per_word": "perplexity per word",
+        "bits_per_character": "bits per character",
+        "bits_per_byte": "bits per byte",
+    }
+    intervals = score.get("intervals", {})
+    rows = [
+        (shown, _with_interval(score[name], *intervals[name]) if name in intervals else _digits(score[name]))
+        for name, shown in names.items()
+        if name in score
+    ]
+    units = ("tokens", "words", "characters", "bytes")
+    counted = ", ".join(f"{score[unit]:,} {unit}" for unit in units if unit in score)
+    return table([*rows, ("over", counted)])
+
+
+def task_table(score: dict[str, Any]) -> str:
+    """The figures of an evaluation on examples for people."""
+    rows = [
+        (name.replace("_", " "), _with_interval(figure["value"], figure["low"], figure["high"]))
+        for name, figure in score.items()
+        if isinstance(figure, dict)
+    ]
+    counted = f"{score['examples']:,} examples ({score['kind']}), {score['shots']} shots"
+    cut = f"; {score['truncated']:,} too long, without their beginning" if score["truncated"] else ""
+    return table([*rows, ("over", counted + cut)])
+
+
+def comparison_table(compared: dict[str, Any]) -> str:
+    """Two models' figures and their difference for people."""
     return table(
         [
-            ("nats per token", shown["nats_per_token"]),
-            ("perplexity per token", shown["perplexity"]),
-            ("bits per character", shown["bits_per_character"]),
-            ("bits per byte", shown["bits_per_byte"]),
             (
-                "over",
-                f"{score['tokens']:,} tokens, {score['characters']:,} characters, {score['bytes']:,} bytes",
-            ),
+                name.replace("_", " "),
+                f"{_digits(one['first'])} → {_digits(one['second'])}: difference "
+                + _with_interval(one["difference"], one["difference_low"], one["difference_high"])
+                + f", p = {one['p_value']:.4f}; "
+                + {"uncertain": "no certain difference"}.get(one["better"], f"the {one['better']} is better"),
+            )
+            for name, one in compared.items()
         ]
     )
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return f"{_digits(value)} (95%: {_digits(low)} to {_digits(high)})"
+
+
+def _digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def program_name() -> str:

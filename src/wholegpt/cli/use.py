@@ -1,15 +1,25 @@
 """``generate``, ``evaluate`` and ``info``: what a trained model is good for, how good it is, what it is."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
-from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, score_table, table
+from wholegpt.cli.options import (
+    Common,
+    CommonOptions,
+    Reading,
+    ReadingOptions,
+    comparison_table,
+    score_table,
+    table,
+    task_table,
+)
 from wholegpt.config import Dtype, GenerationConfig, ModelConfig, to_mapping
-from wholegpt.errors import DataError
+from wholegpt.errors import ConfigError, DataError
 
 ASSUMED_VOCABULARY = 4096
 """Tokens to count with where only a text would say how many."""
@@ -85,39 +95,68 @@ def generate(
 def evaluate(
     run: str,
     *sources: str,
-    stride: int = 0,
+    stride: int | None = None,
+    detokenize: Literal["none", "wikitext", "ptb"] | None = None,
+    shots: int | None = None,
+    examples: str | None = None,
+    max_tokens: int | None = None,
+    stop: tuple[str, ...] | None = None,
+    records: str | None = None,
     dtype: Dtype = Dtype.automatic,
     checkpoint: str = "best",
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Measure how well a model predicts a text.
+    """Measure how well a model predicts a text, or answers a file of examples.
 
     Parameters
     ----------
     run
         A run or model folder.
     sources
-        Text files, folders or JSON lines; without any, the run's own held-out text.
+        Text files, folders or JSON lines; or one file of examples, a JSON object a line with context, choices and
+        answer, or the fields of another kind (the guide lists them). Without any, the run's own held-out text.
     stride
         Tokens from one window to the next; a smaller one gives each token more context. 0: the context length.
+    detokenize
+        Undo what the published form of WikiText or the Penn Treebank did to its text: wikitext or ptb.
+    shots
+        Solved examples before each one.
+    examples
+        A file to draw the solved examples from; without it they are taken out of the evaluated one.
+    max_tokens
+        Most tokens of a generated text; 100 unless given.
+    stop
+        A text that ends a generated one, as the end of a line does unless given; may be given several times.
+    records
+        A file to write what became of each example to, as JSON lines.
     dtype
         Format of the large products; automatic is the run's own, or what training would choose here.
     checkpoint
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.language_model import load
+    from wholegpt.language_model import load, task_file
 
+    settings = _settings(stride=stride, detokenize=detokenize, **reading.given())
+    generation = _settings(max_tokens=max_tokens, stop=stop)
+    task_settings = _settings(shots=shots, examples=examples, **generation)
+    if task_file(*sources, text_field=reading.text_field):
+        _refuse(settings, "a file of examples")
+        lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
+        chosen = _settings(shots=shots, examples=examples, seed=common.seed)
+        if generation:
+            defaults = {"max_tokens": 100, "temperature": 0.0, "stop": ("\n",)}
+            chosen["generation"] = GenerationConfig(**{**defaults, **generation})
+        score = lm.evaluate_task(sources[0], dtype=dtype, console=common.console, **chosen)
+        if records:
+            _write_records(Path(records), score.records)
+        common.show(score.to_json(), task_table(score.to_json()))
+        return
+    _refuse({**task_settings, **_settings(records=records)}, "text")
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
     if sources:
-        score = lm.evaluate(
-            *sources,
-            stride=stride,
-            dtype=dtype,
-            console=common.console,
-            **reading.given(),
-        )
+        text = lm.evaluate(*sources, dtype=dtype, console=common.console, **settings)
     elif not (Path(run) / "config.yaml").exists():
         raise DataError(
             f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
@@ -125,8 +164,85 @@ def evaluate(
     else:
         from wholegpt.api import run_data
 
-        score = lm.evaluate_tokens(run_data(Path(run)).validation, stride, dtype, common.console)
-    common.show(score.to_json(), score_table(score.to_json()))
+        _refuse(_settings(detokenize=detokenize, **reading.given()), "a run's own held-out text")
+        text = lm.evaluate_tokens(run_data(Path(run)).validation, stride or 0, dtype, common.console)
+    common.show(text.to_json(), score_table(text.to_json()))
+
+
+def compare(
+    first: str,
+    second: str,
+    *sources: str,
+    stride: int | None = None,
+    detokenize: Literal["none", "wikitext", "ptb"] | None = None,
+    shots: int | None = None,
+    examples: str | None = None,
+    dtype: Dtype = Dtype.automatic,
+    checkpoint: str = "best",
+    reading: ReadingOptions = Reading(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Say which of two models is better on a text or a file of examples, and whether that is certain.
+
+    Parameters
+    ----------
+    first
+        A run or model folder.
+    second
+        Another.
+    sources
+        What both are measured on: text files, folders or JSON lines, or one file of examples.
+    stride
+        Tokens from one window of text to the next. 0: the context length.
+    detokenize
+        Undo what the published form of WikiText or the Penn Treebank did to its text: wikitext or ptb.
+    shots
+        Solved examples before each one.
+    examples
+        A file to draw the solved examples from; without it they are taken out of the evaluated one.
+    dtype
+        Format of the large products; automatic is each run's own, or what training would choose here.
+    checkpoint
+        best, last, or the step of a checkpoint, of both.
+
+    """
+    from wholegpt import language_model
+
+    if not sources:
+        raise DataError("name what both are to be measured on: texts, or a file of examples")
+    for_tasks = _settings(shots=shots, examples=examples)
+    for_texts = _settings(stride=stride, detokenize=detokenize, **reading.given())
+    if language_model.task_file(*sources, text_field=reading.text_field):
+        _refuse(for_texts, "a file of examples")
+        settings = {**for_tasks, **_settings(seed=common.seed)}
+    else:
+        _refuse(for_tasks, "text")
+        settings = for_texts
+    models = [
+        language_model.load(one, checkpoint=checkpoint, console=common.console, **common.placement())
+        for one in (first, second)
+    ]
+    compared = language_model.compare(
+        models[0], models[1], *sources, dtype=dtype, console=common.console, **settings
+    )
+    result = {name: one.to_json() for name, one in compared.items()}
+    common.show({"first": first, "second": second, **result}, comparison_table(result))
+
+
+def _settings(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse(settings: dict[str, Any], measured: str) -> None:
+    if settings:
+        raise ConfigError(f"--{next(iter(settings)).replace('_', '-')} means nothing for {measured}")
+
+
+def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    from wholegpt.files import write_text_atomic
+
+    write_text_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()) -> None:

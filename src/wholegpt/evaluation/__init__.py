@@ -1,5 +1,29 @@
-"""A model against a text."""
+"""A model against a text, or a file of examples; and against another model."""
 
+from wholegpt.evaluation.comparison import Difference, compare_tasks, compare_texts
+from wholegpt.evaluation.detokenization import Published, plain_text
+from wholegpt.evaluation.likelihood import Likelihood, Request, score_continuations
 from wholegpt.evaluation.perplexity import TextScore, evaluate_tokens, score_tokens
+from wholegpt.evaluation.task import Examples, TaskScore, evaluate_task, is_task_file, read_examples
+from wholegpt.evaluation.text import TextEvaluation, evaluate_text
 
-__all__ = ["TextScore", "evaluate_tokens", "score_tokens"]
+__all__ = [
+    "Difference",
+    "Examples",
+    "Likelihood",
+    "Published",
+    "Request",
+    "TaskScore",
+    "TextEvaluation",
+    "TextScore",
+    "compare_tasks",
+    "compare_texts",
+    "evaluate_task",
+    "evaluate_text",
+    "evaluate_tokens",
+    "is_task_file",
+    "plain_text",
+    "read_examples",
+    "score_continuations",
+    "score_tokens",
+]

@@ -58,13 +58,14 @@ class Window:
 def scoring_windows(n_tokens: int, context_length: int, stride: int) -> Iterator[Window]:
     """Windows that score every token after the first exactly once.
 
-    Each is at most τ inputs long and begins ``stride`` after the one before; the tokens that two
-    windows share are scored by the earlier and are context to the later. With stride τ no window
-    carries context over; with a smaller one each token has at least τ − stride tokens before it.
+    Each begins ``stride`` after the one before; the tokens that two windows share are scored by the earlier and
+    are context to the later. With stride τ windows have τ inputs and carry no context over. With a smaller one
+    each token has at least τ − stride tokens before it, and windows hold τ tokens, of which the last is only
+    predicted: the procedure that transformers documents for models of fixed length.
     """
-    scored_to = 0
+    scored_to, inputs = 0, context_length if stride == context_length else context_length - 1
     for start in range(0, max(n_tokens - 1, 0), stride):
-        end = min(start + context_length, n_tokens - 1)
+        end = min(start + inputs, n_tokens - 1)
         yield Window(start, end, scored_to)
         scored_to = end
         if end == n_tokens - 1:
@@ -118,16 +119,7 @@ def evaluate_tokens(
     ``stride`` is that of ``scoring_windows``; 0 means τ. Raises ``DataError`` for fewer than two
     tokens, ``ConfigError`` for a stride beyond τ.
     """
-    context = model.context_length
-    if not 0 <= stride <= context:
-        raise ConfigError(
-            f"stride is {stride}; expected 1 to {context}, the model's context length, or 0 for that"
-        )
-    if len(tokens) < 2:
-        raise DataError(
-            f"the text has {len(tokens)} token(s); at least 2 are needed, one to predict the other from"
-        )
-    windows = list(scoring_windows(len(tokens), context, stride or context))
+    windows = windows_over(tokens, model.context_length, stride)
     if sample and sample < len(tokens):
         chosen = np.linspace(0, len(windows) - 1, max(1, round(len(windows) * sample / len(tokens))))
         windows = [windows[int(i)] for i in np.unique(chosen.round())]
@@ -136,7 +128,24 @@ def evaluate_tokens(
     for window in windows:
         scored = tokens.read(window.first_scored + 1, window.end - window.first_scored)
         sizes += tokenizer.text_sizes[scored].sum(axis=0)
-    n_bytes, n_characters = int(sizes[0]), int(sizes[1])
+    return text_score(nats, int(sizes[0]), int(sizes[1]))
+
+
+def windows_over(tokens: TokenShards, context_length: int, stride: int) -> list[Window]:
+    """``scoring_windows`` of a text, whose stride of 0 means τ. Raises as ``evaluate_tokens`` does."""
+    if not 0 <= stride <= context_length:
+        raise ConfigError(
+            f"stride is {stride}; expected 1 to {context_length}, the model's context length, or 0 for that"
+        )
+    if len(tokens) < 2:
+        raise DataError(
+            f"the text has {len(tokens)} token(s); at least 2 are needed, one to predict the other from"
+        )
+    return list(scoring_windows(len(tokens), context_length, stride or context_length))
+
+
+def text_score(nats: np.ndarray, n_bytes: int, n_characters: int) -> TextScore:
+    """The nats of some tokens in every unit, by the bytes and characters of those tokens."""
     total = float(nats.sum())
     return TextScore(
         nats_per_token=total / len(nats),

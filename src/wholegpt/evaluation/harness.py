@@ -1,0 +1,111 @@
+"""Our models under ``lm-eval``, EleutherAI's evaluation harness, so that its tasks run on them."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wholegpt.config import Dtype, GenerationConfig
+from wholegpt.console import Console
+from wholegpt.evaluation.likelihood import Request, score_continuations
+from wholegpt.generation import generate
+from wholegpt.protocols import CausalLanguageModel
+from wholegpt.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
+
+DEFAULT_MAX_TOKENS = 256
+"""The harness's own, for tasks that do not say."""
+
+
+def harness_model(
+    model: CausalLanguageModel, tokenizer: Tokenizer, device: torch.device, dtype: Dtype, console: Console
+) -> "TemplateLM":
+    """A model for ``lm_eval.simple_evaluate(model=…)``, scored by the same engine as our own tasks.
+
+    Needs the extra ``lm-eval``. Sampling follows the tasks' temperature, top-k and top-p; other settings of
+    generation are refused by a ``ValueError``.
+    """
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    quiet = Console(quiet=True)
+
+    def scored(pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        requests = [Request(tuple(context), tuple(continuation)) for context, continuation in pairs]
+        likelihoods = score_continuations(model, requests, device, dtype, console)
+        return [(-one.nats, one.greedy) for one in likelihoods]
+
+    class HarnessModel(TemplateLM):
+        """The harness's interface over ``score_continuations`` and ``generate``."""
+
+        max_length = model.context_length
+        max_gen_toks = DEFAULT_MAX_TOKENS
+
+        @property
+        def eot_token_id(self) -> int:
+            return tokenizer.end_of_text_id
+
+        @property
+        def tokenizer_name(self) -> str:
+            return tokenizer.sha256
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            return tokenizer.encode(string, allow_special=True)
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+            results = scored([(context, continuation) for _, context, continuation in requests])
+            for (texts, _, _), result in zip(requests, results, strict=True):
+                self.cache_hook.add_partial("loglikelihood", texts, result)
+            return results
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            results: list[float] = []
+            for request in requests:
+                (text,) = request.args
+                windows = get_rolling_token_windows(
+                    self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
+                )
+                results.append(
+                    sum(nats for nats, _ in scored([make_disjoint_window(one) for one in windows]))
+                )
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
+            return results
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            results: list[str] = []
+            with console.progress("generating", len(requests)) as progress:
+                for request in requests:
+                    context, settings = request.args
+                    chosen = generation_of(settings, self.max_gen_toks)
+                    room = self.max_length - chosen.max_tokens
+                    if room < 1:
+                        raise ValueError(
+                            f"the task generates up to {chosen.max_tokens} tokens; the model sees {self.max_length}"
+                        )
+                    prompt = self.tok_encode(context)[-room:]
+                    results.append(generate(model, tokenizer, prompt, chosen, device, quiet).text)
+                    self.cache_hook.add_partial("generate_until", request.args, results[-1])
+                    progress.advance()
+            return results
+
+    return HarnessModel()
+
+
+def generation_of(settings: dict[str, Any], max_tokens: int) -> GenerationConfig:
+    """A task's settings of generation as ours. Raises ``ValueError`` for one that we do not have."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, max_tokens))
+    sampled = rest.pop("do_sample")
+    temperature = rest.pop("temperature", 1.0)
+    chosen = GenerationConfig(
+        max_tokens=rest.pop("max_gen_toks"),
+        temperature=temperature if sampled else 0.0,
+        top_k=rest.pop("top_k", 0),
+        top_p=rest.pop("top_p", 1.0),
+        stop=tuple(text for text in rest.pop("until") if text),
+    )
+    if rest.pop("num_beams", 1) != 1 or rest:
+        raise ValueError(f"generation settings that wholegpt does not have: {', '.join(rest) or 'num_beams'}")
+    return chosen

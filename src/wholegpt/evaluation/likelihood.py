@@ -1,0 +1,216 @@
+"""How likely a model finds continuations of contexts: what multiple choice, cloze and last words are judged by.
+
+Sequences that begin alike are computed together: the shared beginning once, its keys and values then serve
+all of them. The others go in batches of similar length.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wholegpt.config import Dtype
+from wholegpt.console import Console, Progress
+from wholegpt.errors import DataError
+from wholegpt.evaluation.perplexity import TOKENS_AT_ONCE
+from wholegpt.protocols import Cache, CausalLanguageModel
+from wholegpt.runtime import compute_in
+from wholegpt.tokenizers import Tokenizer
+
+LEAST_SHARED = 16
+"""Tokens of a shared beginning below which a pass of its own does not pay."""
+LOGITS_AT_ONCE = 2**24
+"""Most logits of a batch: 64 MB in float32."""
+CACHED_AT_ONCE = 2**17
+"""Most positions that the caches of one batch hold, over all its sequences."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A continuation to be scored, and the context before it."""
+
+    context_ids: tuple[int, ...]
+    """At least one."""
+    continuation_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, context: str, continuation: str) -> "Request":
+        """The ids of both texts as of one: spaces that end the context go to the continuation.
+
+        The context's ids are as many as it has by itself, and the continuation's the rest, at least one. Before an
+        empty context stands end-of-text, or, where the vocabulary has none, the first token of the continuation.
+        Raises ``DataError`` for two texts of which nothing is left to score.
+        """
+        stripped = context.rstrip()
+        whole = tokenizer.encode(context + continuation)
+        n_context = len(tokenizer.encode(stripped))
+        if not stripped and tokenizer.has_end_of_text:
+            whole, n_context = [tokenizer.end_of_text_id, *whole], 1
+        if len(whole) < 2:
+            raise DataError(f"after {context!r} nothing of {continuation!r} is left to score")
+        n_context = min(max(1, n_context), len(whole) - 1)
+        return cls(tuple(whole[:n_context]), tuple(whole[n_context:]))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model makes of a continuation."""
+
+    nats: float
+    """−ln p(continuation | context), summed over its tokens."""
+    tokens: int
+    """How many of them were scored."""
+    greedy: bool
+    """Whether each of them is the likeliest at its place."""
+    truncated: bool
+    """Whether context and continuation are longer than the model's context: then the first tokens are left out."""
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    number: int
+    token_ids: tuple[int, ...]
+    scored: int
+    """The last so many of them."""
+    truncated: bool
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return self.token_ids[:-1]
+
+    @property
+    def first_scored(self) -> int:
+        """The first input whose successor is scored."""
+        return len(self.token_ids) - 1 - self.scored
+
+
+@torch.inference_mode()
+def score_continuations(
+    model: CausalLanguageModel,
+    requests: Sequence[Request],
+    device: torch.device,
+    dtype: Dtype,
+    console: Console,
+) -> list[Likelihood]:
+    """The likelihood of each continuation, in the order of the requests.
+
+    A request longer than the model's context τ keeps its last τ + 1 tokens, as inputs and targets; a continuation
+    that is longer by itself is scored in its last τ tokens.
+    """
+    sequences = [_fitted(i, request, model.context_length) for i, request in enumerate(requests)]
+    scored: list[Likelihood | None] = [None] * len(sequences)
+    with console.progress("scoring", len(sequences)) as progress, compute_in(dtype, device):
+        alone: list[_Sequence] = []
+        for group, shared in _groups(sequences):
+            if shared < LEAST_SHARED:
+                alone.extend(group)
+            else:
+                _score_group(model, group, shared, device, scored, progress)
+        alone.sort(key=lambda one: len(one.token_ids))
+        for batch in _batches(alone, model, shared=0):
+            _score_batch(model, batch, 0, None, device, scored, progress)
+    return [one for one in scored if one is not None]
+
+
+def _fitted(number: int, request: Request, context_length: int) -> _Sequence:
+    whole = request.context_ids + request.continuation_ids
+    token_ids = whole[-(context_length + 1) :]
+    scored = min(len(request.continuation_ids), len(token_ids) - 1)
+    return _Sequence(number, token_ids, scored, len(token_ids) < len(whole))
+
+
+def _groups(sequences: list[_Sequence]) -> Iterator[tuple[list[_Sequence], int]]:
+    """Sequences with a common beginning, and its length, which ends before the first token that any scores.
+
+    In sorted order each sequence joins the group before it where that saves more tokens than it costs, by a
+    beginning that is shorter for all.
+    """
+    group: list[_Sequence] = []
+    shared = 0
+    for one in sorted(sequences, key=lambda one: one.token_ids):
+        common = min(_common(group[0].inputs, one.inputs), shared, one.first_scored) if group else 0
+        if group and len(group) * common >= (len(group) - 1) * shared and common >= LEAST_SHARED:
+            group.append(one)
+            shared = common
+            continue
+        if group:
+            yield group, shared if len(group) > 1 else 0
+        group, shared = [one], one.first_scored
+    if group:
+        yield group, shared if len(group) > 1 else 0
+
+
+def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Length of the common beginning."""
+    for i, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return i
+    return min(len(left), len(right))
+
+
+def _score_group(
+    model: CausalLanguageModel,
+    group: list[_Sequence],
+    shared: int,
+    device: torch.device,
+    scored: list[Likelihood | None],
+    progress: Progress,
+) -> None:
+    beginning = model.new_cache(1, shared)
+    model.read(torch.tensor([group[0].inputs[:shared]], device=device), beginning)
+    group.sort(key=lambda one: len(one.token_ids))
+    for batch in _batches(group, model, shared):
+        longest = max(len(one.inputs) for one in batch)
+        _score_batch(model, batch, shared, beginning.repeated(len(batch), longest), device, scored, progress)
+
+
+def _batches(
+    sequences: list[_Sequence], model: CausalLanguageModel, shared: int
+) -> Iterator[list[_Sequence]]:
+    """Neighbours, as many as fit into the limits of a batch, of which the last is the longest."""
+    most_scored = LOGITS_AT_ONCE // model.vocab_size
+    batch: list[_Sequence] = []
+    for one in sequences:
+        rows = len(batch) + 1
+        too_many = (
+            rows * (len(one.inputs) - shared) > TOKENS_AT_ONCE
+            or rows * len(one.inputs) > CACHED_AT_ONCE
+            or sum(other.scored for other in batch) + one.scored > most_scored
+        )
+        if batch and too_many:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _score_batch(
+    model: CausalLanguageModel,
+    batch: list[_Sequence],
+    shared: int,
+    cache: Cache | None,
+    device: torch.device,
+    scored: list[Likelihood | None],
+    progress: Progress,
+) -> None:
+    """Score sequences whose first ``shared`` inputs are in the cache. Padding stands behind, where nothing sees it."""
+    longest = max(len(one.inputs) for one in batch) - shared
+    inputs = torch.zeros(len(batch), longest, dtype=torch.long)
+    places = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for row, one in enumerate(batch):
+        rest = one.inputs[shared:]
+        inputs[row, : len(rest)] = torch.tensor(rest)
+        places[row, one.first_scored - shared : len(rest)] = True
+    logits = model.logits_at(inputs.to(device), places.to(device), cache).cpu().double()
+    for one, some in zip(batch, logits.split([one.scored for one in batch]), strict=True):
+        scored[one.number] = _likelihood(one, some)
+    progress.advance(len(batch))
+
+
+def _likelihood(one: _Sequence, logits: Tensor) -> Likelihood:
+    targets = torch.tensor(one.token_ids[len(one.token_ids) - one.scored :], dtype=torch.long)
+    chosen = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])
+    greedy = bool((logits.argmax(dim=-1) == targets).all())
+    return Likelihood(-float(chosen.sum()), one.scored, greedy, one.truncated)

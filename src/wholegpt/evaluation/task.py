@@ -1,0 +1,257 @@
+"""A model against a file of examples: reading it, few-shot prompts, and the figures with their intervals."""
+
+import dataclasses
+import importlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from wholegpt.config import Dtype, GenerationConfig
+from wholegpt.console import Console
+from wholegpt.data import JSON_LINES_SUFFIXES, read_lines
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
+from wholegpt.evaluation.likelihood import Request, score_continuations
+from wholegpt.generation import generate
+from wholegpt.metrics import Estimate
+from wholegpt.protocols import CausalLanguageModel
+from wholegpt.tokenizers import Tokenizer
+
+SHOTS_JOINED_BY = "\n\n"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How a model did on a file of examples."""
+
+    kind: str
+    examples: int
+    shots: int
+    """Solved examples before each; they are not scored."""
+    metrics: dict[str, Estimate]
+    means: Mapping[str, str]
+    """Those of the figures that are means over the examples, and the field of the records that they are the mean of."""
+    truncated: int
+    """Examples that are longer than the model's context, whose beginning was left out."""
+    records: list[Record]
+    """What became of each example, with the number of its line."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, without the records."""
+        return {
+            "kind": self.kind,
+            "examples": self.examples,
+            "shots": self.shots,
+            "truncated": self.truncated,
+            **{name: estimate.to_json() for name, estimate in self.metrics.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one kind, by the numbers of their lines."""
+
+    path: Path
+    by_line: dict[int, Example]
+
+    @property
+    def kind(self) -> type[Example]:
+        """What all of them are."""
+        return type(next(iter(self.by_line.values())))
+
+
+def is_task_file(path: Path, text_field: str = "text") -> bool:
+    """Whether the first line of a file asks something; else it is a text, or holds one in ``text_field``."""
+    if path.suffix.lower() not in JSON_LINES_SUFFIXES or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        record = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    asks = "answer" in record or "choices" in record
+    return _kind_of(record) is not None or asks or not isinstance(record.get(text_field), str)
+
+
+def read_examples(path: Path) -> Examples:
+    """The examples of a file of JSON lines, all of one kind.
+
+    Raises ``DataError`` naming the line, for a field that is missing, unknown or of the wrong type, and for an answer
+    that is no index.
+    """
+    kind: type[Example] | None = None
+    by_line: dict[int, Example] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is not JSON: {error}") from None
+        kind = kind or (_kind_of(record) if isinstance(record, dict) else None)
+        if kind is None:
+            known = "; ".join(f"{one.kind}: {', '.join(_fields(one)[0])}" for one in KINDS)
+            raise DataError(f"{where}: is no example; its fields are those of no kind ({known})")
+        by_line[number] = _example(kind, record, where)
+    if not by_line:
+        raise DataError(f"{path}: holds no examples")
+    if kind is Classification:
+        complete = Classification.complete(
+            [one for one in by_line.values() if isinstance(one, Classification)]
+        )
+        by_line = dict(zip(by_line, complete, strict=True))
+    return Examples(path, by_line)
+
+
+def _fields(kind: type[Example]) -> tuple[list[str], list[str]]:
+    """The fields that a line must have, and those that it may have."""
+    fields = dataclasses.fields(kind)
+    return [f.name for f in fields if f.default is dataclasses.MISSING], [f.name for f in fields]
+
+
+def _kind_of(record: dict[str, Any]) -> type[Example] | None:
+    for kind in KINDS:
+        needed, allowed = _fields(kind)
+        if set(needed) <= record.keys() <= {*allowed, "id"}:
+            return kind
+    return None
+
+
+def _example(kind: type[Example], record: Any, where: str) -> Example:
+    needed, allowed = _fields(kind)
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected a JSON object")
+    missing = [name for name in needed if name not in record]
+    unknown = sorted(record.keys() - {*allowed, "id"})
+    if missing or unknown:
+        raise DataError(
+            f"{where}: "
+            + "; ".join([*(f"lacks '{name}'" for name in missing), *(f"has '{n}'" for n in unknown)])
+            + f"; a line of a {kind.kind} file has {', '.join(allowed)}"
+        )
+    try:
+        return msgspec.convert({name: value for name, value in record.items() if name != "id"}, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        problem, _, field = str(error).replace("`", "'").partition(" - at ")
+        raise DataError(
+            f"{where}: {field.strip(chr(39)).removeprefix('$.') + ': ' if field else ''}{problem}"
+        ) from None
+
+
+def few_shot(examples: Examples, shots: int, pool: Examples | None, seed: int) -> tuple[str, Examples]:
+    """What stands before every example, and the examples that are left to be scored.
+
+    ``shots`` solved examples, drawn from ``pool`` without replacement or else from the file itself, which then
+    lacks them. The same ``seed`` draws the same ones.
+    """
+    if shots == 0:
+        return "", examples
+    source = pool or examples
+    if pool and pool.kind is not examples.kind:
+        raise DataError(
+            f"{pool.path}: holds {pool.kind.kind} examples, {examples.path} {examples.kind.kind} ones"
+        )
+    if shots < 0 or shots >= len(source.by_line) + bool(pool):
+        raise ConfigError(
+            f"shots is {shots}; {source.path} has {len(source.by_line)} examples to draw them from"
+        )
+    drawn = random.Random(seed).sample(sorted(source.by_line), shots)
+    before = "".join(source.by_line[line].solved() + SHOTS_JOINED_BY for line in drawn)
+    rest = {n: one for n, one in examples.by_line.items() if pool or n not in drawn}
+    return before, Examples(examples.path, rest)
+
+
+def evaluate_task(
+    model: CausalLanguageModel,
+    tokenizer: Tokenizer,
+    examples: Examples,
+    device: torch.device,
+    dtype: Dtype,
+    console: Console,
+    *,
+    shots: int = 0,
+    pool: Examples | None = None,
+    seed: int = 1337,
+    generation: GenerationConfig | None = None,
+) -> TaskScore:
+    """Score examples, each after ``shots`` solved ones (``few_shot``).
+
+    What is too long for the model loses its beginning, and is counted; where a text is generated, what leaves no room
+    for it. ``generation`` is how: the likeliest token each, up to 100 of them and to the end of the line, unless given.
+    Raises ``ModuleNotFoundError`` before anything is computed where a figure needs a module that is not installed.
+    """
+    for module in examples.kind.needs:
+        importlib.import_module(module)
+    before, left = few_shot(examples, shots, pool, seed)
+    if examples.kind is Generation:
+        settings = generation or GenerationConfig(max_tokens=100, temperature=0, stop=("\n",))
+        records, truncated = _generate(model, tokenizer, left, before, settings, device, console)
+    else:
+        records, truncated = _choose(model, tokenizer, left, before, device, dtype, console)
+    kind = examples.kind
+    return TaskScore(kind.kind, len(records), shots, kind.metrics(records), kind.means, truncated, records)
+
+
+def _choose(
+    model: CausalLanguageModel,
+    tokenizer: Tokenizer,
+    examples: Examples,
+    before: str,
+    device: torch.device,
+    dtype: Dtype,
+    console: Console,
+) -> tuple[list[Record], int]:
+    asked = {line: one.pairs() for line, one in examples.by_line.items() if not isinstance(one, Generation)}
+    requests = [
+        Request.of(tokenizer, before + context, continuation)
+        for pairs in asked.values()
+        for context, continuation in pairs
+    ]
+    likelihoods = iter(score_continuations(model, requests, device, dtype, console))
+    records, truncated = [], 0
+    for line, pairs in asked.items():
+        some = [next(likelihoods) for _ in pairs]
+        example = examples.by_line[line]
+        assert not isinstance(example, Generation)
+        records.append({"line": line, **example.record(some)})
+        truncated += any(one.truncated for one in some)
+    return records, truncated
+
+
+def _generate(
+    model: CausalLanguageModel,
+    tokenizer: Tokenizer,
+    examples: Examples,
+    before: str,
+    settings: GenerationConfig,
+    device: torch.device,
+    console: Console,
+) -> tuple[list[Record], int]:
+    room = model.context_length - settings.max_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_tokens is {settings.max_tokens}; the model sees {model.context_length} tokens, and some of them "
+            "have to be the prompt's"
+        )
+    records: list[Record] = []
+    truncated = 0
+    quiet = Console(quiet=True)
+    with console.progress("generating", len(examples.by_line)) as progress:
+        for line, example in examples.by_line.items():
+            assert isinstance(example, Generation)
+            prompt = tokenizer.encode(before + example.prompt)
+            text = generate(model, tokenizer, prompt[-room:], settings, device, quiet).text
+            records.append({"line": line, **example.generated_record(text.strip())})
+            truncated += len(prompt) > room
+            progress.advance()
+    return records, truncated

@@ -1,0 +1,74 @@
+"""How sure a figure is: the bootstrap (Efron 1979), and paired tests of two models on the same examples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Real
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+Statistic = Callable[[Int[np.ndarray, " N"]], float]
+"""A figure of the examples with these numbers, which may repeat."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def mapped(self, rising: Callable[[float], float]) -> "Estimate":
+        """The estimate of a rising function of the figure."""
+        return Estimate(rising(self.value), rising(self.low), rising(self.high))
+
+    def to_json(self) -> dict[str, float | None]:
+        """As plain values; ``None`` for what is not a number."""
+        return {name: x if np.isfinite(x) else None for name, x in vars(self).items()}
+
+
+def bootstrap(n_examples: int, statistic: Statistic, seed: int = 0) -> Estimate:
+    """``statistic`` of all examples, and the 2.5% and 97.5% quantiles of it over resamples with replacement."""
+    generator = np.random.default_rng(seed)
+    resampled = [statistic(generator.integers(n_examples, size=n_examples)) for _ in range(RESAMPLES)]
+    low, high = _quantiles(np.array(resampled))
+    return Estimate(statistic(np.arange(n_examples)), low, high)
+
+
+def bootstrap_ratio(
+    numerators: Real[np.ndarray, " N"], denominators: Real[np.ndarray, " N"], seed: int = 0
+) -> Estimate:
+    """``bootstrap`` of Σ numerators / Σ denominators; a mean where the denominators are 1."""
+    n_examples = len(numerators)
+    counts = np.random.default_rng(seed).multinomial(
+        n_examples, np.full(n_examples, 1 / n_examples), RESAMPLES
+    )
+    below = counts @ denominators
+    resampled = np.divide(counts @ numerators, below, out=np.full(RESAMPLES, np.nan), where=below > 0)
+    low, high = _quantiles(resampled)
+    whole = float(denominators.sum())
+    return Estimate(float(numerators.sum()) / whole if whole else np.nan, low, high)
+
+
+def paired_p_value(differences: Real[np.ndarray, " N"], seed: int = 0) -> float:
+    """How often a mean at least as far from 0 arises when the sign of each difference is a coin's (Fisher 1935).
+
+    Two-sided, from 10,000 random assignments, the observed one counted among them.
+    """
+    generator, resamples = np.random.default_rng(seed), 10_000
+    observed = abs(float(differences.sum()))
+    as_far = 1
+    for _ in range(resamples // 100):
+        signs = generator.integers(0, 2, size=(100, len(differences))) * 2 - 1
+        as_far += int((np.abs(signs @ differences) >= observed * (1 - 1e-12)).sum())
+    return as_far / (resamples + 1)
+
+
+def _quantiles(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return np.nan, np.nan
+    tail = (1 - CONFIDENCE) / 2
+    return float(np.quantile(known, tail)), float(np.quantile(known, 1 - tail))

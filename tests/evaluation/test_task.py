@@ -1,0 +1,310 @@
+"""Files of examples: reading them, few-shot prompts, and figures worked out by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import Fails
+from wholegpt.cli import main
+from wholegpt.config import Dtype
+from wholegpt.console import Console
+from wholegpt.errors import DataError
+from wholegpt.evaluation import read_examples
+from wholegpt.evaluation.examples import Choice, Classification, Cloze, Generation, LastWord, Score
+from wholegpt.evaluation.task import few_shot
+from wholegpt.language_model import LanguageModel, load
+
+QUIET = Console(quiet=True)
+LINES: dict[str, list[dict[str, Any]]] = {
+    "choice": [
+        {"context": "the of", "choices": ["and a", "to"], "answer": 0},
+        {"context": "is you that", "choices": ["it", "he was", "for on"], "answer": 2, "id": "x"},
+        {"context": "with as", "choices": ["his", "they"], "answer": 1},
+    ],
+    "cloze": [
+        {"text": "the of _ a to", "choices": ["and", "for"], "answer": 0},
+        {"text": "is you _ it he", "choices": ["that", "this"], "answer": 0},
+    ],
+    "last word": [{"passage": "the of and a to in is you"}, {"passage": "that it he was\n"}],
+    "classification": [
+        {"prompt": "the of and:", "label": "is"},
+        {"prompt": "you that it:", "label": "he"},
+        {"prompt": "his they at:", "label": "is"},
+    ],
+    "score": [
+        {"prompt": "the of:", "choices": ["1", "2"], "score": 1.25},
+        {"prompt": "and a to:", "choices": ["1", "2"], "score": 2},
+        {"prompt": "in is:", "choices": ["1", "2"], "score": 1},
+    ],
+    "generation": [
+        {"prompt": "the of", "references": "and a to"},
+        {"prompt": "in is", "references": ["you that", "it he"]},
+    ],
+}
+
+
+def save(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    path = folder / "examples.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A fresh model of bytes: it can read anything, and finds nothing likely."""
+    torch.manual_seed(2)
+    fresh = load("modern-tiny")
+    with torch.no_grad():
+        for parameter in fresh.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return fresh
+
+
+def nats(lm: LanguageModel, context: str, continuation: str) -> float:
+    """−ln p(continuation | context), of bytes, one forward pass."""
+    ids = lm.tokenizer.encode(context) if context else [lm.tokenizer.end_of_text_id]
+    whole = ids + lm.tokenizer.encode(continuation)
+    with torch.inference_mode():
+        chosen = torch.log_softmax(lm.model(torch.tensor([whole[:-1]]))[0], dim=-1)
+    return -sum(float(chosen[i - 1, whole[i]]) for i in range(len(ids), len(whole)))
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_kinds_are_recognised(kind: str, tmp_path: Path) -> None:
+    examples = read_examples(save(tmp_path, LINES[kind]))
+    assert examples.kind.kind == kind
+    assert list(examples.by_line) == list(range(1, len(LINES[kind]) + 1))
+
+
+def test_choice(lm: LanguageModel, tmp_path: Path) -> None:
+    score = lm.evaluate_task(save(tmp_path, LINES["choice"]), dtype=Dtype.float32, console=QUIET)
+    right = {"accuracy": 0, "accuracy_per_token": 0, "accuracy_per_byte": 0}
+    for line, record in zip(LINES["choice"], score.records, strict=True):
+        by_hand = [nats(lm, line["context"], " " + choice) for choice in line["choices"]]
+        assert record["nats"] == pytest.approx(by_hand, abs=1e-4)
+        tokens = [n / (1 + len(c)) for n, c in zip(by_hand, line["choices"], strict=True)]
+        n_bytes = [n / len(c) for n, c in zip(by_hand, line["choices"], strict=True)]
+        for name, values in zip(right, (by_hand, tokens, n_bytes), strict=True):
+            right[name] += min(range(len(values)), key=values.__getitem__) == line["answer"]
+    assert {name: estimate.value for name, estimate in score.metrics.items()} == {
+        name: count / 3 for name, count in right.items()
+    }
+    assert (score.examples, score.truncated, score.shots) == (3, 0, 0)
+
+
+def test_cloze(lm: LanguageModel, tmp_path: Path) -> None:
+    score = lm.evaluate_task(save(tmp_path, LINES["cloze"]), dtype=Dtype.float32, console=QUIET)
+    record = score.records[0]
+    assert record["nats_full"] == pytest.approx(
+        [nats(lm, "", "the of and a to"), nats(lm, "", "the of for a to")], abs=1e-4
+    )
+    assert record["nats_partial"] == pytest.approx(
+        [nats(lm, "the of and", " a to"), nats(lm, "the of for", " a to")], abs=1e-4
+    )
+    assert score.metrics.keys() == {"accuracy_full", "accuracy_partial"}
+
+
+def test_last_word(lm: LanguageModel, tmp_path: Path) -> None:
+    import math
+
+    score = lm.evaluate_task(save(tmp_path, LINES["last word"]), dtype=Dtype.float32, console=QUIET)
+    by_hand = [nats(lm, "the of and a to in is", " you"), nats(lm, "that it he", " was")]
+    assert [record["nats"] for record in score.records] == pytest.approx(by_hand, abs=1e-4)
+    assert score.metrics["perplexity_per_word"].value == pytest.approx(math.exp(sum(by_hand) / 2), rel=1e-4)
+
+
+def test_classification_and_score(lm: LanguageModel, tmp_path: Path) -> None:
+    import math
+
+    labelled = lm.evaluate_task(save(tmp_path, LINES["classification"]), dtype=Dtype.float32, console=QUIET)
+    assert labelled.metrics.keys() == {"accuracy", "f1", "f1_macro", "matthews_correlation"}
+    weights = [math.exp(-nats(lm, "the of and:", " " + label)) for label in ("he", "is")]
+    probabilities = labelled.records[0]["probabilities"]
+    assert list(probabilities) == ["he", "is"]
+    assert probabilities["he"] == pytest.approx(weights[0] / sum(weights), abs=1e-4)
+    scored = lm.evaluate_task(save(tmp_path, LINES["score"]), dtype=Dtype.float32, console=QUIET)
+    weights = [math.exp(-nats(lm, "the of:", " " + number)) for number in ("1", "2")]
+    assert scored.records[0]["expected"] == pytest.approx(
+        (weights[0] + 2 * weights[1]) / sum(weights), abs=1e-4
+    )
+    assert scored.metrics.keys() == {"pearson_correlation", "spearman_correlation", "squared_error"}
+
+
+def test_written(lm: LanguageModel, tmp_path: Path) -> None:
+    score = lm.evaluate_task(save(tmp_path, LINES["generation"]), console=QUIET)
+    greedy = lm.generate("the of", max_tokens=100, temperature=0, stop="\n", console=QUIET)
+    assert score.records[0]["generated"] == greedy.text.strip()
+    assert score.metrics.keys() == {"bleu", "rouge1", "rouge2", "rougeL"}
+
+
+def test_shots_are_drawn_once_and_not_scored(lm: LanguageModel, tmp_path: Path) -> None:
+    path = save(tmp_path, LINES["choice"])
+    examples = read_examples(path)
+    before, left = few_shot(examples, 2, None, seed=1)
+    assert before.endswith("\n\n") and before.count("\n\n") == 2
+    (line,) = left.by_line
+    solved = {n: one.solved() for n, one in examples.by_line.items()}
+    assert solved[1] == "the of and a"
+    assert sorted(before.split("\n\n")[:-1]) == sorted(text for n, text in solved.items() if n != line)
+    assert few_shot(examples, 2, None, seed=1)[0] == before
+    assert {few_shot(examples, 1, None, seed)[0] for seed in range(20)} == {
+        t + "\n\n" for t in solved.values()
+    }
+    assert few_shot(examples, 3, examples, seed=1)[1] == examples  # a pool of its own leaves all to be scored
+    score = lm.evaluate_task(path, shots=2, seed=1, dtype=Dtype.float32, console=QUIET)
+    example = LINES["choice"][line - 1]
+    by_hand = [nats(lm, before + example["context"], " " + choice) for choice in example["choices"]]
+    assert score.records[0]["nats"] == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_examples_longer_than_the_context_are_counted(lm: LanguageModel, tmp_path: Path) -> None:
+    long = {"context": "the of " * 100, "choices": ["and", "to"], "answer": 0}
+    score = lm.evaluate_task(save(tmp_path, [*LINES["choice"], long]), dtype=Dtype.float32, console=QUIET)
+    assert score.truncated == 1
+    kept = long["context"].rstrip()[-(lm.model.context_length + 1 - 4) :]
+    assert score.records[3]["nats"][0] == pytest.approx(nats(lm, kept, " and"), abs=1e-3)
+
+
+BAD_LINES: dict[str, tuple[str, str]] = {
+    "no JSON": ("{", "is not JSON"),
+    "a wrong field": ('{"context": "a", "choice": ["b"], "answer": 0}', "fields are those of no kind"),
+    "no object": ("[1]", "fields are those of no kind"),
+}
+BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
+    "no JSON": ("{", "line 2 is not JSON"),
+    "no object": ("3", "line 2: expected a JSON object"),
+    "a missing field": ('{"context": "a", "answer": 0}', "line 2: lacks 'choices'"),
+    "a field of another kind": ('{"prompt": "a", "label": "b"}', "has 'label'; has 'prompt'"),
+    "an answer out of range": (
+        '{"context": "a", "choices": ["b", "c"], "answer": 2}',
+        "answer is 2; expected an index",
+    ),
+    "a negative answer": ('{"context": "a", "choices": ["b", "c"], "answer": -1}', "answer is -1"),
+    "an answer that is a text": (
+        '{"context": "a", "choices": ["b", "c"], "answer": "b"}',
+        "answer: Expected 'int'",
+    ),
+    "one choice": ('{"context": "a", "choices": ["b"], "answer": 0}', "choices has 1 entries"),
+    "a choice that is no text": (
+        '{"context": "a", "choices": ["b", 1], "answer": 0}',
+        "choices[1]: Expected 'str'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SECOND_LINES)
+def test_bad_lines_are_named(name: str, tmp_path: Path, trained_run: Path, fails: Fails) -> None:
+    line, expected = BAD_SECOND_LINES[name]
+    path = save(tmp_path, LINES["choice"][:1])
+    path.write_text(path.read_text() + line + "\n")
+    message = fails("evaluate", trained_run, path, "--quiet")
+    assert expected in message and str(path) in message
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_files_of_no_kind(name: str, tmp_path: Path) -> None:
+    line, expected = BAD_LINES[name]
+    path = tmp_path / "examples.jsonl"
+    path.write_text(line)
+    with pytest.raises(DataError, match=expected):
+        read_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ({"text": "no blank", "choices": ["a", "b"], "answer": 0}, "holds 0 times '_'"),
+        ({"text": "at the _", "choices": ["a", "b"], "answer": 0}, "nothing follows the blank"),
+        ({"passage": "word"}, "fewer than two words"),
+        ({"prompt": "a", "choices": ["1", "x"], "score": 1}, "'x', which is no number"),
+        ({"prompt": "a", "references": []}, "references is empty"),
+        ({"prompt": "a", "label": "b"}, "all examples have the label 'b'"),
+    ],
+)
+def test_examples_that_make_no_sense(line: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=expected):
+        read_examples(save(tmp_path, [line]))
+
+
+def test_commands(
+    tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, records = save(tmp_path, LINES["choice"]), tmp_path / "records.jsonl"
+    arguments = ["evaluate", str(trained_run), str(path), "--quiet", "--shots", "1", "--seed", "3"]
+    assert main([*arguments, "--json", "--records", str(records)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["kind"] == "choice" and result["examples"] == 2 and result["shots"] == 1
+    assert result["accuracy"].keys() == {"value", "low", "high"}
+    assert [json.loads(line)["line"] for line in records.read_text().splitlines()]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy per byte" in shown and "2 examples (choice), 1 shots" in shown
+    assert "shots is 3" in fails(*arguments[:4], "--shots", "3")
+    assert "--stride means nothing for a file of examples" in fails(*arguments[:4], "--stride", "4")
+    text = tmp_path / "text.txt"
+    text.write_text("the of and a to in is you\n")
+    assert "--shots means nothing for text" in fails("evaluate", trained_run, text, "--shots", "1")
+    assert "--max-tokens means nothing for text" in fails("evaluate", trained_run, text, "--max-tokens", "9")
+    assert "--encoding means nothing for a run's own" in fails(
+        "evaluate", trained_run, "--encoding", "latin-1"
+    )
+    assert "by itself" in fails("evaluate", trained_run, path, text)
+    generated = save(tmp_path, LINES["generation"])
+    assert main(["evaluate", str(trained_run), str(generated), "--quiet", "--max-tokens", "5"]) == 0
+    assert "bleu" in capsys.readouterr().out
+    assert "max_tokens is 99" in fails("evaluate", trained_run, generated, "--max-tokens", "99", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"context": "a", "choice": ["b"], "answer": 0},
+        {"text": "a _ b", "choice": ["b"], "answer": 0},
+        {"q": 1},
+    ],
+)
+def test_a_wrong_field_on_the_first_line_is_no_text(
+    line: dict[str, Any], tmp_path: Path, trained_run: Path, fails: Fails
+) -> None:
+    assert "fields are those of no kind" in fails("evaluate", trained_run, save(tmp_path, [line]), "--quiet")
+
+
+def test_compare(tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path, LINES["choice"])
+    both = [str(trained_run), str(trained_run)]
+    assert main(["compare", *both, str(path), "--json", "--quiet"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"]["difference"] == 0 and result["accuracy"]["p_value"] == 1
+    assert result["accuracy"]["better"] == "uncertain"
+    text = tmp_path / "text.txt"
+    text.write_text("the of and a to in is you that it he was for on are with as his they\n" * 40)
+    assert main(["compare", *both, str(text), "--quiet"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert "name what both are to be measured on" in fails("compare", *both)
+
+
+def test_compare_finds_the_better_model(tmp_path: Path, trained_run: Path) -> None:
+    from wholegpt.language_model import compare
+
+    trained = load(trained_run)
+    worse = load(trained_run)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in worse.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    text = tmp_path / "text.txt"
+    text.write_text("the of and a to in is you that it he was for on are with as his they\n" * 40)
+    difference = compare(trained, worse, text, console=QUIET)["bits_per_byte"]
+    assert difference.difference.low > 0 and difference.p_value < 0.001
+    assert difference.difference.value == pytest.approx(difference.second - difference.first, rel=0.02)
+    assert difference.better == "first"
+
+
+def test_every_kind_has_an_example() -> None:
+    from wholegpt.evaluation.examples import KINDS
+
+    assert {kind.kind for kind in KINDS} == LINES.keys()
+    assert set(KINDS) == {Choice, Cloze, LastWord, Classification, Score, Generation}

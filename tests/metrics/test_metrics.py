@@ -1,0 +1,116 @@
+"""Metrics against the packages they stand for, closed forms and figures worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from wholegpt.metrics import (
+    accuracy,
+    bleu,
+    bleu_counts,
+    bootstrap,
+    bootstrap_ratio,
+    f1_binary,
+    f1_macro,
+    matthews_correlation,
+    paired_p_value,
+    pearson_correlation,
+    rouge,
+    spearman_correlation,
+)
+
+TRUTH, PREDICTED = list("aabbbcca"), list("abbbacca")
+
+
+def test_classification_by_hand() -> None:
+    assert accuracy(TRUTH, PREDICTED) == 6 / 8
+    # a: 2 true positives, 1 false positive, 1 false negative; b: the same; c: 2, 0, 0.
+    assert f1_binary(TRUTH, PREDICTED, "a") == pytest.approx(4 / 6)
+    assert f1_macro(TRUTH, PREDICTED) == pytest.approx((4 / 6 + 4 / 6 + 1) / 3)
+
+
+def test_matthews_by_its_formula() -> None:
+    truth, predicted = list("pppppnnn"), list("ppppnpnn")
+    tp, tn, fp, fn = 4, 2, 1, 1
+    expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert matthews_correlation(truth, predicted) == pytest.approx(expected)
+    assert matthews_correlation(list("pp"), list("pp")) == 0
+
+
+def test_correlations_by_their_formulas() -> None:
+    x, y = [1.0, 2.0, 4.0, 7.0, 3.0], [2.0, 1.0, 5.0, 6.0, 9.0]
+    assert pearson_correlation(x, y) == pytest.approx(float(np.corrcoef(x, y)[0, 1]))
+    ranks = [sorted(side).index for side in (x, y)]
+    assert spearman_correlation(x, y) == pytest.approx(
+        float(np.corrcoef([ranks[0](value) for value in x], [ranks[1](value) for value in y])[0, 1])
+    )
+    assert math.isnan(pearson_correlation([1.0, 1.0], [1.0, 2.0]))
+
+
+WRITTEN = ["the cat sat on the mat", "there is a dog in the garden now", "no"]
+REFERENCES = [
+    ["the cat is on the mat", "a cat sat on the mat"],
+    ["a dog is in the garden"],
+    ["yes", "no it is"],
+]
+
+
+def test_bleu_is_sacrebleus() -> None:
+    import sacrebleu
+
+    columns = [[some[place] if place < len(some) else None for some in REFERENCES] for place in range(2)]
+    theirs = sacrebleu.corpus_bleu(WRITTEN, columns)  # pyright: ignore[reportArgumentType]
+    counts = np.array([bleu_counts(*pair) for pair in zip(WRITTEN, REFERENCES, strict=True)])
+    assert bleu(counts) == pytest.approx(theirs.score)
+    same = bleu_counts("the same words are here", ["the same words are here"])
+    assert bleu(same[None]) == pytest.approx(100)
+
+
+def test_rouge_by_hand() -> None:
+    # Of 8 and 6 words 6 are in both, of 7 and 5 pairs "a dog", "in the", "the garden"; in order "a dog in the garden".
+    assert rouge(WRITTEN[1], REFERENCES[1]) == pytest.approx(
+        {"rouge1": 2 * 6 / (8 + 6), "rouge2": 2 * 3 / (7 + 5), "rougeL": 2 * 5 / (8 + 6)}
+    )
+    assert rouge(WRITTEN[0], REFERENCES[0]) == rouge(WRITTEN[0], REFERENCES[0][1:])  # the better of the two
+
+
+def test_interval_of_a_mean_is_the_normal_one() -> None:
+    values = np.random.default_rng(3).normal(size=2000)
+    estimate = bootstrap_ratio(values, np.ones(2000))
+    half = 1.96 * values.std() / math.sqrt(2000)
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    other = bootstrap(2000, lambda rows: float(values[rows].mean()))
+    assert other.low == pytest.approx(estimate.low, abs=0.15 * half)
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(5)
+    covered = 0
+    for seed in range(200):
+        estimate = bootstrap_ratio(generator.exponential(size=200), np.ones(200), seed)
+        covered += estimate.low <= 1 <= estimate.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_ratio_keeps_numerators_with_their_denominators() -> None:
+    weights = np.array([1.0, 10.0, 100.0, 1000.0])
+    estimate = bootstrap_ratio(3 * weights, weights)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((3, 3, 3))
+
+
+def test_p_values() -> None:
+    generator = np.random.default_rng(1)
+    assert paired_p_value(np.ones(30)) == pytest.approx(1 / 10_001)
+    assert paired_p_value(np.array([1.0, -1.0] * 10)) == 1
+    # Of 2⁵ assignments of signs two are as far from 0 as five equal differences.
+    assert paired_p_value(np.ones(5)) == pytest.approx(2 / 32, abs=0.01)
+    under_chance = [paired_p_value(generator.normal(size=40), seed) for seed in range(100)]
+    assert 0.01 <= np.mean(np.array(under_chance) < 0.1) <= 0.2
+
+
+def test_undefined_figures_are_null_in_json() -> None:
+    estimate = bootstrap_ratio(np.zeros(3), np.zeros(3))
+    assert estimate.to_json() == {"value": None, "low": None, "high": None}
