@@ -232,20 +232,19 @@ class Classification:
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
         """Accuracy, F1 (macro; of two labels that of the later in order too), Matthews correlation."""
-        truth = np.array([record["label"] for record in records])
-        chosen = np.array([record["chosen"] for record in records])
         labels = list(records[0]["probabilities"])
-        figures: dict[str, Callable[[list[str], list[str]], float]] = {
+        truth, chosen = (
+            np.array([labels.index(record[name]) for record in records]) for name in ("label", "chosen")
+        )
+        figures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
             "accuracy": accuracy,
             "f1_macro": f1_macro,
             "matthews_correlation": matthews_correlation,
         }
         if len(labels) == 2:
-            figures["f1"] = lambda truth, chosen: f1_binary(truth, chosen, labels[1])
+            figures["f1"] = lambda truth, chosen: f1_binary(truth, chosen, positive=1)
         return {
-            name: bootstrap(
-                len(records), lambda rows, figure=figure: figure(truth[rows].tolist(), chosen[rows].tolist())
-            )
+            name: bootstrap(len(records), lambda rows, figure=figure: figure(truth[rows], chosen[rows]))
             for name, figure in figures.items()
         }
 

@@ -19,7 +19,9 @@ from wholegpt.runtime import compute_in
 from wholegpt.tokenizers import Tokenizer
 
 LEAST_SHARED = 16
-"""Tokens of a shared beginning below which a pass of its own does not pay."""
+"""Tokens of a shared beginning below which it is not looked at."""
+LEAST_SAVED = 256
+"""Tokens that sharing must save a group, for which it takes passes of its own instead of room in large batches."""
 LOGITS_AT_ONCE = 2**24
 """Most logits of a batch: 64 MB in float32."""
 CACHED_AT_ONCE = 2**17
@@ -103,7 +105,7 @@ def score_continuations(
     with console.progress("scoring", len(sequences)) as progress, compute_in(dtype, device):
         alone: list[_Sequence] = []
         for group, shared in _groups(sequences):
-            if shared < LEAST_SHARED:
+            if (len(group) - 1) * shared < LEAST_SAVED:
                 alone.extend(group)
             else:
                 _score_group(model, group, shared, device, scored, progress)

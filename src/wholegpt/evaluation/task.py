@@ -188,8 +188,13 @@ def evaluate_task(
 
     What is too long for the model loses its beginning, and is counted; where a text is generated, what leaves no room
     for it. ``generation`` is how: the likeliest token each, up to 100 of them and to the end of the line, unless given.
-    Raises ``ModuleNotFoundError`` before anything is computed where a figure needs a module that is not installed.
+    Raises ``ConfigError`` for settings of generation where nothing is
+    generated, ``ModuleNotFoundError`` before anything is computed where a figure needs a module that is not installed.
     """
+    if generation and examples.kind is not Generation:
+        raise ConfigError(
+            f"{examples.path}: {examples.kind.kind} examples generate nothing; leave generation out"
+        )
     for module in examples.kind.needs:
         importlib.import_module(module)
     before, left = few_shot(examples, shots, pool, seed)
@@ -199,7 +204,9 @@ def evaluate_task(
     else:
         records, truncated = _choose(model, tokenizer, left, before, device, dtype, console)
     kind = examples.kind
-    return TaskScore(kind.kind, len(records), shots, kind.metrics(records), kind.means, truncated, records)
+    with console.working("resampling for the intervals"):
+        metrics = kind.metrics(records)
+    return TaskScore(kind.kind, len(records), shots, metrics, kind.means, truncated, records)
 
 
 def _choose(
