@@ -8,19 +8,35 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import ModelFolder, is_model_folder, load_model, own_tensors, save_model
+from wholegpt.checkpoint import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    ModelFolder,
+    is_model_folder,
+    listed,
+    load_model,
+    own_tensors,
+    save_model,
+)
 from wholegpt.config import ModelConfig, Positions, nearest
 from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import write_folder_atomic, write_json_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt
-from wholegpt.interop.certificate import Certificate, ForeignModel, Logits, compare
-from wholegpt.interop.foreign import PICKLES, pickled
+from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare
+from wholegpt.interop.foreign import PICKLES, pickled, read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.language_model import model_folder
 from wholegpt.model import Transformer
-from wholegpt.tokenizers import TOKENIZER_FILES, Tokenizer, character_tokenizer, open_tokenizer
+from wholegpt.tokenizers import (
+    END_OF_TEXT,
+    TOKENIZER_FILES,
+    Tokenizer,
+    character_tokenizer,
+    open_tokenizer,
+)
 
 CERTIFICATE, NANOGPT = "certificate.json", "ckpt.pt"
 PADDED_SHARE = 0.01
@@ -74,7 +90,7 @@ def export_model(
 ) -> Export:
     """Write a run's or model folder's model for other programs, and prove that it is the same model there.
 
-    The export goes to the folder ``out`` (``RUN-huggingface`` or ``RUN-gguf`` unless given), whole or not at all.
+    The export goes to the folder ``out`` (``RUN-huggingface`` or ``RUN-gguf-TYPE`` unless given), whole or not at all.
     ``tensor_type`` is how GGUF stores matrices. Raises ``ConfigError`` naming the settings that the format cannot
     express, ``CheckpointError`` where the measured difference exceeds the tolerance.
     """
@@ -84,8 +100,9 @@ def export_model(
         raise ConfigError(f"type {stored} is for gguf; {format_} exports are in 32 bits")
     source = Path(run)
     whole = source.resolve()
-    folder = Path(out) if out else whole.with_name(f"{whole.name}-{format_}")
-    _check_free(folder, overwrite, (folder / CERTIFICATE).is_file(), "an export")
+    kind = f"{format_}-{stored}" if format_ is Format.gguf else format_
+    folder = Path(out) if out else whole.with_name(f"{whole.name}-{kind}")
+    _check_free(folder, overwrite, _files_of_export(folder), "an export")
     loaded = load_model(model_folder(source, checkpoint, console))
     loaded.model.eval()
     export: Export | None = None
@@ -101,7 +118,7 @@ def export_model(
             gguf.write(file, loaded.model, loaded.tokenizer, stored)
             opened, unchecked = _reopened_gguf(file, loaded, console)
             tolerance = TOLERANCES[stored]
-        context_length = loaded.model.config.context_length
+        context_length = min(loaded.model.config.context_length, MOST_TOKENS)
         certificates = [
             compare(_logits(loaded.model), one, loaded.tokenizer, context_length, tolerance, console)
             for one in opened
@@ -125,12 +142,24 @@ def chosen(kind: type[T], value: str, option: str) -> T:
     return kind(value)
 
 
-def _check_free(folder: Path, overwrite: bool, replaceable: bool, what: str) -> None:
-    """Raise ``RunError`` for a folder that may not be replaced."""
-    if folder.exists() and not replaceable:
+def _check_free(folder: Path, overwrite: bool, own: set[str], what: str) -> None:
+    """Raise ``RunError`` for a folder that may not be replaced: ``own`` are the names of files that may."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not own:
         raise RunError(f"{folder}: exists and is not {what}; name another --out")
-    if folder.exists() and not overwrite:
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    if others:
+        raise RunError(f"{folder}: holds {listed(others)}, which would be lost; name another --out")
+    if not overwrite:
         raise RunError(f"{folder}: exists; name another --out, or add --overwrite to replace it")
+
+
+def _files_of_export(folder: Path) -> set[str]:
+    """Names of the files that an export wrote into ``folder``; none where it is no export."""
+    if not (folder / CERTIFICATE).is_file():
+        return set()
+    return {CERTIFICATE, *map(str, read_object(folder / CERTIFICATE).get("files", []))}
 
 
 def _reopened_huggingface(
@@ -153,7 +182,7 @@ def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[l
     own = ForeignModel("the gguf library", _logits(_built(config, gguf.read(file, config))), None)
     try:
         with console.working("opening the export with llama.cpp"):
-            return [own, gguf.open_with_llama_cpp(file, config.context_length)], []
+            return [own, gguf.open_with_llama_cpp(file, min(config.context_length, MOST_TOKENS))], []
     except ImportError as error:
         missing = (
             f"llama.cpp did not open it ({error}), so its own computation and tokenizer were not checked: "
@@ -206,9 +235,14 @@ def import_model(
     source = _model_in(path)
     name = source.parent.resolve().name if source.is_file() else source.resolve().name
     folder = Path(out) if out else Path("models") / name
-    _check_free(folder, overwrite, is_model_folder(folder), "a model folder")
+    own = {CONFIG, WEIGHTS, TOKENIZER} if is_model_folder(folder) else set()
+    _check_free(folder, overwrite, own, "a model folder")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
     vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
+    if source.is_dir() and not vocabulary.has_end_of_text:
+        console.note(
+            f"the vocabulary has no {END_OF_TEXT}; a token of another name that ends texts is not taken for one here"
+        )
     save_model(folder, _built(config, tensors), vocabulary)
     return folder
 
@@ -219,8 +253,13 @@ def _model_in(path: Path) -> Path:
         raise CheckpointError(f"{path}: no such file or folder")
     if (path / NANOGPT).is_file():
         return path / NANOGPT
-    if path.suffix in (".safetensors", ".json"):
+    if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX):
         return path.parent
+    if path.suffix in (".safetensors", ".json"):
+        raise CheckpointError(
+            f"{path}: name the folder; the weights that are read are its {huggingface.WEIGHTS}, or what its "
+            f"{huggingface.INDEX} lists"
+        )
     if path.is_file() and path.suffix in PICKLES and path.name.startswith("pytorch_model"):
         raise CheckpointError(pickled(path.parent, [path.name]))
     return path

@@ -66,8 +66,10 @@ def write_json_atomic(path: Path, value: Any) -> None:
 def write_folder_atomic(path: Path, fill: Callable[[Path], None]) -> None:
     """Create the folder ``path`` whole: ``fill`` writes into a temporary sibling, which is synced and renamed.
 
-    A folder already at ``path`` is replaced. A failure leaves whatever stood there before.
+    A folder already at ``path`` is replaced, and so is one that a link at ``path`` leads to. A failure leaves whatever
+    stood there before.
     """
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     remove_folder(temporary)

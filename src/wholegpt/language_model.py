@@ -26,6 +26,7 @@ from wholegpt.evaluation import (
     Published,
     TaskScore,
     TextEvaluation,
+    TextSizes,
     compare_tasks,
     compare_texts,
     evaluate_task,
@@ -112,6 +113,7 @@ class LanguageModel:
         self,
         *sources: str | Path,
         stride: int = 0,
+        context: int = 0,
         detokenize: Published | str = Published.none,
         dtype: Dtype = Dtype.automatic,
         encoding: str = "utf-8",
@@ -120,14 +122,14 @@ class LanguageModel:
     ) -> TextEvaluation:
         """Cross-entropy on text files, folders or JSON lines, documents joined with end-of-text.
 
-        ``stride`` below the context length gives later tokens of each window more context (0: none is
-        carried over). ``detokenize`` undoes what the published form of WikiText or the Penn Treebank did to the
-        text. The large products run in ``dtype``; automatic is what the run was trained in, where that is known
-        and possible, or what training would choose here.
+        Windows hold ``context`` tokens (0: the model's context length); a smaller ``stride`` gives the later ones of
+        each more context (0: none is carried over). ``detokenize`` undoes what the published form of WikiText or the
+        Penn Treebank did to the text. The large products run in ``dtype``; automatic is what the run was trained in,
+        where that is known and possible, or what training would choose here.
         """
         console = console or Console()
         stream: list[np.ndarray] = []
-        words = 0
+        words = n_bytes = n_characters = 0
         for source in sources:
             if not Path(source).exists():
                 raise DataError(f"{source}: no such file or folder")
@@ -135,25 +137,32 @@ class LanguageModel:
             for text in read_documents(Path(source), encoding, text_field, report):
                 plain = plain_text(text, Published(detokenize))
                 words += plain.words
+                n_bytes += len(plain.text.encode())
+                n_characters += len(plain.text)
                 joint = [self.tokenizer.end_of_text_id] if stream and self.tokenizer.has_end_of_text else []
                 stream.append(np.array(joint + self.tokenizer.encode(plain.text), dtype=np.int64))
             if report.skipped:
                 console.note(f"{source}: {report}")
         if not stream:
             raise DataError(f"{', '.join(map(str, sources)) or 'no source'}: holds no text")
-        if not self.tokenizer.keeps_text:
-            console.note(
-                "this tokenizer changes text; bytes and characters are those of the text as it spells it"
-            )
-        return self.evaluate_tokens(TokenShards([np.concatenate(stream)]), stride, dtype, console, words)
+        sizes = TextSizes(n_bytes, n_characters, words)
+        tokens = TokenShards([np.concatenate(stream)])
+        return self.evaluate_tokens(tokens, stride, dtype, console, sizes, context)
 
     def evaluate_tokens(
-        self, tokens: TokenShards, stride: int, dtype: Dtype, console: Console, words: int | None = None
+        self,
+        tokens: TokenShards,
+        stride: int,
+        dtype: Dtype,
+        console: Console,
+        sizes: TextSizes | None = None,
+        context: int = 0,
     ) -> TextEvaluation:
-        """``evaluate`` for text that is tokens already, of so many ``words``."""
-        device = self.model.device
-        chosen = self._precision(dtype)
-        return evaluate_text(self.model, tokens, self.tokenizer, device, chosen, console, stride, words)
+        """``evaluate`` for text that is tokens already, of these ``sizes``, or of those that they spell."""
+        device, chosen = self.model.device, self._precision(dtype)
+        return evaluate_text(
+            self.model, tokens, self.tokenizer, device, chosen, console, stride, sizes, context
+        )
 
     def evaluate_task(
         self,
@@ -184,8 +193,8 @@ class LanguageModel:
             generation=generation,
         )
 
-    def for_lm_eval(self, dtype: Dtype = Dtype.automatic, console: Console | None = None) -> "TemplateLM":
-        """The model for ``lm_eval.simple_evaluate(model=…)``, whose tasks then run on it (extra ``lm-eval``)."""
+    def for_lm_eval(self, dtype: Dtype = Dtype.float32, console: Console | None = None) -> "TemplateLM":
+        """The model for ``lm_eval.simple_evaluate(model=…)``, whose tasks then run on it; needs lm-eval."""
         from wholegpt.evaluation.harness import harness_model
 
         precision = self._precision(dtype)
@@ -236,7 +245,7 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
-    if task_file(*sources):
+    if task_file(*sources, text_field=settings.get("text_field")):
         return compare_tasks(
             *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
         )
@@ -276,6 +285,10 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
         for problem in problems:
             console.warn(f"{problem}; using {folder.name}")
         return folder
+    if str(path) in presets.PRESETS and not path.exists():
+        raise CheckpointError(
+            f"{path}: is a preset, which has no trained weights; name a run or a model folder"
+        )
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such run, model folder or preset; {presets.nearest(str(path), list(presets.PRESETS))}"

@@ -11,7 +11,7 @@ from tests.helpers import Fails
 from wholegpt.cli import main
 from wholegpt.config import Dtype
 from wholegpt.console import Console
-from wholegpt.errors import DataError
+from wholegpt.errors import ConfigError, DataError, NumericsError
 from wholegpt.evaluation import read_examples
 from wholegpt.evaluation.examples import Choice, Classification, Cloze, Generation, LastWord, Score
 from wholegpt.evaluation.task import few_shot
@@ -19,7 +19,7 @@ from wholegpt.language_model import LanguageModel, load
 
 QUIET = Console(quiet=True)
 LINES: dict[str, list[dict[str, Any]]] = {
-    "choice": [
+    "multiple choice": [
         {"context": "the of", "choices": ["and a", "to"], "answer": 0},
         {"context": "is you that", "choices": ["it", "he was", "for on"], "answer": 2, "id": "x"},
         {"context": "with as", "choices": ["his", "they"], "answer": 1},
@@ -47,6 +47,7 @@ LINES: dict[str, list[dict[str, Any]]] = {
 
 
 def save(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "examples.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -80,9 +81,9 @@ def test_kinds_are_recognised(kind: str, tmp_path: Path) -> None:
 
 
 def test_choice(lm: LanguageModel, tmp_path: Path) -> None:
-    score = lm.evaluate_task(save(tmp_path, LINES["choice"]), dtype=Dtype.float32, console=QUIET)
+    score = lm.evaluate_task(save(tmp_path, LINES["multiple choice"]), dtype=Dtype.float32, console=QUIET)
     right = {"accuracy": 0, "accuracy_per_token": 0, "accuracy_per_byte": 0}
-    for line, record in zip(LINES["choice"], score.records, strict=True):
+    for line, record in zip(LINES["multiple choice"], score.records, strict=True):
         by_hand = [nats(lm, line["context"], " " + choice) for choice in line["choices"]]
         assert record["nats"] == pytest.approx(by_hand, abs=1e-4)
         tokens = [n / (1 + len(c)) for n, c in zip(by_hand, line["choices"], strict=True)]
@@ -137,11 +138,11 @@ def test_written(lm: LanguageModel, tmp_path: Path) -> None:
     score = lm.evaluate_task(save(tmp_path, LINES["generation"]), console=QUIET)
     greedy = lm.generate("the of", max_tokens=100, temperature=0, stop="\n", console=QUIET)
     assert score.records[0]["generated"] == greedy.text.strip()
-    assert score.metrics.keys() == {"bleu", "rouge1", "rouge2", "rougeL"}
+    assert score.metrics.keys() == {"bleu", "rouge1", "rouge2", "rougeL", "empty"}
 
 
 def test_shots_are_drawn_once_and_not_scored(lm: LanguageModel, tmp_path: Path) -> None:
-    path = save(tmp_path, LINES["choice"])
+    path = save(tmp_path, LINES["multiple choice"])
     examples = read_examples(path)
     before, left = few_shot(examples, 2, None, seed=1)
     assert before.endswith("\n\n") and before.count("\n\n") == 2
@@ -153,16 +154,23 @@ def test_shots_are_drawn_once_and_not_scored(lm: LanguageModel, tmp_path: Path) 
     assert {few_shot(examples, 1, None, seed)[0] for seed in range(20)} == {
         t + "\n\n" for t in solved.values()
     }
-    assert few_shot(examples, 3, examples, seed=1)[1] == examples  # a pool of its own leaves all to be scored
+    with pytest.raises(ConfigError, match="has 0 examples that are not scored themselves"):
+        few_shot(examples, 1, examples, seed=1)
+    pool = save(
+        tmp_path / "pool", [*LINES["multiple choice"], {"context": "he", "choices": ["is", "a"], "answer": 0}]
+    )
+    assert few_shot(examples, 1, read_examples(pool), seed=1) == ("he is\n\n", examples)
     score = lm.evaluate_task(path, shots=2, seed=1, dtype=Dtype.float32, console=QUIET)
-    example = LINES["choice"][line - 1]
+    example = LINES["multiple choice"][line - 1]
     by_hand = [nats(lm, before + example["context"], " " + choice) for choice in example["choices"]]
     assert score.records[0]["nats"] == pytest.approx(by_hand, abs=1e-3)
 
 
 def test_examples_longer_than_the_context_are_counted(lm: LanguageModel, tmp_path: Path) -> None:
     long = {"context": "the of " * 100, "choices": ["and", "to"], "answer": 0}
-    score = lm.evaluate_task(save(tmp_path, [*LINES["choice"], long]), dtype=Dtype.float32, console=QUIET)
+    score = lm.evaluate_task(
+        save(tmp_path, [*LINES["multiple choice"], long]), dtype=Dtype.float32, console=QUIET
+    )
     assert score.truncated == 1
     kept = long["context"].rstrip()[-(lm.model.context_length + 1 - 4) :]
     assert score.records[3]["nats"][0] == pytest.approx(nats(lm, kept, " and"), abs=1e-3)
@@ -198,7 +206,7 @@ BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", BAD_SECOND_LINES)
 def test_bad_lines_are_named(name: str, tmp_path: Path, trained_run: Path, fails: Fails) -> None:
     line, expected = BAD_SECOND_LINES[name]
-    path = save(tmp_path, LINES["choice"][:1])
+    path = save(tmp_path, LINES["multiple choice"][:1])
     path.write_text(path.read_text() + line + "\n")
     message = fails("evaluate", trained_run, path, "--quiet")
     assert expected in message and str(path) in message
@@ -222,6 +230,12 @@ def test_files_of_no_kind(name: str, tmp_path: Path) -> None:
         ({"prompt": "a", "choices": ["1", "x"], "score": 1}, "'x', which is no number"),
         ({"prompt": "a", "references": []}, "references is empty"),
         ({"prompt": "a", "label": "b"}, "all examples have the label 'b'"),
+        ({"prompt": "a", "label": " "}, "label is empty"),
+        ({"prompt": "a", "label": "b", "labels": ["b", " b"]}, "labels holds 'b' twice"),
+        ({"context": "a", "choices": ["b", "b "], "answer": 1}, "choices holds 'b' twice"),
+        ({"context": "a", "choices": ["b", " "], "answer": 0}, "choices holds an empty text"),
+        ({"prompt": "a", "choices": ["1", "nan"], "score": 1}, "'nan', which is no number"),
+        ({"prompt": "a", "choices": ["1", "2"], "score": float("inf")}, "score is inf"),
     ],
 )
 def test_examples_that_make_no_sense(line: dict[str, Any], expected: str, tmp_path: Path) -> None:
@@ -232,16 +246,16 @@ def test_examples_that_make_no_sense(line: dict[str, Any], expected: str, tmp_pa
 def test_commands(
     tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, records = save(tmp_path, LINES["choice"]), tmp_path / "records.jsonl"
+    path, records = save(tmp_path, LINES["multiple choice"]), tmp_path / "records.jsonl"
     arguments = ["evaluate", str(trained_run), str(path), "--quiet", "--shots", "1", "--seed", "3"]
     assert main([*arguments, "--json", "--records", str(records)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["kind"] == "choice" and result["examples"] == 2 and result["shots"] == 1
+    assert result["kind"] == "multiple choice" and result["examples"] == 2 and result["shots"] == 1
     assert result["accuracy"].keys() == {"value", "low", "high"}
     assert [json.loads(line)["line"] for line in records.read_text().splitlines()]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "accuracy per byte" in shown and "2 examples (choice), 1 shots" in shown
+    assert "accuracy per byte" in shown and "2 examples (multiple choice), 1 shots" in shown
     assert "shots is 3" in fails(*arguments[:4], "--shots", "3")
     assert "--stride means nothing for a file of examples" in fails(*arguments[:4], "--stride", "4")
     text = tmp_path / "text.txt"
@@ -273,7 +287,7 @@ def test_a_wrong_field_on_the_first_line_is_no_text(
 
 
 def test_compare(tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:
-    path = save(tmp_path, LINES["choice"])
+    path = save(tmp_path, LINES["multiple choice"])
     both = [str(trained_run), str(trained_run)]
     assert main(["compare", *both, str(path), "--json", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -308,3 +322,77 @@ def test_every_kind_has_an_example() -> None:
 
     assert {kind.kind for kind in KINDS} == LINES.keys()
     assert set(KINDS) == {Choice, Cloze, LastWord, Classification, Score, Generation}
+
+
+def test_a_choice_that_is_cut_is_judged_by_what_is_scored_of_it(lm: LanguageModel, tmp_path: Path) -> None:
+    """A fresh model finds all bytes about as likely, so a long choice is about as good a byte as a short one."""
+    path = save(tmp_path, [{"context": "x", "choices": ["ab " * 100, "ab"], "answer": 1}])
+    (record,) = lm.evaluate_task(path, dtype=Dtype.float32, console=QUIET).records
+    assert record["truncated"]
+    sizes = (lm.model.context_length, len(" ab"))
+    rates = [n / size for n, size in zip(record["nats"], sizes, strict=True)]
+    assert rates[0] == pytest.approx(rates[1], rel=0.2)
+    long = lm.evaluate_task(path, dtype=Dtype.float32, console=QUIET).records[0]
+    per_byte = [long["nats"][0] / (300 * lm.model.context_length / 301), long["nats"][1] / 2]
+    assert long["chosen_per_byte"] == per_byte.index(min(per_byte))
+
+
+def test_weights_that_are_no_numbers_give_no_figures(lm: LanguageModel, tmp_path: Path) -> None:
+    path = save(tmp_path, LINES["multiple choice"])
+    weight = next(lm.model.parameters())
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+        with pytest.raises(NumericsError, match="gives no numbers"):
+            lm.evaluate_task(path, dtype=Dtype.float32, console=QUIET)
+        weight.copy_(kept)
+
+
+def test_records_know_their_id_and_overwrite_nothing(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
+    path = save(tmp_path, [{**line, "id": f"q{i}"} for i, line in enumerate(LINES["multiple choice"])])
+    before = path.read_text()
+    assert "exists already; name another --records" in fails("evaluate", trained_run, path, "--records", path)
+    missing = tmp_path / "no" / "records.jsonl"
+    assert "is in no folder that exists" in fails("evaluate", trained_run, path, "--records", missing)
+    assert path.read_text() == before
+    records = tmp_path / "records.jsonl"
+    assert main(["evaluate", str(trained_run), str(path), "--records", str(records), "--quiet"]) == 0
+    ids = [json.loads(line)["id"] for line in records.read_text().splitlines()]
+    assert ids == [f"q{i}" for i in range(len(LINES["multiple choice"]))]
+
+
+def test_options_that_mean_nothing_are_refused(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
+    path = save(tmp_path, LINES["multiple choice"])
+    assert "nothing is generated for multiple choice" in fails(
+        "evaluate", trained_run, path, "--max-tokens", "3"
+    )
+    assert "but shots is 0" in fails("evaluate", trained_run, path, "--examples", path)
+    assert "shots is -1; expected 0 or more" in fails("evaluate", trained_run, path, "--shots", "-1")
+    path.write_bytes(path.read_bytes() + b'{"context": "\xe9"}\n')
+    assert "is not UTF-8, as files of examples are" in fails("evaluate", trained_run, path)
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(LINES["multiple choice"][0]).encode())
+    assert len(read_examples(path).by_line) == 1
+
+
+def test_compare_reads_the_field_that_is_named(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "body.jsonl").write_text('{"body": "the of and"}\n' * 20)
+    command = [
+        "compare",
+        str(trained_run),
+        str(trained_run),
+        str(tmp_path / "body.jsonl"),
+        "--text-field",
+        "body",
+    ]
+    assert main([*command, "--json", "--quiet"]) == 0
+    result = json.loads(capsys.readouterr().out)["bits_per_byte"]
+    assert result["difference"] == 0 and result["better"] == "uncertain"
+
+
+def test_shorter_windows(trained_run: Path, text_file: Path, fails: Fails) -> None:
+    lm = load(trained_run)
+    short, whole = (lm.evaluate(text_file, context=n, console=QUIET).nats_per_token for n in (2, 0))
+    assert short > whole
+    assert "context is 999; expected 1 to" in fails("evaluate", trained_run, text_file, "--context", "999")

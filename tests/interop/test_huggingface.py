@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -18,8 +19,10 @@ from wholegpt.config import Bias, Embeddings, FeedForward, GenerationConfig, Nor
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import generate_ids
+from wholegpt.language_model import LanguageModel
 from wholegpt.model import Transformer
 from wholegpt.presets import gpt1, gpt2
+from wholegpt.tokenizers import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -284,14 +287,84 @@ def test_integers_are_no_weights(broken: Path, fails: Fails) -> None:
         ({"a": "../elsewhere.safetensors"}, "expected .safetensors files beside it"),
         ({"a": "model.bin"}, "expected .safetensors files beside it"),
         ({"a": "absent.safetensors"}, "is missing"),
-        ({"a": "model.safetensors"}, "names tensors that no file holds: a"),
+        ({"a": "other.safetensors"}, "names tensors that no file holds: a"),
         ({"a": 3}, "does not give a file for each tensor"),
         ([], "does not give a file for each tensor"),
     ],
 )
 def test_bad_indexes(weight_map: Any, expected: str, broken: Path, fails: Fails) -> None:
+    (broken / "model.safetensors").rename(broken / "other.safetensors")
     (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert expected in fails("import", broken)
+
+
+def test_one_file_wins_over_an_index_beside_it_as_in_transformers(exported: tuple[str, Path, Path]) -> None:
+    _, folder, export = exported
+    (export / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "gone.safetensors"}})
+    )
+    again = own_tensors(load_model(import_model(export, export.with_name("again"), console=QUIET)).model)
+    ours = own_tensors(load_model(folder).model)
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+def test_only_the_files_that_are_read_can_be_named(broken: Path, fails: Fails) -> None:
+    (broken / "ema.safetensors").write_bytes((broken / "model.safetensors").read_bytes())
+    assert "ema.safetensors: name the folder" in fails("import", broken / "ema.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(value: float, broken: Path, fails: Fails) -> None:
+    import safetensors.torch
+
+    tensors = safetensors.torch.load_file(broken / "model.safetensors")
+    tensors["transformer.wte.weight"][3, 4] = value
+    safetensors.torch.save_file(tensors, broken / "model.safetensors")
+    assert "transformer.wte.weight holds values that are infinite, or no numbers" in fails("import", broken)
+
+
+def test_scaled_rotary_positions_are_refused_under_either_name(tmp_path: Path, fails: Fails) -> None:
+    save_model(tmp_path / "model", random_model(KINDS["modern"]), tokenizer_of(65))
+    export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
+    config = json.loads((export / "config.json").read_text())
+    config["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
+    (export / "config.json").write_text(json.dumps(config))
+    assert "rope_scaling is of the kind 'yarn'" in fails("import", export)
+
+
+def test_what_others_put_into_a_folder_is_not_lost(tmp_path: Path, fails: Fails) -> None:
+    save_model(tmp_path / "model", random_model(KINDS["gpt2"]), tokenizer_of(65))
+    export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
+    command = ("export", tmp_path / "model", "--to", "huggingface", "--out", export, "--overwrite", "--quiet")
+    (export / "notes.md").write_text("mine")
+    assert "holds notes.md, which would be lost" in fails(*command)
+    (export / "notes.md").unlink()
+    assert main([*map(str, command)]) == 0
+    folder = import_model(export, tmp_path / "back", console=QUIET)
+    (folder / "training").mkdir()
+    again = ("import", export, "--out", folder, "--overwrite")
+    assert "holds training, which would be lost" in fails(*again)
+    (folder / "training").rmdir()
+    (tmp_path / "link").symlink_to(folder)
+    assert main(["import", str(export), "--out", str(tmp_path / "link"), "--overwrite", "--quiet"]) == 0
+    assert (tmp_path / "link").is_symlink() and (folder / "model.safetensors").exists()
+    assert "is a preset, which has no trained weights" in fails("export", "gpt2-small", "--to", "gguf")
+
+
+def test_bytes_are_those_of_the_text_where_a_tokenizer_changes_it(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer.from_str(tokenizer_of(300).to_json())
+    library.normalizer = tokenizers.normalizers.NFC()
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert not tokenizer.keeps_text
+    config = replace(KINDS["modern"], vocab_size=300)
+    lm = LanguageModel(random_model(config), tokenizer)
+    text = "e\u0301 " * 200
+    (tmp_path / "text.txt").write_text(text)
+    score = lm.evaluate(tmp_path / "text.txt", console=QUIET)
+    first = 1 / len(tokenizer.encode(text))
+    assert score.bytes == pytest.approx(len(text.encode()), rel=2 * first)
+    assert score.characters == pytest.approx(len(text), rel=2 * first)
 
 
 def test_untied_copy_under_a_tied_config(broken: Path, fails: Fails) -> None:
@@ -415,7 +488,7 @@ def test_gpt1_with_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert loaded.tokenizer.text_sizes[token_ids, 0].sum() == len(tokenizer.decode(token_ids) + " ")
     (tmp_path / "text.txt").write_text(text_of(500))
     assert main(["evaluate", str(folder), str(tmp_path / "text.txt"), "--json"]) == 0
-    assert "as it spells it" in capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["bytes"] == pytest.approx(len(text_of(500).encode()), rel=0.02)
     assert main(["generate", str(folder), "the of", "--max-tokens", "5", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("the of")
     export = export_model(folder, "huggingface", tmp_path / "again", console=QUIET)

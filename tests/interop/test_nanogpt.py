@@ -124,3 +124,12 @@ def test_bad_checkpoints(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "alone").mkdir()
     assert "no tokenizer beside it" in fails("import", save(tmp_path / "alone" / "ckpt.pt", tensors))
     assert "one vocabulary" in fails("import", path, *with_tokenizer, "--vocabulary-from", path)
+
+
+def test_an_output_projection_of_its_own_is_refused(tmp_path: Path, fails: Fails) -> None:
+    _, tensors = reference(bias=True)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
+    save(tmp_path / "ckpt.pt", tensors)
+    (tmp_path / "text.txt").write_text(TEXT)
+    message = fails("import", tmp_path / "ckpt.pt", "--vocabulary-from", tmp_path / "text.txt")
+    assert "lm_head.weight differs from transformer.wte.weight" in message

@@ -28,7 +28,7 @@ def export(
     to
         huggingface (opens with transformers) or gguf (opens with llama.cpp).
     out
-        Folder of the export; RUN-huggingface or RUN-gguf unless given.
+        Folder of the export; RUN-huggingface or RUN-gguf-TYPE unless given.
     type
         How GGUF stores matrices: in 32 bits, in 16, or in blocks of 8.
     checkpoint

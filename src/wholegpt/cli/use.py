@@ -19,7 +19,7 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.config import Dtype, GenerationConfig, ModelConfig, to_mapping
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, RunError
 
 ASSUMED_VOCABULARY = 4096
 """Tokens to count with where only a text would say how many."""
@@ -96,6 +96,7 @@ def evaluate(
     run: str,
     *sources: str,
     stride: int | None = None,
+    context: int | None = None,
     detokenize: Literal["none", "wikitext", "ptb"] | None = None,
     shots: int | None = None,
     examples: str | None = None,
@@ -117,7 +118,9 @@ def evaluate(
         Text files, folders or JSON lines; or one file of examples, a JSON object a line with context, choices and
         answer, or the fields of another kind (the guide lists them). Without any, the run's own held-out text.
     stride
-        Tokens from one window to the next; a smaller one gives each token more context. 0: the context length.
+        Tokens from one window to the next; a smaller one gives each token more context. 0: the window.
+    context
+        Tokens in a window. 0: all that the model can see.
     detokenize
         Undo what the published form of WikiText or the Penn Treebank did to its text: wikitext or ptb.
     shots
@@ -138,20 +141,22 @@ def evaluate(
     """
     from wholegpt.language_model import load, task_file
 
-    settings = _settings(stride=stride, detokenize=detokenize, **reading.given())
+    settings = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     generation = _settings(max_tokens=max_tokens, stop=stop)
     task_settings = _settings(shots=shots, examples=examples, **generation)
+    if records and (Path(records).exists() or not Path(records).absolute().parent.is_dir()):
+        problem = "exists already" if Path(records).exists() else "is in no folder that exists"
+        raise RunError(f"{records}: {problem}; name another --records file")
     if task_file(*sources, text_field=reading.text_field):
         _refuse(settings, "a file of examples")
         lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
         chosen = _settings(shots=shots, examples=examples, seed=common.seed)
-        if generation:
-            defaults = {"max_tokens": 100, "temperature": 0.0, "stop": ("\n",)}
-            chosen["generation"] = GenerationConfig(**{**defaults, **generation})
-        score = lm.evaluate_task(sources[0], dtype=dtype, console=common.console, **chosen)
+        score = lm.evaluate_task(
+            sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen
+        )
+        common.show(score.to_json(), task_table(score.to_json()))
         if records:
             _write_records(Path(records), score.records)
-        common.show(score.to_json(), task_table(score.to_json()))
         return
     _refuse({**task_settings, **_settings(records=records)}, "text")
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
@@ -165,7 +170,8 @@ def evaluate(
         from wholegpt.api import run_data
 
         _refuse(_settings(detokenize=detokenize, **reading.given()), "a run's own held-out text")
-        text = lm.evaluate_tokens(run_data(Path(run)).validation, stride or 0, dtype, common.console)
+        held_out = run_data(Path(run)).validation
+        text = lm.evaluate_tokens(held_out, stride or 0, dtype, common.console, context=context or 0)
     common.show(text.to_json(), score_table(text.to_json()))
 
 
@@ -174,9 +180,12 @@ def compare(
     second: str,
     *sources: str,
     stride: int | None = None,
+    context: int | None = None,
     detokenize: Literal["none", "wikitext", "ptb"] | None = None,
     shots: int | None = None,
     examples: str | None = None,
+    max_tokens: int | None = None,
+    stop: tuple[str, ...] | None = None,
     dtype: Dtype = Dtype.automatic,
     checkpoint: str = "best",
     reading: ReadingOptions = Reading(),
@@ -193,13 +202,19 @@ def compare(
     sources
         What both are measured on: text files, folders or JSON lines, or one file of examples.
     stride
-        Tokens from one window of text to the next. 0: the context length.
+        Tokens from one window of text to the next. 0: the window.
+    context
+        Tokens in a window. 0: all that each model can see.
     detokenize
         Undo what the published form of WikiText or the Penn Treebank did to its text: wikitext or ptb.
     shots
         Solved examples before each one.
     examples
         A file to draw the solved examples from; without it they are taken out of the evaluated one.
+    max_tokens
+        Most tokens of a generated text; 100 unless given.
+    stop
+        A text that ends a generated one, as the end of a line does unless given; may be given several times.
     dtype
         Format of the large products; automatic is each run's own, or what training would choose here.
     checkpoint
@@ -210,11 +225,12 @@ def compare(
 
     if not sources:
         raise DataError("name what both are to be measured on: texts, or a file of examples")
-    for_tasks = _settings(shots=shots, examples=examples)
-    for_texts = _settings(stride=stride, detokenize=detokenize, **reading.given())
+    for_tasks = _settings(shots=shots, examples=examples, max_tokens=max_tokens, stop=stop)
+    for_texts = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     if language_model.task_file(*sources, text_field=reading.text_field):
         _refuse(for_texts, "a file of examples")
-        settings = {**for_tasks, **_settings(seed=common.seed)}
+        generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
+        settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation}
     else:
         _refuse(for_tasks, "text")
         settings = for_texts
@@ -227,6 +243,13 @@ def compare(
     )
     result = {name: one.to_json() for name, one in compared.items()}
     common.show({"first": first, "second": second, **result}, comparison_table(result))
+
+
+def _greedy(changes: dict[str, Any]) -> dict[str, GenerationConfig]:
+    """How texts are generated, where something of it was given."""
+    from wholegpt.evaluation import GREEDY_LINE
+
+    return {"generation": dataclasses.replace(GREEDY_LINE, **changes)} if changes else {}
 
 
 def _settings(**options: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _read_json_lines(path: Path, encoding: str, text_field: str) -> Iterator[str
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number} is not JSON: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__

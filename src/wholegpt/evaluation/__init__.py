@@ -4,10 +4,18 @@ from wholegpt.evaluation.comparison import Difference, compare_tasks, compare_te
 from wholegpt.evaluation.detokenization import Published, plain_text
 from wholegpt.evaluation.likelihood import Likelihood, Request, score_continuations
 from wholegpt.evaluation.perplexity import TextScore, evaluate_tokens, score_tokens
-from wholegpt.evaluation.task import Examples, TaskScore, evaluate_task, is_task_file, read_examples
-from wholegpt.evaluation.text import TextEvaluation, evaluate_text
+from wholegpt.evaluation.task import (
+    GREEDY_LINE,
+    Examples,
+    TaskScore,
+    evaluate_task,
+    is_task_file,
+    read_examples,
+)
+from wholegpt.evaluation.text import TextEvaluation, TextSizes, evaluate_text
 
 __all__ = [
+    "GREEDY_LINE",
     "Difference",
     "Examples",
     "Likelihood",
@@ -16,6 +24,7 @@ __all__ = [
     "TaskScore",
     "TextEvaluation",
     "TextScore",
+    "TextSizes",
     "compare_tasks",
     "compare_texts",
     "evaluate_task",

@@ -9,9 +9,9 @@ import numpy as np
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation.task import TaskScore
 from wholegpt.evaluation.text import TextEvaluation
-from wholegpt.metrics import Estimate, bootstrap_ratio, nats_to_bits, paired_p_value
+from wholegpt.metrics import Estimate, bootstrap, bootstrap_ratio, nats_to_bits, paired_p_value
 
-LESS_IS_BETTER = ("nats", "squared_error")
+LESS_IS_BETTER = ("nats", "squared_error", "empty")
 """Fields of records; of all others more is better."""
 
 
@@ -50,14 +50,21 @@ class Difference:
 
 def compare_texts(first: TextEvaluation, second: TextEvaluation) -> dict[str, Difference]:
     """Bits per byte of two models on one text."""
-    change = nats_to_bits(1) * (second.piece_nats - first.piece_nats)
-    n_bytes = (
-        first.piece_bytes + second.piece_bytes
-    ) / 2  # a token on a border is one piece's here, the next's there
-    difference = bootstrap_ratio(change, n_bytes)
+
+    def difference(pieces: np.ndarray) -> float:
+        one, other = (
+            side.piece_nats[pieces].sum() / side.piece_bytes[pieces].sum() for side in (first, second)
+        )
+        return nats_to_bits(float(other - one))
+
+    change = second.piece_nats / max(second.bytes, 1) - first.piece_nats / max(first.bytes, 1)
     return {
         "bits_per_byte": Difference(
-            first.bits_per_byte, second.bits_per_byte, difference, paired_p_value(change), less_is_better=True
+            first.bits_per_byte,
+            second.bits_per_byte,
+            bootstrap(len(first.piece_nats), difference),
+            paired_p_value(change),
+            less_is_better=True,
         )
     }
 

@@ -15,6 +15,7 @@ A line may have an ``id`` besides. A space is put between what is asked and the 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -50,7 +51,7 @@ modules its figures take."""
 class Choice:
     """Which of several continuations c is right: that of least −ln p(c | context), as a sum, or per token or byte."""
 
-    kind: ClassVar[str] = "choice"
+    kind: ClassVar[str] = "multiple choice"
     needs: ClassVar[tuple[str, ...]] = ()
     means: ClassVar[Mapping[str, str]] = {
         "accuracy": "correct_sum",
@@ -79,7 +80,10 @@ class Choice:
         by = {
             "sum": nats,
             "per_token": [one.nats / max(1, one.tokens) for one in likelihoods],
-            "per_byte": [n / max(1, len(c.encode())) for n, c in zip(nats, self.choices, strict=True)],
+            "per_byte": [
+                one.nats / (len(choice.encode()) * one.share)
+                for one, choice in zip(likelihoods, self.choices, strict=True)
+            ],
         }
         chosen = {name: int(np.argmin(values)) for name, values in by.items()}
         right = {f"correct_{name}": index == self.answer for name, index in chosen.items()}
@@ -168,8 +172,9 @@ class LastWord:
 
     def pairs(self) -> list[tuple[str, str]]:
         """All but the last word, and it."""
-        before, word = self.passage.rstrip().rsplit(maxsplit=1)
-        return [(before, " " + word)]
+        whole = self.passage.rstrip()
+        before = whole.rsplit(maxsplit=1)[0]
+        return [(before, whole[len(before) :])]
 
     def solved(self) -> str:
         """The passage."""
@@ -200,15 +205,22 @@ class Classification:
     labels: tuple[str, ...] = ()
     """All there are; those of the file unless given."""
 
+    def __post_init__(self) -> None:
+        """Refuse labels that a model could not choose between."""
+        if not self.label.strip():
+            raise ValueError("label is empty")
+        if self.labels:
+            _check_texts("labels", self.labels)
+
     @staticmethod
     def complete(examples: "list[Classification]") -> "list[Classification]":
         """The examples with the labels that occur in any of them."""
-        found = tuple(sorted({label for one in examples for label in (*one.labels, one.label)}))
+        found = tuple(sorted({label.strip() for one in examples for label in (*one.labels, one.label)}))
         if len(found) < 2:
             raise DataError(
                 f"all examples have the label {examples[0].label!r}; a class to choose needs at least two"
             )
-        return [dataclasses.replace(one, labels=found) for one in examples]
+        return [dataclasses.replace(one, label=one.label.strip(), labels=found) for one in examples]
 
     def pairs(self) -> list[tuple[str, str]]:
         """The prompt, and each label."""
@@ -262,13 +274,16 @@ class Score:
 
     def __post_init__(self) -> None:
         """Refuse choices that are no numbers."""
+        _check_texts("choices", self.choices)
         for choice in self.choices:
             try:
-                float(choice)
+                finite = math.isfinite(float(choice))
             except ValueError:
-                raise ValueError(f"choices holds {choice!r}, which is no number") from None
-        if len(self.choices) < 2:
-            raise ValueError(f"choices has {len(self.choices)} entries; expected at least two")
+                finite = False
+            if not finite:
+                raise ValueError(f"choices holds {choice!r}, which is no number")
+        if not math.isfinite(self.score):
+            raise ValueError(f"score is {self.score}; expected a finite number")
 
     def pairs(self) -> list[tuple[str, str]]:
         """The prompt, and each number."""
@@ -306,7 +321,7 @@ class Generation:
 
     kind: ClassVar[str] = "generation"
     needs: ClassVar[tuple[str, ...]] = ("sacrebleu", "rouge_score")
-    means: ClassVar[Mapping[str, str]] = {name: name for name in ROUGE}
+    means: ClassVar[Mapping[str, str]] = {**{name: name for name in ROUGE}, "empty": "empty"}
     prompt: str
     references: tuple[str, ...] | str
 
@@ -327,11 +342,12 @@ class Generation:
     def generated_record(self, text: str) -> Record:
         """What was generated, its ROUGE, and what its BLEU is made of."""
         counts = bleu_counts(text, self.all_references).astype(int).tolist()
-        return {"generated": text, **rouge(text, self.all_references), "bleu_counts": counts}
+        scores = rouge(text, self.all_references)
+        return {"generated": text, "empty": not text, **scores, "bleu_counts": counts}
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Corpus BLEU (0 to 100), mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (0 to 1)."""
+        """Corpus BLEU (0 to 100), mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (0 to 1), share of empty texts."""
         counts = np.array([record["bleu_counts"] for record in records], dtype=np.float64)
         return {
             "bleu": bootstrap(len(records), lambda rows: bleu(counts[rows])),
@@ -349,12 +365,21 @@ def spaced(before: str, after: str) -> str:
 
 
 def _check_answer(choices: tuple[str, ...], answer: int) -> None:
-    if len(choices) < 2:
-        raise ValueError(f"choices has {len(choices)} entries; expected at least two")
-    if "" in choices:
-        raise ValueError("choices holds an empty text")
+    _check_texts("choices", choices)
     if not 0 <= answer < len(choices):
         raise ValueError(f"answer is {answer}; expected an index from 0 to {len(choices) - 1}")
+
+
+def _check_texts(name: str, texts: tuple[str, ...]) -> None:
+    """Refuse texts that a model could not choose between."""
+    if len(texts) < 2:
+        raise ValueError(f"{name} has {len(texts)} entries; expected at least two")
+    stripped = [text.strip() for text in texts]
+    if "" in stripped:
+        raise ValueError(f"{name} holds an empty text")
+    twice = next((text for i, text in enumerate(stripped) if text in stripped[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{name} holds {twice!r} twice")
 
 
 def _shares(nats: np.ndarray) -> list[float]:

@@ -4,6 +4,7 @@ Sequences that begin alike are computed together: the shared beginning once, its
 all of them. The others go in batches of similar length.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from wholegpt.config import Dtype
 from wholegpt.console import Console, Progress
-from wholegpt.errors import DataError
+from wholegpt.errors import DataError, NumericsError
 from wholegpt.evaluation.perplexity import TOKENS_AT_ONCE
 from wholegpt.protocols import Cache, CausalLanguageModel
 from wholegpt.runtime import compute_in
@@ -67,6 +68,8 @@ class Likelihood:
     """Whether each of them is the likeliest at its place."""
     truncated: bool
     """Whether context and continuation are longer than the model's context: then the first tokens are left out."""
+    share: float = 1.0
+    """Of the continuation's tokens that were scored; less where it is longer than the model's context by itself."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class _Sequence:
     token_ids: tuple[int, ...]
     scored: int
     """The last so many of them."""
+    continuation: int
+    """Tokens of the continuation, also where it is too long."""
     truncated: bool
 
     @property
@@ -119,7 +124,8 @@ def _fitted(number: int, request: Request, context_length: int) -> _Sequence:
     whole = request.context_ids + request.continuation_ids
     token_ids = whole[-(context_length + 1) :]
     scored = min(len(request.continuation_ids), len(token_ids) - 1)
-    return _Sequence(number, token_ids, scored, len(token_ids) < len(whole))
+    n_continuation = len(request.continuation_ids)
+    return _Sequence(number, token_ids, scored, n_continuation, len(token_ids) < len(whole))
 
 
 def _groups(sequences: list[_Sequence]) -> Iterator[tuple[list[_Sequence], int]]:
@@ -215,4 +221,9 @@ def _likelihood(one: _Sequence, logits: Tensor) -> Likelihood:
     targets = torch.tensor(one.token_ids[len(one.token_ids) - one.scored :], dtype=torch.long)
     chosen = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])
     greedy = bool((logits.argmax(dim=-1) == targets).all())
-    return Likelihood(-float(chosen.sum()), one.scored, greedy, one.truncated)
+    nats = -float(chosen.sum())
+    if math.isnan(nats):
+        raise NumericsError(
+            "the model gives no numbers (NaN) for a text; its weights are damaged or have diverged"
+        )
+    return Likelihood(nats, one.scored, greedy, one.truncated, one.scored / one.continuation)

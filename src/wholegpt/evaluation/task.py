@@ -15,7 +15,7 @@ import torch
 from wholegpt.config import Dtype, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import JSON_LINES_SUFFIXES, read_lines
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
 from wholegpt.evaluation.likelihood import Request, score_continuations
 from wholegpt.generation import generate
@@ -24,6 +24,8 @@ from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
 SHOTS_JOINED_BY = "\n\n"
+GREEDY_LINE = GenerationConfig(max_tokens=100, temperature=0.0, stop=("\n",))
+"""How texts are generated unless the caller says otherwise: the likeliest token each, to the end of the line."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Examples:
 
     path: Path
     by_line: dict[int, Example]
+    ids: dict[int, Any]
+    """Those that lines give their examples."""
 
     @property
     def kind(self) -> type[Example]:
@@ -90,7 +94,8 @@ def read_examples(path: Path) -> Examples:
     """
     kind: type[Example] | None = None
     by_line: dict[int, Example] = {}
-    for number, line in enumerate(read_lines(path), 1):
+    ids: dict[int, Any] = {}
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
@@ -103,6 +108,8 @@ def read_examples(path: Path) -> Examples:
             known = "; ".join(f"{one.kind}: {', '.join(_fields(one)[0])}" for one in KINDS)
             raise DataError(f"{where}: is no example; its fields are those of no kind ({known})")
         by_line[number] = _example(kind, record, where)
+        if "id" in record:
+            ids[number] = record["id"]
     if not by_line:
         raise DataError(f"{path}: holds no examples")
     if kind is Classification:
@@ -110,7 +117,17 @@ def read_examples(path: Path) -> Examples:
             [one for one in by_line.values() if isinstance(one, Classification)]
         )
         by_line = dict(zip(by_line, complete, strict=True))
-    return Examples(path, by_line)
+    return Examples(path, by_line, ids)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        if "is not utf-8" not in str(error):
+            raise
+        raise DataError(f"{path}: is not UTF-8, as files of examples are") from None
+    return [lines[0].removeprefix("\ufeff"), *lines[1:]]
 
 
 def _fields(kind: type[Example]) -> tuple[list[str], list[str]]:
@@ -152,8 +169,13 @@ def few_shot(examples: Examples, shots: int, pool: Examples | None, seed: int) -
     """What stands before every example, and the examples that are left to be scored.
 
     ``shots`` solved examples, drawn from ``pool`` without replacement or else from the file itself, which then
-    lacks them. The same ``seed`` draws the same ones.
+    lacks them. None of the pool is drawn that is scored too. The same ``seed`` draws the same ones. Raises
+    ``ConfigError`` where there are not so many, ``DataError`` for a pool of another kind.
     """
+    if shots < 0:
+        raise ConfigError(f"shots is {shots}; expected 0 or more")
+    if pool and not shots:
+        raise ConfigError(f"examples to draw from are given ({pool.path}), but shots is 0; name how many")
     if shots == 0:
         return "", examples
     source = pool or examples
@@ -161,14 +183,17 @@ def few_shot(examples: Examples, shots: int, pool: Examples | None, seed: int) -
         raise DataError(
             f"{pool.path}: holds {pool.kind.kind} examples, {examples.path} {examples.kind.kind} ones"
         )
-    if shots < 0 or shots >= len(source.by_line) + bool(pool):
+    scored = set(examples.by_line.values()) if pool else set()
+    candidates = [line for line, one in sorted(source.by_line.items()) if one not in scored]
+    if shots >= len(candidates) + bool(pool):
+        other = " that are not scored themselves" if pool else ""
         raise ConfigError(
-            f"shots is {shots}; {source.path} has {len(source.by_line)} examples to draw them from"
+            f"shots is {shots}; {source.path} has {len(candidates)} examples{other} to draw them from"
         )
-    drawn = random.Random(seed).sample(sorted(source.by_line), shots)
+    drawn = random.Random(seed).sample(candidates, shots)
     before = "".join(source.by_line[line].solved() + SHOTS_JOINED_BY for line in drawn)
     rest = {n: one for n, one in examples.by_line.items() if pool or n not in drawn}
-    return before, Examples(examples.path, rest)
+    return before, Examples(examples.path, rest, examples.ids)
 
 
 def evaluate_task(
@@ -193,13 +218,14 @@ def evaluate_task(
     """
     if generation and examples.kind is not Generation:
         raise ConfigError(
-            f"{examples.path}: {examples.kind.kind} examples generate nothing; leave generation out"
+            f"{examples.path}: nothing is generated for {examples.kind.kind} examples; leave out --max-tokens and "
+            "--stop (generation)"
         )
     for module in examples.kind.needs:
         importlib.import_module(module)
     before, left = few_shot(examples, shots, pool, seed)
     if examples.kind is Generation:
-        settings = generation or GenerationConfig(max_tokens=100, temperature=0, stop=("\n",))
+        settings = generation or GREEDY_LINE
         records, truncated = _generate(model, tokenizer, left, before, settings, device, console)
     else:
         records, truncated = _choose(model, tokenizer, left, before, device, dtype, console)
@@ -219,19 +245,21 @@ def _choose(
     console: Console,
 ) -> tuple[list[Record], int]:
     asked = {line: one.pairs() for line, one in examples.by_line.items() if not isinstance(one, Generation)}
-    requests = [
-        Request.of(tokenizer, before + context, continuation)
-        for pairs in asked.values()
-        for context, continuation in pairs
-    ]
+    requests: list[Request] = []
+    for line, pairs in asked.items():
+        try:
+            requests += [Request.of(tokenizer, before + context, answer) for context, answer in pairs]
+        except (DataError, TokenizerError) as error:
+            raise type(error)(f"{examples.path}: line {line}: {error}") from None
     likelihoods = iter(score_continuations(model, requests, device, dtype, console))
     records, truncated = [], 0
     for line, pairs in asked.items():
         some = [next(likelihoods) for _ in pairs]
         example = examples.by_line[line]
         assert not isinstance(example, Generation)
-        records.append({"line": line, **example.record(some)})
-        truncated += any(one.truncated for one in some)
+        cut = any(one.truncated for one in some)
+        records.append({**_place(examples, line, cut), **example.record(some)})
+        truncated += cut
     return records, truncated
 
 
@@ -258,7 +286,14 @@ def _generate(
             assert isinstance(example, Generation)
             prompt = tokenizer.encode(before + example.prompt)
             text = generate(model, tokenizer, prompt[-room:], settings, device, quiet).text
-            records.append({"line": line, **example.generated_record(text.strip())})
-            truncated += len(prompt) > room
+            cut = len(prompt) > room
+            records.append({**_place(examples, line, cut), **example.generated_record(text.strip())})
+            truncated += cut
             progress.advance()
     return records, truncated
+
+
+def _place(examples: Examples, line: int, truncated: bool) -> Record:
+    """What every record begins with."""
+    name = {"id": examples.ids[line]} if line in examples.ids else {}
+    return {"line": line, **name, "truncated": truncated}

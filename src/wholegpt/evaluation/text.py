@@ -10,6 +10,7 @@ import torch
 from wholegpt.config import Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
+from wholegpt.errors import ConfigError
 from wholegpt.evaluation.perplexity import TextScore, score_tokens, text_score, windows_over
 from wholegpt.metrics import Estimate, bootstrap_ratio, nats_to_bits, perplexity
 from wholegpt.protocols import CausalLanguageModel
@@ -17,6 +18,15 @@ from wholegpt.tokenizers import Tokenizer
 
 PIECES = 100
 """Equal pieces of a text, by bytes, over which its figures are bootstrapped."""
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """How long a text is."""
+
+    bytes: int
+    characters: int
+    words: int
 
 
 @dataclass(frozen=True)
@@ -59,22 +69,29 @@ def evaluate_text(
     dtype: Dtype,
     console: Console,
     stride: int = 0,
-    words: int | None = None,
+    of_text: TextSizes | None = None,
+    context: int = 0,
 ) -> TextEvaluation:
-    """Score all ``tokens`` after the first, as ``evaluate_tokens`` does.
+    """Score all ``tokens`` after the first, as ``evaluate_tokens`` does, in windows of ``context`` of them (0: τ).
 
-    ``words`` are those of the text, where that is not what the tokens spell. The intervals are a bootstrap over 100
-    equal pieces of the text, so they say how much another text of this kind might differ, not another training.
+    ``of_text`` are the sizes of the text itself, where that is not what the tokens spell. The intervals are a bootstrap
+    over 100 equal pieces of the text, so they say how much another text of this kind might differ, not another
+    training.
     """
-    windows = windows_over(tokens, model.context_length, stride)
+    if not 0 <= context <= model.context_length:
+        raise ConfigError(f"context is {context}; expected 1 to {model.context_length}, or 0 for that")
+    windows = windows_over(tokens, context or model.context_length, stride)
     nats = score_tokens(model, tokens, windows, device, dtype, console)
     token_ids = tokens.read(0, len(tokens))
-    sizes = tokenizer.text_sizes[token_ids[1:]]
-    score = text_score(nats, *(int(total) for total in sizes.sum(axis=0)))
-    if words is None:
-        words = _words(token_ids, tokenizer)
+    sizes = tokenizer.text_sizes[token_ids[1:]].astype(np.float64)
+    words = of_text.words if of_text else _words(token_ids, tokenizer)
+    if of_text and not tokenizer.keeps_text:
+        # What each token stands for in the text itself is not known: its share of what all of them spell.
+        spelled = np.maximum(tokenizer.text_sizes[token_ids].sum(axis=0), 1)
+        sizes *= np.array([of_text.bytes, of_text.characters]) / spelled
+    score = text_score(nats, *(round(total) for total in sizes.sum(axis=0)))
     nats_per_word = float(nats.sum()) / words if words else math.nan
-    middle = sizes[:, 0].cumsum() - sizes[:, 0] / 2
+    middle = sizes[:, 0].cumsum() - sizes[:, 0] / 2  # in bytes
     piece = np.minimum(middle * PIECES / max(1, score.bytes), PIECES - 1).astype(int)
     piece_nats, piece_tokens, piece_bytes, piece_characters = (
         np.bincount(piece, weights, minlength=PIECES) for weights in (nats, None, *sizes.T)

@@ -235,12 +235,18 @@ def from_their_config(architecture: Architecture, content: Mapping[str, Any], pa
 
 
 def _rotary_base(content: Mapping[str, Any], path: Path) -> float:
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
-    if not isinstance(rope, Mapping) or kind != "default":
-        raise CheckpointError(
-            f"{path}: rotary positions of the kind {kind!r}; only the default ones open here"
-        )
-    if {**content, **rope}.get("partial_rotary_factor", 1) != 1:
+    everything = dict(content)
+    for part in (
+        "rope_parameters",
+        "rope_scaling",
+    ):  # the name since version 5, and the one before; either counts
+        rope = content.get(part) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
+        if not isinstance(rope, Mapping) or kind != "default":
+            raise CheckpointError(
+                f"{path}: {part} is of the kind {kind!r}; only default rotary positions open here"
+            )
+        everything.update(rope)
+    if everything.get("partial_rotary_factor", 1) != 1:
         raise CheckpointError(f"{path}: partial_rotary_factor is not 1; only whole heads are rotated here")
-    return number_in({"rope_theta": content.get("rope_theta"), **rope}, "rope_theta", path)
+    return number_in(everything, "rope_theta", path)

@@ -24,6 +24,8 @@ wind had turned, the sea was grey and uneven, and the children counted the gulls
 """What both read."""
 CONTINUED_TOKENS = 50
 PROMPT_TOKENS = 16
+MOST_TOKENS = 1024
+"""Of the text that are read; a model's whole context could be more than memory holds."""
 Logits = Callable[[list[int]], Float[Tensor, "T V"]]
 """A model somewhere: token ids in, the logits after each of them out."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from torch import Tensor
 
 from wholegpt.checkpoint import listed
@@ -72,7 +73,24 @@ class ForeignTensors:
             raise CheckpointError(
                 f"{self.where}: {name} holds {tensor.dtype}; expected floating-point numbers"
             )
+        tensor = tensor.float()
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{self.where}: {name} holds values that are infinite, or no numbers, in 32 bits"
+            )
         return tensor
+
+
+def without_copy(tensors: ForeignTensors, copy: str, original: str) -> ForeignTensors:
+    """``tensors`` without ``copy``, which has to be ``original`` once more. Raises ``CheckpointError`` if it is not."""
+    same = tensors.shapes.get(original) == tensors.shapes[copy] and torch.equal(
+        tensors.read(original), tensors.read(copy)
+    )
+    if not same:
+        raise CheckpointError(
+            f"{tensors.where}: {copy} differs from {original}, but the config says that they are one"
+        )
+    return tensors.renamed(lambda name: "" if name == copy else name)
 
 
 def open_safetensors(folder: Path, single: str, index: str) -> ForeignTensors:
@@ -80,10 +98,10 @@ def open_safetensors(folder: Path, single: str, index: str) -> ForeignTensors:
 
     Raises ``CheckpointError`` for a file that is missing or damaged, and for pickles, which are not read.
     """
-    if (folder / index).exists():
-        where, by_name = folder / index, _sharded(folder, folder / index)
-    elif (folder / single).exists():
+    if (folder / single).exists():  # also beside an index, which is then an older one's: so does transformers
         where, by_name = folder / single, {}
+    elif (folder / index).exists():
+        where, by_name = folder / index, _sharded(folder, folder / index)
     else:
         raise CheckpointError(_nothing_in(folder, single))
     files = {path: _open(path) for path in sorted(set(by_name.values()) or {folder / single})}
@@ -112,7 +130,11 @@ def _open(path: Path) -> Any:
 def _sharded(folder: Path, index: Path) -> dict[str, Path]:
     """Tensor name -> file, from an index."""
     weights = read_object(index).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(file, str) for file in weights.values())
+    ):
         raise CheckpointError(f"{index}: weight_map does not give a file for each tensor")
     for file in set(weights.values()):
         if Path(file).name != file or not file.endswith(".safetensors"):

@@ -150,7 +150,7 @@ def _add_config(writer: "GGUFWriter", config: ModelConfig) -> None:
 
 
 def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
-    """A file as llama.cpp opens it, with a key-value cache in 32 bits.
+    """A file as llama.cpp opens it, with a key-value cache in 32 bits for ``context_length`` tokens.
 
     Raises ``ImportError`` where that is not installed or does not load, ``CheckpointError`` where it cannot open
     the file.

@@ -21,7 +21,7 @@ from wholegpt.interop.architectures import (
     to_their_config,
 )
 from wholegpt.interop.certificate import ForeignModel
-from wholegpt.interop.foreign import ForeignTensors, open_safetensors, read_object
+from wholegpt.interop.foreign import open_safetensors, read_object, without_copy
 from wholegpt.interop.names import names_of, to_theirs, with_biases
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
@@ -70,7 +70,10 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     bare = not any(name.startswith(architecture.prefix) for name in found.shapes)
     tensors = found.renamed(lambda name: _full_name(name, architecture, bare))
     if config.embeddings is Embeddings.tied and UNEMBEDDING in tensors.shapes:
-        tensors = _without_copy(tensors, architecture)
+        (embedding,) = next(
+            line for line in architecture.table if line.ours == "token_embedding.weight"
+        ).theirs
+        tensors = without_copy(tensors, UNEMBEDDING, embedding)
     return config, tensors.into_ours(architecture.table, config)
 
 
@@ -79,20 +82,6 @@ def _full_name(name: str, architecture: Architecture, bare: bool) -> str:
     if name.endswith(architecture.constants):
         return ""
     return architecture.prefix + name if bare and name != UNEMBEDDING else name
-
-
-def _without_copy(tensors: ForeignTensors, architecture: Architecture) -> ForeignTensors:
-    """``tensors`` without the output projection, which has to be the token embedding once more."""
-    (embedding,) = next(line for line in architecture.table if line.ours == "token_embedding.weight").theirs
-    same = tensors.shapes.get(embedding) == tensors.shapes[UNEMBEDDING] and torch.equal(
-        tensors.read(embedding), tensors.read(UNEMBEDDING)
-    )
-    if not same:
-        raise CheckpointError(
-            f"{tensors.where}: {UNEMBEDDING} differs from {embedding}, but {CONFIG} says that they are one "
-            "(tie_word_embeddings)"
-        )
-    return tensors.renamed(lambda name: "" if name == UNEMBEDDING else name)
 
 
 def open_with_transformers(folder: Path) -> ForeignModel:
@@ -106,7 +95,7 @@ def open_with_transformers(folder: Path) -> ForeignModel:
     program = f"transformers {transformers.__version__}"
     with _quiet(transformers.utils.logging):
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # anything, in any version
             raise CheckpointError(

@@ -87,7 +87,7 @@ def to_ours(read: Callable[[str], Tensor], names: Iterable[Name]) -> dict[str, T
     """Their tensors, which ``read`` gives by name, under our names, in float32."""
     given: dict[str, Tensor] = {}
     for line in names:
-        parts = [read(theirs).float() for theirs in line.theirs]
+        parts = [read(theirs) for theirs in line.theirs]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         given[line.ours] = (tensor.t() if line.transposed else tensor).contiguous()
     return given

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wholegpt.config import Bias, FeedForward, ModelConfig
 from wholegpt.errors import CheckpointError
-from wholegpt.interop.foreign import ForeignTensors, completed, number_in
+from wholegpt.interop.foreign import ForeignTensors, completed, number_in, without_copy
 from wholegpt.interop.names import LAYER, Table, both, name, own_shapes
 from wholegpt.presets import gpt2
 
@@ -34,7 +34,8 @@ SIZES = {
     "n_heads": "n_head",
     "dropout": "dropout",
 }
-CONSTANTS = (".attn.bias", "lm_head.weight")  # the causal mask of old versions; the token embedding once more
+CAUSAL_MASK, UNEMBEDDING = ".attn.bias", "lm_head.weight"
+"""The one is in files of old versions; the other is the token embedding once more."""
 
 
 def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -47,14 +48,18 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what a damaged pickle raises is not limited
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read as nanoGPT's ckpt.pt: {reason}") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as nanoGPT's ckpt.pt, which holds tensors and plain values only "
+            f"({type(error).__name__})"
+        ) from None
     arguments, tensors = _parts(content, path)
     config = _config(arguments, path)
     found = ForeignTensors(
         path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
     )
     found = found.renamed(_plain_name)
+    if UNEMBEDDING in found.shapes:
+        found = without_copy(found, UNEMBEDDING, "transformer.wte.weight")
     table = TABLE
     if config.bias is Bias.none:
         table = tuple(line for line in TABLE if not line.ours.endswith(".bias"))
@@ -87,4 +92,4 @@ def _config(arguments: Mapping[str, Any], path: Path) -> ModelConfig:
 
 def _plain_name(name: str) -> str:
     """Without what torch.compile puts before it; empty for what holds nothing learned of its own."""
-    return "" if name.endswith(CONSTANTS) else name.removeprefix("_orig_mod.")
+    return "" if name.endswith(CAUSAL_MASK) else name.removeprefix("_orig_mod.")

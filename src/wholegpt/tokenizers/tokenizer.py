@@ -19,8 +19,9 @@ class Tokenizer:
     """Turns text into token ids and back; stored as a ``tokenizer.json`` that the library opens.
 
     ``decode(encode(text)) == text`` for every string that UTF-8 can express, under byte-level BPE and
-    the byte tokenizer; under the character tokenizer for strings of its characters. GPT-1's, which opens here
-    too, lower-cases text and sets a space between its words (``keeps_text`` is false).
+    the byte tokenizer; under the character tokenizer for strings of its characters. Others open here too that change
+    text (``keeps_text`` is false): GPT-1's lower-cases it and sets a space between its words, Qwen's composes
+    characters (NFC).
     """
 
     def __init__(self, library: tokenizers.Tokenizer, content: str = "") -> None:
@@ -31,7 +32,7 @@ class Tokenizer:
         self.has_end_of_text = library.token_to_id(END_OF_TEXT) is not None
         # GPT-1's vocabulary marks the entries that end a word.
         self._word_end: str = getattr(library.model, "end_of_word_suffix", None) or ""
-        self.keeps_text = not self._word_end
+        self.keeps_text = not self._word_end and library.normalizer is None
 
     @property
     def end_of_text_id(self) -> int:
