@@ -85,9 +85,14 @@ def test_truncation_in_a_foreign_tokenizer_is_undone(tmp_path: Path) -> None:
     assert json.loads(made.to_json())["truncation"] is None
 
 
-def test_tokenizers_that_change_text_are_refused(tmp_path: Path) -> None:
+def test_tokenizers_that_lose_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="does not give text back unchanged"):
-        Tokenizer.load(foreign(tmp_path, normalizer=library.normalizers.Lowercase()))
+        Tokenizer.load(foreign(tmp_path, pre_tokenizer=library.pre_tokenizers.WhitespaceSplit()))
+
+
+def test_tokenizers_that_normalize_text_say_so(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(foreign(tmp_path, normalizer=library.normalizers.Lowercase()))
+    assert not tokenizer.keeps_text and tokenizer.decode(tokenizer.encode("The OF")) == "the of"
 
 
 def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) -> None:
