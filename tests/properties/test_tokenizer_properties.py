@@ -59,7 +59,7 @@ def test_decoding_undoes_encoding(kind: str, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert "".join(tokenizer.decode_stream(ids)) == text
-    assert tokenizer.encode_batch([text, text])[1] == ids
+    assert [one.tolist() for one in tokenizer.encode_all([text, text])] == [ids, ids]
     assert tokenizer.end_of_text_id not in ids
     assert list(tokenizer.text_sizes[ids].sum(axis=0)) == [len(text.encode()), len(text)]
 

@@ -1,6 +1,7 @@
-"""``wholegpt tokenizer train|encode|decode``."""
+"""``wholegpt tokenizer train|encode|decode|show``."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,11 +9,13 @@ from cyclopts import App, Parameter
 
 from wholegpt.checks import check
 from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
-from wholegpt.config import Config, DataConfig, TokenizerConfig
-from wholegpt.errors import RunError, TokenizerError
+from wholegpt.config import Config, DataConfig, Normalization, TokenizerConfig, TokenizerKind
+from wholegpt.errors import ConfigError, RunError, TokenizerError
 
 if TYPE_CHECKING:
     from wholegpt.tokenizers import Tokenizer
+
+COLOURS = ("bright_blue", "bright_green", "bright_yellow", "bright_magenta", "bright_cyan")
 
 app = App(name="tokenizer", help="Turn text into token ids and back.", sort_key=5)
 
@@ -23,6 +26,7 @@ def train(
     out: str,
     config: Annotated[TokenizerConfig, Parameter(name="*", group="Vocabulary")] = TokenizerConfig(),
     overwrite: Annotated[bool, Parameter(negative="")] = False,
+    explain: int = 0,
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
@@ -36,20 +40,47 @@ def train(
         The tokenizer.json to write.
     overwrite
         Replace a file that is already there.
+    explain
+        Print the first so many merges of byte-pair encoding, each with how often its pair stood in the text.
 
     """
-    from wholegpt.data import make_tokenizer, open_corpus
+    from wholegpt.data import learn_vocabulary, open_corpus, plan_split, write_documents
+    from wholegpt.tokenizers.plain import learn_merges
 
+    if explain and (config.kind is not TokenizerKind.bpe or config.normalization is not Normalization.none):
+        raise ConfigError(
+            "--explain is for --kind bpe without normalization, whose merges it learns once more"
+        )
     if Path(out).exists() and not overwrite:
         raise RunError(f"{out}: already exists; name another --out, or add --overwrite to replace it")
-    corpus = open_corpus(dataclasses.replace(DataConfig(source=source), **reading.given()))
+    data = dataclasses.replace(DataConfig(source=source), **reading.given())
+    corpus = open_corpus(data)
     check(Config(tokenizer=config))
-    with common.console.working(f"learning a vocabulary from {corpus.name}"):
-        made = make_tokenizer(config, corpus)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        common.console.working(f"learning a vocabulary from {corpus.name}"),
+        write_documents(Path(folder), corpus.pieces()) as store,
+    ):
+        plan = plan_split(store, corpus.name, corpus.split, data)
+        made, measured = learn_vocabulary(config, store, plan)
+        merges = list(learn_merges(plan.texts(store, "train"), explain)) if explain else []
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
-    result = {"tokenizer": out, "vocab_size": made.vocab_size, "sha256": made.sha256}
-    common.show(result, table([(name, str(value)) for name, value in result.items()]))
+    result = {
+        "tokenizer": out,
+        "vocab_size": made.vocab_size,
+        "sha256": made.sha256,
+        "held_out": dataclasses.asdict(measured),
+        **({"merges": [dataclasses.asdict(merge) for merge in merges]} if explain else {}),
+    }
+    rows = [
+        *((name, str(result[name])) for name in ("tokenizer", "vocab_size", "sha256")),
+        ("bytes per token", f"{measured.bytes_per_token:.3f} on held-out text"),
+        ("unknown", f"{measured.unknown_share:.2%} of its tokens"),
+        ("unused", f"{measured.unused_share:.1%} of the entries do not occur in it"),
+        *((f"merge {i}", f"{m.left} + {m.right}, {m.count:,} times") for i, m in enumerate(merges, 1)),
+    ]
+    common.show(result, table(rows))
 
 
 @app.command
@@ -76,6 +107,37 @@ def encode(
     token_ids = opened.encode(text, allow_special)
     result = {"token_ids": token_ids, "tokens": [opened.decode([token_id]) for token_id in token_ids]}
     common.show(result, " ".join(map(str, token_ids)))
+
+
+@app.command
+def show(tokenizer: str, text: str, *, common: CommonOptions = Common()) -> None:
+    """Show how a text is cut into tokens, in colour where there is any, with their ids.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer.json, or a folder that holds one.
+    text
+        What to cut.
+
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    opened = _open(tokenizer)
+    token_ids = opened.encode(text)
+    tokens = [opened.decode([token_id]) for token_id in token_ids]
+    if common.json:
+        common.show({"token_ids": token_ids, "tokens": tokens}, "")
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    coloured = Text()
+    for place, token in enumerate(tokens):
+        if place and not console.is_terminal:
+            coloured.append("|")
+        coloured.append(token, style=f"black on {COLOURS[place % len(COLOURS)]}")
+    console.print(coloured)
+    console.print(" ".join(map(str, token_ids)), style="dim")
 
 
 @app.command

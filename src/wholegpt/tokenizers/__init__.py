@@ -1,18 +1,28 @@
 """Text to token ids and back."""
 
 from wholegpt.tokenizers.published import TOKENIZER_FILES, gpt2_tokenizer, open_tokenizer
+from wholegpt.tokenizers.quality import Quality, quality
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_level_alphabet
-from wholegpt.tokenizers.training import byte_tokenizer, character_tokenizer, train_bpe, train_character
+from wholegpt.tokenizers.training import (
+    byte_tokenizer,
+    character_tokenizer,
+    train_bpe,
+    train_character,
+    train_gpt1,
+)
 
 __all__ = [
     "END_OF_TEXT",
     "TOKENIZER_FILES",
+    "Quality",
     "Tokenizer",
     "byte_level_alphabet",
     "byte_tokenizer",
     "character_tokenizer",
     "gpt2_tokenizer",
     "open_tokenizer",
+    "quality",
     "train_bpe",
     "train_character",
+    "train_gpt1",
 ]

@@ -2,17 +2,24 @@
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import tiktoken
 import tokenizers
 
 from wholegpt.errors import TokenizerError
 from wholegpt.files import write_text_atomic
+from wholegpt.tokenizers.fast import encode_fast, fast_encoding
 
 END_OF_TEXT = "<|endoftext|>"
+PORTION_CHARACTERS = 500_000
+"""Characters that a thread encodes at once."""
 
 
 class Tokenizer:
@@ -44,6 +51,10 @@ class Tokenizer:
                 "train one that has with `wholegpt tokenizer train`, or begin with a text of your own"
             )
         return token_id
+
+    def id_of(self, token: str) -> int | None:
+        """The id of an entry by its name; none where there is no such entry."""
+        return self._library.token_to_id(token)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -92,15 +103,33 @@ class Tokenizer:
             return text
         return "".join(character for character in text if character in self._characters)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """``encode`` of several texts, on all cores."""
+    def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """``encode`` of many texts, in their order, on all cores; a few megabytes of them are held at a time."""
+        self._library.encode_special_tokens = True
+        workers = os.cpu_count() or 1
+        waiting: deque[Future[list[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for portion in _portions(texts):
+                    waiting.append(pool.submit(self._encode_portion, portion))
+                    if len(waiting) > 2 * workers:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _encode_portion(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
             self._check(text)
-        self._library.encode_special_tokens = True
-        return [
-            encoding.ids
-            for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        ids = [encode_fast(self._fast, text) if self._fast else None for text in texts]
+        slow = [text for text, one in zip(texts, ids, strict=True) if one is None]
+        encoded = iter(self._library.encode_batch_fast(slow, add_special_tokens=False))
+        return [np.array(next(encoded).ids, dtype=np.uint32) if one is None else one for one in ids]
+
+    @cached_property
+    def _fast(self) -> tiktoken.Encoding | None:
+        return fast_encoding(self._content, self.token_bytes)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ``token_ids``; bytes that are not whole UTF-8 characters become U+FFFD."""
@@ -194,6 +223,8 @@ class Tokenizer:
             )
 
     def _check(self, text: str) -> None:
+        if self._characters is not None and self._library.normalizer is not None:
+            text = self._library.normalizer.normalize_str(text)
         if self._characters is not None and not self._characters.issuperset(text):
             place, character = next((i, c) for i, c in enumerate(text) if c not in self._characters)
             raise TokenizerError(
@@ -208,6 +239,20 @@ class Tokenizer:
                 f"position {error.start} holds a lone surrogate (U+{ord(text[error.start]):04X}), "
                 "which is not a character"
             ) from None
+
+
+def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Neighbouring texts, at least ``PORTION_CHARACTERS`` of them at a time."""
+    portion: list[str] = []
+    characters = 0
+    for text in texts:
+        portion.append(text)
+        characters += len(text)
+        if characters >= PORTION_CHARACTERS:
+            yield portion
+            portion, characters = [], 0
+    if portion:
+        yield portion
 
 
 def byte_level_alphabet() -> str:

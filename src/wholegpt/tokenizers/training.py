@@ -1,22 +1,35 @@
 """Making tokenizers from text: byte-level BPE (E1), characters, bytes."""
 
+import json
 from collections.abc import Iterable
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
+from wholegpt.config import Normalization
 from wholegpt.errors import TokenizerError
+from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_level_alphabet
 
+MOST_SYMBOLS = 100_000
+"""More than any text has; merges beyond those asked for are left out again."""
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    normalization: Normalization = Normalization.none,
+    lowercase: bool = False,
+) -> Tokenizer:
     """Byte-level byte-pair encoding in GPT-2's form (Radford et al. 2019, section 2.2).
 
     E1: starting from the 256 bytes, join the most frequent adjacent pair of tokens inside the words
     of ``texts``, again and again; ties go to the pair of smaller ids. The vocabulary is the bytes,
-    the joined pairs and, last, end-of-text: at most ``vocab_size`` entries.
+    the joined pairs and, last, end-of-text: at most ``vocab_size`` entries. The plain twin is
+    ``plain.learn_merges``.
     """
     library = Library(models.BPE())
+    _normalize(library, normalization, lowercase)
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -29,9 +42,45 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(library)
 
 
-def train_character(texts: Iterable[str]) -> Tokenizer:
+def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
+    """GPT-1's form (Radford et al. 2018, section 4.1): ``merges`` joined pairs besides the symbols of ``texts``.
+
+    Text is lower-cased, freed of accents, and cut at white space and punctuation; the end of a word is marked, so a
+    symbol at the end is another than inside. Symbols that did not occur in ``texts`` become ``<unk>``.
+    """
+    library = gpt1_library(models.BPE(unk_token=UNKNOWN, end_of_word_suffix=WORD_END))
+    trainer = trainers.BpeTrainer(
+        vocab_size=merges + MOST_SYMBOLS,
+        show_progress=False,
+        special_tokens=[UNKNOWN],
+        end_of_word_suffix=WORD_END,
+    )
+    library.train_from_iterator(texts, trainer)
+    model = json.loads(library.to_str())["model"]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    learned = [(left, right) for left, right in pairs]
+    n_symbols = len(model["vocab"]) - len(learned)
+    if n_symbols < 2:
+        raise TokenizerError("the text has no words to make a vocabulary of")
+    vocabulary = {token: i for token, i in model["vocab"].items() if i < n_symbols + merges}
+    library.model = models.BPE(
+        vocab=vocabulary, merges=learned[:merges], unk_token=UNKNOWN, end_of_word_suffix=WORD_END
+    )
+    library.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(library)
+
+
+def train_character(
+    texts: Iterable[str], normalization: Normalization = Normalization.none, lowercase: bool = False
+) -> Tokenizer:
     """One token per distinct character of ``texts``, in code-point order, then end-of-text."""
-    library = _character_library(texts)
+    library = Library(models.WordLevel())
+    _normalize(library, normalization, lowercase)
+    if library.normalizer is not None:
+        texts = (library.normalizer.normalize_str(text) for text in texts)
+    characters = _character_library(texts)
+    characters.normalizer = library.normalizer
+    library = characters
     library.add_special_tokens([END_OF_TEXT])
     return Tokenizer(library)
 
@@ -52,6 +101,15 @@ def _character_library(texts: Iterable[str]) -> Library:
     library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     library.decoder = decoders.Fuse()
     return library
+
+
+def _normalize(library: Library, normalization: Normalization, lowercase: bool) -> None:
+    forms = {Normalization.nfc: normalizers.NFC, Normalization.nfkc: normalizers.NFKC}
+    steps = [forms[normalization]()] if normalization in forms else []
+    if lowercase:
+        steps.append(normalizers.Lowercase())
+    if steps:
+        library.normalizer = normalizers.Sequence(steps)
 
 
 def byte_tokenizer() -> Tokenizer:
