@@ -50,7 +50,7 @@ def nanogpt(checkout: Path, seed: int) -> Curve:
     1e-3 to 1e-4 after 100 steps of warm-up, beta2 0.99, weight decay 0.1, clipping at 1.
     """
     module = nanogpt_module(checkout)
-    text = next(tinyshakespeare().documents())
+    text = next(tinyshakespeare().pieces()).text
     index = {character: i for i, character in enumerate(sorted(set(text)))}
     ids = np.array([index[character] for character in text], dtype=np.int64)
     training, validation = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]

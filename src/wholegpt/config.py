@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 import yaml
@@ -20,6 +20,8 @@ import yaml
 from wholegpt.errors import ConfigError
 
 T = TypeVar("T")
+OnBadText = Literal["stop", "replace", "skip"]
+OnBadLine = Literal["stop", "skip"]
 
 
 class Positions(StrEnum):
@@ -76,8 +78,17 @@ class TokenizerKind(StrEnum):
     """Which tokenizer is made from the text."""
 
     bpe = "bpe"
+    gpt1 = "gpt1"
     character = "character"
     byte = "byte"
+
+
+class Normalization(StrEnum):
+    """Whether text is brought into a Unicode normalisation form before it is cut into tokens."""
+
+    none = "none"
+    nfc = "nfc"
+    nfkc = "nfkc"
 
 
 class Split(StrEnum):
@@ -190,9 +201,17 @@ class TokenizerConfig:
     """How text becomes token ids."""
 
     kind: TokenizerKind = TokenizerKind.bpe
-    """Byte-level byte-pair encoding, one token a character, or one a byte."""
+    """Byte-level byte-pair encoding (GPT-2's), GPT-1's (lower-cased words with marked ends), one token a character, or
+    one a byte."""
     vocab_size: int = 0
-    """Entries to learn, end-of-text included (bpe only). 0: by the amount of text, 1,024 for a megabyte."""
+    """Entries to learn, end-of-text included (bpe). 0: by the amount of text, 1,024 for a megabyte."""
+    merges: int = 40_000
+    """Merges to learn, besides the text's own symbols (gpt1)."""
+    normalization: Normalization = Normalization.none
+    """Unicode form that text is brought into first: none, nfc (composed) or nfkc (compatibility characters too).
+    gpt1 has its own."""
+    lowercase: bool = False
+    """Read text in lower case. gpt1 always does."""
     path: str = ""
     """A tokenizer.json, or a folder holding encoder.json and vocab.bpe; used instead of training one."""
 
@@ -202,11 +221,17 @@ class DataConfig:
     """Where the text comes from and how it is split."""
 
     source: tuple[str, ...] = ()
-    """Corpus names, text files, folders, JSON-lines files, or a folder made by `data prepare`."""
-    text_field: str = "text"
-    """Field of a JSON line that holds the text."""
+    """Corpus names, text files, folders, tables (JSON lines, JSON, CSV, TSV, Parquet), each perhaps gzip- or
+    zstd-compressed, `-` for standard input, hf:NAME for a dataset of the Hugging Face hub; or a folder made by
+    `data prepare`."""
+    text_field: str = ""
+    """Field or column that holds the text. Empty: text or another likely name, else that with the longest text."""
     encoding: str = "utf-8"
     """Character encoding of text files."""
+    on_bad_text: OnBadText = "stop"
+    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document."""
+    on_bad_line: OnBadLine = "stop"
+    """Lines and records of tables that are broken or have no text: stop, or skip them."""
     split: Split = Split.automatic
     """What is held out. automatic: whole documents where there are at least 50, else the end of the text."""
     validation_fraction: float = 0.1

@@ -57,6 +57,22 @@ class Console:
         else:
             yield _Lines(description, total, done)
 
+    @contextlib.contextmanager
+    def bytes_progress(self, description: str, total: int) -> Iterator[Progress]:
+        """``progress`` over bytes, with how many megabytes go by in a second."""
+        with self.progress(description, total) as progress:
+            yield _Rate(progress)
+
+
+class _Rate:
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.done, self.started = progress, 0, time.monotonic()
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        self.done += amount
+        rate = self.done / 1e6 / max(time.monotonic() - self.started, 1e-3)
+        self.progress.advance(amount, f"{rate:.1f} MB/s")
+
 
 def _print(line: str) -> None:
     try:

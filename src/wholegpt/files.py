@@ -4,15 +4,16 @@ Everything the project writes to disk goes through these functions, so that one 
 each of their file-system calls fail in turn.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TEMPORARY_PREFIX = ".partial-"
+TEMPORARY_PREFIX, RESUMABLE_PREFIX = ".partial-", ".unfinished-"
 
 
 def sha256_file(path: Path) -> str:
@@ -76,16 +77,43 @@ def write_folder_atomic(path: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                sync_file(Path(folder) / name)
-            sync_folder(Path(folder))
+        _sync_tree(temporary)
         remove_folder(path)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def resumable_folder(path: Path, request: Any) -> Iterator[Path]:
+    """A folder to fill in steps that a crash does not undo: what was finished for the same ``request`` is still there.
+
+    It becomes ``path`` when the block ends, whole, replacing what stood there; until then it is a hidden sibling. The
+    block itself says what is finished, by files it writes whole. ``request`` is anything that JSON can hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(RESUMABLE_PREFIX + path.name)
+    note = work / "request.json"
+    wanted = json.loads(json.dumps(request))
+    if not (note.exists() and read_json(note) == wanted):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        write_json_atomic(note, wanted)
+    yield work
+    note.unlink()
+    _sync_tree(work)
+    remove_folder(path)
+    work.rename(path)
+    sync_folder(path.parent)
+
+
+def _sync_tree(path: Path) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync_file(Path(folder) / name)
+        sync_folder(Path(folder))
 
 
 def remove_folder(path: Path) -> None:

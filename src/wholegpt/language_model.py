@@ -13,8 +13,11 @@ from wholegpt import presets, runtime
 from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
 from wholegpt.config import (
     AttentionKernel,
+    DataConfig,
     Dtype,
     GenerationConfig,
+    OnBadLine,
+    OnBadText,
     PrecisionConfig,
 )
 from wholegpt.console import Console
@@ -117,7 +120,9 @@ class LanguageModel:
         detokenize: Published | str = Published.none,
         dtype: Dtype = Dtype.automatic,
         encoding: str = "utf-8",
-        text_field: str = "text",
+        text_field: str = "",
+        on_bad_text: OnBadText = "stop",
+        on_bad_line: OnBadLine = "stop",
         console: Console | None = None,
     ) -> TextEvaluation:
         """Cross-entropy on text files, folders or JSON lines, documents joined with end-of-text.
@@ -128,13 +133,19 @@ class LanguageModel:
         where that is known and possible, or what training would choose here.
         """
         console = console or Console()
+        reading = DataConfig(
+            encoding=encoding,
+            text_field=text_field,
+            on_bad_text=on_bad_text,
+            on_bad_line=on_bad_line,
+        )
         stream: list[np.ndarray] = []
         words = n_bytes = n_characters = 0
         for source in sources:
             if not Path(source).exists():
                 raise DataError(f"{source}: no such file or folder")
             report = ReadingReport()
-            for text in read_documents(Path(source), encoding, text_field, report):
+            for text in read_documents(Path(source), reading, report):
                 plain = plain_text(text, Published(detokenize))
                 words += plain.words
                 n_bytes += len(plain.text.encode())

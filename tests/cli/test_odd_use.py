@@ -308,6 +308,6 @@ def test_several_sources_say_what_was_skipped_and_where_they_are(
         main(["data", "prepare", str(text_file), str(folder), "--out", str(out), "--tokenizer.kind", "byte"])
         == 0
     )
-    assert re.search(r"2 files; skipped 1 \.png", capsys.readouterr().err)
+    assert re.search(r"2 files; skipped 1 binary \(\.png\)", capsys.readouterr().err)
     provenance = json.loads((out / "manifest.json").read_text())["provenance"]["path"]
     assert provenance == f"{text_file}; {folder}"

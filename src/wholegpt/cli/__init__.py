@@ -17,13 +17,17 @@ from wholegpt.cli import conversion, data, tokenizer, training, use
 from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
 
+STANDARD_INPUT = "/dev/stdin"
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 EXTRAS = {
+    "datasets": "datasets",
     "gguf": "gguf",
+    "pyarrow": "pyarrow",
     "rouge_score": "rouge-score",
     "sacrebleu": "sacrebleu",
     "scipy": "scikit-learn",
     "sklearn": "scikit-learn",
+    "zstandard": "zstandard",
 }
 """Modules that are installed only when asked for, and what to ask for."""
 
@@ -54,6 +58,8 @@ def make_app() -> cyclopts.App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user's error, 130 interrupted, 1 a bug."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if tokens[:1] != ["generate"]:  # whose prompt may be a hyphen
+        tokens = [STANDARD_INPUT if token == "-" else token for token in tokens]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from cyclopts import App, Parameter
 from cyclopts.argument import ArgumentCollection
 
-from wholegpt.config import Config, to_mapping
+from wholegpt.config import Config, OnBadLine, OnBadText, to_mapping
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 
@@ -61,7 +61,11 @@ class Reading:
     encoding: str | None = None
     """Character encoding of text files; utf-8 unless given."""
     text_field: str | None = None
-    """Field of a JSON line that holds the text; text unless given."""
+    """Field or column that holds the text; text, another likely name, or that with the longest unless given."""
+    on_bad_text: OnBadText | None = None
+    """What becomes of bytes that are no text; stop unless given."""
+    on_bad_line: OnBadLine | None = None
+    """What becomes of broken lines and records without text; stop unless given."""
 
     def given(self) -> dict[str, str]:
         """The options that were given, as keyword arguments."""

@@ -4,18 +4,21 @@ import ast
 import functools
 import hashlib
 import inspect
+import io
 import os
 import platform
 import sys
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wholegpt.config import DataConfig, Split, nearest
-from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data.formats import Piece, Source, read_records
+from wholegpt.data.reading import ReadingReport, identity, read_pieces
 from wholegpt.data.shards import PreparedData
 from wholegpt.errors import DataError
 from wholegpt.files import write_bytes_atomic
@@ -25,19 +28,44 @@ TINYSHAKESPEARE_URL = (
 )
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINYSHAKESPEARE_BYTES = 1_115_394
+HUB_PREFIX = "hf:"
+
+
+Advance = Callable[[int], None]
 
 
 @dataclass
 class Corpus:
-    """Documents that can be read again and again, one at a time."""
+    """Documents, read as a stream."""
 
     name: str
-    documents: Callable[[], Iterator[str]]
+    read: Callable[[ReadingReport, Advance], Iterator[Piece]]
     split: Split = Split.automatic
     """How it is split unless the user says otherwise."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Where it comes from: versions, paths."""
+    identity: Callable[[], list[Any]] = list
+    """Equal ones, equal text: sizes and times of files, besides the provenance."""
     report: ReadingReport = field(default_factory=ReadingReport)
+    """Of the last reading."""
+
+    def pieces(self, advance: Advance = lambda read: None) -> Iterator[Piece]:
+        """The documents, long ones in pieces; ``advance`` is told the bytes read from files."""
+        self.report = ReadingReport()
+        return self.read(self.report, advance)
+
+    def size(self) -> int:
+        """Bytes of the files; 0 where there are none."""
+        return sum(entry[1] for entry in self.identity() if isinstance(entry, list))
+
+
+def of_texts(
+    name: str, texts: Callable[[], Iterable[str]], split: Split = Split.automatic, **provenance: str
+) -> Corpus:
+    """A corpus whose documents do not lie in files."""
+    return Corpus(
+        name, lambda report, advance: map(Piece, texts()), split, provenance, lambda: [dict(provenance)]
+    )
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -53,21 +81,25 @@ def open_corpus(config: DataConfig) -> Corpus:
         name = f"{parts[0].name}+{len(parts) - 1}-more"
     keys = sorted({key for part in parts for key in part.provenance})
     provenance = {key: "; ".join(p.provenance[key] for p in parts if key in p.provenance) for key in keys}
-    corpus = Corpus(name, lambda: iter(()), provenance=provenance)
 
-    def documents() -> Iterator[str]:
-        corpus.report = ReadingReport()
+    def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
         for part in parts:
-            yield from part.documents()
-            corpus.report.add(part.report)
+            yield from part.pieces(advance)
+            report.add(part.report)
 
-    corpus.documents = documents
-    return corpus
+    return Corpus(
+        name,
+        read,
+        provenance=provenance,
+        identity=lambda: [entry for part in parts for entry in part.identity()],
+    )
 
 
 def _open_one(source: str, config: DataConfig) -> Corpus:
     if source in CORPORA:
         return CORPORA[source].open()
+    if source.startswith(HUB_PREFIX):
+        return hub_dataset(source.removeprefix(HUB_PREFIX), config)
     path = Path(source)
     if not path.exists():
         looks_like_path = path.suffix or os.sep in source
@@ -79,16 +111,33 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
         source.encode()
     except UnicodeEncodeError:
         raise DataError(f"{source!r}: the name is not valid UTF-8; rename the file") from None
-    corpus = Corpus(
-        path.stem or path.resolve().stem, lambda: iter(()), provenance={"path": str(path.resolve())}
+    return Corpus(
+        path.stem or path.resolve().stem,
+        lambda report, advance: read_pieces(path, config, report, advance),
+        provenance={"path": str(path.resolve())},
+        identity=lambda: identity(path),
     )
 
-    def documents() -> Iterator[str]:
-        corpus.report = ReadingReport()
-        return read_documents(path, config.encoding, config.text_field, corpus.report)
 
-    corpus.documents = documents
-    return corpus
+def hub_dataset(name: str, config: DataConfig) -> Corpus:
+    """The training part of a dataset of the Hugging Face hub, or of a folder that ``datasets`` can load, streamed."""
+
+    def read(report: ReadingReport, _: Advance) -> Iterator[Piece]:
+        import datasets
+
+        try:
+            rows = iter(datasets.load_dataset(name, split="train", streaming=True))
+            source = Source(f"{HUB_PREFIX}{name}", io.BytesIO(), config, report)
+            yield from read_records(source, rows)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{HUB_PREFIX}{name}: cannot be loaded: {' '.join(str(error).split())}") from None
+
+    return Corpus(
+        name.rstrip("/").rpartition("/")[2],
+        read,
+        provenance={"dataset": name},
+        identity=lambda: [os.urandom(16).hex()],
+    )
 
 
 # --- The text inside every Python ----------------------------------------------------------------
@@ -99,9 +148,7 @@ def python_docs() -> Corpus:
 
     Exact duplicates are left out. The text depends on the Python version, which is recorded.
     """
-    return Corpus(
-        "python-docs", lambda: iter(_python_docs()), Split.fraction, {"python": platform.python_version()}
-    )
+    return of_texts("python-docs", _python_docs, Split.fraction, python=platform.python_version())
 
 
 @functools.cache
@@ -126,7 +173,7 @@ def python_stdlib() -> Corpus:
             if text.strip():
                 yield text
 
-    return Corpus("python-stdlib", documents, provenance={"python": platform.python_version()})
+    return of_texts("python-stdlib", documents, python=platform.python_version())
 
 
 def standard_library_files() -> list[Path]:
@@ -173,9 +220,7 @@ def tinyshakespeare() -> Corpus:
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(cache_folder() / name, content)
     text = content.decode("utf-8")
-    return Corpus(
-        "tinyshakespeare", lambda: iter((text,)), Split.fraction, {"sha256": TINYSHAKESPEARE_SHA256}
-    )
+    return of_texts("tinyshakespeare", lambda: (text,), Split.fraction, sha256=TINYSHAKESPEARE_SHA256)
 
 
 def _download(url: str, limit: int) -> bytes:

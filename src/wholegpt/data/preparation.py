@@ -1,109 +1,187 @@
-"""From a corpus to a folder of token shards: split, tokenizer, encoding."""
+"""From a corpus to a folder of token shards: read, split, learn the vocabulary, encode.
 
+Every step leaves its result in a folder that a crash does not undo, so the same call goes on where it was, to the same
+bytes.
+"""
+
+import contextlib
+import errno
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from wholegpt.config import DataConfig, Split, TokenizerConfig, TokenizerKind
+from wholegpt.config import DataConfig, TokenizerConfig, TokenizerKind, to_mapping
 from wholegpt.console import Console
 from wholegpt.data.corpora import Corpus
-from wholegpt.data.shards import (
-    FORMAT_VERSION,
-    Manifest,
-    PreparedData,
-    ShardWriter,
-    SplitManifest,
-    write_manifest,
-)
+from wholegpt.data.documents import DocumentStore, write_documents
+from wholegpt.data.encoding import encode_side
+from wholegpt.data.shards import FORMAT_VERSION, Manifest, PreparedData, write_manifest
+from wholegpt.data.splitting import SIDES, SplitPlan, plan_split
 from wholegpt.errors import DataError
-from wholegpt.files import write_folder_atomic
-from wholegpt.tokenizers import Tokenizer, byte_tokenizer, open_tokenizer, train_bpe, train_character
+from wholegpt.files import read_json, resumable_folder, sha256_file, write_json_atomic
+from wholegpt.tokenizers import (
+    TOKENIZER_FILES,
+    Quality,
+    Tokenizer,
+    byte_tokenizer,
+    open_tokenizer,
+    quality,
+    train_bpe,
+    train_character,
+    train_gpt1,
+)
 
-DOCUMENTS_FOR_SPLIT = 50
-"""Documents from which on whole ones are held out, unless the corpus or the user says otherwise."""
-ENCODE_CHARACTERS = 4_000_000
-"""Characters encoded at once."""
-
-Side = Literal["train", "validation"]
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """Which text is held out."""
-
-    description: str
-    held_out: np.ndarray
-    """For a split by documents: one truth value a document."""
-    boundary: int
-    """For a split by fraction: the character at which validation begins; else −1."""
-    documents: int
-    characters: int
+DOCUMENTS, READ = "documents", "read.json"
+VOCABULARY_BYTES = 200_000_000
+"""Of text, spread over the whole, that a vocabulary is learned from at most."""
+PIECE_SAMPLED, QUALITY_CHARACTERS = 100_000, 1_000_000
+"""Characters of a held-out piece, and of all, that a new vocabulary is tried on."""
 
 
-def plan_split(corpus: Corpus, config: DataConfig) -> SplitPlan:
-    """Count the corpus and decide what is held out; the same corpus always gives the same split.
+def prepare(
+    corpus: Corpus,
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    folder: Path,
+    console: Console,
+) -> PreparedData:
+    """Split, tokenize and write ``corpus`` into ``folder``, whole or not at all.
 
-    By documents: each with probability ``validation_fraction``, from a fixed seed. By fraction: the
-    last part of the characters, even in the middle of a document. Raises ``DataError`` for no text.
+    Documents of a side are joined with end-of-text between them. Killed, or stopped by a full disk, it goes on where
+    it was when it is called again with the same sources, unchanged, and the same settings. Raises ``DataError`` for a
+    corpus that is empty or cannot be read, ``TokenizerError`` for text the tokenizer cannot express.
     """
-    lengths = np.array([len(text) for text in corpus.documents()], dtype=np.int64)
-    characters = int(lengths.sum())
-    if characters == 0:
-        raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
-    split = config.split if config.split is not Split.automatic else corpus.split
-    if split is Split.automatic:
-        split = Split.documents if len(lengths) >= DOCUMENTS_FOR_SPLIT else Split.fraction
-    if split is Split.fraction:
-        boundary = int(characters * (1 - config.validation_fraction))
-        description = f"the last {config.validation_fraction:.0%} of the characters are held out"
-        return SplitPlan(description, np.zeros(len(lengths), bool), boundary, len(lengths), characters)
-    if len(lengths) < 2:
-        raise DataError(
-            f"{corpus.name}: one document cannot be split by documents; use --data.split fraction"
+    request = {
+        "format_version": FORMAT_VERSION,
+        "sources": corpus.identity(),
+        "data": to_mapping(data),
+        "tokenizer": to_mapping(tokenizer),
+        "vocabulary": _tokenizer_hashes(tokenizer),
+    }
+    with _kept_on_full_disk(folder), resumable_folder(folder, request) as work:
+        _read(corpus, work, console)
+        with DocumentStore(work / DOCUMENTS) as store:
+            plan = plan_split(store, corpus.name, corpus.split, data)
+            summary = read_json(work / READ)
+            console.note(f"{summary['description']}; {plan.description}")
+            chosen = _vocabulary(tokenizer, store, plan, work, console)
+            console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
+            dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
+            with console.bytes_progress("encoding", store.bytes) as progress:
+                train, validation = (
+                    encode_side(store, plan, side, chosen, work, dtype, progress) for side in SIDES
+                )
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            corpus=corpus.name,
+            provenance=corpus.provenance,
+            split=plan.description,
+            tokenizer_sha256=chosen.sha256,
+            vocab_size=chosen.vocab_size,
+            dtype=dtype.str,
+            train=train,
+            validation=validation,
         )
-    draws = np.random.default_rng(0).random(len(lengths))
-    held_out = draws < max(config.validation_fraction, float(draws.min()) + 1e-12)
-    held_out[draws.argmax()] = False
-    description = f"{held_out.sum()} of {len(lengths)} documents, drawn at random, are held out"
-    return SplitPlan(description, held_out, -1, len(lengths), characters)
+        write_manifest(work, manifest)
+        _clear(work)
+    return PreparedData.open(folder)
 
 
-def split_documents(corpus: Corpus, plan: SplitPlan) -> Iterator[tuple[Side, str]]:
-    """The documents with the side each is on; one that lies across the boundary is cut in two."""
-    position = 0
-    for index, text in enumerate(corpus.documents()):
-        if plan.boundary < 0:
-            yield ("validation" if plan.held_out[index] else "train"), text
-            continue
-        cut = min(max(plan.boundary - position, 0), len(text))
-        position += len(text)
-        if cut > 0:
-            yield "train", text[:cut]
-        if cut < len(text):
-            yield "validation", text[cut:]
+@contextlib.contextmanager
+def _kept_on_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{folder}: {error.strerror}; what was finished is kept, and the same call goes on from there"
+        ) from None
 
 
-def make_tokenizer(config: TokenizerConfig, corpus: Corpus, plan: SplitPlan | None = None) -> Tokenizer:
-    """The tokenizer that ``config`` names, trained on the training side of ``plan``, or on everything.
+def _read(corpus: Corpus, work: Path, console: Console) -> None:
+    """Read the documents into ``work``, unless that was done before."""
+    if (work / READ).exists():
+        console.note("going on with what an earlier call had read")
+        return
+    folder = work / DOCUMENTS
+    folder.mkdir(exist_ok=True)
+    with (
+        console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress,
+        write_documents(folder, corpus.pieces(progress.advance)) as store,
+    ):
+        characters = int(store.pieces["characters"].sum(dtype=np.int64))
+        documents = int(store.pieces["begins"].sum())
+    if not characters:
+        raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
+    counted = "1 document" if documents == 1 else f"{documents:,} documents"
+    if corpus.report.skipped or corpus.report.fields:
+        console.note(str(corpus.report))
+    write_json_atomic(work / READ, {"description": f"{characters:,} characters in {counted}"})
 
-    The character vocabulary is always that of everything: it must be able to write held-out text.
+
+def _vocabulary(
+    config: TokenizerConfig, store: DocumentStore, plan: SplitPlan, work: Path, console: Console
+) -> Tokenizer:
+    """The tokenizer, made now or before; kept in ``work``."""
+    path = work / "tokenizer.json"
+    if not path.exists():
+        with console.working("learning the vocabulary"):
+            learn_vocabulary(config, store, plan)[0].save(path)
+    return Tokenizer.load(path)
+
+
+def learn_vocabulary(
+    config: TokenizerConfig, store: DocumentStore, plan: SplitPlan
+) -> tuple[Tokenizer, Quality]:
+    """The tokenizer that ``config`` names, learned from the training side, and how it does on held-out text.
+
+    A character vocabulary is that of all text: it must be able to write what is held out. Raises ``TokenizerError``,
+    with the figure, for one that would spoil a model.
     """
+    texts = store.texts if config.kind is TokenizerKind.character else _sample(store, plan)
+    made = make_tokenizer(config, texts, int(store.pieces["characters"].sum(dtype=np.int64)))
+    measured = quality(made, _held_out_sample(store, plan))
+    measured.check()
+    return made, measured
+
+
+def _held_out_sample(store: DocumentStore, plan: SplitPlan) -> Iterator[str]:
+    """Up to a few megabytes of held-out text, spread over all of it."""
+    places = len(plan.validation)
+    characters = 0
+    for place in np.random.default_rng(0).permutation(places):
+        text = plan.text(store, "validation", int(place))[:PIECE_SAMPLED]
+        characters += len(text)
+        yield text
+        if characters > QUALITY_CHARACTERS:
+            return
+
+
+def _sample(store: DocumentStore, plan: SplitPlan) -> Callable[[], Iterator[str]]:
+    """The training side, or pieces of it drawn evenly where that is very large."""
+    sizes = np.diff(store.pieces["end"].astype(np.int64), prepend=0)[plan.train]
+    share = VOCABULARY_BYTES / max(int(sizes.sum()), 1)
+    drawn = np.random.default_rng(0).random(len(plan.train)) < share
+    return lambda: (plan.text(store, "train", int(place)) for place in np.flatnonzero(drawn))
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], characters: int) -> Tokenizer:
+    """The tokenizer that ``config`` names, trained on ``texts`` of a corpus of so many ``characters``."""
     if config.path:
         return open_tokenizer(config.path)
     match config.kind:
         case TokenizerKind.byte:
             return byte_tokenizer()
         case TokenizerKind.character:
-            return train_character(corpus.documents())
+            return train_character(texts(), config.normalization, config.lowercase)
+        case TokenizerKind.gpt1:
+            return train_gpt1(texts(), config.merges)
         case TokenizerKind.bpe:
-            sides = split_documents(corpus, plan) if plan else (("train", t) for t in corpus.documents())
-            characters = plan.characters if plan else sum(map(len, corpus.documents()))
-            vocab_size = config.vocab_size or fitting_vocabulary(characters)
-            return train_bpe((text for side, text in sides if side == "train"), vocab_size)
+            entries = config.vocab_size or fitting_vocabulary(characters)
+            return train_bpe(texts(), entries, config.normalization, config.lowercase)
 
 
 def fitting_vocabulary(characters: int) -> int:
@@ -116,92 +194,20 @@ def fitting_vocabulary(characters: int) -> int:
     return 2 ** min(max(exponent, 9), 15)
 
 
-def prepare(
-    corpus: Corpus,
-    data: DataConfig,
-    tokenizer: TokenizerConfig,
-    folder: Path,
-    console: Console,
-) -> PreparedData:
-    """Split, tokenize and write ``corpus`` into ``folder``, whole or not at all.
-
-    Documents of a side are joined with end-of-text between them. Raises ``DataError`` for a corpus
-    that is empty or cannot be read, ``TokenizerError`` for text the tokenizer cannot express.
-    """
-    with console.working(f"reading {corpus.name}"):
-        plan = plan_split(corpus, data)
-    documents = "1 document" if plan.documents == 1 else f"{plan.documents:,} documents"
-    console.note(f"{plan.characters:,} characters in {documents}; {plan.description}")
-    if corpus.report.skipped:
-        console.note(f"{corpus.report}")
-    with console.working("learning the vocabulary"):
-        chosen = make_tokenizer(tokenizer, corpus, plan)
-    console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
-    dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
-
-    def fill(target: Path) -> None:
-        sides = _write_sides(corpus, plan, chosen, target, dtype, console)
-        chosen.save(target / "tokenizer.json")
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            corpus=corpus.name,
-            provenance=corpus.provenance,
-            split=plan.description,
-            tokenizer_sha256=chosen.sha256,
-            vocab_size=chosen.vocab_size,
-            dtype=dtype.str,
-            train=sides["train"],
-            validation=sides["validation"],
-        )
-        write_manifest(target, manifest)
-
-    write_folder_atomic(folder, fill)
-    return PreparedData.open(folder)
+def _tokenizer_hashes(config: TokenizerConfig) -> list[str]:
+    """Of the files that a given tokenizer is read from."""
+    path = Path(config.path)
+    if not config.path or not path.exists():
+        return []
+    names = (*TOKENIZER_FILES, "vocab.bpe", "merges.txt")
+    files = [path / name for name in names] if path.is_dir() else [path]
+    return [sha256_file(file) for file in files if file.is_file()]
 
 
-def _write_sides(
-    corpus: Corpus, plan: SplitPlan, tokenizer: Tokenizer, folder: Path, dtype: np.dtype, console: Console
-) -> dict[Side, SplitManifest]:
-    sides: dict[Side, _SideWriter] = {
-        side: _SideWriter(folder, side, dtype, tokenizer) for side in ("train", "validation")
-    }
-    with console.progress("encoding", plan.characters) as progress:
-        for side, text in split_documents(corpus, plan):
-            sides[side].add(text)
-            progress.advance(len(text))
-        return {side: writer.close() for side, writer in sides.items()}
-
-
-class _SideWriter:
-    """Encodes the documents of one side in portions and counts them."""
-
-    def __init__(self, folder: Path, side: Side, dtype: np.dtype, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._shards = ShardWriter(folder, side, dtype)
-        self._portion: list[str] = []
-        self._portion_characters = 0
-        self._documents = self._characters = self._bytes = self._tokens = 0
-
-    def add(self, text: str) -> None:
-        """Take one document."""
-        self._portion.append(text)
-        self._portion_characters += len(text)
-        if self._portion_characters >= ENCODE_CHARACTERS:
-            self._encode_portion()
-
-    def close(self) -> SplitManifest:
-        """Write everything out."""
-        self._encode_portion()
-        return SplitManifest(
-            self._documents, self._characters, self._bytes, self._tokens, self._shards.close()
-        )
-
-    def _encode_portion(self) -> None:
-        for text, token_ids in zip(self._portion, self._tokenizer.encode_batch(self._portion), strict=True):
-            joined = [self._tokenizer.end_of_text_id, *token_ids] if self._documents else token_ids
-            self._shards.append(joined)
-            self._documents += 1
-            self._characters += len(text)
-            self._bytes += len(text.encode())
-            self._tokens += len(joined)
-        self._portion, self._portion_characters = [], 0
+def _clear(work: Path) -> None:
+    """Delete what only served to go on after a crash."""
+    for path in (work / DOCUMENTS).iterdir():
+        path.unlink()
+    (work / DOCUMENTS).rmdir()
+    for path in (work / READ, *work.glob("*.bin.json")):
+        path.unlink()

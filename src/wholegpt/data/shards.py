@@ -13,7 +13,6 @@ from wholegpt.files import read_json, sha256_file, write_json_atomic
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
-SHARD_TOKENS = 100_000_000
 MANIFEST = "manifest.json"
 
 
@@ -71,36 +70,6 @@ class TokenShards:
             pieces.append(self._parts[part][begin : begin + length])
             start, length, part = start + len(pieces[-1]), length - len(pieces[-1]), part + 1
         return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
-
-
-class ShardWriter:
-    """Appends token ids to shards of one split."""
-
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
-        self._folder, self._name, self._dtype = folder, name, dtype
-        self._shards: list[Shard] = []
-        self._pending: list[np.ndarray] = []
-        self._pending_tokens = 0
-
-    def append(self, token_ids: list[int]) -> None:
-        """Add ids; a full shard is written out."""
-        self._pending.append(np.array(token_ids, dtype=self._dtype))
-        self._pending_tokens += len(token_ids)
-        if self._pending_tokens >= SHARD_TOKENS:
-            self._flush()
-
-    def close(self) -> tuple[Shard, ...]:
-        """Write what is left and describe all shards."""
-        if self._pending_tokens or not self._shards:
-            self._flush()
-        return tuple(self._shards)
-
-    def _flush(self) -> None:
-        content = np.concatenate([*self._pending, np.empty(0, self._dtype)])
-        path = self._folder / f"{self._name}-{len(self._shards):05d}.bin"
-        path.write_bytes(content.tobytes())
-        self._shards.append(Shard(path.name, len(content), sha256_file(path)))
-        self._pending, self._pending_tokens = [], 0
 
 
 class PreparedData:

@@ -1,0 +1,321 @@
+"""One reader for each form of file: text, JSON, JSON lines, comma- or tab-separated values, Parquet."""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wholegpt.config import DataConfig
+from wholegpt.errors import DataError
+
+if TYPE_CHECKING:
+    from wholegpt.data.reading import ReadingReport
+
+BLOCK_BYTES = 2**20
+PIECE_CHARACTERS = 2**21
+"""A longer text comes in pieces, each at least this long."""
+LONGEST_RECORD = 2**26
+"""Characters of a line or record that is read at all; also of text without a place to cut it."""
+LIKELY_FIELDS = ("text", "content", "body", "article", "document")
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one."""
+
+    text: str
+    begins: bool = True
+    """Whether a document begins here; else it goes on with what came before."""
+
+
+@dataclass
+class Source:
+    """A file that is being read."""
+
+    where: str
+    """What the errors name."""
+    stream: io.BufferedIOBase
+    config: DataConfig
+    report: "ReadingReport"
+
+
+Reader = Callable[[Source], Iterator[Piece]]
+
+
+def decoded(source: Source) -> Iterator[str]:
+    """The text of a file in blocks. Raises ``DataError`` with the offset of a byte that is no text."""
+    encoding = source.config.encoding
+    try:
+        utf8 = codecs.lookup(encoding).name == "utf-8"
+        decoder = codecs.getincrementaldecoder("utf-8-sig" if utf8 else encoding)(_errors(source))
+    except LookupError:
+        raise DataError(
+            f"data.encoding is '{encoding}', which Python does not know; try utf-8 or latin-1"
+        ) from None
+    position = 0
+    ended = False
+    while not ended:
+        block = source.stream.read(BLOCK_BYTES)
+        if position == 0 and b"\0" in block[:8192] and "16" not in encoding and "32" not in encoding:
+            raise DataError(f"{source.where}: holds NUL bytes, so it is not a text file")
+        ended = not block
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=ended)
+        except UnicodeDecodeError as error:
+            at = position - held + error.start
+            raise DataError(
+                f"{source.where}: byte {at} (0x{error.object[error.start]:02x}) is not {encoding}; "
+                "name the file's encoding, for example --encoding latin-1, or go on with --on-bad-text replace or skip"
+            ) from None
+        position += len(block)
+        if text:
+            yield text
+
+
+def _errors(source: Source) -> str:
+    if source.config.on_bad_text == "stop":
+        return "strict"
+    if source.config.on_bad_text == "skip":
+        return "surrogateescape"  # no text holds these, so what does can be told and left out
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeDecodeError):
+            raise error
+        source.report.skip("bad bytes, replaced by U+FFFD", error.end - error.start)
+        return "\ufffd", error.end
+
+    codecs.register_error("wholegpt-replace", replace)
+    return "wholegpt-replace"
+
+
+def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterator[Piece]:
+    """``pieces`` that UTF-8 can express; others are left out or end the reading, as ``on_bad_text`` says."""
+    for piece in pieces:
+        try:
+            piece.text.encode()
+        except UnicodeEncodeError:
+            if source.config.on_bad_text == "stop":
+                raise DataError(
+                    f"{source.where}{place} holds half of a surrogate pair, which is no character; "
+                    "--on-bad-text skip leaves such documents out"
+                ) from None
+            if source.config.on_bad_text == "skip":
+                source.report.skip("documents with bytes or characters that are no text")
+                continue
+            piece = Piece(piece.text.encode(errors="replace").decode(), piece.begins)
+            source.report.skip("documents with half characters, replaced by ?")
+        if piece.text:
+            yield piece
+
+
+def read_text(source: Source) -> Iterator[Piece]:
+    """One document; a long one in pieces, cut where no tokenizer joins anything: before white space after text."""
+    yield from checked(source, _pieces(source))
+
+
+def _pieces(source: Source) -> Iterator[Piece]:
+    held = ""
+    begins = True
+    for block in decoded(source):
+        held += block
+        if len(held) < 2 * PIECE_CHARACTERS:
+            continue
+        cut = _last_cut(held)
+        if cut:
+            yield Piece(held[:cut], begins)
+            held, begins = held[cut:], False
+        elif len(held) > LONGEST_RECORD:
+            raise DataError(
+                f"{source.where}: holds more than {LONGEST_RECORD:,} characters without white space, so it cannot be "
+                "read in portions; cut it into lines or files"
+            )
+    if held:
+        yield Piece(held, begins)
+
+
+def _last_cut(text: str) -> int:
+    """Where the last line end, or else the last space, follows something else than white space; 0 for nowhere."""
+    for space in ("\n", " "):
+        at = text.rfind(space)
+        while at > 0 and text[at - 1].isspace():
+            at = text.rfind(space, 0, at)
+        if at > 0:
+            return at
+    return 0
+
+
+def _lines(source: Source) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1, without their ends."""
+    held, number = "", 0
+    for block in decoded(source):
+        *lines, rest = (held + block).split("\n")
+        for line in lines:
+            number += 1
+            yield number, line
+        held = rest
+        if len(held) > LONGEST_RECORD:
+            raise DataError(
+                f"{source.where}: line {number + 1} is longer than {LONGEST_RECORD:,} characters; it is not read"
+            )
+    if held:
+        yield number + 1, held
+
+
+def read_json_lines(source: Source) -> Iterator[Piece]:
+    """One document a line: a JSON object with the text in a field."""
+    chosen = source.config.text_field
+    for number, line in _lines(source):
+        if not line.strip():
+            continue
+        place = f": line {number}"
+        try:
+            record = json.loads(line)
+            chosen = chosen or _found(source, record)
+            text = _text_in(record, chosen)
+        except (ValueError, RecursionError) as error:
+            kind = "is not JSON: " if not isinstance(error, _NoTextError) else ""
+            if not _passed_over(source):
+                raise DataError(f"{source.where}{place} {kind}{error}") from None
+            continue
+        yield from checked(source, iter((Piece(text),)), place)
+
+
+def read_json(source: Source) -> Iterator[Piece]:
+    """A list of texts, or of objects with the text in a field; any other JSON is a document as it stands."""
+    blocks: list[str] = []
+    size = 0
+    for block in decoded(source):
+        blocks.append(block)
+        size += len(block)
+        if size > LONGEST_RECORD:
+            raise DataError(
+                f"{source.where}: is longer than {LONGEST_RECORD:,} characters; JSON is read whole, so write one "
+                "object a line into a .jsonl file"
+            )
+    content = "".join(blocks)
+    try:
+        records = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source.where} is not JSON: {error}") from None
+    if not isinstance(records, list):
+        yield from checked(source, iter((Piece(content),)))
+        return
+    yield from read_records(source, records)
+
+
+def read_records(source: Source, records: Iterable[Any]) -> Iterator[Piece]:
+    """One document an entry: a text, or an object with the text in a field."""
+    chosen = source.config.text_field
+    for number, record in enumerate(records, 1):
+        place = f": entry {number}"
+        try:
+            if not isinstance(record, str):
+                chosen = chosen or _found(source, record)
+                record = _text_in(record, chosen)
+        except _NoTextError as error:
+            if not _passed_over(source):
+                raise DataError(f"{source.where}{place} {error}") from None
+            continue
+        yield from checked(source, iter((Piece(record),)), place)
+
+
+def read_separated(source: Source) -> Iterator[Piece]:
+    """One document a row. The first row names the columns, unless the text's is given by its number, from 0."""
+    delimiter = "\t" if ".tsv" in source.where.lower() else ","
+    lines = (line + "\n" for _, line in _lines(source))
+    csv.field_size_limit(LONGEST_RECORD)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
+    chosen, names, width = source.config.text_field, [], 0
+    while True:
+        try:
+            row = next(rows, None)
+            if row is None:
+                return
+            if not row:
+                continue
+            if not width:
+                width = len(row)
+                names = [str(i) for i in range(width)] if chosen.isdecimal() else row
+                if names is row:
+                    continue
+            if len(row) != width:
+                raise _NoTextError(f"has {len(row)} columns, the first row {width}")
+            record = dict(zip(names, row, strict=True))
+            chosen = chosen or _found(source, record)
+            text = _text_in(record, chosen)
+        except (csv.Error, _NoTextError) as error:
+            if not _passed_over(source):
+                raise DataError(f"{source.where}: line {rows.line_num} {error}") from None
+            continue
+        yield from checked(source, iter((Piece(text),)), f": line {rows.line_num}")
+
+
+def read_parquet(path: Path, source: Source) -> Iterator[Piece]:
+    """One document a row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        strings = [
+            column.name
+            for column in file.schema_arrow
+            if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+        ]
+        chosen = source.config.text_field
+        if chosen and chosen not in strings:
+            raise DataError(
+                f"{path}: has no text column '{chosen}' (found: {', '.join(file.schema_arrow.names)}); "
+                "name the column with --text-field"
+            )
+        if not chosen:
+            first = next(file.iter_batches(1, columns=strings), None) if strings else None
+            rows = first.to_pylist() if first is not None else []
+            chosen = _found(source, rows[0] if rows else dict.fromkeys(strings, ""))
+        for batch in file.iter_batches(256, columns=[chosen]):
+            for text in batch.column(0).to_pylist():
+                yield from checked(source, iter((Piece(text or ""),)))
+    except (pyarrow.ArrowException, _NoTextError) as error:
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+class _NoTextError(ValueError):
+    """A record without a text."""
+
+
+def _found(source: Source, record: Any) -> str:
+    """The field of a record that holds its text: one with a likely name, else that with the longest text."""
+    if not isinstance(record, Mapping):
+        raise _NoTextError(f"is no object but {type(record).__name__}")
+    texts = {name: value for name, value in record.items() if isinstance(value, str)}
+    if not texts:
+        raise _NoTextError(
+            f"has no field with a text (found: {', '.join(map(str, record))}); name the field with --text-field"
+        )
+    likely = [name for name in LIKELY_FIELDS if name in texts]
+    name = likely[0] if likely else max(texts, key=lambda name: len(texts[name]))
+    if name != "text":
+        source.report.fields[name] = source.report.fields.get(name, 0) + 1
+    return name
+
+
+def _text_in(record: Any, chosen: str) -> str:
+    if not isinstance(record, Mapping) or not isinstance(record.get(chosen), str):
+        found = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+        raise _NoTextError(
+            f"has no text in field '{chosen}' (found: {found}); name the field with --text-field"
+        )
+    return record[chosen]
+
+
+def _passed_over(source: Source) -> bool:
+    """Whether a bad record is counted and left out."""
+    if source.config.on_bad_line == "stop":
+        return False
+    source.report.skip("bad lines")
+    return True

@@ -1,0 +1,126 @@
+"""Preparation of data, killed and starved of disk: what was finished stays, and the result is the same to the byte."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import Fails, text_of
+from wholegpt.cli import main
+from wholegpt.data import encoding
+
+KILLS = 10
+PROGRAM = """
+import sys, time
+import wholegpt.data.encoding as encoding
+from wholegpt.cli import main
+encoding.SHARD_BYTES = 20_000
+write = encoding.write_json_atomic
+def slowly(path, value):  # so that kills fall between and inside the shards
+    time.sleep(0.1)
+    write(path, value)
+encoding.write_json_atomic = slowly
+print("started", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def source(folder: Path) -> Path:
+    path = folder / "documents.jsonl"
+    documents = [text_of(2000, seed) for seed in range(200)]
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
+    return path
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_killed_ten_times_the_shards_are_the_same(tmp_path: Path) -> None:
+    text = source(tmp_path)
+
+    def process(out: Path) -> "subprocess.Popen[bytes]":
+        arguments = ("data", "prepare", text, "--out", out, "--tokenizer.vocab-size", "400")
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert started.stdout and started.stdout.readline() == b"started\n"
+        return started
+
+    before = time.monotonic()
+    whole = process(tmp_path / "whole")
+    whole.communicate()
+    seconds = time.monotonic() - before
+    assert whole.returncode == 0
+    generator = random.Random(1)
+    finished: list[int] = []
+    kills = 0
+    while not (tmp_path / "killed").exists():
+        running = process(tmp_path / "killed")
+        if kills < KILLS:
+            time.sleep(generator.uniform(0.05, seconds / 8))
+            running.kill()
+            kills += 1
+        running.communicate()
+        finished.append(len(list((tmp_path / ".unfinished-killed").glob("*.bin.json"))))
+    assert kills == KILLS
+    assert finished[:-1] == sorted(finished[:-1]) and len(set(finished)) > 3, finished
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert not (tmp_path / ".unfinished-killed").exists()
+
+
+def test_without_space_finished_shards_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encoding, "SHARD_BYTES", 20_000)
+    command = ("data", "prepare", source(tmp_path), "--tokenizer.kind", "byte", "--out")
+    assert main([*map(str, command), str(tmp_path / "whole"), "--quiet"]) == 0
+    left = 30
+    write = os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding.os, "fsync", full)
+        message = fails(*command, tmp_path / "full", "--quiet")
+    assert "No space left on device; what was finished is kept, and the same call goes on" in message
+    assert not (tmp_path / "full").exists()
+    records = list((tmp_path / ".unfinished-full").glob("*.bin.json"))
+    written = {path: path.stat().st_mtime_ns for path in records}
+    assert 0 < len(written) < 18
+    assert main([*map(str, command), str(tmp_path / "full")]) == 0
+    assert "going on with what an earlier call had read" in capsys.readouterr().err
+    assert content(tmp_path / "full") == content(tmp_path / "whole")
+
+
+def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = source(tmp_path)
+    command = ["data", "prepare", str(text), "--out", str(tmp_path / "out"), "--quiet", "--tokenizer.kind"]
+
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for change in ("nothing", "settings", "text"):
+        with monkeypatch.context() as patch:
+            patch.setattr("wholegpt.data.preparation.write_manifest", stop)
+            assert main([*command, "byte"]) == 130
+        marked = tmp_path / ".unfinished-out" / "mark"
+        marked.write_text("still here")
+        if change == "text":
+            text.write_text(text.read_text() + '{"text": "more"}\n')
+        with monkeypatch.context() as patch:
+            patch.setattr("wholegpt.data.preparation.write_manifest", stop)
+            assert main([*command, "character" if change == "settings" else "byte"]) == 130
+        assert marked.exists() == (change == "nothing")
