@@ -51,6 +51,7 @@ def check(config: Config) -> None:
     check_model(config.model)
     data, training, optimizer = config.data, config.training, config.optimizer
     schedule, evaluation, logging = config.schedule, config.evaluation, config.logging
+    _require("data.near_threshold", data.near_threshold, 0 < data.near_threshold <= 1, "above 0, at most 1")
     _require(
         "data.validation_fraction",
         data.validation_fraction,

@@ -22,6 +22,7 @@ from wholegpt.errors import ConfigError
 T = TypeVar("T")
 OnBadText = Literal["stop", "replace", "skip"]
 OnBadLine = Literal["stop", "skip"]
+Deduplicate = Literal["none", "exact", "near"]
 
 
 class Positions(StrEnum):
@@ -232,6 +233,10 @@ class DataConfig:
     """Bytes that are no text: stop, replace them by U+FFFD, or skip the document."""
     on_bad_line: OnBadLine = "stop"
     """Lines and records of tables that are broken or have no text: stop, or skip them."""
+    deduplicate: Deduplicate = "none"
+    """Leave out documents that are copies of earlier ones but for case and white space (exact), or nearly (near)."""
+    near_threshold: float = 0.45
+    """Similarity from which documents are nearly the same: the shared part of all their runs of three words."""
     split: Split = Split.automatic
     """What is held out. automatic: whole documents where there are at least 50, else the end of the text."""
     validation_fraction: float = 0.1

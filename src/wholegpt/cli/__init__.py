@@ -23,6 +23,7 @@ EXTRAS = {
     "datasets": "datasets",
     "gguf": "gguf",
     "pyarrow": "pyarrow",
+    "rensa": "rensa",
     "rouge_score": "rouge-score",
     "sacrebleu": "sacrebleu",
     "scipy": "scikit-learn",

@@ -1,6 +1,7 @@
 """Documents on disk as they were read: what all later steps work on, in any order, whatever the corpus size."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ class DocumentStore:
     def texts(self) -> Iterator[str]:
         """All pieces in order."""
         return (self.text(number) for number in range(len(self)))
+
+    def documents(self) -> Iterator[Iterator[str]]:
+        """The pieces of each document."""
+        borders = [*np.flatnonzero(self.pieces["begins"]).tolist(), len(self)]
+        for first, after in pairwise(borders):
+            yield (self.text(number) for number in range(first, after))
 
     def _start(self, number: int) -> int:
         return int(self.pieces["end"][number - 1]) if number else 0

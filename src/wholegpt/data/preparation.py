@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from wholegpt.config import DataConfig, TokenizerConfig, TokenizerKind, to_mapping
-from wholegpt.console import Console
+from wholegpt.console import Console, Progress
 from wholegpt.data.corpora import Corpus
+from wholegpt.data.deduplication import find_duplicates
 from wholegpt.data.documents import DocumentStore, write_documents
 from wholegpt.data.encoding import encode_side
 from wholegpt.data.shards import FORMAT_VERSION, Manifest, PreparedData, write_manifest
 from wholegpt.data.splitting import SIDES, SplitPlan, plan_split
 from wholegpt.errors import DataError
-from wholegpt.files import read_json, resumable_folder, sha256_file, write_json_atomic
+from wholegpt.files import read_json, resumable_folder, sha256_file, write_bytes_atomic, write_json_atomic
 from wholegpt.tokenizers import (
     TOKENIZER_FILES,
     Quality,
@@ -33,7 +34,7 @@ from wholegpt.tokenizers import (
     train_gpt1,
 )
 
-DOCUMENTS, READ = "documents", "read.json"
+DOCUMENTS, READ, KEPT = "documents", "read.json", "kept"
 VOCABULARY_BYTES = 200_000_000
 """Of text, spread over the whole, that a vocabulary is learned from at most."""
 PIECE_SAMPLED, QUALITY_CHARACTERS = 100_000, 1_000_000
@@ -63,7 +64,8 @@ def prepare(
     with _kept_on_full_disk(folder), resumable_folder(folder, request) as work:
         _read(corpus, work, console)
         with DocumentStore(work / DOCUMENTS) as store:
-            plan = plan_split(store, corpus.name, corpus.split, data)
+            kept = _kept(store, data, work, console)
+            plan = plan_split(store, corpus.name, corpus.split, data, kept)
             summary = read_json(work / READ)
             console.note(f"{summary['description']}; {plan.description}")
             chosen = _vocabulary(tokenizer, store, plan, work, console)
@@ -120,6 +122,34 @@ def _read(corpus: Corpus, work: Path, console: Console) -> None:
     if corpus.report.skipped or corpus.report.fields:
         console.note(str(corpus.report))
     write_json_atomic(work / READ, {"description": f"{characters:,} characters in {counted}"})
+
+
+def _kept(store: DocumentStore, data: DataConfig, work: Path, console: Console) -> np.ndarray | None:
+    """Which documents are no copies, found now or before; nothing where that is not asked."""
+    if data.deduplicate == "none":
+        return None
+    path = work / KEPT
+    if not path.exists():
+        with console.bytes_progress("looking for copies", store.bytes) as progress:
+            documents = _watched(store, progress)
+            duplicates = find_duplicates(documents, data.deduplicate == "near", data.near_threshold)
+        console.note(
+            f"{duplicates.exact:,} of {len(duplicates.first):,} documents are copies of earlier ones, "
+            f"{duplicates.near:,} nearly; they are left out"
+        )
+        write_bytes_atomic(path, duplicates.kept.tobytes())
+    return np.frombuffer(path.read_bytes(), dtype=bool)
+
+
+def _watched(store: DocumentStore, progress: Progress) -> Iterator[Iterator[str]]:
+    """The documents, their bytes counted as they are read."""
+
+    def watched(pieces: Iterator[str]) -> Iterator[str]:
+        for piece in pieces:
+            yield piece
+            progress.advance(len(piece.encode()))
+
+    return (watched(pieces) for pieces in store.documents())
 
 
 def _vocabulary(
@@ -209,5 +239,5 @@ def _clear(work: Path) -> None:
     for path in (work / DOCUMENTS).iterdir():
         path.unlink()
     (work / DOCUMENTS).rmdir()
-    for path in (work / READ, *work.glob("*.bin.json")):
-        path.unlink()
+    for path in (work / READ, work / KEPT, *work.glob("*.bin.json")):
+        path.unlink(missing_ok=True)

@@ -47,21 +47,25 @@ class SplitPlan:
         return (self.text(store, side, place) for place in range(len(self.numbers(side))))
 
 
-def plan_split(store: DocumentStore, name: str, usual: Split, config: DataConfig) -> SplitPlan:
+def plan_split(
+    store: DocumentStore, name: str, usual: Split, config: DataConfig, kept: np.ndarray | None = None
+) -> SplitPlan:
     """Decide what is held out; the same documents always give the same split.
 
     By documents: each with probability ``validation_fraction``, from a fixed seed. By fraction: the last part of the
-    characters, even in the middle of a document. ``usual`` is the corpus's own way. Raises ``DataError`` for one
+    characters, even in the middle of a document. ``usual`` is the corpus's own way; ``kept`` says which documents are
+    used at all, one truth value each. Raises ``DataError`` for one
     document that is to be split by documents.
     """
-    begins = store.pieces["begins"]
+    of_document = store.pieces["begins"].cumsum() - 1
+    everything = np.arange(len(store)) if kept is None else np.flatnonzero(kept[of_document])
+    begins = store.pieces["begins"][everything]
     documents = int(begins.sum())
     split = config.split if config.split is not Split.automatic else usual
     if split is Split.automatic:
         split = Split.documents if documents >= DOCUMENTS_FOR_SPLIT else Split.fraction
-    everything = np.arange(len(store))
     if split is Split.fraction:
-        ends = store.pieces["characters"].cumsum(dtype=np.int64)
+        ends = store.pieces["characters"][everything].cumsum(dtype=np.int64)
         boundary = int(ends[-1] * (1 - config.validation_fraction))
         first = int(np.searchsorted(ends, boundary, side="right"))
         cut = boundary - (int(ends[first - 1]) if first else 0)
