@@ -31,6 +31,7 @@ bench: $(DEVELOPMENT)  ## long measurements; see benchmarks/README.md
 	$(VENV)/bin/python -m benchmarks.shakespeare --recipe shakespeare
 	$(VENV)/bin/python -m benchmarks.time_budget tinyshakespeare
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.evaluation)
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.tokenizing)
 	$(VENV)/bin/python -m benchmarks.interop
 	$(if $(LLAMA_CPP),$(VENV)/bin/pip install --quiet llama-cpp-python && $(VENV)/bin/python -m benchmarks.interop --gguf $(LLAMA_CPP))
 

@@ -1,5 +1,7 @@
-"""``wholegpt data list|prepare``."""
+"""``wholegpt data list|prepare|contamination``."""
 
+import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,7 @@ from wholegpt.cli.options import (
     table,
 )
 from wholegpt.config import Config, DataConfig, TokenizerConfig
-from wholegpt.errors import RunError
+from wholegpt.errors import ConfigError, RunError
 
 app = App(name="data", help="Look at corpora and turn text into token shards.", sort_key=6)
 
@@ -94,3 +96,55 @@ def prepare(
         for name, side in sides.items()
     ]
     common.show(result, table(rows))
+
+
+@app.command
+def contamination(
+    training: str,
+    evaluation: str,
+    *,
+    words: int = 13,
+    reading: ReadingOptions = Reading(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Say which evaluation documents stand in the training text, wholly or in part.
+
+    Parameters
+    ----------
+    training
+        Text that a model is trained on: a file, a folder, a table or a corpus name.
+    evaluation
+        Text that it is measured on.
+    words
+        Words in a row, without case and punctuation, that count as the same text.
+
+    """
+    from wholegpt import data as library
+
+    if words < 1:
+        raise ConfigError(f"--words is {words}; expected at least 1")
+    with tempfile.TemporaryDirectory() as folder:
+        stores: list[library.DocumentStore] = []
+        for place, source in enumerate((training, evaluation)):
+            corpus = library.open_corpus(dataclasses.replace(DataConfig(source=(source,)), **reading.given()))
+            target = Path(folder) / str(place)
+            target.mkdir()
+            with common.console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress:
+                stores.append(library.write_documents(target, corpus.pieces(progress.advance)))
+        with stores[0] as known, stores[1] as asked, common.console.working("comparing"):
+            overlaps = library.contamination(known.documents(), asked.documents(), words)
+    found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
+    result = {
+        "documents": len(overlaps),
+        "contaminated": len(found),
+        "too_short": sum(not one.runs for one in overlaps),
+        "words": words,
+        "overlaps": [{**dataclasses.asdict(one), "share": one.share} for one in found],
+    }
+    rows = [(f"document {one.document}", f"{one.share:7.1%}  {one.excerpt}") for one in found[:20]]
+    counted = (
+        f"{len(found):,} of {len(overlaps):,} documents share runs of {words} words with the training text"
+    )
+    short = f"; {result['too_short']:,} are shorter than that" if result["too_short"] else ""
+    more = [("", f"and {len(found) - 20:,} more")] if len(found) > 20 else []
+    common.show(result, table([*rows, *more, ("in all", counted + short)]))

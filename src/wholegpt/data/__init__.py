@@ -1,5 +1,6 @@
 """Token ids to batches: corpora, their preparation, and the loader."""
 
+from wholegpt.data.contamination import Overlap, contamination
 from wholegpt.data.corpora import CORPORA, Corpus, of_texts, open_corpus
 from wholegpt.data.documents import DocumentStore, write_documents
 from wholegpt.data.loader import Batch, WindowLoader, windows_before
@@ -14,9 +15,11 @@ __all__ = [
     "Batch",
     "Corpus",
     "DocumentStore",
+    "Overlap",
     "PreparedData",
     "TokenShards",
     "WindowLoader",
+    "contamination",
     "learn_vocabulary",
     "of_texts",
     "open_corpus",

@@ -8,12 +8,14 @@ import contextlib
 import errno
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from wholegpt.config import DataConfig, TokenizerConfig, TokenizerKind, to_mapping
 from wholegpt.console import Console, Progress
+from wholegpt.data.contamination import contamination
 from wholegpt.data.corpora import Corpus
 from wholegpt.data.deduplication import find_duplicates
 from wholegpt.data.documents import DocumentStore, write_documents
@@ -37,6 +39,8 @@ from wholegpt.tokenizers import (
 DOCUMENTS, READ, KEPT = "documents", "read.json", "kept"
 VOCABULARY_BYTES = 200_000_000
 """Of text, spread over the whole, that a vocabulary is learned from at most."""
+CHECKED_DOCUMENTS, CHECKED_CHARACTERS = 10_000, 50_000_000
+"""Held-out documents, and characters of training text, that are looked at for overlap at most."""
 PIECE_SAMPLED, QUALITY_CHARACTERS = 100_000, 1_000_000
 """Characters of a held-out piece, and of all, that a new vocabulary is tried on."""
 
@@ -68,6 +72,7 @@ def prepare(
             plan = plan_split(store, corpus.name, corpus.split, data, kept)
             summary = read_json(work / READ)
             console.note(f"{summary['description']}; {plan.description}")
+            _warn_of_overlap(store, plan, console)
             chosen = _vocabulary(tokenizer, store, plan, work, console)
             console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
             dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
@@ -139,6 +144,30 @@ def _kept(store: DocumentStore, data: DataConfig, work: Path, console: Console) 
         )
         write_bytes_atomic(path, duplicates.kept.tobytes())
     return np.frombuffer(path.read_bytes(), dtype=bool)
+
+
+def _warn_of_overlap(store: DocumentStore, plan: SplitPlan, console: Console) -> None:
+    """Say so where held-out documents stand in the training text: figures on them would flatter."""
+    with console.working("looking for held-out text in the training text"):
+        evaluation = islice(plan.documents(store, "validation"), CHECKED_DOCUMENTS)
+        training = _up_to(CHECKED_CHARACTERS, plan.documents(store, "train"))
+        overlaps = contamination(training, _up_to(CHECKED_CHARACTERS // 10, evaluation))
+    mostly = sum(overlap.share > 0.5 for overlap in overlaps)
+    if mostly:
+        console.warn(
+            f"{mostly:,} of {len(overlaps):,} of the held-out documents stand in the training text, more than half of "
+            "each, so figures on them flatter; --data.deduplicate near leaves copies out"
+        )
+
+
+def _up_to(characters: int, documents: Iterable[Iterator[str]]) -> Iterator[list[str]]:
+    """The first documents, whole, until they have so many characters."""
+    for pieces in documents:
+        document = list(pieces)
+        yield document
+        characters -= sum(map(len, document))
+        if characters <= 0:
+            return
 
 
 def _watched(store: DocumentStore, progress: Progress) -> Iterator[Iterator[str]]:

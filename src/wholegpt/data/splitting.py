@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,14 @@ class SplitPlan:
         if side == "train":
             return text[: self.cut] if place == len(numbers) - 1 else text
         return text[self.cut :] if place == 0 else text
+
+    def documents(self, store: DocumentStore, side: Side) -> Iterator[Iterator[str]]:
+        """The documents of one side, each in pieces."""
+        numbers = self.numbers(side)
+        begins = store.pieces["begins"][numbers].copy()
+        begins[:1] = True  # what is left of a document that was cut
+        for first, after in pairwise([*np.flatnonzero(begins).tolist(), len(numbers)]):
+            yield (self.text(store, side, place) for place in range(first, after))
 
     def texts(self, store: DocumentStore, side: Side) -> Iterator[str]:
         """The texts of one side in order."""
