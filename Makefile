@@ -32,6 +32,8 @@ bench: $(DEVELOPMENT)  ## long measurements; see benchmarks/README.md
 	$(VENV)/bin/python -m benchmarks.time_budget tinyshakespeare
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.evaluation)
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.tokenizing)
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.near_duplicates)
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.preparation)
 	$(VENV)/bin/python -m benchmarks.interop
 	$(if $(LLAMA_CPP),$(VENV)/bin/pip install --quiet llama-cpp-python && $(VENV)/bin/python -m benchmarks.interop --gguf $(LLAMA_CPP))
 

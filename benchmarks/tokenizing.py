@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import tokenizers
@@ -12,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from benchmarks.tables import conditions, publish, spread
 from wholegpt.data.corpora import python_stdlib
-from wholegpt.tokenizers import gpt2_tokenizer, train_bpe
+from wholegpt.tokenizers import Tokenizer, gpt2_tokenizer, train_bpe
 from wholegpt.tokenizers.fast import fast_encoding
 
 ENTRIES = 32_000
@@ -29,36 +31,69 @@ def learn_with_the_library(texts: list[str]) -> tokenizers.Tokenizer:
     return library
 
 
-def alternating(
-    sides: dict[str, Callable[[], object]], rounds: int, megabytes: float
-) -> tuple[list[str], dict[str, object]]:
-    """Lines of a table of megabytes a second, the first side's as ratios to the second's; and the last results."""
+def alternating(sides: dict[str, Callable[[], object]], rounds: int, megabytes: float) -> list[str]:
+    """Lines of a table of megabytes a second, the first side's as ratios to the second's."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    results: dict[str, object] = {}
     for _ in range(rounds):
         for name, work in sides.items():
             started = time.perf_counter()
-            results[name] = work()
+            work()  # nothing of it is kept, which the garbage collector would go through in the other's time
             rates[name].append(megabytes / (time.perf_counter() - started))
     ours, theirs = rates.values()
     ratios = spread([a / b for a, b in zip(ours, theirs, strict=True)], "{:.2f}")
     lines = [f"| {name} | {spread(values, '{:.1f}')} | " for name, values in rates.items()]
-    return [lines[0] + f"{ratios} |", lines[1] + "1 |"], results
+    return [lines[0] + f"{ratios} |", lines[1] + "1 |"]
+
+
+def read_texts(data: Path) -> list[str]:
+    lines = (data / "english.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    return [json.loads(line)["text"] for line in lines] + [piece.text for piece in python_stdlib().pieces()]
+
+
+def learn_here(texts: list[str]) -> Tokenizer:
+    return train_bpe(texts, ENTRIES)
+
+
+def peak_memory() -> int:
+    """Most kilobytes that this process has held; the system's own figure begins with the parent's."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def measure_growth(learn: Callable[[list[str]], object], data: Path, result: Connection) -> None:
+    texts = read_texts(data)
+    before = peak_memory()
+    learn(texts)
+    result.send((peak_memory() - before) / 1e3)
+
+
+def peak_growth(learn: Callable[[list[str]], object], data: Path) -> float:
+    """Megabytes by which the peak memory of a fresh process grows while it learns."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure_growth, args=(learn, data, sender))
+    process.start()
+    megabytes = receiver.recv()
+    process.join()
+    return megabytes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     data = Path(os.environ["WHOLEGPT_DATA"])
-    lines = (data / "english.jsonl").read_text(encoding="utf-8").strip().split("\n")
-    texts = [json.loads(line)["text"] for line in lines] + [piece.text for piece in python_stdlib().pieces()]
+    texts = read_texts(data)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     ours = gpt2_tokenizer(data / "gpt2")
     theirs = fast_encoding(ours.to_json(), ours.token_bytes)
     assert theirs
     cores = os.cpu_count() or 1
-    encoding, ids = alternating(
+    mine = list(ours.encode_all(texts))
+    reference = theirs.encode_ordinary_batch(texts, num_threads=cores)
+    assert all(a.tolist() == b for a, b in zip(mine, reference, strict=True))
+    del mine, reference
+    encoding = alternating(
         {
             "encoding, ours": lambda: list(ours.encode_all(texts)),
             f"encoding, tiktoken's batch on {cores} threads": lambda: theirs.encode_ordinary_batch(
@@ -68,17 +103,15 @@ def main() -> None:
         arguments.rounds,
         megabytes,
     )
-    mine, reference = ids.values()
-    assert isinstance(mine, list) and isinstance(reference, list)
-    assert all(a.tolist() == b for a, b in zip(mine, reference, strict=True))
-    learning, _ = alternating(
+    learning = alternating(
         {
-            f"learning {ENTRIES:,} entries, ours": lambda: train_bpe(texts, ENTRIES),
+            f"learning {ENTRIES:,} entries, ours": lambda: learn_here(texts),
             "the same, the tokenizers library by itself": lambda: learn_with_the_library(texts),
         },
         max(2, arguments.rounds // 2),
         megabytes,
     )
+    memory = [[peak_growth(learn, data) for _ in range(2)] for learn in (learn_here, learn_with_the_library)]
     publish(
         "Tokenizing",
         "\n".join(
@@ -90,6 +123,10 @@ def main() -> None:
                 "| --- | ---: | ---: |",
                 *encoding,
                 *learning,
+                "",
+                "Learning grows the peak memory of a fresh process by "
+                f"{' and '.join(f'{grown:.0f}' for grown in memory[0])} MB, the library by itself by "
+                f"{' and '.join(f'{grown:.0f}' for grown in memory[1])} MB (two runs each).",
             ]
         ),
     )

@@ -7,18 +7,9 @@ import pytest
 import yaml
 
 from wholegpt.checks import check, check_generation, complete_model
-from wholegpt.config import (
-    Bias,
-    Config,
-    FeedForward,
-    GenerationConfig,
-    ModelConfig,
-    TrainingConfig,
-    from_mapping,
-    to_mapping,
-    to_yaml,
-)
+from wholegpt.config import Bias, Config, FeedForward, GenerationConfig, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
+from wholegpt.mapping import from_mapping, to_mapping, to_yaml
 from wholegpt.presets import (
     PRESETS,
     configure,

@@ -13,14 +13,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "wholegpt"
 # Lowest first. A folder is one place: neighbours on a level may not import each other.
 # Single files of a level may use those written above them.
 LEVELS: list[list[str]] = [
-    ["errors", "config", "checks", "presets", "files", "console", "runtime", "protocols"],
+    ["errors", "config", "mapping", "checks", "presets", "files", "console", "runtime", "protocols"],
     ["tokenizers", "model", "losses", "metrics"],
     ["data"],
     ["checkpoint"],
     ["training", "generation"],
     ["evaluation"],
     ["analysis", "planning", "interop"],
-    ["language_model", "conversion", "api"],
+    ["language_model", "conversion", "run_folder", "api"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -2,32 +2,27 @@
 
 import dataclasses
 import math
-import platform
-import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import safetensors
-import tokenizers
 import torch
 
-from wholegpt import config as configuration
 from wholegpt import presets, runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.checks import check
 from wholegpt.config import Config, Determinism, Execution, GenerationConfig, TokenizerConfig
 from wholegpt.console import Console
-from wholegpt.data import Corpus, PreparedData, WindowLoader, open_corpus, prepare, windows_before
-from wholegpt.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError, RunError
+from wholegpt.data import Corpus, PreparedData, make_loader, open_corpus, prepare, windows_before
+from wholegpt.errors import CheckpointError, ConfigError, Interrupted, NumericsError
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.generation import generate
 from wholegpt.language_model import LanguageModel, load
+from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.model import Transformer, parameter_count
 from wholegpt.planning import (
     ENGLISH,
@@ -41,6 +36,7 @@ from wholegpt.planning import (
     plan_elsewhere,
     refuse_planned,
 )
+from wholegpt.run_folder import check_free, free_name, lineage_of, read_lineage, recorded_config, run_data
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange
 from wholegpt.training.loop import Callback
@@ -159,12 +155,13 @@ def plan(
 def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
     if not sources:
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=tuple(map(str, sources))))
+    data = dataclasses.replace(config.data, source=tuple(map(str, sources)), card="")
+    return dataclasses.replace(config, data=data)
 
 
 def _changed(config: Config) -> list[str]:
     """Settings that are not their defaults, as SECTION.FIELD."""
-    given, default = configuration.to_mapping(config), configuration.to_mapping(Config())
+    given, default = to_mapping(config), to_mapping(Config())
     return [
         f"{section}.{name}"
         for section, fields in default.items()
@@ -187,7 +184,7 @@ def resume(
     """
     console = console or Console()
     path = Path(run)
-    config = _recorded_config(path)
+    config = recorded_config(path)
     problems = runtime.check_available(config, read_lineage(path).get("machine", {}))
     if problems and not allow_different_numerics:
         raise NumericsError(
@@ -197,7 +194,7 @@ def resume(
     if problems:
         console.warn(f"going on with different numerics: {'; '.join(problems)}")
         config = runtime.decide(runtime.without_unavailable(config))
-        write_text_atomic(path / "config.yaml", configuration.to_yaml(config))
+        write_text_atomic(path / "config.yaml", to_yaml(config))
         write_json_atomic(path / "lineage.json", {**read_lineage(path), "machine": runtime.machine()})
     return continue_run(path, max_seconds=max_seconds, console=console)
 
@@ -213,11 +210,12 @@ def start_run(
     runtime.decide(config)
     config, corpus = _open_text(config, console)
     name = corpus.name if corpus else Path(config.data.source[0]).name
-    folder = out or _free_name(RUNS / name)
-    _check_free(folder, config, overwrite)
+    folder = out or free_name(RUNS / name)
+    check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:
         data = _prepared(config, corpus, target / "data", console)
+        data.warn_unless(config.data.card, console)
         if budget:
             plan = make_plan(config, data, budget, math.inf, console)
             write_json_atomic(target / PLAN, plan.to_json())
@@ -226,8 +224,8 @@ def start_run(
         else:
             resolved = resolve(config, data)
         data.tokenizer.save(target / "tokenizer.json")
-        write_json_atomic(target / "lineage.json", _lineage(resolved, data))
-        write_text_atomic(target / "config.yaml", configuration.to_yaml(resolved))
+        write_json_atomic(target / "lineage.json", lineage_of(resolved, data))
+        write_text_atomic(target / "config.yaml", to_yaml(resolved))
 
     # Whole or not at all: a source that turns out to be bad costs no run that was there before.
     write_folder_atomic(folder, fill)
@@ -250,21 +248,6 @@ def _prepared(config: Config, corpus: Corpus | None, folder: Path, console: Cons
     if corpus is None:
         return PreparedData.open(Path(config.data.source[0]))
     return prepare(corpus, config.data, config.tokenizer, folder, console)
-
-
-def _check_free(folder: Path, config: Config, overwrite: bool) -> None:
-    """Raise ``RunError`` where a run in ``folder`` would overwrite something that it may not."""
-    for source in config.data.source:
-        if Path(source).resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"{folder}: holds {source}, which the run is to be trained on; name another --out")
-    holds_run = (folder / "config.yaml").exists()
-    if holds_run and not overwrite:
-        raise RunError(
-            f"{folder}: already holds a run; go on with it by --resume {quote(str(folder))}, name another --out, "
-            "or add --overwrite to replace it"
-        )
-    if folder.exists() and not holds_run and (folder.is_file() or any(folder.iterdir())):
-        raise RunError(f"{folder}: exists and is not a run; name another --out")
 
 
 def _eager_without_compiler(config: Config, console: Console) -> Config:
@@ -293,7 +276,7 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
 
 
 def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Run:
-    config = _recorded_config(path)
+    config = recorded_config(path)
     data = run_data(path)
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, console)
@@ -306,7 +289,14 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         model.eval()
         with runtime.memory_apart(), averaged(optimizer):
             return evaluate_tokens(
-                model, data.validation, data.tokenizer, device, config.precision.dtype, quiet, sample=sample
+                model,
+                data.validation,
+                data.tokenizer,
+                device,
+                config.precision.dtype,
+                quiet,
+                sample=sample,
+                documents=config.windows.documents,
             )
 
     def write_sample() -> str:
@@ -324,7 +314,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
 
     _say_plan(path, config, data, state, console)
     planned = read_json(path / PLAN) if (path / PLAN).exists() else None
-    loader = WindowLoader(data.train, config.model.context_length, config.training, config.runtime.seed)
+    loader = make_loader(data, config)
     with (
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
@@ -377,60 +367,6 @@ def _restore(
     if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
         state.stop_reason = ""
     return model, optimizer, state
-
-
-def run_data(path: Path) -> PreparedData:
-    """The tokens of the run at ``path``, checked to be those it began with."""
-    own = path / "data"
-    data = PreparedData.open(own if PreparedData.exists(own) else Path(_recorded_config(path).data.source[0]))
-    if data.fingerprint != read_lineage(path).get("data"):
-        raise DataError(f"{data.folder}: not the data that {path} began with; restore it, or start a new run")
-    data.verify()
-    return data
-
-
-def _recorded_config(path: Path) -> Config:
-    if not (path / "config.yaml").exists():
-        raise RunError(f"{path}: not a run (it has no config.yaml)")
-    config = presets.recipe(str(path / "config.yaml"))
-    check(config)
-    return config
-
-
-def read_lineage(path: Path) -> dict[str, Any]:
-    """A run's ``lineage.json``. Raises ``RunError`` when it cannot be read."""
-    try:
-        return read_json(path / "lineage.json")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
-
-
-def _lineage(config: Config, data: PreparedData) -> dict[str, Any]:
-    return {
-        "format_version": 1,
-        "corpus": data.manifest.corpus,
-        "provenance": data.manifest.provenance,
-        "data": data.fingerprint,
-        "parents": [],
-        "seed": config.runtime.seed,
-        "versions": {
-            "wholegpt": version("wholegpt"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "tokenizers": tokenizers.__version__,
-            "safetensors": safetensors.__version__,
-        },
-        "machine": runtime.machine(),
-        "command": ["wholegpt", *sys.argv[1:]],
-    }
-
-
-def _free_name(wanted: Path) -> Path:
-    """``wanted``, or with the first number from 2 on that makes it new."""
-    number, free = 2, wanted
-    while free.exists():
-        number, free = number + 1, wanted.with_name(f"{wanted.name}-{number}")
-    return free
 
 
 def _say_plan(path: Path, config: Config, data: PreparedData, state: TrainingState, console: Console) -> None:

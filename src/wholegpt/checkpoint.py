@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.config import AttentionKernel, ModelConfig, Recompute, from_mapping, to_mapping
+from wholegpt.config import AttentionKernel, ModelConfig, Recompute
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
     TEMPORARY_PREFIX,
@@ -26,6 +26,7 @@ from wholegpt.files import (
     write_folder_atomic,
     write_json_atomic,
 )
+from wholegpt.mapping import from_mapping, to_mapping
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer
 

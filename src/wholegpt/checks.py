@@ -11,8 +11,13 @@ from wholegpt.config import (
     OptimizerConfig,
     OptimizerKind,
     Positions,
+    TokenizerConfig,
+    WindowsConfig,
 )
 from wholegpt.errors import ConfigError
+
+LEAST_WEIGHT = 1e-5
+"""Share of the windows of a source that is used at all."""
 
 
 def complete_model(model: ModelConfig) -> ModelConfig:
@@ -52,14 +57,15 @@ def check(config: Config) -> None:
     data, training, optimizer = config.data, config.training, config.optimizer
     schedule, evaluation, logging = config.schedule, config.evaluation, config.logging
     _require("data.near_threshold", data.near_threshold, 0 < data.near_threshold <= 1, "above 0, at most 1")
+    _at_least("data.near_words", data.near_words, 1)
     _require(
         "data.validation_fraction",
         data.validation_fraction,
         0 < data.validation_fraction < 1,
         "above 0 and below 1",
     )
-    entries = config.tokenizer.vocab_size
-    _require("tokenizer.vocab_size", entries, entries == 0 or entries >= 257, "of 0 or at least 257")
+    _check_tokenizer(config.tokenizer)
+    _check_windows(config.windows, config.model.context_length)
     _at_least("training.steps", training.steps, 0)
     _at_least("training.epochs", training.epochs, 0)
     if (training.steps == 0) == (training.epochs == 0):
@@ -104,6 +110,38 @@ def check(config: Config) -> None:
     _at_least("logging.every", logging.every, 1)
     _at_least("logging.sample_every", logging.sample_every, 0)
     _at_least("logging.sample_tokens", logging.sample_tokens, 0)
+
+
+def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
+    names = tokenizer.special_tokens
+    least = 257 + len(names)
+    entries = tokenizer.vocab_size
+    expected = f"of 0, or at least {least} for the bytes and the special tokens"
+    _require("tokenizer.vocab_size", entries, entries == 0 or entries >= least, expected)
+    _at_least("tokenizer.merges", tokenizer.merges, 1)
+    if len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise ConfigError(f"tokenizer.special_tokens are {list(names)}; expected different names, none empty")
+
+
+def _check_windows(windows: WindowsConfig, context_length: int) -> None:
+    _at_least("windows.stride", windows.stride, 0)
+    _require("windows.truncation", windows.truncation, 0 <= windows.truncation <= 1, "from 0 to 1")
+    weights = windows.weights
+    if weights and (min(weights) < 0 or not 0 < sum(weights) < math.inf):
+        raise ConfigError(
+            f"windows.weights are {weights}; expected numbers of 0 or more, at least one above 0"
+        )
+    if any(0 < weight < sum(weights) * LEAST_WEIGHT for weight in weights):
+        raise ConfigError(
+            f"windows.weights are {weights}; expected each to be 0, or {LEAST_WEIGHT:g} of all or more"
+        )
+    _at_least("windows.shortest", windows.shortest, 0)
+    times, rest = divmod(context_length, windows.shortest or context_length)
+    if rest or times & (times - 1):
+        raise ConfigError(
+            f"windows.shortest is {windows.shortest}; expected model.context_length, {context_length}, "
+            "halved some times over, or 0"
+        )
 
 
 def check_generation(generation: GenerationConfig) -> None:

@@ -6,23 +6,14 @@ docstring is its help text everywhere. A zero in a field that says so means "der
 holds no zero of that kind and repeats the run exactly.
 """
 
-import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal
 
-import msgspec
-import yaml
-
-from wholegpt.errors import ConfigError
-
-T = TypeVar("T")
 OnBadText = Literal["stop", "replace", "skip"]
 OnBadLine = Literal["stop", "skip"]
 Deduplicate = Literal["none", "exact", "near"]
+Clean = Literal["none", "ftfy"]
 
 
 class Positions(StrEnum):
@@ -98,6 +89,13 @@ class Split(StrEnum):
     automatic = "automatic"
     documents = "documents"
     fraction = "fraction"
+
+
+class Documents(StrEnum):
+    """Whether the documents of a window see each other."""
+
+    joined = "joined"
+    separate = "separate"
 
 
 class OptimizerKind(StrEnum):
@@ -213,6 +211,9 @@ class TokenizerConfig:
     gpt1 has its own."""
     lowercase: bool = False
     """Read text in lower case. gpt1 always does."""
+    special_tokens: tuple[str, ...] = ()
+    """Names of further tokens to reserve, which no text becomes, such as <|start|> <|delimiter|> <|classify|> of task
+    formats. vocab_size counts them."""
     path: str = ""
     """A tokenizer.json, or a folder holding encoder.json and vocab.bpe; used instead of training one."""
 
@@ -230,17 +231,44 @@ class DataConfig:
     encoding: str = "utf-8"
     """Character encoding of text files."""
     on_bad_text: OnBadText = "stop"
-    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document."""
+    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document (a very long one from there on)."""
     on_bad_line: OnBadLine = "stop"
     """Lines and records of tables that are broken or have no text: stop, or skip them."""
+    clean: Clean = "none"
+    """Repair text as GPT-1's was (ftfy): characters decoded wrongly, curled quotes, ligatures, HTML entities."""
     deduplicate: Deduplicate = "none"
     """Leave out documents that are copies of earlier ones but for case and white space (exact), or nearly (near)."""
     near_threshold: float = 0.45
-    """Similarity from which documents are nearly the same: the shared part of all their runs of three words."""
+    """Similarity from which documents are nearly the same: the shared part of all their runs of near_words words."""
+    near_words: int = 3
+    """Words in a row that are compared; a changed word changes so many runs."""
     split: Split = Split.automatic
     """What is held out. automatic: whole documents where there are at least 50, else the end of the text."""
     validation_fraction: float = 0.1
     """Share of the documents, or of the characters, that is held out."""
+    licence: str = ""
+    """Licence of the text, for its data card."""
+    card: str = ""
+    """SHA-256 that the data card gives for the data; a run writes it down. Where given, other data is warned of."""
+
+
+@dataclass(frozen=True)
+class WindowsConfig:
+    """How the training text is cut into windows of context_length tokens."""
+
+    documents: Documents = Documents.joined
+    """joined: a window is a stretch of text, across the ends of documents. separate: the same, with a block-diagonal
+    attention mask and restarted positions, so that documents do not see each other."""
+    stride: int = 0
+    """Tokens from the start of a window to that of the next. 0: context_length, so that no token comes twice."""
+    truncation: float = 0.0
+    """Probability that a window is cut at a random place into two that do not see each other."""
+    weights: tuple[float, ...] = ()
+    """How often windows come from each source, in the order of data.source, one number each. Empty: as often as it has
+    text."""
+    shortest: int = 0
+    """Each step's windows are cut into equal ones of a length drawn from context_length, its half, its quarter and so
+    on down to this. 0: context_length always."""
 
 
 @dataclass(frozen=True)
@@ -371,6 +399,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    windows: WindowsConfig = field(default_factory=WindowsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -397,76 +426,3 @@ class GenerationConfig:
     """Texts that end the completion; they are not part of it."""
     seed: int = 1337
     """The same seed gives the same text."""
-
-
-# --- Mappings and YAML ---------------------------------------------------------------------------
-
-
-def to_mapping(config: Any) -> dict[str, Any]:
-    """A config dataclass as nested plain dicts, ready for JSON or YAML."""
-    return msgspec.to_builtins(config)
-
-
-def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> T:
-    """``base`` with the fields named in the nested ``mapping`` replaced.
-
-    Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
-    value of the wrong type.
-    """
-    _check_names(mapping, type(base), where, prefix="")
-    merged = _merge(to_mapping(base), mapping)
-    try:
-        return msgspec.convert(merged, type(base), strict=False)
-    except msgspec.ValidationError as error:
-        message = str(error).replace("`", "'")
-        problem, _, location = message.partition(" - at ")
-        field_name = location.strip("'").removeprefix("$.") or "the whole"
-        raise ConfigError(f"{where}: {field_name}: {problem}") from None
-
-
-def to_yaml(config: Any) -> str:
-    """A config as YAML, in the order of its fields."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ``ConfigError`` naming file and line."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected sections such as 'model:', found a {type(content).__name__}")
-    return content
-
-
-def nearest(name: str, candidates: list[str]) -> str:
-    """A hint for a misspelt name: the nearest right one, or all of them."""
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(candidates)}"
-
-
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _merge(value, changes[name])
-        if isinstance(value, dict) and isinstance(changes.get(name), Mapping)
-        else changes.get(name, value)
-        for name, value in base.items()
-    }
-
-
-def _check_names(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> None:
-    types = get_type_hints(type_)
-    for name, value in mapping.items():
-        if name not in types:
-            raise ConfigError(f"{where}: unknown field '{prefix}{name}'; {nearest(str(name), list(types))}")
-        if dataclasses.is_dataclass(types[name]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
-                )
-            _check_names(value, types[name], where, f"{prefix}{name}.")

@@ -19,7 +19,7 @@ from wholegpt.checkpoint import (
     own_tensors,
     save_model,
 )
-from wholegpt.config import ModelConfig, Positions, nearest
+from wholegpt.config import ModelConfig, Positions
 from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
@@ -29,6 +29,7 @@ from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel,
 from wholegpt.interop.foreign import PICKLES, pickled, read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.language_model import model_folder
+from wholegpt.mapping import nearest
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import (
     END_OF_TEXT,

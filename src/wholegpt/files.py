@@ -11,7 +11,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from wholegpt.errors import WholeGPTError
 
 TEMPORARY_PREFIX, RESUMABLE_PREFIX = ".partial-", ".unfinished-"
 
@@ -39,12 +41,13 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Replace the file at ``path`` by ``content``: temporary name, sync, rename, sync of the folder."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces the one at ``path`` when the block ends: temporary name, sync, rename, sync of folder."""
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -52,6 +55,12 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Replace the file at ``path`` by ``content``, whole or not at all."""
+    with writing(path) as file:
+        file.write(content)
 
 
 def write_text_atomic(path: Path, content: str) -> None:
@@ -90,8 +99,9 @@ def write_folder_atomic(path: Path, fill: Callable[[Path], None]) -> None:
 def resumable_folder(path: Path, request: Any) -> Iterator[Path]:
     """A folder to fill in steps that a crash does not undo: what was finished for the same ``request`` is still there.
 
-    It becomes ``path`` when the block ends, whole, replacing what stood there; until then it is a hidden sibling. The
-    block itself says what is finished, by files it writes whole. ``request`` is anything that JSON can hold.
+    It becomes ``path`` when the block ends, whole, replacing what stood there; until then it is a hidden sibling, which
+    an error of the user's ends. The block itself says what is finished, by files it writes whole. ``request`` is
+    anything that JSON can hold.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(RESUMABLE_PREFIX + path.name)
@@ -101,12 +111,16 @@ def resumable_folder(path: Path, request: Any) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         write_json_atomic(note, wanted)
-    yield work
-    note.unlink()
+    try:
+        yield work
+    except WholeGPTError:  # the same call would fail again
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     _sync_tree(work)
     remove_folder(path)
-    work.rename(path)
+    work.rename(path)  # with its note, so that a crash before this loses nothing
     sync_folder(path.parent)
+    (path / note.name).unlink()
 
 
 def _sync_tree(path: Path) -> None:

@@ -14,6 +14,7 @@ from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
 from wholegpt.config import (
     AttentionKernel,
     DataConfig,
+    Documents,
     Dtype,
     GenerationConfig,
     OnBadLine,
@@ -21,7 +22,7 @@ from wholegpt.config import (
     PrecisionConfig,
 )
 from wholegpt.console import Console
-from wholegpt.data import TokenShards
+from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.errors import CheckpointError, DataError, TokenizerError
 from wholegpt.evaluation import (
@@ -29,7 +30,6 @@ from wholegpt.evaluation import (
     Published,
     TaskScore,
     TextEvaluation,
-    TextSizes,
     compare_tasks,
     compare_texts,
     evaluate_task,
@@ -64,10 +64,15 @@ class LanguageModel:
     """A trained (or fresh) model that reads and writes text."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer | None, dtype: Dtype = Dtype.automatic
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None,
+        dtype: Dtype = Dtype.automatic,
+        documents: Documents = Documents.joined,
     ) -> None:
+        """``dtype`` and ``documents`` are how the model was trained, and so how it is measured."""
         self.model = model.eval()
-        self.dtype = dtype
+        self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
 
     @property
@@ -127,10 +132,11 @@ class LanguageModel:
     ) -> TextEvaluation:
         """Cross-entropy on text files, folders or JSON lines, documents joined with end-of-text.
 
-        Windows hold ``context`` tokens (0: the model's context length); a smaller ``stride`` gives the later ones of
-        each more context (0: none is carried over). ``detokenize`` undoes what the published form of WikiText or the
-        Penn Treebank did to the text. The large products run in ``dtype``; automatic is what the run was trained in,
-        where that is known and possible, or what training would choose here.
+        Documents are context to those after them, unless the model was trained on separate ones. Windows hold
+        ``context`` tokens (0: the model's context length); a smaller ``stride`` gives the later ones of each more
+        context (0: none is carried over). ``detokenize`` undoes what the published form of WikiText or the Penn
+        Treebank did to the text. The large products run in ``dtype``; automatic is what the run was trained in, where
+        that is known and possible, or what training would choose here.
         """
         console = console or Console()
         reading = DataConfig(
@@ -156,9 +162,8 @@ class LanguageModel:
                 console.note(f"{source}: {report}")
         if not stream:
             raise DataError(f"{', '.join(map(str, sources)) or 'no source'}: holds no text")
-        sizes = TextSizes(n_bytes, n_characters, words)
-        tokens = TokenShards([np.concatenate(stream)])
-        return self.evaluate_tokens(tokens, stride, dtype, console, sizes, context)
+        tokens = TokenShards([np.concatenate(stream)], TextSizes(n_bytes, n_characters))
+        return self.evaluate_tokens(tokens, stride, dtype, console, words, context)
 
     def evaluate_tokens(
         self,
@@ -166,13 +171,22 @@ class LanguageModel:
         stride: int,
         dtype: Dtype,
         console: Console,
-        sizes: TextSizes | None = None,
+        words: int | None = None,
         context: int = 0,
     ) -> TextEvaluation:
-        """``evaluate`` for text that is tokens already, of these ``sizes``, or of those that they spell."""
+        """``evaluate`` for text that is tokens already, of so many ``words``, or of those that they spell."""
         device, chosen = self.model.device, self._precision(dtype)
         return evaluate_text(
-            self.model, tokens, self.tokenizer, device, chosen, console, stride, sizes, context
+            self.model,
+            tokens,
+            self.tokenizer,
+            device,
+            chosen,
+            console,
+            stride,
+            words,
+            context,
+            self.documents,
         )
 
     def evaluate_task(
@@ -242,7 +256,8 @@ def load(
         return LanguageModel(Transformer(config, _attention(chosen)).to(chosen), tokenizer)
     folder = model_folder(Path(path), checkpoint, console or Console())
     loaded = load_model(folder, chosen, _attention(chosen))
-    return LanguageModel(loaded.model, loaded.tokenizer, _trained_in(Path(path), chosen))
+    dtype, documents = _trained_with(Path(path), chosen)
+    return LanguageModel(loaded.model, loaded.tokenizer, dtype, documents)
 
 
 def compare(
@@ -273,12 +288,18 @@ def task_file(*sources: str | Path, text_field: str | None = None) -> bool:
     return bool(tasks)
 
 
-def _trained_in(run: Path, device: torch.device) -> Dtype:
-    """The number format that a run's config records, where ``device`` has it."""
-    if not (run / "config.yaml").exists():
-        return Dtype.automatic
-    dtype = presets.recipe(str(run)).precision.dtype
-    return Dtype.automatic if dtype is Dtype.bfloat16 and not runtime.has_bfloat16(device) else dtype
+def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
+    """The number format that a run's config records, where ``device`` has it, and whether documents saw each other."""
+    # A checkpoint is a model folder by itself; its run is two folders up.
+    recorded = next(
+        (one for one in (run, *run.absolute().parents[1:2]) if (one / "config.yaml").exists()), None
+    )
+    if recorded is None:
+        return Dtype.automatic, Documents.joined
+    config = presets.recipe(str(recorded / "config.yaml"))
+    dtype = config.precision.dtype
+    missing = dtype is Dtype.bfloat16 and not runtime.has_bfloat16(device)
+    return Dtype.automatic if missing else dtype, config.windows.documents
 
 
 def _attention(device: torch.device) -> AttentionKernel:

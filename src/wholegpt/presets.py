@@ -15,12 +15,9 @@ from wholegpt.config import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
-    from_mapping,
-    nearest,
-    read_yaml,
-    to_mapping,
 )
 from wholegpt.errors import ConfigError
+from wholegpt.mapping import from_mapping, nearest, read_yaml, to_mapping
 
 T = TypeVar("T")
 

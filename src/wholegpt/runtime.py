@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,12 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def command_line() -> list[str]:
+    """The words that started this process, the program by its name alone."""
+    program = Path(sys.argv[0]).name
+    return ["wholegpt" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def mix_seed(*parts: int) -> int:

@@ -11,7 +11,7 @@ import tokenizers as library
 
 import wholegpt as wg
 from tests.helpers import TINY, Fails, text_of, tiny, tiny_config
-from wholegpt import api
+from wholegpt import api, run_folder
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
 from wholegpt.config import Dtype
@@ -231,7 +231,7 @@ def test_prepared_data_stands_alone_and_is_recorded(
         == 0
     )
     capsys.readouterr()
-    assert "is prepared data, which stands alone" in fails("train", out, text_file, *TINY)
+    assert "is prepared data, no text" in fails("train", out, text_file, *TINY)
     run = api.train(str(out), config=tiny_config(out), out=tmp_path / "run", console=QUIET)
     assert wg.recipe(str(run.path)).tokenizer.path == str(out)
     assert run.load().tokenizer.vocab_size == 257
@@ -272,7 +272,7 @@ def test_evaluate_repeats_the_figure_of_a_float32_run(text_file: Path, tmp_path:
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     lm = run.load("last")
     assert lm.dtype is Dtype.float32
-    score = lm.evaluate_tokens(api.run_data(run.path).validation, 0, Dtype.automatic, QUIET)
+    score = lm.evaluate_tokens(run_folder.run_data(run.path).validation, 0, Dtype.automatic, QUIET)
     assert {name: getattr(score, name) for name in vars(run.validation)} == vars(run.validation)
 
 

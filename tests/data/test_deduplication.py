@@ -82,3 +82,38 @@ def test_the_threshold_is_a_share() -> None:
 
     with pytest.raises(ConfigError, match=r"data\.near_threshold"):
         check(Config(data=DataConfig(near_threshold=1.5)))
+
+
+def test_scripts_without_spaces_and_texts_without_words() -> None:
+    """Chinese is compared by its characters; what has no words is like nothing but its copies."""
+    generator = random.Random(0)
+    documents = ["".join(chr(generator.randrange(0x4E00, 0x9FFF)) for _ in range(300)) for _ in range(20)]
+    copies = [text[:100] + "一" + text[101:200] + "一" + text[201:] for text in documents]
+    assert found([*documents, *copies]).first.tolist() == [*range(20), *range(20)]
+    signs = ["!!!", "???", "🙂🙂", "—", "...", "!!!"]
+    duplicates = found(signs)
+    assert duplicates.first.tolist() == [0, 1, 2, 3, 4, 0] and duplicates.near == 0
+    assert duplicates.similarity.tolist() == [1.0] * 6
+
+
+def test_white_space_does_not_hide_copies_in_pieces() -> None:
+    """Where the pieces are cut depends on the white space."""
+    words = text_of(3000).split()
+    one = [" ".join(words[:200]), " " + " ".join(words[200:])]
+    other = ["\n".join(words[:90]), "\n\n" + "  ".join(words[90:])]
+    assert find_duplicates([one, other], near=False).first.tolist() == [0, 0]
+
+
+def test_clusters_by_hand() -> None:
+    duplicates = found(["b b b", "a a a a", "B b b", "a  a a a", "c", "A a a a"], near=False)
+    assert list(duplicates.clusters(str)) == [
+        {
+            "kept": {"document": 0, "excerpt": "0"},
+            "left_out": [{"document": 2, "similarity": 1.0, "excerpt": "2"}],
+        },
+        {
+            "kept": {"document": 1, "excerpt": "1"},
+            "left_out": [{"document": i, "similarity": 1.0, "excerpt": str(i)} for i in (3, 5)],
+        },
+    ]
+    assert list(found(["a", "b"], near=False).clusters(str)) == []

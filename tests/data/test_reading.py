@@ -1,9 +1,9 @@
 """Every form of file gives the same documents; what cannot be read says what and where."""
 
 import gzip
+import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -239,9 +239,42 @@ def test_the_report_knows_the_files(tmp_path: Path) -> None:
     digests = [opened(tmp_path) for _ in range(2)]
     for corpus in digests:
         list(corpus.pieces())
-    assert digests[0].report.digest.hexdigest() == digests[1].report.digest.hexdigest()
+    assert digests[0].report.sha256 == digests[1].report.sha256 == hashlib.sha256(b"one").hexdigest()
     (tmp_path / "a.txt").write_text("two")
     other = opened(tmp_path)
     list(other.pieces())
-    assert other.report.digest.hexdigest() != digests[0].report.digest.hexdigest()
-    assert sys.getsizeof(other.report) < 1000
+    assert other.report.sha256 != digests[0].report.sha256
+
+
+def test_a_long_text_with_bad_bytes_ends_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipped are whole documents, and of one that is read in pieces what comes from the piece with bad bytes on."""
+    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
+    good, bad = b"good words " * 100, b"bad \xff " + b"words " * 10
+    for name, content in (("a", good), ("b", bad + good), ("c", good + bad + good), ("d", good)):
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    corpus = open_corpus(DataConfig(source=(str(tmp_path),), on_bad_text="skip"))
+    documents: list[str] = []
+    for piece in corpus.pieces():
+        documents += [""] if piece.begins else []
+        documents[-1] += piece.text
+    assert [documents[0], documents[2]] == [good.decode()] * 2 and len(documents) == 3
+    assert good.decode().startswith(documents[1]) and len(documents[1]) > 800
+    assert corpus.report.skipped == {
+        "documents with bytes or characters that are no text": 1,
+        "ends of long documents, from bytes or characters that are no text": 1,
+    }
+
+
+def test_an_open_quotation_mark_counts_all_it_swallows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,n\na,1\n"b,2\n' + "c,3\n" * 50)
+    documents, report = read(tmp_path / "a.csv", on_bad_line="skip")
+    assert documents == ["a"] and report.skipped == {"bad lines": 51}
+
+
+def test_empty_files_and_documents_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": ""}\n')
+    (tmp_path / "b.txt").write_text("")
+    corpus = open_corpus(DataConfig(source=(str(tmp_path),)))
+    assert [piece.text for piece in corpus.pieces()] == ["a"]
+    assert corpus.report.skipped == {"empty documents": 1, "empty files": 1}

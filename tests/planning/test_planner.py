@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.helpers import Fails, make_plans_small, text_of
-from wholegpt import api, runtime
+from wholegpt import api, presets, runtime
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
 from wholegpt.config import Config, Dtype, ModelConfig, PrecisionConfig, TrainingConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
+from wholegpt.mapping import from_mapping
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
 from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, plan_elsewhere, planner
 from wholegpt.planning.machine import Rates, Speeds, step_seconds
@@ -88,8 +89,8 @@ def test_what_a_process_may_fill_includes_what_it_fills_already(
 
 
 def test_a_text_too_small_to_plan_for(fails: Fails, tmp_path: Path) -> None:
-    for characters in (1, 300):
-        (tmp_path / "text.txt").write_text("a" * characters)
+    for repeated in (1, 150):
+        (tmp_path / "text.txt").write_text("ab" * repeated)
         message = fails(
             "train", tmp_path / "text.txt", "--minutes", "2", "--out", tmp_path / "run", "--quiet"
         )
@@ -197,8 +198,8 @@ def test_a_run_in_a_given_time_keeps_to_its_plan(
     assert 0 < plan["train_seconds"] < plan["seconds"] < 1.2 * 0.3 * 60
     assert plan["seconds"] == pytest.approx(seconds, rel=0.5)  # tests run on busy machines
     assert plan["peak_memory_bytes"] <= runtime.peak_bytes(torch.device("cpu"))
-    recorded = api.presets.recipe(str(Path(result["run"]) / "config.yaml"))
-    assert recorded == api.configuration.from_mapping(plan["config"], Config())
+    recorded = presets.recipe(str(Path(result["run"]) / "config.yaml"))
+    assert recorded == from_mapping(plan["config"], Config())
 
 
 def test_a_planned_run_resumes_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,9 +9,15 @@ import pytest
 import tokenizers as library
 
 from tests.helpers import text_of
+from wholegpt.config import TokenizerConfig, TokenizerKind
+from wholegpt.data.preparation import make_tokenizer
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers import (
+    CLASSIFY,
+    DELIMITER,
     END_OF_TEXT,
+    PADDING,
+    START,
     Tokenizer,
     byte_tokenizer,
     gpt2_tokenizer,
@@ -74,6 +80,25 @@ def test_special_tokens_in_text_are_plain_unless_allowed() -> None:
         assert made.end_of_text_id not in made.encode(f"a{END_OF_TEXT}b")
         assert made.encode(f"a{END_OF_TEXT}b", allow_special=True)[1] == made.end_of_text_id
         assert made.decode(made.encode(f"a{END_OF_TEXT}b")) == f"a{END_OF_TEXT}b"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt1", "character", "byte"])
+def test_special_tokens_are_reserved(kind: str) -> None:
+    """Those of SPEC section 1: at the end, of no text, read as such only where that is allowed."""
+    names = (START, DELIMITER, CLASSIFY, PADDING)
+    config = TokenizerConfig(TokenizerKind(kind), vocab_size=300, merges=20, special_tokens=names)
+    text = text_of(2000) + "".join(names)
+    made = make_tokenizer(config, lambda: [text], len(text))
+    size = made.vocab_size
+    assert [made.id_of(name) for name in names] == list(range(size - 4, size))
+    assert kind != "bpe" or size == 300
+    ids = made.encode(START)
+    assert max(ids) < size - 4 and made.decode(ids).replace(" ", "") == START
+    assert [one.tolist() for one in made.encode_all([START])] == [ids]
+    assert made.encode(f"{START}the", allow_special=True)[0] == size - 4
+    assert made.text_sizes[size - 4 :].tolist() == [[0, 0]] * 4
+    with pytest.raises(TokenizerError, match="is an entry of the vocabulary already"):
+        made.with_special_tokens([PADDING])
 
 
 def test_byte_ids_are_the_bytes() -> None:

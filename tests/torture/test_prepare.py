@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import Fails, text_of
+from wholegpt import files
 from wholegpt.cli import main
 from wholegpt.data import encoding
 
@@ -47,33 +48,39 @@ def content(folder: Path) -> dict[str, str]:
 def test_killed_ten_times_the_shards_are_the_same(tmp_path: Path) -> None:
     text = source(tmp_path)
 
-    def process(out: Path) -> "subprocess.Popen[bytes]":
-        arguments = ("data", "prepare", text, "--out", out, "--tokenizer.vocab-size", "400")
+    def process(folder: str) -> "subprocess.Popen[bytes]":
+        arguments = ("data", "prepare", text, "--out", "out", "--tokenizer.vocab-size", "400")
         command = [sys.executable, "-c", PROGRAM, *arguments]
-        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        (tmp_path / folder).mkdir(exist_ok=True)  # the card holds the command, which must be the same
+        started = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path / folder
+        )
         assert started.stdout and started.stdout.readline() == b"started\n"
         return started
 
     before = time.monotonic()
-    whole = process(tmp_path / "whole")
+    whole = process("whole")
     whole.communicate()
     seconds = time.monotonic() - before
     assert whole.returncode == 0
     generator = random.Random(1)
     finished: list[int] = []
     kills = 0
-    while not (tmp_path / "killed").exists():
-        running = process(tmp_path / "killed")
+    while not (tmp_path / "killed" / "out").exists():
+        running = process("killed")
         if kills < KILLS:
             time.sleep(generator.uniform(0.05, seconds / 8))
             running.kill()
             kills += 1
-        running.communicate()
-        finished.append(len(list((tmp_path / ".unfinished-killed").glob("*.bin.json"))))
+            running.communicate()
+        else:
+            _, complaint = running.communicate()
+            assert running.returncode == 0, complaint.decode()
+        finished.append(len(list((tmp_path / "killed" / ".unfinished-out").glob("*.bin.json"))))
     assert kills == KILLS
     assert finished[:-1] == sorted(finished[:-1]) and len(set(finished)) > 3, finished
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert not (tmp_path / ".unfinished-killed").exists()
+    assert content(tmp_path / "killed" / "out") == content(tmp_path / "whole" / "out")
+    assert not (tmp_path / "killed" / ".unfinished-out").exists()
 
 
 def test_without_space_finished_shards_stay(
@@ -93,7 +100,7 @@ def test_without_space_finished_shards_stay(
         write(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         message = fails(*command, tmp_path / "full", "--quiet")
     assert "No space left on device; what was finished is kept, and the same call goes on" in message
     assert not (tmp_path / "full").exists()
@@ -124,3 +131,43 @@ def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             patch.setattr("wholegpt.data.preparation.write_manifest", stop)
             assert main([*command, "character" if change == "settings" else "byte"]) == 130
         assert marked.exists() == (change == "nothing")
+
+
+def test_killed_while_it_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any of the last deletions and renames the same call ends as if nothing had been."""
+    command = ["data", "prepare", str(source(tmp_path)), "--tokenizer.kind", "byte", "--quiet", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    out = tmp_path / "out"
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for place in ("data.preparation._clear", "files._sync_tree", "files.remove_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"wholegpt.{place}", killed)
+            assert main([*command, str(out)]) == 130
+        assert not out.exists()
+        documents = tmp_path / ".unfinished-out" / "documents" / "documents.bin"
+        if documents.exists():  # half of what is to be deleted is gone
+            documents.unlink()
+    assert main([*command, str(out)]) == 0
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_torn_copy_of_the_documents_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    command = ["data", "prepare", str(source(tmp_path)), "--tokenizer.kind", "byte", "--quiet", "--out"]
+    out = tmp_path / "out"
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wholegpt.data.preparation.encode_side", killed)
+        assert main([*command, str(out)]) == 130
+    os.truncate(tmp_path / ".unfinished-out" / "documents" / "documents.bin", 20_000)
+    assert "documents.bin: damaged or missing; the same call begins anew" in fails(*command, out)
+    assert main([*command, str(out)]) == 0
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert content(out) == content(tmp_path / "whole")

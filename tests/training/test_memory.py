@@ -25,9 +25,9 @@ from wholegpt.config import (
     QueryKeyNorm,
     Recompute,
     TrainingConfig,
-    from_mapping,
 )
 from wholegpt.errors import ConfigError
+from wholegpt.mapping import from_mapping
 from wholegpt.model import Transformer, saved_activations
 from wholegpt.presets import gpt2, modern
 from wholegpt.runtime import compute_in

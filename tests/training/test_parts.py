@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_model
-from wholegpt.config import Config, OptimizerConfig, OptimizerKind, ScheduleConfig, ScheduleKind, from_mapping
+from wholegpt.config import Config, OptimizerConfig, OptimizerKind, ScheduleConfig, ScheduleKind
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, negative_log_likelihood
+from wholegpt.mapping import from_mapping
 from wholegpt.model import Transformer
 from wholegpt.training.loop import train_step
 from wholegpt.training.muon import muon_update, orthogonalize

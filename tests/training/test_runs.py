@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from tests.helpers import text_of, tiny_config
-from wholegpt import api, runtime
+from wholegpt import api, run_folder, runtime
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.config import Dtype, Execution
 from wholegpt.console import Console
@@ -128,7 +128,9 @@ def test_the_average_of_the_weights_is_measured_and_saved(text_file: Path, tmp_p
     found = run.load("last").model.state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
-    score = run.load("last").evaluate_tokens(api.run_data(run.path).validation, 0, Dtype.automatic, QUIET)
+    score = run.load("last").evaluate_tokens(
+        run_folder.run_data(run.path).validation, 0, Dtype.automatic, QUIET
+    )
     assert score.nats_per_token == run.validation.nats_per_token != plain.validation.nats_per_token
 
 
@@ -182,7 +184,9 @@ def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> 
     assert run.state.best is not None and run.state.best.step == best["step"]
     assert run.state.step == best["step"] + 6
     assert CheckpointStore(run.path).best_step() == best["step"]
-    score = run.load("best").evaluate_tokens(api.run_data(run.path).validation, 0, Dtype.automatic, QUIET)
+    score = run.load("best").evaluate_tokens(
+        run_folder.run_data(run.path).validation, 0, Dtype.automatic, QUIET
+    )
     assert score.nats_per_token == pytest.approx(best["nats_per_token"], rel=1e-6)
     assert api.resume(run.path, console=QUIET).state.step == run.state.step
 
@@ -409,3 +413,17 @@ def test_without_a_compiler_training_is_eager_and_says_so_once(text_file: Path, 
     lines = [line for line in process.stderr.splitlines() if "compiling fails here" in line]
     assert len(lines) == 1 and "training runs operation by operation instead" in lines[0]
     assert recipe(str(tmp_path / "run")).precision.execution is Execution.eager
+
+
+def test_the_bytes_of_a_text_that_is_changed_are_its_own(tmp_path: Path) -> None:
+    """Under a tokenizer that sets spaces anew: of the held-out text as it was, in training and evaluated again."""
+    text = text_of(6000).replace(" ", "   ").replace("the", "The")
+    (tmp_path / "t.txt").write_text(text)
+    config = tiny_config(tmp_path / "t.txt", tokenizer={"kind": "gpt1", "merges": 50})
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    held_out = len(text) - int(len(text) * 0.9)
+    assert run.validation.bytes == pytest.approx(held_out, abs=8)  # all but the first token's
+    again = run.load("last").evaluate_tokens(
+        run_folder.run_data(run.path).validation, 0, Dtype.automatic, QUIET
+    )
+    assert again.bytes == run.validation.bytes and again.characters == run.validation.characters

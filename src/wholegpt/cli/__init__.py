@@ -21,6 +21,7 @@ STANDARD_INPUT = "/dev/stdin"
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 EXTRAS = {
     "datasets": "datasets",
+    "ftfy": "ftfy",
     "gguf": "gguf",
     "pyarrow": "pyarrow",
     "rensa": "rensa",

@@ -1,9 +1,13 @@
-"""``wholegpt data list|prepare|contamination``."""
+"""``wholegpt data list|prepare|stats|deduplicate|contamination``."""
 
+import contextlib
 import dataclasses
+import errno
+import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -19,7 +23,13 @@ from wholegpt.cli.options import (
     table,
 )
 from wholegpt.config import Config, DataConfig, TokenizerConfig
-from wholegpt.errors import ConfigError, RunError
+from wholegpt.errors import ConfigError, DataError, Interrupted, RunError
+
+if TYPE_CHECKING:
+    from wholegpt.console import Console
+    from wholegpt.data import Corpus, DocumentStore, TextStatistics
+
+SHOWN = 20
 
 app = App(name="data", help="Look at corpora and turn text into token shards.", sort_key=6)
 
@@ -48,7 +58,7 @@ def prepare(
     Parameters
     ----------
     source
-        Text files, folders, JSON-lines files or corpus names.
+        Text files, folders, tables or corpus names.
     out
         Folder to write.
     overwrite
@@ -71,13 +81,16 @@ def prepare(
         raise RunError(
             f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
         )
-    corpus = library.open_corpus(config.data)
-    prepared = library.prepare(corpus, config.data, config.tokenizer, folder, common.console)
+    with _going_on_later(folder):
+        corpus = library.open_corpus(config.data)
+        prepared = library.prepare(corpus, config.data, config.tokenizer, folder, common.console)
+    prepared.warn_unless(config.data.card, common.console)
     manifest = prepared.manifest
     sides = {"train": manifest.train, "validation": manifest.validation}
     result = {
         "out": str(folder),
         "corpus": manifest.corpus,
+        "card": prepared.card["sha256"],
         "split": manifest.split,
         "vocab_size": manifest.vocab_size,
         "tokenizer_sha256": manifest.tokenizer_sha256,
@@ -88,6 +101,7 @@ def prepare(
     }
     rows = [
         ("out", str(folder)),
+        ("card", str(folder / "card.md")),
         ("split", manifest.split),
         ("vocabulary", f"{manifest.vocab_size:,} tokens"),
     ]
@@ -96,6 +110,129 @@ def prepare(
         for name, side in sides.items()
     ]
     common.show(result, table(rows))
+
+
+@contextlib.contextmanager
+def _going_on_later(folder: Path) -> Iterator[None]:
+    """Say of a full disk, and of Ctrl-C, that nothing is lost."""
+    kept = "what was finished is kept, and the same call goes on from there"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {kept}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{folder}: {error.strerror}; {kept}") from None
+
+
+@app.command
+def stats(
+    *source: str,
+    reading: ReadingOptions = Reading(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Say what text is like before it is prepared, or show the card of prepared data.
+
+    Parameters
+    ----------
+    source
+        Text files, folders, tables or corpus names; or a folder made by `data prepare`.
+
+    """
+    from wholegpt import data as library
+
+    if len(source) == 1 and library.PreparedData.exists(Path(source[0])):
+        card = library.PreparedData.open(Path(source[0])).card
+        common.show(card, library.card_page(card).rstrip())
+        return
+    statistics = library.TextStatistics()
+    with _read(source, reading, common.console, statistics) as (corpus, store):
+        described = library.describe_text(corpus, statistics, store)
+    text = described["text"]
+    lengths = text["characters_of_documents"]
+    rows = [
+        (
+            "documents",
+            f"{text['documents']:,}, {text['identical_documents']:,} of them the same as an earlier one, byte for byte",
+        ),
+        ("characters", f"{text['characters']:,}"),
+        ("bytes", f"{text['bytes']:,} of UTF-8"),
+        (
+            "a document",
+            f"{lengths['median']:,} characters (median), half of them from {lengths['quarter']:,} to "
+            f"{lengths['three_quarters']:,}, all from {lengths['least']:,} to {lengths['most']:,}",
+        ),
+        ("alphabets", ", ".join(f"{name} {share:.2%}" for name, share in described["alphabets"].items())),
+        ("read", str(corpus.report)),
+    ]
+    common.show(described, table(rows))
+
+
+@app.command
+def deduplicate(
+    *source: str,
+    out: str | None = None,
+    exact: Annotated[bool, Parameter(negative="")] = False,
+    threshold: float = DataConfig.near_threshold,
+    words: int = DataConfig.near_words,
+    reading: ReadingOptions = Reading(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Say which documents are copies of others, or nearly; and write those that are not, where asked.
+
+    Parameters
+    ----------
+    source
+        Text files, folders, tables or corpus names.
+    out
+        A file of JSON lines to write the documents to that are kept.
+    exact
+        Only copies but for case and white space, not near ones.
+    threshold
+        Similarity from which documents are nearly the same: the shared part of all their runs of words.
+    words
+        Words in a row that are compared.
+
+    """
+    from wholegpt import data as library
+
+    if out and Path(out).exists():
+        raise RunError(f"{out}: already exists; name another --out")
+    method = "exact" if exact else "near"
+    data = DataConfig(deduplicate=method, near_threshold=threshold, near_words=words)
+    check(Config(data=data))
+    with _read(source, reading, common.console) as (_, store):
+        duplicates = library.find_in_store(store, data, common.console)
+        clusters = list(duplicates.clusters(store.excerpt))
+        if out:
+            documents = zip(duplicates.kept, store.documents(), strict=True)
+            _write_documents(Path(out), ("".join(pieces) for kept, pieces in documents if kept))
+    result = {
+        "documents": len(duplicates.first),
+        "kept": int(duplicates.kept.sum()),
+        "exact": duplicates.exact,
+        "near": duplicates.near,
+        "clusters": clusters,
+        **({"out": out} if out else {}),
+    }
+    rows = [
+        row
+        for cluster in clusters[:SHOWN]
+        for row in (
+            (f"kept {cluster['kept']['document']}", cluster["kept"]["excerpt"]),
+            *(
+                (f"  left out {one['document']}", f"{one['similarity']:.2f}  {one['excerpt']}")
+                for one in cluster["left_out"]
+            ),
+        )
+    ]
+    more = [("", f"and {len(clusters) - SHOWN:,} more groups")] if len(clusters) > SHOWN else []
+    counted = (
+        f"{result['kept']:,} of {result['documents']:,} documents kept; {result['exact']:,} copies and "
+        f"{result['near']:,} near ones left out"
+    )
+    common.show(result, table([*rows, *more, ("in all", counted)]))
 
 
 @app.command
@@ -123,16 +260,13 @@ def contamination(
 
     if words < 1:
         raise ConfigError(f"--words is {words}; expected at least 1")
-    with tempfile.TemporaryDirectory() as folder:
-        stores: list[library.DocumentStore] = []
-        for place, source in enumerate((training, evaluation)):
-            corpus = library.open_corpus(dataclasses.replace(DataConfig(source=(source,)), **reading.given()))
-            target = Path(folder) / str(place)
-            target.mkdir()
-            with common.console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress:
-                stores.append(library.write_documents(target, corpus.pieces(progress.advance)))
-        with stores[0] as known, stores[1] as asked, common.console.working("comparing"):
-            overlaps = library.contamination(known.documents(), asked.documents(), words)
+    console = common.console
+    with (
+        _read((training,), reading, console) as (_, known),
+        _read((evaluation,), reading, console) as (_, asked),
+        console.working("comparing"),
+    ):
+        overlaps = library.contamination(known.documents(), asked.documents(), words)
     found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
     result = {
         "documents": len(overlaps),
@@ -141,10 +275,42 @@ def contamination(
         "words": words,
         "overlaps": [{**dataclasses.asdict(one), "share": one.share} for one in found],
     }
-    rows = [(f"document {one.document}", f"{one.share:7.1%}  {one.excerpt}") for one in found[:20]]
+    rows = [(f"document {one.document}", f"{one.share:7.1%}  {one.excerpt}") for one in found[:SHOWN]]
     counted = (
         f"{len(found):,} of {len(overlaps):,} documents share runs of {words} words with the training text"
     )
     short = f"; {result['too_short']:,} are shorter than that" if result["too_short"] else ""
-    more = [("", f"and {len(found) - 20:,} more")] if len(found) > 20 else []
+    more = [("", f"and {len(found) - SHOWN:,} more")] if len(found) > SHOWN else []
     common.show(result, table([*rows, *more, ("in all", counted + short)]))
+
+
+@contextlib.contextmanager
+def _read(
+    sources: tuple[str, ...],
+    reading: Reading,
+    console: "Console",
+    statistics: "TextStatistics | None" = None,
+) -> Iterator[tuple["Corpus", "DocumentStore"]]:
+    """The documents of some sources, on disk for as long as they are looked at."""
+    from wholegpt import data as library
+
+    settings: dict[str, Any] = reading.given()
+    corpus = library.open_corpus(DataConfig(source=sources, **settings))
+    with tempfile.TemporaryDirectory() as folder:
+        with console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress:
+            pieces = corpus.pieces(progress.advance)
+            watched = statistics.watch(pieces) if statistics else pieces
+            store = library.write_documents(Path(folder), watched)
+        with store:
+            if not len(store):
+                raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
+            yield corpus, store
+
+
+def _write_documents(path: Path, documents: Iterator[str]) -> None:
+    from wholegpt.files import writing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as file:
+        for document in documents:
+            file.write(json.dumps({"text": document}, ensure_ascii=False).encode() + b"\n")

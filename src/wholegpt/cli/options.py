@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar
 from cyclopts import App, Parameter
 from cyclopts.argument import ArgumentCollection
 
-from wholegpt.config import Config, OnBadLine, OnBadText, to_mapping
+from wholegpt.config import Config, OnBadLine, OnBadText
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
+from wholegpt.mapping import to_mapping
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from wholegpt.cli.options import (
     score_table,
     section,
 )
-from wholegpt.config import Config, to_mapping, to_yaml
+from wholegpt.config import Config
 from wholegpt.errors import ConfigError
+from wholegpt.mapping import to_mapping, to_yaml
 
 if TYPE_CHECKING:
     from wholegpt.api import Run
@@ -177,7 +178,7 @@ def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: 
     """The settings that the command line names."""
     changes = section(ChosenSettings.of(config), "data", **reading.given())
     changes = section(changes, "runtime", seed=common.seed, **common.placement())
-    return section(changes, "data", source=list(source)) if source else changes
+    return section(changes, "data", source=list(source), card="") if source else changes
 
 
 def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None, print_config: bool) -> None:

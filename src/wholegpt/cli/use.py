@@ -18,8 +18,9 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Dtype, GenerationConfig, ModelConfig, to_mapping
+from wholegpt.config import Dtype, GenerationConfig, ModelConfig
 from wholegpt.errors import ConfigError, DataError, RunError
+from wholegpt.mapping import to_mapping
 
 ASSUMED_VOCABULARY = 4096
 """Tokens to count with where only a text would say how many."""
@@ -167,7 +168,7 @@ def evaluate(
             f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
         )
     else:
-        from wholegpt.api import run_data
+        from wholegpt.run_folder import run_data
 
         _refuse(_settings(detokenize=detokenize, **reading.given()), "a run's own held-out text")
         held_out = run_data(Path(run)).validation

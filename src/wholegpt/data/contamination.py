@@ -1,13 +1,13 @@
 """Whether evaluation text stands in the training text: runs of words that both have (Brown et al. 2020, appendix C)."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt64
 
-_WORD = re.compile(r"\w+")
+from wholegpt.data.words import words_of
+
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 EXCERPT_CHARACTERS = 160
 
@@ -42,7 +42,7 @@ def contamination(
     vocabulary: dict[str, int] = {}
     documents: list[np.ndarray] = []
     for pieces in evaluation:
-        read = (word for piece in pieces for word in _WORD.findall(piece.lower()))
+        read = (word for piece in pieces for word in words_of(piece))
         ids = [vocabulary.setdefault(word, len(vocabulary) + 1) for word in read]
         documents.append(np.array(ids, dtype=np.int32))
     numbers = np.random.default_rng(0).integers(1, 2**63, len(vocabulary) + 1, dtype=np.uint64)
@@ -53,9 +53,7 @@ def contamination(
     for pieces in training:
         held = np.empty(0, np.int64)
         for piece in pieces:
-            known = np.array(
-                [vocabulary.get(word, 0) for word in _WORD.findall(piece.lower())], dtype=np.int64
-            )
+            known = np.array([vocabulary.get(word, 0) for word in words_of(piece)], dtype=np.int64)
             known = np.concatenate([held, known])  # a run may lie across two pieces of a document
             _mark(numbers[known], words, asked, seen)
             held = known[len(known) - words + 1 :] if words > 1 else known[:0]

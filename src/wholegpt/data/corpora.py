@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import importlib
 import inspect
 import io
 import os
@@ -12,16 +13,17 @@ import sysconfig
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wholegpt.config import DataConfig, Split, nearest
+from wholegpt.config import DataConfig, Split
 from wholegpt.data.formats import Piece, Source, read_records
 from wholegpt.data.reading import ReadingReport, identity, read_pieces
 from wholegpt.data.shards import PreparedData
 from wholegpt.errors import DataError
 from wholegpt.files import write_bytes_atomic
+from wholegpt.mapping import nearest
 
 TINYSHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -44,6 +46,8 @@ class Corpus:
     """How it is split unless the user says otherwise."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Where it comes from: versions, paths."""
+    parts: tuple["Corpus", ...] = ()
+    """Of several sources, each."""
     identity: Callable[[], list[Any]] = list
     """Equal ones, equal text: sizes and times of files, besides the provenance."""
     report: ReadingReport = field(default_factory=ReadingReport)
@@ -53,6 +57,11 @@ class Corpus:
         """The documents, long ones in pieces; ``advance`` is told the bytes read from files."""
         self.report = ReadingReport()
         return self.read(self.report, advance)
+
+    @property
+    def sources(self) -> tuple["Corpus", ...]:
+        """Its parts, or itself where it has none."""
+        return self.parts or (self,)
 
     def size(self) -> int:
         """Bytes of the files; 0 where there are none."""
@@ -64,7 +73,11 @@ def of_texts(
 ) -> Corpus:
     """A corpus whose documents do not lie in files."""
     return Corpus(
-        name, lambda report, advance: map(Piece, texts()), split, provenance, lambda: [dict(provenance)]
+        name,
+        lambda report, advance: map(Piece, texts()),
+        split,
+        provenance,
+        identity=lambda: [dict(provenance)],
     )
 
 
@@ -72,7 +85,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     """The corpus that ``config.source`` names. Raises ``DataError`` for one that does not exist."""
     if not config.source:
         raise DataError(f"no text given; name a file, a folder or a corpus ({', '.join(CORPORA)})")
-    parts = [_open_one(source, config) for source in config.source]
+    parts = tuple(_cleaned(_open_one(source, config), config) for source in config.source)
     if len(parts) == 1:
         return parts[0]
 
@@ -83,16 +96,36 @@ def open_corpus(config: DataConfig) -> Corpus:
     provenance = {key: "; ".join(p.provenance[key] for p in parts if key in p.provenance) for key in keys}
 
     def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
-        for part in parts:
-            yield from part.pieces(advance)
+        for number, part in enumerate(parts):
+            for piece in part.pieces(advance):
+                yield piece._replace(source=number)
             report.add(part.report)
 
     return Corpus(
         name,
         read,
         provenance=provenance,
+        parts=parts,
         identity=lambda: [entry for part in parts for entry in part.identity()],
     )
+
+
+def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
+    """``corpus`` with its text repaired, where ``data.clean`` asks for it."""
+    if config.clean == "none":
+        return corpus
+    repair: Callable[[str], str] = importlib.import_module("ftfy").fix_text
+
+    def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
+        begins = False
+        for piece in corpus.read(report, advance):
+            begins |= piece.begins
+            text = repair(piece.text)
+            if text:
+                yield piece._replace(text=text, begins=begins)
+                begins = False
+
+    return replace(corpus, read=read)
 
 
 def _open_one(source: str, config: DataConfig) -> Corpus:
@@ -106,7 +139,9 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
         hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(source, list(CORPORA))}"
         raise DataError(f"{source}: does not exist; {hint}")
     if PreparedData.exists(path):
-        raise DataError(f"{source}: is prepared data, which stands alone; train on it as the only source")
+        raise DataError(
+            f"{source}: is prepared data, no text; train on it as the only source, or name the text it was made from"
+        )
     try:
         source.encode()
     except UnicodeEncodeError:

@@ -1,32 +1,38 @@
 """Documents on disk as they were read: what all later steps work on, in any order, whatever the corpus size."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from wholegpt.data.formats import Piece
+from wholegpt.errors import DataError
+from wholegpt.files import sync_file
 
-PIECE = np.dtype([("end", "<u8"), ("characters", "<u4"), ("begins", "?")])
-"""Of each piece: where its UTF-8 bytes end, its characters, and whether a document begins with it."""
+PIECE = np.dtype([("end", "<u8"), ("characters", "<u4"), ("begins", "?"), ("source", "<u4")])
+"""Of each piece: where its UTF-8 bytes end, its characters, whether a document begins with it, and its source."""
 BUFFERED_PIECES = 10_000
+EXCERPT_CHARACTERS = 80
 
 
 def write_documents(folder: Path, pieces: Iterable[Piece]) -> "DocumentStore":
     """Write ``pieces`` to two files in ``folder``, holding little of them in memory."""
     end = 0
-    buffer: list[tuple[int, int, bool]] = []
+    buffer: list[tuple[int, int, bool, int]] = []
     with (folder / "documents.bin").open("wb") as texts, (folder / "pieces.bin").open("wb") as index:
         for piece in pieces:
             content = piece.text.encode()
             texts.write(content)
             end += len(content)
-            buffer.append((end, len(piece.text), piece.begins))
+            buffer.append((end, len(piece.text), piece.begins, piece.source))
             if len(buffer) == BUFFERED_PIECES:
                 index.write(np.array(buffer, dtype=PIECE).tobytes())
                 buffer.clear()
         index.write(np.array(buffer, dtype=PIECE).tobytes())
+    for name in ("documents.bin", "pieces.bin"):
+        sync_file(folder / name)
     return DocumentStore(folder)
 
 
@@ -37,7 +43,12 @@ class DocumentStore:
         path = folder / "pieces.bin"
         empty = path.stat().st_size == 0
         self.pieces: np.ndarray = np.empty(0, PIECE) if empty else np.memmap(path, PIECE, mode="r")
-        self._texts = (folder / "documents.bin").open("rb")
+        # In memory of its own, since single fields of a mapped file are slow to read.
+        self._ends = np.concatenate([[0], self.pieces["end"].astype(np.int64)])
+        path = folder / "documents.bin"
+        if not path.exists() or path.stat().st_size != self._ends[-1]:
+            raise DataError(f"{path}: damaged or missing; the same call begins anew")
+        self._texts = path.open("rb")
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -51,27 +62,33 @@ class DocumentStore:
     @property
     def bytes(self) -> int:
         """Of all texts together."""
-        return int(self.pieces["end"][-1]) if len(self) else 0
+        return int(self._ends[-1])
 
     def piece_bytes(self, number: int) -> int:
         """Of one piece."""
-        return int(self.pieces["end"][number]) - self._start(number)
+        return int(self._ends[number + 1] - self._ends[number])
 
     def text(self, number: int) -> str:
         """The text of one piece."""
-        start = self._start(number)
-        self._texts.seek(start)
-        return self._texts.read(int(self.pieces["end"][number]) - start).decode()
+        self._texts.seek(int(self._ends[number]))
+        return self._texts.read(self.piece_bytes(number)).decode()
 
     def texts(self) -> Iterator[str]:
         """All pieces in order."""
         return (self.text(number) for number in range(len(self)))
 
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """The first piece of each document."""
+        return np.flatnonzero(self.pieces["begins"])
+
+    def excerpt(self, document: int) -> str:
+        """How a document begins, on one line."""
+        return " ".join(self.text(int(self.document_starts[document]))[: 2 * EXCERPT_CHARACTERS].split())[
+            :EXCERPT_CHARACTERS
+        ]
+
     def documents(self) -> Iterator[Iterator[str]]:
         """The pieces of each document."""
-        borders = [*np.flatnonzero(self.pieces["begins"]).tolist(), len(self)]
-        for first, after in pairwise(borders):
+        for first, after in pairwise([*self.document_starts.tolist(), len(self)]):
             yield (self.text(number) for number in range(first, after))
-
-    def _start(self, number: int) -> int:
-        return int(self.pieces["end"][number - 1]) if number else 0

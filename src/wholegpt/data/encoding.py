@@ -1,7 +1,6 @@
 """Documents to shards of token ids: on all cores, in order, each shard whole or not at all."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from wholegpt.console import Progress
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.shards import Shard, SplitManifest
 from wholegpt.data.splitting import Side, SplitPlan
-from wholegpt.files import TEMPORARY_PREFIX, read_json, sync_folder, write_json_atomic
+from wholegpt.files import read_json, write_json_atomic, writing
 from wholegpt.tokenizers import Tokenizer
 
 SHARD_BYTES = 64_000_000
@@ -29,6 +28,7 @@ class ShardRecord:
     documents: int
     characters: int
     bytes: int
+    source_tokens: dict[int, int]
 
 
 def encode_side(
@@ -38,18 +38,20 @@ def encode_side(
     tokenizer: Tokenizer,
     folder: Path,
     dtype: np.dtype,
+    sources: int,
     progress: Progress,
 ) -> SplitManifest:
     """Write the shards of one side into ``folder``; those that are already there, with their record, stay.
 
-    Documents are joined with end-of-text between them.
+    Documents are joined with end-of-text between them; that of a source's first counts as the source's. There are so
+    many ``sources``.
     """
     records: list[ShardRecord] = []
     for number, (first, last) in enumerate(_shards(store, plan.numbers(side))):
         file = f"{side}-{number:05d}.bin"
         record_path = folder / f"{file}.json"
         if record_path.exists():
-            record = msgspec.convert(read_json(record_path), ShardRecord)
+            record = msgspec.convert(read_json(record_path), ShardRecord, strict=False)  # keys are numbers
             progress.advance(record.bytes)
         else:
             record = _encode_shard(
@@ -63,6 +65,9 @@ def encode_side(
         bytes=sum(record.bytes for record in records),
         tokens=sum(record.shard.tokens for record in records),
         shards=tuple(record.shard for record in records),
+        source_tokens=tuple(
+            sum(record.source_tokens.get(source, 0) for record in records) for source in range(sources)
+        ),
     )
 
 
@@ -88,10 +93,12 @@ def _encode_shard(
     dtype: np.dtype,
     progress: Progress,
 ) -> ShardRecord:
-    numbers = plan.numbers(side)
+    within = slice(*places)
+    begins, sources = plan.begins(store, side)[within], store.pieces["source"][plan.numbers(side)[within]]
     end_of_text = np.array([tokenizer.end_of_text_id], np.uint32)
     digest = hashlib.sha256()
     tokens = documents = characters = n_bytes = 0
+    of_source: dict[int, int] = {}
     buffer: list[np.ndarray] = [np.empty(0, np.uint32)]
     buffered = 0
 
@@ -104,8 +111,7 @@ def _encode_shard(
             yield text
             progress.advance(size)
 
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    with temporary.open("wb") as file:
+    with writing(path) as file:
 
         def flush() -> None:
             nonlocal buffered, tokens
@@ -116,17 +122,18 @@ def _encode_shard(
             buffer.clear()
             buffered = 0
 
-        for place, token_ids in enumerate(tokenizer.encode_all(texts()), places[0]):
-            begins = place == 0 or bool(store.pieces["begins"][numbers[place]])
-            documents += begins
-            buffer += [end_of_text, token_ids] if begins and place else [token_ids]
+        encoded = tokenizer.encode_all(texts())
+        for place, token_ids in enumerate(encoded):
+            documents += bool(begins[place])
+            added = [end_of_text, token_ids] if begins[place] and place + within.start else [token_ids]
+            buffer += added
+            source = int(sources[place])
+            of_source[source] = of_source.get(source, 0) + sum(map(len, added))
             buffered += len(token_ids) + 1
             if buffered >= FLUSHED_TOKENS:
                 flush()
         buffer.append(np.empty(0, np.uint32))
         flush()
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-    return ShardRecord(Shard(path.name, tokens, digest.hexdigest()), documents, characters, n_bytes)
+    return ShardRecord(
+        Shard(path.name, tokens, digest.hexdigest()), documents, characters, n_bytes, of_source
+    )

@@ -29,6 +29,8 @@ class Piece(NamedTuple):
     text: str
     begins: bool = True
     """Whether a document begins here; else it goes on with what came before."""
+    source: int = 0
+    """Which of a corpus's sources it comes from."""
 
 
 @dataclass
@@ -93,8 +95,15 @@ def _errors(source: Source) -> str:
 
 
 def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterator[Piece]:
-    """``pieces`` that UTF-8 can express; others are left out or end the reading, as ``on_bad_text`` says."""
+    """``pieces`` that UTF-8 can express; others are left out or end the reading, as ``on_bad_text`` says.
+
+    With a piece that is left out goes what follows of its document.
+    """
+    left_out = False
     for piece in pieces:
+        if left_out and not piece.begins:
+            continue
+        left_out = False
         try:
             piece.text.encode()
         except UnicodeEncodeError:
@@ -104,12 +113,16 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
                     "--on-bad-text skip leaves such documents out"
                 ) from None
             if source.config.on_bad_text == "skip":
-                source.report.skip("documents with bytes or characters that are no text")
+                what = "documents with" if piece.begins else "ends of long documents, from"
+                source.report.skip(f"{what} bytes or characters that are no text")
+                left_out = True
                 continue
             piece = Piece(piece.text.encode(errors="replace").decode(), piece.begins)
             source.report.skip("documents with half characters, replaced by ?")
         if piece.text:
             yield piece
+        else:
+            source.report.skip("empty documents")
 
 
 def read_text(source: Source) -> Iterator[Piece]:
@@ -178,8 +191,7 @@ def read_json_lines(source: Source) -> Iterator[Piece]:
             text = _text_in(record, chosen)
         except (ValueError, RecursionError) as error:
             kind = "is not JSON: " if not isinstance(error, _NoTextError) else ""
-            if not _passed_over(source):
-                raise DataError(f"{source.where}{place} {kind}{error}") from None
+            _pass_over(source, place, f"{kind}{error}")
             continue
         yield from checked(source, iter((Piece(text),)), place)
 
@@ -217,8 +229,7 @@ def read_records(source: Source, records: Iterable[Any]) -> Iterator[Piece]:
                 chosen = chosen or _found(source, record)
                 record = _text_in(record, chosen)
         except _NoTextError as error:
-            if not _passed_over(source):
-                raise DataError(f"{source.where}{place} {error}") from None
+            _pass_over(source, place, str(error))
             continue
         yield from checked(source, iter((Piece(record),)), place)
 
@@ -232,6 +243,7 @@ def read_separated(source: Source) -> Iterator[Piece]:
     rows = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     chosen, names, width = source.config.text_field, [], 0
     while True:
+        before = rows.line_num
         try:
             row = next(rows, None)
             if row is None:
@@ -249,8 +261,8 @@ def read_separated(source: Source) -> Iterator[Piece]:
             chosen = chosen or _found(source, record)
             text = _text_in(record, chosen)
         except (csv.Error, _NoTextError) as error:
-            if not _passed_over(source):
-                raise DataError(f"{source.where}: line {rows.line_num} {error}") from None
+            # A quotation mark that is not closed takes all lines after it.
+            _pass_over(source, f": line {before + 1}", str(error), rows.line_num - before)
             continue
         yield from checked(source, iter((Piece(text),)), f": line {rows.line_num}")
 
@@ -313,9 +325,10 @@ def _text_in(record: Any, chosen: str) -> str:
     return record[chosen]
 
 
-def _passed_over(source: Source) -> bool:
-    """Whether a bad record is counted and left out."""
+def _pass_over(source: Source, place: str, problem: str, lines: int = 1) -> None:
+    """Count a bad record of so many lines, or raise ``DataError``, as ``on_bad_line`` says."""
     if source.config.on_bad_line == "stop":
-        return False
-    source.report.skip("bad lines")
-    return True
+        raise DataError(
+            f"{source.where}{place} {problem}; --on-bad-line skip leaves such records out"
+        ) from None
+    source.report.skip("bad lines", lines)

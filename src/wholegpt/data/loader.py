@@ -3,16 +3,18 @@
 Shapes: B windows in a batch, T positions.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wholegpt.config import TrainingConfig
-from wholegpt.data.shards import TokenShards
-from wholegpt.errors import DataError
+from wholegpt.config import Config, Documents, TrainingConfig, WindowsConfig
+from wholegpt.data.permutation import interleave, permute, uniform
+from wholegpt.data.shards import PreparedData, TokenShards
+from wholegpt.errors import ConfigError, DataError
 from wholegpt.runtime import mix_seed
 
 
@@ -23,60 +25,157 @@ class Batch:
     token_ids: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
     """The token after each position, or ``losses.IGNORED``."""
+    documents: Int[Tensor, "B T"] | None = None
+    """Number of the document that each input is in, where documents do not see each other."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def rows(self, start: int, end: int) -> "Batch":
         """Windows ``start`` to ``end``: a micro-batch."""
-        return Batch(self.token_ids[start:end], self.targets[start:end])
+        documents = None if self.documents is None else self.documents[start:end]
+        return Batch(self.token_ids[start:end], self.targets[start:end], documents)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``."""
-        return Batch(self.token_ids.to(device, non_blocking=True), self.targets.to(device, non_blocking=True))
+        moved = [
+            None if part is None else part.to(device, non_blocking=True)
+            for part in (self.token_ids, self.targets, self.documents)
+        ]
+        assert moved[0] is not None and moved[1] is not None
+        return Batch(moved[0], moved[1], moved[2])
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Tokens that are cut into windows, the same number in every epoch."""
+
+    start: int
+    tokens: int
+    context_length: int
+    stride: int
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return max(1, (self.tokens - self.context_length) // self.stride)
+
+    def starts(self, places: np.ndarray, seed: int, *names: int) -> np.ndarray:
+        """First token of the windows at ``places`` in the endless order that ``seed`` and ``names`` give."""
+        per_epoch = self.windows_per_epoch
+        left = self.tokens - self.context_length - 1 - (per_epoch - 1) * self.stride
+        epochs, indices = np.divmod(places, per_epoch)
+        starts = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            key = mix_seed(seed, int(epoch), *names)
+            offset = key % (min(self.stride - 1, left) + 1)
+            starts[here] = self.start + offset + permute(indices[here], per_epoch, key) * self.stride
+        return starts
 
 
 class WindowLoader:
     """Shuffled windows of τ+1 tokens over a token sequence, forever.
 
     Each epoch cuts the text anew, from an offset of its own, and permutes its windows; every window
-    comes exactly once an epoch. A batch is a function of (seed, step) alone, so those two integers
-    are the loader's whole state and nothing needs to be replayed on resume.
+    comes exactly once an epoch. With weights, each source does so by itself, and the windows of all are interleaved.
+    A batch is a function of (seed, step) alone, so those two integers are the loader's whole state, nothing needs to
+    be replayed on resume, and any thread or process can make any batch.
     """
 
-    def __init__(self, tokens: TokenShards, context_length: int, training: TrainingConfig, seed: int) -> None:
-        if len(tokens) <= context_length:
-            raise DataError(
-                f"the training text has {len(tokens):,} tokens, fewer than one window of "
-                f"{context_length + 1:,}; give more text, or a smaller --model.context-length"
-            )
+    def __init__(
+        self,
+        tokens: TokenShards,
+        context_length: int,
+        training: TrainingConfig,
+        seed: int,
+        windows: WindowsConfig = WindowsConfig(),
+        end_of_text: int = -1,
+        source_tokens: Sequence[int] = (),
+    ) -> None:
+        """``source_tokens`` are how many of the tokens each source has; one that is needed with ``windows.weights``."""
         self.tokens, self.context_length = tokens, context_length
-        self.training, self.seed = training, seed
-        self.windows_per_epoch = max(1, (len(tokens) - context_length) // context_length)
-        self._largest_offset = min(
-            context_length - 1, len(tokens) - 1 - self.windows_per_epoch * context_length
-        )
+        self.training, self.seed, self.windows, self.end_of_text = training, seed, windows, end_of_text
+        sizes = list(source_tokens) if windows.weights else [len(tokens)]
+        if windows.weights and len(windows.weights) != len(sizes):
+            raise ConfigError(
+                f"windows.weights has {len(windows.weights)} numbers; expected one for each source, {len(sizes)}"
+            )
+        starts = np.cumsum([0, *sizes]).tolist()
+        stride = windows.stride or context_length
+        self._stretches = [
+            _Stretch(start, size, context_length, stride) for start, size in zip(starts, sizes, strict=False)
+        ]
+        self._weights = windows.weights or (1.0,)
+        for number, stretch in enumerate(self._stretches):
+            if self._weights[number] and stretch.tokens <= context_length:
+                part = f"source {number + 1}" if windows.weights else "the training text"
+                raise DataError(
+                    f"{part} has {stretch.tokens:,} tokens, fewer than one window of "
+                    f"{context_length + 1:,}; give more text, or a smaller --model.context-length"
+                )
+        used = [one for one, weight in zip(self._stretches, self._weights, strict=True) if weight]
+        self.windows_per_epoch = sum(stretch.windows_per_epoch for stretch in used)
+        self.windows_per_pass = sum(replace(one, stride=context_length).windows_per_epoch for one in used)
+        """Windows that hold as many tokens as the text, whatever the stride."""
 
-    def batch(self, step: int) -> Batch:
-        """The windows of optimiser step ``step`` (from 0)."""
-        starts = self.window_starts(
-            np.arange(windows_before(step, self.training), windows_before(step + 1, self.training))
+    def batch(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The windows of optimiser step ``step`` (from 0); of several ``ranks``, those of one, in order."""
+        whole = np.arange(windows_before(step, self.training), windows_before(step + 1, self.training))
+        places = np.array_split(whole, ranks)[rank]
+        starts = self.window_starts(places)
+        length = self.context_length
+        windows = np.empty((len(places), length + 1), dtype=np.int64)
+        for row, start in enumerate(starts):
+            windows[row] = self.tokens.read(int(start), length + 1)
+        pieces = self._pieces(step)
+        inputs, targets, documents = (
+            None if part is None else torch.from_numpy(part.reshape(len(places) * pieces, length // pieces))
+            for part in (windows[:, :-1], windows[:, 1:], self._documents(windows[:, :-1], places))
         )
-        windows = np.stack([self.tokens.read(int(start), self.context_length + 1) for start in starts])
-        tensor = torch.from_numpy(windows)
-        return Batch(tensor[:, :-1], tensor[:, 1:])
+        assert inputs is not None and targets is not None
+        return Batch(inputs, targets, documents)
 
     def window_starts(self, places: np.ndarray) -> np.ndarray:
         """First token of the windows at ``places`` in the endless order, shape as ``places``."""
-        epochs, indices = np.divmod(places, self.windows_per_epoch)
+        if not self.windows.weights:
+            return self._stretches[0].starts(places, self.seed)
+        sources, within = interleave(places, self._weights)
         starts = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            key = mix_seed(self.seed, int(epoch))
-            offset = key % (self._largest_offset + 1)
-            order = permute(indices[here], self.windows_per_epoch, key)
-            starts[here] = offset + order * self.context_length
+        for source in np.unique(sources):
+            here = sources == source
+            starts[here] = self._stretches[source].starts(within[here], self.seed, int(source))
         return starts
+
+    def _documents(self, inputs: Int[np.ndarray, "B T"], places: np.ndarray) -> Int[np.ndarray, "B T"] | None:
+        """The number of the document of each input, or of the part of a window that is cut at random."""
+        if self.windows.documents is Documents.joined and not self.windows.truncation:
+            return None
+        numbers = np.zeros(inputs.shape, dtype=np.int64)
+        if self.windows.documents is Documents.separate:
+            numbers += (inputs == self.end_of_text).cumsum(
+                axis=1
+            )  # it begins a document, and the one before predicts it
+        chosen = uniform(places, mix_seed(self.seed, 1)) < self.windows.truncation
+        cuts = 1 + (uniform(places, mix_seed(self.seed, 2)) * (self.context_length - 1)).astype(np.int64)
+        return numbers + (chosen[:, None] & (np.arange(self.context_length) >= cuts[:, None]))
+
+    def _pieces(self, step: int) -> int:
+        """Into how many sequences each window of a step is cut: 1, 2, 4 and so on, each as likely."""
+        halvings = (self.context_length // (self.windows.shortest or self.context_length)).bit_length()
+        return 2 ** (mix_seed(self.seed, step, 3) % halvings)
+
+
+def make_loader(data: PreparedData, config: Config) -> WindowLoader:
+    """The windows of the training side of ``data`` that ``config`` asks for."""
+    return WindowLoader(
+        data.train,
+        config.model.context_length,
+        config.training,
+        config.runtime.seed,
+        config.windows,
+        data.tokenizer.end_of_text_id,
+        data.manifest.train.source_tokens,
+    )
 
 
 def windows_before(step: int, training: TrainingConfig) -> int:
@@ -89,35 +188,3 @@ def windows_before(step: int, training: TrainingConfig) -> int:
     growing = min(step, growth)
     rise = (training.batch_size - first) * growing * (growing - 1) // (2 * growth) if growth else 0
     return growing * first + rise + (step - growing) * training.batch_size
-
-
-FEISTEL_ROUNDS = 6
-
-
-def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Where each index goes under the permutation of range(``size``) that ``key`` names, in constant memory.
-
-    A Feistel network over the smallest even number of bits that holds ``size``, walked until it
-    lands inside (Black and Rogaway 2002, "cycle walking").
-    """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half_bits) - 1)
-    shift = np.uint64(half_bits)
-    round_keys = np.random.SeedSequence(key).generate_state(FEISTEL_ROUNDS, np.uint64)
-    result = indices.astype(np.uint64)
-    outside = np.ones(len(result), dtype=bool)
-    while outside.any():
-        walked = result[outside]
-        left, right = walked >> shift, walked & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_scramble(right ^ round_key) & mask)
-        result[outside] = (left << shift) | right
-        outside = result >= size
-    return result.astype(np.int64)
-
-
-def _scramble(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

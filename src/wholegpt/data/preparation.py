@@ -4,26 +4,36 @@ Every step leaves its result in a folder that a crash does not undo, so the same
 bytes.
 """
 
-import contextlib
-import errno
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from wholegpt.config import DataConfig, TokenizerConfig, TokenizerKind, to_mapping
+from wholegpt.config import DataConfig, TokenizerConfig, TokenizerKind
 from wholegpt.console import Console, Progress
+from wholegpt.data.card import describe_text, write_card
 from wholegpt.data.contamination import contamination
 from wholegpt.data.corpora import Corpus
-from wholegpt.data.deduplication import find_duplicates
+from wholegpt.data.deduplication import Duplicates, find_duplicates
 from wholegpt.data.documents import DocumentStore, write_documents
 from wholegpt.data.encoding import encode_side
-from wholegpt.data.shards import FORMAT_VERSION, Manifest, PreparedData, write_manifest
+from wholegpt.data.shards import FORMAT_VERSION, MANIFEST, Manifest, PreparedData, write_manifest
 from wholegpt.data.splitting import SIDES, SplitPlan, plan_split
+from wholegpt.data.statistics import TextStatistics
 from wholegpt.errors import DataError
-from wholegpt.files import read_json, resumable_folder, sha256_file, write_bytes_atomic, write_json_atomic
+from wholegpt.files import (
+    read_json,
+    resumable_folder,
+    sha256_file,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+from wholegpt.mapping import to_mapping
 from wholegpt.tokenizers import (
     TOKENIZER_FILES,
     Quality,
@@ -36,11 +46,14 @@ from wholegpt.tokenizers import (
     train_gpt1,
 )
 
-DOCUMENTS, READ, KEPT = "documents", "read.json", "kept"
+DOCUMENTS, KEPT, DUPLICATES = "documents", "kept", "duplicates.jsonl"
 VOCABULARY_BYTES = 200_000_000
 """Of text, spread over the whole, that a vocabulary is learned from at most."""
-CHECKED_DOCUMENTS, CHECKED_CHARACTERS = 10_000, 50_000_000
-"""Held-out documents, and characters of training text, that are looked at for overlap at most."""
+CHECKED_CHARACTERS = 50_000_000
+"""About the most of the training text that held-out text is looked for in; of that a tenth is taken."""
+OVERLAP_WORDS = 13
+MOST_IDENTICAL = 0.01
+"""Share of the documents that may be the same as an earlier one before that is warned of."""
 PIECE_SAMPLED, QUALITY_CHARACTERS = 100_000, 1_000_000
 """Characters of a held-out piece, and of all, that a new vocabulary is tried on."""
 
@@ -61,113 +74,161 @@ def prepare(
     request = {
         "format_version": FORMAT_VERSION,
         "sources": corpus.identity(),
-        "data": to_mapping(data),
+        "data": {**to_mapping(data), "card": ""},
         "tokenizer": to_mapping(tokenizer),
         "vocabulary": _tokenizer_hashes(tokenizer),
     }
-    with _kept_on_full_disk(folder), resumable_folder(folder, request) as work:
-        _read(corpus, work, console)
-        with DocumentStore(work / DOCUMENTS) as store:
-            kept = _kept(store, data, work, console)
-            plan = plan_split(store, corpus.name, corpus.split, data, kept)
-            summary = read_json(work / READ)
-            console.note(f"{summary['description']}; {plan.description}")
-            _warn_of_overlap(store, plan, console)
-            chosen = _vocabulary(tokenizer, store, plan, work, console)
-            console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
-            dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
-            with console.bytes_progress("encoding", store.bytes) as progress:
-                train, validation = (
-                    encode_side(store, plan, side, chosen, work, dtype, progress) for side in SIDES
-                )
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            corpus=corpus.name,
-            provenance=corpus.provenance,
-            split=plan.description,
-            tokenizer_sha256=chosen.sha256,
-            vocab_size=chosen.vocab_size,
-            dtype=dtype.str,
-            train=train,
-            validation=validation,
-        )
-        write_manifest(work, manifest)
+    with resumable_folder(folder, request) as work:
+        if not (work / MANIFEST).exists():
+            _fill(work, corpus, data, tokenizer, console)
         _clear(work)
     return PreparedData.open(folder)
 
 
-@contextlib.contextmanager
-def _kept_on_full_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"{folder}: {error.strerror}; what was finished is kept, and the same call goes on from there"
-        ) from None
+def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> None:
+    """Everything from reading to the manifest, which is written last."""
+    described = _read(corpus, work, console)
+    with DocumentStore(work / DOCUMENTS) as store:
+        kept, described["duplicates"] = _deduplicated(store, data, work, console)
+        plan = plan_split(store, corpus.name, corpus.split, data, kept)
+        text = described["text"]
+        console.note(
+            f"{text['characters']:,} characters in {_counted(text['documents'])}; {plan.description}"
+        )
+        described["contamination"] = _once(work, "contamination", lambda: _overlap(store, plan, console))
+        _warn(described, data, console)
+        described["tokenizer"] = _once(
+            work, "tokenizer", lambda: _learn(tokenizer, store, plan, work, console)
+        )
+        chosen = Tokenizer.load(work / "tokenizer.json")
+        console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
+        dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
+        sources = len(corpus.sources)
+        with console.bytes_progress("encoding", store.bytes) as progress:
+            train, validation = (
+                encode_side(store, plan, side, chosen, work, dtype, sources, progress) for side in SIDES
+            )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        corpus=corpus.name,
+        provenance=corpus.provenance,
+        split=plan.description,
+        tokenizer_sha256=chosen.sha256,
+        vocab_size=chosen.vocab_size,
+        dtype=dtype.str,
+        train=train,
+        validation=validation,
+    )
+    write_card(work, corpus, described, manifest, data, tokenizer)
+    write_manifest(work, manifest)
 
 
-def _read(corpus: Corpus, work: Path, console: Console) -> None:
-    """Read the documents into ``work``, unless that was done before."""
-    if (work / READ).exists():
-        console.note("going on with what an earlier call had read")
-        return
+def _once(work: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, or gave in an earlier call."""
+    path = work / DOCUMENTS / f"{name}.json"
+    if not path.exists():
+        write_json_atomic(path, make())
+    return read_json(path)
+
+
+def _counted(documents: int) -> str:
+    return "1 document" if documents == 1 else f"{documents:,} documents"
+
+
+def _read(corpus: Corpus, work: Path, console: Console) -> dict[str, Any]:
+    """Read the documents into ``work``, unless that was done before; what the card says of them."""
     folder = work / DOCUMENTS
     folder.mkdir(exist_ok=True)
+    if (folder / "text.json").exists():
+        console.note("going on with what an earlier call had read")
+    return _once(work, "text", lambda: _read_documents(corpus, folder, console))
+
+
+def _read_documents(corpus: Corpus, folder: Path, console: Console) -> dict[str, Any]:
+    statistics = TextStatistics()
     with (
         console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress,
-        write_documents(folder, corpus.pieces(progress.advance)) as store,
+        write_documents(folder, statistics.watch(corpus.pieces(progress.advance))) as store,
     ):
-        characters = int(store.pieces["characters"].sum(dtype=np.int64))
-        documents = int(store.pieces["begins"].sum())
-    if not characters:
-        raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
-    counted = "1 document" if documents == 1 else f"{documents:,} documents"
-    if corpus.report.skipped or corpus.report.fields:
-        console.note(str(corpus.report))
-    write_json_atomic(work / READ, {"description": f"{characters:,} characters in {counted}"})
+        if not store.pieces["characters"].any():
+            raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
+        if statistics.different_characters == 1:
+            raise DataError(
+                f"{corpus.name}: is one character, {store.text(0)[0]!r}, repeated; a model learns nothing from it"
+            )
+        if corpus.report.skipped or corpus.report.fields:
+            console.note(str(corpus.report))
+        return describe_text(corpus, statistics, store)
 
 
-def _kept(store: DocumentStore, data: DataConfig, work: Path, console: Console) -> np.ndarray | None:
-    """Which documents are no copies, found now or before; nothing where that is not asked."""
+def _deduplicated(
+    store: DocumentStore, data: DataConfig, work: Path, console: Console
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Which documents are no copies, found now or before, none where that is not asked; and how many are left out."""
     if data.deduplicate == "none":
-        return None
-    path = work / KEPT
-    if not path.exists():
-        with console.bytes_progress("looking for copies", store.bytes) as progress:
-            documents = _watched(store, progress)
-            duplicates = find_duplicates(documents, data.deduplicate == "near", data.near_threshold)
+        return None, {"method": "none", "left_out_exact": 0, "left_out_near": 0}
+
+    def find() -> dict[str, Any]:
+        duplicates = find_in_store(store, data, console)
+        write_bytes_atomic(work / DOCUMENTS / KEPT, duplicates.kept.tobytes())
+        clusters = (json.dumps(one, ensure_ascii=False) for one in duplicates.clusters(store.excerpt))
+        write_text_atomic(work / DUPLICATES, "".join(f"{line}\n" for line in clusters))
         console.note(
-            f"{duplicates.exact:,} of {len(duplicates.first):,} documents are copies of earlier ones, "
-            f"{duplicates.near:,} nearly; they are left out"
+            f"{duplicates.exact:,} of {_counted(len(duplicates.first))} are copies of earlier ones, "
+            f"{duplicates.near:,} nearly; they are left out and listed in {DUPLICATES}"
         )
-        write_bytes_atomic(path, duplicates.kept.tobytes())
-    return np.frombuffer(path.read_bytes(), dtype=bool)
+        counts = {"left_out_exact": duplicates.exact, "left_out_near": duplicates.near}
+        return {"method": data.deduplicate, **counts}
+
+    found = _once(work, "duplicates", find)
+    return np.frombuffer((work / DOCUMENTS / KEPT).read_bytes(), dtype=bool), found
 
 
-def _warn_of_overlap(store: DocumentStore, plan: SplitPlan, console: Console) -> None:
-    """Say so where held-out documents stand in the training text: figures on them would flatter."""
+def find_in_store(store: DocumentStore, data: DataConfig, console: Console) -> Duplicates:
+    """Which documents of a store are copies of others, as ``data`` says how to tell."""
+    with console.bytes_progress("looking for copies", store.bytes) as progress:
+        documents = _watched(store, progress)
+        return find_duplicates(documents, data.deduplicate == "near", data.near_threshold, data.near_words)
+
+
+def _overlap(store: DocumentStore, plan: SplitPlan, console: Console) -> dict[str, Any]:
+    """How much held-out text stands in the training text, of documents drawn evenly where there are very many."""
+    characters = 0
+
+    def training() -> Iterator[Iterator[str]]:
+        nonlocal characters
+        for document in plan.documents(store, "train", CHECKED_CHARACTERS):
+            pieces = list(document)
+            characters += sum(map(len, pieces))
+            yield iter(pieces)
+
     with console.working("looking for held-out text in the training text"):
-        evaluation = islice(plan.documents(store, "validation"), CHECKED_DOCUMENTS)
-        training = _up_to(CHECKED_CHARACTERS, plan.documents(store, "train"))
-        overlaps = contamination(training, _up_to(CHECKED_CHARACTERS // 10, evaluation))
-    mostly = sum(overlap.share > 0.5 for overlap in overlaps)
-    if mostly:
+        evaluation = plan.documents(store, "validation", CHECKED_CHARACTERS // 10)
+        overlaps = contamination(training(), evaluation, OVERLAP_WORDS)
+    return {
+        "words": OVERLAP_WORDS,
+        "documents": len(overlaps),
+        "training_characters": characters,
+        "overlapping": sum(overlap.found > 0 for overlap in overlaps),
+        "mostly_overlapping": sum(overlap.share > 0.5 for overlap in overlaps),
+    }
+
+
+def _warn(described: dict[str, Any], data: DataConfig, console: Console) -> None:
+    """Say so where a model would see the same text too often, or be measured on what it has seen."""
+    identical, documents = (described["text"][name] for name in ("identical_documents", "documents"))
+    if identical > MOST_IDENTICAL * documents and data.deduplicate == "none":
         console.warn(
-            f"{mostly:,} of {len(overlaps):,} of the held-out documents stand in the training text, more than half of "
-            "each, so figures on them flatter; --data.deduplicate near leaves copies out"
+            f"{identical:,} of {_counted(documents)} are the same as an earlier one; --data.deduplicate exact leaves "
+            "them out"
         )
-
-
-def _up_to(characters: int, documents: Iterable[Iterator[str]]) -> Iterator[list[str]]:
-    """The first documents, whole, until they have so many characters."""
-    for pieces in documents:
-        document = list(pieces)
-        yield document
-        characters -= sum(map(len, document))
-        if characters <= 0:
-            return
+    overlap = described["contamination"]
+    if overlap["mostly_overlapping"]:
+        console.warn(
+            f"{overlap['mostly_overlapping']:,} of {overlap['documents']:,} held-out documents stand in the "
+            "training text, more than half of each, so figures on them flatter; --data.deduplicate near leaves copies "
+            "out"
+        )
 
 
 def _watched(store: DocumentStore, progress: Progress) -> Iterator[Iterator[str]]:
@@ -181,15 +242,15 @@ def _watched(store: DocumentStore, progress: Progress) -> Iterator[Iterator[str]
     return (watched(pieces) for pieces in store.documents())
 
 
-def _vocabulary(
+def _learn(
     config: TokenizerConfig, store: DocumentStore, plan: SplitPlan, work: Path, console: Console
-) -> Tokenizer:
-    """The tokenizer, made now or before; kept in ``work``."""
-    path = work / "tokenizer.json"
-    if not path.exists():
-        with console.working("learning the vocabulary"):
-            learn_vocabulary(config, store, plan)[0].save(path)
-    return Tokenizer.load(path)
+) -> dict[str, Any]:
+    """Make the tokenizer and save it in ``work``; what the card says of it."""
+    with console.working("learning the vocabulary"):
+        made, measured = learn_vocabulary(config, store, plan)
+    made.save(work / "tokenizer.json")
+    shares = {name: getattr(measured, name) for name in ("bytes_per_token", "unknown_share", "unused_share")}
+    return {"sha256": made.sha256, "vocab_size": made.vocab_size, **shares}
 
 
 def learn_vocabulary(
@@ -229,6 +290,13 @@ def _sample(store: DocumentStore, plan: SplitPlan) -> Callable[[], Iterator[str]
 
 def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], characters: int) -> Tokenizer:
     """The tokenizer that ``config`` names, trained on ``texts`` of a corpus of so many ``characters``."""
+    made = _without_special_tokens(config, texts, characters)
+    return made.with_special_tokens(config.special_tokens) if config.special_tokens else made
+
+
+def _without_special_tokens(
+    config: TokenizerConfig, texts: Callable[[], Iterable[str]], characters: int
+) -> Tokenizer:
     if config.path:
         return open_tokenizer(config.path)
     match config.kind:
@@ -240,6 +308,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], 
             return train_gpt1(texts(), config.merges)
         case TokenizerKind.bpe:
             entries = config.vocab_size or fitting_vocabulary(characters)
+            entries -= len(config.special_tokens)
             return train_bpe(texts(), entries, config.normalization, config.lowercase)
 
 
@@ -265,8 +334,6 @@ def _tokenizer_hashes(config: TokenizerConfig) -> list[str]:
 
 def _clear(work: Path) -> None:
     """Delete what only served to go on after a crash."""
-    for path in (work / DOCUMENTS).iterdir():
-        path.unlink()
-    (work / DOCUMENTS).rmdir()
-    for path in (work / READ, work / KEPT, *work.glob("*.bin.json")):
+    shutil.rmtree(work / DOCUMENTS, ignore_errors=True)
+    for path in work.glob("*.bin.json"):
         path.unlink(missing_ok=True)

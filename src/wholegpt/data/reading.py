@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import importlib
 import io
+import math
 import mimetypes
 import os
 import zlib
@@ -48,8 +49,8 @@ class ReadingReport:
     """Reason -> how many files, folders, lines or documents."""
     fields: dict[str, int] = field(default_factory=dict)
     """Field that a text was taken from, where it was found and not named -> how many files."""
-    digest: Any = field(default_factory=hashlib.sha256)
-    """SHA-256 of the SHA-256s of all files read, in order."""
+    hashes: list[Any] = field(default_factory=list)
+    """SHA-256 of each file read, in order."""
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count something as passed over."""
@@ -59,11 +60,20 @@ class ReadingReport:
         """Count what another report counted."""
         self.files += other.files
         self.bytes += other.bytes
-        self.digest.update(other.digest.digest())
+        self.hashes += other.hashes
         for reason, count in other.skipped.items():
             self.skip(reason, count)
         for name, count in other.fields.items():
             self.fields[name] = self.fields.get(name, 0) + count
+
+    @property
+    def sha256(self) -> str:
+        """Of the one file, or of the SHA-256s of all, in order."""
+        return (
+            self.hashes[0].hex()
+            if len(self.hashes) == 1
+            else hashlib.sha256(b"".join(self.hashes)).hexdigest()
+        )
 
     def __str__(self) -> str:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
@@ -173,8 +183,9 @@ def _looks_like_text(path: Path) -> bool:
 class _Watched(io.RawIOBase):
     """A file's bytes as they are read, counted and hashed."""
 
-    def __init__(self, raw: io.BufferedIOBase, advance: Callable[[int], None]) -> None:
-        self._raw, self._advance = raw, advance
+    def __init__(self, raw: io.BufferedIOBase, path: Path, advance: Callable[[int], None]) -> None:
+        self._raw, self._path, self._advance = raw, path, advance
+        self._size = path.stat().st_size if path.is_file() else math.inf
         self.read_bytes = 0
         self.sha256 = hashlib.sha256()
 
@@ -186,6 +197,8 @@ class _Watched(io.RawIOBase):
         buffer[: len(content)] = content
         self.sha256.update(content)
         self.read_bytes += len(content)
+        if self.read_bytes > self._size:
+            raise _changed(self._path)
         self._advance(len(content))
         return len(content)
 
@@ -202,7 +215,7 @@ def _read_file(
             advance(before.st_size)
             report.bytes += before.st_size
             with path.open("rb") as raw:
-                report.digest.update(hashlib.file_digest(raw, "sha256").digest())
+                report.hashes.append(hashlib.file_digest(raw, "sha256").digest())
         else:
             with path.open("rb") as raw:
                 yield from _read_stream(path, raw, config, report, advance)
@@ -215,7 +228,11 @@ def _read_file(
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
     if changed and path.is_file():
-        raise DataError(f"{path}: changed while it was read; try again when it is at rest")
+        raise _changed(path)
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path}: changed while it was read; try again when it is at rest")
 
 
 def _read_stream(
@@ -225,17 +242,19 @@ def _read_stream(
     report: ReadingReport,
     advance: Callable[[int], None],
 ) -> Iterator[Piece]:
-    watched = _Watched(raw, advance)
+    watched = _Watched(raw, path, advance)
     with io.BufferedReader(watched, formats.BLOCK_BYTES) as buffered:
         with _decompressed(buffered, path) as stream:
             reader = TABLES.get(form(path), formats.read_text)
-            if not path.is_file() and stream.peek(1)[:1] == b"{":
+            if not path.is_file() and stream.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
                 reader = formats.read_json_lines  # a pipe has no name to tell its form by
             yield from reader(Source(str(path), stream, config, report))
         while buffered.read(formats.BLOCK_BYTES):
             pass  # what a reader left, so that the hash is the whole file's
     report.bytes += watched.read_bytes
-    report.digest.update(watched.sha256.digest())
+    report.hashes.append(watched.sha256.digest())
+    if not watched.read_bytes:
+        report.skip("empty files")
 
 
 def _decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:

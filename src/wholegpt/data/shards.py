@@ -2,18 +2,20 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from wholegpt.console import Console
 from wholegpt.errors import DataError
 from wholegpt.files import read_json, sha256_file, write_json_atomic
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, CARD = "manifest.json", "card.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class SplitManifest:
     bytes: int
     tokens: int
     shards: tuple[Shard, ...]
+    source_tokens: tuple[int, ...] = ()
+    """Tokens from each source, whose stretches lie one after another."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,21 @@ class Manifest:
     validation: SplitManifest
 
 
+@dataclass(frozen=True)
+class TextSizes:
+    """How long a text is."""
+
+    bytes: int
+    """In UTF-8."""
+    characters: int
+
+
 class TokenShards:
     """A sequence of token ids that lies in one or more memory-mapped files."""
 
-    def __init__(self, parts: list[np.ndarray]) -> None:
-        self._parts = parts
+    def __init__(self, parts: list[np.ndarray], text: TextSizes | None = None) -> None:
+        """``text`` are the sizes of the text that became the ids, where those are known."""
+        self._parts, self.text = parts, text
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -70,6 +84,20 @@ class TokenShards:
             pieces.append(self._parts[part][begin : begin + length])
             start, length, part = start + len(pieces[-1]), length - len(pieces[-1]), part + 1
         return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each id stands, up to the largest."""
+        counts = [np.bincount(part) for part in self._parts]
+        return np.sum([np.pad(one, (0, max(map(len, counts)) - len(one))) for one in counts], axis=0)
+
+    def places_of(self, token_id: int) -> list[int]:
+        """Where one token stands."""
+        firsts = self._ends - [len(part) for part in self._parts]
+        found = [
+            first + np.flatnonzero(part == token_id) for first, part in zip(firsts, self._parts, strict=True)
+        ]
+        return np.concatenate(found).tolist()
 
 
 class PreparedData:
@@ -112,6 +140,25 @@ class PreparedData:
         shards = (*self.manifest.train.shards, *self.manifest.validation.shards)
         return "-".join(shard.sha256[:16] for shard in shards)
 
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """The data card. Raises ``DataError`` where it cannot be read."""
+        path = self.folder / CARD
+        try:
+            card = read_json(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
+        if not isinstance(card, dict) or not card.keys() >= {"sha256", "origin", "sources", "text"}:
+            raise DataError(f"{path}: is no data card; prepare the data again")
+        return card
+
+    def warn_unless(self, card: str, console: Console) -> None:
+        """Say so where this is not the data that a config names by the SHA-256 of its ``card``."""
+        if card not in ("", self.card["sha256"]):
+            console.warn(
+                f"this is not the data that data.card names ({card[:12]}…), so a run will be another"
+            )
+
     def verify(self) -> None:
         """Raise ``DataError`` if a shard's bytes are not those that were written."""
         for shard in (*self.manifest.train.shards, *self.manifest.validation.shards):
@@ -128,7 +175,7 @@ class PreparedData:
             if size != shard.tokens * dtype.itemsize:
                 raise DataError(f"{path}: missing or truncated; prepare the data again")
             parts.append(np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype))
-        return TokenShards(parts)
+        return TokenShards(parts, TextSizes(split.bytes, split.characters))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,7 +1,8 @@
 """Which text is held out for validation."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from wholegpt.config import DataConfig, Split
 from wholegpt.data.documents import DocumentStore
+from wholegpt.data.permutation import permute
 from wholegpt.errors import DataError
 
 DOCUMENTS_FOR_SPLIT = 50
@@ -20,14 +22,14 @@ SIDES: tuple[Side, Side] = ("train", "validation")
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Which pieces of a store are on which side, and where the piece between the sides is cut."""
+    """Which pieces of a store are on which side, and where pieces that are on both are cut."""
 
     description: str
     train: np.ndarray
     """Numbers of pieces, in order."""
     validation: np.ndarray
-    cut: int = 0
-    """Where a piece is on both sides: its characters that are on the first."""
+    cuts: Mapping[int, int] = field(default_factory=dict)
+    """Of pieces that are on both sides: the characters that are on the first."""
 
     def numbers(self, side: Side) -> np.ndarray:
         """The pieces of one side."""
@@ -35,21 +37,32 @@ class SplitPlan:
 
     def text(self, store: DocumentStore, side: Side, place: int) -> str:
         """The text of the piece at ``place`` on one side, as much of it as is there."""
-        numbers = self.numbers(side)
-        text = store.text(int(numbers[place]))
-        if not self.cut:
+        number = int(self.numbers(side)[place])
+        text = store.text(number)
+        if number not in self.cuts:
             return text
-        if side == "train":
-            return text[: self.cut] if place == len(numbers) - 1 else text
-        return text[self.cut :] if place == 0 else text
+        return text[: self.cuts[number]] if side == "train" else text[self.cuts[number] :]
 
-    def documents(self, store: DocumentStore, side: Side) -> Iterator[Iterator[str]]:
-        """The documents of one side, each in pieces."""
+    def begins(self, store: DocumentStore, side: Side) -> np.ndarray:
+        """Of each piece of a side, whether a document begins with it; what is left of one that was cut is one."""
         numbers = self.numbers(side)
         begins = store.pieces["begins"][numbers].copy()
-        begins[:1] = True  # what is left of a document that was cut
-        for first, after in pairwise([*np.flatnonzero(begins).tolist(), len(numbers)]):
-            yield (self.text(store, side, place) for place in range(first, after))
+        if side == "validation":
+            begins |= np.isin(numbers, list(self.cuts))
+        begins[:1] = True
+        return begins
+
+    def documents(
+        self, store: DocumentStore, side: Side, characters: float = math.inf
+    ) -> Iterator[Iterator[str]]:
+        """The documents of one side, each in pieces; of more than so many ``characters`` some, drawn evenly."""
+        starts = np.flatnonzero(self.begins(store, side))
+        numbers = self.numbers(side)
+        share = characters / max(int(store.pieces["characters"][numbers].sum(dtype=np.int64)), 1)
+        draws = np.random.default_rng(0).random(len(starts))
+        for draw, (first, after) in zip(draws, pairwise([*starts.tolist(), len(numbers)]), strict=True):
+            if draw <= max(share, draws.min()):
+                yield (self.text(store, side, place) for place in range(first, after))
 
     def texts(self, store: DocumentStore, side: Side) -> Iterator[str]:
         """The texts of one side in order."""
@@ -61,10 +74,10 @@ def plan_split(
 ) -> SplitPlan:
     """Decide what is held out; the same documents always give the same split.
 
-    By documents: each with probability ``validation_fraction``, from a fixed seed. By fraction: the last part of the
-    characters, even in the middle of a document. ``usual`` is the corpus's own way; ``kept`` says which documents are
-    used at all, one truth value each. Raises ``DataError`` for one
-    document that is to be split by documents.
+    By documents: each with probability ``validation_fraction``, from a fixed seed; the others are shuffled within
+    their source. By fraction: the last part of the characters of each source, even in the middle of a document.
+    ``usual`` is the corpus's own way; ``kept`` says which documents are used at all, one truth value each. Raises
+    ``DataError`` for one document that is to be split by documents.
     """
     of_document = store.pieces["begins"].cumsum() - 1
     everything = np.arange(len(store)) if kept is None else np.flatnonzero(kept[of_document])
@@ -74,12 +87,7 @@ def plan_split(
     if split is Split.automatic:
         split = Split.documents if documents >= DOCUMENTS_FOR_SPLIT else Split.fraction
     if split is Split.fraction:
-        ends = store.pieces["characters"][everything].cumsum(dtype=np.int64)
-        boundary = int(ends[-1] * (1 - config.validation_fraction))
-        first = int(np.searchsorted(ends, boundary, side="right"))
-        cut = boundary - (int(ends[first - 1]) if first else 0)
-        description = f"the last {config.validation_fraction:.0%} of the characters are held out"
-        return SplitPlan(description, everything[: first + (cut > 0)], everything[first:], cut)
+        return _split_ends(store, everything, config.validation_fraction)
     if documents < 2:
         raise DataError(f"{name}: one document cannot be split by documents; use --data.split fraction")
     draws = np.random.default_rng(0).random(documents)
@@ -87,4 +95,41 @@ def plan_split(
     held_out[draws.argmax()] = False
     chosen = held_out[begins.cumsum() - 1]
     description = f"{held_out.sum():,} of {documents:,} documents, drawn at random, are held out"
-    return SplitPlan(description, everything[~chosen], everything[chosen])
+    return SplitPlan(description, _shuffled(store, everything[~chosen]), everything[chosen])
+
+
+def _split_ends(store: DocumentStore, numbers: np.ndarray, fraction: float) -> SplitPlan:
+    """The last ``fraction`` of the characters of each source is held out."""
+    train: list[np.ndarray] = []
+    validation: list[np.ndarray] = []
+    cuts: dict[int, int] = {}
+    sources = _by_source(store, numbers)
+    for pieces in sources:
+        ends = store.pieces["characters"][pieces].cumsum(dtype=np.int64)
+        boundary = int(ends[-1] * (1 - fraction))
+        first = int(np.searchsorted(ends, boundary, side="right"))
+        cut = boundary - (int(ends[first - 1]) if first else 0)
+        if cut:
+            cuts[int(pieces[first])] = cut
+        train.append(pieces[: first + (cut > 0)])
+        validation.append(pieces[first:])
+    each = " of each source" if len(sources) > 1 else ""
+    description = f"the last {100 * fraction:.3g}% of the characters{each} are held out"
+    return SplitPlan(description, np.concatenate(train), np.concatenate(validation), cuts)
+
+
+def _by_source(store: DocumentStore, numbers: np.ndarray) -> list[np.ndarray]:
+    return np.split(numbers, np.flatnonzero(np.diff(store.pieces["source"][numbers])) + 1)
+
+
+def _shuffled(store: DocumentStore, numbers: np.ndarray) -> np.ndarray:
+    """The documents of each source in an order as good as random, always the same; their pieces stay in order."""
+    order: list[np.ndarray] = []
+    for source in _by_source(store, numbers):
+        starts = np.flatnonzero(store.pieces["begins"][source])
+        lengths = np.diff(starts, append=len(source))
+        drawn = permute(np.arange(len(starts)), len(starts), key=0)
+        ends = lengths[drawn].cumsum()
+        places = np.repeat(starts[drawn] - (ends - lengths[drawn]), lengths[drawn]) + np.arange(ends[-1])
+        order.append(source[places])
+    return np.concatenate(order)

@@ -12,7 +12,7 @@ from wholegpt.evaluation.task import (
     is_task_file,
     read_examples,
 )
-from wholegpt.evaluation.text import TextEvaluation, TextSizes, evaluate_text
+from wholegpt.evaluation.text import TextEvaluation, evaluate_text
 
 __all__ = [
     "GREEDY_LINE",
@@ -24,7 +24,6 @@ __all__ = [
     "TaskScore",
     "TextEvaluation",
     "TextScore",
-    "TextSizes",
     "compare_tasks",
     "compare_texts",
     "evaluate_task",

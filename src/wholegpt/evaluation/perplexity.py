@@ -4,11 +4,13 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from wholegpt.config import Dtype
+from wholegpt.config import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError, DataError
@@ -113,13 +115,15 @@ def evaluate_tokens(
     console: Console,
     stride: int = 0,
     sample: int = 0,
+    documents: Documents = Documents.joined,
 ) -> TextScore:
     """Score ``tokens``, all after the first, or about ``sample`` of them in windows spread evenly.
 
-    ``stride`` is that of ``scoring_windows``; 0 means τ. Raises ``DataError`` for fewer than two
+    ``stride`` is that of ``scoring_windows``; 0 means τ. Separate ``documents`` are not context to each other: windows
+    begin anew at each, with the end-of-text token before it. Raises ``DataError`` for fewer than two
     tokens, ``ConfigError`` for a stride beyond τ.
     """
-    windows = windows_over(tokens, model.context_length, stride)
+    windows = windows_over(tokens, model.context_length, stride, tokenizer, documents)
     if sample and sample < len(tokens):
         chosen = np.linspace(0, len(windows) - 1, max(1, round(len(windows) * sample / len(tokens))))
         windows = [windows[int(i)] for i in np.unique(chosen.round())]
@@ -128,11 +132,27 @@ def evaluate_tokens(
     for window in windows:
         scored = tokens.read(window.first_scored + 1, window.end - window.first_scored)
         sizes += tokenizer.text_sizes[scored].sum(axis=0)
-    return text_score(nats, int(sizes[0]), int(sizes[1]))
+    return text_score(nats, *(round(size) for size in sizes * text_scale(tokens, tokenizer)))
 
 
-def windows_over(tokens: TokenShards, context_length: int, stride: int) -> list[Window]:
-    """``scoring_windows`` of a text, whose stride of 0 means τ. Raises as ``evaluate_tokens`` does."""
+def text_scale(tokens: TokenShards, tokenizer: Tokenizer) -> Float[np.ndarray, "2"]:
+    """Bytes and characters of the text itself for each that its tokens spell; 1 where the tokenizer keeps text.
+
+    What each token stands for in a text that was changed is not known: its share of what all of them spell.
+    """
+    if tokenizer.keeps_text or tokens.text is None:
+        return np.ones(2)
+    spelled = tokens.counts @ tokenizer.text_sizes[: len(tokens.counts)]
+    return np.array([tokens.text.bytes, tokens.text.characters]) / np.maximum(spelled, 1)
+
+
+def windows_over(
+    tokens: TokenShards, context_length: int, stride: int, tokenizer: Tokenizer, documents: Documents
+) -> list[Window]:
+    """``scoring_windows`` of a text or of each of its documents; a stride of 0 means τ.
+
+    Raises as ``evaluate_tokens`` does.
+    """
     if not 0 <= stride <= context_length:
         raise ConfigError(
             f"stride is {stride}; expected 1 to {context_length}, the model's context length, or 0 for that"
@@ -141,7 +161,16 @@ def windows_over(tokens: TokenShards, context_length: int, stride: int) -> list[
         raise DataError(
             f"the text has {len(tokens)} token(s); at least 2 are needed, one to predict the other from"
         )
-    return list(scoring_windows(len(tokens), context_length, stride or context_length))
+    borders = [0, len(tokens) - 1]
+    if documents is Documents.separate:
+        borders[1:1] = [
+            place for place in tokens.places_of(tokenizer.end_of_text_id) if 0 < place < borders[-1]
+        ]
+    return [
+        Window(start + window.start, start + window.end, start + window.first_scored)
+        for start, end in pairwise(borders)
+        for window in scoring_windows(end - start + 1, context_length, stride or context_length)
+    ]
 
 
 def text_score(nats: np.ndarray, n_bytes: int, n_characters: int) -> TextScore:

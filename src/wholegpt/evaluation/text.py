@@ -7,26 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.config import Dtype
+from wholegpt.config import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError
-from wholegpt.evaluation.perplexity import TextScore, score_tokens, text_score, windows_over
+from wholegpt.evaluation.perplexity import TextScore, score_tokens, text_scale, text_score, windows_over
 from wholegpt.metrics import Estimate, bootstrap_ratio, nats_to_bits, perplexity
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
 PIECES = 100
 """Equal pieces of a text, by bytes, over which its figures are bootstrapped."""
-
-
-@dataclass(frozen=True)
-class TextSizes:
-    """How long a text is."""
-
-    bytes: int
-    characters: int
-    words: int
 
 
 @dataclass(frozen=True)
@@ -69,26 +60,23 @@ def evaluate_text(
     dtype: Dtype,
     console: Console,
     stride: int = 0,
-    of_text: TextSizes | None = None,
+    words: int | None = None,
     context: int = 0,
+    documents: Documents = Documents.joined,
 ) -> TextEvaluation:
     """Score all ``tokens`` after the first, as ``evaluate_tokens`` does, in windows of ``context`` of them (0: τ).
 
-    ``of_text`` are the sizes of the text itself, where that is not what the tokens spell. The intervals are a bootstrap
+    ``words`` are those of the text itself, where that is not what the tokens spell. The intervals are a bootstrap
     over 100 equal pieces of the text, so they say how much another text of this kind might differ, not another
     training.
     """
     if not 0 <= context <= model.context_length:
         raise ConfigError(f"context is {context}; expected 1 to {model.context_length}, or 0 for that")
-    windows = windows_over(tokens, context or model.context_length, stride)
+    windows = windows_over(tokens, context or model.context_length, stride, tokenizer, documents)
     nats = score_tokens(model, tokens, windows, device, dtype, console)
     token_ids = tokens.read(0, len(tokens))
-    sizes = tokenizer.text_sizes[token_ids[1:]].astype(np.float64)
-    words = of_text.words if of_text else _words(token_ids, tokenizer)
-    if of_text and not tokenizer.keeps_text:
-        # What each token stands for in the text itself is not known: its share of what all of them spell.
-        spelled = np.maximum(tokenizer.text_sizes[token_ids].sum(axis=0), 1)
-        sizes *= np.array([of_text.bytes, of_text.characters]) / spelled
+    sizes = tokenizer.text_sizes[token_ids[1:]] * text_scale(tokens, tokenizer)
+    words = _words(token_ids, tokenizer) if words is None else words
     score = text_score(nats, *(round(total) for total in sizes.sum(axis=0)))
     nats_per_word = float(nats.sum()) / words if words else math.nan
     middle = sizes[:, 0].cumsum() - sizes[:, 0] / 2  # in bytes

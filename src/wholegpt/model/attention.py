@@ -26,14 +26,14 @@ def attention(
     queries: Float[Tensor, "B H T K"],
     keys: Float[Tensor, "B H S K"],
     values: Float[Tensor, "B H S K"],
-    visible: Bool[Tensor, "T S"] | None = None,
+    visible: Bool[Tensor, "*M T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
     """softmax(Q·Kᵀ/√K + M)·V per head (E4; Vaswani et al. 2017, section 3.2.1).
 
-    M is 0 where ``visible`` and −∞ elsewhere; without ``visible`` every key is seen. ``dropout`` is
-    the probability of zeroing an attention weight. Scaling by √K keeps the variance of the scores
-    near 1 for queries and keys of unit variance.
+    M is 0 where ``visible`` and −∞ elsewhere; without ``visible`` every key is seen. It may differ from sequence to
+    sequence, then shaped B 1 T S. ``dropout`` is the probability of zeroing an attention weight. Scaling by √K keeps
+    the variance of the scores near 1 for queries and keys of unit variance.
     """
     scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)
     if visible is not None:
@@ -46,15 +46,16 @@ def fused_attention(
     queries: Float[Tensor, "B H T K"],
     keys: Float[Tensor, "B H S K"],
     values: Float[Tensor, "B H S K"],
-    visible: Bool[Tensor, "T S"] | None = None,
+    visible: Bool[Tensor, "*M T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
     """``attention`` through PyTorch's fused kernels, which never hold the B·H·T·S weights.
 
-    ``visible``, where given, must be causal: a square one is not read, the kernel skips the upper half.
+    ``visible``, where given, must be causal: a square one for all sequences is not read, the kernel skips the upper
+    half.
     """
     n_queries, n_keys = queries.shape[2], keys.shape[2]
-    causal = visible is not None and n_queries == n_keys
+    causal = visible is not None and visible.ndim == 2 and n_queries == n_keys
     if visible is not None and n_queries == 1:
         visible = None
     return F.scaled_dot_product_attention(
@@ -66,16 +67,16 @@ def blocked_attention(
     queries: Float[Tensor, "B H T K"],
     keys: Float[Tensor, "B H S K"],
     values: Float[Tensor, "B H S K"],
-    visible: Bool[Tensor, "T S"] | None = None,
+    visible: Bool[Tensor, "*M T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
     """``attention`` through ``blocked_causal_attention``; what is not a whole causal square is left to ``attention``.
 
-    ``visible``, where given, must be causal: a square one is not read.
+    ``visible``, where given, must be causal: a square one for all sequences is not read.
     """
     if visible is None or queries.shape[2] != keys.shape[2] or queries.shape[2] == 1:
         return attention(queries, keys, values, visible, dropout)
-    return blocked_causal_attention(queries, keys, values, dropout)
+    return blocked_causal_attention(queries, keys, values, dropout, visible if visible.ndim > 2 else None)
 
 
 KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
@@ -89,8 +90,8 @@ KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
 class SequenceContext:
     """What every attention layer of one forward pass shares."""
 
-    visible: Bool[Tensor, "T S"]
-    """Which keys each query may see: none after its own position."""
+    visible: Bool[Tensor, "*M T S"]
+    """Which keys each query may see: none after its own position, none of another document."""
     rotation: Rotation | None
     """Turns queries and keys to their positions, where the model does that."""
     cache: KeyValueCache | None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,8 +25,11 @@ def blocked_causal_attention(
     keys: Float[Tensor, "B H T K"],
     values: Float[Tensor, "B H T K"],
     dropout: float = 0.0,
+    visible: Bool[Tensor, "B 1 T T"] | None = None,
 ) -> Float[Tensor, "B H T K"]:
     """``attention`` with a causal mask: softmax(Q·Kᵀ/√K + M)·V, in blocks that stay in the caches.
+
+    ``visible``, where given, is the mask of each sequence, which must be causal.
 
     Each block of queries meets only the keys up to its end, for a few heads at a time, so that scores,
     softmax and weighted sum (and their gradients) find their operands in the cache. The weights are kept
@@ -35,7 +38,7 @@ def blocked_causal_attention(
     batch, heads, length, width = queries.shape
     merged = (batch * heads, length, width)
     mixed = _BlockedAttention.apply(
-        queries.reshape(merged), keys.reshape(merged), values.reshape(merged), dropout
+        queries.reshape(merged), keys.reshape(merged), values.reshape(merged), dropout, visible
     )
     assert isinstance(mixed, Tensor)
     return mixed.view(batch, heads, length, width)
@@ -73,8 +76,11 @@ class _BlockedAttention(torch.autograd.Function):
         keys: Float[Tensor, "N T K"],
         values: Float[Tensor, "N T K"],
         dropout: float,
+        visible: Bool[Tensor, "B 1 T T"] | None,
     ) -> Float[Tensor, "N T K"]:
         n, length, width = queries.shape
+        hidden = None if visible is None else ~visible[:, 0]
+        sequence = torch.arange(n, device=queries.device) // (n // len(hidden) if hidden is not None else 1)
         mixed = torch.empty_like(queries)
         saved: list[Tensor] = []
         masks: dict[int, Tensor] = {}
@@ -87,6 +93,8 @@ class _BlockedAttention(torch.autograd.Function):
                 keys[heads, seen].transpose(1, 2),
                 alpha=1 / math.sqrt(width),
             )
+            if hidden is not None:
+                scores.masked_fill_(hidden[sequence[heads], rows, seen], float("-inf"))
             weights = torch.softmax(scores, dim=-1)
             saved.append(weights)
             if dropout:
@@ -101,7 +109,7 @@ class _BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: Float[Tensor, "N T K"]
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (gradient,) = gradients
         queries, keys, values, *saved = ctx.saved_tensors
         dropout: float = ctx.dropout
@@ -123,7 +131,7 @@ class _BlockedAttention(torch.autograd.Function):
             of_queries[heads, rows] = torch.bmm(of_scores, keys[heads, seen])
             _add_into(of_keys, (heads, seen), torch.bmm(of_scores.transpose(1, 2), queries[heads, rows]))
         scale = 1 / math.sqrt(width)
-        return of_queries.mul_(scale), of_keys.mul_(scale), of_values, None
+        return of_queries.mul_(scale), of_keys.mul_(scale), of_values, None, None
 
 
 def _causal_mask(rows: slice, like: Tensor) -> Float[Tensor, "Q S"]:

@@ -18,8 +18,8 @@ class LearnedPositions(nn.Embedding):
 class Rotation:
     """The angles of some positions, repeated for both halves of a head."""
 
-    cosines: Float[Tensor, "T K"]
-    sines: Float[Tensor, "T K"]
+    cosines: Float[Tensor, "*P T K"]
+    sines: Float[Tensor, "*P T K"]
     """With a minus in the first half."""
 
 
@@ -34,12 +34,20 @@ class RotaryPositions(nn.Module):
         super().__init__()
         self.d_head, self.base = d_head, base
 
-    def forward(self, positions: Int[Tensor, " T"], dtype: torch.dtype) -> Rotation:
+    def forward(self, positions: Int[Tensor, "*P T"], dtype: torch.dtype) -> Rotation:
         """The rotation of each position, computed in ``dtype``; one serves all layers."""
         pairs = torch.arange(0, self.d_head, 2, device=positions.device, dtype=dtype)
-        angles = torch.outer(positions.to(dtype), self.base ** (-pairs / self.d_head))
+        angles = positions.to(dtype)[..., None] * self.base ** (-pairs / self.d_head)
         sines = angles.sin()
         return Rotation(torch.cat((angles, angles), dim=-1).cos(), torch.cat((-sines, sines), dim=-1))
+
+
+def restarted_positions(documents: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """The place of each token in its document, from 0, where ``documents`` numbers the document that each is in."""
+    places = torch.arange(documents.shape[1], device=documents.device)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - (places * begins).cummax(dim=1).values
 
 
 def rotate(heads: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:

@@ -20,7 +20,7 @@ from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.dropout import Dropout
 from wholegpt.model.linear import Linear
 from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import LearnedPositions, RotaryPositions
+from wholegpt.model.positions import LearnedPositions, RotaryPositions, restarted_positions
 from wholegpt.runtime import compute_dtype
 
 INITIAL_STANDARD_DEVIATION = 0.02
@@ -83,9 +83,17 @@ class Transformer(nn.Module):
         return self.unembedding(self.hidden_states(token_ids, cache))
 
     def hidden_states(
-        self, token_ids: Int[Tensor, "B T"], cache: KeyValueCache | None = None
+        self,
+        token_ids: Int[Tensor, "B T"],
+        cache: KeyValueCache | None = None,
+        documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The residual stream after the last block and its normalisation."""
+        """The residual stream after the last block and its normalisation.
+
+        ``documents`` numbers the document that each token is in: documents do not see each other, and positions begin
+        anew in each. It needs the whole sequence, so it cannot go with a ``cache``.
+        """
+        assert cache is None or documents is None
         start, length = (cache.length if cache else 0), token_ids.shape[1]
         if start + length > self.context_length:
             raise ConfigError(
@@ -93,9 +101,13 @@ class Transformer(nn.Module):
             )
         end = start + length
         positions = torch.arange(start, end, device=token_ids.device)
-        stream = self.token_embedding(token_ids)
-        rotation = self.rotary(positions, stream.dtype) if self.rotary is not None else None
         visible = torch.ones(length, end, dtype=torch.bool, device=token_ids.device).tril(diagonal=start)
+        if documents is not None:
+            positions = restarted_positions(documents)
+            visible = (visible & (documents[:, :, None] == documents[:, None])).unsqueeze(1)
+        stream = self.token_embedding(token_ids)
+        of_heads = positions if documents is None else positions.unsqueeze(1)
+        rotation = self.rotary(of_heads, stream.dtype) if self.rotary is not None else None
         context = SequenceContext(visible, rotation, cache)
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(positions)

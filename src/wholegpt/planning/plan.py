@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from wholegpt.config import Config, to_mapping
+from wholegpt.config import Config
 from wholegpt.data import PreparedData
+from wholegpt.mapping import to_mapping
 from wholegpt.model import parameter_count
 from wholegpt.planning.scaling import Expectation
 

@@ -11,7 +11,7 @@ import torch
 from wholegpt import runtime
 from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, Progress
-from wholegpt.data import PreparedData, WindowLoader
+from wholegpt.data import PreparedData, make_loader
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.generation import generate_ids
 from wholegpt.model import Transformer
@@ -87,14 +87,21 @@ def run_trial(
     runtime.apply(config.runtime)
     model = Transformer(config.model, config.precision.attention).to(device)
     optimizer = make_run_optimizer(model, config)
-    loader = WindowLoader(data.train, config.model.context_length, config.training, config.runtime.seed)
+    loader = make_loader(data, config)
 
     def score() -> TextScore:
         model.eval()
-        dtype = config.precision.dtype
+        dtype, documents = config.precision.dtype, config.windows.documents
         with runtime.memory_apart():
             return evaluate_tokens(
-                model, data.validation, data.tokenizer, device, dtype, quiet, sample=sample
+                model,
+                data.validation,
+                data.tokenizer,
+                device,
+                dtype,
+                quiet,
+                sample=sample,
+                documents=documents,
             )
 
     state = TrainingState()

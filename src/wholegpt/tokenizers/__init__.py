@@ -2,7 +2,15 @@
 
 from wholegpt.tokenizers.published import TOKENIZER_FILES, gpt2_tokenizer, open_tokenizer
 from wholegpt.tokenizers.quality import Quality, quality
-from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_level_alphabet
+from wholegpt.tokenizers.tokenizer import (
+    CLASSIFY,
+    DELIMITER,
+    END_OF_TEXT,
+    PADDING,
+    START,
+    Tokenizer,
+    byte_level_alphabet,
+)
 from wholegpt.tokenizers.training import (
     byte_tokenizer,
     character_tokenizer,
@@ -12,7 +20,11 @@ from wholegpt.tokenizers.training import (
 )
 
 __all__ = [
+    "CLASSIFY",
+    "DELIMITER",
     "END_OF_TEXT",
+    "PADDING",
+    "START",
     "TOKENIZER_FILES",
     "Quality",
     "Tokenizer",

@@ -18,6 +18,9 @@ back, white space at the end is taken at once, and what ``\\s+(?!\\S)`` leaves i
 LONGEST_SPACE = 10_000
 """More white space in a row overflows the stack of tiktoken's regular expressions."""
 
+LONGEST_ENTRY = 1000
+"""Bytes of an entry that is checked; of one letter repeated without end there are longer ones."""
+
 
 def fast_encoding(tokenizer_json: str, token_bytes: Sequence[bytes]) -> tiktoken.Encoding | None:
     """tiktoken's encoding of a ``tokenizer.json`` whose entries stand for these bytes; none where ids could differ."""
@@ -40,6 +43,8 @@ def fast_encoding(tokenizer_json: str, token_bytes: Sequence[bytes]) -> tiktoken
     ranks = {token_bytes[token_id]: token_id for token_id in ids.values()}
     singles = {token for token in ranks if len(token) == 1}
     if not len(ranks) == len(ids) == 256 + len(model["merges"]) or len(singles) != 256:
+        return None
+    if max(map(len, ranks)) > LONGEST_ENTRY:
         return None
     latest = max(ranks[token] for token in singles)
     for merge in model["merges"]:

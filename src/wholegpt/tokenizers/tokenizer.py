@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from wholegpt.files import write_text_atomic
 from wholegpt.tokenizers.fast import encode_fast, fast_encoding
 
 END_OF_TEXT = "<|endoftext|>"
+START, DELIMITER, CLASSIFY, PADDING = "<|start|>", "<|delimiter|>", "<|classify|>", "<|padding|>"
+"""Of the task formats, reserved by ``tokenizer.special_tokens`` or added when a model is adapted."""
 PORTION_CHARACTERS = 500_000
 """Characters that a thread encodes at once."""
 
@@ -200,8 +202,20 @@ class Tokenizer:
 
     def with_unused(self, vocab_size: int) -> "Tokenizer":
         """The tokenizer with entries that no text has, up to ``vocab_size``: for models padded to a round size."""
+        return self.with_special_tokens([f"<|unused_{i}|>" for i in range(self.vocab_size, vocab_size)])
+
+    def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """The tokenizer with further entries at its end, which no text becomes unless ``encode`` is told so.
+
+        Raises ``TokenizerError`` for a name that is an entry already.
+        """
+        known = [name for name in names if self.id_of(name) is not None]
+        if known:
+            raise TokenizerError(
+                f"{known[0]!r} is an entry of the vocabulary already; name another special token"
+            )
         library = tokenizers.Tokenizer.from_str(self._content)
-        library.add_special_tokens([f"<|unused_{i}|>" for i in range(self.vocab_size, vocab_size)])
+        library.add_special_tokens(list(names))
         return Tokenizer(library)
 
     def _check_round_trip(self, path: str | Path) -> None:

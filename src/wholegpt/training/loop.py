@@ -141,7 +141,8 @@ def accumulate_gradients(
     Random numbers (dropout) are seeded by (seed, step, first row), so none need to be stored.
     """
     device, dtype = batch.token_ids.device, config.precision.dtype
-    rows = config.training.micro_batch_size or len(batch)
+    length = batch.token_ids.shape[1]  # shorter than the model's where a step's windows are cut
+    rows = config.training.micro_batch_size * config.model.context_length // length or len(batch)
     count = objective.count(batch)
     total = 0.0
     for start in range(0, len(batch), rows):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wholegpt.checks import complete_model
-from wholegpt.config import Config, Dtype, FeedForward, OptimizerKind, Recompute
+from wholegpt.config import Config, Documents, Dtype, FeedForward, OptimizerKind, Recompute
 from wholegpt.errors import ConfigError
 from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
 from wholegpt.model import parameter_count, saved_activations
@@ -30,6 +30,8 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     averages = count.total if training.average_decay else 0
     held = FLOAT32_BYTES * (2 * count.total + moments + averages) + (0 if single else size * count.total)
     tokens = micro_batch_size * model.context_length
+    if config.windows.documents is Documents.separate or config.windows.truncation:
+        held += 2 * micro_batch_size * model.context_length**2  # which keys each query sees, and which not
     kept = saved_activations(model, config.precision.attention)
     if training.recompute is Recompute.blocks:
         kept = kept // model.n_layers + model.n_layers * model.d_model

@@ -33,5 +33,5 @@ class LanguageModeling:
     def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
         """Sum of the nats of all targets."""
         assert isinstance(model, Transformer)
-        hidden = model.hidden_states(batch.token_ids)
+        hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
         return linear_cross_entropy(hidden, model.unembedding.weight, batch.targets)

@@ -7,7 +7,7 @@ import torch
 from wholegpt import runtime
 from wholegpt.checks import check, complete_model, complete_optimizer
 from wholegpt.config import Config, TokenizerKind
-from wholegpt.data import PreparedData, WindowLoader, windows_before
+from wholegpt.data import PreparedData, make_loader, windows_before
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.training.memory import fitting_micro_batch
 
@@ -26,7 +26,7 @@ def resolve(config: Config, data: PreparedData) -> Config:
             "set it to 0 to take the tokenizer's"
         )
     model = complete_model(dataclasses.replace(config.model, vocab_size=vocab_size))
-    loader = WindowLoader(data.train, model.context_length, config.training, seed=0)
+    loader = make_loader(data, dataclasses.replace(config, model=model))
     if len(data.validation) < 2:
         raise DataError(
             f"{data.manifest.corpus}: the held-out part has {len(data.validation)} token(s), "
@@ -34,7 +34,7 @@ def resolve(config: Config, data: PreparedData) -> Config:
         )
     data.tokenizer.encode(config.logging.sample_prompt)
     training = config.training
-    windows = training.epochs * loader.windows_per_epoch
+    windows = training.epochs * loader.windows_per_pass
     if training.batch_growth_steps:  # what its smaller batches leave for later
         growing = training.batch_growth_steps
         windows += growing * training.batch_size - windows_before(growing, training)
@@ -43,7 +43,8 @@ def resolve(config: Config, data: PreparedData) -> Config:
     tokenizer = config.tokenizer
     if tokenizer.kind is TokenizerKind.bpe and not tokenizer.path and not tokenizer.vocab_size:
         tokenizer = dataclasses.replace(tokenizer, vocab_size=vocab_size)
-    config = dataclasses.replace(config, model=model, tokenizer=tokenizer, training=training)
+    described = dataclasses.replace(config.data, card=data.card["sha256"])
+    config = dataclasses.replace(config, model=model, tokenizer=tokenizer, training=training, data=described)
     optimizer = complete_optimizer(config.optimizer)
     config = runtime.decide(dataclasses.replace(config, optimizer=optimizer))
     rows = training.micro_batch_size or fitting_micro_batch(

@@ -1,0 +1,98 @@
+"""How many planted near copies of English documents are found, what else is called a copy, and what overlaps."""
+
+import json
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.tables import publish
+from wholegpt.config import DataConfig, Split
+from wholegpt.data import contamination, plan_split, write_documents
+from wholegpt.data.deduplication import find_duplicates
+from wholegpt.data.formats import Piece
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
+PLANTED, LEAST_WORDS = 1000, 50
+
+
+def changed(text: str, share: float, generator: random.Random, vocabulary: list[str]) -> str:
+    """``text`` with each word replaced, with this probability, by one drawn from the corpus."""
+    words = text.split(" ")
+    return " ".join(generator.choice(vocabulary) if generator.random() < share else word for word in words)
+
+
+def overlap_lines(documents: list[str]) -> list[str]:
+    """Held-out documents of the usual split that have the most of their runs of 13 words in the training text."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        write_documents(Path(folder), map(Piece, documents)) as store,
+    ):
+        plan = plan_split(store, "english", Split.automatic, DataConfig())
+        overlaps = contamination(plan.documents(store, "train"), plan.documents(store, "validation"))
+    found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
+    return [
+        f"Of {len(overlaps)} held-out documents {len(found)} share runs of 13 words with the training text:",
+        "",
+        *(f'- {one.found:,} of {one.runs:,} runs: "{one.excerpt}"' for one in found),
+    ]
+
+
+def main() -> None:
+    data, settings = Path(os.environ["WHOLEGPT_DATA"]), DataConfig()
+    lines = (data / "english.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    documents = [json.loads(line)["text"] for line in lines]
+
+    def find(texts: list[str]) -> np.ndarray:
+        each = ([text] for text in texts)
+        return find_duplicates(each, True, settings.near_threshold, settings.near_words).first
+
+    started = time.perf_counter()
+    alone = find(documents)
+    seconds = time.perf_counter() - started
+    copies = np.flatnonzero(alone != np.arange(len(alone)))
+    generator = random.Random(1)
+    candidates = [
+        i for i in range(len(documents)) if alone[i] == i and len(documents[i].split()) >= LEAST_WORDS
+    ]
+    originals = generator.sample(candidates, PLANTED)
+    vocabulary = [word for document in documents for word in document.split()]
+    rows: list[str] = []
+    for share in SHARES:
+        planted = [changed(documents[i], share, generator, vocabulary) for i in originals]
+        first = find([*documents, *planted])[len(documents) :]
+        right = np.mean(first == np.array(originals))
+        wrong = np.sum((first < len(documents)) & (first != np.array(originals)))
+        rows.append(f"| {share:.0%} | {right:.3f} | {wrong} |")
+    listed = [
+        f'- {number} and {alone[number]}: "{" ".join(documents[number].split())[:60]}" and '
+        f'"{" ".join(documents[alone[number]].split())[:60]}"'
+        for number in copies
+    ]
+    publish(
+        "Copies and overlap",
+        "\n".join(
+            [
+                f"{PLANTED:,} of the {len(candidates):,} documents of english.jsonl with at least {LEAST_WORDS} words, "
+                f"planted once more with words replaced; threshold {settings.near_threshold}, runs of "
+                f"{settings.near_words} words. All {len(documents):,} took {seconds:.1f} s.",
+                "",
+                "| words replaced | called a copy of its original | of another |",
+                "| ---: | ---: | ---: |",
+                *rows,
+                "",
+                f"Of english.jsonl itself {len(copies)} are called copies:",
+                "",
+                *listed,
+                "",
+                *overlap_lines(documents),
+            ]
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Orders of a billion things in constant memory: a permutation by its key, a mixture by its weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt64
+
+FEISTEL_ROUNDS = 6
+
+
+def permute(indices: Int[np.ndarray, " N"], size: int, key: int) -> Int[np.ndarray, " N"]:
+    """Where each index goes under the permutation of range(``size``) that ``key`` names, in constant memory.
+
+    A Feistel network over the smallest even number of bits that holds ``size``, walked until it
+    lands inside (Black and Rogaway 2002, "cycle walking").
+    """
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    round_keys = np.random.SeedSequence(key).generate_state(FEISTEL_ROUNDS, np.uint64)
+    result = indices.astype(np.uint64)
+    outside = np.ones(len(result), dtype=bool)
+    while outside.any():
+        walked = result[outside]
+        left, right = walked >> shift, walked & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (scramble(right ^ round_key) & mask)
+        result[outside] = (left << shift) | right
+        outside = result >= size
+    return result.astype(np.int64)
+
+
+def scramble(x: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
+    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniform(numbers: Int[np.ndarray, " N"], key: int) -> Float[np.ndarray, " N"]:
+    """A number from 0 to 1 for each of ``numbers``, as good as random, the same for the same ``key``."""
+    return scramble(scramble(numbers.astype(np.uint64)) ^ np.uint64(key % 2**64)) / 2.0**64
+
+
+WEIGHT_BITS = 20
+
+
+def interleave(
+    places: Int[np.ndarray, " N"], weights: Sequence[float]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Of each place in an endless mixture, which source it is taken from, and its place in that one's own order.
+
+    The first source takes floor(n·w₁/Σw) of the first n places, evenly, the second its part of the others, and so on:
+    every source is read in order, none twice, and among any n places its share is wᵢ/Σw to about one place for each
+    source before it.
+    """
+    source, within = np.zeros_like(places), places.copy()
+    undecided = np.ones(len(places), dtype=bool)
+    for number, weight in enumerate(weights):
+        share = round(weight / sum(weights[number:]) * 2**WEIGHT_BITS) if weight else 0
+        before, after = within * share >> WEIGHT_BITS, (within + 1) * share >> WEIGHT_BITS
+        here = undecided & (after > before)
+        source[here] = number
+        within = np.where(here, before, np.where(undecided, within - before, within))
+        undecided &= ~here
+    return source, within

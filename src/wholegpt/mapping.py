@@ -1,0 +1,84 @@
+"""Configs as plain mappings and as YAML, both ways."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+import yaml
+
+from wholegpt.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested plain dicts, ready for JSON or YAML."""
+    return msgspec.to_builtins(config)
+
+
+def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> T:
+    """``base`` with the fields named in the nested ``mapping`` replaced.
+
+    Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
+    value of the wrong type.
+    """
+    _check_names(mapping, type(base), where, prefix="")
+    merged = _merge(to_mapping(base), mapping)
+    try:
+        return msgspec.convert(merged, type(base), strict=False)
+    except msgspec.ValidationError as error:
+        message = str(error).replace("`", "'")
+        problem, _, location = message.partition(" - at ")
+        field_name = location.strip("'").removeprefix("$.") or "the whole"
+        raise ConfigError(f"{where}: {field_name}: {problem}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML, in the order of its fields."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ``ConfigError`` naming file and line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:', found a {type(content).__name__}")
+    return content
+
+
+def nearest(name: str, candidates: list[str]) -> str:
+    """A hint for a misspelt name: the nearest right one, or all of them."""
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(candidates)}"
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _merge(value, changes[name])
+        if isinstance(value, dict) and isinstance(changes.get(name), Mapping)
+        else changes.get(name, value)
+        for name, value in base.items()
+    }
+
+
+def _check_names(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> None:
+    types = get_type_hints(type_)
+    for name, value in mapping.items():
+        if name not in types:
+            raise ConfigError(f"{where}: unknown field '{prefix}{name}'; {nearest(str(name), list(types))}")
+        if dataclasses.is_dataclass(types[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
+                )
+            _check_names(value, types[name], where, f"{prefix}{name}.")

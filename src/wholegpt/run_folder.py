@@ -1,0 +1,90 @@
+"""A run's folder: what it records of itself, and whether it may be written."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import safetensors
+import tokenizers
+import torch
+
+from wholegpt import presets, runtime
+from wholegpt.checks import check
+from wholegpt.config import Config
+from wholegpt.data import PreparedData
+from wholegpt.errors import DataError, RunError
+from wholegpt.files import read_json
+
+
+def run_data(path: Path) -> PreparedData:
+    """The tokens of the run at ``path``, checked to be those it began with."""
+    own = path / "data"
+    data = PreparedData.open(own if PreparedData.exists(own) else Path(recorded_config(path).data.source[0]))
+    if data.fingerprint != read_lineage(path).get("data"):
+        raise DataError(f"{data.folder}: not the data that {path} began with; restore it, or start a new run")
+    data.verify()
+    return data
+
+
+def recorded_config(path: Path) -> Config:
+    """The settings of the run at ``path``, checked. Raises ``RunError`` where there is none."""
+    if not (path / "config.yaml").exists():
+        raise RunError(f"{path}: not a run (it has no config.yaml)")
+    config = presets.recipe(str(path / "config.yaml"))
+    check(config)
+    return config
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    """A run's ``lineage.json``. Raises ``RunError`` when it cannot be read."""
+    try:
+        return read_json(path / "lineage.json")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
+
+
+def lineage_of(config: Config, data: PreparedData) -> dict[str, Any]:
+    """What ``lineage.json`` says of a run that begins: its data, seed, versions, machine and command."""
+    return {
+        "format_version": 1,
+        "corpus": data.manifest.corpus,
+        "provenance": data.manifest.provenance,
+        "data": data.fingerprint,
+        "data_card": data.card["sha256"],
+        "parents": [],
+        "seed": config.runtime.seed,
+        "versions": {
+            "wholegpt": version("wholegpt"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "tokenizers": tokenizers.__version__,
+            "safetensors": safetensors.__version__,
+        },
+        "machine": runtime.machine(),
+        "command": runtime.command_line(),
+    }
+
+
+def check_free(folder: Path, config: Config, overwrite: bool) -> None:
+    """Raise ``RunError`` where a run in ``folder`` would overwrite something that it may not."""
+    for source in config.data.source:
+        if Path(source).resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{folder}: holds {source}, which the run is to be trained on; name another --out")
+    holds_run = (folder / "config.yaml").exists()
+    if holds_run and not overwrite:
+        raise RunError(
+            f"{folder}: already holds a run; go on with it by --resume {quote(str(folder))}, name another --out, "
+            "or add --overwrite to replace it"
+        )
+    if folder.exists() and not holds_run and (folder.is_file() or any(folder.iterdir())):
+        raise RunError(f"{folder}: exists and is not a run; name another --out")
+
+
+def free_name(wanted: Path) -> Path:
+    """``wanted``, or with the first number from 2 on that makes it new."""
+    number, free = 2, wanted
+    while free.exists():
+        number, free = number + 1, wanted.with_name(f"{wanted.name}-{number}")
+    return free
