@@ -16,7 +16,7 @@ from wholegpt.checkpoint import load_model, own_tensors, save_model
 from wholegpt.config import GenerationConfig, Positions
 from wholegpt.console import Console
 from wholegpt.conversion import Export, export_model, import_model
-from wholegpt.generation import generate_ids
+from wholegpt.generation import Sampler, generate_ids
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer, parameter_count
 from wholegpt.tokenizers import byte_tokenizer
@@ -42,7 +42,7 @@ def exact(name: str, model: Transformer, export: Path) -> str:
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
     token_ids = torch.randint(model.vocab_size, (1, 64))
     settings = GenerationConfig(max_tokens=200, temperature=0)
-    ours = list(generate_ids(model.eval(), token_ids[0].tolist(), settings, torch.device("cpu")))
+    ours = list(generate_ids(model.eval(), token_ids[0].tolist(), Sampler(settings), torch.device("cpu")))
     written = theirs.generate(
         token_ids, do_sample=False, temperature=None, max_new_tokens=200, eos_token_id=None, pad_token_id=0
     )[0, 64:].tolist()

@@ -150,9 +150,20 @@ def check_generation(generation: GenerationConfig) -> None:
     _require("temperature", generation.temperature, 0 <= generation.temperature < math.inf, "of 0 or more")
     _at_least("top_k", generation.top_k, 0)
     _require("top_p", generation.top_p, 0 < generation.top_p <= 1, "above 0 and at most 1")
-    _at_least("seed", generation.seed, 0)
-    if "" in generation.stop:
-        raise ConfigError("stop holds an empty text, which would end every completion at once; leave it out")
+    _require("min_p", generation.min_p, 0 <= generation.min_p <= 1, "from 0 to 1")
+    penalty = generation.repetition_penalty
+    _require("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0")
+    for name in ("frequency_penalty", "presence_penalty"):
+        _require(name, getattr(generation, name), math.isfinite(getattr(generation, name)), "that is finite")
+    for name in ("no_repeat_ngram", "min_tokens", "max_seconds", "seed"):
+        _at_least(name, getattr(generation, name), 0)
+    if generation.min_tokens > generation.max_tokens:
+        raise ConfigError(
+            f"min_tokens is {generation.min_tokens}, more than max_tokens, {generation.max_tokens}"
+        )
+    for name in ("stop", "banned", "forced"):
+        if "" in getattr(generation, name):
+            raise ConfigError(f"{name} holds an empty text, which every text holds; leave it out")
 
 
 def check_model(model: ModelConfig) -> None:

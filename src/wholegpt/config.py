@@ -422,7 +422,27 @@ class GenerationConfig:
     """Sample among the k likeliest tokens only. 0: all."""
     top_p: float = 1.0
     """Sample among the likeliest tokens whose probabilities first reach this sum."""
+    min_p: float = 0.0
+    """Sample among tokens that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Makes every token that the text or the prompt holds less likely: divides its logit, or multiplies one below 0."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time it was written."""
+    presence_penalty: float = 0.0
+    """Taken from a token's logit if it was written at all."""
+    no_repeat_ngram: int = 0
+    """Never write a run of so many tokens twice, the prompt's included. 0: no limit."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each with what is added to its logit."""
+    banned: tuple[str, ...] = ()
+    """Texts that are never written, in whatever tokens."""
+    forced: tuple[str, ...] = ()
+    """Texts that are written at the latest when the limit of tokens leaves just room for them."""
+    min_tokens: int = 0
+    """Tokens to write before the text may end by itself or by a stop text."""
     stop: tuple[str, ...] = ()
     """Texts that end the completion; they are not part of it."""
+    max_seconds: float = 0.0
+    """Time after which the completion ends. 0: none."""
     seed: int = 1337
     """The same seed gives the same text."""

@@ -41,6 +41,7 @@ from wholegpt.evaluation import (
 )
 from wholegpt.evaluation.perplexity import scoring_windows
 from wholegpt.generation import Completion, generate
+from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer
@@ -88,18 +89,19 @@ class LanguageModel:
         self,
         prompt: str = "",
         *,
-        max_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop: str | tuple[str, ...] = (),
-        seed: int = 1337,
         emit: Callable[[str], None] = lambda text: None,
         console: Console | None = None,
+        **settings: Any,
     ) -> Completion:
-        """Continue ``prompt``; the settings are those of ``GenerationConfig``. ``emit`` streams the text."""
-        stops = (stop,) if isinstance(stop, str) else stop
-        config = GenerationConfig(max_tokens, temperature, top_k, top_p, stops, seed)
+        """Continue ``prompt``. ``emit`` streams the text.
+
+        ``settings`` are the fields of ``GenerationConfig`` by name: ``max_tokens``, ``temperature``, ``top_p``,
+        ``stop``, ``seed`` and so on. Raises ``ConfigError`` for one that does not exist or is out of range.
+        """
+        for name in ("stop", "banned", "forced"):
+            if isinstance(settings.get(name), str):
+                settings[name] = (settings[name],)
+        config = from_mapping(settings, GenerationConfig(), "generate")
         return generate(
             self.model, self.tokenizer, prompt, config, self.model.device, console or Console(), emit
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tokenizers as library
+import torch
 import yaml
 
 import wholegpt as wg
@@ -73,13 +74,13 @@ def test_a_default_given_by_hand_overrides_the_recipe(capsys: pytest.CaptureFixt
 
 
 def test_generate(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
-    arguments = ["generate", trained_run, "the ", "--max-tokens", "7", "--seed", "3"]
+    arguments = ["generate", trained_run, "the ", "--max-tokens", "7", "--min-tokens", "7", "--seed", "3"]
     result, _ = call(capsys, *arguments)
     completion = result["completions"][0]
     assert completion["finish_reason"] == "length" and len(completion["token_ids"]) == 7
     assert result["tokens_per_second"] > 0
     lm = wg.load(trained_run)
-    assert lm.generate("the ", max_tokens=7, seed=3).text == completion["text"]
+    assert lm.generate("the ", max_tokens=7, min_tokens=7, seed=3).text == completion["text"]
     assert main([*map(str, arguments), "--quiet"]) == 0
     assert capsys.readouterr().out == f"the {completion['text']}\n"
 
@@ -173,3 +174,25 @@ def test_help_comes_from_the_field_docstrings(capsys: pytest.CaptureFixture[str]
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--model.n-layers INT L: number of blocks." in out
     assert "Largest global L2 norm of the gradient" in out
+
+
+def test_what_was_written_is_kept_when_interrupted(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text on standard output, or in the one JSON object; exit code 130."""
+    from wholegpt.generation.sampling import Sampler
+
+    draw = Sampler.draw
+
+    def interrupted(self: Sampler, logits: torch.Tensor, written: list[int]) -> int:
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        return draw(self, logits, written)
+
+    monkeypatch.setattr(Sampler, "draw", interrupted)
+    assert main(["generate", str(trained_run), "the ", "--quiet"]) == 130
+    printed = capsys.readouterr()
+    assert printed.out.startswith("the ") and len(printed.out) >= 4 + 5 and "interrupted" in printed.err
+    assert main(["generate", str(trained_run), "the ", "--quiet", "--json"]) == 130
+    made = json.loads(capsys.readouterr().out)["completions"][0]
+    assert made["finish_reason"] == "interrupted" and f"the {made['text']}" == printed.out.rstrip("\n")

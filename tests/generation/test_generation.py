@@ -16,60 +16,10 @@ from wholegpt.console import Console
 from wholegpt.errors import ConfigError, TokenizerError
 from wholegpt.generation import generate
 from wholegpt.generation.decoding import before_stop
-from wholegpt.generation.sampling import (
-    choose_token,
-    keep_top_k,
-    keep_top_p,
-    next_token_probabilities,
-    scale_by_temperature,
-)
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_character
 
-LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.0])
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
-
-
-def test_top_k_keeps_the_k_largest() -> None:
-    assert keep_top_k(LOGITS, 3).isfinite().tolist() == [False, True, True, False, True]
-    assert keep_top_k(LOGITS, 1).isfinite().tolist() == [False, True, False, False, False]
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    for p, kept in ((0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
-        assert int(keep_top_p(logits, p).isfinite().sum()) == kept, p
-
-
-def test_temperature_goes_from_greedy_to_uniform() -> None:
-    cold = torch.softmax(scale_by_temperature(LOGITS[:4], 1e-3), -1)
-    hot = torch.softmax(scale_by_temperature(LOGITS[:4], 1e6), -1)
-    assert cold.tolist() == pytest.approx([0, 1, 0, 0])
-    assert hot.tolist() == pytest.approx([0.25] * 4, abs=1e-5)
-    greedy = GenerationConfig(temperature=0)
-    assert choose_token(LOGITS, greedy, torch.Generator()) == 1
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        GenerationConfig(temperature=1.0),
-        GenerationConfig(temperature=0.5, top_k=3),
-        GenerationConfig(temperature=2.0, top_p=0.8),
-    ],
-)
-def test_sampled_frequencies_follow_the_distribution(config: GenerationConfig) -> None:
-    """Chi-squared below its 99.99% quantile (4 degrees of freedom: 23.5); impossible tokens never."""
-    probabilities = next_token_probabilities(LOGITS, config)
-    generator = torch.Generator().manual_seed(0)
-    n = 4000
-    counts = torch.bincount(
-        torch.tensor([choose_token(LOGITS, config, generator) for _ in range(n)]), minlength=5
-    )
-    possible = probabilities > 0
-    assert counts[~possible].sum() == 0
-    expected = n * probabilities[possible]
-    assert float(((counts[possible] - expected) ** 2 / expected).sum()) < 23.5
 
 
 class Parrot(torch.nn.Module):
@@ -107,7 +57,7 @@ class Parrot(torch.nn.Module):
 
 
 def write(
-    text: str, stop: tuple[str, ...] = (), then_end: bool = False, **settings: int
+    text: str, stop: tuple[str, ...] = (), then_end: bool = False, **settings: float
 ) -> tuple[object, str]:
     tokenizer = byte_tokenizer()
     shown: list[str] = []
@@ -126,6 +76,20 @@ def test_length_is_the_limit() -> None:
 
 def test_end_of_text_ends() -> None:
     assert write("hi", then_end=True, max_tokens=50) == ("end_of_text", "hi")
+
+
+def test_no_stop_before_the_least_length() -> None:
+    assert write("a.b.c.", stop=(".",)) == ("stop", "a")
+    assert write("a.b.c.", stop=(".",), min_tokens=2) == ("stop", "a.b")
+    assert write("a.b.c.", stop=(".",), min_tokens=4) == ("stop", "a.b.c")
+    assert write("hi", then_end=True, max_tokens=50, min_tokens=4) == ("end_of_text", "hi\0\0")
+
+
+def test_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token takes a second; after two and a half the third is the last."""
+    clock = itertools.count()
+    monkeypatch.setattr("wholegpt.generation.decoding.time.perf_counter", lambda: float(next(clock)))
+    assert write("abcdef", max_seconds=2.5) == ("time", "abc")
 
 
 def test_stop_texts_across_token_borders() -> None:
@@ -190,6 +154,21 @@ def test_bad_prompts_and_settings() -> None:
         generate(model, tokenizer, "az", GenerationConfig(), CPU, QUIET)
     with pytest.raises(ConfigError, match="top_p is 0"):
         generate(model, tokenizer, "a", GenerationConfig(top_p=0), CPU, QUIET)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"banned": "ab"}, {"forced": "zz"}, {"temperature": 0.0, "banned": ["a", "f"]}]
+)
+def test_settings_by_name(changes: dict[str, Any]) -> None:
+    from wholegpt.language_model import LanguageModel
+
+    tokenizer = train_character(["abcdefz"])
+    lm = LanguageModel(Transformer(tiny_model(vocab_size=tokenizer.vocab_size)), tokenizer)
+    text = lm.generate("a", max_tokens=40, console=QUIET, **changes).text
+    assert "ab" not in text if changes.get("banned") == "ab" else True
+    assert "zz" in text if "forced" in changes else True
+    with pytest.raises(ConfigError, match="unknown field 'temprature'; did you mean 'temperature'"):
+        lm.generate("a", temprature=1.0)
 
 
 def test_speed_is_tokens_over_seconds() -> None:

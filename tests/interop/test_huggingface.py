@@ -18,7 +18,7 @@ from wholegpt.cli import main
 from wholegpt.config import Bias, Embeddings, FeedForward, GenerationConfig, Norm
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
-from wholegpt.generation import generate_ids
+from wholegpt.generation import Sampler, generate_ids
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import Transformer
 from wholegpt.presets import gpt1, gpt2
@@ -74,7 +74,7 @@ def test_greedy_continuation_is_the_same_there(exported: tuple[str, Path, Path])
     prompt_ids = tokenizer(prompt)["input_ids"]
     assert prompt_ids == loaded.tokenizer.encode(prompt)
     settings = GenerationConfig(max_tokens=200, temperature=0)
-    ours = list(generate_ids(loaded.model.eval(), prompt_ids, settings, torch.device("cpu")))
+    ours = list(generate_ids(loaded.model.eval(), prompt_ids, Sampler(settings), torch.device("cpu")))
     written = theirs.generate(
         torch.tensor([prompt_ids]), do_sample=False, temperature=None, max_new_tokens=200, eos_token_id=None
     )

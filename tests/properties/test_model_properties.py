@@ -12,7 +12,7 @@ from tests.helpers import tiny_config, tiny_models
 from tests.parity.test_plain import randomized
 from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.data import Batch
-from wholegpt.generation import generate_ids
+from wholegpt.generation import Sampler, generate_ids
 from wholegpt.losses import IGNORED
 from wholegpt.model import Transformer
 from wholegpt.model.attention import attention
@@ -83,8 +83,8 @@ def test_cached_generation_equals_uncached(
 ) -> None:
     """Greedy and seeded sampling, beyond the context window too."""
     config = GenerationConfig(max_tokens=30, temperature=temperature, seed=seed, top_k=20, top_p=0.95)
-    cached = list(generate_ids(MODELS[kind], prompt, config, CPU))
-    assert cached == list(generate_ids(MODELS[kind], prompt, config, CPU, cached=False))
+    cached = list(generate_ids(MODELS[kind], prompt, Sampler(config), CPU))
+    assert cached == list(generate_ids(MODELS[kind], prompt, Sampler(config), CPU, cached=False))
     assert len(cached) == 30
 
 
@@ -96,8 +96,8 @@ def test_generation_in_the_smallest_windows(context_length: int) -> None:
         .eval()
     )
     config = GenerationConfig(max_tokens=9, temperature=0)
-    cached = list(generate_ids(model, [1, 2, 3, 4], config, CPU))
-    assert cached == list(generate_ids(model, [1, 2, 3, 4], config, CPU, cached=False))
+    cached = list(generate_ids(model, [1, 2, 3, 4], Sampler(config), CPU))
+    assert cached == list(generate_ids(model, [1, 2, 3, 4], Sampler(config), CPU, cached=False))
 
 
 @pytest.mark.parametrize("config", tiny_models().values(), ids=list(tiny_models()))

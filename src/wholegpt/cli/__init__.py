@@ -43,6 +43,7 @@ def make_app() -> cyclopts.App:
         config=[ChosenSettings.remember],
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
+        default_parameter=cyclopts.Parameter(negative_iterable=()),
     )
     app.command(training.train, sort_key=1)
     app.command(use.generate, sort_key=2)

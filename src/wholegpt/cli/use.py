@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
@@ -19,22 +22,25 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.config import Dtype, GenerationConfig, ModelConfig
-from wholegpt.errors import ConfigError, DataError, RunError
+from wholegpt.errors import ConfigError, DataError, Interrupted, RunError
 from wholegpt.mapping import to_mapping
 
 ASSUMED_VOCABULARY = 4096
 """Tokens to count with where only a text would say how many."""
 
 
+@dataclass(frozen=True)
+class GenerationOptions(GenerationConfig):
+    """How text is drawn; the seed is that of everywhere."""
+
+    seed: Annotated[int, Parameter(parse=False)] = GenerationConfig.seed
+
+
 def generate(
     run: str,
     prompt: str = "",
     *,
-    max_tokens: int = GenerationConfig.max_tokens,
-    temperature: float = GenerationConfig.temperature,
-    top_k: int = GenerationConfig.top_k,
-    top_p: float = GenerationConfig.top_p,
-    stop: tuple[str, ...] = (),
+    settings: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
     checkpoint: str = "best",
     common: CommonOptions = Common(),
 ) -> None:
@@ -46,16 +52,6 @@ def generate(
         A run or model folder.
     prompt
         Text to continue; without one the model starts a document.
-    max_tokens
-        Most tokens to write.
-    temperature
-        0 always takes the likeliest token; 1 samples the model's own distribution.
-    top_k
-        Sample among the k likeliest tokens only; 0: all.
-    top_p
-        Sample among the likeliest tokens whose probabilities first reach this sum.
-    stop
-        A text that ends the completion; may be given several times.
     checkpoint
         best, last, or the step of a checkpoint.
 
@@ -64,26 +60,26 @@ def generate(
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
 
-    unwritten = [prompt]
+    unwritten, written = [prompt], []
 
     def emit(text: str) -> None:
+        written.append(text)
         # The prompt waits for the first text, so that a refused setting leaves standard output empty.
         if not common.json:
             sys.stdout.write("".join([*unwritten, text]))
             sys.stdout.flush()
             unwritten.clear()
 
-    completion = lm.generate(
-        prompt,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop=stop,
-        seed=GenerationConfig.seed if common.seed is None else common.seed,
-        emit=emit,
-        console=common.console,
-    )
+    chosen = to_mapping(settings)
+    if common.seed is not None:
+        chosen["seed"] = common.seed
+    try:
+        completion = lm.generate(prompt, emit=emit, console=common.console, **chosen)
+    except KeyboardInterrupt:
+        made = {"text": "".join(written), "token_ids": None, "finish_reason": "interrupted"}
+        if common.json or written:
+            common.show({"completions": [made], "tokens_per_second": None}, "")
+        raise Interrupted("interrupted") from None
     emit("")
     fields = ("text", "token_ids", "finish_reason")
     result = {

@@ -7,13 +7,13 @@ same rule with and without the cache, so both give the same text.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
-from wholegpt.checks import check_generation
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
-from wholegpt.generation.sampling import choose_token
+from wholegpt.generation.sampling import Sampler
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -26,31 +26,33 @@ class Completion:
     token_ids: list[int]
     """The tokens drawn, end-of-text left out."""
     finish_reason: str
-    """``length``, ``stop`` (a stop text was written) or ``end_of_text``."""
+    """``length``, ``stop`` (a stop text was written), ``end_of_text`` or ``time``."""
     tokens_per_second: float
     """Tokens drawn over wall clock, reading the prompt included."""
 
 
-@torch.inference_mode()
 def generate_ids(
     model: CausalLanguageModel,
     prompt_ids: Sequence[int],
-    config: GenerationConfig,
+    sampler: Sampler,
     device: torch.device,
     cached: bool = True,
 ) -> Iterator[int]:
-    """Draw token after token, ``config.max_tokens`` of them. A prompt longer than τ keeps its tail.
+    """Draw token after token, as many as the sampler's settings allow. A prompt longer than τ keeps its tail.
 
     ``cached=False`` reads the whole window again for every token: slow, and the cache's oracle.
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    written: list[int] = []
+    max_tokens = sampler.config.max_tokens
     window = list(prompt_ids)[-model.context_length :]
-    capacity = min(model.context_length, len(window) + config.max_tokens)
+    capacity = min(model.context_length, len(window) + max_tokens)
     cache = model.new_cache(1, capacity) if cached else None
     unread = window
-    for _ in range(config.max_tokens):
-        logits = model(torch.tensor([unread], device=device), cache)[0, -1]
-        token_id = choose_token(logits.cpu(), config, generator)
+    while len(written) < max_tokens:
+        with torch.inference_mode():  # not across the yield, where it would be the caller's too
+            logits = model(torch.tensor([unread], device=device), cache)[0, -1]
+            token_id = sampler.draw(logits.cpu(), written)
+        written.append(token_id)
         yield token_id
         if len(window) == model.context_length:
             window = window[-(model.context_length // 2) :] if model.context_length > 1 else []
@@ -76,7 +78,6 @@ def generate(
     What is emitted never holds half a character, nor any part of a stop text. Raises
     ``ConfigError`` for settings out of range, ``TokenizerError`` for a prompt that cannot be encoded.
     """
-    check_generation(config)
     prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not prompt_ids:
         console.note("no prompt: starting from end-of-text")
@@ -86,21 +87,26 @@ def generate(
             f"the prompt has {len(prompt_ids):,} tokens; the model sees the last {model.context_length:,} of them"
         )
     end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
+    sampler = Sampler(config, tokenizer, prompt_ids)
     started = time.perf_counter()
     drawn: list[int] = []
     finish_reason = "length"
 
     def until_end_of_text() -> Iterator[int]:
         nonlocal finish_reason
-        for token_id in generate_ids(model, prompt_ids, config, device):
+        for token_id in generate_ids(model, prompt_ids, sampler, device):
             if token_id == end_of_text_id:
                 finish_reason = "end_of_text"
                 return
             drawn.append(token_id)
             yield token_id
+            if config.max_seconds and time.perf_counter() - started > config.max_seconds:
+                finish_reason = "time"
+                return
 
     written: list[str] = []
-    for piece in before_stop(tokenizer.decode_stream(until_end_of_text(), prompt_ids[-1]), config.stop):
+    pieces = tokenizer.decode_stream(until_end_of_text(), prompt_ids[-1])
+    for piece in before_stop(pieces, config.stop, config.min_tokens):
         if piece is None:
             finish_reason = "stop"
         elif piece:
@@ -110,11 +116,13 @@ def generate(
     return Completion("".join(written), drawn, finish_reason, len(drawn) / seconds)
 
 
-def before_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str | None]:
+def before_stop(pieces: Iterator[str], stops: Sequence[str], after: int = 0) -> Iterator[str | None]:
     """``pieces`` up to the first stop text, wherever its borders fall; then ``None`` if one was found.
 
-    Text that may yet turn out to begin a stop text is held back until that is decided.
+    Text that may yet turn out to begin a stop text is held back until that is decided. In the first ``after`` pieces
+    none is looked for.
     """
+    yield from islice(pieces, after)
     held = ""
     for piece in pieces:
         held += piece

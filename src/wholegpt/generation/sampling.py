@@ -1,47 +1,151 @@
-"""From logits to a token. Logits are of shape (V,), for one sequence."""
+"""From logits to a token: the processors of a request in their order, then one draw.
 
+Logits are of shape (V,), for one sequence.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wholegpt.checks import check_generation
 from wholegpt.config import GenerationConfig
+from wholegpt.errors import ConfigError
+from wholegpt.generation import processors
+from wholegpt.runtime import mix_seed
+from wholegpt.tokenizers import Tokenizer
 
 
-def scale_by_temperature(logits: Float[Tensor, " V"], temperature: float) -> Float[Tensor, " V"]:
-    """logits / T, less their largest, in float64, so that no T overflows: greedy as T → 0, uniform as T → ∞."""
-    precise = logits.double()
-    return (precise - precise.max()) / temperature
+class Sampler:
+    """Draws the tokens of one request.
+
+    Its n-th draw is a function of the logits, the text so far, the request's seed and n alone: no companion in a batch,
+    and no draw before it, changes it.
+    """
+
+    def __init__(
+        self, config: GenerationConfig, tokenizer: Tokenizer | None = None, prompt: Sequence[int] = ()
+    ) -> None:
+        """``tokenizer`` is needed for texts that are banned or forced, and to know the end of the text.
+
+        Raises ``ConfigError`` for settings that this vocabulary cannot meet.
+        """
+        check_generation(config)
+        self.config, self.prompt = config, list(prompt)
+        self._end: int | None = None
+        self._banned: list[BannedText] = []
+        self._forced: list[tuple[bytes, list[int]]] = []
+        if tokenizer is not None:
+            self._read_texts(tokenizer)
+
+    def _read_texts(self, tokenizer: Tokenizer) -> None:
+        config = self.config
+        self._token_bytes = tokenizer.token_bytes if config.banned or config.forced else []
+        self._end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
+        self._banned = [BannedText(text, self._token_bytes) for text in config.banned]
+        self._forced = [(text.encode(), tokenizer.encode(text)) for text in config.forced]
+        needed = sum(len(token_ids) for _, token_ids in self._forced)
+        if needed > config.max_tokens:
+            raise ConfigError(
+                f"the forced texts take {needed} tokens and max_tokens is {config.max_tokens}; allow more"
+            )
+        for token_id, _ in config.logit_bias:
+            if not 0 <= token_id < tokenizer.vocab_size:
+                raise ConfigError(
+                    f"logit_bias names token {token_id}; ids go from 0 to {tokenizer.vocab_size - 1}"
+                )
+
+    def draw(self, logits: Float[Tensor, " V"], written: Sequence[int]) -> int:
+        """The token after ``written``: the likeliest at temperature 0, else the one where the cumulated probability
+        first exceeds a number that seed and place give.
+        """
+        processed = self.process(logits, written)
+        if self.config.temperature == 0:
+            return int(processed.argmax())
+        cumulated = torch.softmax(processed, dim=-1).cumsum(0).numpy()
+        # Rounded, the largest number would be 1, at which there is no token.
+        place = min(mix_seed(self.config.seed, len(written)) / 2**63, 1 - 2**-52) * cumulated[-1]
+        return int(np.searchsorted(cumulated, place, side="right"))
+
+    def process(self, logits: Float[Tensor, " V"], written: Sequence[int]) -> Float[Tensor, " V"]:
+        """The logits whose softmax the next token is drawn from."""
+        config = self.config
+        required = self._required(written)
+        if required is not None:
+            return torch.full_like(logits, processors.NEVER).index_fill(0, torch.tensor([required]), 0.0)
+        token_ids = [*self.prompt, *written]
+        if config.logit_bias:
+            logits = processors.add_bias(logits, config.logit_bias)
+        if config.repetition_penalty != 1:
+            logits = processors.penalize_repetition(logits, token_ids, config.repetition_penalty)
+        if config.frequency_penalty or config.presence_penalty:
+            frequency, presence = config.frequency_penalty, config.presence_penalty
+            logits = processors.penalize_frequency(logits, written, frequency, presence)
+        forbidden = [token_id for banned in self._banned for token_id in banned.completing(token_ids)]
+        if config.no_repeat_ngram:
+            forbidden += processors.ends_of_repeated_ngrams(token_ids, config.no_repeat_ngram)
+        if self._end is not None and (len(written) < config.min_tokens or self._outstanding(written)):
+            forbidden.append(self._end)
+        if forbidden:
+            logits = processors.forbid(logits, forbidden)
+            if bool((logits == processors.NEVER).all()):
+                raise ConfigError("every token is forbidden by what is banned; nothing can be written")
+        return logits if config.temperature == 0 else self._shape(logits)
+
+    def _shape(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        config = self.config
+        logits = processors.scale_by_temperature(logits, config.temperature)
+        if config.top_k:
+            logits = processors.keep_top_k(logits, config.top_k)
+        if config.top_p < 1:
+            logits = processors.keep_top_p(logits, config.top_p)
+        if config.min_p:
+            logits = processors.keep_min_p(logits, config.min_p)
+        return logits
+
+    def _required(self, written: Sequence[int]) -> int | None:
+        """The next token of a forced text, where the limit leaves just room for what is outstanding."""
+        outstanding = self._outstanding(written)
+        if not outstanding:
+            return None
+        first = outstanding[0]
+        begun = next(
+            n for n in range(len(first) - 1, -1, -1) if list(written[len(written) - n :]) == first[:n]
+        )
+        needed = sum(map(len, outstanding)) - begun
+        return first[begun] if self.config.max_tokens - len(written) <= needed else None
+
+    def _outstanding(self, written: Sequence[int]) -> list[list[int]]:
+        """The tokens of each forced text that has not been written."""
+        if not self._forced:
+            return []
+        text = b"".join(self._token_bytes[token_id] for token_id in written)
+        return [token_ids for content, token_ids in self._forced if content not in text]
 
 
-def keep_top_k(logits: Float[Tensor, " V"], k: int) -> Float[Tensor, " V"]:
-    """−∞ for all but the k largest logits (Fan et al. 2018, section 5.1); ties go to the smaller id."""
-    order = torch.argsort(logits, descending=True, stable=True)
-    return logits.index_fill(0, order[k:], float("-inf"))
+class BannedText:
+    """A text that is never completed, in whatever tokens."""
 
+    def __init__(self, text: str, token_bytes: Sequence[bytes]) -> None:
+        self._content, self._token_bytes = text.encode(), token_bytes
+        tokens = list(enumerate(token_bytes))
+        self._holding = [token_id for token_id, content in tokens if self._content in content]
+        self._after = [
+            [token_id for token_id, content in tokens if content.startswith(self._content[begun:])]
+            for begun in range(1, len(self._content))
+        ]
 
-def keep_top_p(logits: Float[Tensor, " V"], p: float) -> Float[Tensor, " V"]:
-    """−∞ outside the nucleus: the likeliest tokens whose probabilities first reach p (Holtzman et al. 2020)."""
-    order = torch.argsort(logits, descending=True, stable=True)
-    probabilities = torch.softmax(logits, dim=-1)[order]
-    before = probabilities.cumsum(0) - probabilities
-    outside = before >= p
-    outside[0] = False
-    return logits.index_fill(0, order[outside], float("-inf"))
-
-
-def next_token_probabilities(logits: Float[Tensor, " V"], config: GenerationConfig) -> Float[Tensor, " V"]:
-    """The distribution that the next token is drawn from: temperature, then top-k, then top-p."""
-    logits = scale_by_temperature(logits, config.temperature)
-    if 0 < config.top_k < len(logits):
-        logits = keep_top_k(logits, config.top_k)
-    if config.top_p < 1:
-        logits = keep_top_p(logits, config.top_p)
-    return torch.softmax(logits, dim=-1)
-
-
-def choose_token(logits: Float[Tensor, " V"], config: GenerationConfig, generator: torch.Generator) -> int:
-    """One token id: the likeliest at temperature 0, else drawn with ``generator``."""
-    if config.temperature == 0:
-        return int(logits.argmax())
-    probabilities = next_token_probabilities(logits, config)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    def completing(self, token_ids: Sequence[int]) -> list[int]:
+        """The tokens that would complete the text after ``token_ids``."""
+        end = b""
+        for token_id in reversed(token_ids):
+            if len(end) >= len(self._content) - 1:
+                break
+            end = self._token_bytes[token_id] + end
+        found = list(self._holding)
+        for begun, following in enumerate(self._after, 1):
+            if end.endswith(self._content[:begun]):
+                found += following
+        return found

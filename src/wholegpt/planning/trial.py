@@ -13,7 +13,7 @@ from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.evaluation import TextScore, evaluate_tokens
-from wholegpt.generation import generate_ids
+from wholegpt.generation import Sampler, generate_ids
 from wholegpt.model import Transformer
 from wholegpt.planning.machine import Rates
 from wholegpt.training.loop import StepMetrics, train
@@ -111,7 +111,7 @@ def run_trial(
     last = score()
     scored = time.perf_counter()
     settings = GenerationConfig(max_tokens=SAMPLE_TOKENS, seed=config.runtime.seed)
-    written = list(generate_ids(model, [data.tokenizer.end_of_text_id], settings, device))
+    written = list(generate_ids(model, [data.tokenizer.end_of_text_id], Sampler(settings), device))
     ended = time.perf_counter()
     rates = Rates(
         watch.step_seconds,

@@ -1,0 +1,223 @@
+"""Logits processors: by hand, against transformers' own, and the frequencies that come of each."""
+
+import dataclasses
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+import transformers.generation.logits_process as reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wholegpt.config import GenerationConfig
+from wholegpt.errors import ConfigError
+from wholegpt.generation import processors
+from wholegpt.generation.sampling import BannedText, Sampler
+from wholegpt.tokenizers import byte_tokenizer, train_bpe
+
+LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.0])
+TOKENIZER = train_bpe(["the cat sat on the mat, the rat ran at the cat " * 20], 300)
+
+
+def random_logits(seed: int, size: int = 60) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+
+
+def kept(logits: torch.Tensor) -> list[bool]:
+    return logits.isfinite().tolist()
+
+
+def test_top_k_keeps_the_k_largest() -> None:
+    assert kept(processors.keep_top_k(LOGITS, 3)) == [False, True, True, False, True]
+    assert kept(processors.keep_top_k(LOGITS, 1)) == [False, True, False, False, True]  # two are equal
+    assert kept(processors.keep_top_k(LOGITS, 99)) == [True] * 5
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for p, count in ((0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
+        assert sum(kept(processors.keep_top_p(logits, p))) == count, p
+    assert sum(kept(processors.keep_top_p(torch.zeros(5000), 0.9))) == 5000  # all are equal
+
+
+def test_min_p_keeps_what_is_near_the_likeliest() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for share, count in ((0.05, 4), (0.11, 3), (0.31, 2), (0.61, 1), (1.0, 1)):
+        assert sum(kept(processors.keep_min_p(logits, share))) == count, share
+
+
+def test_temperature_goes_from_greedy_to_uniform() -> None:
+    cold = torch.softmax(processors.scale_by_temperature(LOGITS[:4], 1e-3), -1)
+    hot = torch.softmax(processors.scale_by_temperature(LOGITS[:4], 1e6), -1)
+    assert cold.tolist() == pytest.approx([0, 1, 0, 0])
+    assert hot.tolist() == pytest.approx([0.25] * 4, abs=1e-5)
+    assert Sampler(GenerationConfig(temperature=0)).draw(LOGITS, []) == 1
+
+
+def test_penalties_by_hand() -> None:
+    assert processors.penalize_repetition(LOGITS, [0, 3, 0], 2.0).tolist() == [0.5, 3.0, 2.0, -2.0, 3.0]
+    assert processors.penalize_frequency(LOGITS, [0, 3, 0], 0.25, 1.0).tolist() == [
+        -0.5,
+        3.0,
+        2.0,
+        -2.25,
+        3.0,
+    ]
+    assert processors.penalize_frequency(LOGITS, [], 0.25, 1.0).tolist() == LOGITS.tolist()
+    assert processors.add_bias(LOGITS, [(1, -2.0), (4, 0.5)]).tolist() == [1.0, 1.0, 2.0, -1.0, 3.5]
+
+
+def test_runs_that_would_come_again() -> None:
+    ids = [1, 2, 3, 1, 2, 4, 1, 2]
+    assert sorted(processors.ends_of_repeated_ngrams(ids, 3)) == [3, 4]
+    assert processors.ends_of_repeated_ngrams(ids, 2) == [3, 4]
+    assert sorted(set(processors.ends_of_repeated_ngrams(ids, 1))) == [1, 2, 3, 4]
+    assert processors.ends_of_repeated_ngrams(ids, 9) == processors.ends_of_repeated_ngrams([], 2) == []
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 59), min_size=1, max_size=12), st.floats(0.2, 3.0))
+def test_processors_equal_those_of_transformers(seed: int, ids: list[int], value: float) -> None:
+    """On random logits and sequences, each by itself."""
+    logits = random_logits(seed)
+    sequence = torch.tensor([ids])
+    share = value / 3.01
+    bias = float(torch.tensor(value))  # theirs are in float32
+    pairs = [
+        (
+            processors.penalize_repetition(logits, ids, value),
+            reference.RepetitionPenaltyLogitsProcessor(value),
+        ),
+        (processors.scale_by_temperature(logits, value), reference.TemperatureLogitsWarper(value)),
+        (processors.keep_top_k(logits, 1 + seed % 59), reference.TopKLogitsWarper(1 + seed % 59)),
+        (processors.keep_top_p(logits, share), reference.TopPLogitsWarper(share)),
+        (processors.keep_min_p(logits, share), reference.MinPLogitsWarper(share)),
+        *(
+            (
+                processors.forbid(logits, processors.ends_of_repeated_ngrams(ids, size)),
+                reference.NoRepeatNGramLogitsProcessor(size),
+            )
+            for size in (1, 2, 3)
+        ),
+        (processors.forbid(logits, ids), reference.SuppressTokensLogitsProcessor(ids)),
+        (
+            processors.add_bias(logits, [(i, bias) for i in sorted(set(ids))]),
+            reference.SequenceBiasLogitsProcessor([[[i], bias] for i in sorted(set(ids))]),
+        ),
+    ]
+    for ours, theirs in pairs:
+        expected = theirs(sequence, logits[None].clone())[0]
+        difference = torch.softmax(ours, -1) - torch.softmax(expected, -1)
+        assert difference.abs().max() < 1e-12, type(theirs)
+        assert torch.equal(ours.isfinite(), expected.isfinite()), type(theirs)
+
+
+SETTINGS = {
+    "temperature": GenerationConfig(temperature=1.0),
+    "cold": GenerationConfig(temperature=0.5),
+    "top k": GenerationConfig(temperature=1.0, top_k=3),
+    "top p": GenerationConfig(temperature=2.0, top_p=0.8),
+    "min p": GenerationConfig(temperature=1.0, min_p=0.2),
+    "repetition": GenerationConfig(temperature=1.0, repetition_penalty=1.5),
+    "frequency": GenerationConfig(temperature=1.0, frequency_penalty=0.4),
+    "presence": GenerationConfig(temperature=1.0, presence_penalty=-0.7),
+    "bias": GenerationConfig(temperature=1.0, logit_bias=((3, 2.0), (1, -1.0))),
+    "n-grams": GenerationConfig(temperature=1.0, no_repeat_ngram=1),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sampled_frequencies_follow_the_distribution(name: str) -> None:
+    """4,000 seeds: chi-squared below its 99.99% quantile (4 degrees of freedom: 23.5); impossible tokens never."""
+    config, written, n = SETTINGS[name], [0, 2, 0], 4000
+    probabilities = torch.softmax(Sampler(config).process(LOGITS, written), -1)
+    drawn = [Sampler(dataclasses.replace(config, seed=seed)).draw(LOGITS, written) for seed in range(n)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=5)
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    expected = n * probabilities[possible]
+    assert float(((counts[possible] - expected) ** 2 / expected).sum()) < 23.5
+    plain = torch.softmax(LOGITS.double(), -1)
+    assert name == "temperature" or (probabilities - plain).abs().max() > 0.01  # the setting does something
+
+
+def test_places_are_drawn_apart() -> None:
+    """One request's draws at its places are as good as independent: chi-squared of pairs, 24 degrees, 99.99%: 59.9."""
+    sampler, n = Sampler(GenerationConfig(temperature=1e9, max_tokens=20_000)), 10_000
+    ids: list[int] = []
+    for _ in range(n):
+        ids.append(sampler.draw(LOGITS, ids))
+    pairs = torch.bincount(torch.tensor([5 * a + b for a, b in pairwise(ids)]), minlength=25)
+    assert float(((pairs - (n - 1) / 25) ** 2 / ((n - 1) / 25)).sum()) < 59.9
+
+
+def drawn_text(config: GenerationConfig, prompt: str, seed: int, tokens: int) -> tuple[list[int], str]:
+    """Tokens drawn from random logits that change with the place."""
+    prompt_ids = TOKENIZER.encode(prompt)
+    sampler = Sampler(dataclasses.replace(config, seed=seed), TOKENIZER, prompt_ids)
+    written: list[int] = []
+    for place in range(tokens):
+        written.append(sampler.draw(random_logits(seed * 1000 + place, TOKENIZER.vocab_size), written))
+    return written, prompt + b"".join(TOKENIZER.token_bytes[i] for i in written).decode("latin-1")
+
+
+@given(
+    st.integers(0, 500),
+    st.lists(st.sampled_from(["a", "th", "the", "at", " c", "t t"]), min_size=1, max_size=3),
+)
+def test_banned_texts_are_never_written_in_whatever_tokens(seed: int, banned: list[str]) -> None:
+    prompt = "say t"
+    config = GenerationConfig(temperature=0.3, banned=tuple(banned))
+    written, text = drawn_text(config, prompt, seed, 40)
+    assert not any(one in text[max(0, len(prompt) - len(one) + 1) :] for one in banned)
+    free, _ = drawn_text(GenerationConfig(temperature=0.3), prompt, seed, 40)
+    first = next((i for i in range(40) if written[i] != free[i]), None)
+    if first is not None:  # up to there nothing was forbidden that would have been taken
+        completing = [
+            i
+            for one in banned
+            for i in BannedText(one, TOKENIZER.token_bytes).completing(
+                [*TOKENIZER.encode(prompt), *free[:first]]
+            )
+        ]
+        probabilities = torch.softmax(random_logits(seed * 1000 + first, TOKENIZER.vocab_size) / 0.3, -1)
+        assert free[first] in completing or probabilities[completing].sum() > 0
+
+
+@given(st.integers(0, 500), st.integers(0, 20))
+def test_forced_texts_are_written_at_the_latest_at_the_end(seed: int, more: int) -> None:
+    forced = ("the mat", "ran")
+    needed = sum(len(TOKENIZER.encode(text)) for text in forced)
+    config = GenerationConfig(temperature=1.0, forced=forced, max_tokens=needed + more)
+    _, text = drawn_text(config, "x", seed, needed + more)
+    assert all(one in text for one in forced)
+    with pytest.raises(ConfigError, match=r"the forced texts take \d+ tokens and max_tokens is"):
+        Sampler(dataclasses.replace(config, max_tokens=needed - 1), TOKENIZER)
+
+
+def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced() -> None:
+    end = TOKENIZER.end_of_text_id
+    likely = torch.zeros(TOKENIZER.vocab_size).index_fill(0, torch.tensor([end]), 50.0)
+    at_least = Sampler(GenerationConfig(temperature=0, min_tokens=3), TOKENIZER)
+    assert [at_least.draw(likely, [1] * n) == end for n in range(5)] == [False] * 3 + [True] * 2
+    forced = Sampler(GenerationConfig(temperature=0, forced=("cat",)), TOKENIZER)
+    assert forced.draw(likely, []) != end and forced.draw(likely, TOKENIZER.encode("a cat")) == end
+
+
+def test_settings_that_cannot_be_met() -> None:
+    with pytest.raises(ConfigError, match=r"logit_bias names token 999; ids go from 0 to \d+"):
+        Sampler(GenerationConfig(logit_bias=((999, 1.0),)), TOKENIZER)
+    everything = tuple(chr(i) for i in range(128))
+    sampler = Sampler(GenerationConfig(banned=everything, min_tokens=1), byte_tokenizer())
+    logits = torch.zeros(257).index_fill(0, torch.arange(128, 256), processors.NEVER)
+    with pytest.raises(ConfigError, match="every token is forbidden"):
+        sampler.draw(logits, [])
+
+
+def test_random_lists_need_no_order() -> None:
+    """What is drawn depends on seed and place, not on the draws before."""
+    sampler = Sampler(GenerationConfig(temperature=1.0))
+    written = [random.Random(0).randrange(5) for _ in range(10)]
+    alone = [sampler.draw(LOGITS, written[:n]) for n in range(10)]
+    backwards = [sampler.draw(LOGITS, written[:n]) for n in reversed(range(10))]
+    assert alone == backwards[::-1]
