@@ -365,6 +365,8 @@ def test_a_run_on_separate_documents_is_measured_on_separate_ones(tmp_path: Path
     data = PreparedData.open(tmp_path / "data")
     again = lm.evaluate_tokens(data.validation, 0, Dtype.float32, QUIET)
     assert again.nats_per_token == pytest.approx(run.validation.nats_per_token, abs=1e-6)
+    checkpoint = wg.load(run.path / "checkpoints" / "step-00000008")  # a model folder that knows its run
+    assert checkpoint.documents is lm.documents is Documents.separate
     ids = data.validation.read(0, len(data.validation))
     documents = np.split(ids, np.flatnonzero(ids == END))
     nats = 0.0

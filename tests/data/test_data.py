@@ -25,8 +25,8 @@ from wholegpt.data import (
 from wholegpt.data.corpora import tinyshakespeare
 from wholegpt.data.formats import Piece
 from wholegpt.data.loader import permute, windows_before
-from wholegpt.data.preparation import fitting_vocabulary
 from wholegpt.data.splitting import SIDES, plan_split
+from wholegpt.data.vocabulary import fitting_vocabulary
 from wholegpt.errors import DataError
 
 QUIET = Console(quiet=True)

@@ -14,7 +14,7 @@ from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation import processors
 from wholegpt.generation.sampling import BannedText, Sampler
-from wholegpt.tokenizers import byte_tokenizer, train_bpe
+from wholegpt.tokenizers import byte_tokenizer, train_bpe, train_gpt1
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.0])
 TOKENIZER = train_bpe(["the cat sat on the mat, the rat ran at the cat " * 20], 300)
@@ -195,6 +195,19 @@ def test_forced_texts_are_written_at_the_latest_at_the_end(seed: int, more: int)
         Sampler(dataclasses.replace(config, max_tokens=needed - 1), TOKENIZER)
 
 
+def test_forced_texts_are_known_as_the_tokenizer_spells_them() -> None:
+    """GPT-1's form lower-cases: what was written once is not asked for again."""
+    tokenizer = train_gpt1(["the cat sat on the mat"] * 5, 30)
+    sampler = Sampler(GenerationConfig(temperature=0, forced=("The Cat",), max_tokens=8), tokenizer)
+    likely = torch.zeros(tokenizer.vocab_size).index_fill(0, torch.tensor(tokenizer.encode("mat")[:1]), 5.0)
+    written: list[int] = []
+    while len(written) < 8:
+        written.append(sampler.draw(likely, written))
+    assert tokenizer.decode(written).count("the cat") == 1
+    after = [*tokenizer.encode("the cat"), *tokenizer.encode("mat")]
+    assert sampler.draw(likely, after) == int(likely.argmax())
+
+
 def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced() -> None:
     end = TOKENIZER.end_of_text_id
     likely = torch.zeros(TOKENIZER.vocab_size).index_fill(0, torch.tensor([end]), 50.0)
@@ -207,6 +220,8 @@ def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced(
 def test_settings_that_cannot_be_met() -> None:
     with pytest.raises(ConfigError, match=r"logit_bias names token 999; ids go from 0 to \d+"):
         Sampler(GenerationConfig(logit_bias=((999, 1.0),)), TOKENIZER)
+    with pytest.raises(ConfigError, match="'the cat' is forced and holds 'at', which is banned"):
+        Sampler(GenerationConfig(forced=("the cat",), banned=("at",)), TOKENIZER)
     everything = tuple(chr(i) for i in range(128))
     sampler = Sampler(GenerationConfig(banned=everything, min_tokens=1), byte_tokenizer())
     logits = torch.zeros(257).index_fill(0, torch.arange(128, 256), processors.NEVER)

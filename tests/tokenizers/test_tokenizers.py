@@ -10,7 +10,7 @@ import tokenizers as library
 
 from tests.helpers import text_of
 from wholegpt.config import TokenizerConfig, TokenizerKind
-from wholegpt.data.preparation import make_tokenizer
+from wholegpt.data.vocabulary import make_tokenizer
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers import (
     CLASSIFY,

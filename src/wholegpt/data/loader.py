@@ -92,7 +92,7 @@ class WindowLoader:
         end_of_text: int = -1,
         source_tokens: Sequence[int] = (),
     ) -> None:
-        """``source_tokens`` are how many of the tokens each source has; one that is needed with ``windows.weights``."""
+        """``source_tokens`` are how many of the tokens each source has, needed with ``windows.weights``."""
         self.tokens, self.context_length = tokens, context_length
         self.training, self.seed, self.windows, self.end_of_text = training, seed, windows, end_of_text
         sizes = list(source_tokens) if windows.weights else [len(tokens)]
@@ -152,9 +152,8 @@ class WindowLoader:
             return None
         numbers = np.zeros(inputs.shape, dtype=np.int64)
         if self.windows.documents is Documents.separate:
-            numbers += (inputs == self.end_of_text).cumsum(
-                axis=1
-            )  # it begins a document, and the one before predicts it
+            # End-of-text begins a document; the one before only predicts it.
+            numbers += (inputs == self.end_of_text).cumsum(axis=1)
         chosen = uniform(places, mix_seed(self.seed, 1)) < self.windows.truncation
         cuts = 1 + (uniform(places, mix_seed(self.seed, 2)) * (self.context_length - 1)).astype(np.int64)
         return numbers + (chosen[:, None] & (np.arange(self.context_length) >= cuts[:, None]))

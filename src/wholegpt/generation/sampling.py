@@ -45,7 +45,16 @@ class Sampler:
         self._token_bytes = tokenizer.token_bytes if config.banned or config.forced else []
         self._end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
         self._banned = [BannedText(text, self._token_bytes) for text in config.banned]
-        self._forced = [(text.encode(), tokenizer.encode(text)) for text in config.forced]
+        for text in config.forced:
+            token_ids = tokenizer.encode(text)
+            # As the tokens spell it: a tokenizer may lower-case, for one.
+            content = b"".join(self._token_bytes[token_id] for token_id in token_ids)
+            self._forced.append((content, token_ids))
+            for banned in config.banned:
+                if banned.encode() in content:
+                    raise ConfigError(
+                        f"{text!r} is forced and holds {banned!r}, which is banned; leave one out"
+                    )
         needed = sum(len(token_ids) for _, token_ids in self._forced)
         if needed > config.max_tokens:
             raise ConfigError(
@@ -91,7 +100,9 @@ class Sampler:
         if forbidden:
             logits = processors.forbid(logits, forbidden)
             if bool((logits == processors.NEVER).all()):
-                raise ConfigError("every token is forbidden by what is banned; nothing can be written")
+                raise ConfigError(
+                    "every token is forbidden: banned, or not to come twice; nothing more can be written"
+                )
         return logits if config.temperature == 0 else self._shape(logits)
 
     def _shape(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
