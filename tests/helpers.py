@@ -2,14 +2,19 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from wholegpt.config import Config, ModelConfig
+from wholegpt.config import Config, GenerationConfig, ModelConfig
+from wholegpt.console import Console
+from wholegpt.generation import Completion, Engine, encode_prompt
+from wholegpt.generation.speculation import Drafter
 from wholegpt.presets import configure, gpt1, gpt2
+from wholegpt.tokenizers import Tokenizer
 
 TEXT = "the of and a to in is you that it he was for on are with as his they at be this from"
 WORDS = TEXT.split(" ")
@@ -116,3 +121,71 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
         "REPORT_SECONDS": 1.0,
     }.items():
         monkeypatch.setattr(planner, name, value)
+
+
+class CountingCache:
+    """For models that need nothing of what they have read but how much it was."""
+
+    def __init__(self, lengths: torch.Tensor) -> None:
+        self.lengths = lengths
+
+    @classmethod
+    def empty(cls, batch_size: int) -> "CountingCache":
+        return cls(torch.zeros(batch_size, dtype=torch.long))
+
+    def rows(self, first: int, last: int) -> "CountingCache":
+        return CountingCache(self.lengths[first:last])
+
+    def copy_row(self, source: int, target: int) -> None:
+        self.lengths[target] = self.lengths[source]
+
+    def reorder(self, sources: Sequence[int]) -> None:
+        self.lengths[: len(sources)] = self.lengths[list(sources)]
+
+    def clear(self) -> None:
+        self.lengths.zero_()
+
+    def repeated(self, batch_size: int, capacity: int) -> "CountingCache":
+        return CountingCache(self.lengths.repeat(batch_size))
+
+
+class LogitsOnly(torch.nn.Module):
+    """What a causal language model has besides its logits, for models that keep nothing of what they read."""
+
+    def __init__(self, vocab_size: int, context_length: int) -> None:
+        super().__init__()
+        self.vocab_size, self.context_length, self.ends_at_context = vocab_size, context_length, False
+
+    def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        raise NotImplementedError
+
+    def logits_at(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        raise AssertionError
+
+    def read(self, token_ids: torch.Tensor, cache: CountingCache) -> None:
+        cache.lengths += token_ids.shape[1]
+
+    def cache_bytes(self, batch_size: int, capacity: int) -> int:
+        return 0
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> CountingCache:
+        return CountingCache.empty(batch_size)
+
+
+def write_one(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    config: GenerationConfig,
+    emit: Callable[[str], None] = lambda text: None,
+    drafter: Drafter | None = None,
+    console: Console | None = None,
+) -> Completion:
+    """One text, by an engine of one slot that is just large enough."""
+    if isinstance(prompt, str):
+        prompt = encode_prompt(model, tokenizer, "", prompt, False, console or Console(quiet=True))
+    capacity = min(model.context_length, len(prompt) + config.max_tokens)
+    engine = Engine(model, tokenizer, torch.device("cpu"), 1, capacity)
+    request = engine.submit(prompt, config, emit, drafter)
+    engine.run()
+    return request.completion()

@@ -20,7 +20,7 @@ from wholegpt.data import Corpus, PreparedData, make_loader, open_corpus, prepar
 from wholegpt.errors import CheckpointError, ConfigError, Interrupted, NumericsError
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_folder_atomic, write_json_atomic, write_text_atomic
-from wholegpt.generation import generate
+from wholegpt.generation import encode_prompt, generate
 from wholegpt.language_model import LanguageModel, load
 from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.model import Transformer, parameter_count
@@ -246,7 +246,14 @@ def _open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]
 def _prepared(config: Config, corpus: Corpus | None, folder: Path, console: Console) -> PreparedData:
     """The tokens of ``corpus``, written to ``folder``; or the prepared data that ``config`` names."""
     if corpus is None:
-        return PreparedData.open(Path(config.data.source[0]))
+        folder = Path(config.data.source[0])
+        data, asked = PreparedData.open(folder), list(config.data.control)
+        if asked and asked != list(data.manifest.control):
+            raise ConfigError(
+                f"data.control is {asked}, and {folder} was prepared with {list(data.manifest.control)}; prepare the "
+                "text anew, or leave it out"
+            )
+        return data
     return prepare(corpus, config.data, config.tokenizer, folder, console)
 
 
@@ -304,13 +311,14 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         settings = GenerationConfig(max_tokens=config.logging.sample_tokens, seed=config.runtime.seed)
         prompt = config.logging.sample_prompt
         with runtime.memory_apart(), averaged(optimizer):
-            return prompt + generate(model, data.tokenizer, prompt, settings, device, quiet).text
+            prompt_ids = encode_prompt(model, data.tokenizer, "", prompt, False, quiet)
+            return prompt + generate(model, data.tokenizer, [prompt_ids], [settings], device, quiet)[0].text
 
     def save(state: TrainingState) -> None:
         best = state.best.step if state.best else None
         with averaged(optimizer):  # the weights themselves are then in the optimiser's state
             training = TrainingFiles(optimizer_tensors(optimizer), state.to_json())
-            store.save(model, data.tokenizer, training, state.step, best)
+            store.save(model, data.tokenizer, training, state.step, best, data.manifest.control)
 
     _say_plan(path, config, data, state, console)
     planned = read_json(path / PLAN) if (path / PLAN).exists() else None

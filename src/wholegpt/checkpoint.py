@@ -7,16 +7,18 @@ and random numbers) and ``checksums.json``. It is written whole or not at all.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from wholegpt.config import AttentionKernel, ModelConfig, Recompute
+from wholegpt.data.control import Values
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
     TEMPORARY_PREFIX,
@@ -34,6 +36,7 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tokenizer.json", "checksums.json"
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 STEP_PREFIX = "step-"
+NO_CONTROL: Values = {}
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class ModelFolder:
 
     model: Transformer
     tokenizer: Tokenizer
+    control: Values = field(default_factory=dict)
+    """What the model can be asked for: the fields before its training texts, with their values."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,13 @@ class TrainingFiles:
     state: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, training: TrainingFiles) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    training: TrainingFiles,
+    control: Values = NO_CONTROL,
+) -> None:
     """Write a checkpoint, whole or not at all.
 
     Raises ``CheckpointError`` when the disk refuses, and for weights that are not finite, so that
@@ -63,7 +74,7 @@ def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, trai
             raise CheckpointError(f"{folder}: not saved: {name} holds values that are not finite")
 
     def fill(target: Path) -> None:
-        _fill_model(target, model, tokenizer)
+        _fill_model(target, model, tokenizer, control)
         (target / OPTIMIZER).parent.mkdir()
         safetensors.torch.save_file(training.optimizer, target / OPTIMIZER)
         write_json_atomic(target / STATE, training.state)
@@ -90,7 +101,7 @@ def load_model(
     Raises ``CheckpointError`` for what is missing, damaged, newer than this program, or whose parts
     do not fit together.
     """
-    config = load_model_config(folder)
+    config, control = load_model_config(folder), _load_control(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
@@ -107,7 +118,7 @@ def load_model(
         raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {listed(wrong)}")
     fresh = Transformer(config, kernel, recompute)
     fresh.load_state_dict(tensors, strict=False)
-    return ModelFolder(fresh.to(device), tokenizer)
+    return ModelFolder(fresh.to(device), tokenizer, control)
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -118,6 +129,15 @@ def load_model_config(folder: Path) -> ModelConfig:
         return from_mapping(content["model"], ModelConfig(), str(path))
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _load_control(folder: Path) -> Values:
+    """The fields and values for control in a model folder's ``config.json``; none where it was trained without."""
+    path = folder / CONFIG
+    try:
+        return msgspec.convert(_read_versioned(path).get("control", {}), dict[str, dict[str, int]])
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: control: {error}") from None
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -167,10 +187,16 @@ class CheckpointStore:
         return self._read_index().get("best")
 
     def save(
-        self, model: Transformer, tokenizer: Tokenizer, training: TrainingFiles, step: int, best: int | None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        training: TrainingFiles,
+        step: int,
+        best: int | None,
+        control: Values = NO_CONTROL,
     ) -> None:
         """Write the checkpoint of ``step``, record which is best, and delete old and unfinished ones."""
-        save_checkpoint(self.path(step), model, tokenizer, training)
+        save_checkpoint(self.path(step), model, tokenizer, training, control)
         try:
             self.record(step, best)
             # Steps beyond this one are damaged checkpoints that the run went back behind.
@@ -244,9 +270,11 @@ class NewerFormatError(CheckpointError):
     """Written by a newer version of this program."""
 
 
-def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer, control: Values = NO_CONTROL) -> None:
     safetensors.torch.save_file(own_tensors(model), target / WEIGHTS)
-    config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config)}
+    config: dict[str, Any] = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config)}
+    if control:
+        config["control"] = control
     write_json_atomic(target / CONFIG, config)
     tokenizer.save(target / TOKENIZER)
 

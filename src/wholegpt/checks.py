@@ -5,6 +5,7 @@ import math
 
 from wholegpt.config import (
     Config,
+    DataConfig,
     FeedForward,
     GenerationConfig,
     ModelConfig,
@@ -18,6 +19,10 @@ from wholegpt.errors import ConfigError
 
 LEAST_WEIGHT = 1e-5
 """Share of the windows of a source that is used at all."""
+
+
+MOST_ADDED = 1e6
+"""To a logit; more would leave no differences between the others in 32 bits."""
 
 
 def complete_model(model: ModelConfig) -> ModelConfig:
@@ -64,6 +69,7 @@ def check(config: Config) -> None:
         0 < data.validation_fraction < 1,
         "above 0 and below 1",
     )
+    _check_control(data)
     _check_tokenizer(config.tokenizer)
     _check_windows(config.windows, config.model.context_length)
     _at_least("training.steps", training.steps, 0)
@@ -112,6 +118,18 @@ def check(config: Config) -> None:
     _at_least("logging.sample_tokens", logging.sample_tokens, 0)
 
 
+def _check_control(data: DataConfig) -> None:
+    names = data.control
+    if len(set(names)) < len(names) or not all(
+        name.strip() and len(name.splitlines()) == 1 for name in names
+    ):
+        raise ConfigError(
+            f"data.control is {list(names)}; expected different names of fields, none empty, each on one line"
+        )
+    if data.text_field in names:
+        raise ConfigError(f"data.control names '{data.text_field}', which is the text itself; leave it out")
+
+
 def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
     names = tokenizer.special_tokens
     least = 257 + len(names)
@@ -152,10 +170,11 @@ def check_generation(generation: GenerationConfig) -> None:
     _require("top_p", generation.top_p, 0 < generation.top_p <= 1, "above 0 and at most 1")
     _require("min_p", generation.min_p, 0 <= generation.min_p <= 1, "from 0 to 1")
     penalty = generation.repetition_penalty
-    _require("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0")
-    for name in ("frequency_penalty", "presence_penalty"):
-        _require(name, getattr(generation, name), math.isfinite(getattr(generation, name)), "that is finite")
-    for name in ("no_repeat_ngram", "min_tokens", "max_seconds", "seed"):
+    _require("repetition_penalty", penalty, 1e-3 <= penalty <= 1e3, "from 0.001 to 1,000")
+    added = {name: getattr(generation, name) for name in ("frequency_penalty", "presence_penalty")}
+    for name, value in [*added.items(), *(("logit_bias", bias) for _, bias in generation.logit_bias)]:
+        _require(name, value, abs(value) <= MOST_ADDED, f"from -{MOST_ADDED:g} to {MOST_ADDED:g}")
+    for name in ("no_repeat_ngram", "min_tokens", "max_seconds", "alternatives", "seed"):
         _at_least(name, getattr(generation, name), 0)
     if generation.min_tokens > generation.max_tokens:
         raise ConfigError(
@@ -164,6 +183,15 @@ def check_generation(generation: GenerationConfig) -> None:
     for name in ("stop", "banned", "forced"):
         if "" in getattr(generation, name):
             raise ConfigError(f"{name} holds an empty text, which every text holds; leave it out")
+        if any("\ud800" <= character <= "\udfff" for text in getattr(generation, name) for character in text):
+            raise ConfigError(f"{name} holds a lone surrogate, which is not a character")
+    forms = [name for name in ("regex", "json_schema") if getattr(generation, name)]
+    others = [name for name in ("forced", "stop", "min_tokens") if getattr(generation, name)]
+    if forms and (against := forms[1:] + others):
+        raise ConfigError(
+            f"{against[0]} cannot go with {forms[0]}, which alone says what is written and when it ends; "
+            "leave one out"
+        )
 
 
 def check_model(model: ModelConfig) -> None:

@@ -123,6 +123,16 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class WeightFormat(StrEnum):
+    """How the weights of a model that only reads and writes are held: as trained, in 16 bits, in 8 or in 4."""
+
+    automatic = "automatic"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
+
+
 class AttentionKernel(StrEnum):
     """Which implementation of E4 runs: plain products, products in blocks for a CPU, or PyTorch's kernel."""
 
@@ -234,6 +244,9 @@ class DataConfig:
     """Bytes that are no text: stop, replace them by U+FFFD, or skip the document (a very long one from there on)."""
     on_bad_line: OnBadLine = "stop"
     """Lines and records of tables that are broken or have no text: stop, or skip them."""
+    control: tuple[str, ...] = ()
+    """Fields of the records, such as sentiment or domain, that stand as one line before each document's text, so that
+    `generate --control` can ask for them. `length` (short, medium, long) is derived where records have none."""
     clean: Clean = "none"
     """Repair text as GPT-1's was (ftfy): characters decoded wrongly, curled quotes, ligatures, HTML entities."""
     deduplicate: Deduplicate = "none"
@@ -442,7 +455,13 @@ class GenerationConfig:
     """Tokens to write before the text may end by itself or by a stop text."""
     stop: tuple[str, ...] = ()
     """Texts that end the completion; they are not part of it."""
+    regex: str = ""
+    """A regular expression that the whole text matches, in the syntax of Rust's regex."""
+    json_schema: str = ""
+    """A JSON schema, as JSON text; the text is JSON that it allows."""
     max_seconds: float = 0.0
     """Time after which the completion ends. 0: none."""
+    alternatives: int = 0
+    """For each token written, list so many of the likeliest with their probabilities."""
     seed: int = 1337
     """The same seed gives the same text."""

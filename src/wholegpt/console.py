@@ -3,8 +3,10 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
+
+T = TypeVar("T")
 
 LINE_INTERVAL_SECONDS = 10.0
 """How often progress is written as a line where there is no terminal to draw a bar on."""
@@ -56,6 +58,13 @@ class Console:
                 yield progress
         else:
             yield _Lines(description, total, done)
+
+    def track(self, description: str, steps: Sequence[T]) -> Iterator[T]:
+        """``steps``, with ``progress``."""
+        with self.progress(description, len(steps)) as progress:
+            for step in steps:
+                yield step
+                progress.advance()
 
     @contextlib.contextmanager
     def bytes_progress(self, description: str, total: int) -> Iterator[Progress]:

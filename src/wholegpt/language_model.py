@@ -1,7 +1,8 @@
 """A model with its tokenizer: text in, text and numbers out."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from wholegpt import presets, runtime
-from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
+from wholegpt.checkpoint import CHECKSUMS, NO_CONTROL, CheckpointStore, load_model, verify
 from wholegpt.config import (
     AttentionKernel,
     DataConfig,
@@ -20,11 +21,13 @@ from wholegpt.config import (
     OnBadLine,
     OnBadText,
     PrecisionConfig,
+    WeightFormat,
 )
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
+from wholegpt.data.control import Values, header_for
 from wholegpt.data.reading import ReadingReport, read_documents
-from wholegpt.errors import CheckpointError, DataError, TokenizerError
+from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
     Difference,
     Published,
@@ -40,10 +43,11 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import scoring_windows
-from wholegpt.generation import Completion, generate
+from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
+from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, lay_out
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer
 
 if TYPE_CHECKING:
@@ -70,9 +74,13 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         dtype: Dtype = Dtype.automatic,
         documents: Documents = Documents.joined,
+        control: Values = NO_CONTROL,
     ) -> None:
-        """``dtype`` and ``documents`` are how the model was trained, and so how it is measured."""
-        self.model = model.eval()
+        """``dtype`` and ``documents`` are how the model was trained, and so how it is measured.
+
+        ``control`` are the fields that stood before its training texts, with their values.
+        """
+        self.model, self.control = model.eval(), control
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
 
@@ -86,28 +94,97 @@ class LanguageModel:
         return self._tokenizer
 
     def generate(
+        self, prompt: str = "", *, emit: Callable[[str], None] | None = None, **settings: Any
+    ) -> Completion:
+        """Continue ``prompt``. ``emit`` streams the text; ``settings`` are those of ``generate_all``."""
+        emit_first = None if emit is None else lambda _, text: emit(text)
+        return self.generate_all([prompt], emit=emit_first, **settings)[0]
+
+    def generate_all(
+        self,
+        prompts: Sequence[str],
+        *,
+        template: str = "",
+        control: Mapping[str, object] = NO_CONTROL,
+        allow_special: bool = False,
+        draft: "LanguageModel | str" = "",
+        emit: Callable[[int, str], None] | None = None,
+        console: Console | None = None,
+        **settings: Any,
+    ) -> list[Completion]:
+        """Continue each prompt, many at once; text i is drawn with ``seed`` + i. ``emit`` gets number and piece.
+
+        ``template`` is a text with ``{prompt}`` in it, a file that holds one, or the name of one (``TEMPLATES`` of
+        ``wholegpt.generation.templates``), whose stop texts then count too. ``control`` asks for values of the fields
+        that stood before the training texts: ``{"sentiment": "positive"}``. ``allow_special``: what looks like a
+        special token in a prompt is one. ``draft`` guesses ahead, for the same texts in less time where it is right:
+        "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on.
+
+        ``settings`` are the fields of ``GenerationConfig`` by name: ``max_tokens``, ``temperature``, ``top_p``,
+        ``stop``, ``json_schema`` (as text or mapping), ``seed`` and so on. Raises ``ConfigError`` for one that does
+        not exist or is out of range.
+        """
+        console = console or Console()
+        config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
+        if isinstance(draft, LanguageModel) and draft.tokenizer.sha256 != self.tokenizer.sha256:
+            raise ConfigError("draft has another vocabulary; its guesses would be other tokens")
+        guesser = draft.model if isinstance(draft, LanguageModel) else draft
+        configs = [dataclasses.replace(config, seed=config.seed + i) for i in range(len(prompts))]
+        device = self.model.device
+        return generate(self.model, self.tokenizer, encoded, configs, device, console, emit, guesser)
+
+    def beam_search(
         self,
         prompt: str = "",
         *,
-        emit: Callable[[str], None] = lambda text: None,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        template: str = "",
+        control: Mapping[str, object] = NO_CONTROL,
+        allow_special: bool = False,
         console: Console | None = None,
         **settings: Any,
-    ) -> Completion:
-        """Continue ``prompt``. ``emit`` streams the text.
+    ) -> list[Hypothesis]:
+        """The ``beams`` best continuations that beam search finds, the best first; the rest as in ``generate_all``.
 
-        ``settings`` are the fields of ``GenerationConfig`` by name: ``max_tokens``, ``temperature``, ``top_p``,
-        ``stop``, ``seed`` and so on. Raises ``ConfigError`` for one that does not exist or is out of range.
+        The score is the log-probability over the number of tokens to the power of ``length_penalty``.
         """
-        for name in ("stop", "banned", "forced"):
-            if isinstance(settings.get(name), str):
-                settings[name] = (settings[name],)
-        config = from_mapping(settings, GenerationConfig(), "generate")
-        return generate(
-            self.model, self.tokenizer, prompt, config, self.model.device, console or Console(), emit
+        console = console or Console()
+        config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
+        return beam_search(
+            self.model, self.tokenizer, encoded[0], config, beams, length_penalty, self.model.device, console
         )
 
+    def _prepared(
+        self,
+        prompts: Sequence[str],
+        template: str,
+        control: Mapping[str, object],
+        allow_special: bool,
+        console: Console,
+        settings: dict[str, Any],
+    ) -> tuple[GenerationConfig, list[list[int]]]:
+        """The settings, checked, and the ids of the prompts."""
+        chosen = dict(settings)
+        for name in ("stop", "banned", "forced"):
+            if isinstance(chosen.get(name), str):
+                chosen[name] = (chosen[name],)
+        if isinstance(chosen.get("json_schema"), Mapping):
+            chosen["json_schema"] = json.dumps(chosen["json_schema"])
+        if template:
+            stops = fill_template(template, "")[1]
+            prompts = [fill_template(template, prompt)[0] for prompt in prompts]
+            chosen["stop"] = (*chosen.get("stop", ()), *stops)
+        config = from_mapping(chosen, GenerationConfig(), "generate")
+        header = header_for(control, self.control) if control else ""
+        begun = {
+            prompt: encode_prompt(self.model, self.tokenizer, header, prompt, allow_special, console)
+            for prompt in dict.fromkeys(prompts)
+        }
+        return config, [begun[prompt] for prompt in prompts]
+
     def score(self, text: str) -> TokenScores:
-        """The surprisal of each token of ``text``, in float32."""
+        """The surprisal of each token of ``text``, in float32, or in the format that the weights are laid out in."""
         token_ids = self.tokenizer.encode(text)
         if not token_ids:
             raise DataError("the text is empty; there is nothing to score")
@@ -141,6 +218,10 @@ class LanguageModel:
         that is known and possible, or what training would choose here.
         """
         console = console or Console()
+        if self.control:
+            console.note(
+                f"the model's training texts began with a line for {', '.join(self.control)}; these are read without"
+            )
         reading = DataConfig(
             encoding=encoding,
             text_field=text_field,
@@ -238,6 +319,7 @@ def load(
     checkpoint: str = "best",
     device: str = "automatic",
     threads: int = 0,
+    weights: WeightFormat | str = WeightFormat.float32,
     console: Console | None = None,
 ) -> LanguageModel:
     """A run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
@@ -245,9 +327,16 @@ def load(
     A fresh ``modern`` preset reads and writes bytes; the published ones are made for a vocabulary that
     this program does not contain, so they take token ids only.
 
-    Raises ``CheckpointError`` for a folder that holds none, or only damaged ones.
+    ``weights`` other than float32 are laid out for reading and writing only: bfloat16, int8 or int4; automatic is
+    bfloat16 where the device multiplies in it.
+
+    Raises ``CheckpointError`` for a folder that holds none, or only damaged ones, ``ConfigError`` or ``NumericsError``
+    where the device lacks what ``weights`` need.
     """
     chosen = runtime.choose_device(device)
+    if weights not in list(WeightFormat):
+        raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
+    layout = runtime.decide_weights(WeightFormat(weights), chosen)
     if threads:
         torch.set_num_threads(threads)
     if str(path) in presets.PRESETS:
@@ -255,11 +344,18 @@ def load(
         if config.vocab_size == 0:
             tokenizer = byte_tokenizer()
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
-        return LanguageModel(Transformer(config, _attention(chosen)).to(chosen), tokenizer)
+        fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout)
+        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic))
     folder = model_folder(Path(path), checkpoint, console or Console())
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
-    return LanguageModel(loaded.model, loaded.tokenizer, dtype, documents)
+    model = lay_out(loaded.model, layout)
+    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.control)
+
+
+def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:
+    """The number format of the products: weights that are laid out have their own, which nothing changes."""
+    return dtype if weights is WeightFormat.float32 else Dtype.float32
 
 
 def compare(

@@ -4,6 +4,7 @@ Training, generation and evaluation are written against these protocols and noth
 so an n-gram table or a recurrent network can stand where a transformer stands.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -15,8 +16,20 @@ class Cache(Protocol):
     """What a model keeps of the tokens it has read, so that it need not read them again."""
 
     @property
-    def length(self) -> int:
-        """How many tokens have been read."""
+    def lengths(self) -> Int[Tensor, " B"]:
+        """How many tokens of each sequence have been read; setting one lower forgets those after it."""
+        ...
+
+    def rows(self, first: int, last: int) -> "Cache":
+        """Sequences ``first`` to ``last`` − 1 in the same memory."""
+        ...
+
+    def reorder(self, sources: Sequence[int]) -> None:
+        """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
+        ...
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Make sequence ``target`` hold what ``source`` does."""
         ...
 
     def clear(self) -> None:
@@ -39,7 +52,12 @@ class CausalLanguageModel(Protocol):
 
     @property
     def context_length(self) -> int:
-        """τ: how many tokens one call can read."""
+        """τ: how many tokens each token sees, itself included."""
+        ...
+
+    @property
+    def ends_at_context(self) -> bool:
+        """Whether there are no more than τ positions, so that a longer text has to begin anew."""
         ...
 
     def __call__(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
@@ -54,6 +72,10 @@ class CausalLanguageModel(Protocol):
 
     def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
         """Extend ``cache`` by tokens after which nothing is predicted."""
+        ...
+
+    def cache_bytes(self, batch_size: int, capacity: int) -> int:
+        """Bytes of such a cache."""
         ...
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> Cache:

@@ -28,6 +28,7 @@ from wholegpt.config import (
     Execution,
     PrecisionConfig,
     RuntimeConfig,
+    WeightFormat,
 )
 from wholegpt.errors import ConfigError, NumericsError
 
@@ -62,6 +63,15 @@ def decide_precision(precision: PrecisionConfig, device: torch.device) -> Precis
         on_cpu = AttentionKernel.blocked if precision.execution is Execution.eager else AttentionKernel.plain
         attention = on_cpu if device.type == "cpu" else AttentionKernel.fused
     return dataclasses.replace(precision, dtype=dtype, attention=attention)
+
+
+def decide_weights(weights: WeightFormat, device: torch.device) -> WeightFormat:
+    """``weights`` without automatic: bfloat16 where ``device`` multiplies in it. Raises ``NumericsError`` as above."""
+    dtype = {WeightFormat.automatic: Dtype.automatic, WeightFormat.float32: Dtype.float32}.get(
+        weights, Dtype.bfloat16
+    )
+    decided = decide_precision(PrecisionConfig(dtype=dtype), device).dtype
+    return WeightFormat(decided) if weights is WeightFormat.automatic else weights
 
 
 def choose_device(name: str = "automatic") -> torch.device:

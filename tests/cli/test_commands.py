@@ -75,6 +75,7 @@ def test_a_default_given_by_hand_overrides_the_recipe(capsys: pytest.CaptureFixt
 
 def test_generate(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     arguments = ["generate", trained_run, "the ", "--max-tokens", "7", "--min-tokens", "7", "--seed", "3"]
+    arguments += ["--weights", "float32"]
     result, _ = call(capsys, *arguments)
     completion = result["completions"][0]
     assert completion["finish_reason"] == "length" and len(completion["token_ids"]) == 7

@@ -132,7 +132,7 @@ def test_ctrl_c_anywhere_else_says_so(
         "evaluate": "wholegpt.language_model.evaluate_text",
     }
     monkeypatch.setattr(places[command], interrupt)
-    arguments = {"train": [text_file, "--out", tmp_path / "run", *TINY], "generate": [trained_run]}
+    arguments = {"train": [text_file, "--out", tmp_path / "run", *TINY], "generate": [trained_run, "--quiet"]}
     message = fails(command, *arguments.get(command, [trained_run, text_file, "--quiet"]), code=130)
     assert message == "wholegpt: interrupted\n"
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import LogitsOnly
 from tests.parity.test_plain import randomized
 from wholegpt.config import Dtype
 from wholegpt.console import Console
@@ -22,24 +23,11 @@ from wholegpt.tokenizers import byte_tokenizer
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 
 
-class Uniform(torch.nn.Module):
+class Uniform(LogitsOnly):
     """Knows nothing: every logit is 0."""
-
-    def __init__(self, vocab_size: int, context_length: int) -> None:
-        super().__init__()
-        self.vocab_size, self.context_length = vocab_size, context_length
 
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         return torch.zeros(*token_ids.shape, self.vocab_size)
-
-    def logits_at(self, *arguments: Any, **named: Any) -> Any:
-        raise AssertionError
-
-    def read(self, *arguments: Any, **named: Any) -> None:
-        raise AssertionError
-
-    def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
-        raise AssertionError
 
 
 @given(st.integers(2, 200), st.integers(1, 40), st.data())

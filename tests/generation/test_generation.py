@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,50 +9,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import tiny_model
+from tests.helpers import LogitsOnly, tiny_model, write_one
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
-from wholegpt.errors import ConfigError, TokenizerError
-from wholegpt.generation import generate
-from wholegpt.generation.decoding import before_stop
+from wholegpt.errors import ConfigError, NumericsError, TokenizerError
+from wholegpt.generation import Engine
+from wholegpt.generation.stopping import StopSearch
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_character
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 
 
-class Parrot(torch.nn.Module):
-    """Writes a fixed text, whatever it reads."""
+class Parrot(LogitsOnly):
+    """Writes a fixed text after a prompt of one token, whatever that is."""
 
     def __init__(self, tokenizer: Tokenizer, text: str, then_end: bool = False) -> None:
-        super().__init__()
-        self.vocab_size, self.context_length = tokenizer.vocab_size, 10_000
+        super().__init__(tokenizer.vocab_size, 10_000)
         self.script = tokenizer.encode(text) + [tokenizer.end_of_text_id] * then_end
-        self.place = 0
 
-    def forward(self, token_ids: torch.Tensor, cache: object = None) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         logits = torch.zeros(*token_ids.shape, self.vocab_size)
-        logits[:, -1, self.script[min(self.place, len(self.script) - 1)]] = 100.0
-        self.place += 1
+        for row, length in enumerate(cache.lengths.tolist()):
+            for place in range(token_ids.shape[1]):
+                logits[row, place, self.script[min(length + place, len(self.script) - 1)]] = 100.0
+        self.read(token_ids, cache)
         return logits
-
-    def logits_at(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        raise AssertionError
-
-    def read(self, *arguments: Any, **named: Any) -> None:
-        raise AssertionError
-
-    def repeated(self, batch_size: int, capacity: int) -> "Parrot":
-        raise AssertionError
-
-    def new_cache(self, batch_size: int, capacity: int = 0) -> "Parrot":
-        return self
-
-    @property
-    def length(self) -> int:
-        return 0
-
-    def clear(self) -> None: ...
 
 
 def write(
@@ -64,7 +45,7 @@ def write(
     config = GenerationConfig(
         **{"max_tokens": len(text.encode()), "temperature": 0, "stop": stop, **settings}
     )
-    completion = generate(Parrot(tokenizer, text, then_end), tokenizer, "x", config, CPU, QUIET, shown.append)
+    completion = write_one(Parrot(tokenizer, text, then_end), tokenizer, "x", config, shown.append)
     assert "".join(shown) == completion.text
     return completion.finish_reason, completion.text
 
@@ -88,7 +69,7 @@ def test_no_stop_before_the_least_length() -> None:
 def test_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token takes a second; after two and a half the third is the last."""
     clock = itertools.count()
-    monkeypatch.setattr("wholegpt.generation.decoding.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("wholegpt.generation.request.time.perf_counter", lambda: float(next(clock)))
     assert write("abcdef", max_seconds=2.5) == ("time", "abc")
 
 
@@ -106,19 +87,15 @@ def test_stop_texts_across_token_borders() -> None:
     st.lists(st.integers(1, 3)),
 )
 def test_stopping_in_pieces_equals_cutting_the_whole(text: str, stops: list[str], sizes: list[int]) -> None:
-    def pieces() -> Iterator[str]:
-        rest = text
-        for size in itertools.chain(sizes, itertools.repeat(1)):
-            if not rest:
-                return
-            yield rest[:size]
-            rest = rest[size:]
-
-    written = list(before_stop(pieces(), stops))
+    search, shown, rest = StopSearch(stops), "", text
+    for size in itertools.chain(sizes, itertools.repeat(1)):
+        if not rest or search.found:
+            break
+        shown += search.push(rest[:size])
+        rest = rest[size:]
+    shown += search.finish()
     found = [text.find(stop) for stop in stops if stop in text]
-    stopped = None in written
-    assert stopped == bool(found)
-    shown = "".join(piece for piece in written if piece is not None)
+    assert search.found == bool(found)
     if not found:
         assert shown == text
     else:
@@ -132,17 +109,16 @@ def test_a_long_prompt_keeps_its_tail_and_says_so(capsys: pytest.CaptureFixture[
     tokenizer = train_character(["abc"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
     config = GenerationConfig(max_tokens=5, temperature=0)
-    long = generate(model, tokenizer, "abc" * 10 + "aabbccaabbcc", config, CPU, Console())
+    long = write_one(model, tokenizer, "abc" * 10 + "aabbccaabbcc", config, console=Console())
     assert "the prompt has 42 tokens; the model sees the last 12" in capsys.readouterr().err
-    assert long.text == generate(model, tokenizer, "aabbccaabbcc", config, CPU, QUIET).text
+    assert long.text == write_one(model, tokenizer, "aabbccaabbcc", config).text
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
     tokenizer = train_character(["abcdef"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
     texts = [
-        generate(model, tokenizer, "a", GenerationConfig(20, 1.0, seed=seed), CPU, QUIET).text
-        for seed in (1, 1, 2)
+        write_one(model, tokenizer, "a", GenerationConfig(20, 1.0, seed=seed)).text for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
 
@@ -151,9 +127,9 @@ def test_bad_prompts_and_settings() -> None:
     tokenizer = train_character(["abc"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
     with pytest.raises(TokenizerError, match="character 'z'"):
-        generate(model, tokenizer, "az", GenerationConfig(), CPU, QUIET)
+        write_one(model, tokenizer, "az", GenerationConfig())
     with pytest.raises(ConfigError, match="top_p is 0"):
-        generate(model, tokenizer, "a", GenerationConfig(top_p=0), CPU, QUIET)
+        write_one(model, tokenizer, "a", GenerationConfig(top_p=0))
 
 
 @pytest.mark.parametrize(
@@ -173,5 +149,25 @@ def test_settings_by_name(changes: dict[str, Any]) -> None:
 
 def test_speed_is_tokens_over_seconds() -> None:
     tokenizer = byte_tokenizer()
-    completion = generate(Parrot(tokenizer, "abc"), tokenizer, "x", GenerationConfig(3, 0), CPU, QUIET)
+    completion = write_one(Parrot(tokenizer, "abc"), tokenizer, "x", GenerationConfig(3, 0))
     assert 0 < completion.tokens_per_second < math.inf
+
+
+class Nothing(LogitsOnly):
+    """Gives no numbers."""
+
+    def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        return torch.full((*token_ids.shape, self.vocab_size), math.nan)
+
+
+def test_a_model_that_gives_no_numbers() -> None:
+    tokenizer = byte_tokenizer()
+    with pytest.raises(NumericsError, match="the model gives no numbers"):
+        write_one(Nothing(tokenizer.vocab_size, 10), tokenizer, "x", GenerationConfig(3))
+
+
+def test_a_text_that_does_not_fit_its_slot() -> None:
+    tokenizer = byte_tokenizer()
+    engine = Engine(Parrot(tokenizer, "abc"), tokenizer, CPU, 1, 10)
+    with pytest.raises(ConfigError, match="take 11 positions; a slot has 10"):
+        engine.submit([1], GenerationConfig(10))

@@ -172,4 +172,15 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def test_too_many_tokens_for_the_context() -> None:
     with pytest.raises(ConfigError, match=r"13 tokens do not fit model\.context_length = 12"):
-        Transformer(tiny_model())(torch.zeros(1, 13, dtype=torch.long))
+        Transformer(tiny_models()["gpt2"])(torch.zeros(1, 13, dtype=torch.long))
+
+
+def test_rotary_positions_go_on_beyond_the_context() -> None:
+    """Each token sees the τ before it: in one layer, what is further back changes nothing."""
+    model = Transformer(tiny_model(n_layers=1)).double().eval()
+    ids = torch.randint(37, (1, 30), generator=torch.Generator().manual_seed(1))
+    changed = ids.clone()
+    changed[0, 5] = (ids[0, 5] + 1) % 37
+    with torch.no_grad():
+        difference = (model(ids) - model(changed)).abs().amax(dim=-1)[0]
+    assert (difference > 0).nonzero().flatten().tolist() == list(range(5, 17))

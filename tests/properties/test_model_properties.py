@@ -1,6 +1,5 @@
 """What must hold for every input: causality, independence of rows, cache = no cache, accumulation = big batch."""
 
-import dataclasses
 from random import Random
 
 import pytest
@@ -10,9 +9,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import tiny_config, tiny_models
 from tests.parity.test_plain import randomized
-from wholegpt.config import GenerationConfig, ModelConfig
+from wholegpt.config import ModelConfig
 from wholegpt.data import Batch
-from wholegpt.generation import Sampler, generate_ids
 from wholegpt.losses import IGNORED
 from wholegpt.model import Transformer
 from wholegpt.model.attention import attention
@@ -22,7 +20,6 @@ from wholegpt.training.objectives import LanguageModeling
 MODELS = {name: randomized(name) for name in tiny_models()}
 KINDS = st.sampled_from(sorted(MODELS))
 IDS = st.lists(st.integers(0, 36), min_size=2, max_size=12)
-CPU = torch.device("cpu")
 
 
 def run(kind: str, rows: list[list[int]]) -> torch.Tensor:
@@ -70,34 +67,6 @@ def test_reading_in_pieces_through_the_cache_equals_reading_at_once(
     with torch.no_grad():
         parts = [MODELS[kind](torch.tensor([ids[i : i + piece]]), cache) for i in range(0, len(ids), piece)]
     torch.testing.assert_close(torch.cat(parts, dim=1), run(kind, [ids]), rtol=0, atol=1e-12)
-
-
-@given(
-    KINDS,
-    st.lists(st.integers(0, 36), min_size=1, max_size=20),
-    st.sampled_from([0.0, 0.7, 1.0]),
-    st.integers(0, 2**31),
-)
-def test_cached_generation_equals_uncached(
-    kind: str, prompt: list[int], temperature: float, seed: int
-) -> None:
-    """Greedy and seeded sampling, beyond the context window too."""
-    config = GenerationConfig(max_tokens=30, temperature=temperature, seed=seed, top_k=20, top_p=0.95)
-    cached = list(generate_ids(MODELS[kind], prompt, Sampler(config), CPU))
-    assert cached == list(generate_ids(MODELS[kind], prompt, Sampler(config), CPU, cached=False))
-    assert len(cached) == 30
-
-
-@pytest.mark.parametrize("context_length", [1, 2, 3])
-def test_generation_in_the_smallest_windows(context_length: int) -> None:
-    model = (
-        Transformer(dataclasses.replace(tiny_models()["modern"], context_length=context_length))
-        .double()
-        .eval()
-    )
-    config = GenerationConfig(max_tokens=9, temperature=0)
-    cached = list(generate_ids(model, [1, 2, 3, 4], Sampler(config), CPU))
-    assert cached == list(generate_ids(model, [1, 2, 3, 4], Sampler(config), CPU, cached=False))
 
 
 @pytest.mark.parametrize("config", tiny_models().values(), ids=list(tiny_models()))

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import cyclopts
 
-from wholegpt.cli import conversion, data, tokenizer, training, use
+from wholegpt.cli import conversion, data, generation, tokenizer, training, use
 from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
 
@@ -23,6 +23,7 @@ EXTRAS = {
     "datasets": "datasets",
     "ftfy": "ftfy",
     "gguf": "gguf",
+    "llguidance": "llguidance",
     "pyarrow": "pyarrow",
     "rensa": "rensa",
     "rouge_score": "rouge-score",
@@ -46,7 +47,7 @@ def make_app() -> cyclopts.App:
         default_parameter=cyclopts.Parameter(negative_iterable=()),
     )
     app.command(training.train, sort_key=1)
-    app.command(use.generate, sort_key=2)
+    app.command(generation.generate, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.compare, sort_key=3)
     app.command(use.info, sort_key=4)

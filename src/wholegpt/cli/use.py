@@ -1,13 +1,9 @@
-"""``generate``, ``evaluate`` and ``info``: what a trained model is good for, how good it is, what it is."""
+"""``evaluate``, ``compare`` and ``info``: how good a trained model is, which of two is better, what one is."""
 
 import dataclasses
 import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
@@ -21,72 +17,12 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Dtype, GenerationConfig, ModelConfig
-from wholegpt.errors import ConfigError, DataError, Interrupted, RunError
+from wholegpt.config import Dtype, GenerationConfig, ModelConfig, WeightFormat
+from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.mapping import to_mapping
 
 ASSUMED_VOCABULARY = 4096
 """Tokens to count with where only a text would say how many."""
-
-
-@dataclass(frozen=True)
-class GenerationOptions(GenerationConfig):
-    """How text is drawn; the seed is that of everywhere."""
-
-    seed: Annotated[int, Parameter(parse=False)] = GenerationConfig.seed
-
-
-def generate(
-    run: str,
-    prompt: str = "",
-    *,
-    settings: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
-    checkpoint: str = "best",
-    common: CommonOptions = Common(),
-) -> None:
-    """Let a model write.
-
-    Parameters
-    ----------
-    run
-        A run or model folder.
-    prompt
-        Text to continue; without one the model starts a document.
-    checkpoint
-        best, last, or the step of a checkpoint.
-
-    """
-    from wholegpt.language_model import load
-
-    lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
-
-    unwritten, written = [prompt], []
-
-    def emit(text: str) -> None:
-        written.append(text)
-        # The prompt waits for the first text, so that a refused setting leaves standard output empty.
-        if not common.json:
-            sys.stdout.write("".join([*unwritten, text]))
-            sys.stdout.flush()
-            unwritten.clear()
-
-    chosen = to_mapping(settings)
-    if common.seed is not None:
-        chosen["seed"] = common.seed
-    try:
-        completion = lm.generate(prompt, emit=emit, console=common.console, **chosen)
-    except KeyboardInterrupt:
-        made = {"text": "".join(written), "token_ids": None, "finish_reason": "interrupted"}
-        if common.json or written:
-            common.show({"completions": [made], "tokens_per_second": None}, "")
-        raise Interrupted("interrupted") from None
-    emit("")
-    fields = ("text", "token_ids", "finish_reason")
-    result = {
-        "completions": [{name: getattr(completion, name) for name in fields}],
-        "tokens_per_second": completion.tokens_per_second,
-    }
-    common.show(result, "")
 
 
 def evaluate(
@@ -101,6 +37,7 @@ def evaluate(
     stop: tuple[str, ...] | None = None,
     records: str | None = None,
     dtype: Dtype = Dtype.automatic,
+    weights: WeightFormat = WeightFormat.float32,
     checkpoint: str = "best",
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
@@ -132,6 +69,8 @@ def evaluate(
         A file to write what became of each example to, as JSON lines.
     dtype
         Format of the large products; automatic is the run's own, or what training would choose here.
+    weights
+        How the weights are held: float32, or laid out in bfloat16, int8 or int4, whose products have their own format.
     checkpoint
         best, last, or the step of a checkpoint.
 
@@ -146,7 +85,7 @@ def evaluate(
         raise RunError(f"{records}: {problem}; name another --records file")
     if task_file(*sources, text_field=reading.text_field):
         _refuse(settings, "a file of examples")
-        lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
+        lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
         chosen = _settings(shots=shots, examples=examples, seed=common.seed)
         score = lm.evaluate_task(
             sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen
@@ -156,7 +95,7 @@ def evaluate(
             _write_records(Path(records), score.records)
         return
     _refuse({**task_settings, **_settings(records=records)}, "text")
-    lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
+    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
     if sources:
         text = lm.evaluate(*sources, dtype=dtype, console=common.console, **settings)
     elif not (Path(run) / "config.yaml").exists():
@@ -184,6 +123,7 @@ def compare(
     max_tokens: int | None = None,
     stop: tuple[str, ...] | None = None,
     dtype: Dtype = Dtype.automatic,
+    weights: WeightFormat = WeightFormat.float32,
     checkpoint: str = "best",
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
@@ -214,6 +154,8 @@ def compare(
         A text that ends a generated one, as the end of a line does unless given; may be given several times.
     dtype
         Format of the large products; automatic is each run's own, or what training would choose here.
+    weights
+        How the weights of the second are held (those of the first stay float32): float32, bfloat16, int8 or int4.
     checkpoint
         best, last, or the step of a checkpoint, of both.
 
@@ -232,8 +174,10 @@ def compare(
         _refuse(for_tasks, "text")
         settings = for_texts
     models = [
-        language_model.load(one, checkpoint=checkpoint, console=common.console, **common.placement())
-        for one in (first, second)
+        language_model.load(
+            one, checkpoint=checkpoint, weights=held, console=common.console, **common.placement()
+        )
+        for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
     compared = language_model.compare(
         models[0], models[1], *sources, dtype=dtype, console=common.console, **settings

@@ -78,6 +78,7 @@ def write_card(
         "corpus": manifest.corpus,
         "licence": data.licence,
         **described,
+        "control": manifest.control,
         "split": manifest.split,
         **{side: _side(getattr(manifest, side)) for side in ("train", "validation")},
         "origin": {

@@ -130,6 +130,8 @@ def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
 
 def _open_one(source: str, config: DataConfig) -> Corpus:
     if source in CORPORA:
+        if config.control:
+            raise DataError(f"{source}: has no fields for data.control; give records of your own")
         return CORPORA[source].open()
     if source.startswith(HUB_PREFIX):
         return hub_dataset(source.removeprefix(HUB_PREFIX), config)

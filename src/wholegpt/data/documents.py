@@ -7,32 +7,38 @@ from pathlib import Path
 
 import numpy as np
 
+from wholegpt.data.control import AttributeNumbers, Attributes, header
 from wholegpt.data.formats import Piece
 from wholegpt.errors import DataError
-from wholegpt.files import sync_file
+from wholegpt.files import read_json, sync_file, write_json_atomic
 
-PIECE = np.dtype([("end", "<u8"), ("characters", "<u4"), ("begins", "?"), ("source", "<u4")])
-"""Of each piece: where its UTF-8 bytes end, its characters, whether a document begins with it, and its source."""
+PIECE = np.dtype(
+    [("end", "<u8"), ("characters", "<u4"), ("begins", "?"), ("source", "<u4"), ("attributes", "<u4")]
+)
+"""Of each piece: where its UTF-8 bytes end, its characters, whether a document begins with it, its source, and the
+number of its attributes."""
 BUFFERED_PIECES = 10_000
 EXCERPT_CHARACTERS = 80
 
 
 def write_documents(folder: Path, pieces: Iterable[Piece]) -> "DocumentStore":
-    """Write ``pieces`` to two files in ``folder``, holding little of them in memory."""
-    end = 0
-    buffer: list[tuple[int, int, bool, int]] = []
+    """Write ``pieces`` to three files in ``folder``, holding little of them in memory."""
+    end, numbers = 0, AttributeNumbers()
+    buffer: list[tuple[int, int, bool, int, int]] = []
     with (folder / "documents.bin").open("wb") as texts, (folder / "pieces.bin").open("wb") as index:
         for piece in pieces:
             content = piece.text.encode()
             texts.write(content)
             end += len(content)
-            buffer.append((end, len(piece.text), piece.begins, piece.source))
+            number = numbers.number(piece.attributes)
+            buffer.append((end, len(piece.text), piece.begins, piece.source, number))
             if len(buffer) == BUFFERED_PIECES:
                 index.write(np.array(buffer, dtype=PIECE).tobytes())
                 buffer.clear()
         index.write(np.array(buffer, dtype=PIECE).tobytes())
     for name in ("documents.bin", "pieces.bin"):
         sync_file(folder / name)
+    write_json_atomic(folder / "attributes.json", numbers.attributes)
     return DocumentStore(folder)
 
 
@@ -49,6 +55,10 @@ class DocumentStore:
         if not path.exists() or path.stat().st_size != self._ends[-1]:
             raise DataError(f"{path}: damaged or missing; the same call begins anew")
         self._texts = path.open("rb")
+        self.attributes: list[Attributes] = [
+            tuple((name, value) for name, value in pairs) for pairs in read_json(folder / "attributes.json")
+        ]
+        """What documents have for control, by number."""
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -64,18 +74,28 @@ class DocumentStore:
         """Of all texts together."""
         return int(self._ends[-1])
 
+    @property
+    def headed_bytes(self) -> int:
+        """Of all texts and their headers."""
+        headers = np.array([len(header(attributes).encode()) for attributes in self.attributes])
+        return self.bytes + int(headers[self.pieces["attributes"]].sum())
+
     def piece_bytes(self, number: int) -> int:
         """Of one piece."""
         return int(self._ends[number + 1] - self._ends[number])
 
     def text(self, number: int) -> str:
-        """The text of one piece."""
+        """The text of one piece, as it was read."""
         self._texts.seek(int(self._ends[number]))
         return self._texts.read(self.piece_bytes(number)).decode()
 
+    def header(self, number: int) -> str:
+        """What stands before the text of one piece where a model is trained on it."""
+        return header(self.attributes[self.pieces["attributes"][number]])
+
     def texts(self) -> Iterator[str]:
-        """All pieces in order."""
-        return (self.text(number) for number in range(len(self)))
+        """All pieces in order, with their headers."""
+        return (self.header(number) + self.text(number) for number in range(len(self)))
 
     @cached_property
     def document_starts(self) -> np.ndarray:

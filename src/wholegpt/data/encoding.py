@@ -105,7 +105,7 @@ def _encode_shard(
     def texts() -> Iterator[str]:
         nonlocal characters, n_bytes
         for place in range(*places):
-            text = plan.text(store, side, place)
+            text = plan.headed_text(store, side, place)
             size = len(text.encode())
             characters, n_bytes = characters + len(text), n_bytes + size
             yield text

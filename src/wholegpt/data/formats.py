@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wholegpt.config import DataConfig
+from wholegpt.data.control import Attributes, attributes_of
 from wholegpt.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ PIECE_CHARACTERS = 2**21
 """A longer text comes in pieces, each at least this long."""
 LONGEST_RECORD = 2**26
 """Characters of a line or record that is read at all; also of text without a place to cut it."""
+FIELDS_NAMED = 50
+"""Fields of records that are kept, about, to say which there are."""
 LIKELY_FIELDS = ("text", "content", "body", "article", "document")
 
 
@@ -31,6 +34,8 @@ class Piece(NamedTuple):
     """Whether a document begins here; else it goes on with what came before."""
     source: int = 0
     """Which of a corpus's sources it comes from."""
+    attributes: Attributes = ()
+    """What ``data.control`` names, of a record."""
 
 
 @dataclass
@@ -117,7 +122,7 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
                 source.report.skip(f"{what} bytes or characters that are no text")
                 left_out = True
                 continue
-            piece = Piece(piece.text.encode(errors="replace").decode(), piece.begins)
+            piece = piece._replace(text=piece.text.encode(errors="replace").decode())
             source.report.skip("documents with half characters, replaced by ?")
         if piece.text:
             yield piece
@@ -127,6 +132,7 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
 
 def read_text(source: Source) -> Iterator[Piece]:
     """One document; a long one in pieces, cut where no tokenizer joins anything: before white space after text."""
+    _refuse_control(source)
     yield from checked(source, _pieces(source))
 
 
@@ -188,12 +194,12 @@ def read_json_lines(source: Source) -> Iterator[Piece]:
         try:
             record = json.loads(line)
             chosen = chosen or _found(source, record)
-            text = _text_in(record, chosen)
+            document = _document(source, record, chosen)
         except (ValueError, RecursionError) as error:
-            kind = "is not JSON: " if not isinstance(error, _NoTextError) else ""
+            kind = "is not JSON: " if not isinstance(error, _BadRecordError) else ""
             _pass_over(source, place, f"{kind}{error}")
             continue
-        yield from checked(source, iter((Piece(text),)), place)
+        yield from checked(source, iter((document,)), place)
 
 
 def read_json(source: Source) -> Iterator[Piece]:
@@ -214,6 +220,7 @@ def read_json(source: Source) -> Iterator[Piece]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source.where} is not JSON: {error}") from None
     if not isinstance(records, list):
+        _refuse_control(source)
         yield from checked(source, iter((Piece(content),)))
         return
     yield from read_records(source, records)
@@ -225,13 +232,15 @@ def read_records(source: Source, records: Iterable[Any]) -> Iterator[Piece]:
     for number, record in enumerate(records, 1):
         place = f": entry {number}"
         try:
-            if not isinstance(record, str):
-                chosen = chosen or _found(source, record)
-                record = _text_in(record, chosen)
-        except _NoTextError as error:
+            if isinstance(record, str):
+                record, field = {"": record}, ""
+            else:
+                field = chosen = chosen or _found(source, record)
+            document = _document(source, record, field)
+        except _BadRecordError as error:
             _pass_over(source, place, str(error))
             continue
-        yield from checked(source, iter((Piece(record),)), place)
+        yield from checked(source, iter((document,)), place)
 
 
 def read_separated(source: Source) -> Iterator[Piece]:
@@ -256,15 +265,15 @@ def read_separated(source: Source) -> Iterator[Piece]:
                 if names is row:
                     continue
             if len(row) != width:
-                raise _NoTextError(f"has {len(row)} columns, the first row {width}")
+                raise _BadRecordError(f"has {len(row)} columns, the first row {width}")
             record = dict(zip(names, row, strict=True))
             chosen = chosen or _found(source, record)
-            text = _text_in(record, chosen)
-        except (csv.Error, _NoTextError) as error:
+            document = _document(source, record, chosen)
+        except (csv.Error, _BadRecordError) as error:
             # A quotation mark that is not closed takes all lines after it.
             _pass_over(source, f": line {before + 1}", str(error), rows.line_num - before)
             continue
-        yield from checked(source, iter((Piece(text),)), f": line {rows.line_num}")
+        yield from checked(source, iter((document,)), f": line {rows.line_num}")
 
 
 def read_parquet(path: Path, source: Source) -> Iterator[Piece]:
@@ -289,24 +298,36 @@ def read_parquet(path: Path, source: Source) -> Iterator[Piece]:
             first = next(file.iter_batches(1, columns=strings), None) if strings else None
             rows = first.to_pylist() if first is not None else []
             chosen = _found(source, rows[0] if rows else dict.fromkeys(strings, ""))
-        for batch in file.iter_batches(256, columns=[chosen]):
-            for text in batch.column(0).to_pylist():
-                yield from checked(source, iter((Piece(text or ""),)))
-    except (pyarrow.ArrowException, _NoTextError) as error:
+        fields = [name for name in source.config.control if name in file.schema_arrow.names]
+        if len(fields) < len(source.config.control):
+            source.report.other_fields.update(dict.fromkeys(file.schema_arrow.names))
+        number = 0
+        for batch in file.iter_batches(256, columns=[chosen, *fields]):
+            for record in batch.to_pylist():
+                number += 1
+                place = f": row {number}"
+                try:
+                    document = _document(source, {**record, chosen: record[chosen] or ""}, chosen)
+                except _BadRecordError as error:
+                    _pass_over(source, place, str(error))
+                    continue
+                yield from checked(source, iter((document,)), place)
+    except (pyarrow.ArrowException, _BadRecordError) as error:
         raise DataError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-class _NoTextError(ValueError):
-    """A record without a text."""
+class _BadRecordError(ValueError):
+    """A record without a text, or with what is no value for control."""
 
 
 def _found(source: Source, record: Any) -> str:
     """The field of a record that holds its text: one with a likely name, else that with the longest text."""
     if not isinstance(record, Mapping):
-        raise _NoTextError(f"is no object but {type(record).__name__}")
-    texts = {name: value for name, value in record.items() if isinstance(value, str)}
+        raise _BadRecordError(f"is no object but {type(record).__name__}")
+    control = source.config.control
+    texts = {name: value for name, value in record.items() if isinstance(value, str) and name not in control}
     if not texts:
-        raise _NoTextError(
+        raise _BadRecordError(
             f"has no field with a text (found: {', '.join(map(str, record))}); name the field with --text-field"
         )
     likely = [name for name in LIKELY_FIELDS if name in texts]
@@ -316,13 +337,29 @@ def _found(source: Source, record: Any) -> str:
     return name
 
 
-def _text_in(record: Any, chosen: str) -> str:
+def _document(source: Source, record: Any, chosen: str) -> Piece:
+    """What a record holds: the text in a field, and what ``data.control`` names."""
     if not isinstance(record, Mapping) or not isinstance(record.get(chosen), str):
         found = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-        raise _NoTextError(
+        raise _BadRecordError(
             f"has no text in field '{chosen}' (found: {found}); name the field with --text-field"
         )
-    return record[chosen]
+    fields = source.config.control
+    try:
+        attributes = attributes_of(record, record[chosen], fields)
+    except ValueError as error:
+        raise _BadRecordError(str(error)) from None
+    if len(attributes) < len(fields) and len(source.report.other_fields) < FIELDS_NAMED:
+        source.report.other_fields.update(dict.fromkeys(str(name) for name in record if name))
+    return Piece(record[chosen], attributes=attributes)
+
+
+def _refuse_control(source: Source) -> None:
+    if source.config.control:
+        raise DataError(
+            f"{source.where}: is plain text, which has no fields for data.control; give records (JSON lines, JSON, "
+            "CSV, TSV, Parquet), or leave data.control out"
+        )
 
 
 def _pass_over(source: Source, place: str, problem: str, lines: int = 1) -> None:

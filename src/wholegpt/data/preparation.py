@@ -16,6 +16,7 @@ from wholegpt.config import DataConfig, TokenizerConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data.card import describe_text, write_card
 from wholegpt.data.contamination import contamination
+from wholegpt.data.control import count_values
 from wholegpt.data.corpora import Corpus
 from wholegpt.data.deduplication import Duplicates, find_duplicates
 from wholegpt.data.documents import DocumentStore, write_documents
@@ -32,7 +33,7 @@ from wholegpt.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from wholegpt.mapping import to_mapping
+from wholegpt.mapping import nearest, to_mapping
 from wholegpt.tokenizers import Tokenizer
 
 DOCUMENTS, KEPT, DUPLICATES = "documents", "kept", "duplicates.jsonl"
@@ -72,7 +73,7 @@ def prepare(
 
 def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> None:
     """Everything from reading to the manifest, which is written last."""
-    described = _read(corpus, work, console)
+    described = _read(corpus, data, work, console)
     with DocumentStore(work / DOCUMENTS) as store:
         kept, described["duplicates"] = _deduplicated(store, data, work, console)
         plan = plan_split(store, corpus.name, corpus.split, data, kept)
@@ -85,11 +86,12 @@ def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConf
         described["tokenizer"] = _once(
             work, "tokenizer", lambda: _learn(tokenizer, store, plan, work, console)
         )
+        control = _control(store, plan, data)
         chosen = Tokenizer.load(work / "tokenizer.json")
         console.note(f"vocabulary of {chosen.vocab_size:,} tokens")
         dtype = np.dtype("<u2" if chosen.vocab_size <= 2**16 else "<u4")
         sources = len(corpus.sources)
-        with console.bytes_progress("encoding", store.bytes) as progress:
+        with console.bytes_progress("encoding", store.headed_bytes) as progress:
             train, validation = (
                 encode_side(store, plan, side, chosen, work, dtype, sources, progress) for side in SIDES
             )
@@ -103,6 +105,7 @@ def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConf
         dtype=dtype.str,
         train=train,
         validation=validation,
+        control=control,
     )
     write_card(work, corpus, described, manifest, data, tokenizer)
     write_manifest(work, manifest)
@@ -120,16 +123,16 @@ def _counted(documents: int) -> str:
     return "1 document" if documents == 1 else f"{documents:,} documents"
 
 
-def _read(corpus: Corpus, work: Path, console: Console) -> dict[str, Any]:
+def _read(corpus: Corpus, data: DataConfig, work: Path, console: Console) -> dict[str, Any]:
     """Read the documents into ``work``, unless that was done before; what the card says of them."""
     folder = work / DOCUMENTS
     folder.mkdir(exist_ok=True)
     if (folder / "text.json").exists():
         console.note("going on with what an earlier call had read")
-    return _once(work, "text", lambda: _read_documents(corpus, folder, console))
+    return _once(work, "text", lambda: _read_documents(corpus, data, folder, console))
 
 
-def _read_documents(corpus: Corpus, folder: Path, console: Console) -> dict[str, Any]:
+def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Console) -> dict[str, Any]:
     statistics = TextStatistics()
     with (
         console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress,
@@ -141,9 +144,23 @@ def _read_documents(corpus: Corpus, folder: Path, console: Console) -> dict[str,
             raise DataError(
                 f"{corpus.name}: is one character, {store.text(0)[0]!r}, repeated; a model learns nothing from it"
             )
+        found = {name for attributes in store.attributes for name, _ in attributes}
+        for name in data.control:
+            if name not in found:
+                raise DataError(
+                    f"{corpus.name}: no document has the field '{name}' that data.control names; "
+                    f"{nearest(name, list(corpus.report.other_fields))}"
+                )
         if corpus.report.skipped or corpus.report.fields:
             console.note(str(corpus.report))
         return describe_text(corpus, statistics, store)
+
+
+def _control(store: DocumentStore, plan: SplitPlan, data: DataConfig) -> dict[str, dict[str, int]]:
+    """How many training documents have each value of the fields for control."""
+    documents = plan.train[plan.begins(store, "train")]
+    counts = np.bincount(store.pieces["attributes"][documents], minlength=len(store.attributes))
+    return count_values(data.control, store.attributes, counts)
 
 
 def _deduplicated(

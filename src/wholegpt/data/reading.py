@@ -49,6 +49,8 @@ class ReadingReport:
     """Reason -> how many files, folders, lines or documents."""
     fields: dict[str, int] = field(default_factory=dict)
     """Field that a text was taken from, where it was found and not named -> how many files."""
+    other_fields: dict[str, None] = field(default_factory=dict)
+    """Of records that lack a field for control: what they have, in order."""
     hashes: list[Any] = field(default_factory=list)
     """SHA-256 of each file read, in order."""
 
@@ -63,6 +65,7 @@ class ReadingReport:
         self.hashes += other.hashes
         for reason, count in other.skipped.items():
             self.skip(reason, count)
+        self.other_fields.update(other.other_fields)
         for name, count in other.fields.items():
             self.fields[name] = self.fields.get(name, 0) + count
 

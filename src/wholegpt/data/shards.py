@@ -1,7 +1,7 @@
 """Token ids on disk: raw little-endian shards, read through memory maps, and a manifest that describes them."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Manifest:
     dtype: str
     train: SplitManifest
     validation: SplitManifest
+    control: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Field -> value -> training documents that have it: what ``data.control`` put before the texts."""
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,16 @@ class SplitPlan:
         return self.train if side == "train" else self.validation
 
     def text(self, store: DocumentStore, side: Side, place: int) -> str:
-        """The text of the piece at ``place`` on one side, as much of it as is there."""
+        """The text of the piece at ``place`` on one side, as much of it as is there, without its header."""
         number = int(self.numbers(side)[place])
         text = store.text(number)
         if number not in self.cuts:
             return text
         return text[: self.cuts[number]] if side == "train" else text[self.cuts[number] :]
+
+    def headed_text(self, store: DocumentStore, side: Side, place: int) -> str:
+        """``text`` after its header: what a model is trained and measured on."""
+        return store.header(int(self.numbers(side)[place])) + self.text(store, side, place)
 
     def begins(self, store: DocumentStore, side: Side) -> np.ndarray:
         """Of each piece of a side, whether a document begins with it; what is left of one that was cut is one."""
@@ -55,7 +59,10 @@ class SplitPlan:
     def documents(
         self, store: DocumentStore, side: Side, characters: float = math.inf
     ) -> Iterator[Iterator[str]]:
-        """The documents of one side, each in pieces; of more than so many ``characters`` some, drawn evenly."""
+        """The documents of one side, each in pieces, without headers.
+
+        Of more than so many ``characters`` some, drawn evenly.
+        """
         starts = np.flatnonzero(self.begins(store, side))
         numbers = self.numbers(side)
         share = characters / max(int(store.pieces["characters"][numbers].sum(dtype=np.int64)), 1)
@@ -65,8 +72,8 @@ class SplitPlan:
                 yield (self.text(store, side, place) for place in range(first, after))
 
     def texts(self, store: DocumentStore, side: Side) -> Iterator[str]:
-        """The texts of one side in order."""
-        return (self.text(store, side, place) for place in range(len(self.numbers(side))))
+        """The texts of one side in order, with their headers."""
+        return (self.headed_text(store, side, place) for place in range(len(self.numbers(side))))
 
 
 def plan_split(

@@ -60,7 +60,7 @@ def _sample(store: DocumentStore, plan: SplitPlan) -> Callable[[], Iterator[str]
     sizes = np.diff(store.pieces["end"].astype(np.int64), prepend=0)[plan.train]
     share = VOCABULARY_BYTES / max(int(sizes.sum()), 1)
     drawn = np.random.default_rng(0).random(len(plan.train)) < share
-    return lambda: (plan.text(store, "train", int(place)) for place in np.flatnonzero(drawn))
+    return lambda: (plan.headed_text(store, "train", int(place)) for place in np.flatnonzero(drawn))
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], characters: int) -> Tokenizer:

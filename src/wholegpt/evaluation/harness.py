@@ -7,7 +7,7 @@ import torch
 from wholegpt.config import Dtype, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.evaluation.likelihood import Request, score_continuations
-from wholegpt.generation import generate
+from wholegpt.generation import encode_prompt, generate
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -73,20 +73,21 @@ def harness_model(
             return results
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            results: list[str] = []
-            with console.progress("generating", len(requests)) as progress:
-                for request in requests:
-                    context, settings = request.args
-                    chosen = generation_of(settings, self.max_gen_toks)
-                    room = self.max_length - chosen.max_tokens
-                    if room < 1:
-                        raise ValueError(
-                            f"the task generates up to {chosen.max_tokens} tokens; the model sees {self.max_length}"
-                        )
-                    prompt = self.tok_encode(context)[-room:]
-                    results.append(generate(model, tokenizer, prompt, chosen, device, quiet).text)
-                    self.cache_hook.add_partial("generate_until", request.args, results[-1])
-                    progress.advance()
+            prompts: list[list[int]] = []
+            configs: list[GenerationConfig] = []
+            for request in requests:
+                context, settings = request.args
+                configs.append(generation_of(settings, self.max_gen_toks))
+                room = self.max_length - configs[-1].max_tokens
+                if room < 1:
+                    raise ValueError(
+                        f"the task generates up to {configs[-1].max_tokens} tokens; the model sees {self.max_length}"
+                    )
+                prompts.append(encode_prompt(model, tokenizer, "", context, True, quiet)[-room:])
+            written = generate(model, tokenizer, prompts, configs, device, console)
+            results = [completion.text for completion in written]
+            for request, result in zip(requests, results, strict=True):
+                self.cache_hook.add_partial("generate_until", request.args, result)
             return results
 
     return HarnessModel()

@@ -18,7 +18,7 @@ from wholegpt.data import JSON_LINES_SUFFIXES, read_lines
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
 from wholegpt.evaluation.likelihood import Request, score_continuations
-from wholegpt.generation import generate
+from wholegpt.generation import encode_prompt, generate
 from wholegpt.metrics import Estimate
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
@@ -278,18 +278,19 @@ def _generate(
             f"max_tokens is {settings.max_tokens}; the model sees {model.context_length} tokens, and some of them "
             "have to be the prompt's"
         )
+    asked = {line: one for line, one in examples.by_line.items() if isinstance(one, Generation)}
+    quiet = Console(quiet=True)
+    prompts = [
+        encode_prompt(model, tokenizer, "", before + one.prompt, False, quiet) for one in asked.values()
+    ]
+    fitted = [prompt[-room:] for prompt in prompts]
+    written = generate(model, tokenizer, fitted, [settings] * len(fitted), device, console)
     records: list[Record] = []
     truncated = 0
-    quiet = Console(quiet=True)
-    with console.progress("generating", len(examples.by_line)) as progress:
-        for line, example in examples.by_line.items():
-            assert isinstance(example, Generation)
-            prompt = tokenizer.encode(before + example.prompt)
-            text = generate(model, tokenizer, prompt[-room:], settings, device, quiet).text
-            cut = len(prompt) > room
-            records.append({**_place(examples, line, cut), **example.generated_record(text.strip())})
-            truncated += cut
-            progress.advance()
+    for (line, example), prompt, completion in zip(asked.items(), prompts, written, strict=True):
+        cut = len(prompt) > room
+        records.append({**_place(examples, line, cut), **example.generated_record(completion.text.strip())})
+        truncated += cut
     return records, truncated
 
 

@@ -1,6 +1,21 @@
 """Text from a model: functions over any causal language model, none of its methods."""
 
-from wholegpt.generation.decoding import Completion, generate, generate_ids
+from wholegpt.generation.beam import Hypothesis, beam_search
+from wholegpt.generation.decoding import encode_prompt, generate, generate_ids
+from wholegpt.generation.engine import Engine
+from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting, TokenChoice
 from wholegpt.generation.sampling import Sampler
 
-__all__ = ["Completion", "Sampler", "generate", "generate_ids"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "GenerationRequest",
+    "Hypothesis",
+    "InterruptedWriting",
+    "Sampler",
+    "TokenChoice",
+    "beam_search",
+    "encode_prompt",
+    "generate",
+    "generate_ids",
+]

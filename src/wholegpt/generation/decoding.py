@@ -1,142 +1,137 @@
-"""Writing text with a model, one token at a time.
+"""Writing texts with a model. A model sees at most τ tokens.
 
-A model sees at most τ tokens. When its window is full, it starts anew from the last τ/2 tokens: the
-same rule with and without the cache, so both give the same text.
+Where positions are learned there are no more, so a full window starts anew from its last τ/2 tokens; with rotary
+positions the text goes on, each token seeing the last τ.
 """
 
-import time
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
 
 import torch
 
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
+from wholegpt.errors import ConfigError
+from wholegpt.generation.engine import Engine, restarted_window
+from wholegpt.generation.memory import plan_slots
+from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting
 from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote."""
-
-    text: str
-    token_ids: list[int]
-    """The tokens drawn, end-of-text left out."""
-    finish_reason: str
-    """``length``, ``stop`` (a stop text was written), ``end_of_text`` or ``time``."""
-    tokens_per_second: float
-    """Tokens drawn over wall clock, reading the prompt included."""
-
-
 def generate_ids(
-    model: CausalLanguageModel,
-    prompt_ids: Sequence[int],
-    sampler: Sampler,
-    device: torch.device,
-    cached: bool = True,
+    model: CausalLanguageModel, prompt_ids: Sequence[int], sampler: Sampler, device: torch.device
 ) -> Iterator[int]:
-    """Draw token after token, as many as the sampler's settings allow. A prompt longer than τ keeps its tail.
+    """Draw token after token, until the settings end the text, reading the whole window again for each.
 
-    ``cached=False`` reads the whole window again for every token: slow, and the cache's oracle.
+    The plain twin of the engine: slow, without a cache. A prompt longer than τ keeps its tail.
     """
     written: list[int] = []
-    max_tokens = sampler.config.max_tokens
     window = list(prompt_ids)[-model.context_length :]
-    capacity = min(model.context_length, len(window) + max_tokens)
-    cache = model.new_cache(1, capacity) if cached else None
-    unread = window
-    while len(written) < max_tokens:
+    while len(written) < sampler.config.max_tokens and not sampler.complete(written):
         with torch.inference_mode():  # not across the yield, where it would be the caller's too
-            logits = model(torch.tensor([unread], device=device), cache)[0, -1]
+            logits = model(torch.tensor([window], device=device))[0, -1]
             token_id = sampler.draw(logits.cpu(), written)
         written.append(token_id)
         yield token_id
-        if len(window) == model.context_length:
-            window = window[-(model.context_length // 2) :] if model.context_length > 1 else []
-            if cache is not None:
-                cache.clear()
-            unread = window = [*window, token_id]
-            continue
         window.append(token_id)
-        unread = [token_id] if cached else window
+        if model.ends_at_context and len(window) > model.context_length:
+            window = restarted_window(window, model.context_length)
 
 
 def generate(
     model: CausalLanguageModel,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
-    config: GenerationConfig,
+    prompts: Sequence[Sequence[int]],
+    configs: Sequence[GenerationConfig],
     device: torch.device,
     console: Console,
-    emit: Callable[[str], None] = lambda text: None,
-) -> Completion:
-    """Continue ``prompt``, a text or ids; an empty one starts from end-of-text. ``emit`` gets the text piece by piece.
+    emit: Callable[[int, str], None] | None = None,
+    draft: CausalLanguageModel | str = "",
+) -> list[Completion]:
+    """Continue ``prompts``, each by settings of its own, as many at once as memory allows.
 
-    What is emitted never holds half a character, nor any part of a stop text. Raises
-    ``ConfigError`` for settings out of range, ``TokenizerError`` for a prompt that cannot be encoded.
+    ``emit`` gets the number of a text and its next piece, which never holds half a character nor any part of a stop
+    text; without it progress is shown. ``draft`` guesses ahead, which changes no text but saves time where it is right:
+    "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on. Raises
+    ``ConfigError`` for settings out of range, ``InterruptedWriting`` on Ctrl-C.
     """
-    prompt_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    needed = [
+        min(model.context_length, len(prompt_ids) + config.max_tokens)
+        for prompt_ids, config in zip(prompts, configs, strict=True)
+    ]
+    capacity = max(needed, default=1)
+    slots = plan_slots(model, len(prompts), capacity, device, console)
+    engine = Engine(model, tokenizer, device, slots, capacity)
+
+    def emit_for(number: int) -> Callable[[str], None]:
+        return lambda text: emit(number, text) if emit else None
+
+    requests: list[GenerationRequest] = []
+    for number, (prompt_ids, config) in enumerate(zip(prompts, configs, strict=True)):
+        drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)
+        requests.append(engine.submit(prompt_ids, config, emit_for(number), drafter))
+    shown_by_caller = Console(quiet=True) if emit else console
+    total, shown = sum(config.max_tokens for config in configs), 0
+    try:
+        with shown_by_caller.progress("writing", total) as progress:
+            while engine.busy:
+                engine.step()
+                done = sum(
+                    one.config.max_tokens if one.finish_reason else len(one.token_ids) for one in requests
+                )
+                progress.advance(done - shown)
+                shown = done
+    except KeyboardInterrupt:
+        raise InterruptedWriting([request.completion() for request in requests]) from None
+    return [request.completion() for request in requests]
+
+
+def make_drafter(
+    draft: CausalLanguageModel | str,
+    prompt_ids: Sequence[int],
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+) -> Drafter | None:
+    """What guesses for one request. Raises ``ConfigError`` for a name that is none."""
+    if not draft:
+        return None
+    if isinstance(draft, str):
+        if draft != "prompt":
+            raise ConfigError(f"draft is '{draft}'; expected prompt, or a model")
+        return PromptLookup()
+    # A guess need not have the form that is asked for: one that has not is not right.
+    free = dataclasses.replace(config, regex="", json_schema="")
+    return DraftModel(draft, Sampler(free, tokenizer, prompt_ids), device)
+
+
+def encode_prompt(
+    model: CausalLanguageModel,
+    tokenizer: Tokenizer,
+    header: str,
+    prompt: str,
+    allow_special: bool,
+    console: Console,
+) -> list[int]:
+    """The ids of a prompt, at least one: an empty one is end-of-text. Says so, and where a prompt is too long.
+
+    A ``header`` begins a document, so it stands after end-of-text. Raises ``TokenizerError`` for what cannot be
+    encoded.
+    """
+    if allow_special:  # in the prompt, not in the values of the header
+        prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=True)
+    else:
+        prompt_ids = tokenizer.encode(header + prompt)
+    if header and tokenizer.has_end_of_text:
+        prompt_ids = [tokenizer.end_of_text_id, *prompt_ids]
     if not prompt_ids:
         console.note("no prompt: starting from end-of-text")
-        prompt_ids = [tokenizer.end_of_text_id]
+        return [tokenizer.end_of_text_id]
     if len(prompt_ids) > model.context_length:
         console.note(
             f"the prompt has {len(prompt_ids):,} tokens; the model sees the last {model.context_length:,} of them"
         )
-    end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
-    sampler = Sampler(config, tokenizer, prompt_ids)
-    started = time.perf_counter()
-    drawn: list[int] = []
-    finish_reason = "length"
-
-    def until_end_of_text() -> Iterator[int]:
-        nonlocal finish_reason
-        for token_id in generate_ids(model, prompt_ids, sampler, device):
-            if token_id == end_of_text_id:
-                finish_reason = "end_of_text"
-                return
-            drawn.append(token_id)
-            yield token_id
-            if config.max_seconds and time.perf_counter() - started > config.max_seconds:
-                finish_reason = "time"
-                return
-
-    written: list[str] = []
-    pieces = tokenizer.decode_stream(until_end_of_text(), prompt_ids[-1])
-    for piece in before_stop(pieces, config.stop, config.min_tokens):
-        if piece is None:
-            finish_reason = "stop"
-        elif piece:
-            written.append(piece)
-            emit(piece)
-    seconds = time.perf_counter() - started
-    return Completion("".join(written), drawn, finish_reason, len(drawn) / seconds)
-
-
-def before_stop(pieces: Iterator[str], stops: Sequence[str], after: int = 0) -> Iterator[str | None]:
-    """``pieces`` up to the first stop text, wherever its borders fall; then ``None`` if one was found.
-
-    Text that may yet turn out to begin a stop text is held back until that is decided. In the first ``after`` pieces
-    none is looked for.
-    """
-    yield from islice(pieces, after)
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [place for stop in stops if (place := held.find(stop)) >= 0]
-        if found:
-            yield held[: min(found)]
-            yield None
-            return
-        keep = max((_overlap(held, stop) for stop in stops), default=0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
-    yield held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of ``stop`` that ``text`` ends with."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    return prompt_ids

@@ -7,7 +7,7 @@ what was generated.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 NEVER = float("-inf")
@@ -40,6 +40,11 @@ def ends_of_repeated_ngrams(token_ids: Sequence[int], size: int) -> list[int]:
 def forbid(logits: Float[Tensor, " V"], token_ids: Sequence[int]) -> Float[Tensor, " V"]:
     """−∞ for ``token_ids``."""
     return logits.index_fill(0, torch.tensor(list(token_ids), dtype=torch.long), NEVER)
+
+
+def keep_allowed(logits: Float[Tensor, " V"], allowed: Bool[Tensor, " V"]) -> Float[Tensor, " V"]:
+    """−∞ where not ``allowed``."""
+    return logits.masked_fill(~allowed, NEVER)
 
 
 def add_bias(logits: Float[Tensor, " V"], bias: Sequence[tuple[int, float]]) -> Float[Tensor, " V"]:

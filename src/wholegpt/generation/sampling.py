@@ -14,8 +14,13 @@ from wholegpt.checks import check_generation
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation import processors
+from wholegpt.generation.constraints import Constraint
 from wholegpt.runtime import mix_seed
 from wholegpt.tokenizers import Tokenizer
+
+
+class NothingLeftError(ConfigError):
+    """The settings forbid every token."""
 
 
 class Sampler:
@@ -28,7 +33,7 @@ class Sampler:
     def __init__(
         self, config: GenerationConfig, tokenizer: Tokenizer | None = None, prompt: Sequence[int] = ()
     ) -> None:
-        """``tokenizer`` is needed for texts that are banned or forced, and to know the end of the text.
+        """``tokenizer`` is needed for banned and forced texts, ``regex``, ``json_schema``, and to know the end.
 
         Raises ``ConfigError`` for settings that this vocabulary cannot meet.
         """
@@ -37,6 +42,7 @@ class Sampler:
         self._end: int | None = None
         self._banned: list[BannedText] = []
         self._forced: list[tuple[bytes, list[int]]] = []
+        self._constraint: Constraint | None = None
         if tokenizer is not None:
             self._read_texts(tokenizer)
 
@@ -55,6 +61,11 @@ class Sampler:
                     raise ConfigError(
                         f"{text!r} is forced and holds {banned!r}, which is banned; leave one out"
                     )
+            for stop in config.stop:
+                if stop.encode() in content:
+                    raise ConfigError(f"{text!r} is forced and holds {stop!r}, a stop text; leave one out")
+        if config.regex or config.json_schema:
+            self._constraint = Constraint(config, tokenizer)
         needed = sum(len(token_ids) for _, token_ids in self._forced)
         if needed > config.max_tokens:
             raise ConfigError(
@@ -65,6 +76,14 @@ class Sampler:
                 raise ConfigError(
                     f"logit_bias names token {token_id}; ids go from 0 to {tokenizer.vocab_size - 1}"
                 )
+
+    def owes(self, written: Sequence[int]) -> bool:
+        """Whether a forced text is still to be written."""
+        return bool(self._outstanding(written))
+
+    def complete(self, written: Sequence[int]) -> bool:
+        """Whether ``written`` is all of what ``regex`` or ``json_schema`` asks for, and nothing can follow it."""
+        return self._constraint is not None and self._constraint.complete(written)
 
     def draw(self, logits: Float[Tensor, " V"], written: Sequence[int]) -> int:
         """The token after ``written``: the likeliest at temperature 0, else the one where the cumulated probability
@@ -80,6 +99,11 @@ class Sampler:
 
     def process(self, logits: Float[Tensor, " V"], written: Sequence[int]) -> Float[Tensor, " V"]:
         """The logits whose softmax the next token is drawn from."""
+        restricted = self.restrict(logits, written)
+        return restricted if self.config.temperature == 0 else self._shape(restricted)
+
+    def restrict(self, logits: Float[Tensor, " V"], written: Sequence[int]) -> Float[Tensor, " V"]:
+        """The logits after all that is not about drawing: biases, penalties, what is forbidden or required."""
         config = self.config
         required = self._required(written)
         if required is not None:
@@ -99,11 +123,14 @@ class Sampler:
             forbidden.append(self._end)
         if forbidden:
             logits = processors.forbid(logits, forbidden)
-            if bool((logits == processors.NEVER).all()):
-                raise ConfigError(
-                    "every token is forbidden: banned, or not to come twice; nothing more can be written"
-                )
-        return logits if config.temperature == 0 else self._shape(logits)
+        if self._constraint is not None:
+            logits = processors.keep_allowed(logits, self._constraint.allowed(written))
+        if (forbidden or self._constraint is not None) and bool(logits.max() == processors.NEVER):
+            raise NothingLeftError(
+                "every token is forbidden: banned, not to come twice, or outside regex or json_schema; "
+                "nothing more can be written"
+            )
+        return logits
 
     def _shape(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
         config = self.config
@@ -125,7 +152,8 @@ class Sampler:
         begun = next(
             n for n in range(len(first) - 1, -1, -1) if list(written[len(written) - n :]) == first[:n]
         )
-        needed = sum(map(len, outstanding)) - begun
+        # What is begun may be broken off as long as tokens are drawn freely, so it does not count as written.
+        needed = sum(map(len, outstanding))
         return first[begun] if self.config.max_tokens - len(written) <= needed else None
 
     def _outstanding(self, written: Sequence[int]) -> list[list[int]]:

@@ -79,6 +79,23 @@ def blocked_attention(
     return blocked_causal_attention(queries, keys, values, dropout, visible if visible.ndim > 2 else None)
 
 
+def one_query_attention(
+    queries: Float[Tensor, "B H 1 K"],
+    keys: Float[Tensor, "B G S K"],
+    values: Float[Tensor, "B G S K"],
+    visible: Bool[Tensor, "*M 1 S"] | None = None,
+) -> Float[Tensor, "B H 1 K"]:
+    """``attention`` of one position, in fewer calls; queries that share a head are rows of one product."""
+    batch, shared, positions, width = keys.shape
+    rows = queries.reshape(batch * shared, -1, width)
+    transposed = keys.reshape(-1, positions, width).transpose(1, 2)
+    scores = torch.baddbmm(rows.new_empty(1), rows, transposed, beta=0, alpha=1 / math.sqrt(width))
+    if visible is not None:
+        scores.view(batch, shared, -1, positions).masked_fill_(~visible, float("-inf"))
+    mixed = torch.bmm(torch.softmax(scores, dim=-1), values.reshape(-1, positions, width))
+    return mixed.view(queries.shape)
+
+
 KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
     AttentionKernel.plain: attention,
     AttentionKernel.blocked: blocked_attention,
@@ -90,8 +107,8 @@ KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
 class SequenceContext:
     """What every attention layer of one forward pass shares."""
 
-    visible: Bool[Tensor, "*M T S"]
-    """Which keys each query may see: none after its own position, none of another document."""
+    visible: Bool[Tensor, "*M T S"] | None
+    """Which keys each query may see: none after its own position, none of another document; ``None``: all."""
     rotation: Rotation | None
     """Turns queries and keys to their positions, where the model does that."""
     cache: KeyValueCache | None
@@ -129,9 +146,22 @@ class SelfAttention(nn.Module):
             queries, keys = rotate(queries, context.rotation), rotate(keys, context.rotation)
         if context.cache is not None:
             keys, values = context.cache.extend(self.layer, keys, values)
-        if self.n_kv_heads != self.n_heads:
-            keys = keys.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
-            values = values.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
+            queries = queries.to(keys.dtype)
+        if context.cache is not None and length == 1:
+            mixed = one_query_attention(queries, keys, values, context.visible)
+        else:
+            mixed = self._mix(queries, keys, values, context.visible)
+        return self.output(mixed.to(stream.dtype).transpose(1, 2).reshape(batch, length, -1))
+
+    def _mix(
+        self,
+        queries: Float[Tensor, "B H T K"],
+        keys: Float[Tensor, "B G S K"],
+        values: Float[Tensor, "B G S K"],
+        visible: Bool[Tensor, "*M T S"] | None,
+    ) -> Float[Tensor, "B H T K"]:
         dropout = self.dropout if self.training else 0.0
-        mixed = self.kernel(queries, keys, values, context.visible, dropout)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        if self.n_kv_heads != self.n_heads:
+            sharing = self.n_heads // self.n_kv_heads
+            keys, values = (x.repeat_interleave(sharing, dim=1) for x in (keys, values))
+        return self.kernel(queries, keys, values, visible, dropout)

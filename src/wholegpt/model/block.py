@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement
 from wholegpt.model.attention import SelfAttention, SequenceContext
-from wholegpt.model.dropout import Dropout
+from wholegpt.model.dropout import dropout
 from wholegpt.model.feed_forward import make_feed_forward
 from wholegpt.model.norms import make_norm
 
@@ -24,14 +24,13 @@ class Block(nn.Module):
         self.attention = SelfAttention(config, layer, kernel)
         self.feed_forward_norm = make_norm(config, config.d_model)
         self.feed_forward = make_feed_forward(config)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, stream: Float[Tensor, "B T D"], context: SequenceContext) -> Float[Tensor, "B T D"]:
         """The residual stream after this block."""
+        p = self.dropout if self.training else 0.0
         if self.placement is NormPlacement.pre:
-            attended = self.attention(self.attention_norm(stream), context)
-            stream = stream + self.dropout(attended)
-            return stream + self.dropout(self.feed_forward(self.feed_forward_norm(stream)))
-        attended = self.attention(stream, context)
-        stream = self.attention_norm(stream + self.dropout(attended))
-        return self.feed_forward_norm(stream + self.dropout(self.feed_forward(stream)))
+            stream = stream + dropout(self.attention(self.attention_norm(stream), context), p)
+            return stream + dropout(self.feed_forward(self.feed_forward_norm(stream)), p)
+        stream = self.attention_norm(stream + dropout(self.attention(stream, context), p))
+        return self.feed_forward_norm(stream + dropout(self.feed_forward(stream), p))

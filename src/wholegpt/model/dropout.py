@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -26,18 +26,6 @@ def dropout(x: Float[Tensor, "*S"], p: float) -> Float[Tensor, "*S"]:
     dropped = _Dropout.apply(x, p)
     assert isinstance(dropped, Tensor)
     return dropped
-
-
-class Dropout(nn.Module):
-    """``dropout`` while training, nothing else."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-        """``x`` with some numbers dropped."""
-        return dropout(x, self.p) if self.training else x
 
 
 def keep_bits(like: Float[Tensor, "*S"], p: float) -> Int[Tensor, "*S"]:

@@ -17,7 +17,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache
-from wholegpt.model.dropout import Dropout
+from wholegpt.model.dropout import dropout
 from wholegpt.model.linear import Linear
 from wholegpt.model.norms import make_norm
 from wholegpt.model.positions import LearnedPositions, RotaryPositions, restarted_positions
@@ -49,7 +49,6 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = LearnedPositions(config.context_length, config.d_model) if learned else None
         self.rotary = None if learned else RotaryPositions(config.d_head, config.rotary_base)
-        self.embedding_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, kernel) for layer in range(config.n_layers))
         self.final_norm = make_norm(config, config.d_model) if pre_norm else nn.Identity()
         self.unembedding = Linear(config.d_model, config.vocab_size, bias=False)
@@ -64,8 +63,13 @@ class Transformer(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """τ: positions one call, or one cache, can hold."""
+        """τ: positions that attention sees; where they are learned, all that there are."""
         return self.config.context_length
+
+    @property
+    def ends_at_context(self) -> bool:
+        """Whether there are no more than τ positions: where they are learned."""
+        return self.rotary is None
 
     @property
     def device(self) -> torch.device:
@@ -77,8 +81,8 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token that follows each position (E7).
 
-        With a ``cache`` the positions go on from what it holds, and it is extended by T. Raises
-        ``ConfigError`` beyond ``context_length`` positions.
+        With a ``cache`` the positions go on from what it holds, and it is extended by T. Each position sees the τ
+        before it, itself included, in every layer. Raises ``ConfigError`` beyond τ where positions are learned.
         """
         return self.unembedding(self.hidden_states(token_ids, cache))
 
@@ -94,25 +98,20 @@ class Transformer(nn.Module):
         anew in each. It needs the whole sequence, so it cannot go with a ``cache``.
         """
         assert cache is None or documents is None
-        start, length = (cache.length if cache else 0), token_ids.shape[1]
-        if start + length > self.context_length:
-            raise ConfigError(
-                f"{start + length} tokens do not fit model.context_length = {self.context_length}"
-            )
-        end = start + length
-        positions = torch.arange(start, end, device=token_ids.device)
-        visible = torch.ones(length, end, dtype=torch.bool, device=token_ids.device).tril(diagonal=start)
-        if documents is not None:
-            positions = restarted_positions(documents)
-            visible = (visible & (documents[:, :, None] == documents[:, None])).unsqueeze(1)
+        length = token_ids.shape[1]
+        if cache is not None:
+            positions, visible = cache.reserve(length)
+        else:
+            positions, visible = self._whole(length, documents)
         stream = self.token_embedding(token_ids)
-        of_heads = positions if documents is None else positions.unsqueeze(1)
-        rotation = self.rotary(of_heads, stream.dtype) if self.rotary is not None else None
+        of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions
+        precise = torch.promote_types(stream.dtype, torch.float32)
+        rotation = self.rotary(of_heads, precise) if self.rotary is not None else None
         context = SequenceContext(visible, rotation, cache)
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(positions)
         # From here on in the number format of the products: half the memory to read and write.
-        stream = self.embedding_dropout(stream.to(compute_dtype(stream)))
+        stream = dropout(stream.to(compute_dtype(stream)), self.config.dropout if self.training else 0.0)
         for block in self.blocks:
             if self.recompute is Recompute.blocks and self.training:
                 stream = checkpoint(block, stream, context, use_reentrant=False)
@@ -121,6 +120,20 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(length)
         return self.final_norm(stream)
+
+    def _whole(
+        self, length: int, documents: Int[Tensor, "B T"] | None
+    ) -> tuple[Int[Tensor, "*B T"], Bool[Tensor, "*M T T"]]:
+        """Positions and what each may see, where sequences are read from their beginning."""
+        if length > self.context_length and self.ends_at_context:
+            raise ConfigError(f"{length} tokens do not fit model.context_length = {self.context_length}")
+        visible = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        if length > self.context_length:
+            visible = visible.triu(diagonal=1 - self.context_length)[None, None]
+        if documents is None:
+            return torch.arange(length, device=self.device), visible
+        alike = documents[:, :, None] == documents[:, None]
+        return restarted_positions(documents), visible & alike.unsqueeze(1)
 
     def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
         """The weight matrices of the blocks, each with the rows of the maps stacked in it."""
@@ -143,11 +156,33 @@ class Transformer(nn.Module):
         self.hidden_states(token_ids, cache)
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> KeyValueCache:
-        """An empty cache for ``capacity`` positions (0: τ) in the weights' number format, on the weights' device."""
-        capacity = capacity or self.context_length
+        """An empty cache for ``capacity`` positions (0: τ) on the weights' device.
+
+        It is in the weights' number format; for a single sequence on a CPU in 32 bits at least, where the product of
+        one query with all keys takes a third of the time (docs/decisions.md).
+        """
+        dtype = self._cache_dtype(batch_size)
         return KeyValueCache.empty(
-            self.config, batch_size, capacity, self.device, self.token_embedding.weight.dtype
+            self.config, batch_size, capacity or self.context_length, self.device, dtype
         )
+
+    def cache_bytes(self, batch_size: int, capacity: int) -> int:
+        """Bytes of such a cache: 2 · L · B · capacity · H_kv · K · (bytes of one number)."""
+        c = self.config
+        return (
+            2
+            * c.n_layers
+            * batch_size
+            * capacity
+            * c.n_kv_heads
+            * c.d_head
+            * self._cache_dtype(batch_size).itemsize
+        )
+
+    def _cache_dtype(self, batch_size: int) -> torch.dtype:
+        dtype = self.token_embedding.weight.dtype
+        alone_on_cpu = batch_size == 1 and self.device.type == "cpu"
+        return torch.promote_types(dtype, torch.float32) if alone_on_cpu else dtype
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.evaluation import TextScore, evaluate_tokens
-from wholegpt.generation import Sampler, generate_ids
+from wholegpt.generation import generate
 from wholegpt.model import Transformer
 from wholegpt.planning.machine import Rates
 from wholegpt.training.loop import StepMetrics, train
@@ -110,13 +110,13 @@ def run_trial(
     started = time.perf_counter()
     last = score()
     scored = time.perf_counter()
-    settings = GenerationConfig(max_tokens=SAMPLE_TOKENS, seed=config.runtime.seed)
-    written = list(generate_ids(model, [data.tokenizer.end_of_text_id], Sampler(settings), device))
+    settings = GenerationConfig(max_tokens=SAMPLE_TOKENS, min_tokens=SAMPLE_TOKENS, seed=config.runtime.seed)
+    generate(model, data.tokenizer, [[data.tokenizer.end_of_text_id]], [settings], device, quiet)
     ended = time.perf_counter()
     rates = Rates(
         watch.step_seconds,
         last.tokens / (scored - started),
-        len(written) / (ended - scored),
+        SAMPLE_TOKENS / (ended - scored),
         watch.start_seconds,
     )
     return Trial(rates, {**watch.nats, state.step: last.nats_per_token})

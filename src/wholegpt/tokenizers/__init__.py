@@ -8,6 +8,7 @@ from wholegpt.tokenizers.tokenizer import (
     END_OF_TEXT,
     PADDING,
     START,
+    StreamDecoder,
     Tokenizer,
     byte_level_alphabet,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "START",
     "TOKENIZER_FILES",
     "Quality",
+    "StreamDecoder",
     "Tokenizer",
     "byte_level_alphabet",
     "byte_tokenizer",

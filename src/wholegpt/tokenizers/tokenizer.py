@@ -41,6 +41,7 @@ class Tokenizer:
         self.has_end_of_text = library.token_to_id(END_OF_TEXT) is not None
         # GPT-1's vocabulary marks the entries that end a word.
         self._word_end: str = getattr(library.model, "end_of_word_suffix", None) or ""
+        self.marks_word_ends = bool(self._word_end)
         self.keeps_text = not self._word_end and library.normalizer is None
 
     @property
@@ -95,7 +96,11 @@ class Tokenizer:
 
         Raises ``TokenizerError`` naming the first character the vocabulary cannot express.
         """
-        self._check(text)
+        ordinary = text
+        if allow_special:
+            for token in self._library.get_added_tokens_decoder().values():
+                ordinary = ordinary.replace(token.content, "")
+        self._check(ordinary)
         self._library.encode_special_tokens = not allow_special
         return self._library.encode(text, add_special_tokens=False).ids
 
@@ -135,27 +140,15 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ``token_ids``; bytes that are not whole UTF-8 characters become U+FFFD."""
-        return b"".join(self._pieces(token_ids)).decode(errors="replace")
+        decoder = self.stream()
+        return "".join([*map(decoder.push, token_ids), decoder.finish()])
 
-    def decode_stream(self, token_ids: Iterable[int], after: int | None = None) -> Iterator[str]:
-        """``decode`` piece by piece, one string a token, never half a character; last what was left over.
+    def stream(self, after: int | None = None) -> "StreamDecoder":
+        """``decode`` token by token; ``after`` is the token before them, whose word's end they begin with."""
+        return StreamDecoder(self, after)
 
-        ``after`` is the token before them, whose word's end they begin with.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for piece in self._pieces(token_ids, after):
-            yield decoder.decode(piece)
-        yield decoder.decode(b"", final=True)
-
-    def _pieces(self, token_ids: Iterable[int], after: int | None = None) -> Iterator[bytes]:
-        """The bytes of each token; the space at the end of a word comes with the next, if there is one."""
-        held = b"" if after is None else self._space_after(after)
-        for token_id in token_ids:
-            piece = held + self.token_bytes[token_id]
-            held = self._space_after(token_id)
-            yield piece.removesuffix(held)
-
-    def _space_after(self, token_id: int) -> bytes:
+    def space_after(self, token_id: int) -> bytes:
+        """The space that stands after a token where another follows: GPT-1's vocabulary marks the ends of words."""
         return b" " if self._word_end and self.token_bytes[token_id].endswith(b" ") else b""
 
     @cached_property
@@ -278,3 +271,22 @@ def byte_level_alphabet() -> str:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+class StreamDecoder:
+    """Tokens to text, never half a character; U+FFFD stands where bytes are broken."""
+
+    def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = b"" if after is None else tokenizer.space_after(after)
+
+    def push(self, token_id: int) -> str:
+        """The text that is complete with this token; the space at the end of a word comes with the next one."""
+        piece = self._held + self._tokenizer.token_bytes[token_id]
+        self._held = self._tokenizer.space_after(token_id)
+        return self._decoder.decode(piece.removesuffix(self._held))
+
+    def finish(self) -> str:
+        """What is left over."""
+        return self._decoder.decode(b"", final=True)

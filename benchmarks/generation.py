@@ -1,0 +1,433 @@
+"""Writing: GPT-2's size beside transformers and llama.cpp, batches, requests over time, guesses, forms, few bits."""
+
+import argparse
+import copy
+import importlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.tables import conditions, publish, spread
+from wholegpt import presets
+from wholegpt.checkpoint import save_model
+from wholegpt.config import Dtype, GenerationConfig, WeightFormat
+from wholegpt.console import Console
+from wholegpt.conversion import export_model
+from wholegpt.generation import Engine
+from wholegpt.generation.speculation import PromptLookup
+from wholegpt.language_model import load
+from wholegpt.model import Transformer, lay_out
+from wholegpt.run_folder import run_data
+from wholegpt.runtime import peak_bytes
+from wholegpt.tokenizers import Tokenizer, gpt2_tokenizer
+
+CPU, QUIET = torch.device("cpu"), Console(quiet=True)
+PROMPT, WRITTEN, LONG = 64, 128, 512
+BATCH = 32
+FORMATS = {"bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
+"""Bytes a weight, scales included."""
+Side = Callable[[], float]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall clock of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def alternating(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
+    """What each side measures, one after the other in every round, after one that does not count."""
+    for side in sides.values():
+        side()
+    return {
+        name: list(values)
+        for name, values in zip(
+            sides,
+            zip(*([side() for side in sides.values()] for _ in range(rounds)), strict=True),
+            strict=True,
+        )
+    }
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Ours over theirs, round by round."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)], "{:.2f}")
+
+
+def read_gigabytes_a_second() -> float:
+    """How fast memory is read: the sum of a gigabyte."""
+    numbers = torch.ones(2**28)
+    return numbers.nbytes / 1e9 / min(seconds(numbers.sum) for _ in range(3))
+
+
+def random_ids(n: int, seed: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(50_000) for _ in range(n)]
+
+
+def greedy(n: int) -> GenerationConfig:
+    return GenerationConfig(max_tokens=n, min_tokens=n, temperature=0)
+
+
+def write(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    requests: list[tuple[list[int], GenerationConfig]],
+    slots: int,
+    every: int = 0,
+    guess: bool = False,
+) -> float:
+    """Tokens a second of all requests; of which one comes ``every`` so many steps, or all at once."""
+    capacity = max(len(prompt) + config.max_tokens for prompt, config in requests)
+    engine = Engine(model, tokenizer, CPU, slots, capacity)
+    waiting = list(reversed(requests))
+    started, step = time.perf_counter(), 0
+    while waiting or engine.busy:
+        while waiting and (not every or step % every == 0):
+            prompt, config = waiting.pop()
+            engine.submit(prompt, config, drafter=PromptLookup() if guess else None)
+            if every:
+                break
+        engine.step()
+        step += 1
+    return sum(config.max_tokens for _, config in requests) / (time.perf_counter() - started)
+
+
+def prefill(model: Transformer, tokenizer: Tokenizer) -> float:
+    """Tokens a second of reading a long prompt, its first token drawn."""
+    prompt = random_ids(LONG, 1)
+    return LONG / seconds(lambda: write(model, tokenizer, [(prompt, greedy(1))], 1))
+
+
+def theirs_writes(model: Any, prompts: list[list[int]], n: int) -> float:
+    """Tokens a second of transformers; shorter prompts are padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(one)) + one for one in prompts])
+    seen = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
+    settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "pad_token_id": 0}
+    return len(prompts) * n / seconds(lambda: model.generate(ids, attention_mask=seen, **settings))
+
+
+def llama_sides(folder: Path, exported: Path) -> dict[str, tuple[Side, Side]]:
+    """Writing and reading by llama.cpp in three formats, tokens fed without sampling."""
+    import ctypes
+
+    llama_cpp: Any = importlib.import_module("llama_cpp")
+
+    files: dict[str, Path] = {}
+    for name in ("f16", "q8_0", "f32"):
+        files[name] = export_model(exported, "gguf", folder / name, tensor_type=name, console=QUIET).path
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    parameters.pure = True
+    files["q4_0"] = folder / "q4_0.gguf"
+    source = next(files.pop("f32").glob("*.gguf"))
+    llama_cpp.llama_model_quantize(
+        str(source).encode(), str(files["q4_0"]).encode(), ctypes.byref(parameters)
+    )
+    sides: dict[str, tuple[Side, Side]] = {}
+    for name, path in files.items():
+        file = path if path.is_file() else next(path.glob("*.gguf"))
+        threads = torch.get_num_threads()
+        model: Any = llama_cpp.Llama(
+            str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+        def writes(model: Any = model) -> float:
+            model.reset()
+
+            def work() -> None:
+                model.eval(random_ids(PROMPT, 1))
+                for token_id in random_ids(WRITTEN - 1, 2):
+                    model.eval([token_id])
+
+            return WRITTEN / seconds(work)
+
+        def reads(model: Any = model) -> float:
+            model.reset()
+            return LONG / seconds(lambda: model.eval(random_ids(LONG, 1)))
+
+        sides[name] = writes, reads
+    return sides
+
+
+def decoding(
+    models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, llama: bool, rounds: int
+) -> None:
+    """The table of one text and of reading, and that of a batch."""
+    prompt = random_ids(PROMPT, 1)
+    writes: dict[str, Side] = {
+        name: lambda model=model: write(model, tokenizer, [(prompt, greedy(WRITTEN))], 1)
+        for name, model in models.items()
+    }
+    reads: dict[str, Side] = {
+        name: lambda model=model: prefill(model, tokenizer) for name, model in models.items()
+    }
+    writes["memory"] = read_gigabytes_a_second
+    writes["transformers bfloat16"] = lambda: theirs_writes(theirs, [prompt], WRITTEN)
+    with tempfile.TemporaryDirectory() as folder:
+        if llama:
+            exported = Path(folder) / "gpt2"
+            exported.mkdir()
+            save_model(exported, Transformer(presets.preset("gpt2-small")), tokenizer)
+            for name, (writing, reading) in llama_sides(Path(folder), exported).items():
+                writes[f"llama.cpp {name.upper()}"], reads[f"llama.cpp {name.upper()}"] = writing, reading
+        written, reading_rates = alternating(writes, rounds), alternating(reads, rounds)
+    bandwidth = written.pop("memory")
+    weights = sum(
+        p.numel()
+        for name, p in Transformer(presets.preset("gpt2-small")).named_parameters()
+        if p.ndim == 2 and "position" not in name
+    )
+    peers = {"bfloat16": "llama.cpp F16", "int8": "llama.cpp Q8_0", "int4": "llama.cpp Q4_0"}
+    rows: list[str] = []
+    for name, values in written.items():
+        to_theirs = ratio(values, written["transformers bfloat16"])
+        peer = peers.get(name, "")
+        to_llama = ratio(values, written[peer]) if peer in written else "–"
+        share = "–"
+        if name in FORMATS:
+            needed = weights * FORMATS[name] / 1e9
+            share = spread(
+                [rate * needed / read for rate, read in zip(values, bandwidth, strict=True)], "{:.0%}"
+            )
+        reading = spread(reading_rates[name], "{:,.0f}") if name in reading_rates else "–"
+        reading_ratio = (
+            ratio(reading_rates[name], reading_rates["llama.cpp F16"])
+            if name in reading_rates and "llama.cpp F16" in reading_rates
+            else "–"
+        )
+        rows.append(
+            f"| {name} | {spread(values, '{:.0f}')} | {to_theirs} | {to_llama} | {share} "
+            f"| {reading} | {reading_ratio} |"
+        )
+    publish(
+        "Writing one text",
+        "\n".join(
+            [
+                f"{conditions(rounds)} GPT-2 124 M, random weights; a prompt of {PROMPT} tokens and {WRITTEN} more, "
+                f"the likeliest each; reading is of {LONG} tokens. Of llama.cpp the same format (F16, Q8_0, Q4_0; "
+                "reading: F16), tokens fed without sampling. The limit is reading the weights once a token "
+                f"({spread(bandwidth, '{:.0f}')} GB/s measured in the same rounds).",
+                "",
+                "| weights | tokens/s | to transformers | to llama.cpp | of the limit | reading, tokens/s "
+                "| to llama.cpp |",
+                "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+                *rows,
+            ]
+        ),
+    )
+
+
+def batches(models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, rounds: int) -> None:
+    """A batch of equal requests, and requests of mixed lengths that come over time."""
+    prompts = [random_ids(PROMPT, seed) for seed in range(BATCH)]
+    equal = [(prompt, greedy(WRITTEN)) for prompt in prompts]
+    sides: dict[str, Side] = {
+        name: lambda model=model: write(model, tokenizer, equal, BATCH) for name, model in models.items()
+    }
+    sides["transformers bfloat16"] = lambda: theirs_writes(theirs, prompts, WRITTEN)
+    batch = alternating(sides, rounds)
+    generator = random.Random(0)
+    mixed = [
+        (random_ids(generator.randrange(16, 129), seed), greedy(generator.randrange(32, 193)))
+        for seed in range(64)
+    ]
+    wanted = sum(config.max_tokens for _, config in mixed)
+
+    def theirs_mixed() -> float:
+        started = time.perf_counter()
+        for first in range(0, len(mixed), BATCH):
+            some = mixed[first : first + BATCH]
+            theirs_writes(
+                theirs, [prompt for prompt, _ in some], max(config.max_tokens for _, config in some)
+            )
+        return wanted / (time.perf_counter() - started)
+
+    model = models["bfloat16"]
+    over_time = alternating(
+        {
+            "one engine, a request every second step": lambda: write(model, tokenizer, mixed, BATCH, every=2),
+            "one after another": lambda: write(model, tokenizer, mixed, 1),
+            "transformers, two batches": theirs_mixed,
+        },
+        max(1, rounds // 2),
+    )
+    together = next(iter(over_time.values()))
+    capacity = max(len(prompt) + config.max_tokens for prompt, config in mixed)
+    before = peak_bytes(CPU)
+    write(model, tokenizer, mixed, BATCH, every=2)
+    planned, grown = model.cache_bytes(BATCH, capacity) / 1e6, (peak_bytes(CPU) - before) / 1e6
+    publish(
+        "Writing many texts",
+        "\n".join(
+            [
+                f"{conditions(rounds)} GPT-2 124 M, random weights. "
+                f"{BATCH} texts of {PROMPT} + {WRITTEN} tokens at once:",
+                "",
+                "| weights | tokens/s | to transformers |",
+                "| --- | ---: | ---: |",
+                *(
+                    f"| {name} | {spread(values, '{:.0f}')} | {ratio(values, batch['transformers bfloat16'])} |"
+                    for name, values in batch.items()
+                ),
+                "",
+                f"64 requests, prompts of 16 to 128 tokens and 32 to 192 to write ({wanted:,} in all), bfloat16; "
+                f"{max(1, rounds // 2)} rounds. transformers writes two batches of {BATCH}, each to its longest; only "
+                f"what was asked for counts. The cache was planned at {planned:.0f} MB; once it had been used, another "
+                f"run grew the peak of the process by {grown:.0f} MB.",
+                "",
+                "| 64 requests | tokens/s | the first as a ratio |",
+                "| --- | ---: | ---: |",
+                *(
+                    f"| {name} | {spread(values, '{:.0f}')} | {ratio(together, values)} |"
+                    for name, values in over_time.items()
+                ),
+            ]
+        ),
+    )
+
+
+def guesses(model: Transformer, tokenizer: Tokenizer, rounds: int) -> None:
+    """With and without guesses: a text that repeats itself, one that never does, one that only looks as if it did."""
+    block = random_ids(60, 5)
+    cases = {
+        "greedy, which goes round in circles": ([(random_ids(PROMPT, 3), greedy(WRITTEN))]),
+        "drawn at temperature 1, nothing comes twice": (
+            [(random_ids(PROMPT, 3), GenerationConfig(WRITTEN, 1.0, min_tokens=WRITTEN))]
+        ),
+        "drawn among two tokens: runs of three come again and go on otherwise": (
+            [(block * 3, GenerationConfig(WRITTEN, 1.0, top_k=2, min_tokens=WRITTEN))]
+        ),
+    }
+    rows: list[str] = []
+    for name, requests in cases.items():
+        found = alternating(
+            {
+                "with": lambda requests=requests: write(model, tokenizer, requests, 1, guess=True),
+                "without": lambda requests=requests: write(model, tokenizer, requests, 1),
+            },
+            rounds,
+        )
+        rows.append(
+            f"| {name} | {spread(found['with'], '{:.0f}')} | {ratio(found['with'], found['without'])} |"
+        )
+    publish(
+        "Guessing ahead",
+        "\n".join(
+            [
+                f"{conditions(rounds)} `draft=prompt` on GPT-2 124 M in bfloat16, random weights, {WRITTEN} tokens; "
+                "the ratio is to the same without guesses.",
+                "",
+                "| text | tokens/s | ratio |",
+                "| --- | ---: | ---: |",
+                *rows,
+            ]
+        ),
+    )
+
+
+def forms(model: Transformer, tokenizer: Tokenizer, rounds: int) -> None:
+    """What holding a text to a form costs."""
+    schema = (
+        '{"type": "object", "properties": {"name": {"type": "string", "maxLength": 400}, "tags": {"type": "array", '
+        '"items": {"enum": ["a", "b"]}, "maxItems": 50}}, "required": ["name", "tags"], "additionalProperties": false}'
+    )
+    prompt = random_ids(PROMPT, 1)
+    free = GenerationConfig(WRITTEN, 1.0)
+    held = {
+        "`[a-z ]{500,600}`": GenerationConfig(WRITTEN, 1.0, regex="[a-z ]{500,600}"),
+        "a schema of an object, texts and lists": GenerationConfig(WRITTEN, 1.0, json_schema=schema),
+    }
+
+    def per_token(config: GenerationConfig) -> float:
+        engine = Engine(model, tokenizer, CPU, 1, PROMPT + WRITTEN)
+        request = engine.submit(prompt, config)
+        engine.step()
+        taken = seconds(engine.run)
+        return taken / max(1, len(request.token_ids) - 1) * 1e3
+
+    found = alternating(
+        {"free": lambda: per_token(free)}
+        | {name: lambda c=config: per_token(c) for name, config in held.items()},
+        rounds,
+    )
+    publish(
+        "Texts of a form",
+        "\n".join(
+            [
+                f"{conditions(rounds)} GPT-2 124 M in bfloat16, random weights, temperature 1, after the first token.",
+                "",
+                "| form | ms a token | to a free text |",
+                "| --- | ---: | ---: |",
+                *(
+                    f"| {name} | {spread(values, '{:.2f}')} | {ratio(values, found['free'])} |"
+                    for name, values in found.items()
+                ),
+            ]
+        ),
+    )
+
+
+def quality(run: Path) -> None:
+    """What fewer bits cost: perplexity of a trained model on its own held-out text."""
+    held_out, rows, exact = run_data(run).validation, list[str](), 0.0
+    for name in ("float32", *FORMATS):
+        lm = load(run, weights=name)
+        score = lm.evaluate_tokens(held_out, 0, Dtype.float32, QUIET)
+        exact = exact or score.perplexity
+        change = score.perplexity / exact - 1
+        rows.append(f"| {name} | {score.nats_per_token:.4f} | {score.perplexity:.3f} | {change:+.2%} |")
+    config = load(run).model.config
+    publish(
+        "Fewer bits",
+        "\n".join(
+            [
+                f"A trained model of {config.n_layers} layers, {config.d_model} wide, on the {len(held_out):,} tokens "
+                "of text held out from its training.",
+                "",
+                "| weights | nats a token | perplexity | change |",
+                "| --- | ---: | ---: | ---: |",
+                *rows,
+            ]
+        ),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--llama", action="store_true", help="beside llama.cpp (llama-cpp-python)")
+    parser.add_argument("--only", default="", help="decoding, batches, guesses or forms")
+    parser.add_argument("--run", type=Path, help="a trained run, to say what fewer bits cost it")
+    arguments = parser.parse_args()
+    if arguments.run:
+        quality(arguments.run)
+        return
+    import transformers
+
+    tokenizer = gpt2_tokenizer(Path(os.environ["WHOLEGPT_DATA"]) / "gpt2")
+    torch.manual_seed(0)
+    exact = Transformer(presets.preset("gpt2-small"))
+    models = {name: lay_out(copy.deepcopy(exact), WeightFormat(name)) for name in FORMATS}
+    theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().bfloat16()
+    chosen, rounds = arguments.only, arguments.rounds
+    if chosen in ("", "decoding"):
+        decoding(models, theirs, tokenizer, arguments.llama, rounds)
+    if chosen in ("", "batches"):
+        batches(models, theirs, tokenizer, rounds)
+    if chosen in ("", "guesses"):
+        guesses(models["bfloat16"], tokenizer, rounds)
+    if chosen in ("", "forms"):
+        forms(models["bfloat16"], tokenizer, rounds)
+
+
+if __name__ == "__main__":
+    main()

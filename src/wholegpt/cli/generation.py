@@ -1,0 +1,226 @@
+"""``generate``: text from a model."""
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from wholegpt.cli.options import Common, CommonOptions
+from wholegpt.config import GenerationConfig, WeightFormat
+from wholegpt.errors import ConfigError, Interrupted
+from wholegpt.mapping import to_mapping
+
+if TYPE_CHECKING:
+    from wholegpt.generation import Completion, TokenChoice
+    from wholegpt.language_model import LanguageModel
+
+SHOWN_ALTERNATIVES = 5
+BETWEEN_TEXTS = "\n---\n"
+SURPRISAL_STYLES = ((1.0, "green"), (4.0, "yellow"), (8.0, "red"), (float("inf"), "bold magenta"))
+"""Bits up to which a token is shown so."""
+
+
+@dataclass(frozen=True)
+class GenerationOptions(GenerationConfig):
+    """How text is drawn; the seed is that of everywhere."""
+
+    json_schema: str = ""
+    """A JSON schema, as JSON text or a file that holds it; the text is JSON that it allows."""
+    seed: Annotated[int, Parameter(parse=False)] = GenerationConfig.seed
+
+
+def generate(
+    run: str,
+    prompt: str = "",
+    *,
+    template: str = "",
+    control: tuple[str, ...] = (),
+    allow_special: Annotated[bool, Parameter(negative="")] = False,
+    completions: int = 1,
+    beams: int = 0,
+    length_penalty: float = 1.0,
+    show_probabilities: Annotated[bool, Parameter(negative="")] = False,
+    draft: str = "",
+    weights: WeightFormat = WeightFormat.automatic,
+    settings: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
+    checkpoint: str = "best",
+    common: CommonOptions = Common(),
+) -> None:
+    """Let a model write.
+
+    Parameters
+    ----------
+    run
+        A run or model folder.
+    prompt
+        Text to continue; without one the model starts a document.
+    template
+        What stands around the prompt: story, technical, conversation or creative; or a text with {prompt} in it, or a
+        file that holds one.
+    control
+        A value of a field that stood before the training texts (data.control), as FIELD=VALUE; may be given several
+        times.
+    allow_special
+        Take what looks like a special token in the prompt, such as <|endoftext|>, for one.
+    completions
+        So many texts, each with a seed of its own; with --beams the best of those found.
+    beams
+        Search for the likeliest texts with so many beams, instead of drawing one. 0: no search.
+    length_penalty
+        Of beam search: texts are ranked by their log-probability over their length to this power.
+    show_probabilities
+        Colour each token by its surprisal, and list what else could have stood there.
+    draft
+        Guess ahead, for the same text in less time: prompt looks for the last words further up; or the run or folder
+        of a smaller model of the same vocabulary.
+    weights
+        How the weights are held: float32, bfloat16, int8 or int4, each smaller and faster than the one before;
+        automatic is bfloat16 where the machine multiplies in it.
+    checkpoint
+        best, last, or the step of a checkpoint.
+
+    """
+    from wholegpt.generation import InterruptedWriting
+    from wholegpt.generation.templates import fill_template
+    from wholegpt.language_model import load
+
+    for name, value, least in (("completions", completions, 1), ("beams", beams, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} is {value}; expected at least {least}")
+    asked = {"template": template, "control": _control(control), "allow_special": allow_special}
+    shown = fill_template(template, prompt)[0] if template else prompt
+    chosen = {**to_mapping(settings), "json_schema": _schema_text(settings.json_schema)}
+    if common.seed is not None:
+        chosen["seed"] = common.seed
+    if show_probabilities:
+        chosen["alternatives"] = settings.alternatives or SHOWN_ALTERNATIVES
+    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
+    if beams:
+        if show_probabilities or draft:
+            raise ConfigError("--show-probabilities and --draft mean nothing for beam search; leave them out")
+        _search(lm, prompt, shown, completions, beams, length_penalty, common, {**asked, **chosen})
+        return
+    guesser = (
+        draft
+        if draft in ("", "prompt")
+        else load(draft, weights=weights, console=common.console, **common.placement())
+    )
+    several = completions > 1
+    begun: list[str] = []
+
+    def emit(text: str) -> None:
+        # The prompt waits for the first text, so that a refused setting leaves standard output empty.
+        sys.stdout.write(text if begun else shown + text)
+        sys.stdout.flush()
+        begun.append(text)
+
+    started = time.perf_counter()
+    stream = not (common.json or show_probabilities or several)
+    try:
+        texts = lm.generate_all(
+            [prompt] * completions,
+            draft=guesser,
+            emit=(lambda _, text: emit(text)) if stream else None,
+            console=common.console,
+            **asked,
+            **chosen,
+        )
+    except KeyboardInterrupt as interruption:
+        texts = interruption.completions if isinstance(interruption, InterruptedWriting) else []
+        if common.json or any(one.text for one in texts):
+            _show(shown, texts, bool(begun), show_probabilities, started, common)
+        raise Interrupted("interrupted") from None
+    _show(shown, texts, bool(begun), show_probabilities, started, common)
+
+
+def _show(
+    shown: str,
+    texts: "list[Completion]",
+    written: bool,
+    show_probabilities: bool,
+    started: float,
+    common: Common,
+) -> None:
+    """The texts, or the end of the one that was ``written`` as it came."""
+    if show_probabilities and not common.json:
+        for one in texts:
+            _show_probabilities(shown, one.choices)
+        return
+    rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)
+    result = {"completions": [_completion_json(one) for one in texts], "tokens_per_second": rate}
+    common.show(result, "" if written else BETWEEN_TEXTS.join(shown + one.text for one in texts))
+
+
+def _search(
+    lm: "LanguageModel",
+    prompt: str,
+    shown: str,
+    completions: int,
+    beams: int,
+    length_penalty: float,
+    common: Common,
+    settings: dict[str, Any],
+) -> None:
+    if completions > beams:
+        raise ConfigError(f"--completions is {completions}; {beams} beams find so many texts at most")
+    found = lm.beam_search(
+        prompt, beams=beams, length_penalty=length_penalty, console=common.console, **settings
+    )[:completions]
+    result = {"completions": [dataclasses.asdict(one) for one in found], "tokens_per_second": None}
+    common.show(result, BETWEEN_TEXTS.join(shown + one.text for one in found))
+
+
+def _completion_json(one: "Completion") -> dict[str, Any]:
+    fields = {name: getattr(one, name) for name in ("text", "token_ids", "finish_reason")}
+    if one.choices:
+        fields["tokens"] = [dataclasses.asdict(choice) for choice in one.choices]
+    return fields
+
+
+def _show_probabilities(prompt: str, choices: "list[TokenChoice]") -> None:
+    """The text in colours, then one line for each token."""
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+
+    text, lines = Text(prompt, style="dim"), Text()
+    for choice in choices:
+        style = next(style for bits, style in SURPRISAL_STYLES if choice.surprisal_bits <= bits)
+        text.append(choice.text, style=style)
+        others = "  ".join(
+            f"{other!r} {100 * probability:.3g}%" for other, probability in choice.alternatives
+        )
+        lines.append(f"{choice.surprisal_bits:6.2f} bits  ")
+        lines.append(f"{choice.text!r:<16}", style=style)
+        lines.append(f"  {others}\n")
+    screen = RichConsole(soft_wrap=True, highlight=False)
+    screen.print(text, end="\n\n")
+    screen.print(lines, end="")
+
+
+def _schema_text(given: str) -> str:
+    """A schema as it stands, or what the file of that name holds."""
+    if not given or given.lstrip().startswith("{"):
+        return given
+    try:
+        text = Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        text = ""
+    if not text.strip():
+        raise ConfigError(f"json_schema: {given[:100]}: neither a JSON object nor a file that holds one")
+    return text
+
+
+def _control(given: tuple[str, ...]) -> dict[str, str]:
+    """Values by field, from ``FIELD=VALUE`` each."""
+    asked: dict[str, str] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or name in asked:
+            problem = "names a field that another one names too" if equals else "has no ="
+            raise ConfigError(f"--control '{one}' {problem}; expected FIELD=VALUE, each field once")
+        asked[name] = value
+    return asked

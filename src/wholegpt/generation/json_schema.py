@@ -1,0 +1,154 @@
+"""A JSON schema is read here: what would be passed over, or could never be met by a finite text, is refused."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from wholegpt.errors import ConfigError
+
+HOLD_ONE = ("additionalProperties", "items")
+HOLD_LIST = ("allOf", "anyOf", "oneOf", "prefixItems")
+HOLD_NAMED = ("$defs", "definitions", "patternProperties", "properties")
+"""Keywords whose values are schemas themselves."""
+SUPPORTED = frozenset(
+    (
+        *HOLD_ONE,
+        *HOLD_LIST,
+        *HOLD_NAMED,
+        *("$ref", "const", "enum", "required", "type"),
+        *("maxItems", "maxLength", "maxProperties", "minItems", "minLength"),
+        *("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"),
+        *("format", "pattern"),
+        *("$comment", "$id", "$schema", "default", "deprecated", "description", "examples"),
+        *("readOnly", "title", "writeOnly"),
+    )
+)
+"""All that is kept, and what only describes. Without ``minProperties``: a property may be written twice."""
+
+
+def read_schema(text: str) -> dict[str, Any]:
+    """The schema in a JSON text. Raises ``ConfigError`` naming the place of what it cannot keep to."""
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"json_schema: not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise ConfigError(f"json_schema: expected an object, found {_shown(schema)}")
+    try:
+        can_end = _can_end(schema, _met_by_finite_text(schema))
+    except RecursionError:
+        raise ConfigError("json_schema: nested too deep") from None
+    if not can_end:
+        raise ConfigError("json_schema: no finite text meets it: what it requires holds itself")
+    return schema
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """Refuse a lone backslash at the end, which would be passed over."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ConfigError(f"{where}: ends in a backslash; double it, or leave it out")
+
+
+def _references(schema: Any, where: str) -> Iterator[str]:
+    """Every ``$ref``, after a look at every keyword."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise ConfigError(f"json_schema: {where}: expected a schema, found {_shown(schema)}")
+    for keyword, value in schema.items():
+        here = f"{where}/{keyword}"
+        if keyword not in SUPPORTED:
+            raise ConfigError(f"json_schema: {here}: this keyword is not supported; leave it out")
+        if keyword in HOLD_ONE:
+            yield from _references(value, here)
+        elif keyword in HOLD_LIST or keyword in HOLD_NAMED:
+            kind = list if keyword in HOLD_LIST else dict
+            if not isinstance(value, kind):
+                raise ConfigError(f"json_schema: {here}: expected schemas, found {_shown(value)}")
+            for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+                if keyword == "patternProperties":
+                    check_pattern(str(name), f"json_schema: {here}")
+                yield from _references(one, f"{here}/{name}")
+        elif keyword == "pattern":
+            check_pattern(str(value), f"json_schema: {here}")
+        elif keyword == "$ref":
+            yield str(value)
+
+
+def _met_by_finite_text(root: dict[str, Any]) -> set[str]:
+    """The references that some finite JSON meets: the least set that follows from itself."""
+    targets: dict[str, Any] = {}
+    users: dict[str, list[str]] = {}
+    waiting = list(_references(root, "#"))
+    while waiting:
+        reference = waiting.pop()
+        if reference not in targets:
+            targets[reference] = _target(root, reference)
+            for used in _references(targets[reference], reference):
+                users.setdefault(used, []).append(reference)
+                waiting.append(used)
+    met: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        reference = waiting.pop()
+        if reference not in met and _can_end(targets[reference], met):
+            met.add(reference)
+            waiting += users.get(reference, [])
+    return met
+
+
+def _can_end(schema: Any, met: set[str]) -> bool:
+    """Whether what ``schema`` requires needs no reference that is not ``met``."""
+    if isinstance(schema, bool):
+        return True
+    either = [schema[keyword] for keyword in ("anyOf", "oneOf") if schema.get(keyword)]
+    kinds = _listed(schema.get("type", ()))
+    return (
+        ("$ref" not in schema or schema["$ref"] in met)
+        and all(_can_end(one, met) for one in schema.get("allOf", ()))
+        and all(any(_can_end(one, met) for one in options) for options in either)
+        and (not kinds or any(_can_end_as(kind, schema, met) for kind in kinds))
+    )
+
+
+def _can_end_as(kind: Any, schema: dict[str, Any], met: set[str]) -> bool:
+    if kind == "object":
+        properties = schema.get("properties", {})
+        other = True if "patternProperties" in schema else schema.get("additionalProperties", True)
+        names = [name for name in _listed(schema.get("required", ())) if isinstance(name, str)]
+        return all(_can_end(properties.get(name, other), met) for name in names)
+    least = schema.get("minItems", 0)
+    if kind != "array" or not isinstance(least, int):
+        return True
+    first = schema.get("prefixItems", [])
+    needed = [*first[:least], *([schema.get("items", True)] if least > len(first) else [])]
+    return all(_can_end(one, met) for one in needed)
+
+
+def _target(root: dict[str, Any], reference: str) -> Any:
+    """What a reference within the schema points to (RFC 6901)."""
+    place: Any = root
+    try:
+        start, *parts = unquote(reference).split("/")
+        if start != "#":
+            raise KeyError(reference)
+        for part in parts:
+            key = part.replace("~1", "/").replace("~0", "~")
+            place = place[int(key)] if isinstance(place, list) else place[key]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ConfigError(f"json_schema: $ref {_shown(reference)} points to nothing in the schema") from None
+    if not isinstance(place, dict | bool):
+        raise ConfigError(
+            f"json_schema: $ref {_shown(reference)} points to {_shown(place)}, which is no schema"
+        )
+    return place
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,46 @@
+"""What the caches of texts may take of the memory."""
+
+import torch
+
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError
+from wholegpt.protocols import CausalLanguageModel
+from wholegpt.runtime import free_memory
+
+MOST_AT_ONCE = 32
+"""Texts that are written at once; more of them gain little on a CPU (docs/benchmarks.md)."""
+SHARE_OF_MEMORY = 0.5
+"""Most of the free memory that the cache may take."""
+
+
+def check_memory(model: CausalLanguageModel, beams: int, capacity: int, device: torch.device) -> None:
+    """Raise ``ConfigError`` where there is no memory for so many beams, which are copied when they change places."""
+    needed, available = 2 * model.cache_bytes(beams, capacity), SHARE_OF_MEMORY * free_memory(device)
+    if needed > available:
+        raise ConfigError(
+            f"{beams:,} beams of {capacity:,} tokens take {needed / 1e6:,.0f} MB of cache, and "
+            f"{available / 1e6:,.0f} MB can be spared; try fewer beams or max_tokens"
+        )
+
+
+def plan_slots(
+    model: CausalLanguageModel, n_texts: int, capacity: int, device: torch.device, console: Console
+) -> int:
+    """How many texts of up to ``capacity`` tokens are written at once, the others waiting; says so where memory is why.
+
+    Raises ``ConfigError`` where there is not memory for one.
+    """
+    wanted = max(1, min(n_texts, MOST_AT_ONCE))
+    available = SHARE_OF_MEMORY * free_memory(device)
+    fitting = next((n for n in range(wanted, 0, -1) if model.cache_bytes(n, capacity) <= available), 0)
+    if not fitting:
+        raise ConfigError(
+            f"the cache of one text of {capacity:,} tokens takes {model.cache_bytes(1, capacity) / 1e6:,.0f} MB, and "
+            f"{available / 1e6:,.0f} MB can be spared; try a shorter prompt or fewer max_tokens"
+        )
+    if fitting < wanted:
+        console.note(
+            f"memory for {fitting} of {n_texts} texts at once "
+            f"({model.cache_bytes(fitting, capacity) / 1e6:,.0f} MB); the others wait"
+        )
+    return fitting

@@ -1,0 +1,173 @@
+"""One text being written: what it has, how its tokens are drawn, and why it ended."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wholegpt.config import GenerationConfig
+from wholegpt.errors import NumericsError
+from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.speculation import Drafter
+from wholegpt.generation.stopping import StopSearch
+from wholegpt.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token that was written, and what the model thought of it and of others, before any setting."""
+
+    token_id: int
+    text: str
+    """U+FFFD stands for the bytes of half a character."""
+    surprisal_bits: float
+    """−log₂ p."""
+    alternatives: list[tuple[str, float]]
+    """The likeliest tokens and their probabilities, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    token_ids: list[int]
+    """The tokens drawn, end-of-text left out."""
+    finish_reason: str
+    """``length``, ``stop`` (a stop text was written, or all that ``regex`` or ``json_schema`` allows), ``end_of_text``,
+    ``time`` or ``interrupted``."""
+    tokens_per_second: float
+    """Tokens drawn over wall clock, reading the prompt included."""
+    choices: list[TokenChoice]
+    """One for each token, where ``alternatives`` asks for them."""
+
+
+class InterruptedWriting(KeyboardInterrupt):
+    """Ctrl-C while texts were written."""
+
+    def __init__(self, completions: list[Completion]) -> None:
+        super().__init__("interrupted")
+        self.completions = completions
+        """What had been written of each."""
+
+
+class GenerationRequest:
+    """A prompt, its settings, and what has been written after it."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+        tokenizer: Tokenizer,
+        emit: Callable[[str], None] = lambda text: None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        """``emit`` gets the text piece by piece: never half a character, nor any part of a stop text.
+
+        Raises ``ConfigError`` for settings out of range, or that this vocabulary cannot meet.
+        """
+        self.prompt_ids, self.config, self.emit = list(prompt_ids), config, emit
+        self.sampler, self._drafter = Sampler(config, tokenizer, prompt_ids), drafter
+        self.token_ids: list[int] = []
+        self.unread = self.prompt_ids
+        """What the model has not read yet, the last token drawn included."""
+        self.finish_reason = "" if config.max_tokens else "length"
+        """Empty while the text goes on."""
+        self._end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
+        self._decoder = tokenizer.stream(prompt_ids[-1])
+        self._stops = StopSearch(config.stop, config.min_tokens)
+        self._pieces: list[str] = []
+        self._choices: list[TokenChoice] = []
+        self._tokenizer = tokenizer
+        self._started = self._ended = time.perf_counter()
+
+    def begin(self) -> None:
+        """Start the clock of ``max_seconds``."""
+        self._started = time.perf_counter()
+
+    def guess(self, most: int) -> list[int]:
+        """Up to ``most`` tokens that may come next, none that the limit of tokens would cut off."""
+        most = min(most, self.config.max_tokens - len(self.token_ids) - 1)
+        if self._drafter is None or most < 1:
+            return []
+        return self._drafter.guess([*self.prompt_ids, *self.token_ids], most)
+
+    def draw(self, logits: Float[Tensor, "T V"], guessed: Sequence[int]) -> int:
+        """Draw one token, and one more after each that was ``guessed``; returns how many.
+
+        Row t of the logits is of the token after t guesses. Raises ``NumericsError`` where they are no numbers.
+        """
+        if bool(logits[0, 0].isnan()):
+            raise NumericsError(
+                "the model gives no numbers (NaN); its weights are damaged or training has diverged"
+            )
+        right = 0
+        for guess in [*guessed, None]:
+            token_id = self.sampler.draw(logits[right], self.token_ids)
+            if self.config.alternatives and token_id != self._end_of_text_id:
+                self._choices.append(self._choice(logits[right], token_id))
+            self.accept(token_id)
+            if token_id != guess or self.finish_reason:
+                break
+            right += 1
+        if self._drafter is not None:
+            self._drafter.learn(len(guessed), right)
+        if self.finish_reason:
+            self._drafter = None  # and its memory
+        return right + 1
+
+    def _choice(self, logits: Float[Tensor, " V"], token_id: int) -> TokenChoice:
+        log_probabilities = torch.log_softmax(logits, dim=-1)
+        likeliest = log_probabilities.topk(min(self.config.alternatives, len(logits)))
+        others = zip(likeliest.indices.tolist(), likeliest.values.exp().tolist(), strict=True)
+        return TokenChoice(
+            token_id,
+            self._tokenizer.decode([token_id]),
+            -float(log_probabilities[token_id]) / math.log(2),
+            [(self._tokenizer.decode([other]), probability) for other, probability in others],
+        )
+
+    def accept(self, token_id: int) -> None:
+        """Add a token that was drawn; sets ``finish_reason`` where the text ends with it."""
+        self._ended = time.perf_counter()
+        if token_id == self._end_of_text_id:
+            self._finish("end_of_text")
+            return
+        self.token_ids.append(token_id)
+        self.unread = [token_id]
+        self._show(self._decoder.push(token_id))
+        if self._stops.found:
+            self.finish_reason = "stop"
+        elif self.sampler.complete(self.token_ids):
+            self._finish("stop")
+        elif self.config.max_seconds and self._ended - self._started > self.config.max_seconds:
+            self._finish("time")
+        elif len(self.token_ids) == self.config.max_tokens:
+            self._finish("length")
+
+    def _finish(self, reason: str) -> None:
+        if reason not in ("length", "time"):  # which may cut a character in two: half of it is not shown
+            self._show(self._decoder.finish())
+        self.finish_reason = "stop" if self._stops.found else reason
+        if not self._stops.found:
+            self._pieces.append(self._stops.finish())
+            self.emit(self._pieces[-1])
+
+    def _show(self, text: str) -> None:
+        # No stop text is looked for while a forced one is outstanding.
+        owes = self.sampler.owes(self.token_ids)
+        piece = self._stops.finish() + text if owes else self._stops.push(text)
+        if piece:
+            self._pieces.append(piece)
+            self.emit(piece)
+
+    def completion(self) -> Completion:
+        """What has been written so far."""
+        seconds = max(self._ended - self._started, 1e-9)
+        rate = len(self.token_ids) / seconds
+        reason = self.finish_reason or "interrupted"
+        return Completion("".join(self._pieces), self.token_ids, reason, rate, self._choices)

@@ -1,0 +1,151 @@
+"""``wholegpt generate``: several texts, beams, probabilities, guesses, formats of weights; what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wholegpt as wg
+from tests.helpers import Fails
+from wholegpt.cli import main
+from wholegpt.config import Dtype
+from wholegpt.console import Console
+from wholegpt.errors import TokenizerError
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str], trained_run: Path) -> Callable[..., dict[str, Any]]:
+    def call(*arguments: str) -> dict[str, Any]:
+        assert main(["generate", str(trained_run), *arguments, "--json", "--quiet"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_several_texts_are_those_of_their_seeds(
+    written: Callable[..., dict[str, Any]], trained_run: Path
+) -> None:
+    made = written("the ", "--completions", "3", "--max-tokens", "9", "--seed", "5", "--weights", "float32")
+    lm = wg.load(trained_run)
+    alone = [lm.generate("the ", max_tokens=9, seed=seed, console=QUIET).text for seed in (5, 6, 7)]
+    assert [one["text"] for one in made["completions"]] == alone
+    assert len(set(alone)) > 1 and made["tokens_per_second"] > 0
+
+
+def test_several_texts_are_printed_apart(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
+    assert (
+        main(["generate", str(trained_run), "the ", "--completions", "2", "--max-tokens", "3", "--quiet"])
+        == 0
+    )
+    assert capsys.readouterr().out.count("the ") >= 2
+
+
+def test_beams_are_the_python_ones(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
+    made = written("the ", "--beams", "3", "--completions", "2", "--max-tokens", "6", "--weights", "float32")
+    found = wg.load(trained_run).beam_search("the ", beams=3, max_tokens=6, console=QUIET)[:2]
+    assert [one["text"] for one in made["completions"]] == [one.text for one in found]
+    assert [one["score"] for one in made["completions"]] == pytest.approx([one.score for one in found])
+
+
+def test_probabilities_are_the_models_own(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
+    """Whatever the settings; those that ``score`` gives for the same text."""
+    arguments = ("--show-probabilities", "--max-tokens", "8", "--top-k", "3", "--weights", "float32")
+    (made,) = written("the ", *arguments)["completions"]
+    assert len(made["tokens"]) == len(made["token_ids"]) == 8
+    lm = wg.load(trained_run)
+    prompt = lm.tokenizer.encode("the ")
+    ids = lm.tokenizer.encode("the " + made["text"])
+    if ids == prompt + made["token_ids"] and len(ids) < lm.model.context_length:
+        bits = lm.score("the " + made["text"]).surprisal_bits[len(prompt) :]
+        assert [one["surprisal_bits"] for one in made["tokens"]] == pytest.approx(bits, abs=0.5)
+    for token in made["tokens"]:
+        shares = [share for _, share in token["alternatives"]]
+        assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1
+        assert token["surprisal_bits"] >= 0
+
+
+def test_probabilities_for_people(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
+    assert (
+        main(["generate", str(trained_run), "the ", "--show-probabilities", "--max-tokens", "4", "--quiet"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("the ") and out.count(" bits  ") == 4 and "%" in out
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_formats_of_weights_write(written: Callable[..., dict[str, Any]], weights: str) -> None:
+    (made,) = written("the ", "--max-tokens", "5", "--min-tokens", "5", "--weights", weights)["completions"]
+    assert len(made["token_ids"]) == 5
+
+
+def test_guesses_change_no_text(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
+    plain = written("the of the of the ", "--max-tokens", "30", "--weights", "float32")
+    for draft in ("prompt", str(trained_run)):
+        guessed = written(
+            "the of the of the ", "--max-tokens", "30", "--weights", "float32", "--draft", draft
+        )
+        assert guessed["completions"] == plain["completions"]
+
+
+def test_special_tokens_in_a_prompt_are_text_unless_allowed(trained_run: Path) -> None:
+    lm = wg.load(trained_run)
+    assert lm.tokenizer.encode("the<|endoftext|>", allow_special=True)[-1] == lm.tokenizer.end_of_text_id
+    settings: dict[str, Any] = {"max_tokens": 10, "seed": 1, "console": QUIET}
+    allowed = lm.generate("<|endoftext|>", allow_special=True, **settings).token_ids
+    assert allowed == lm.generate("", **settings).token_ids
+    with pytest.raises(TokenizerError, match="character '<'"):  # which is none of this vocabulary's
+        lm.generate("<|endoftext|>", **settings)
+
+
+def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--completions", "0"], "--completions is 0"),
+        (["--beams", "2", "--completions", "3"], "2 beams find so many texts at most"),
+        (["--beams", "2", "--draft", "prompt"], "--draft mean nothing for beam search"),
+        (["--beams", "2", "--top-k", "3"], "top_k means nothing for beam search"),
+        (["--beams", "2", "--max-tokens", "5000"], "beam search needs room"),
+        (["--draft", "nothing"], "nothing: no such run"),
+        (["--weights", "int4"], "groups of 32 do not divide"),
+        (["--alternatives", "-1"], "alternatives is -1"),
+        (["--beams", "-1"], "--beams is -1"),
+        (["--beams", "2", "--length-penalty", "nan"], "length_penalty is nan"),
+        (["--beams", "100000000", "--max-tokens", "5"], "try fewer beams"),
+        (["--forced", "the of", "--stop", "of"], "a stop text; leave one out"),
+        (["--stop", ""], "stop holds an empty text"),
+        (["--top-p", "1.5"], "top_p is 1.5"),
+    ):
+        assert message in fails("generate", trained_run, "the ", "--quiet", *arguments), arguments
+
+
+def test_a_text_larger_than_memory(fails: Fails, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wholegpt.generation.memory.free_memory", lambda device: 100.0)
+    assert "fewer max_tokens" in fails("generate", trained_run, "the ", "--quiet")
+
+
+def test_more_texts_than_memory_holds_wait(
+    capsys: pytest.CaptureFixture[str], trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = wg.load(trained_run)
+    capacity = len(lm.tokenizer.encode("the ")) + 4
+    settings: dict[str, Any] = {"max_tokens": 4, "seed": 2}
+    free = lm.generate_all(["the "] * 6, **settings, console=QUIET)
+    two = 2 * lm.model.cache_bytes(2, capacity) + 1
+    monkeypatch.setattr("wholegpt.generation.memory.free_memory", lambda device: two)
+    few = lm.generate_all(["the "] * 6, **settings)
+    assert "memory for 2 of 6 texts at once" in capsys.readouterr().err
+    assert [one.text for one in few] == [one.text for one in free]
+
+
+@pytest.mark.parametrize(("weights", "most"), [("bfloat16", 0.01), ("int8", 0.02)])
+def test_what_fewer_bits_cost_is_measured(
+    trained_run: Path, text_file: Path, weights: str, most: float
+) -> None:
+    exact = wg.load(trained_run).evaluate(text_file, dtype=Dtype.float32, console=QUIET)
+    held = wg.load(trained_run, weights=weights).evaluate(text_file, console=QUIET)
+    assert held.tokens == exact.tokens
+    assert 0 < abs(held.nats_per_token - exact.nats_per_token) < most * exact.nats_per_token

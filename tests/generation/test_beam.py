@@ -1,0 +1,155 @@
+"""Beam search against exhaustive search and transformers."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import tiny_model, tiny_models, write_one
+from wholegpt.checkpoint import save_model
+from wholegpt.config import GenerationConfig
+from wholegpt.console import Console
+from wholegpt.conversion import export_model
+from wholegpt.errors import ConfigError
+from wholegpt.generation.beam import beam_search
+from wholegpt.model import Transformer
+from wholegpt.tokenizers import END_OF_TEXT, Tokenizer, train_character
+
+CPU, QUIET = torch.device("cpu"), Console(quiet=True)
+TOKENIZER = train_character(["abc"])
+
+
+def sharp_model(seed: int, vocab_size: int = TOKENIZER.vocab_size, context_length: int = 12) -> Transformer:
+    """With logits far apart, so that texts differ in more than rounding."""
+    torch.manual_seed(seed)
+    config = tiny_model(vocab_size=vocab_size, context_length=context_length)
+    model = Transformer(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+def all_texts(
+    model: Transformer, prompt: list[int], length: int, penalty: float
+) -> list[tuple[float, list[int]]]:
+    """Every text of up to ``length`` tokens that ends, and every one of just so many, with its score."""
+    scored: list[tuple[float, list[int]]] = []
+    end, vocabulary = TOKENIZER.end_of_text_id, range(TOKENIZER.vocab_size)
+    for tokens in itertools.product(vocabulary, repeat=length):
+        whole = list(tokens[: tokens.index(end) + 1] if end in tokens else tokens)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *whole]]))[0]
+        steps = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
+        total = float(steps.gather(1, torch.tensor(whole)[:, None]).sum())
+        scored.append((total / len(whole) ** penalty, [token for token in whole if token != end]))
+    unique = {tuple(ids): score for score, ids in scored}
+    return sorted(((score, list(ids)) for ids, score in unique.items()), reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0, -1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_wide_enough_it_is_exhaustive(seed: int, penalty: float) -> None:
+    """With as many beams as there are texts one token shorter nothing is lost."""
+    model, length = sharp_model(seed), 4
+    assert TOKENIZER.vocab_size == 4
+    expected = all_texts(model, [0, 1], length, penalty)
+    config = GenerationConfig(max_tokens=length)
+    found = beam_search(model, TOKENIZER, [0, 1], config, 4 ** (length - 1), penalty, CPU, QUIET)
+    assert [one.token_ids for one in found[:10]] == [ids for _, ids in expected[:10]]
+    assert [one.score for one in found[:10]] == pytest.approx([score for score, _ in expected[:10]], abs=1e-9)
+
+
+@given(st.integers(0, 5), st.integers(1, 6), st.integers(1, 9))
+def test_scores_are_those_of_the_texts(seed: int, beams: int, length: int) -> None:
+    model = sharp_model(seed)
+    config = GenerationConfig(max_tokens=length)
+    found = beam_search(model, TOKENIZER, [0, 1], config, beams, 0.0, CPU, QUIET)
+    assert 1 <= len(found) <= beams
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    for one in found:
+        ended = [TOKENIZER.end_of_text_id] * (one.finish_reason == "end_of_text")
+        whole = [0, 1, *one.token_ids, *ended]
+        with torch.no_grad():
+            steps = torch.log_softmax(model(torch.tensor([whole]))[0], dim=-1)[1:-1]
+        total = float(steps.gather(1, torch.tensor(whole[2:])[:, None]).sum())
+        assert total == pytest.approx(one.log_probability, abs=1e-9) == pytest.approx(one.score, abs=1e-9)
+
+
+def test_one_beam_is_greedy() -> None:
+    model = sharp_model(1)
+    config = GenerationConfig(max_tokens=8, temperature=0)
+    greedy = write_one(model, TOKENIZER, [0, 1], config)
+    (found,) = beam_search(model, TOKENIZER, [0, 1], config, 1, 0.0, CPU, QUIET)
+    assert (found.token_ids, found.finish_reason) == (greedy.token_ids, greedy.finish_reason)
+
+
+@pytest.mark.parametrize("kind", tiny_models())
+@pytest.mark.parametrize(("beams", "penalty"), [(3, 0.6), (4, 2.0)])
+def test_transformers_finds_the_same(kind: str, beams: int, penalty: float, tmp_path: Path) -> None:
+    """200 tokens, with and without an end of the text; transformers with ``early_stopping="never"``."""
+    tokenizer = train_character(["abcdefghij"])
+    torch.manual_seed(beams)
+    config = replace(tiny_models()[kind], vocab_size=tokenizer.vocab_size, context_length=256)
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder, model, tokenizer)
+    export = export_model(folder, "huggingface", tmp_path / "export", console=Console(quiet=True)).path
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(export).eval().double()
+    model.double()
+    for end in (None, tokenizer.end_of_text_id):
+        written = theirs.generate(
+            torch.tensor([[1, 2, 3]]),
+            do_sample=False,
+            num_beams=beams,
+            num_return_sequences=beams,
+            length_penalty=penalty,
+            early_stopping="never",
+            max_new_tokens=200,
+            eos_token_id=end,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        bare = tokenizer if end is not None else without_end(tokenizer)
+        found = beam_search(model, bare, [1, 2, 3], GenerationConfig(200), beams, penalty, CPU, QUIET)
+        expected = [row[3:].tolist() for row in written.sequences]
+        if end is not None:
+            expected = [row[: row.index(end)] if end in row else row for row in expected]
+        assert [one.token_ids for one in found] == expected
+        scores = written.sequences_scores.tolist()
+        assert [one.score for one in found] == pytest.approx(scores, rel=1e-5)  # theirs are summed in float32
+
+
+def without_end(tokenizer: Tokenizer) -> Tokenizer:
+    """The same entries, of which none ends a text."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.to_json().replace(END_OF_TEXT, "<|nothing|>")))
+
+
+def test_stop_texts_end_a_beam() -> None:
+    model = sharp_model(2)
+    config = GenerationConfig(max_tokens=8, stop=("ab",))
+    for one in beam_search(model, TOKENIZER, [0, 1], config, 4, 1.0, CPU, QUIET):
+        text = TOKENIZER.decode(one.token_ids)
+        assert ("ab" in text) == (one.finish_reason == "stop")
+
+
+def test_what_makes_no_sense() -> None:
+    model = sharp_model(0)
+    with pytest.raises(ConfigError, match="top_k means nothing for beam search"):
+        beam_search(model, TOKENIZER, [0], GenerationConfig(max_tokens=4, top_k=3), 2, 1.0, CPU, QUIET)
+    with pytest.raises(ConfigError, match="needs room for both in the 12 that the model sees"):
+        beam_search(model, TOKENIZER, [0], GenerationConfig(max_tokens=12), 2, 1.0, CPU, QUIET)
+    with pytest.raises(ConfigError, match="beams is 0"):
+        beam_search(model, TOKENIZER, [0], GenerationConfig(max_tokens=2), 0, 1.0, CPU, QUIET)

@@ -1,0 +1,431 @@
+"""Texts held to a regular expression or a JSON schema, against other libraries that read those; bad input."""
+
+import gc
+import json
+import random
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import regex
+import torch
+
+from tests.helpers import Fails, LogitsOnly, tiny_model, write_one
+from wholegpt.cli import main
+from wholegpt.config import GenerationConfig
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError
+from wholegpt.generation import Completion, Sampler
+from wholegpt.generation.constraints import MOST_CHARACTERS, Constraint
+from wholegpt.generation.json_schema import read_schema
+from wholegpt.language_model import load
+from wholegpt.model import Transformer
+from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, train_gpt1
+
+CPU, QUIET = torch.device("cpu"), Console(quiet=True)
+SAMPLES = 50
+"""Of each form under each vocabulary."""
+TEXT = '{"name": "the cat", "age": 12, "tags": [true, null]} the end 2024-01-31 a.b@mail.com +49 (30) 123 '
+TOKENIZERS = {"byte": byte_tokenizer(), "bpe": train_bpe([TEXT * 20], 400)}
+
+REGEXES = {
+    "date": "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
+    "email": r"[a-z][a-z0-9._]{0,8}@[a-z]{1,6}\.(com|org)",
+    "phone": r"\+?[0-9]{1,3}[ -]?\(?[0-9]{2,3}\)? ?[0-9]{3,4}",
+    "IPv4": r"((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])",
+    "identifier": "[A-Za-z_][A-Za-z0-9_]{0,12}",
+    "words": "^(yes|no|maybe)( (please|thanks)){0,2}$",
+    "emoji": "(😀|🎉|👩‍🚀){1,3}",
+    "CJK": "[一-龥]{1,4}[。!]",
+    "classes": r"\p{Greek}{2,6}\s?\w?",
+    "nested repeats": "(?i)((ab?c){1,3}[^a-z\n]){2}",
+}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "enum": {"enum": ["red", "green", {"rgb": [1, 2, 3]}, None]},
+    "nested": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 5},
+            "home": {
+                "type": "object",
+                "properties": {
+                    "lat": {"type": "integer", "minimum": -90, "maximum": 90},
+                    "known": {"type": "boolean"},
+                },
+                "required": ["lat"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["name", "home"],
+        "additionalProperties": False,
+    },
+    "array": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0, "maximum": 255},
+        "minItems": 1,
+        "maxItems": 4,
+    },
+    "number": {"type": "number", "minimum": 0, "exclusiveMaximum": 2.5, "multipleOf": 0.5},
+    "integer": {"type": "integer", "exclusiveMinimum": -13, "maximum": 1207},
+    "pattern": {"type": "string", "pattern": "^[a-c]{2,4}-[0-9]+$", "maxLength": 9},
+    "optional": {
+        "type": "object",
+        "properties": {"a": {"type": "null"}, "b": {"type": "boolean"}, "c": {"const": 'é\n"x"'}},
+        "required": ["b"],
+        "additionalProperties": False,
+    },
+    "any of": {
+        "anyOf": [
+            {"type": "string", "maxLength": 3},
+            {"const": -1.5},
+            {
+                "type": "array",
+                "prefixItems": [{"type": "boolean"}, {"type": "null"}],
+                "minItems": 2,
+                "items": False,
+            },
+        ]
+    },
+    "references": {
+        "$defs": {"low": {"type": "integer", "maximum": 20}, "day": {"type": "string", "format": "date"}},
+        "type": "object",
+        "properties": {
+            "x": {"allOf": [{"$ref": "#/$defs/low"}, {"minimum": -3}]},
+            "day": {"$ref": "#/$defs/day"},
+        },
+        "required": ["x", "day"],
+        "additionalProperties": False,
+    },
+    "map": {
+        "type": "object",
+        "patternProperties": {"^k[0-9]$": {"enum": [1, 2]}},
+        "additionalProperties": False,
+        "maxProperties": 2,
+    },
+}
+
+
+class Bigram(LogitsOnly):
+    """A model of the least size, untrained: a row of logits for the last token."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size, 10_000)
+        self.rows = torch.randn(vocab_size, vocab_size, generator=torch.Generator().manual_seed(0))
+
+    def train_on(self, token_ids: list[int]) -> "Bigram":
+        """The logarithm of how often each token followed each, a hundredth of a time at least."""
+        counts = torch.full_like(self.rows, 0.01)
+        pairs = torch.tensor([*pairwise(token_ids)])
+        self.rows = counts.index_put(
+            (pairs[:, 0], pairs[:, 1]), torch.ones(len(pairs)), accumulate=True
+        ).log()
+        return self
+
+    def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        self.read(token_ids, cache)
+        return self.rows[token_ids]
+
+
+MODELS = {name: Bigram(tokenizer.vocab_size) for name, tokenizer in TOKENIZERS.items()}
+TRAINED = {
+    name: Bigram(tokenizer.vocab_size).train_on(tokenizer.encode(TEXT * 20))
+    for name, tokenizer in TOKENIZERS.items()
+}
+
+
+def write(kind: str, seed: int = 0, trained: bool = False, **settings: Any) -> Completion:
+    config = GenerationConfig(**{"temperature": 1.0, "max_tokens": 300, "seed": seed, **settings})
+    return write_one((TRAINED if trained else MODELS)[kind], TOKENIZERS[kind], "x", config)
+
+
+def complete_texts(kind: str, trained: bool, **settings: Any) -> Iterator[str]:
+    """Texts that ended by themselves; how each begins when it is cut is checked on the way."""
+    for seed in range(SAMPLES):
+        completion = write(kind, seed, trained, **settings)
+        assert completion.finish_reason in ("stop", "end_of_text")
+        spelled = b"".join(TOKENIZERS[kind].token_bytes[token_id] for token_id in completion.token_ids)
+        assert spelled.decode() == completion.text
+        if seed % 10 == 0:
+            size = random.Random(seed).randrange(len(completion.token_ids))
+            cut = write(kind, seed, trained, **settings, max_tokens=size)
+            assert cut.finish_reason == "length" and cut.token_ids == completion.token_ids[:size]
+        yield completion.text
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", REGEXES)
+def test_whole_texts_match_the_expression(name: str, kind: str, trained: bool) -> None:
+    texts = set()
+    for text in complete_texts(kind, trained, regex=REGEXES[name]):
+        assert regex.fullmatch(REGEXES[name], text), text
+        texts.add(text)
+    assert len(texts) >= (2 if trained else 5)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_whole_texts_are_json_that_the_schema_allows(name: str, kind: str, trained: bool) -> None:
+    validator = jsonschema.Draft202012Validator(
+        SCHEMAS[name], format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+    )
+    texts = set()
+    for text in complete_texts(kind, trained, json_schema=json.dumps(SCHEMAS[name])):
+        validator.validate(json.loads(text, parse_float=Decimal if name == "any of" else float))
+        texts.add(text)
+    assert len(texts) >= (2 if trained else 3)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", ["date", "email", "phone", "IPv4", "identifier", "words", "nested repeats"])
+def test_exactly_the_tokens_that_may_follow_are_allowed(name: str, kind: str) -> None:
+    """Of those that are ASCII, against the partial matches of another library; at every place of a text."""
+    tokenizer, pattern = TOKENIZERS[kind], regex.compile(REGEXES[name])
+    spelled = [(i, one.decode()) for i, one in enumerate(tokenizer.token_bytes) if one.isascii()]
+    spelled.remove((tokenizer.end_of_text_id, "<|endoftext|>"))
+    constraint = Constraint(GenerationConfig(regex=REGEXES[name]), tokenizer)
+    written = write(kind, 1, regex=REGEXES[name]).token_ids
+    for size in range(len(written) + 1):
+        text = tokenizer.decode(written[:size])
+        if text.endswith("\ufffd"):
+            continue  # half a character, which only bytes go on from
+        allowed = constraint.allowed(written[:size])
+        for token_id, more in spelled:
+            assert bool(allowed[token_id]) == bool(pattern.fullmatch(text + more, partial=True)), text + more
+        assert bool(allowed[tokenizer.end_of_text_id]) == bool(pattern.fullmatch(text))
+
+
+@pytest.mark.parametrize("settings", [{"regex": "[ab]{3,9}c?"}, {"json_schema": '{"type": "array"}'}])
+def test_a_draw_is_a_function_of_what_was_written(settings: dict[str, Any]) -> None:
+    """In whatever order places are asked for, by one sampler or many."""
+    tokenizer = TOKENIZERS["bpe"]
+    config = GenerationConfig(temperature=1.0, max_tokens=30, **settings)
+    written = write("bpe", 7, max_tokens=30, **settings).token_ids
+    places = [*range(len(written) + 1)]
+    logits = MODELS["bpe"].rows[5]
+    alone = [Sampler(config, tokenizer).process(logits, written[:n]) for n in places]
+    sampler = Sampler(config, tokenizer)
+    for n in [*places, *reversed(places), *random.Random(0).sample(places, len(places))]:
+        assert torch.equal(sampler.process(logits, written[:n]), alone[n])
+    assert write("bpe", 7, max_tokens=30, **settings).token_ids == written
+
+
+def test_other_settings_go_with_it() -> None:
+    """Banned texts, biases and penalties choose among what may follow; white space has an end."""
+    assert write("byte", regex="a|b", banned=("a",)).text == "b"
+    assert write("byte", regex="[ab]{20}", no_repeat_ngram=0, logit_bias=((ord("a"), 99.0),)).text == "a" * 20
+    assert write("byte", regex="(aaa){2}", temperature=0, repetition_penalty=5.0, top_k=1).text == "aaaaaa"
+    with pytest.raises(ConfigError, match="every token is forbidden: banned, not to come twice, or outside"):
+        write("byte", regex="abc", banned=("b",))
+    spaces = tuple((token_id, 50.0) for token_id in (9, 10, 13, 32))
+    text = write("byte", json_schema='{"const": {"a": [1, 2], "b": {}}}', logit_bias=spaces).text
+    assert text == '{"a": [1, 2], "b": {}}'
+
+
+def test_an_end_comes_when_nothing_may_follow() -> None:
+    assert write("byte", regex="abc").finish_reason == "stop"
+    assert write("byte", regex="abc", max_tokens=3).finish_reason == "stop"
+    assert write("byte", regex="abc", max_tokens=2).finish_reason == "length"
+    longer = write("byte", regex="a*", max_tokens=5, logit_bias=((TOKENIZERS["byte"].end_of_text_id, -99.0),))
+    assert (longer.finish_reason, longer.text) == ("length", "aaaaa")
+    assert write("byte", regex="a*", max_tokens=0).text == ""
+
+
+def test_special_tokens_are_no_text() -> None:
+    tokenizer = byte_tokenizer().with_special_tokens(["ab"])
+    allowed = Constraint(GenerationConfig(regex="ab|<.*"), tokenizer).allowed([])
+    assert allowed.nonzero().flatten().tolist() == [ord("<"), ord("a")]
+
+
+def test_without_an_end_of_text() -> None:
+    """A text still ends when nothing may follow."""
+    tokenizer = character_tokenizer("abc")
+    assert not tokenizer.has_end_of_text
+    config = GenerationConfig(regex="(ab|cb){2,3}", temperature=1.0, max_tokens=20)
+    made = write_one(Bigram(3), tokenizer, [0], config)
+    assert made.finish_reason == "stop" and regex.fullmatch("(ab|cb){3}", made.text)
+
+
+def test_characters_that_a_vocabulary_lacks() -> None:
+    tokenizer = character_tokenizer("abc")
+    with pytest.raises(ConfigError, match="regex: nothing that this vocabulary can write matches it"):
+        Sampler(GenerationConfig(regex="x+"), tokenizer)
+    allowed = Constraint(GenerationConfig(regex="(x|a)[b-z]"), tokenizer).allowed([])
+    assert int(allowed.sum()) == 1
+    with pytest.raises(ConfigError, match="only the empty text matches it"):
+        Sampler(GenerationConfig(regex="x*"), tokenizer)
+    later = Constraint(GenerationConfig(regex="ax?b|bx"), tokenizer)
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            later.allowed([1])
+    assert later.allowed([0]).tolist() == [False, True, False] and later.complete([0, 1])
+    with pytest.raises(ConfigError, match="json_schema needs a tokenizer whose tokens spell their text"):
+        Sampler(GenerationConfig(json_schema="{}"), train_gpt1(["the cat sat"] * 5, 30))
+
+
+REFUSED = {
+    "(a": "unclosed group",
+    "[^\\s\\S]": "nothing that this vocabulary can write matches it",
+    "a{0}": "only the empty text matches it",
+    "(?=a)b": "look-around, including look-ahead and look-behind, is not supported",
+    r"(a)\1": "backreferences are not supported",
+    r"\bfoo": "lookarounds not supported",
+    "(?-u:\\xff)": "pattern can match invalid UTF-8",
+    "a\\": "ends in a backslash",
+    "a{2,1}": "invalid repetition count range",
+    "\ud800": "holds a lone surrogate",
+    "(" * 2000 + ")" * 2000: "maximum number of nested parentheses",
+    "[a-z]?" * 8000: "lexer precomputation failed|grows too large",
+    "x" * 1_000_000: f"has 1,000,000 characters; expected at most {MOST_CHARACTERS:,}",
+}
+
+
+@pytest.mark.parametrize("expression", REFUSED, ids=lambda text: ascii(text[:20]))
+def test_expressions_that_are_refused(expression: str) -> None:
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=rf"^regex.*({REFUSED[expression]})") as caught:
+        sampler = Sampler(GenerationConfig(regex=expression), TOKENIZERS["byte"])
+        sampler.process(torch.zeros(257), list(b"a"))
+    assert len(str(caught.value)) < 400
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "expression", ["(a{1000}){1000}{1000}", "(((a{1,100}){1,100}){1,100}){1,100}", "(a|aa)*" * 1000]
+)
+def test_repeats_of_repeats_are_never_unfolded(expression: str) -> None:
+    started = time.process_time()
+    assert set(write("byte", regex=expression, max_tokens=200).text) <= {"a"}
+    assert time.process_time() - started < 2
+
+
+LOOP = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+UNMET: dict[str, str] = {
+    '{"type": "integer", "minimum": 5, "maximum": 3}': r"minimum \(5\) is greater than maximum \(3\)",
+    '{"enum": []}': "Unsatisfiable schema",
+    '{"type": "string", "pattern": "^a{5}$", "maxLength": 3}': "Unsatisfiable schema: Regex is empty",
+    '{"type": "array", "items": false, "minItems": 1}': "required item is unsatisfiable",
+    '{"properties": {"a": false}, "required": ["a"], "type": "object"}': "required property 'a' is unsatisfiable",
+    json.dumps(LOOP): "no finite text meets it",
+    '{"$ref": "#"}': "no finite text meets it",
+    '{"$defs": {"x": {"type": "array", "items": {"$ref": "#/$defs/x"}, "minItems": 1}}, "$ref": "#/$defs/x"}': "finite",
+    "{": "not JSON: Expecting property name",
+    "[1]": r"expected an object, found \[1\]",
+    '{"a": ' * 3000: "not JSON|nested too deep",
+    '{"items": ' * 300 + "{}" + "}" * 300: "recursion limit exceeded|nested too deep",
+    '{"type": "array", "uniqueItems": true}': "#/uniqueItems: this keyword is not supported",
+    '{"properties": {"a": {"type": "string", "maxlength": 3}}}': "#/properties/a/maxlength: this keyword is not",
+    '{"not": {}}': "#/not: this keyword is not supported",
+    '{"minProperties": 2}': "#/minProperties: this keyword is not supported",
+    '{"x-guidance": {"lenient": true}}': "#/x-guidance: this keyword is not supported",
+    '{"anyOf": {}}': r"#/anyOf: expected schemas, found \{\}",
+    '{"items": 3}': "#/items: expected a schema, found 3",
+    '{"type": "strin"}': "Invalid type: strin",
+    '{"type": "string", "format": "foo"}': "Unknown format: foo",
+    '{"type": "string", "pattern": "a\\\\"}': "#/pattern: ends in a backslash",
+    '{"type": "string", "pattern": "(?=a)"}': "look-around",
+    '{"$ref": "#/$defs/none"}': '\\$ref "#/\\$defs/none" points to nothing',
+    '{"$ref": "http://example.com/x"}': "points to nothing in the schema",
+    '{"oneOf": [{"type": "integer"}, {"type": "number"}]}': "oneOf constraints are not supported",
+    '{"minimum": NaN}': ".",
+    json.dumps({"enum": ["x" * 60_000]}): "has 60,014 characters",
+    json.dumps(
+        {"allOf": [{"anyOf": [{"properties": {f"a{i}": {"const": j}}} for j in range(5)]} for i in range(12)]}
+    ): ("schema too large"),
+}
+
+
+@pytest.mark.parametrize("schema", UNMET, ids=lambda text: text[:40])
+def test_schemas_that_are_refused(schema: str) -> None:
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=f"^json_schema.*({UNMET[schema]})") as caught:
+        Sampler(GenerationConfig(json_schema=schema), TOKENIZERS["byte"])
+    assert len(str(caught.value)) < 400
+    assert time.process_time() - started < 2
+
+
+def test_recursion_that_can_end_is_taken() -> None:
+    tree = {
+        "$defs": {"a/b": {"type": "array", "items": {"$ref": "#/$defs/a~1b"}}},
+        "type": "object",
+        "properties": {
+            "left": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+            "leaves": {"$ref": "#/$defs/a~1b"},
+        },
+        "required": ["left", "leaves"],
+    }
+    assert read_schema(json.dumps(tree)) == tree
+    order = random.Random(0).sample(range(1500), 1500)
+    chain = {f"d{a}": {"$ref": f"#/$defs/d{b}"} for a, b in pairwise(order)}
+    started = time.process_time()
+    read_schema(json.dumps({"$defs": {**chain, f"d{order[-1]}": {}}, "$ref": f"#/$defs/d{order[0]}"}))
+    assert time.process_time() - started < 2
+
+
+def test_settings_that_contradict_each_other() -> None:
+    contradictions: list[tuple[dict[str, Any], str]] = [
+        ({"regex": "a", "json_schema": "{}"}, "json_schema cannot go with regex"),
+        ({"regex": "a", "stop": ("b",)}, "stop cannot go with regex"),
+        ({"json_schema": "{}", "forced": ("b",)}, "forced cannot go with json_schema"),
+        ({"json_schema": "{}", "min_tokens": 2}, "min_tokens cannot go with json_schema"),
+    ]
+    for settings, message in contradictions:
+        with pytest.raises(ConfigError, match=message):
+            Sampler(GenerationConfig(**settings), TOKENIZERS["byte"])
+
+
+def test_what_was_written_must_begin_a_match() -> None:
+    sampler = Sampler(GenerationConfig(regex="abc"), TOKENIZERS["byte"])
+    logits = torch.zeros(257)
+    with pytest.raises(ConfigError, match="regex: the text so far cannot be gone on with"):
+        sampler.process(logits, list(b"ax"))
+    assert int(sampler.process(logits, list(b"ab")).argmax()) == ord("c")
+
+
+def test_the_librarys_form_of_a_vocabulary_goes_with_its_tokenizer() -> None:
+    tokenizer = byte_tokenizer()
+    kept = weakref.ref(tokenizer)
+    Sampler(GenerationConfig(regex="a"), tokenizer)
+    del tokenizer
+    gc.collect()
+    assert kept() is None
+
+
+def test_from_python(trained_run: Path) -> None:
+    """A schema as a mapping; a transformer."""
+    lm = load(trained_run, console=QUIET)
+    assert lm.generate("the", json_schema={"const": True}).text == "true"
+    tokenizer = byte_tokenizer()
+    model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
+    config = GenerationConfig(regex="[a-c]{30}", temperature=1.0, max_tokens=99)
+    assert regex.fullmatch("[a-c]{30}", write_one(model, tokenizer, "x", config).text)
+
+
+def test_from_the_command_line(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"const": true}')
+    for given in (("--json-schema", str(schema)), ("--json-schema", ' {"const": true}'), ("--regex", "true")):
+        assert main(["generate", str(trained_run), "the", *given, "--json"]) == 0
+        made = json.loads(capsys.readouterr().out)["completions"][0]
+        assert (made["text"], made["finish_reason"]) == ("true", "stop")
+    (tmp_path / "empty").write_text("\n")
+    for given in ("nowhere.json", tmp_path / "empty", tmp_path, "[1]"):
+        message = fails("generate", trained_run, "the", "--json-schema", given)
+        assert "neither a JSON object nor a file that holds one" in message
+    assert "regex: unclosed group" in fails("generate", trained_run, "the", "--regex", "(the")
+
+
+def test_without_the_library(trained_run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    message = fails("generate", trained_run, "the", "--regex", "the")
+    assert "llguidance is not installed; pip install llguidance" in message

@@ -1,0 +1,133 @@
+"""Weights in 16, 8 and 4 bits: the arithmetic by hand, the kernels against it, whole models within bounds."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.helpers import shrink, tiny_models, write_one
+from wholegpt import presets
+from wholegpt.config import GenerationConfig, ModelConfig, WeightFormat
+from wholegpt.errors import ConfigError
+from wholegpt.model import Transformer, lay_out
+from wholegpt.model.layout import GROUP, INT8_ROWS, LAYOUTS, quantize_int4, quantize_int8
+from wholegpt.model.linear import Linear
+from wholegpt.tokenizers import byte_tokenizer
+
+LAID_OUT = [WeightFormat.bfloat16, WeightFormat.int8, WeightFormat.int4]
+BFLOAT16_STEP = 2**-8
+
+
+def models() -> dict[str, ModelConfig]:
+    """One of each kind, wide enough for groups of 4 bits."""
+    return {
+        name: shrink(config, vocab_size=257, context_length=64, d_model=64, n_heads=4, d_ff=0)
+        for name, config in tiny_models().items()
+    }
+
+
+def dequantized(linear: Linear, weights: WeightFormat) -> Tensor:
+    """The weights that the format stands for."""
+    weight = linear.weight.detach().float()
+    if weights is WeightFormat.int8:
+        levels, scale = quantize_int8(weight)
+        return levels * scale.float()[:, None]
+    if weights is WeightFormat.int4:
+        levels, scale, middle = quantize_int4(weight.view(len(weight), -1, GROUP))
+        values = (levels - 8) * scale.float()[..., None] + middle.float()[..., None]
+        return values.view_as(weight)
+    return weight.to(torch.bfloat16).float()
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.floats(1e-6, 1e4))
+def test_quantisation_is_off_by_half_a_step_at_most(
+    outputs: int, groups: int, seed: int, size: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    linear = Linear(groups * GROUP, outputs, bias=False)
+    linear.weight.data = torch.randn(outputs, groups * GROUP, generator=generator) * size
+    weight = linear.weight.detach()
+    step8 = weight.abs().amax(dim=1, keepdim=True) / 127
+    # A scale of 8 bits of precision may be short by 1/256 of the range at both ends.
+    bound = step8 / 2 + weight.abs() * BFLOAT16_STEP
+    assert ((dequantized(linear, WeightFormat.int8) - weight).abs() <= bound * 1.01).all()
+    grouped = weight.view(outputs, groups, GROUP)
+    extent = grouped.amax(-1, keepdim=True) - grouped.amin(-1, keepdim=True)
+    most = grouped.abs().amax(-1, keepdim=True)
+    difference = (dequantized(linear, WeightFormat.int4).view_as(grouped) - grouped).abs()
+    assert (difference <= (extent / 30 + (extent + most) * BFLOAT16_STEP) * 1.01).all()
+
+
+@pytest.mark.parametrize("weights", LAID_OUT)
+@pytest.mark.parametrize("rows", [1, 3, INT8_ROWS - 1, INT8_ROWS, 100])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 96), (32, 257), (256, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_compute_with_the_weights_they_stand_for(
+    weights: WeightFormat, rows: int, inputs: int, outputs: int, bias: bool
+) -> None:
+    """In float64 the same sum; the kernels round what they add up in float32, and the result, to bfloat16."""
+    torch.manual_seed(rows)
+    linear = Linear(inputs, outputs, bias=bias)
+    x = torch.randn(2, rows, inputs).to(torch.bfloat16)
+    with torch.inference_mode():
+        given = LAYOUTS[weights](linear)(x)
+    expected = x.double() @ dequantized(linear, weights).double().t()
+    if linear.bias is not None:
+        expected += linear.bias.detach().to(torch.bfloat16)
+    assert given.shape == (2, rows, outputs) and given.dtype is torch.bfloat16
+    scale = expected.abs().max()
+    assert (given.double() - expected).abs().max() <= 2 * BFLOAT16_STEP * scale
+
+
+@pytest.mark.parametrize("kind", models())
+@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 0.1), ("int8", 0.2), ("int4", 1.5)])
+def test_logits_stay_within_a_bound(kind: str, weights: str, bound: float) -> None:
+    """Of the logits' standard deviation; also through the cache, in one piece and token by token."""
+    torch.manual_seed(0)
+    model = Transformer(models()[kind]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    token_ids = torch.randint(257, (2, 40))
+    with torch.inference_mode():
+        exact = model(token_ids)
+        held = lay_out(copy.deepcopy(model), WeightFormat(weights))
+        cache = held.new_cache(2)
+        pieces = [held(piece, cache) for piece in token_ids.split([17, 1, 1, 21], dim=1)]
+    for logits in (held(token_ids), torch.cat(pieces, dim=1)):
+        difference = (logits.float() - exact).abs().max() / exact.std()
+        print(f"{kind}, {weights}: largest logit difference {difference:.3f} standard deviations")
+        assert 0 < difference <= bound
+
+
+@pytest.mark.parametrize("kind", models())
+@pytest.mark.parametrize("weights", LAID_OUT)
+def test_they_write(kind: str, weights: WeightFormat) -> None:
+    """Beyond the context, too."""
+    torch.manual_seed(0)
+    model = lay_out(Transformer(models()[kind]), weights)
+    written = write_one(model, byte_tokenizer(), "abc", GenerationConfig(max_tokens=80, min_tokens=80))
+    assert len(written.token_ids) == 80
+
+
+def test_a_format_that_the_sizes_do_not_allow() -> None:
+    with pytest.raises(ConfigError, match="groups of 32 do not divide a layer's 16 inputs"):
+        lay_out(Transformer(tiny_models()["modern"]), WeightFormat.int4)
+
+
+def test_memory_is_that_of_the_format() -> None:
+    """Bytes of the blocks' matrices: 2, 1 and ½ a weight, and the scales."""
+    config = presets.preset("gpt2-small")
+    config = shrink(config, vocab_size=64, d_model=128, n_heads=4, d_ff=512)
+    for weights, expected in (("bfloat16", 2), ("int8", 1), ("int4", 0.5 + 4 / GROUP)):
+        model = lay_out(Transformer(config), WeightFormat(weights))
+        layer = model.blocks[0].feed_forward.expand
+        held = [
+            tensor for name, tensor in vars(layer).items() if isinstance(tensor, Tensor) and name != "bias"
+        ]
+        total = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        if weights != "bfloat16":  # oneDNN's layout does not tell its size
+            assert total == pytest.approx(expected * 128 * 512, rel=0.02)

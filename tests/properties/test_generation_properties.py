@@ -1,0 +1,153 @@
+"""What must hold of every text: cached = uncached, batched = alone, streamed = whole, in float64 token for token."""
+
+import dataclasses
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import tiny_models, write_one
+from tests.parity.test_plain import randomized
+from wholegpt.config import GenerationConfig
+from wholegpt.console import Console
+from wholegpt.generation import Engine, GenerationRequest, Sampler, generate_ids
+from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
+from wholegpt.model import Transformer
+from wholegpt.tokenizers import character_tokenizer, train_character
+
+CPU, QUIET = torch.device("cpu"), Console(quiet=True)
+TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
+MODELS = {name: randomized(name) for name in tiny_models()}
+KINDS = st.sampled_from(sorted(MODELS))
+PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=20)
+
+
+def settings(max_tokens: int) -> st.SearchStrategy[dict[str, Any]]:
+    """Greedy and sampled, with and without what looks at the text so far."""
+    return st.fixed_dictionaries(
+        {
+            "max_tokens": st.integers(1, max_tokens),
+            "temperature": st.sampled_from([0.0, 0.7, 1.0]),
+            "top_k": st.sampled_from([0, 20]),
+            "top_p": st.sampled_from([1.0, 0.95]),
+            "repetition_penalty": st.sampled_from([1.0, 1.2]),
+            "stop": st.sampled_from([(), ("a",), ("bc", "7")]),
+            "seed": st.integers(0, 2**31),
+        }
+    )
+
+
+@given(KINDS, PROMPTS, settings(30))
+def test_cached_equals_uncached(kind: str, prompt: list[int], chosen: dict[str, Any]) -> None:
+    """Beyond the context too."""
+    config = GenerationConfig(**{**chosen, "stop": ()})
+    cached = write_one(MODELS[kind], TOKENIZER, prompt, config).token_ids
+    assert cached == list(generate_ids(MODELS[kind], prompt, Sampler(config, None, prompt), CPU))
+    assert len(cached) == config.max_tokens
+
+
+@pytest.mark.parametrize("kind", tiny_models())
+@pytest.mark.parametrize("context_length", [1, 2, 3])
+def test_the_smallest_windows(kind: str, context_length: int) -> None:
+    config = dataclasses.replace(tiny_models()[kind], context_length=context_length)
+    model = Transformer(config).double().eval()
+    greedy = GenerationConfig(max_tokens=9, temperature=0)
+    cached = write_one(model, TOKENIZER, [1, 2, 3, 4], greedy).token_ids
+    assert cached == list(generate_ids(model, [1, 2, 3, 4], Sampler(greedy), CPU))
+
+
+@given(
+    KINDS,
+    st.lists(st.tuples(PROMPTS, settings(20), st.integers(0, 9)), min_size=1, max_size=7),
+    st.integers(1, 4),
+    st.integers(1, 30),
+)
+def test_a_text_does_not_depend_on_its_companions(
+    kind: str,
+    requests: list[tuple[list[int], dict[str, Any], int]],
+    slots: int,
+    read_at_once: int,
+) -> None:
+    """Whatever comes when, in however many slots, and in whatever pieces the prompts are read."""
+    model = MODELS[kind]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
+        engine = Engine(model, TOKENIZER, CPU, slots=slots)
+        waiting = sorted(enumerate(requests), key=lambda one: one[1][2])
+        submitted: dict[int, GenerationRequest] = {}
+        for step in range(10_000):
+            while waiting and waiting[0][1][2] <= step:
+                number, (prompt, chosen, _) = waiting.pop(0)
+                submitted[number] = engine.submit(prompt, GenerationConfig(**chosen))
+            engine.step()
+            if not waiting and not engine.busy:
+                break
+    for number, (prompt, chosen, _) in enumerate(requests):
+        together = submitted[number].completion()
+        alone = write_one(model, TOKENIZER, prompt, GenerationConfig(**chosen))
+        assert (together.token_ids, together.text) == (alone.token_ids, alone.text)
+        assert together.finish_reason == alone.finish_reason != ""
+
+
+@given(KINDS, PROMPTS, settings(30))
+def test_streamed_equals_whole(kind: str, prompt: list[int], chosen: dict[str, Any]) -> None:
+    config, shown = GenerationConfig(**chosen), list[str]()
+    completion = write_one(MODELS[kind], TOKENIZER, prompt, config, shown.append)
+    assert "".join(shown) == completion.text
+    assert TOKENIZER.decode(completion.token_ids).startswith(completion.text)
+    assert not any(stop in completion.text for stop in config.stop)
+
+
+def test_end_of_text_ends_one_request_only() -> None:
+    tokenizer = train_character(["abc"])
+    config = dataclasses.replace(tiny_models()["gpt2"], vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(0)
+    model = Transformer(config).double().eval()
+    engine = Engine(model, tokenizer, CPU, slots=3)
+    requests = [engine.submit([0], GenerationConfig(5, 1.0, seed=seed)) for seed in range(20)]
+    engine.run()
+    reasons = {request.finish_reason for request in requests}
+    assert reasons == {"end_of_text", "length"}
+    lengths = {len(request.token_ids) for request in requests}
+    assert len(lengths) > 3
+
+
+@given(KINDS, KINDS, PROMPTS, settings(40), st.sampled_from(["lookup", "model", "oracle"]))
+def test_guesses_change_nothing(
+    kind: str, other: str, prompt: list[int], chosen: dict[str, Any], drafter: str
+) -> None:
+    """Greedy and sampled, whether the guesses are good or bad, beyond the context too."""
+    config, model = GenerationConfig(**chosen), MODELS[kind]
+    alone = write_one(model, TOKENIZER, prompt, config)
+    sampler = Sampler(config, TOKENIZER, prompt)
+    drafters: dict[str, Drafter] = {
+        "lookup": PromptLookup(1),
+        "model": DraftModel(MODELS[other], sampler, CPU),
+        "oracle": DraftModel(model, sampler, CPU),
+    }
+    guessed = write_one(model, TOKENIZER, prompt, config, drafter=drafters[drafter])
+    assert (guessed.token_ids, guessed.text) == (alone.token_ids, alone.text)
+    assert guessed.finish_reason == alone.finish_reason
+
+
+def test_right_guesses_save_steps() -> None:
+    """A model that writes what it has read is asked once for many tokens."""
+    model, calls = MODELS["modern"], 0
+    config = GenerationConfig(max_tokens=10, temperature=0)
+
+    class Knows:
+        def guess(self, token_ids: Sequence[int], most: int) -> list[int]:
+            return expected[len(token_ids) - 1 :][:most]
+
+        def learn(self, guessed: int, right: int) -> None:
+            nonlocal calls
+            calls += 1
+            assert guessed == right
+
+    expected = write_one(model, TOKENIZER, [3], config).token_ids
+    assert write_one(model, TOKENIZER, [3], config, drafter=Knows()).token_ids == expected
+    assert calls == 1
