@@ -101,7 +101,9 @@ class DraftModel:
         known = _common(self._read, token_ids[:-1])
         cache = self._cache = self._cache or self._model.new_cache(1)
         cache.lengths[0] = known
-        unread, guessed = list(token_ids[known:]), list[int]()
+        if len(token_ids) - known > 1:  # without the logits of each, as many as there are entries
+            self._model.read(torch.tensor([token_ids[known:-1]], device=self._device), cache)
+        unread, guessed = [token_ids[-1]], list[int]()
         n_prompt = len(self._sampler.prompt)
         while len(guessed) < length:
             logits = self._model(torch.tensor([unread], device=self._device), cache)[0, -1]
