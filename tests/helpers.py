@@ -136,8 +136,8 @@ class CountingCache:
     def rows(self, first: int, last: int) -> "CountingCache":
         return CountingCache(self.lengths[first:last])
 
-    def copy_row(self, source: int, target: int) -> None:
-        self.lengths[target] = self.lengths[source]
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
+        self.lengths[target] = self.lengths[source] if length is None else length
 
     def reorder(self, sources: Sequence[int]) -> None:
         self.lengths[: len(sources)] = self.lengths[list(sources)]

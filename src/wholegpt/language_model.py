@@ -115,7 +115,7 @@ class LanguageModel:
         """Continue each prompt, many at once; text i is drawn with ``seed`` + i. ``emit`` gets number and piece.
 
         ``template`` is a text with ``{prompt}`` in it, a file that holds one, or the name of one (``TEMPLATES`` of
-        ``wholegpt.generation.templates``), whose stop texts then count too. ``control`` asks for values of the fields
+        ``wholegpt.generation.templates``), whose stop texts then count too, unless a form says when the text ends. ``control`` asks for values of the fields
         that stood before the training texts: ``{"sentiment": "positive"}``. ``allow_special``: what looks like a
         special token in a prompt is one. ``draft`` guesses ahead, for the same texts in less time where it is right:
         "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on.
@@ -128,6 +128,10 @@ class LanguageModel:
         config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
         if isinstance(draft, LanguageModel) and draft.tokenizer.sha256 != self.tokenizer.sha256:
             raise ConfigError("draft has another vocabulary; its guesses would be other tokens")
+        if isinstance(draft, LanguageModel) and draft.model.device != self.model.device:
+            raise ConfigError(
+                f"draft is on {draft.model.device} and the model on {self.model.device}; load both on one"
+            )
         guesser = draft.model if isinstance(draft, LanguageModel) else draft
         configs = [dataclasses.replace(config, seed=config.seed + i) for i in range(len(prompts))]
         device = self.model.device
@@ -174,7 +178,8 @@ class LanguageModel:
         if template:
             stops = fill_template(template, "")[1]
             prompts = [fill_template(template, prompt)[0] for prompt in prompts]
-            chosen["stop"] = (*chosen.get("stop", ()), *stops)
+            if not (chosen.get("regex") or chosen.get("json_schema")):  # which say themselves when a text ends
+                chosen["stop"] = (*chosen.get("stop", ()), *stops)
         config = from_mapping(chosen, GenerationConfig(), "generate")
         header = header_for(control, self.control) if control else ""
         begun = {
@@ -336,7 +341,7 @@ def load(
     chosen = runtime.choose_device(device)
     if weights not in list(WeightFormat):
         raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
-    layout = runtime.decide_weights(WeightFormat(weights), chosen)
+    layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
     if threads:
         torch.set_num_threads(threads)
     if str(path) in presets.PRESETS:
@@ -344,12 +349,12 @@ def load(
         if config.vocab_size == 0:
             tokenizer = byte_tokenizer()
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
-        fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout)
+        fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
         return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic))
     folder = model_folder(Path(path), checkpoint, console or Console())
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
-    model = lay_out(loaded.model, layout)
+    model = lay_out(loaded.model, layout, numbers)
     return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.control)
 
 

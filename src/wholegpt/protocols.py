@@ -28,8 +28,8 @@ class Cache(Protocol):
         """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
         ...
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make sequence ``target`` hold what ``source`` does."""
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
+        """Make sequence ``target`` hold what ``source`` does, or its first ``length`` tokens."""
         ...
 
     def clear(self) -> None:

@@ -65,13 +65,17 @@ def decide_precision(precision: PrecisionConfig, device: torch.device) -> Precis
     return dataclasses.replace(precision, dtype=dtype, attention=attention)
 
 
-def decide_weights(weights: WeightFormat, device: torch.device) -> WeightFormat:
-    """``weights`` without automatic: bfloat16 where ``device`` multiplies in it. Raises ``NumericsError`` as above."""
-    dtype = {WeightFormat.automatic: Dtype.automatic, WeightFormat.float32: Dtype.float32}.get(
-        weights, Dtype.bfloat16
-    )
-    decided = decide_precision(PrecisionConfig(dtype=dtype), device).dtype
-    return WeightFormat(decided) if weights is WeightFormat.automatic else weights
+def decide_weights(weights: WeightFormat, device: torch.device) -> tuple[WeightFormat, torch.dtype]:
+    """``weights`` without automatic, and the number format of all else: bfloat16 where ``device`` multiplies in it.
+
+    Raises ``NumericsError`` for bfloat16 weights where it does not.
+    """
+    wanted = {WeightFormat.automatic: Dtype.automatic, WeightFormat.bfloat16: Dtype.bfloat16}
+    if weights is WeightFormat.float32:
+        return weights, torch.float32
+    dtype = decide_precision(PrecisionConfig(dtype=wanted.get(weights, Dtype.automatic)), device).dtype
+    chosen = WeightFormat(dtype) if weights is WeightFormat.automatic else weights
+    return chosen, torch.bfloat16 if dtype is Dtype.bfloat16 else torch.float32
 
 
 def choose_device(name: str = "automatic") -> torch.device:

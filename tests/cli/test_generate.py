@@ -77,8 +77,15 @@ def test_probabilities_for_people(capsys: pytest.CaptureFixture[str], trained_ru
     assert out.startswith("the ") and out.count(" bits  ") == 4 and "%" in out
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-def test_formats_of_weights_write(written: Callable[..., dict[str, Any]], weights: str) -> None:
+FORMATS = [("bfloat16", True), ("int8", True), ("int8", False)]
+"""A format of weights, and whether the processor multiplies in bfloat16, as far as the program knows."""
+
+
+@pytest.mark.parametrize(("weights", "bfloat16"), FORMATS)
+def test_formats_of_weights_write(
+    written: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, weights: str, bfloat16: bool
+) -> None:
+    monkeypatch.setattr("wholegpt.runtime.has_bfloat16", lambda device: bfloat16)
     (made,) = written("the ", "--max-tokens", "5", "--min-tokens", "5", "--weights", weights)["completions"]
     assert len(made["token_ids"]) == 5
 
@@ -108,6 +115,10 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
         (["--beams", "2", "--completions", "3"], "2 beams find so many texts at most"),
         (["--beams", "2", "--draft", "prompt"], "--draft mean nothing for beam search"),
         (["--beams", "2", "--top-k", "3"], "top_k means nothing for beam search"),
+        (["--beams", "2", "--alternatives", "3"], "alternatives means nothing for beam search"),
+        (["--weights", "nothing"], "nothing"),
+        (["--alternatives", "3"], "are shown by --show-probabilities or --json"),
+        (["--length-penalty", "2"], "give both or neither"),
         (["--beams", "2", "--max-tokens", "5000"], "beam search needs room"),
         (["--draft", "nothing"], "nothing: no such run"),
         (["--weights", "int4"], "groups of 32 do not divide"),
@@ -141,10 +152,12 @@ def test_more_texts_than_memory_holds_wait(
     assert [one.text for one in few] == [one.text for one in free]
 
 
-@pytest.mark.parametrize(("weights", "most"), [("bfloat16", 0.01), ("int8", 0.02)])
+@pytest.mark.parametrize(("weights", "bfloat16"), FORMATS)
 def test_what_fewer_bits_cost_is_measured(
-    trained_run: Path, text_file: Path, weights: str, most: float
+    trained_run: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, weights: str, bfloat16: bool
 ) -> None:
+    monkeypatch.setattr("wholegpt.runtime.has_bfloat16", lambda device: bfloat16)
+    most = 0.01 if weights == "bfloat16" else 0.02
     exact = wg.load(trained_run).evaluate(text_file, dtype=Dtype.float32, console=QUIET)
     held = wg.load(trained_run, weights=weights).evaluate(text_file, console=QUIET)
     assert held.tokens == exact.tokens

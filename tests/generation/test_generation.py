@@ -59,6 +59,16 @@ def test_end_of_text_ends() -> None:
     assert write("hi", then_end=True, max_tokens=50) == ("end_of_text", "hi")
 
 
+def test_choices_spell_the_text() -> None:
+    """A character comes with its last token; what ends the text is listed too."""
+    tokenizer = byte_tokenizer()
+    config = GenerationConfig(50, 0, stop=("!",), alternatives=2)
+    for script, listed, text in (("é.", ["", "é", ".", "<|endoftext|>"], "é."), ("a!b", ["a", "!"], "a")):
+        made = write_one(Parrot(tokenizer, script, then_end=True), tokenizer, "x", config)
+        assert [one.text for one in made.choices] == listed and made.text == text
+        assert all(one.surprisal_bits == 0 and one.alternatives[0][1] == 1 for one in made.choices)
+
+
 def test_no_stop_before_the_least_length() -> None:
     assert write("a.b.c.", stop=(".",)) == ("stop", "a")
     assert write("a.b.c.", stop=(".",), min_tokens=2) == ("stop", "a.b")

@@ -83,8 +83,17 @@ def test_layers_compute_with_the_weights_they_stand_for(
 
 
 @pytest.mark.parametrize("kind", models())
-@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 0.1), ("int8", 0.2), ("int4", 1.5)])
-def test_logits_stay_within_a_bound(kind: str, weights: str, bound: float) -> None:
+@pytest.mark.parametrize(
+    ("weights", "numbers", "bound"),
+    [
+        ("bfloat16", torch.bfloat16, 0.1),
+        ("int8", torch.bfloat16, 0.2),
+        ("int8", torch.float32, 0.2),
+        ("int4", torch.bfloat16, 1.5),
+        ("int4", torch.float32, 1.5),
+    ],
+)
+def test_logits_stay_within_a_bound(kind: str, weights: str, numbers: torch.dtype, bound: float) -> None:
     """Of the logits' standard deviation; also through the cache, in one piece and token by token."""
     torch.manual_seed(0)
     model = Transformer(models()[kind]).eval()
@@ -94,12 +103,12 @@ def test_logits_stay_within_a_bound(kind: str, weights: str, bound: float) -> No
     token_ids = torch.randint(257, (2, 40))
     with torch.inference_mode():
         exact = model(token_ids)
-        held = lay_out(copy.deepcopy(model), WeightFormat(weights))
+        held = lay_out(copy.deepcopy(model), WeightFormat(weights), numbers)
         cache = held.new_cache(2)
         pieces = [held(piece, cache) for piece in token_ids.split([17, 1, 1, 21], dim=1)]
     for logits in (held(token_ids), torch.cat(pieces, dim=1)):
         difference = (logits.float() - exact).abs().max() / exact.std()
-        print(f"{kind}, {weights}: largest logit difference {difference:.3f} standard deviations")
+        print(f"{kind}, {weights} and {numbers}: largest logit difference {difference:.3f} standard deviations")
         assert 0 < difference <= bound
 
 

@@ -62,18 +62,21 @@ def test_the_smallest_windows(kind: str, context_length: int) -> None:
 
 @given(
     KINDS,
+    st.lists(st.integers(0, 36), max_size=20),
     st.lists(st.tuples(PROMPTS, settings(20), st.integers(0, 9)), min_size=1, max_size=7),
     st.integers(1, 4),
     st.integers(1, 30),
 )
 def test_a_text_does_not_depend_on_its_companions(
     kind: str,
-    requests: list[tuple[list[int], dict[str, Any], int]],
+    beginning: list[int],
+    ends: list[tuple[list[int], dict[str, Any], int]],
     slots: int,
     read_at_once: int,
 ) -> None:
-    """Whatever comes when, in however many slots, and in whatever pieces the prompts are read."""
+    """Whatever comes when, in however many slots, in whatever pieces the prompts are read, or copied where alike."""
     model = MODELS[kind]
+    requests = [(beginning + end, chosen, arrival) for end, chosen, arrival in ends]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
         engine = Engine(model, TOKENIZER, CPU, slots=slots)
@@ -91,6 +94,16 @@ def test_a_text_does_not_depend_on_its_companions(
         alone = write_one(model, TOKENIZER, prompt, GenerationConfig(**chosen))
         assert (together.token_ids, together.text) == (alone.token_ids, alone.text)
         assert together.finish_reason == alone.finish_reason != ""
+
+
+def test_what_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = MODELS["modern"], list[int]()
+    monkeypatch.setattr(model, "read", lambda ids, cache: read.append(ids.numel()) or cache.advance(ids.numel()))
+    engine = Engine(model, TOKENIZER, CPU, slots=4)
+    for end in ([], [5], [5, 6, 7], [8]):
+        engine.submit([*range(20, 25), *end], GenerationConfig(5))
+    engine.run()
+    assert read == [4, 1, 2]  # all but the last token of each: the last of the four has all of it from the second
 
 
 @given(KINDS, PROMPTS, settings(30))

@@ -91,6 +91,10 @@ def generate(
     for name, value, least in (("completions", completions, 1), ("beams", beams, 0)):
         if value < least:
             raise ConfigError(f"--{name} is {value}; expected at least {least}")
+    if length_penalty != 1 and not beams:
+        raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
+    if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
+        raise ConfigError("--alternatives are shown by --show-probabilities or --json; add one")
     asked = {"template": template, "control": _control(control), "allow_special": allow_special}
     shown = fill_template(template, prompt)[0] if template else prompt
     chosen = {**to_mapping(settings), "json_schema": _schema_text(settings.json_schema)}
@@ -147,7 +151,9 @@ def _show(
 ) -> None:
     """The texts, or the end of the one that was ``written`` as it came."""
     if show_probabilities and not common.json:
-        for one in texts:
+        for number, one in enumerate(texts):
+            if number:
+                print(BETWEEN_TEXTS, end="")
             _show_probabilities(shown, one.choices)
         return
     rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)

@@ -77,6 +77,8 @@ def evaluate(
     """
     from wholegpt.language_model import load, task_file
 
+    if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
+        raise ConfigError(f"--dtype changes nothing where weights are {weights}; leave one out")
     settings = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     generation = _settings(max_tokens=max_tokens, stop=stop)
     task_settings = _settings(shots=shots, examples=examples, **generation)

@@ -154,9 +154,9 @@ def _check(
         raise ConfigError(
             f"length_penalty is {length_penalty}; expected -{MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}"
         )
-    for name in ("top_k", "top_p", "min_p", "max_seconds"):
+    for name in ("top_k", "top_p", "min_p", "max_seconds", "alternatives"):
         if getattr(config, name) != getattr(GenerationConfig, name):
-            raise ConfigError(f"{name} means nothing for beam search, which draws nothing; leave it out")
+            raise ConfigError(f"{name} means nothing for beam search; leave it out")
     needed = len(prompt_ids) + config.max_tokens
     if needed > model.context_length:
         raise ConfigError(

@@ -31,6 +31,8 @@ MOST_WORK = 5_000_000
 ONE_SPACE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """White space in JSON: at most a space after a comma or a colon."""
 _vocabularies: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()
+_last_read: "WeakKeyDictionary[Tokenizer, tuple[str, LLMatcher]]" = WeakKeyDictionary()
+"""The grammar that was read last for a vocabulary: many texts are of one form, and copies cost nothing."""
 
 
 class Constraint:
@@ -53,7 +55,7 @@ class Constraint:
                 f"{self.name} needs a tokenizer whose tokens spell their text; this one sets spaces between words"
             )
         self._grammar = f'%llguidance {{"no_forcing": true}}\nstart: {_rule(config)}'
-        self._vocabulary = _vocabulary(tokenizer)
+        self._tokenizer = tokenizer
         self._end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
         self._start()
         if self.complete([]):
@@ -75,10 +77,7 @@ class Constraint:
         return self._may_end and not self._may_go_on
 
     def _start(self) -> None:
-        from llguidance import LLMatcher, LLParserLimits
-
-        limits = LLParserLimits(step_lexer_fuel=MOST_WORK, verbose_errors=False)
-        self._matcher = LLMatcher(self._vocabulary, self._grammar, log_level=0, limits=limits)
+        self._matcher = _matcher(self._tokenizer, self._grammar)
         self._followed: list[int] = []
         self._look()
 
@@ -99,7 +98,7 @@ class Constraint:
     def _look(self) -> None:
         """Find out what may follow. The library's own end-of-text is one past the vocabulary."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(bits, count=self._vocabulary.vocab_size, bitorder="little").view(np.bool_)
+        allowed = np.unpackbits(bits, count=self._tokenizer.vocab_size + 1, bitorder="little").view(np.bool_)
         if self._matcher.is_error():
             raise ConfigError(f"{self.name}: {_problem(self._matcher)}")
         self._may_end, self._may_go_on = bool(allowed[-1]), bool(allowed[:-1].any())
@@ -118,6 +117,18 @@ def _rule(config: GenerationConfig) -> str:
         return f"/{regex_to_lark(config.regex, '')}/"
     except UnicodeEncodeError:
         raise ConfigError("regex: holds a lone surrogate, which is not a character") from None
+
+
+def _matcher(tokenizer: Tokenizer, grammar: str) -> "LLMatcher":
+    """What follows a text of ``grammar`` from its beginning."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    known, matcher = _last_read.get(tokenizer, ("", None))
+    if matcher is None or known != grammar:
+        limits = LLParserLimits(step_lexer_fuel=MOST_WORK, verbose_errors=False)
+        matcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
+        _last_read[tokenizer] = grammar, matcher
+    return matcher.deep_copy()
 
 
 def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":

@@ -11,7 +11,7 @@ import torch
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation.request import GenerationRequest
-from wholegpt.generation.speculation import Drafter
+from wholegpt.generation.speculation import Drafter, common_length
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -123,10 +123,28 @@ class Engine:
             if not self._reading:
                 if not self._waiting or len(self._running) == self.slots:
                     return
-                self._running.append(self._waiting.popleft())
-                self._running[-1].begin()
-                self._pool.rows(len(self._running) - 1, len(self._running)).clear()
+                self._begin(self._waiting.popleft())
             left -= self._read(len(self._running) - 1, left)
+
+    def _begin(self, request: GenerationRequest) -> None:
+        """Give a request the next slot; what a companion's prompt begins with too is copied, not read again."""
+        row = len(self._running)
+        self._running.append(request)
+        request.begin()
+        self._pool.rows(row, row + 1).clear()
+        lengths = [self._common_beginning(request, other) for other in range(row)]
+        if any(lengths):
+            longest = max(lengths)
+            self._pool.copy_row(lengths.index(longest), row, longest)
+            request.unread = request.unread[longest:]
+
+    def _common_beginning(self, request: GenerationRequest, other: int) -> int:
+        """How much of what a new request reads stands at the beginning of another one's slot."""
+        companion = self._running[other]
+        window = companion.prompt_ids[-self.model.context_length :]
+        if len(window) + len(companion.token_ids) > self.capacity:
+            return 0  # its window has moved on
+        return common_length(window[:-1], request.unread[:-1])
 
     def _read(self, row: int, most: int) -> int:
         request = self._running[row]

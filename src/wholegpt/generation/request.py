@@ -23,7 +23,7 @@ class TokenChoice:
 
     token_id: int
     text: str
-    """U+FFFD stands for the bytes of half a character."""
+    """What it adds to the text: a character comes with the token that completes it. End-of-text has its name here."""
     surprisal_bits: float
     """−log₂ p."""
     alternatives: list[tuple[str, float]]
@@ -43,7 +43,7 @@ class Completion:
     tokens_per_second: float
     """Tokens drawn over wall clock, reading the prompt included."""
     choices: list[TokenChoice]
-    """One for each token, where ``alternatives`` asks for them."""
+    """One for each token drawn, end-of-text and those of a stop text included, where ``alternatives`` asks for them."""
 
 
 class InterruptedWriting(KeyboardInterrupt):
@@ -108,9 +108,9 @@ class GenerationRequest:
         right = 0
         for guess in [*guessed, None]:
             token_id = self.sampler.draw(logits[right], self.token_ids)
-            if self.config.alternatives and token_id != self._end_of_text_id:
-                self._choices.append(self._choice(logits[right], token_id))
-            self.accept(token_id)
+            piece = self.accept(token_id)
+            if self.config.alternatives:
+                self._choices.append(self._choice(logits[right], token_id, piece))
             if token_id != guess or self.finish_reason:
                 break
             right += 1
@@ -120,26 +120,27 @@ class GenerationRequest:
             self._drafter = None  # and its memory
         return right + 1
 
-    def _choice(self, logits: Float[Tensor, " V"], token_id: int) -> TokenChoice:
+    def _choice(self, logits: Float[Tensor, " V"], token_id: int, piece: str) -> TokenChoice:
         log_probabilities = torch.log_softmax(logits, dim=-1)
         likeliest = log_probabilities.topk(min(self.config.alternatives, len(logits)))
         others = zip(likeliest.indices.tolist(), likeliest.values.exp().tolist(), strict=True)
         return TokenChoice(
             token_id,
-            self._tokenizer.decode([token_id]),
+            piece,
             -float(log_probabilities[token_id]) / math.log(2),
             [(self._tokenizer.decode([other]), probability) for other, probability in others],
         )
 
-    def accept(self, token_id: int) -> None:
-        """Add a token that was drawn; sets ``finish_reason`` where the text ends with it."""
+    def accept(self, token_id: int) -> str:
+        """Add a token that was drawn; sets ``finish_reason`` where the text ends with it. Returns what it adds."""
         self._ended = time.perf_counter()
         if token_id == self._end_of_text_id:
             self._finish("end_of_text")
-            return
+            return self._tokenizer.decode([token_id])
         self.token_ids.append(token_id)
         self.unread = [token_id]
-        self._show(self._decoder.push(token_id))
+        piece = self._decoder.push(token_id)
+        self._show(piece)
         if self._stops.found:
             self.finish_reason = "stop"
         elif self.sampler.complete(self.token_ids):
@@ -148,6 +149,7 @@ class GenerationRequest:
             self._finish("time")
         elif len(self.token_ids) == self.config.max_tokens:
             self._finish("length")
+        return piece
 
     def _finish(self, reason: str) -> None:
         if reason not in ("length", "time"):  # which may cut a character in two: half of it is not shown

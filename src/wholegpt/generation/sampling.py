@@ -4,6 +4,7 @@ Logits are of shape (V,), for one sequence.
 """
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Sampler:
         config = self.config
         self._token_bytes = tokenizer.token_bytes if config.banned or config.forced else []
         self._end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
-        self._banned = [BannedText(text, self._token_bytes) for text in config.banned]
+        self._banned = [_banned_text(text, tokenizer) for text in config.banned]
         for text in config.forced:
             token_ids = tokenizer.encode(text)
             # As the tokens spell it: a tokenizer may lower-case, for one.
@@ -164,17 +165,32 @@ class Sampler:
         return [token_ids for content, token_ids in self._forced if content not in text]
 
 
+_known_banned: "WeakKeyDictionary[Tokenizer, dict[str, BannedText]]" = WeakKeyDictionary()
+
+
+def _banned_text(text: str, tokenizer: Tokenizer) -> "BannedText":
+    """Of many requests with the same banned text, only the first looks through the vocabulary."""
+    known = _known_banned.setdefault(tokenizer, {})
+    if text not in known:
+        known[text] = BannedText(text, tokenizer.token_bytes)
+    return known[text]
+
+
 class BannedText:
     """A text that is never completed, in whatever tokens."""
 
     def __init__(self, text: str, token_bytes: Sequence[bytes]) -> None:
         self._content, self._token_bytes = text.encode(), token_bytes
-        tokens = list(enumerate(token_bytes))
-        self._holding = [token_id for token_id, content in tokens if self._content in content]
-        self._after = [
-            [token_id for token_id, content in tokens if content.startswith(self._content[begun:])]
-            for begun in range(1, len(self._content))
-        ]
+        rests = {self._content[begun:]: begun for begun in range(1, len(self._content))}
+        self._holding: list[int] = []
+        self._after: list[list[int]] = [[] for _ in range(len(self._content))]
+        for token_id, content in enumerate(token_bytes):
+            if self._content in content:
+                self._holding.append(token_id)
+            for length in range(1, len(content) + 1):
+                begun = rests.get(content[:length])
+                if begun is not None:
+                    self._after[begun].append(token_id)
 
     def completing(self, token_ids: Sequence[int]) -> list[int]:
         """The tokens that would complete the text after ``token_ids``."""
@@ -184,7 +200,7 @@ class BannedText:
                 break
             end = self._token_bytes[token_id] + end
         found = list(self._holding)
-        for begun, following in enumerate(self._after, 1):
-            if end.endswith(self._content[:begun]):
+        for begun, following in enumerate(self._after):
+            if following and end.endswith(self._content[:begun]):
                 found += following
         return found

@@ -98,7 +98,7 @@ class DraftModel:
         length = min(self._eagerness.length(), most, self._model.context_length - len(token_ids))
         if length <= 0:
             return []
-        known = _common(self._read, token_ids[:-1])
+        known = common_length(self._read, token_ids[:-1])
         cache = self._cache = self._cache or self._model.new_cache(1)
         cache.lengths[0] = known
         if len(token_ids) - known > 1:  # without the logits of each, as many as there are entries
@@ -118,7 +118,7 @@ class DraftModel:
         self._eagerness.learn(guessed, right)
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common beginning."""
     return next(
         (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))

@@ -102,12 +102,12 @@ class KeyValueCache:
         some = slice(first, last)
         return KeyValueCache(self.keys[:, some], self.values[:, some], self.lengths[some], self.bounded)
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make sequence ``target`` hold what ``source`` does."""
-        length = min(int(self.lengths[source]), self.capacity)
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
+        """Make sequence ``target`` hold what ``source`` does, or its first ``length`` positions."""
+        length = int(self.lengths[source]) if length is None else length
         for held in (self.keys, self.values):
             held[:, target, :, :length] = held[:, source, :, :length]
-        self.lengths[target] = self.lengths[source]
+        self.lengths[target] = length
 
     def reorder(self, sources: Sequence[int]) -> None:
         """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
