@@ -23,6 +23,9 @@ from wholegpt.metrics import Estimate, bootstrap_ratio
 
 LABELS = ("negative", "positive")
 COPIED_WORDS = 8
+WORDS = 110
+"""Tokens a text has at most; with the header they fit the context."""
+GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 QUIET = Console(quiet=True)
 SETTINGS: dict[str, Any] = {
     "data": {"control": ["sentiment"]},
@@ -57,14 +60,19 @@ def learned_judge(sentences: Labelled) -> Any:
     return judge.fit(*zip(*sentences, strict=True))
 
 
-def written(lm: wg.LanguageModel, asked: list[int], controlled: bool) -> list[str]:
-    """A text for each label asked for; without control the model's own line before it is taken off."""
-    texts: list[str] = []
-    for seed, label in enumerate(asked):
-        control = {"sentiment": LABELS[label]} if controlled else {}
-        text = lm.generate(control=control, temperature=1, max_tokens=240, seed=seed, console=QUIET).text
-        texts.append(text if controlled else text.partition("\n")[2])
-    return texts
+def written(lm: wg.LanguageModel, label: int, count: int, guidance: float) -> list[str]:
+    """Texts with a label."""
+    control = {"sentiment": LABELS[label]}
+    made = lm.generate_all(
+        [""] * count, control=control, guidance=guidance, temperature=1, max_tokens=WORDS, console=QUIET
+    )
+    return [one.text for one in made]
+
+
+def written_freely(lm: wg.LanguageModel, count: int) -> list[str]:
+    """Texts of which nothing was asked; a line that the model sets before one is taken off."""
+    made = lm.generate_all([""] * count, temperature=1, max_tokens=WORDS, console=QUIET)
+    return [one.text.partition("\n")[2] or one.text for one in made]
 
 
 def obeyed(judge: Any, texts: Sequence[str], asked: Sequence[int]) -> np.ndarray:
@@ -94,31 +102,35 @@ def main() -> None:
         run = wg.train(path, config=wg.configure(settings), out=Path(folder) / "run", console=QUIET)
         seconds = time.perf_counter() - started
         lm = wg.load(run.path, checkpoint="last", threads=threads, console=QUIET)
-    asked = [number % 2 for number in range(samples)]
-    texts = written(lm, asked, controlled=True)
-    without = written(lm, asked, controlled=False)
-    overlaps = contamination(([text] for text in sentences), ([text] for text in texts), COPIED_WORDS)
-    new = np.array([one.found == 0 for one in overlaps])
-    hits = obeyed(judge, texts, asked)
-    listed = [f'- {LABELS[label]}: "{text}"' for text, label in zip(texts[:6], asked, strict=False)]
+    rows: list[str] = []
+    listed: list[str] = []
+    asked = np.repeat([0, 1], samples // 2)
+    for guidance in GUIDANCE:
+        texts = [text for label in (0, 1) for text in written(lm, label, samples // 2, guidance)]
+        overlaps = contamination(([text] for text in sentences), ([text] for text in texts), COPIED_WORDS)
+        new = np.array([one.found == 0 for one in overlaps])
+        hits = obeyed(judge, texts, asked)
+        words = len({word for text in texts for word in text.split()})
+        rows.append(f"| {guidance:g} | {share(hits[new])} | {share(hits)} | {words:,} |")
+        listed += [f'- {guidance:g}, {LABELS[asked[i]]}: "{texts[i]}"' for i in (0, 1, -2, -1)]
+    free = obeyed(judge, written_freely(lm, samples), np.arange(samples) % 2)
     publish(
         "Control",
         "\n".join(
             [
                 f"{machine_line()} SST-2's sentences with `--data.control sentiment`: a model of 4 layers, 256 wide, "
                 f"learns from nine tenths of {len(of_model):,} of them ({seconds:.0f} s), a judge (logistic regression "
-                "on runs of words and of characters) from the other half. Texts are drawn at temperature 1 from the "
-                "model's last weights, every second one positive; new are those that share no "
-                f"{COPIED_WORDS} words in a row with its half. 95% intervals.",
+                "on runs of words and of characters) from the other half; it finds the label of "
+                f"{share(obeyed(judge, sentences, labels))} of the model's half of the sentences, and of "
+                f"{share(free)} texts of which nothing was asked, where every second label is taken for right. Texts are "
+                "drawn at temperature 1 from the model's last weights, half of them positive; new are those that share "
+                f"no {COPIED_WORDS} words in a row with its half. 95% intervals.",
                 "",
-                "| the judge finds the label | share |",
-                "| --- | ---: |",
-                f"| of the model's half of the sentences | {share(obeyed(judge, sentences, labels))} |",
-                f"| asked for, in new texts | {share(hits[new])} |",
-                f"| asked for, in all texts | {share(hits)} |",
-                f"| not asked for, in texts without control | {share(obeyed(judge, without, asked))} |",
+                "| guidance | new texts that the judge gives the label asked for | all texts | different words |",
+                "| ---: | ---: | ---: | ---: |",
+                *rows,
                 "",
-                "The first texts:",
+                "The first two and last two texts of each:",
                 "",
                 *listed,
             ]

@@ -126,6 +126,8 @@ def _check_control(data: DataConfig) -> None:
         raise ConfigError(
             f"data.control is {list(names)}; expected different names of fields, none empty, each on one line"
         )
+    omitted = data.control_omitted
+    _require("data.control_omitted", omitted, 0 <= omitted < 1, "at least 0 and below 1")
     if data.text_field in names:
         raise ConfigError(f"data.control names '{data.text_field}', which is the text itself; leave it out")
 

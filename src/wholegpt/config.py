@@ -247,6 +247,8 @@ class DataConfig:
     control: tuple[str, ...] = ()
     """Fields of the records, such as sentiment or domain, that stand as one line before each document's text, so that
     `generate --control` can ask for them. `length` (short, medium, long) is derived where records have none."""
+    control_omitted: float = 0.1
+    """Share of the documents that stand without this line, for `generate --guidance`, which compares both."""
     clean: Clean = "none"
     """Repair text as GPT-1's was (ftfy): characters decoded wrongly, curled quotes, ligatures, HTML entities."""
     deduplicate: Deduplicate = "none"

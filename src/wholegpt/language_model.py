@@ -44,10 +44,12 @@ from wholegpt.evaluation import (
 )
 from wholegpt.evaluation.perplexity import scoring_windows
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
+from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Transformer, lay_out
+from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class LanguageModel:
         *,
         template: str = "",
         control: Mapping[str, object] = NO_CONTROL,
+        guidance: float = 1.0,
         allow_special: bool = False,
         draft: "LanguageModel | str" = "",
         emit: Callable[[int, str], None] | None = None,
@@ -115,10 +118,12 @@ class LanguageModel:
         """Continue each prompt, many at once; text i is drawn with ``seed`` + i. ``emit`` gets number and piece.
 
         ``template`` is a text with ``{prompt}`` in it, a file that holds one, or the name of one (``TEMPLATES`` of
-        ``wholegpt.generation.templates``), whose stop texts then count too, unless a form says when the text ends. ``control`` asks for values of the fields
-        that stood before the training texts: ``{"sentiment": "positive"}``. ``allow_special``: what looks like a
-        special token in a prompt is one. ``draft`` guesses ahead, for the same texts in less time where it is right:
-        "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on.
+        ``wholegpt.generation.templates``), whose stop texts then count too, unless a form says when the text ends.
+        ``control`` asks for values of the fields that stood before the training texts: ``{"sentiment": "positive"}``; a
+        ``guidance`` above 1 makes texts more of that than those were (``wholegpt.generation.guidance``), in twice the
+        time. ``allow_special``: what looks like a special token in a prompt is one. ``draft`` guesses ahead, for the
+        same texts in less time where it is right: "prompt" looks for the last tokens further up, a smaller model of
+        the same vocabulary writes on.
 
         ``settings`` are the fields of ``GenerationConfig`` by name: ``max_tokens``, ``temperature``, ``top_p``,
         ``stop``, ``json_schema`` (as text or mapping), ``seed`` and so on. Raises ``ConfigError`` for one that does
@@ -126,6 +131,7 @@ class LanguageModel:
         """
         console = console or Console()
         config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
+        model = self._guided(control, encoded, config, guidance)
         if isinstance(draft, LanguageModel) and draft.tokenizer.sha256 != self.tokenizer.sha256:
             raise ConfigError("draft has another vocabulary; its guesses would be other tokens")
         if isinstance(draft, LanguageModel) and draft.model.device != self.model.device:
@@ -135,7 +141,7 @@ class LanguageModel:
         guesser = draft.model if isinstance(draft, LanguageModel) else draft
         configs = [dataclasses.replace(config, seed=config.seed + i) for i in range(len(prompts))]
         device = self.model.device
-        return generate(self.model, self.tokenizer, encoded, configs, device, console, emit, guesser)
+        return generate(model, self.tokenizer, encoded, configs, device, console, emit, guesser)
 
     def beam_search(
         self,
@@ -145,6 +151,7 @@ class LanguageModel:
         length_penalty: float = 1.0,
         template: str = "",
         control: Mapping[str, object] = NO_CONTROL,
+        guidance: float = 1.0,
         allow_special: bool = False,
         console: Console | None = None,
         **settings: Any,
@@ -155,8 +162,9 @@ class LanguageModel:
         """
         console = console or Console()
         config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
+        model = self._guided(control, encoded, config, guidance)
         return beam_search(
-            self.model, self.tokenizer, encoded[0], config, beams, length_penalty, self.model.device, console
+            model, self.tokenizer, encoded[0], config, beams, length_penalty, self.model.device, console
         )
 
     def _prepared(
@@ -178,7 +186,9 @@ class LanguageModel:
         if template:
             stops = fill_template(template, "")[1]
             prompts = [fill_template(template, prompt)[0] for prompt in prompts]
-            if not (chosen.get("regex") or chosen.get("json_schema")):  # which say themselves when a text ends
+            if not (
+                chosen.get("regex") or chosen.get("json_schema")
+            ):  # which say themselves when a text ends
                 chosen["stop"] = (*chosen.get("stop", ()), *stops)
         config = from_mapping(chosen, GenerationConfig(), "generate")
         header = header_for(control, self.control) if control else ""
@@ -187,6 +197,16 @@ class LanguageModel:
             for prompt in dict.fromkeys(prompts)
         }
         return config, [begun[prompt] for prompt in prompts]
+
+    def _guided(
+        self,
+        control: Mapping[str, object],
+        prompts: list[list[int]],
+        config: GenerationConfig,
+        guidance: float,
+    ) -> CausalLanguageModel:
+        header = header_for(control, self.control) if control else ""
+        return guided(self.model, self.tokenizer, header, prompts, config, guidance)
 
     def score(self, text: str) -> TokenScores:
         """The surprisal of each token of ``text``, in float32, or in the format that the weights are laid out in."""

@@ -108,7 +108,9 @@ def test_logits_stay_within_a_bound(kind: str, weights: str, numbers: torch.dtyp
         pieces = [held(piece, cache) for piece in token_ids.split([17, 1, 1, 21], dim=1)]
     for logits in (held(token_ids), torch.cat(pieces, dim=1)):
         difference = (logits.float() - exact).abs().max() / exact.std()
-        print(f"{kind}, {weights} and {numbers}: largest logit difference {difference:.3f} standard deviations")
+        print(
+            f"{kind}, {weights} and {numbers}: largest logit difference {difference:.3f} standard deviations"
+        )
         assert 0 < difference <= bound
 
 

@@ -98,12 +98,18 @@ def test_a_text_does_not_depend_on_its_companions(
 
 def test_what_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = MODELS["modern"], list[int]()
-    monkeypatch.setattr(model, "read", lambda ids, cache: read.append(ids.numel()) or cache.advance(ids.numel()))
+    monkeypatch.setattr(
+        model, "read", lambda ids, cache: read.append(ids.numel()) or cache.advance(ids.numel())
+    )
     engine = Engine(model, TOKENIZER, CPU, slots=4)
     for end in ([], [5], [5, 6, 7], [8]):
         engine.submit([*range(20, 25), *end], GenerationConfig(5))
     engine.run()
-    assert read == [4, 1, 2]  # all but the last token of each: the last of the four has all of it from the second
+    assert read == [
+        4,
+        1,
+        2,
+    ]  # all but the last token of each: the last of the four has all of it from the second
 
 
 @given(KINDS, PROMPTS, settings(30))

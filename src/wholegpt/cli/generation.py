@@ -39,6 +39,7 @@ def generate(
     *,
     template: str = "",
     control: tuple[str, ...] = (),
+    guidance: float = 1.0,
     allow_special: Annotated[bool, Parameter(negative="")] = False,
     completions: int = 1,
     beams: int = 0,
@@ -64,6 +65,8 @@ def generate(
     control
         A value of a field that stood before the training texts (data.control), as FIELD=VALUE; may be given several
         times.
+    guidance
+        Above 1, texts are more of what --control asks for than the training texts were (2 is much), in twice the time.
     allow_special
         Take what looks like a special token in the prompt, such as <|endoftext|>, for one.
     completions
@@ -95,7 +98,12 @@ def generate(
         raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
         raise ConfigError("--alternatives are shown by --show-probabilities or --json; add one")
-    asked = {"template": template, "control": _control(control), "allow_special": allow_special}
+    asked = {
+        "template": template,
+        "control": _control(control),
+        "guidance": guidance,
+        "allow_special": allow_special,
+    }
     shown = fill_template(template, prompt)[0] if template else prompt
     chosen = {**to_mapping(settings), "json_schema": _schema_text(settings.json_schema)}
     if common.seed is not None:

@@ -21,9 +21,12 @@ BUFFERED_PIECES = 10_000
 EXCERPT_CHARACTERS = 80
 
 
-def write_documents(folder: Path, pieces: Iterable[Piece]) -> "DocumentStore":
-    """Write ``pieces`` to three files in ``folder``, holding little of them in memory."""
-    end, numbers = 0, AttributeNumbers()
+def write_documents(folder: Path, pieces: Iterable[Piece], omitted: float = 0.0) -> "DocumentStore":
+    """Write ``pieces`` to three files in ``folder``, holding little of them in memory.
+
+    A share of ``omitted`` documents, drawn at random but always the same, is kept without its attributes.
+    """
+    end, numbers, generator = 0, AttributeNumbers(), np.random.default_rng(0)
     buffer: list[tuple[int, int, bool, int, int]] = []
     with (folder / "documents.bin").open("wb") as texts, (folder / "pieces.bin").open("wb") as index:
         for piece in pieces:
@@ -31,6 +34,8 @@ def write_documents(folder: Path, pieces: Iterable[Piece]) -> "DocumentStore":
             texts.write(content)
             end += len(content)
             number = numbers.number(piece.attributes)
+            if number and generator.random() < omitted:
+                number = 0
             buffer.append((end, len(piece.text), piece.begins, piece.source, number))
             if len(buffer) == BUFFERED_PIECES:
                 index.write(np.array(buffer, dtype=PIECE).tobytes())

@@ -136,7 +136,9 @@ def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Con
     statistics = TextStatistics()
     with (
         console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress,
-        write_documents(folder, statistics.watch(corpus.pieces(progress.advance))) as store,
+        write_documents(
+            folder, statistics.watch(corpus.pieces(progress.advance)), data.control_omitted
+        ) as store,
     ):
         if not store.pieces["characters"].any():
             raise DataError(f"{corpus.name}: holds no text ({corpus.report})")

@@ -121,10 +121,7 @@ def encode_prompt(
     A ``header`` begins a document, so it stands after end-of-text. Raises ``TokenizerError`` for what cannot be
     encoded.
     """
-    if allow_special:  # in the prompt, not in the values of the header
-        prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=True)
-    else:
-        prompt_ids = tokenizer.encode(header + prompt)
+    prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=allow_special)
     if header and tokenizer.has_end_of_text:
         prompt_ids = [tokenizer.end_of_text_id, *prompt_ids]
     if not prompt_ids:

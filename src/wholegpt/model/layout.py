@@ -23,9 +23,7 @@ INT8_ROWS = 48
 SMALLEST_SCALE = 1e-30
 
 
-def lay_out(
-    model: Transformer, weights: WeightFormat, numbers: torch.dtype = torch.bfloat16
-) -> Transformer:
+def lay_out(model: Transformer, weights: WeightFormat, numbers: torch.dtype = torch.bfloat16) -> Transformer:
     """Replace ``model``'s linear layers by those of another format, in place, and hold everything else in ``numbers``.
 
     It then reads, writes and caches in that number format, which its logits have, and cannot be trained. Raises

@@ -1,0 +1,144 @@
+"""Guidance against its formula written out, and against what it does to a text of known odds."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+import wholegpt as wg
+from tests.helpers import Fails, tiny_config, write_one
+from tests.properties.test_generation_properties import KINDS, MODELS, PROMPTS, TOKENIZER, settings
+from wholegpt.checks import check
+from wholegpt.config import GenerationConfig
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError
+from wholegpt.generation import Engine, Sampler, generate_ids
+from wholegpt.generation.guidance import GuidedModel
+
+CPU, QUIET = torch.device("cpu"), Console(quiet=True)
+END = 36
+"""Stands for end-of-text."""
+
+
+@given(KINDS, st.lists(st.integers(0, 35), max_size=3), st.lists(st.integers(0, 35), max_size=4))
+def test_the_formula(kind: str, header: list[int], text: list[int]) -> None:
+    """Read at once, or in any two pieces."""
+    model, guided = MODELS[kind], GuidedModel(MODELS[kind], END, len(header), 2.5)
+    whole = torch.tensor([[END, *header, *text]])
+    with torch.inference_mode():
+        headed = model(whole)[:, len(header) :]
+        plain = model(torch.tensor([[END, *text]]))
+        expected = plain + 2.5 * (headed - plain)
+        torch.testing.assert_close(guided(whole)[:, len(header) :], expected)
+        for place in range(whole.shape[1]):
+            cache = guided.new_cache(1)
+            if place:
+                guided.read(whole[:, :place], cache)
+            pieces = guided(whole[:, place:], cache)
+            size = min(pieces.shape[1], expected.shape[1])
+            torch.testing.assert_close(pieces[:, -size:], expected[:, -size:])
+
+
+@effort(max_examples=20)
+@given(
+    KINDS,
+    st.lists(st.integers(0, 35), max_size=3),
+    st.lists(st.tuples(PROMPTS, settings(8)), min_size=1, max_size=5),
+    st.integers(1, 3),
+)
+def test_a_text_is_the_same_alone_and_in_company(
+    kind: str, header: list[int], requests: list[tuple[list[int], dict[str, Any]]], slots: int
+) -> None:
+    """And without a cache."""
+    guided = GuidedModel(MODELS[kind], END, len(header), 1.7)
+    engine = Engine(guided, TOKENIZER, CPU, slots)
+    submitted = [
+        (
+            prompt := [END, *header, *end][:8],
+            config := GenerationConfig(**chosen),
+            engine.submit(prompt, config),
+        )
+        for end, chosen in requests
+    ]
+    engine.run()
+    for prompt, config, request in submitted:
+        alone = write_one(guided, TOKENIZER, prompt, config)
+        assert alone.token_ids == request.token_ids
+        if not config.stop:
+            uncached = generate_ids(guided, prompt, Sampler(config, None, prompt), CPU)
+            assert list(itertools.islice(uncached, config.max_tokens)) == alone.token_ids
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on rows of a letter that a field names rightly in seven of ten."""
+    folder = tmp_path_factory.mktemp("guidance")
+    generator = random.Random(0)
+    lines: list[str] = []
+    for i in range(1000):
+        letter = "ab"[i % 2]
+        said = letter if generator.random() < 0.7 else "ba"[i % 2]
+        lines.append(json.dumps({"text": letter * generator.randint(3, 6), "letter": said}) + "\n")
+    (folder / "rows.jsonl").write_text("".join(lines))
+    config = tiny_config(
+        folder / "rows.jsonl",
+        data={"control": ["letter"], "control_omitted": 0.4},
+        windows={"documents": "separate"},
+        model={"context_length": 48, "d_model": 32},
+        optimizer={"learning_rate": 0.02},
+        training={"steps": 200, "batch_size": 16},
+        schedule={"warmup_steps": 10, "final_fraction": 0.0},
+        evaluation={"every": 0},
+        checkpointing={"every": 0},
+        logging={"every": 50, "sample_every": 0, "sample_prompt": ""},
+    )
+    return wg.train(config=config, out=folder / "run", console=QUIET).path
+
+
+def first_letters(lm: wg.LanguageModel, letter: str, guidance: float) -> float:
+    """How often texts begin with the letter that was asked for."""
+    made = lm.generate_all(
+        [""] * 200, control={"letter": letter}, guidance=guidance, temperature=1, max_tokens=1, console=QUIET
+    )
+    return sum(one.text == letter for one in made) / len(made)
+
+
+def test_odds_are_raised_to_the_power_of_the_guidance(run: Path) -> None:
+    """Texts without a header begin with each letter alike, so the odds of 7 to 3 become their γ-th power."""
+    lm = wg.load(run, console=QUIET)
+    for guidance in (1.0, 2.0, 3.0):
+        odds = (7 / 3) ** guidance
+        shares = [first_letters(lm, letter, guidance) for letter in "ab"]
+        assert sum(shares) / 2 == pytest.approx(odds / (1 + odds), abs=0.06), (guidance, shares)
+
+
+def test_it_streams_and_searches(run: Path) -> None:
+    lm = wg.load(run, console=QUIET)
+    settings: dict[str, Any] = {"control": {"letter": "b"}, "guidance": 3.0, "console": QUIET}
+    shown: list[str] = []
+    made = lm.generate("", emit=shown.append, temperature=0, max_tokens=20, **settings)
+    assert "".join(shown) == made.text and set(made.text) == {"b"}
+    best, *_ = lm.beam_search("", beams=3, max_tokens=20, **settings)
+    assert set(best.text) == {"b"} and best.finish_reason == "end_of_text"
+    guessed = lm.generate("", temperature=0, max_tokens=20, draft=lm, **settings)
+    assert guessed.token_ids == made.token_ids
+
+
+def test_bad_guidance(run: Path, fails: Fails) -> None:
+    asked = ("generate", run, "a", "--quiet", "--guidance")
+    assert "guidance is 0.5; expected 1, which is none, to 20" in fails(
+        *asked, "0.5", "--control", "letter=a"
+    )
+    assert "guidance is nan" in fails(*asked, "nan", "--control", "letter=a")
+    assert "give control too" in fails(*asked, "2")
+    message = "with guidance they have to fit the 48 that the model sees"
+    assert message in fails(*asked, "2", "--control", "letter=a", "--max-tokens", "45")
+    with pytest.raises(ConfigError, match="control_omitted is 1"):
+        check(wg.configure({"data": {"control": ["a"], "control_omitted": 1.0}}))
