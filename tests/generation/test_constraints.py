@@ -1,5 +1,6 @@
 """Texts held to a regular expression or a JSON schema, against other libraries that read those; bad input."""
 
+import calendar
 import gc
 import json
 import random
@@ -17,21 +18,23 @@ import pytest
 import regex
 import torch
 
-from tests.helpers import Fails, LogitsOnly, tiny_model, write_one
+from tests.helpers import Fails, tiny_config, tiny_model, write_one
+from wholegpt import api
 from wholegpt.cli import main
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.generation import Completion, Sampler
+from wholegpt.generation import Completion, Engine, Sampler
 from wholegpt.generation.constraints import MOST_CHARACTERS, Constraint
 from wholegpt.generation.json_schema import read_schema
 from wholegpt.language_model import load
 from wholegpt.model import Transformer
+from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, train_gpt1
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
-SAMPLES = 50
-"""Of each form under each vocabulary."""
+SAMPLES = 100
+"""Of each form under each vocabulary, from an untrained and from a trained model."""
 TEXT = '{"name": "the cat", "age": 12, "tags": [true, null]} the end 2024-01-31 a.b@mail.com +49 (30) 123 '
 TOKENIZERS = {"byte": byte_tokenizer(), "bpe": train_bpe([TEXT * 20], 400)}
 
@@ -112,76 +115,90 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
-class Bigram(LogitsOnly):
-    """A model of the least size, untrained: a row of logits for the last token."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size, 10_000)
-        self.rows = torch.randn(vocab_size, vocab_size, generator=torch.Generator().manual_seed(0))
-
-    def train_on(self, token_ids: list[int]) -> "Bigram":
-        """The logarithm of how often each token followed each, a hundredth of a time at least."""
-        counts = torch.full_like(self.rows, 0.01)
-        pairs = torch.tensor([*pairwise(token_ids)])
-        self.rows = counts.index_put(
-            (pairs[:, 0], pairs[:, 1]), torch.ones(len(pairs)), accumulate=True
-        ).log()
-        return self
-
-    def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        self.read(token_ids, cache)
-        return self.rows[token_ids]
+def fresh(vocab_size: int) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(tiny_model(vocab_size=vocab_size, context_length=64)).eval()
 
 
-MODELS = {name: Bigram(tokenizer.vocab_size) for name, tokenizer in TOKENIZERS.items()}
-TRAINED = {
-    name: Bigram(tokenizer.vocab_size).train_on(tokenizer.encode(TEXT * 20))
-    for name, tokenizer in TOKENIZERS.items()
-}
+MODELS = {name: fresh(tokenizer.vocab_size) for name, tokenizer in TOKENIZERS.items()}
 
 
-def write(kind: str, seed: int = 0, trained: bool = False, **settings: Any) -> Completion:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CausalLanguageModel]:
+    """Models of each vocabulary that were trained on the text."""
+    folder = tmp_path_factory.mktemp("forms")
+    (folder / "text.txt").write_text(TEXT * 40)
+    models: dict[str, CausalLanguageModel] = {}
+    for kind, tokenizer in TOKENIZERS.items():
+        tokenizer.save(folder / f"{kind}.json")
+        config = tiny_config(
+            folder / "text.txt",
+            tokenizer={"path": str(folder / f"{kind}.json")},
+            model={"context_length": 64, "d_model": 32},
+            optimizer={"learning_rate": 0.005},
+            training={"steps": 25, "batch_size": 8},
+            evaluation={"every": 0},
+            checkpointing={"every": 0},
+            logging={"every": 25, "sample_every": 0, "sample_prompt": ""},
+        )
+        models[kind] = load(api.train(config=config, out=folder / kind, console=QUIET).path).model
+    return models
+
+
+def write(kind: str, seed: int = 0, **settings: Any) -> Completion:
     config = GenerationConfig(**{"temperature": 1.0, "max_tokens": 300, "seed": seed, **settings})
-    return write_one((TRAINED if trained else MODELS)[kind], TOKENIZERS[kind], "x", config)
+    return write_one(MODELS[kind], TOKENIZERS[kind], "x", config)
 
 
-def complete_texts(kind: str, trained: bool, **settings: Any) -> Iterator[str]:
-    """Texts that ended by themselves; how each begins when it is cut is checked on the way."""
-    for seed in range(SAMPLES):
-        completion = write(kind, seed, trained, **settings)
+def complete_texts(model: CausalLanguageModel, kind: str, **form: Any) -> Iterator[str]:
+    """Texts that ended by themselves; how some begin when they are cut is checked on the way."""
+    tokenizer = TOKENIZERS[kind]
+
+    def written(lengths: dict[int, int]) -> list[Completion]:
+        """One for each seed, of so many tokens at most."""
+        engine = Engine(model, tokenizer, CPU, SAMPLES)
+        requests = [
+            engine.submit([5], GenerationConfig(length, 1.0, seed=seed, **form))
+            for seed, length in lengths.items()
+        ]
+        engine.run()
+        return [request.completion() for request in requests]
+
+    whole = written(dict.fromkeys(range(SAMPLES), 300))
+    for completion in whole:
         assert completion.finish_reason in ("stop", "end_of_text")
-        spelled = b"".join(TOKENIZERS[kind].token_bytes[token_id] for token_id in completion.token_ids)
+        spelled = b"".join(tokenizer.token_bytes[token_id] for token_id in completion.token_ids)
         assert spelled.decode() == completion.text
-        if seed % 10 == 0:
-            size = random.Random(seed).randrange(len(completion.token_ids))
-            cut = write(kind, seed, trained, **settings, max_tokens=size)
-            assert cut.finish_reason == "length" and cut.token_ids == completion.token_ids[:size]
-        yield completion.text
+    sizes = {seed: seed * len(whole[seed].token_ids) // SAMPLES for seed in range(0, SAMPLES, 10)}
+    for (seed, size), cut in zip(sizes.items(), written(sizes), strict=True):
+        assert cut.finish_reason == "length" and cut.token_ids == whole[seed].token_ids[:size]
+    return (completion.text for completion in whole)
 
 
-@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", REGEXES)
-def test_whole_texts_match_the_expression(name: str, kind: str, trained: bool) -> None:
-    texts = set()
-    for text in complete_texts(kind, trained, regex=REGEXES[name]):
-        assert regex.fullmatch(REGEXES[name], text), text
-        texts.add(text)
-    assert len(texts) >= (2 if trained else 5)
+def test_whole_texts_match_the_expression(
+    name: str, kind: str, trained: dict[str, CausalLanguageModel]
+) -> None:
+    for model, least in ((MODELS[kind], 5), (trained[kind], 2)):
+        texts = set(complete_texts(model, kind, regex=REGEXES[name]))
+        assert all(regex.fullmatch(REGEXES[name], text) for text in texts), texts
+        assert len(texts) >= least
 
 
-@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_whole_texts_are_json_that_the_schema_allows(name: str, kind: str, trained: bool) -> None:
+def test_whole_texts_are_json_that_the_schema_allows(
+    name: str, kind: str, trained: dict[str, CausalLanguageModel]
+) -> None:
     validator = jsonschema.Draft202012Validator(
         SCHEMAS[name], format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
-    texts = set()
-    for text in complete_texts(kind, trained, json_schema=json.dumps(SCHEMAS[name])):
-        validator.validate(json.loads(text, parse_float=Decimal if name == "any of" else float))
-        texts.add(text)
-    assert len(texts) >= (2 if trained else 3)
+    for model, least in ((MODELS[kind], 3), (trained[kind], 2)):
+        texts = set(complete_texts(model, kind, json_schema=json.dumps(SCHEMAS[name])))
+        for text in texts:
+            validator.validate(json.loads(text, parse_float=Decimal if name == "any of" else float))
+        assert len(texts) >= least
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -210,7 +227,7 @@ def test_a_draw_is_a_function_of_what_was_written(settings: dict[str, Any]) -> N
     config = GenerationConfig(temperature=1.0, max_tokens=30, **settings)
     written = write("bpe", 7, max_tokens=30, **settings).token_ids
     places = [*range(len(written) + 1)]
-    logits = MODELS["bpe"].rows[5]
+    logits = torch.randn(tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
     alone = [Sampler(config, tokenizer).process(logits, written[:n]) for n in places]
     sampler = Sampler(config, tokenizer)
     for n in [*places, *reversed(places), *random.Random(0).sample(places, len(places))]:
@@ -250,7 +267,7 @@ def test_without_an_end_of_text() -> None:
     tokenizer = character_tokenizer("abc")
     assert not tokenizer.has_end_of_text
     config = GenerationConfig(regex="(ab|cb){2,3}", temperature=1.0, max_tokens=20)
-    made = write_one(Bigram(3), tokenizer, [0], config)
+    made = write_one(fresh(3), tokenizer, [0], config)
     assert made.finish_reason == "stop" and regex.fullmatch("(ab|cb){3}", made.text)
 
 
@@ -370,6 +387,19 @@ def test_recursion_that_can_end_is_taken() -> None:
     assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize("form", ["date", "date-time"])
+def test_days_exist(form: str) -> None:
+    """Of the 29ths of February just those of leap years may be written."""
+    schema = json.dumps({"items": {"type": "string", "format": form, "default": {"format": "date"}}})
+    assert json.dumps(read_schema(schema)).count("allOf") == 1
+    constraint = Constraint(GenerationConfig(json_schema=schema), TOKENIZERS["byte"])
+    for year in (*range(1, 50), *range(1600, 2101, 4), 1900, 2001, 3073, 9999):
+        allowed = constraint.allowed(list(f'["{year:04}-02-2'.encode()))
+        assert bool(allowed[ord("9")]) == calendar.isleap(year) and bool(allowed[ord("8")]), year
+    allowed = constraint.allowed(list(b'["000'))
+    assert [chr(i) for i in allowed.nonzero().flatten().tolist()] == list("123456789")
+
+
 def test_settings_that_contradict_each_other() -> None:
     contradictions: list[tuple[dict[str, Any], str]] = [
         ({"regex": "a", "json_schema": "{}"}, "json_schema cannot go with regex"),
@@ -400,13 +430,10 @@ def test_the_librarys_form_of_a_vocabulary_goes_with_its_tokenizer() -> None:
 
 
 def test_from_python(trained_run: Path) -> None:
-    """A schema as a mapping; a transformer."""
+    """A schema as a mapping; a template's stop texts do not count where a form says when the text ends."""
     lm = load(trained_run, console=QUIET)
     assert lm.generate("the", json_schema={"const": True}).text == "true"
-    tokenizer = byte_tokenizer()
-    model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
-    config = GenerationConfig(regex="[a-c]{30}", temperature=1.0, max_tokens=99)
-    assert regex.fullmatch("[a-c]{30}", write_one(model, tokenizer, "x", config).text)
+    assert lm.generate("the", template="conversation", regex="[abt]{9}").finish_reason == "stop"
 
 
 def test_from_the_command_line(

@@ -27,8 +27,19 @@ SUPPORTED = frozenset(
 """All that is kept, and what only describes. Without ``minProperties``: a property may be written twice."""
 
 
+LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
+DAYS = (
+    "^(000[1-9]|00[1-9]|0[1-9]|[1-9])",
+    f"^([0-9]{{4}}-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])|{LEAP_YEAR}-02-29)",
+)
+"""Of the dates that the library allows, those that exist: years begin at 1, and a 29th of February is in leap years."""
+
+
 def read_schema(text: str) -> dict[str, Any]:
-    """The schema in a JSON text. Raises ``ConfigError`` naming the place of what it cannot keep to."""
+    """The schema in a JSON text, its dates held to days that exist.
+
+    Raises ``ConfigError`` naming the place of what it cannot keep to.
+    """
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -41,7 +52,25 @@ def read_schema(text: str) -> dict[str, Any]:
         raise ConfigError("json_schema: nested too deep") from None
     if not can_end:
         raise ConfigError("json_schema: no finite text meets it: what it requires holds itself")
-    return schema
+    return _with_days(schema)
+
+
+def _with_days(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    held: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in HOLD_ONE:
+            held[keyword] = _with_days(value)
+        elif keyword in HOLD_LIST:
+            held[keyword] = [_with_days(one) for one in value]
+        elif keyword in HOLD_NAMED:
+            held[keyword] = {name: _with_days(one) for name, one in value.items()}
+        else:
+            held[keyword] = value
+    if held.get("format") in ("date", "date-time"):
+        held["allOf"] = [*held.get("allOf", []), *({"pattern": pattern} for pattern in DAYS)]
+    return held
 
 
 def check_pattern(pattern: str, where: str) -> None:
