@@ -87,7 +87,6 @@ def generate(
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.generation import InterruptedWriting
     from wholegpt.generation.templates import fill_template
     from wholegpt.language_model import load
 
@@ -121,26 +120,34 @@ def generate(
         if draft in ("", "prompt")
         else load(draft, weights=weights, console=common.console, **common.placement())
     )
-    several = completions > 1
+    _draw(
+        lm, [prompt] * completions, shown, show_probabilities, common, {**asked, **chosen, "draft": guesser}
+    )
+
+
+def _draw(
+    lm: "LanguageModel",
+    prompts: list[str],
+    shown: str,
+    show_probabilities: bool,
+    common: Common,
+    settings: dict[str, Any],
+) -> None:
+    """Texts that are drawn; a single one is shown as it comes."""
+    from wholegpt.generation import InterruptedWriting
+
     begun: list[str] = []
 
-    def emit(text: str) -> None:
+    def emit(_: int, text: str) -> None:
         # The prompt waits for the first text, so that a refused setting leaves standard output empty.
         sys.stdout.write(text if begun else shown + text)
         sys.stdout.flush()
         begun.append(text)
 
     started = time.perf_counter()
-    stream = not (common.json or show_probabilities or several)
+    stream = not (common.json or show_probabilities or len(prompts) > 1)
     try:
-        texts = lm.generate_all(
-            [prompt] * completions,
-            draft=guesser,
-            emit=(lambda _, text: emit(text)) if stream else None,
-            console=common.console,
-            **asked,
-            **chosen,
-        )
+        texts = lm.generate_all(prompts, emit=emit if stream else None, console=common.console, **settings)
     except KeyboardInterrupt as interruption:
         texts = interruption.completions if isinstance(interruption, InterruptedWriting) else []
         if common.json or any(one.text for one in texts):
