@@ -43,12 +43,13 @@ def all_texts(
     """Every text of up to ``length`` tokens that ends, and every one of just so many, with its score."""
     scored: list[tuple[float, list[int]]] = []
     end, vocabulary = TOKENIZER.end_of_text_id, range(TOKENIZER.vocab_size)
-    for tokens in itertools.product(vocabulary, repeat=length):
-        whole = list(tokens[: tokens.index(end) + 1] if end in tokens else tokens)
-        with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *whole]]))[0]
-        steps = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
-        total = float(steps.gather(1, torch.tensor(whole)[:, None]).sum())
+    texts = torch.tensor([*itertools.product(vocabulary, repeat=length)])
+    with torch.no_grad():
+        logits = model(torch.cat([torch.tensor([prompt]).expand(len(texts), -1), texts], dim=1))
+    steps = torch.log_softmax(logits, dim=-1)[:, len(prompt) - 1 : -1].gather(2, texts[:, :, None])[:, :, 0]
+    for tokens, log_probabilities in zip(texts.tolist(), steps, strict=True):
+        whole = tokens[: tokens.index(end) + 1] if end in tokens else tokens
+        total = float(log_probabilities[: len(whole)].sum())
         scored.append((total / len(whole) ** penalty, [token for token in whole if token != end]))
     unique = {tuple(ids): score for score, ids in scored}
     return sorted(((score, list(ids)) for ids, score in unique.items()), reverse=True)
