@@ -167,7 +167,12 @@ def _check_windows(windows: WindowsConfig, context_length: int) -> None:
 def check_generation(generation: GenerationConfig) -> None:
     """``check`` for the settings of generation."""
     _at_least("max_tokens", generation.max_tokens, 0)
-    _require("temperature", generation.temperature, 0 <= generation.temperature < math.inf, "of 0 or more")
+    _require(
+        "temperature",
+        generation.temperature,
+        0 <= generation.temperature < math.inf,
+        "of 0 or more, and finite",
+    )
     _at_least("top_k", generation.top_k, 0)
     _require("top_p", generation.top_p, 0 < generation.top_p <= 1, "above 0 and at most 1")
     _require("min_p", generation.min_p, 0 <= generation.min_p <= 1, "from 0 to 1")

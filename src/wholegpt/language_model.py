@@ -129,6 +129,8 @@ class LanguageModel:
         ``stop``, ``json_schema`` (as text or mapping), ``seed`` and so on. Raises ``ConfigError`` for one that does
         not exist or is out of range.
         """
+        if isinstance(prompts, str):
+            raise ConfigError("prompts is one text; give a list of them, or call generate")
         console = console or Console()
         config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)

@@ -70,12 +70,15 @@ def decide_weights(weights: WeightFormat, device: torch.device) -> tuple[WeightF
 
     Raises ``NumericsError`` for bfloat16 weights where it does not.
     """
-    wanted = {WeightFormat.automatic: Dtype.automatic, WeightFormat.bfloat16: Dtype.bfloat16}
-    if weights is WeightFormat.float32:
-        return weights, torch.float32
-    dtype = decide_precision(PrecisionConfig(dtype=wanted.get(weights, Dtype.automatic)), device).dtype
-    chosen = WeightFormat(dtype) if weights is WeightFormat.automatic else weights
-    return chosen, torch.bfloat16 if dtype is Dtype.bfloat16 else torch.float32
+    fast = has_bfloat16(device)
+    if weights is WeightFormat.bfloat16 and not fast:
+        raise NumericsError(
+            f"weights are bfloat16, in which this machine's {device} does not multiply; try int8"
+        )
+    if weights is WeightFormat.automatic:
+        weights = WeightFormat.bfloat16 if fast else WeightFormat.float32
+    laid_out = weights is not WeightFormat.float32
+    return weights, torch.bfloat16 if fast and laid_out else torch.float32
 
 
 def choose_device(name: str = "automatic") -> torch.device:

@@ -115,6 +115,7 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
         (["--beams", "2", "--completions", "3"], "2 beams find so many texts at most"),
         (["--beams", "2", "--draft", "prompt"], "--draft mean nothing for beam search"),
         (["--beams", "2", "--top-k", "3"], "top_k means nothing for beam search"),
+        (["--beams", "2", "--temperature", "3"], "temperature means nothing for beam search"),
         (["--beams", "2", "--alternatives", "3"], "alternatives means nothing for beam search"),
         (["--weights", "nothing"], "nothing"),
         (["--alternatives", "3"], "are shown by --show-probabilities or --json"),

@@ -18,6 +18,7 @@ from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.errors import ConfigError
+from wholegpt.generation import InterruptedWriting
 from wholegpt.generation.beam import beam_search
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer, train_character
@@ -136,6 +137,26 @@ def test_transformers_finds_the_same(kind: str, beams: int, penalty: float, tmp_
 def without_end(tokenizer: Tokenizer) -> Tokenizer:
     """The same entries, of which none ends a text."""
     return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.to_json().replace(END_OF_TEXT, "<|nothing|>")))
+
+
+def test_ctrl_c_hands_over_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = sharp_model(0), GenerationConfig(max_tokens=8)
+    read, calls = model.forward, 0
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    monkeypatch.setattr(model, "forward", interrupted)
+    with pytest.raises(InterruptedWriting) as caught:
+        beam_search(model, without_end(TOKENIZER), [0, 1], config, 3, 1.0, CPU, QUIET)
+    monkeypatch.undo()
+    shorter = beam_search(model, without_end(TOKENIZER), [0, 1], GenerationConfig(3), 3, 1.0, CPU, QUIET)
+    assert [one.token_ids for one in caught.value.completions] == [one.token_ids for one in shorter]
+    assert {one.finish_reason for one in caught.value.completions} == {"interrupted"}
 
 
 def test_stop_texts_end_a_beam() -> None:

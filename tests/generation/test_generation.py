@@ -1,5 +1,6 @@
 """Sampling against exact distributions; stop texts, end-of-text, streaming."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -13,7 +14,7 @@ from tests.helpers import LogitsOnly, tiny_model, write_one
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError, TokenizerError
-from wholegpt.generation import Engine
+from wholegpt.generation import Engine, generate
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_character
@@ -38,7 +39,7 @@ class Parrot(LogitsOnly):
 
 
 def write(
-    text: str, stop: tuple[str, ...] = (), then_end: bool = False, **settings: float
+    text: str, stop: tuple[str, ...] = (), then_end: bool = False, **settings: Any
 ) -> tuple[object, str]:
     tokenizer = byte_tokenizer()
     shown: list[str] = []
@@ -67,6 +68,40 @@ def test_choices_spell_the_text() -> None:
         made = write_one(Parrot(tokenizer, script, then_end=True), tokenizer, "x", config)
         assert [one.text for one in made.choices] == listed and made.text == text
         assert all(one.surprisal_bits == 0 and one.alternatives[0][1] == 1 for one in made.choices)
+
+
+def test_half_a_character_before_the_end() -> None:
+    """Is shown as U+FFFD, and listed with what ended it."""
+    tokenizer = byte_tokenizer()
+    model = Parrot(tokenizer, "a")
+    model.script += [0xC3, tokenizer.end_of_text_id]
+    made = write_one(model, tokenizer, "x", GenerationConfig(9, 0, alternatives=1))
+    assert made.text == "a\ufffd"
+    assert "".join(one.text for one in made.choices) == "a\ufffd<|endoftext|>"
+
+
+def test_a_text_that_cannot_go_on_ends_alone() -> None:
+    """Its companions are written as if it were not there; nothing but such texts is an error."""
+    tokenizer = byte_tokenizer()
+    model = Parrot(tokenizer, "ab" * 20)
+    free = GenerationConfig(30, 0)
+    stuck = GenerationConfig(30, 0, regex="abc", banned=("c",))
+    alone = write_one(model, tokenizer, "x", free)
+    console = Console(quiet=True)
+    prompt = [ord("x")]
+    together = generate(model, tokenizer, [prompt] * 3, [free, stuck, free], CPU, console)
+    assert [one.finish_reason for one in together] == ["length", "forbidden", "length"]
+    assert [one.text for one in together] == [alone.text, "ab", alone.text]
+    banned = dataclasses.replace(stuck, banned=("a",))
+    with pytest.raises(ConfigError, match="every token is forbidden: banned, not to come twice, or outside"):
+        generate(model, tokenizer, [prompt], [banned], CPU, console)
+
+
+def test_stop_texts_count_after_forced_ones() -> None:
+    """And after the least number of tokens, whichever comes last."""
+    found = write("a.b.i.c.d.e.f.", stop=(".",), forced=("i",), min_tokens=3)
+    assert found == ("stop", "a.b.i")
+    assert write("a.b.i.c.d.", stop=(".",), forced=("i",), min_tokens=7) == ("stop", "a.b.i.c")
 
 
 def test_no_stop_before_the_least_length() -> None:

@@ -114,6 +114,21 @@ def test_logits_stay_within_a_bound(kind: str, weights: str, numbers: torch.dtyp
         assert 0 < difference <= bound
 
 
+@pytest.mark.parametrize("weights", [WeightFormat.int8, WeightFormat.int4])
+@pytest.mark.parametrize("numbers", [torch.bfloat16, torch.float32])
+def test_rows_do_not_depend_on_how_many_are_read(weights: WeightFormat, numbers: torch.dtype) -> None:
+    """Few or many at once, through different kernels: but for one last bit of bfloat16, two where the sum is rounded
+    before its scale.
+    """
+    torch.manual_seed(0)
+    layer = LAYOUTS[weights](Linear(256, 96))
+    rows = torch.randn(100, 256).to(numbers)
+    with torch.inference_mode():
+        whole, pieces = layer(rows), torch.cat([layer(piece) for piece in rows.split(40)])
+    last_bit = 2 * BFLOAT16_STEP * whole.abs()
+    assert ((whole - pieces).abs() <= (1 if numbers is torch.float32 else 2) * last_bit).all()
+
+
 @pytest.mark.parametrize("kind", models())
 @pytest.mark.parametrize("weights", LAID_OUT)
 def test_they_write(kind: str, weights: WeightFormat) -> None:

@@ -153,6 +153,18 @@ def test_guesses_change_nothing(
     assert guessed.finish_reason == alone.finish_reason
 
 
+def test_a_draft_that_cannot_go_on_ends_its_guess() -> None:
+    """Where every letter may come once, a guess runs out of them before the text does."""
+    config = GenerationConfig(max_tokens=30, temperature=1, no_repeat_ngram=1, min_tokens=5)
+    for seed in range(20):
+        chosen = dataclasses.replace(config, seed=seed)
+        prompt = list(range(seed, 30))
+        alone = write_one(MODELS["modern"], TOKENIZER, prompt, chosen)
+        drafter = DraftModel(MODELS["modern"], Sampler(chosen, TOKENIZER, prompt), CPU)
+        guessed = write_one(MODELS["modern"], TOKENIZER, prompt, chosen, drafter=drafter)
+        assert (guessed.token_ids, guessed.finish_reason) == (alone.token_ids, alone.finish_reason)
+
+
 def test_right_guesses_save_steps() -> None:
     """A model that writes what it has read is asked once for many tokens."""
     model, calls = MODELS["modern"], 0

@@ -15,7 +15,7 @@ from wholegpt.errors import ConfigError, Interrupted
 from wholegpt.mapping import to_mapping
 
 if TYPE_CHECKING:
-    from wholegpt.generation import Completion, TokenChoice
+    from wholegpt.generation import Completion, Hypothesis
     from wholegpt.language_model import LanguageModel
 
 SHOWN_ALTERNATIVES = 5
@@ -134,8 +134,6 @@ def _draw(
     settings: dict[str, Any],
 ) -> None:
     """Texts that are drawn; a single one is shown as it comes."""
-    from wholegpt.generation import InterruptedWriting
-
     begun: list[str] = []
 
     def emit(_: int, text: str) -> None:
@@ -149,7 +147,7 @@ def _draw(
     try:
         texts = lm.generate_all(prompts, emit=emit if stream else None, console=common.console, **settings)
     except KeyboardInterrupt as interruption:
-        texts = interruption.completions if isinstance(interruption, InterruptedWriting) else []
+        texts = _kept(interruption)
         if common.json or any(one.text for one in texts):
             _show(shown, texts, bool(begun), show_probabilities, started, common)
         raise Interrupted("interrupted") from None
@@ -169,7 +167,7 @@ def _show(
         for number, one in enumerate(texts):
             if number:
                 print(BETWEEN_TEXTS, end="")
-            _show_probabilities(shown, one.choices)
+            _show_probabilities(shown, one)
         return
     rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)
     result = {"completions": [_completion_json(one) for one in texts], "tokens_per_second": rate}
@@ -188,11 +186,28 @@ def _search(
 ) -> None:
     if completions > beams:
         raise ConfigError(f"--completions is {completions}; {beams} beams find so many texts at most")
-    found = lm.beam_search(
-        prompt, beams=beams, length_penalty=length_penalty, console=common.console, **settings
-    )[:completions]
-    result = {"completions": [dataclasses.asdict(one) for one in found], "tokens_per_second": None}
-    common.show(result, BETWEEN_TEXTS.join(shown + one.text for one in found))
+
+    def show(found: "list[Hypothesis]") -> None:
+        kept = found[:completions]
+        result = {"completions": [dataclasses.asdict(one) for one in kept], "tokens_per_second": None}
+        common.show(result, BETWEEN_TEXTS.join(shown + one.text for one in kept))
+
+    try:
+        found = lm.beam_search(
+            prompt, beams=beams, length_penalty=length_penalty, console=common.console, **settings
+        )
+    except KeyboardInterrupt as interruption:
+        if (kept := _kept(interruption)) or common.json:
+            show(kept)
+        raise Interrupted("interrupted") from None
+    show(found)
+
+
+def _kept(interruption: KeyboardInterrupt) -> list[Any]:
+    """What had been written."""
+    from wholegpt.generation import InterruptedWriting
+
+    return interruption.completions if isinstance(interruption, InterruptedWriting) else []
 
 
 def _completion_json(one: "Completion") -> dict[str, Any]:
@@ -202,15 +217,18 @@ def _completion_json(one: "Completion") -> dict[str, Any]:
     return fields
 
 
-def _show_probabilities(prompt: str, choices: "list[TokenChoice]") -> None:
-    """The text in colours, then one line for each token."""
+def _show_probabilities(prompt: str, completion: "Completion") -> None:
+    """The text in colours, then one line for each token; a stop text is none of it, and is not in colour."""
     from rich.console import Console as RichConsole
     from rich.text import Text
 
     text, lines = Text(prompt, style="dim"), Text()
-    for choice in choices:
+    left = len(completion.text)
+    for choice in completion.choices:
         style = next(style for bits, style in SURPRISAL_STYLES if choice.surprisal_bits <= bits)
-        text.append(choice.text, style=style)
+        text.append(choice.text[:left], style=style)
+        text.append(choice.text[left:], style="dim")
+        left = max(0, left - len(choice.text))
         others = "  ".join(
             f"{other!r} {100 * probability:.3g}%" for other, probability in choice.alternatives
         )

@@ -14,6 +14,7 @@ from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation.memory import check_memory
+from wholegpt.generation.request import InterruptedWriting
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.stopping import text_before_stop
 from wholegpt.protocols import CausalLanguageModel
@@ -35,7 +36,7 @@ class Hypothesis:
     score: float
     """``log_probability`` divided by the number of those tokens to the power of the length penalty."""
     finish_reason: str
-    """``length``, ``end_of_text`` or ``stop``."""
+    """``length``, ``end_of_text``, ``stop`` or ``interrupted``."""
 
 
 @torch.inference_mode()
@@ -54,11 +55,11 @@ def beam_search(
     Of all B·V continuations, each step keeps the B likeliest that go on, and of the B likeliest those that end. It
     stops when what goes on can no longer reach the worst of B texts that have ended. Nothing is drawn: temperature,
     top-k, top-p, min-p and seed have no part in it. Raises ``ConfigError`` for settings that make no sense, and for
-    texts that do not fit the model's context.
+    texts that do not fit the model's context, ``InterruptedWriting`` on Ctrl-C.
     """
     _check(model, prompt_ids, config, beams, length_penalty)
     if not config.max_tokens:
-        return []
+        return [Hypothesis("", [], 0.0, 0.0, "length")]
     capacity = len(prompt_ids) + config.max_tokens
     check_memory(model, beams, capacity, device)
     samplers = [Sampler(config, tokenizer, prompt_ids) for _ in range(beams)]
@@ -82,32 +83,40 @@ def beam_search(
         ended.sort(key=lambda one: -one.score)
         del ended[beams:]
 
-    for written in console.track("searching", range(1, config.max_tokens + 1)):
-        rows = cache.rows(0, len(running))
-        logits = model(torch.tensor(unread, device=device)[:, None], rows)[:, -1].cpu()
-        chosen: list[tuple[int, _Beam]] = []
-        for rank, (row, token_id, log_probability) in enumerate(_best(running, logits, samplers, 2 * beams)):
-            if token_id == end:
-                if rank < beams:
-                    finish(_Beam(running[row].token_ids, log_probability), written, "end_of_text")
-                continue
-            beam = _Beam([*running[row].token_ids, token_id], log_probability)
-            stopped = bool(config.stop) and text_of(beam)[1]
-            if stopped or samplers[row].complete(beam.token_ids):
-                finish(beam, written, "stop")
-            elif len(chosen) < beams:
-                chosen.append((row, beam))
-        running = [beam for _, beam in chosen]
-        # What is added is never positive, so a text that goes on ends at its present sum over some length at best.
-        lengths = (written + 1, config.max_tokens)
-        attainable = [beam.log_probability / n**length_penalty for beam in running for n in lengths]
-        if not running or (len(ended) == beams and max(attainable) <= ended[-1].score):
-            break
-        cache.reorder([row for row, _ in chosen])
-        unread = [beam.token_ids[-1] for beam in running]
-    else:
+    try:
+        for written in console.track("searching", range(1, config.max_tokens + 1)):
+            rows = cache.rows(0, len(running))
+            logits = model(torch.tensor(unread, device=device)[:, None], rows)[:, -1].cpu()
+            chosen: list[tuple[int, _Beam]] = []
+            for rank, (row, token_id, log_probability) in enumerate(
+                _best(running, logits, samplers, 2 * beams)
+            ):
+                if token_id == end:
+                    if rank < beams:
+                        finish(_Beam(running[row].token_ids, log_probability), written, "end_of_text")
+                    continue
+                beam = _Beam([*running[row].token_ids, token_id], log_probability)
+                stopped = bool(config.stop) and text_of(beam)[1]
+                if stopped or samplers[row].complete(beam.token_ids):
+                    finish(beam, written, "stop")
+                elif len(chosen) < beams:
+                    chosen.append((row, beam))
+            running = [beam for _, beam in chosen]
+            # What is added is never positive, so a text that goes on ends at its present sum over some length at best.
+            lengths = (written + 1, config.max_tokens)
+            attainable = [beam.log_probability / n**length_penalty for beam in running for n in lengths]
+            if not running or (len(ended) == beams and max(attainable) <= ended[-1].score):
+                break
+            cache.reorder([row for row, _ in chosen])
+            unread = [beam.token_ids[-1] for beam in running]
+        else:
+            for beam in running:
+                finish(beam, config.max_tokens, "length")
+    except KeyboardInterrupt:
         for beam in running:
-            finish(beam, config.max_tokens, "length")
+            if beam.token_ids:
+                finish(beam, len(beam.token_ids), "interrupted")
+        raise InterruptedWriting(ended) from None
     return ended
 
 
@@ -154,8 +163,11 @@ def _check(
         raise ConfigError(
             f"length_penalty is {length_penalty}; expected -{MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}"
         )
-    for name in ("top_k", "top_p", "min_p", "max_seconds", "alternatives"):
-        if getattr(config, name) != getattr(GenerationConfig, name):
+    for name in ("temperature", "top_k", "top_p", "min_p", "max_seconds", "alternatives"):
+        if getattr(config, name) not in (
+            getattr(GenerationConfig, name),
+            0,
+        ):  # at temperature 0 nothing is drawn
             raise ConfigError(f"{name} means nothing for beam search; leave it out")
     needed = len(prompt_ids) + config.max_tokens
     if needed > model.context_length:

@@ -15,7 +15,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.generation.engine import Engine, restarted_window
 from wholegpt.generation.memory import plan_slots
 from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting
-from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
@@ -56,7 +56,7 @@ def generate(
     ``emit`` gets the number of a text and its next piece, which never holds half a character nor any part of a stop
     text; without it progress is shown. ``draft`` guesses ahead, which changes no text but saves time where it is right:
     "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on. Raises
-    ``ConfigError`` for settings out of range, ``InterruptedWriting`` on Ctrl-C.
+    ``ConfigError`` for settings out of range or that allow no token at all, ``InterruptedWriting`` on Ctrl-C.
     """
     needed = [
         min(model.context_length, len(prompt_ids) + config.max_tokens)
@@ -86,7 +86,18 @@ def generate(
                 shown = done
     except KeyboardInterrupt:
         raise InterruptedWriting([request.completion() for request in requests]) from None
-    return [request.completion() for request in requests]
+    completions = [request.completion() for request in requests]
+    _say_forbidden(completions, console)
+    return completions
+
+
+def _say_forbidden(completions: Sequence[Completion], console: Console) -> None:
+    """Raise ``NothingLeftError`` where the settings allow no text at all; warn where they end some early."""
+    forbidden = [one for one in completions if one.finish_reason == "forbidden"]
+    if forbidden and not any(one.token_ids for one in completions):
+        raise NothingLeftError(NothingLeftError.REASON)
+    if forbidden:
+        console.warn(f"{len(forbidden)} of {len(completions)} texts end early: {NothingLeftError.REASON}")
 
 
 def make_drafter(
@@ -128,7 +139,9 @@ def encode_prompt(
         console.note("no prompt: starting from end-of-text")
         return [tokenizer.end_of_text_id]
     if len(prompt_ids) > model.context_length:
+        without = f", without the line '{header.strip()}'" if header else ""
         console.note(
             f"the prompt has {len(prompt_ids):,} tokens; the model sees the last {model.context_length:,} of them"
+            f"{without}"
         )
     return prompt_ids

@@ -39,7 +39,7 @@ class Engine:
     ) -> None:
         """``slots`` requests are written at once, the others wait; each has ``capacity`` positions (0: τ)."""
         self.model, self.tokenizer, self.device, self.slots = model, tokenizer, device, slots
-        self.capacity = capacity or model.context_length
+        self.capacity = min(capacity or model.context_length, model.context_length)
         self._pool = model.new_cache(slots, self.capacity)
         self._batches = [self._pool.rows(0, n) for n in range(slots + 1)]
         self._waiting: deque[GenerationRequest] = deque()

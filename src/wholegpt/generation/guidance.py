@@ -142,7 +142,7 @@ def guided(
     if longest > model.context_length:
         raise ConfigError(
             f"prompt and max_tokens take {longest} tokens; with guidance they have to fit the {model.context_length} "
-            "that the model sees"
+            "that the model sees; try fewer max_tokens"
         )
     return GuidedModel(model, tokenizer.end_of_text_id, len(tokenizer.encode(header)), guidance)
 

@@ -33,10 +33,13 @@ DAYS = (
     f"^([0-9]{{4}}-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])|{LEAP_YEAR}-02-29)",
 )
 """Of the dates that the library allows, those that exist: years begin at 1, and a 29th of February is in leap years."""
+SECONDS = "[0-9]:[0-5][0-9]:[0-5][0-9]"
+"""Of its times those without a 61st second, which few readers know."""
+STRICTER = {"date": DAYS, "time": (SECONDS,), "date-time": (*DAYS, SECONDS)}
 
 
 def read_schema(text: str) -> dict[str, Any]:
-    """The schema in a JSON text, its dates held to days that exist.
+    """The schema in a JSON text, its dates and times held to those that exist.
 
     Raises ``ConfigError`` naming the place of what it cannot keep to.
     """
@@ -52,24 +55,25 @@ def read_schema(text: str) -> dict[str, Any]:
         raise ConfigError("json_schema: nested too deep") from None
     if not can_end:
         raise ConfigError("json_schema: no finite text meets it: what it requires holds itself")
-    return _with_days(schema)
+    return _with_strict_formats(schema)
 
 
-def _with_days(schema: Any) -> Any:
+def _with_strict_formats(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     held: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in HOLD_ONE:
-            held[keyword] = _with_days(value)
+            held[keyword] = _with_strict_formats(value)
         elif keyword in HOLD_LIST:
-            held[keyword] = [_with_days(one) for one in value]
+            held[keyword] = [_with_strict_formats(one) for one in value]
         elif keyword in HOLD_NAMED:
-            held[keyword] = {name: _with_days(one) for name, one in value.items()}
+            held[keyword] = {name: _with_strict_formats(one) for name, one in value.items()}
         else:
             held[keyword] = value
-    if held.get("format") in ("date", "date-time"):
-        held["allOf"] = [*held.get("allOf", []), *({"pattern": pattern} for pattern in DAYS)]
+    stricter = STRICTER.get(str(held.get("format")), ())
+    if stricter:
+        held["allOf"] = [*held.get("allOf", []), *({"pattern": pattern} for pattern in stricter)]
     return held
 
 

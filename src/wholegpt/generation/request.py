@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import NumericsError
-from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.speculation import Drafter
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from wholegpt.generation.beam import Hypothesis
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Completion:
     """The tokens drawn, end-of-text left out."""
     finish_reason: str
     """``length``, ``stop`` (a stop text was written, or all that ``regex`` or ``json_schema`` allows), ``end_of_text``,
-    ``time`` or ``interrupted``."""
+    ``time``, ``forbidden`` (the settings allow no further token) or ``interrupted``."""
     tokens_per_second: float
     """Tokens drawn over wall clock, reading the prompt included."""
     choices: list[TokenChoice]
@@ -47,9 +51,9 @@ class Completion:
 
 
 class InterruptedWriting(KeyboardInterrupt):
-    """Ctrl-C while texts were written."""
+    """Ctrl-C while texts were written, or searched for."""
 
-    def __init__(self, completions: list[Completion]) -> None:
+    def __init__(self, completions: "list[Completion] | list[Hypothesis]") -> None:
         super().__init__("interrupted")
         self.completions = completions
         """What had been written of each."""
@@ -107,7 +111,11 @@ class GenerationRequest:
             )
         right = 0
         for guess in [*guessed, None]:
-            token_id = self.sampler.draw(logits[right], self.token_ids)
+            try:
+                token_id = self.sampler.draw(logits[right], self.token_ids)
+            except NothingLeftError:
+                self._finish("forbidden")
+                break
             piece = self.accept(token_id)
             if self.config.alternatives:
                 self._choices.append(self._choice(logits[right], token_id, piece))
@@ -135,8 +143,7 @@ class GenerationRequest:
         """Add a token that was drawn; sets ``finish_reason`` where the text ends with it. Returns what it adds."""
         self._ended = time.perf_counter()
         if token_id == self._end_of_text_id:
-            self._finish("end_of_text")
-            return self._tokenizer.decode([token_id])
+            return self._finish("end_of_text") + self._tokenizer.decode([token_id])
         self.token_ids.append(token_id)
         self.unread = [token_id]
         piece = self._decoder.push(token_id)
@@ -151,18 +158,26 @@ class GenerationRequest:
             self._finish("length")
         return piece
 
-    def _finish(self, reason: str) -> None:
-        if reason not in ("length", "time"):  # which may cut a character in two: half of it is not shown
-            self._show(self._decoder.finish())
+    def _finish(self, reason: str) -> str:
+        """End the text; returns what of half a character is left, as U+FFFD."""
+        left = ""
+        if reason not in (
+            "length",
+            "time",
+            "forbidden",
+        ):  # which may cut a character in two: half of it is not shown
+            left = self._decoder.finish()
+            self._show(left)
         self.finish_reason = "stop" if self._stops.found else reason
         if not self._stops.found:
             self._pieces.append(self._stops.finish())
             self.emit(self._pieces[-1])
+        return left
 
     def _show(self, text: str) -> None:
         # No stop text is looked for while a forced one is outstanding.
         owes = self.sampler.owes(self.token_ids)
-        piece = self._stops.finish() + text if owes else self._stops.push(text)
+        piece = self._stops.pass_over(text) if owes else self._stops.push(text)
         if piece:
             self._pieces.append(piece)
             self.emit(piece)

@@ -23,6 +23,8 @@ from wholegpt.tokenizers import Tokenizer
 class NothingLeftError(ConfigError):
     """The settings forbid every token."""
 
+    REASON = "every token is forbidden: banned, not to come twice, or outside regex or json_schema"
+
 
 class Sampler:
     """Draws the tokens of one request.
@@ -78,6 +80,10 @@ class Sampler:
                     f"logit_bias names token {token_id}; ids go from 0 to {tokenizer.vocab_size - 1}"
                 )
 
+    def ends(self, token_id: int) -> bool:
+        """Whether a token is the end of the text."""
+        return token_id == self._end
+
     def owes(self, written: Sequence[int]) -> bool:
         """Whether a forced text is still to be written."""
         return bool(self._outstanding(written))
@@ -127,10 +133,7 @@ class Sampler:
         if self._constraint is not None:
             logits = processors.keep_allowed(logits, self._constraint.allowed(written))
         if (forbidden or self._constraint is not None) and bool(logits.max() == processors.NEVER):
-            raise NothingLeftError(
-                "every token is forbidden: banned, not to come twice, or outside regex or json_schema; "
-                "nothing more can be written"
-            )
+            raise NothingLeftError(f"{NothingLeftError.REASON}; nothing more can be written")
         return logits
 
     def _shape(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
@@ -165,6 +168,8 @@ class Sampler:
         return [token_ids for content, token_ids in self._forced if content not in text]
 
 
+MOST_KNOWN = 100
+"""Banned texts that are kept ready for each tokenizer."""
 _known_banned: "WeakKeyDictionary[Tokenizer, dict[str, BannedText]]" = WeakKeyDictionary()
 
 
@@ -172,6 +177,8 @@ def _banned_text(text: str, tokenizer: Tokenizer) -> "BannedText":
     """Of many requests with the same banned text, only the first looks through the vocabulary."""
     known = _known_banned.setdefault(tokenizer, {})
     if text not in known:
+        if len(known) == MOST_KNOWN:
+            known.clear()
         known[text] = BannedText(text, tokenizer.token_bytes)
     return known[text]
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.protocols import Cache, CausalLanguageModel
 
 MOST_GUESSES = 15
@@ -108,8 +108,13 @@ class DraftModel:
         while len(guessed) < length:
             logits = self._model(torch.tensor([unread], device=self._device), cache)[0, -1]
             written = [*token_ids[n_prompt:], *guessed]
-            unread = [self._sampler.draw(logits.float().cpu(), written)]
+            try:
+                unread = [self._sampler.draw(logits.float().cpu(), written)]
+            except NothingLeftError:  # of this model; the one that is guessed for may go on
+                break
             guessed += unread
+            if self._sampler.ends(unread[0]):
+                break
         self._read = [*token_ids, *guessed[:-1]]
         return guessed
 

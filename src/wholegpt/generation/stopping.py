@@ -17,8 +17,7 @@ class StopSearch:
     def push(self, piece: str) -> str:
         """What can be shown now; nothing after the first stop text, nor of it."""
         if self.after > 0:
-            self.after -= 1
-            return piece
+            return self.pass_over(piece)
         held = self._held + piece
         places = [place for stop in self.stops if (place := held.find(stop)) >= 0]
         if places:
@@ -27,6 +26,11 @@ class StopSearch:
         keep = max((_overlap(held, stop) for stop in self.stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
+
+    def pass_over(self, piece: str) -> str:
+        """What can be shown of a piece in which no stop text is looked for."""
+        self.after -= 1
+        return self.finish() + piece
 
     def finish(self) -> str:
         """What was held back."""
