@@ -15,7 +15,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.generation.engine import Engine, restarted_window
 from wholegpt.generation.memory import plan_slots
 from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting
-from wholegpt.generation.sampling import NothingLeftError, Sampler
+from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
@@ -86,18 +86,17 @@ def generate(
                 shown = done
     except KeyboardInterrupt:
         raise InterruptedWriting([request.completion() for request in requests]) from None
-    completions = [request.completion() for request in requests]
-    _say_forbidden(completions, console)
-    return completions
+    _say_forbidden(requests, console)
+    return [request.completion() for request in requests]
 
 
-def _say_forbidden(completions: Sequence[Completion], console: Console) -> None:
-    """Raise ``NothingLeftError`` where the settings allow no text at all; warn where they end some early."""
-    forbidden = [one for one in completions if one.finish_reason == "forbidden"]
-    if forbidden and not any(one.token_ids for one in completions):
-        raise NothingLeftError(NothingLeftError.REASON)
-    if forbidden:
-        console.warn(f"{len(forbidden)} of {len(completions)} texts end early: {NothingLeftError.REASON}")
+def _say_forbidden(requests: Sequence[GenerationRequest], console: Console) -> None:
+    """Warn of texts that the settings let end early. Raises ``ConfigError`` where they allow no text at all."""
+    problems = [one.problem for one in requests if one.problem]
+    if problems and not any(one.token_ids for one in requests):
+        raise ConfigError(problems[0])
+    if problems:
+        console.warn(f"{len(problems)} of {len(requests)} texts end early: {problems[0]}")
 
 
 def make_drafter(

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.config import GenerationConfig
-from wholegpt.errors import NumericsError
-from wholegpt.generation.sampling import NothingLeftError, Sampler
+from wholegpt.errors import ConfigError, NumericsError
+from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.speculation import Drafter
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.tokenizers import Tokenizer
@@ -81,6 +81,8 @@ class GenerationRequest:
         """What the model has not read yet, the last token drawn included."""
         self.finish_reason = "" if config.max_tokens else "length"
         """Empty while the text goes on."""
+        self.problem = ""
+        """Why no further token is allowed, where that ended the text."""
         self._end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
         self._decoder = tokenizer.stream(prompt_ids[-1])
         self._stops = StopSearch(config.stop, config.min_tokens)
@@ -113,10 +115,11 @@ class GenerationRequest:
         for guess in [*guessed, None]:
             try:
                 token_id = self.sampler.draw(logits[right], self.token_ids)
-            except NothingLeftError:
+                piece = self.accept(token_id)
+            except ConfigError as error:  # this text's alone: its companions go on
+                self.problem = str(error)
                 self._finish("forbidden")
                 break
-            piece = self.accept(token_id)
             if self.config.alternatives:
                 self._choices.append(self._choice(logits[right], token_id, piece))
             if token_id != guess or self.finish_reason:

@@ -23,8 +23,6 @@ from wholegpt.tokenizers import Tokenizer
 class NothingLeftError(ConfigError):
     """The settings forbid every token."""
 
-    REASON = "every token is forbidden: banned, not to come twice, or outside regex or json_schema"
-
 
 class Sampler:
     """Draws the tokens of one request.
@@ -133,7 +131,10 @@ class Sampler:
         if self._constraint is not None:
             logits = processors.keep_allowed(logits, self._constraint.allowed(written))
         if (forbidden or self._constraint is not None) and bool(logits.max() == processors.NEVER):
-            raise NothingLeftError(f"{NothingLeftError.REASON}; nothing more can be written")
+            raise NothingLeftError(
+                "every token is forbidden: banned, not to come twice, or outside regex or json_schema; "
+                "nothing more can be written"
+            )
         return logits
 
     def _shape(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
