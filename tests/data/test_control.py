@@ -122,6 +122,8 @@ def test_a_share_of_the_documents_stands_without(tmp_path: Path) -> None:
     train, validation = documents_of(data)
     headed = [text for text in train + validation if text.startswith("sentiment: ")]
     assert len(train + validation) == 400 and 0.7 < len(headed) / 400 < 0.8
+    for side in (train, validation):
+        assert 0.6 < sum(text.startswith("sentiment: ") for text in side) / len(side) < 0.9
     in_training = sum(text.startswith("sentiment: ") for text in train)
     assert sum(data.manifest.control["sentiment"].values()) == in_training
     again = prepared(path, tmp_path / "again", control=FIELDS, control_omitted=0.25)

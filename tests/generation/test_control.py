@@ -105,5 +105,7 @@ def test_figures_count_the_header(run: Path) -> None:
     held_out = run_data(run).validation
     text = wg.load(run, console=QUIET).tokenizer.decode(held_out.read(0, len(held_out)).tolist())
     documents = text.split("<|endoftext|>")
-    assert all(one.startswith(f"letter: {one[-1]}\n") for one in documents)
+    headed = [one for one in documents if ":" in one]
+    assert len(headed) > 0.75 * len(documents)  # a tenth of all documents has none
+    assert all(one.startswith(f"letter: {one[-1]}\n") for one in headed)
     assert held_out.text is not None and held_out.text.bytes == sum(len(one.encode()) for one in documents)

@@ -18,6 +18,7 @@ PIECE = np.dtype(
 """Of each piece: where its UTF-8 bytes end, its characters, whether a document begins with it, its source, and the
 number of its attributes."""
 BUFFERED_PIECES = 10_000
+OMISSION_SEED = 1
 EXCERPT_CHARACTERS = 80
 
 
@@ -26,7 +27,8 @@ def write_documents(folder: Path, pieces: Iterable[Piece], omitted: float = 0.0)
 
     A share of ``omitted`` documents, drawn at random but always the same, is kept without its attributes.
     """
-    end, numbers, generator = 0, AttributeNumbers(), np.random.default_rng(0)
+    # Not the split's own numbers, by which the held-out documents would be the ones without.
+    end, numbers, generator = 0, AttributeNumbers(), np.random.default_rng(OMISSION_SEED)
     buffer: list[tuple[int, int, bool, int, int]] = []
     with (folder / "documents.bin").open("wb") as texts, (folder / "pieces.bin").open("wb") as index:
         for piece in pieces:
