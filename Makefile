@@ -15,8 +15,9 @@ PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
 demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
 
-test: lint  ## lint, types, tests
-	$(VENV)/bin/pytest
+test: lint  ## lint, types, tests; two processes of one thread take half as long as one of two
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed"
+	$(VENV)/bin/pytest -m timed
 
 lint: $(DEVELOPMENT)
 	$(VENV)/bin/ruff check .

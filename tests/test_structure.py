@@ -116,6 +116,7 @@ assert not written, written
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timed
 def test_help_answers_quickly_without_torch() -> None:
     code = "import sys; from wholegpt.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     seconds: list[float] = []

@@ -304,6 +304,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("expression", REFUSED, ids=lambda text: ascii(text[:20]))
 def test_expressions_that_are_refused(expression: str) -> None:
     started = time.process_time()
@@ -314,6 +315,7 @@ def test_expressions_that_are_refused(expression: str) -> None:
     assert time.process_time() - started < 2
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "expression", ["(a{1000}){1000}{1000}", "(((a{1,100}){1,100}){1,100}){1,100}", "(a|aa)*" * 1000]
 )
@@ -367,6 +369,7 @@ UNMET: dict[str, str] = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("schema", UNMET, ids=lambda text: text[:40])
 def test_schemas_that_are_refused(schema: str) -> None:
     started = time.process_time()
@@ -376,6 +379,7 @@ def test_schemas_that_are_refused(schema: str) -> None:
     assert time.process_time() - started < 2
 
 
+@pytest.mark.timed
 def test_recursion_that_can_end_is_taken() -> None:
     tree = {
         "$defs": {"a/b": {"type": "array", "items": {"$ref": "#/$defs/a~1b"}}},
