@@ -16,10 +16,10 @@ LEVELS: list[list[str]] = [
     ["errors", "config", "mapping", "checks", "presets", "files", "console", "runtime", "protocols"],
     ["tokenizers", "model", "losses", "metrics"],
     ["data"],
-    ["checkpoint"],
+    ["checkpoint", "adapters"],
     ["training", "generation"],
     ["evaluation"],
-    ["analysis", "planning", "interop"],
+    ["finetuning", "analysis", "planning", "interop"],
     ["language_model", "conversion", "run_folder", "api"],
     ["cli"],
 ]

@@ -163,6 +163,19 @@ class Determinism(StrEnum):
     strict = "strict"
 
 
+class TaskKind(StrEnum):
+    """What a model is fine-tuned for."""
+
+    classification = "classification"
+    """A text has one of several labels."""
+    entailment = "entailment"
+    """What follows for a hypothesis from a premise, one of several labels."""
+    similarity = "similarity"
+    """How alike two texts are, whose order does not matter: a label, or a number."""
+    choice = "choice"
+    """Which of several answers is right."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture: a decoder-only transformer."""
@@ -423,6 +436,20 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A trained change of low rank beside frozen weights (LoRA)."""
+
+    rank: int = 8
+    """R, the rank of each layer's change."""
+    alpha: float = 16.0
+    """The change is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Probability of zeroing what a change reads."""
+    targets: tuple[str, ...] = ("blocks.*",)
+    """Which linear layers are changed, by name: * stands for anything, as in blocks.*.attention.*"""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def to_theirs(tensors: Mapping[str, Tensor], names: Iterable[Name], config: Mode
         tensor = tensors.get(line.ours)
         if tensor is None:
             tensor = torch.zeros(shapes[line.ours])
-        rows = _stacked_rows(config) if len(line.theirs) > 1 else [len(tensor)]
+        rows = stacked_rows(config) if len(line.theirs) > 1 else [len(tensor)]
         for theirs, part in zip(line.theirs, tensor.split(rows), strict=True):
             given[theirs] = part.t().contiguous() if line.transposed else part.contiguous()
     return given
@@ -105,5 +105,6 @@ def _hollow(config: ModelConfig) -> dict[str, Tensor]:
         return own_tensors(Transformer(config))
 
 
-def _stacked_rows(config: ModelConfig) -> list[int]:
+def stacked_rows(config: ModelConfig) -> list[int]:
+    """Rows of queries, keys and values in the one matrix of ours."""
     return [heads * config.d_head for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]

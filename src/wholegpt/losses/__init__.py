@@ -1,5 +1,13 @@
 """Losses: pure functions of tensors."""
 
+from wholegpt.losses.classification import balanced_weights, class_negative_log_likelihood, squared_error
 from wholegpt.losses.language_modeling import IGNORED, linear_cross_entropy, negative_log_likelihood
 
-__all__ = ["IGNORED", "linear_cross_entropy", "negative_log_likelihood"]
+__all__ = [
+    "IGNORED",
+    "balanced_weights",
+    "class_negative_log_likelihood",
+    "linear_cross_entropy",
+    "negative_log_likelihood",
+    "squared_error",
+]

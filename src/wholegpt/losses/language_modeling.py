@@ -36,15 +36,21 @@ def negative_log_likelihood(
 
 
 def linear_cross_entropy(
-    hidden: Float[Tensor, "B T D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "B T"]
+    hidden: Float[Tensor, "B T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "B T"],
+    importance: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, " "]:
     """The sum of ``negative_log_likelihood(hidden·weightᵀ, targets)``, without ever holding B·T·V logits.
+
+    Each target counts as often as its ``importance`` says, once without.
 
     Some positions at a time: their logits, the loss, and at once its gradient, softmax(logits) −
     onehot(target), which takes the logits' place and is multiplied into the gradients of ``hidden`` and
     ``weight``. The products run in autocast's number format where it is on.
     """
-    total = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
+    flat = None if importance is None else importance.flatten()
+    total = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), flat)
     assert isinstance(total, Tensor)
     return total
 
@@ -56,6 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Float[Tensor, "N D"],
         weight: Float[Tensor, "V D"],
         targets: Int[Tensor, " N"],
+        importance: Float[Tensor, " N"] | None,
     ) -> Float[Tensor, " "]:
         number_format = compute_dtype(hidden)
         hidden_, weight_ = hidden.to(number_format), weight.to(number_format)
@@ -63,11 +70,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         rows = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // len(weight)))
         with torch.autocast(hidden.device.type, enabled=False):
-            for some, goal, gradient in zip(
-                hidden_.split(rows), targets.split(rows), of_hidden.split(rows), strict=True
+            for number, (some, goal, gradient) in enumerate(
+                zip(hidden_.split(rows), targets.split(rows), of_hidden.split(rows), strict=True)
             ):
                 logits = some @ weight_.t()
-                total += _replace_by_gradient(logits, goal)
+                counts = None if importance is None else importance.split(rows)[number]
+                total += _replace_by_gradient(logits, goal, counts)
                 gradient.copy_(logits @ weight_)
                 for block, of_block in zip(
                     logits.split(VOCABULARY_BLOCK, dim=1), of_weight.split(VOCABULARY_BLOCK), strict=True
@@ -80,26 +88,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: Float[Tensor, " "]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], None]:
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], None, None]:
         (gradient,) = gradients
         of_hidden, of_weight = ctx.saved_tensors
-        return of_hidden.mul_(gradient), of_weight.mul_(gradient), None
+        return of_hidden.mul_(gradient), of_weight.mul_(gradient), None, None
 
 
-def _replace_by_gradient(logits: Float[Tensor, "C V"], targets: Int[Tensor, " C"]) -> Float[Tensor, " "]:
+def _replace_by_gradient(
+    logits: Float[Tensor, "C V"], targets: Int[Tensor, " C"], importance: Float[Tensor, " C"] | None
+) -> Float[Tensor, " "]:
     """The summed loss of ``logits``, which become its gradient, softmax − onehot; 0 where ``IGNORED``."""
     precise = torch.promote_types(logits.dtype, torch.float32)
     total = logits.new_zeros((), dtype=precise)
     at_once = CPU_SOFTMAX_LOGITS if logits.device.type == "cpu" else SOFTMAX_LOGITS
     rows = max(1, at_once // logits.shape[1])
-    for some, goal in zip(logits.split(rows), targets.split(rows), strict=True):
+    for number, (some, goal) in enumerate(zip(logits.split(rows), targets.split(rows), strict=True)):
         scored = (goal != IGNORED).unsqueeze(1)
         goal = goal.unsqueeze(1).where(scored, 0)
         largest, at_goal = some.amax(1, keepdim=True), some.gather(1, goal)
         probabilities = torch.softmax(some, dim=1, dtype=precise)
         # ln Σ exp(logits) from the largest: its probability, at least 1/V, cannot underflow.
         normalizer = largest - probabilities.amax(1, keepdim=True).log()
-        total += (normalizer - at_goal).where(scored, 0).sum()
+        nats = (normalizer - at_goal).where(scored, 0)
         probabilities.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=precise))
+        if importance is not None:
+            counts = importance.split(rows)[number].unsqueeze(1).to(precise)
+            nats, probabilities = nats * counts, probabilities.mul_(counts)
+        total += nats.sum()
         some.copy_(probabilities if bool(scored.all()) else probabilities.where(scored, 0))
     return total

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from wholegpt.config import Config, Dtype, Execution
-from wholegpt.data import Batch
 from wholegpt.errors import NumericsError
 from wholegpt.model import Transformer
 from wholegpt.runtime import compute_in, mix_seed
 from wholegpt.training.averaging import update_average
-from wholegpt.training.objectives import Objective
+from wholegpt.training.objectives import Objective, Rows
 from wholegpt.training.optimizers import set_learning_rate
 from wholegpt.training.schedules import learning_rate
 from wholegpt.training.state import TrainingState
@@ -25,7 +24,7 @@ from wholegpt.training.state import TrainingState
 class BatchSource(Protocol):
     """Gives the batch of any step, so that resuming replays nothing."""
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Rows:
         """The batch of optimiser step ``step`` (from 0)."""
         ...
 
@@ -134,15 +133,16 @@ def train_step(
 
 
 def accumulate_gradients(
-    model: nn.Module, objective: Objective, batch: Batch, config: Config, step: int, scale: float = 1.0
+    model: nn.Module, objective: Objective, batch: Rows, config: Config, step: int, scale: float = 1.0
 ) -> float:
     """Add ``scale`` times the gradient of the step's mean loss, micro-batch by micro-batch; returns that mean.
 
     Random numbers (dropout) are seeded by (seed, step, first row), so none need to be stored.
     """
     device, dtype = batch.token_ids.device, config.precision.dtype
-    length = batch.token_ids.shape[1]  # shorter than the model's where a step's windows are cut
-    rows = config.training.micro_batch_size * config.model.context_length // length or len(batch)
+    length = batch.token_ids[0].numel()  # less than the model's context where a step's windows are cut
+    micro = config.training.micro_batch_size * config.model.context_length
+    rows = max(1, micro // length) if micro else len(batch)
     count = objective.count(batch)
     total = 0.0
     for start in range(0, len(batch), rows):

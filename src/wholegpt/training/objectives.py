@@ -1,8 +1,9 @@
 """What is minimised: a batch format and a loss. A new way of training is a new objective, not a new loop."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.data import Batch
@@ -11,14 +12,39 @@ from wholegpt.model import Transformer
 
 
 @runtime_checkable
-class Objective(Protocol):
-    """A mean over the terms of a whole optimiser step, computed micro-batch by micro-batch."""
+class Rows(Protocol):
+    """A batch of any format: rows that can be taken some at a time."""
 
-    def count(self, batch: Batch) -> int:
+    @property
+    def token_ids(self) -> Int[Tensor, "B *T"]:
+        """The tokens of each row."""
+        ...
+
+    def __len__(self) -> int:
+        """B."""
+        ...
+
+    def rows(self, start: int, end: int) -> "Rows":
+        """Rows ``start`` to ``end``: a micro-batch."""
+        ...
+
+    def to(self, device: torch.device) -> "Rows":
+        """The batch on ``device``."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A mean over the terms of a whole optimiser step, computed micro-batch by micro-batch.
+
+    Batches are of the format that the loader beside it gives.
+    """
+
+    def count(self, batch: Any) -> int:
         """How many terms ``batch`` holds: the denominator of the mean."""
         ...
 
-    def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
+    def total(self, model: nn.Module, batch: Any) -> Float[Tensor, " "]:
         """The sum of the terms of ``batch``."""
         ...
 

@@ -1,0 +1,149 @@
+"""Small tables, read whole: comma- or tab-separated values, JSON lines, JSON."""
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wholegpt.data.reading import read_text
+from wholegpt.errors import DataError
+
+LARGEST_TABLE = 2**30
+"""Bytes of a file that is read."""
+LONGEST_CELL = 2**24
+"""Characters of one."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records with the same columns."""
+
+    path: Path
+    columns: tuple[str, ...]
+    """Their names; their numbers, from 0, where the file names none."""
+    rows: list[dict[str, Any]]
+    places: list[str]
+    """Where each row stands: "line 3"."""
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column. Raises ``DataError`` that lists the columns where there is none of this name."""
+        if name not in self.columns:
+            raise DataError(f"{self.path}: has no column '{name}'; there are {', '.join(self.columns)}")
+        return [row.get(name) for row in self.rows]
+
+    def where(self, row: int) -> str:
+        """The file and the place of a row, as errors name them."""
+        return f"{self.path}: {self.places[row]}"
+
+
+def read_table(path: Path, encoding: str = "utf-8") -> Table:
+    """The table in a file, by the end of its name: .csv, .tsv (without quoting), .jsonl or .json (a list).
+
+    The first row of separated values names the columns, unless one of its cells is a number or stands in its column
+    again: then it is a row like the others. Raises ``DataError`` naming file and line.
+    """
+    kind = path.suffix.lower()
+    readers = {
+        ".csv": _separated,
+        ".tsv": _separated,
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".json": _json,
+    }
+    if kind not in readers:
+        raise DataError(f"{path}: is no table; expected a name that ends in {', '.join(readers)}")
+    if path.is_file() and path.stat().st_size > LARGEST_TABLE:
+        raise DataError(f"{path}: larger than {LARGEST_TABLE:,} bytes; tables of examples are read whole")
+    text = read_text(path, encoding)
+    found = list(readers[kind](path, text))
+    if not found:
+        raise DataError(f"{path}: holds no rows")
+    columns = tuple(dict.fromkeys(name for _, row in found for name in row))
+    return Table(path, columns, [row for _, row in found], [place for place, _ in found])
+
+
+def number_of(text: str) -> float | None:
+    """The finite number that a text spells; none where it spells none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _separated(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    tabs = path.suffix.lower() == ".tsv"
+    csv.field_size_limit(LONGEST_CELL)
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    lines = csv.reader(
+        (line + "\n" for line in text.split("\n")),
+        delimiter="\t" if tabs else ",",
+        strict=not tabs,
+        quoting=quoting,
+    )
+    rows: list[tuple[str, list[str]]] = []
+    try:
+        for row in lines:
+            row = [cell.removesuffix("\r") for cell in row]
+            if any(row):
+                rows.append((f"line {lines.line_num}", row))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {lines.line_num}: {error}") from None
+    for place, row in rows:
+        if len(row) != len(rows[0][1]):
+            raise DataError(f"{path}: {place}: has {len(row)} columns, the first row {len(rows[0][1])}")
+    named = bool(rows) and _names_columns([row for _, row in rows])
+    if named and len(set(rows[0][1])) < len(rows[0][1]):
+        raise DataError(f"{path}: two columns have the same name: {', '.join(rows[0][1])}")
+    names = (
+        [name.strip() for name in rows[0][1]]
+        if named
+        else [str(i) for i in range(len(rows[0][1]))]
+        if rows
+        else []
+    )
+    for place, row in rows[named:]:
+        yield place, dict(zip(names, row, strict=True))
+
+
+def _names_columns(rows: list[list[str]]) -> bool:
+    first = rows[0]
+    if any(not cell.strip() or number_of(cell) is not None for cell in first):
+        return False
+    counts = [Counter(column) for column in zip(*rows, strict=True)]
+    return all(count[cell] == 1 for cell, count in zip(first, counts, strict=True))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _record(path, f"line {number}", line)
+
+
+def _record(path: Path, place: str, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {place}: is not JSON: {error}") from None
+    return _checked(path, place, record)
+
+
+def _checked(path: Path, place: str, record: Any) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise DataError(f"{path}: {place}: expected an object with named fields, found {str(record)[:40]!r}")
+    return dict(record)
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a list of objects")
+    for number, record in enumerate(records, 1):
+        yield f"entry {number}", _checked(path, f"entry {number}", record)

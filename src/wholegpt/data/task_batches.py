@@ -1,0 +1,77 @@
+"""Batches of task examples, each a function of (seed, step) alone.
+
+Shapes: B examples, C sequences of each, T positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wholegpt.data.permutation import permute
+from wholegpt.data.tasks import EncodedExample
+from wholegpt.runtime import mix_seed
+
+PADDING = 0
+"""Stands after the last real token, which sees nothing of it."""
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Examples as a model reads them."""
+
+    token_ids: Int[Tensor, "B C T"]
+    last: Int[Tensor, "B C"]
+    """Place of the last real token of each sequence; what stands after it is padding."""
+    targets: Int[Tensor, " B"] | Float[Tensor, " B"]
+    """The class, or the place of the right answer, of each example; or its score."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def rows(self, start: int, end: int) -> "TaskBatch":
+        """Examples ``start`` to ``end``: a micro-batch."""
+        return TaskBatch(self.token_ids[start:end], self.last[start:end], self.targets[start:end])
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        """The batch on ``device``."""
+        return TaskBatch(self.token_ids.to(device), self.last.to(device), self.targets.to(device))
+
+
+def collate(examples: Sequence[EncodedExample], targets: Sequence[int] | Sequence[float]) -> TaskBatch:
+    """Sequences of several lengths side by side, padded at their ends to the longest."""
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    longest = max(map(len, sequences))
+    token_ids = torch.full((len(sequences), longest), PADDING)
+    for row, sequence in enumerate(sequences):
+        token_ids[row, : len(sequence)] = torch.tensor(sequence)
+    last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    return TaskBatch(
+        token_ids.view(len(examples), -1, longest), last.view(len(examples), -1), torch.tensor(targets)
+    )
+
+
+class TaskLoader:
+    """Examples in an order of their own in every epoch, forever; the last batch of an epoch goes on in the next."""
+
+    def __init__(
+        self,
+        examples: Sequence[EncodedExample],
+        targets: Sequence[int] | Sequence[float],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.examples, self.targets, self.batch_size, self.seed = examples, targets, batch_size, seed
+
+    def batch(self, step: int) -> TaskBatch:
+        """The batch of optimiser step ``step`` (from 0)."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, indices = np.divmod(places, len(self.examples))
+        chosen = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = permute(indices[here], len(self.examples), mix_seed(self.seed, int(epoch), 4))
+        return collate([self.examples[i] for i in chosen], [self.targets[i] for i in chosen])

@@ -1,0 +1,116 @@
+"""Which columns of a table hold the texts and the labels of a task, where nobody says so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from wholegpt.config import TaskKind
+from wholegpt.data.tables import Table, number_of
+from wholegpt.errors import DataError
+
+TEXT_NAMES = (
+    *(
+        "text",
+        "sentence",
+        "review",
+        "content",
+        "context",
+        "premise",
+        "sentence1",
+        "sentence_a",
+        "text1",
+        "text_a",
+    ),
+    *("#1 string", "hypothesis", "sentence2", "sentence_b", "text2", "text_b", "#2 string"),
+)
+LABEL_NAMES = (
+    *("label", "labels", "class", "category", "target", "gold_label", "entailment_judgment", "judgment"),
+    *("sentiment", "quality"),
+)
+SCORE_NAMES = ("score", "similarity", "relatedness_score", "rating", "label", "quality")
+ANSWERS, ANSWER = ("choices", "answers", "options"), ("answer", "label", "correct", "gold")
+
+
+@dataclass(frozen=True)
+class TaskColumns:
+    """Which columns of a table hold what; what is not named is detected."""
+
+    texts: tuple[str, ...] = ()
+    """One, or two; of choices the context, and what is asked."""
+    answers: tuple[str, ...] = ()
+    """Of choices: one column with lists of texts, or one for each answer."""
+    target: str = ""
+    """The label, score, or right answer."""
+
+
+def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
+    """``columns`` with what they do not name found, by likely names, by how long texts and how few labels are.
+
+    Raises ``DataError`` that lists the columns where none fits.
+    """
+    return _choice_columns(table, columns) if task is TaskKind.choice else _text_columns(table, task, columns)
+
+
+def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
+    wanted = 1 if task is TaskKind.classification else 2
+    names = SCORE_NAMES if task is TaskKind.similarity else LABEL_NAMES
+    target = columns.target or _named(table, names) or _fewest_values(table, columns.texts)
+    table.column(target)
+    texts = columns.texts or _longest(table, wanted, target)
+    for name in texts:
+        table.column(name)
+    if len(texts) != wanted or target in texts:
+        raise DataError(
+            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts and one of labels; found "
+            f"{', '.join(texts) or 'none'} and '{target}' among {', '.join(table.columns)}"
+        )
+    return replace(columns, texts=tuple(texts), target=target)
+
+
+def _named(table: Table, names: Sequence[str]) -> str:
+    by_name = {column.lower(): column for column in table.columns}
+    return next((by_name[name] for name in names if name in by_name), "")
+
+
+def _fewest_values(table: Table, texts: Sequence[str]) -> str:
+    """The column with the fewest different values, of such the shortest ones, which is how labels look."""
+    others = [name for name in table.columns if name not in texts]
+    if not others:
+        raise DataError(f"{table.path}: has no column for labels; there are {', '.join(table.columns)}")
+    texts_of = {name: [str(value) for value in table.column(name)] for name in others}
+    return min(others, key=lambda name: (len(set(texts_of[name])), sum(map(len, texts_of[name]))))
+
+
+def _longest(table: Table, wanted: int, target: str) -> list[str]:
+    """Columns with likely names, else those with the longest texts, in the order of the table."""
+    by_name = {column.lower(): column for column in table.columns if column != target}
+    likely = [by_name[name] for name in TEXT_NAMES if name in by_name]
+    if len(likely) >= wanted:
+        return likely[:wanted]
+    sizes = {
+        name: sum(
+            len(value) for value in table.column(name) if isinstance(value, str) and number_of(value) is None
+        )
+        for name in table.columns
+        if name != target
+    }
+    longest = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])[:wanted]
+    return [name for name in table.columns if name in longest]
+
+
+def _choice_columns(table: Table, columns: TaskColumns) -> TaskColumns:
+    by_name = {column.lower(): column for column in table.columns}
+    texts = columns.texts or tuple(
+        by_name[name]
+        for name in ("context", "passage", "story", "article", "question", "prompt")
+        if name in by_name
+    )
+    letters = [by_name[letter] for letter in "abcdefgh" if letter in by_name]
+    lists = [by_name[name] for name in ANSWERS if name in by_name][:1]
+    answers = columns.answers or tuple(lists or letters)
+    target = columns.target or _named(table, ANSWER)
+    for name in (*texts, *answers, *([target] if target else [])):
+        table.column(name)
+    if not texts or not answers or not target:
+        lacking = "context or question" if not texts else "choices" if not answers else "answer"
+        raise DataError(f"{table.path}: has no column for {lacking}; there are {', '.join(table.columns)}")
+    return TaskColumns(texts, answers, target)

@@ -1,0 +1,226 @@
+"""Examples of tasks out of tables, and the token sequences that a model reads of them (Radford et al. 2018, figure 1).
+
+==============  ====================================================================  =========================
+task            columns, by these names or detected                                    sequences of an example
+==============  ====================================================================  =========================
+classification  a text, a label                                                        text
+entailment      two texts (premise, hypothesis), a label                               premise $ hypothesis
+similarity      two texts, a label or a score                                          both orders
+choice          ``context`` (perhaps with ``question``), answers, the right one        context $ answer, for each
+==============  ====================================================================  =========================
+
+A sequence is ``start text [delimiter text] classify``, all three tokens being new ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wholegpt.config import TaskKind
+from wholegpt.data.tables import Table, number_of
+from wholegpt.data.task_columns import TaskColumns, detect_columns
+from wholegpt.errors import DataError
+from wholegpt.mapping import nearest
+from wholegpt.tokenizers import Tokenizer
+
+START, DELIMITER, CLASSIFY = "<|start|>", "<|delimiter|>", "<|classify|>"
+SPECIAL_TOKENS = (START, DELIMITER, CLASSIFY)
+MOST_LABELS = 1000
+SCORE_VALUES = 10
+"""Numbers with more different values, or with decimals, are scores and not labels."""
+
+
+@dataclass(frozen=True)
+class TaskExample:
+    """One example, in texts."""
+
+    parts: tuple[tuple[str, ...], ...]
+    """The texts of each sequence."""
+    target: str | float
+    """The label; the score; of choices the place of the right answer, from 0."""
+
+
+def read_examples(
+    table: Table, task: TaskKind, columns: TaskColumns | None = None, scores: bool | None = None
+) -> tuple[list[TaskExample], TaskColumns]:
+    """The examples of a table, and the columns that they were found in.
+
+    ``scores`` says whether a similarity is a number or a label; ``None``: a number where there are decimals or more
+    than ten different ones. Raises ``DataError`` naming the line of an empty text, a label that is missing, or an
+    answer out of range, and listing the columns where none fits.
+    """
+    found = detect_columns(table, task, columns or TaskColumns())
+    if task is TaskKind.choice:
+        return [_choice(table, row, found) for row in range(len(table.rows))], found
+    values = [_cell(value) for value in table.column(found.target)]
+    numeric = task is TaskKind.similarity and (_are_scores(values) if scores is None else scores)
+    examples: list[TaskExample] = []
+    for row, value in enumerate(values):
+        texts = tuple(_text(table, row, name) for name in found.texts)
+        if not value:
+            raise DataError(
+                f"{table.where(row)}: has no {'score' if numeric else 'label'} in '{found.target}'"
+            )
+        target = _score(table, row, value, found.target) if numeric else value
+        both = (texts, texts[::-1]) if task is TaskKind.similarity else (texts,)
+        examples.append(TaskExample(both, target))
+    return examples, found
+
+
+def label_names(examples: Sequence[TaskExample], where: str) -> list[str]:
+    """The labels of training examples, in order: as numbers where all are, else by name.
+
+    Raises ``DataError`` for a single label, one with a single example, and for more labels than are plausible.
+    """
+    counts: dict[str, int] = {}
+    for example in examples:
+        assert isinstance(example.target, str)
+        counts[example.target] = counts.get(example.target, 0) + 1
+    if len(counts) < 2:
+        raise DataError(
+            f"{where}: every example has the label '{next(iter(counts), '')}'; there is nothing to learn"
+        )
+    if len(counts) > MOST_LABELS:
+        raise DataError(
+            f"{where}: has {len(counts):,} different labels, at most {MOST_LABELS:,} are classes; numbers that measure "
+            "something are for --task similarity"
+        )
+    alone = sorted(label for label, count in counts.items() if count == 1)
+    if alone:
+        raise DataError(f"{where}: the label '{alone[0]}' has a single example; give more, or leave it out")
+    numbers = {label: number_of(label) for label in counts}
+    if all(number is not None for number in numbers.values()):
+        return sorted(counts, key=lambda label: (numbers[label] or 0.0, label))
+    return sorted(counts)
+
+
+def check_labels(examples: Sequence[TaskExample], labels: Sequence[str], table: Table) -> None:
+    """Raise ``DataError`` for a label that no training example has."""
+    for row, example in enumerate(examples):
+        if example.target not in labels:
+            raise DataError(
+                f"{table.where(row)}: the label '{example.target}' is that of no training example; "
+                f"{nearest(str(example.target), list(labels))}"
+            )
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """The sequences of an example, ready to be read."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    cut: int
+    """Tokens that were left out to make them fit."""
+
+
+def encode_example(
+    parts: Sequence[Sequence[str]], tokenizer: Tokenizer, context_length: int
+) -> EncodedExample:
+    """``start text [delimiter text] classify`` of each sequence, at most τ tokens.
+
+    What is too long loses tokens at the end of its longest text, one after the other, until it fits.
+    """
+    start, delimiter, classify = (_required(tokenizer, name) for name in SPECIAL_TOKENS)
+    known: dict[str, list[int]] = {}
+    sequences: list[tuple[int, ...]] = []
+    cut = 0
+    for texts in parts:
+        encoded = [known.setdefault(text, tokenizer.encode(text)) for text in texts]
+        lengths = _fitting([len(ids) for ids in encoded], context_length - len(texts) - 1)
+        cut += sum(len(ids) for ids in encoded) - sum(lengths)
+        sequence = [start]
+        for number, (ids, length) in enumerate(zip(encoded, lengths, strict=True)):
+            sequence += [*([delimiter] if number else []), *ids[:length]]
+        sequences.append((*sequence, classify))
+    return EncodedExample(tuple(sequences), cut)
+
+
+def _fitting(lengths: Sequence[int], room: int) -> list[int]:
+    """Lengths of at most ``room`` together, taken off the longest one token at a time."""
+    if sum(lengths) <= room:
+        return list(lengths)
+    # The longest are all cut to one length; one more for the first of them, as far as there is room.
+    level = max(n for n in range(room + 1) if sum(min(n, length) for length in lengths) <= room)
+    fitted = [min(level, length) for length in lengths]
+    for place, length in enumerate(lengths):
+        if length > level and sum(fitted) < room:
+            fitted[place] += 1
+    return fitted
+
+
+def _required(tokenizer: Tokenizer, name: str) -> int:
+    token_id = tokenizer.id_of(name)
+    assert token_id is not None, f"{name} is in the vocabulary of models for tasks"
+    return token_id
+
+
+def _choice(table: Table, row: int, columns: TaskColumns) -> TaskExample:
+    record = table.rows[row]
+    context = " ".join(_text(table, row, name) for name in columns.texts)
+    answers = [record.get(name) for name in columns.answers]
+    if len(answers) == 1 and isinstance(answers[0], list):
+        answers = answers[0]
+    texts = [answer for answer in answers if isinstance(answer, str) and answer.strip()]
+    if len(texts) < 2 or len(texts) < len(answers):
+        raise DataError(
+            f"{table.where(row)}: expected at least two answers, none empty, found {answers!r:.80}"
+        )
+    expected = len(columns.answers) if len(columns.answers) > 1 else _first_count(table, columns)
+    if len(texts) != expected:
+        raise DataError(f"{table.where(row)}: has {len(texts)} answers, and the first example {expected}")
+    right = _right(table, row, columns.target, texts)
+    return TaskExample(tuple((context, answer) for answer in texts), right)
+
+
+def _first_count(table: Table, columns: TaskColumns) -> int:
+    first = table.rows[0].get(columns.answers[0])
+    return len(first) if isinstance(first, list) else 0
+
+
+def _right(table: Table, row: int, name: str, answers: Sequence[str]) -> int:
+    """The place of the right answer, given as such, from 0, as a letter from A, or as its text."""
+    given = table.rows[row].get(name)
+    written = _cell(given)
+    if written in answers:
+        return list(answers).index(written)
+    if len(written) == 1 and written.isalpha():
+        place = ord(written.upper()) - ord("A")
+    else:
+        number = number_of(written)
+        place = -1 if number is None or number % 1 else int(number)
+    if not 0 <= place < len(answers):
+        raise DataError(
+            f"{table.where(row)}: the answer is {given!r}; expected 0 to {len(answers) - 1}, "
+            f"A to {chr(ord('A') + len(answers) - 1)}, or one of the answers"
+        )
+    return place
+
+
+def _text(table: Table, row: int, name: str) -> str:
+    value = table.rows[row].get(name)
+    if not isinstance(value, str) or not value.strip():
+        kind = "an empty text" if value is None or isinstance(value, str) else f"no text but {value!r:.40}"
+        raise DataError(f"{table.where(row)}: has {kind} in '{name}'")
+    return value
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, list | dict):
+        return ""
+    return str(value).strip()
+
+
+def _are_scores(values: Sequence[str]) -> bool:
+    numbers = [number_of(value) for value in values]
+    if any(number is None for number in numbers):
+        return False
+    return len(set(numbers)) > SCORE_VALUES or any(number is not None and number % 1 for number in numbers)
+
+
+def _score(table: Table, row: int, value: str, name: str) -> float:
+    number = number_of(value)
+    if number is None:
+        raise DataError(
+            f"{table.where(row)}: '{value}' in '{name}' is no number; a similarity of labels needs none"
+        )
+    return number

@@ -1,0 +1,68 @@
+"""Fine-tuning for tasks (Radford et al. 2018, section 3.2): what is minimised, and what is predicted.
+
+Shapes: B examples, C sequences of each, T positions, D model width, O outputs.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wholegpt.config import TaskKind
+from wholegpt.data.task_batches import TaskBatch
+from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy, squared_error
+from wholegpt.model.heads import TaskTransformer
+
+
+class TaskObjective:
+    """E11: L = L_task + λ·L_LM; a term is an example.
+
+    L_task is −ln p of the right class or answer in nats, or the squared error of a score; L_LM the mean of the nats a
+    token of its sequences, and of those the mean.
+    """
+
+    def __init__(
+        self,
+        task: TaskKind,
+        language_modeling: float,
+        scores: bool = False,
+        class_weights: Float[Tensor, " O"] | None = None,
+    ) -> None:
+        """``language_modeling`` is λ; ``scores`` says that targets are numbers."""
+        self.task, self.language_modeling = task, language_modeling
+        self.scores, self.class_weights = scores, class_weights
+
+    def count(self, batch: TaskBatch) -> int:
+        """Examples."""
+        return len(batch)
+
+    def total(self, model: nn.Module, batch: TaskBatch) -> Float[Tensor, " "]:
+        """The sum over the examples."""
+        assert isinstance(model, TaskTransformer)
+        hidden, outputs = read(model, batch, self.task)
+        if self.scores:
+            losses = squared_error(outputs, batch.targets)
+        else:
+            losses = class_negative_log_likelihood(outputs, batch.targets, self.class_weights)
+        if not self.language_modeling:
+            return losses.sum()
+        targets, importance = next_tokens(batch)
+        nats = linear_cross_entropy(hidden, model.unembedding.weight, targets, importance)
+        return losses.sum() + self.language_modeling * nats
+
+
+def read(
+    model: TaskTransformer, batch: TaskBatch, task: TaskKind
+) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "B O"]]:
+    """The hidden states of all N = B·C sequences, and the head's outputs."""
+    hidden = model.hidden_states(batch.token_ids.flatten(0, 1))
+    by_example = hidden.view(*batch.token_ids.shape, -1)
+    return hidden, model.read_out(by_example, batch.last, summed=task is not TaskKind.choice)
+
+
+def next_tokens(batch: TaskBatch) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"]]:
+    """What each position should predict, and what it counts: 1 for an example, alike for its sequences and tokens."""
+    token_ids, last = batch.token_ids.flatten(0, 1), batch.last.flatten()
+    targets = token_ids.roll(-1, dims=1)
+    real = torch.arange(token_ids.shape[1], device=token_ids.device) < last[:, None]
+    share = 1 / (batch.token_ids.shape[1] * last.clamp_min(1))
+    return targets.masked_fill(~real, IGNORED), share[:, None] * real

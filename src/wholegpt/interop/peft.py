@@ -1,0 +1,203 @@
+"""LoRA adapters in the form of Hugging Face ``peft``, which opens them on the same model exported for ``transformers``.
+
+Shapes: I inputs, O outputs, R rank.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, remove_lora
+from wholegpt.checkpoint import listed
+from wholegpt.config import LoraConfig, ModelConfig
+from wholegpt.errors import CheckpointError, ConfigError
+from wholegpt.files import write_folder_atomic, write_json_atomic
+from wholegpt.interop.architectures import architecture_of
+from wholegpt.interop.foreign import ForeignTensors, number_in, open_safetensors, read_object
+from wholegpt.interop.names import Name, names_of, own_shapes, stacked_rows
+from wholegpt.model import Transformer
+
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+PREFIX = "base_model.model."
+PLAIN = {
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+}
+"""Their settings that change the computation, with the only value that can be expressed here."""
+
+
+def save_adapter(folder: Path, model: Transformer, config: LoraConfig) -> None:
+    """Write the LoRA of ``model``, merged or not, which has the settings ``config``, into a new ``folder``.
+
+    Where no program of theirs can open the model, the layers have our names. Raises ``ConfigError`` without LoRA.
+    """
+    layers = dict(lora_layers(model))
+    if not layers:
+        raise ConfigError("the model has no LoRA to be saved")
+    modules = _modules(model.config)
+    tensors: dict[str, Tensor] = {}
+    for ours, layer in layers.items():
+        theirs = modules[ours]
+        rows = stacked_rows(model.config) if len(theirs) > 1 else [len(layer.up)]
+        for module, up in zip(theirs, layer.up.detach().split(rows), strict=True):
+            tensors[f"{module}.lora_A.weight"] = layer.down.detach().clone()
+            tensors[f"{module}.lora_B.weight"] = up.contiguous()
+    changed = [module.removeprefix(PREFIX) for ours in layers for module in modules[ours]]
+    transposed = any(line.transposed for line in _names(model.config))
+
+    def fill(target: Path) -> None:
+        safetensors.torch.save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+        content = {
+            **PLAIN,
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "target_modules": changed,
+            "fan_in_fan_out": transposed,
+            "inference_mode": True,
+        }
+        write_json_atomic(target / CONFIG, content)
+        shapes = {name: list(tensor.shape) for name, tensor in base_tensors(model).items()}
+        write_json_atomic(target / BASE, {"sha256": base_hash(model), "shapes": shapes})
+
+    write_folder_atomic(folder, fill)
+
+
+def load_adapter(folder: Path, model: Transformer) -> LoraConfig:
+    """Put the adapter in ``folder`` on ``model``, in place of one that it has, which must not be merged.
+
+    Raises ``CheckpointError`` for one of another model, or that holds what LoRA here cannot express.
+    """
+    content = read_object(folder / CONFIG)
+    for name, value in PLAIN.items():
+        if content.get(name, value) not in (value, [], None):
+            raise CheckpointError(
+                f"{folder / CONFIG}: {name} is {content[name]!r}; only {value!r} can be expressed here"
+            )
+    if content.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{folder / CONFIG}: peft_type is {content.get('peft_type')!r}; expected 'LORA'"
+        )
+    rank = int(number_in(content, "r", folder / CONFIG))
+    alpha = number_in(content, "lora_alpha", folder / CONFIG)
+    _check_base(folder, model)
+    if any(layer.merged for _, layer in lora_layers(model)):
+        raise ConfigError("the model has LoRA that is merged; unmerge it first")
+    found = open_safetensors(folder, WEIGHTS, f"{WEIGHTS}.index.json")
+    changes = {
+        ours: (
+            _one_down(found, theirs),
+            torch.cat([found.read(f"{module}.lora_B.weight") for module in theirs]),
+        )
+        for ours, theirs in _changed(found, model.config).items()
+    }
+    for ours, (down, up) in changes.items():
+        outputs, inputs = own_shapes(model.config)[f"{ours}.weight"]
+        if (tuple(down.shape), tuple(up.shape)) != ((rank, inputs), (outputs, rank)):
+            raise CheckpointError(
+                f"{found.where}: the change of {ours} is of {tuple(up.shape)} times {tuple(down.shape)}; "
+                f"expected {(outputs, rank)} times {(rank, inputs)}"
+            )
+    config = LoraConfig(rank, alpha, targets=tuple(changes))
+    remove_lora(model)
+    add_lora(model, config)
+    for ours, (down, up) in changes.items():
+        layer = model.get_submodule(ours)
+        assert isinstance(layer, LoraLinear)
+        layer.down.data, layer.up.data = down.to(layer.down), up.to(layer.up)
+    return config
+
+
+def base_hash(model: Transformer) -> str:
+    """SHA-256 of the weights without LoRA: names, shapes and float32 numbers. Of merged ones they are rounded."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(base_tensors(model).items()):
+        content.update(f"{name} {tuple(tensor.shape)} ".encode())
+        content.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def _changed(found: ForeignTensors, config: ModelConfig) -> dict[str, list[str]]:
+    """Our layers that an adapter changes, each with the names of theirs that it is there."""
+    modules = {name.rsplit(".", 2)[0] for name in found.shapes}
+    unknown = [
+        name
+        for name in found.shapes
+        if not name.startswith(PREFIX) or not name.endswith((".lora_A.weight", ".lora_B.weight"))
+    ]
+    if unknown:
+        raise CheckpointError(f"{found.where}: holds {listed(unknown)}, which is no LoRA of a linear layer")
+    chosen: dict[str, list[str]] = {}
+    for ours, theirs in _modules(config).items():
+        if modules.isdisjoint(theirs):
+            continue
+        missing = [
+            f"{module}.lora_{side}.weight"
+            for module in theirs
+            for side in "AB"
+            if f"{module}.lora_{side}.weight" not in found.shapes
+        ]
+        if missing:
+            raise CheckpointError(f"{found.where}: lacks {listed(missing)}")
+        chosen[ours] = theirs
+        modules -= set(theirs)
+    if modules:
+        raise CheckpointError(
+            f"{found.where}: changes {listed(sorted(modules))}, which this model does not have"
+        )
+    return chosen
+
+
+def _one_down(found: ForeignTensors, theirs: Sequence[str]) -> Tensor:
+    """The A of a layer, which its parts have to share."""
+    first, *others = (found.read(f"{module}.lora_A.weight") for module in theirs)
+    if not all(torch.equal(first, other) for other in others):
+        raise CheckpointError(
+            f"{found.where}: {', '.join(theirs)} differ in A; here they are one layer, with one A"
+        )
+    return first
+
+
+def _modules(config: ModelConfig) -> dict[str, list[str]]:
+    """Our linear layers, each with what it is called there; by our names where no program of theirs has the model."""
+    return {
+        ours.ours.removesuffix(".weight"): [PREFIX + name.removesuffix(".weight") for name in ours.theirs]
+        for ours in _names(config)
+    }
+
+
+def _names(config: ModelConfig) -> list[Name]:
+    try:
+        lines = names_of(architecture_of(config).table, config)
+    except ConfigError:
+        lines = [Name(ours, (ours,)) for ours in own_shapes(config)]
+    return [line for line in lines if line.ours.startswith("blocks.") and line.ours.endswith(".weight")]
+
+
+def _check_base(folder: Path, model: Transformer) -> None:
+    """Refuse an adapter that was trained beside other weights, where it says beside which."""
+    if not (folder / BASE).exists():
+        return
+    expected = read_object(folder / BASE)
+    shapes = {name: list(tensor.shape) for name, tensor in base_tensors(model).items()}
+    differing = [name for name, shape in shapes.items() if expected.get("shapes", {}).get(name) != shape]
+    if differing:
+        raise CheckpointError(
+            f"{folder}: is for another model: {differing[0]} is of {shapes[differing[0]]} here, and of "
+            f"{expected.get('shapes', {}).get(differing[0])} there"
+        )
+    if (here := base_hash(model)) != expected.get("sha256"):
+        raise CheckpointError(
+            f"{folder}: is for another model of this shape: its weights have the hash "
+            f"{str(expected.get('sha256'))[:12]}, these have {here[:12]}"
+        )

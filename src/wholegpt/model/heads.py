@@ -1,0 +1,51 @@
+"""What stands on a transformer besides its output vocabulary.
+
+Shapes: B examples, C sequences of each, T positions, D model width, O outputs.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wholegpt.config import AttentionKernel, ModelConfig, Recompute
+from wholegpt.model.transformer import INITIAL_STANDARD_DEVIATION, Transformer
+
+
+class TaskTransformer(Transformer):
+    """A transformer with a linear head on the last token of each sequence (Radford et al. 2018, section 3.2)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        outputs: int,
+        kernel: AttentionKernel = AttentionKernel.plain,
+        recompute: Recompute = Recompute.nothing,
+    ) -> None:
+        super().__init__(config, kernel, recompute)
+        self.head = nn.Linear(config.d_model, outputs)
+        nn.init.normal_(self.head.weight, std=INITIAL_STANDARD_DEVIATION)
+        nn.init.zeros_(self.head.bias)
+
+    def read_out(
+        self, hidden: Float[Tensor, "B C T D"], last: Int[Tensor, "B C"], summed: bool
+    ) -> Float[Tensor, "B O"]:
+        """W·h + b of the hidden states at the ``last`` real token of each sequence, whatever stands after it.
+
+        ``summed``: h is the sum over an example's sequences (both orders of two texts); else each sequence has the one
+        output of its own, and O is C (the answers to a question).
+        """
+        places = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
+        at_last = hidden.gather(2, places)[:, :, 0]
+        return self.head(at_last.sum(1)) if summed else self.head(at_last)[:, :, 0]
+
+
+def extend_vocabulary(model: Transformer, vocab_size: int) -> dict[str, Tensor]:
+    """The tensors of ``model`` with rows for further tokens, drawn as embeddings begin."""
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name in ("token_embedding.weight", "unembedding.weight"):
+        rows = tensors[name]
+        fresh = torch.empty(vocab_size - len(rows), rows.shape[1]).normal_(std=INITIAL_STANDARD_DEVIATION)
+        tensors[name] = torch.cat([rows, fresh.to(rows)])
+    if model.unembedding.weight is model.token_embedding.weight:
+        tensors["unembedding.weight"] = tensors["token_embedding.weight"]
+    return tensors

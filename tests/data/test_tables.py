@@ -1,0 +1,74 @@
+"""Tables of labelled examples in every form; whether the first row names the columns; bad files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wholegpt.data.tables import read_table
+from wholegpt.errors import DataError
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = [{"text": "a, b", "label": "x"}, {"text": 'say "c"', "label": "y"}, {"text": "d", "label": "x"}]
+    forms = {
+        "a.csv": 'text,label\r\n"a, b",x\r\n"say ""c""",y\r\n\r\nd,x\r\n',
+        "a.tsv": 'text\tlabel\na, b\tx\nsay "c"\ty\nd\tx\n',
+        "a.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "a.json": json.dumps(rows),
+    }
+    for name, content in forms.items():
+        table = read_table(write(tmp_path / name, "\ufeff" + content if name != "a.json" else content))
+        assert table.columns == ("text", "label") and table.rows == rows, name
+        assert table.column("label") == ["x", "y", "x"]
+    assert table.where(1).endswith("a.json: entry 2")
+    assert read_table(tmp_path / "a.csv").where(2).endswith("a.csv: line 5")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("text\tlabel\none\tgood\ntwo\tbad\nthree\tgood\n", True),
+        ("one\tgood\ntwo\tbad\nthree\tgood\n", False),  # its label stands again
+        ("one\t1\ntwo\t0\n", False),  # a number
+        ("one\t\ntwo\t0\n", False),
+        ("#1\tquality\none\ttwo\n", True),
+    ],
+)
+def test_whether_the_first_row_names_the_columns(content: str, named: bool, tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "a.tsv", content))
+    assert len(table.rows) == content.count("\n") - named
+    assert (table.columns == ("0", "1")) is not named
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
+        ("a.csv", "text,label\na,b,c\n", "line 2: has 3 columns, the first row 2"),
+        ("a.csv", 'text,label\n"a,b\n', "line 3"),
+        ("a.csv", "text,text\na,b\n", "two columns have the same name"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "line 2: expected an object"),
+        ("a.jsonl", "{\n", "line 1: is not JSON"),
+        ("a.json", '{"a": 1}', "expected a list of objects"),
+        ("a.json", "[", "is not JSON"),
+        ("a.xlsx", "", "is no table; expected a name that ends in .csv"),
+    ],
+)
+def test_bad_files(name: str, content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_table(write(tmp_path / name, content))
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_table(tmp_path / "a.csv")
+    table = read_table(write(tmp_path / "b.csv", "text,label\na,b\n"))
+    with pytest.raises(DataError, match="no column 'class'; there are text, label"):
+        table.column("class")

@@ -1,0 +1,190 @@
+"""Examples of tasks: columns detected, labels, answers, sequences and what is cut off them; bad ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wholegpt.config import TaskKind
+from wholegpt.data.tables import Table, read_table
+from wholegpt.data.task_columns import TaskColumns
+from wholegpt.data.tasks import (
+    CLASSIFY,
+    DELIMITER,
+    SPECIAL_TOKENS,
+    START,
+    TaskExample,
+    check_labels,
+    encode_example,
+    label_names,
+    read_examples,
+)
+from wholegpt.errors import DataError
+from wholegpt.tokenizers import byte_tokenizer
+
+TOKENIZER = byte_tokenizer().with_special_tokens(SPECIAL_TOKENS)
+ENTAILMENT, CLASSIFICATION = TaskKind.entailment, TaskKind.classification
+
+
+def table(*rows: dict[str, Any]) -> Table:
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Table(Path("t.jsonl"), columns, list(rows), [f"line {i}" for i, _ in enumerate(rows, 1)])
+
+
+def test_columns_of_real_tables(shared_data: Path) -> None:
+    expected = {
+        ("sst2/train.tsv", TaskKind.classification): (6920, ("0",), "1", ["0", "1"]),
+        ("sick/train.tsv", TaskKind.entailment): (
+            4500,
+            ("sentence_A", "sentence_B"),
+            "entailment_judgment",
+            ["CONTRADICTION", "ENTAILMENT", "NEUTRAL"],
+        ),
+        ("sick/train.tsv", TaskKind.similarity): (
+            4500,
+            ("sentence_A", "sentence_B"),
+            "relatedness_score",
+            None,
+        ),
+        ("mrpc/train.tsv", TaskKind.similarity): (3576, ("#1 String", "#2 String"), "Quality", ["0", "1"]),
+    }
+    for (name, task), (rows, texts, target, labels) in expected.items():
+        examples, columns = read_examples(read_table(shared_data / name), task)
+        assert (len(examples), columns.texts, columns.target) == (rows, texts, target)
+        if labels:
+            assert label_names(examples, name) == labels
+        else:
+            scores = [float(example.target) for example in examples]
+            assert min(scores) == 1 and max(scores) == 5
+
+
+def test_sequences_of_each_task() -> None:
+    pair = table(
+        {"a": "the first one", "b": "the second", "verdict": "yes"}, {"a": "x y", "b": "z", "verdict": "no"}
+    )
+    (first, _), columns = read_examples(pair, ENTAILMENT)
+    assert columns == TaskColumns(("a", "b"), (), "verdict")
+    assert first == TaskExample((("the first one", "the second"),), "yes")
+    (first, _), _ = read_examples(pair, TaskKind.similarity)
+    assert first.parts == (("the first one", "the second"), ("the second", "the first one"))
+    asked = table({"context": "c", "question": "q?", "choices": ["one", "two"], "answer": "B"})
+    assert read_examples(asked, TaskKind.choice)[0] == [TaskExample((("c q?", "one"), ("c q?", "two")), 1)]
+    lettered = table({"question": "q?", "A": "one", "B": "two", "answer": "one"})
+    assert read_examples(lettered, TaskKind.choice)[0] == [TaskExample((("q?", "one"), ("q?", "two")), 0)]
+
+
+@pytest.mark.parametrize(
+    ("values", "scores"),
+    [
+        (["0", "1", "1"], False),
+        (["1.5", "2", "3"], True),
+        ([str(i) for i in range(12)], True),
+        (["a", "1"], False),
+    ],
+)
+def test_numbers_are_scores_or_labels(values: list[str], scores: bool) -> None:
+    rows = [{"text1": f"left {i}", "text2": f"right {i}", "label": value} for i, value in enumerate(values)]
+    examples, _ = read_examples(table(*rows), TaskKind.similarity)
+    assert isinstance(examples[0].target, float) is scores
+    (example, *_), _ = read_examples(table(*rows), TaskKind.similarity, scores=False)
+    assert isinstance(example.target, str)
+
+
+def test_labels_in_order() -> None:
+    def labelled(*labels: str) -> list[TaskExample]:
+        return [TaskExample((("a",),), label) for label in labels * 2]
+
+    assert label_names(labelled("10", "9", "-1"), "x") == ["-1", "9", "10"]
+    assert label_names(labelled("b", "a", "10"), "x") == ["10", "a", "b"]
+    for labels, message in (
+        (("a",), "every example has the label 'a'"),
+        (tuple(map(str, range(1001))), "1,001 different"),
+    ):
+        with pytest.raises(DataError, match=message):
+            label_names(labelled(*labels), "x")
+    with pytest.raises(DataError, match="label 'c' has a single example"):
+        label_names([*labelled("a", "b"), TaskExample((("a",),), "c")], "x")
+    seen = table({"text": "a", "label": "good"}, {"text": "b", "label": "godo"})
+    with pytest.raises(DataError, match=r"line 2: the label 'godo' is that of no training example; .*good"):
+        check_labels(read_examples(seen, CLASSIFICATION)[0], ["bad", "good"], seen)
+
+
+@given(
+    st.lists(st.lists(st.text(max_size=30), min_size=1, max_size=2), min_size=1, max_size=3),
+    st.integers(6, 60),
+)
+def test_sequences_fit_and_lose_the_end_of_the_longest(parts: list[list[str]], context_length: int) -> None:
+    encoded = encode_example(parts, TOKENIZER, context_length)
+    start, delimiter, classify = (TOKENIZER.id_of(name) for name in (START, DELIMITER, CLASSIFY))
+    lost = 0
+    for texts, sequence in zip(parts, encoded.sequences, strict=True):
+        assert len(sequence) <= context_length
+        assert sequence[0] == start and sequence[-1] == classify
+        found = [[]]
+        for token in sequence[1:-1]:
+            found = [*found, []] if token == delimiter else [*found[:-1], [*found[-1], token]]
+        whole = [TOKENIZER.encode(text) for text in texts]
+        assert [ids[: len(kept)] for ids, kept in zip(whole, found, strict=True)] == found
+        cut = [len(ids) - len(kept) for ids, kept in zip(whole, found, strict=True)]
+        lost += sum(cut)
+        if any(cut):
+            assert len(sequence) == context_length
+            assert all(len(kept) + 1 >= max(map(len, found)) for kept, n in zip(found, cut, strict=True) if n)
+    assert encoded.cut == lost
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "message"),
+    [
+        (
+            CLASSIFICATION,
+            [{"text": "a", "label": "x"}, {"text": " ", "label": "y"}],
+            "line 2: has an empty text in 'text'",
+        ),
+        (CLASSIFICATION, [{"text": "a", "label": None}], "line 1: has no label in 'label'"),
+        (CLASSIFICATION, [{"text": 3, "label": "x"}], "has no text but 3 in 'text'"),
+        (CLASSIFICATION, [{"only": "a"}], "needs 1 column of texts and one of labels.* among only"),
+        (ENTAILMENT, [{"text": "a", "label": "x"}], "needs 2 columns of texts"),
+        (
+            TaskKind.choice,
+            [{"context": "a", "answer": 0}],
+            "no column for choices; there are context, answer",
+        ),
+        (
+            TaskKind.choice,
+            [{"context": "a", "choices": ["b", "c"], "answer": 2}],
+            "the answer is 2; expected 0 to 1, A to B",
+        ),
+        (TaskKind.choice, [{"context": "a", "choices": ["b", "c"], "answer": "D"}], "the answer is 'D'"),
+        (
+            TaskKind.choice,
+            [{"context": "a", "choices": ["b", ""], "answer": 0}],
+            "at least two answers, none empty",
+        ),
+        (
+            TaskKind.choice,
+            [
+                {"context": "a", "choices": ["b", "c", "d", "e"], "answer": 0},
+                {"context": "a", "choices": ["b", "c"], "answer": 0},
+            ],
+            "line 2: has 2 answers, and the first example 4",
+        ),
+    ],
+)
+def test_bad_examples(task: TaskKind, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_examples(table(*rows), task)
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
+    for columns in (TaskColumns(target="class"), TaskColumns(texts=("review",))):
+        with pytest.raises(DataError, match=r"has no column '(class|review)'; there are text, label"):
+            read_examples(read_table(path), CLASSIFICATION, columns)
+    rows = [{"text1": "a", "text2": "b", "label": value} for value in ("1.5", "high")]
+    with pytest.raises(DataError, match="line 2: 'high' in 'label' is no number"):
+        read_examples(table(*rows), TaskKind.similarity, scores=True)
