@@ -74,4 +74,6 @@ class TaskLoader:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = permute(indices[here], len(self.examples), mix_seed(self.seed, int(epoch), 4))
-        return collate([self.examples[i] for i in chosen], [self.targets[i] for i in chosen])
+        return collate(
+            [self.examples[i] for i in chosen.tolist()], [self.targets[i] for i in chosen.tolist()]
+        )
