@@ -330,6 +330,11 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     return {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16, Dtype.float32: torch.float32}[dtype]
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in 32 bits where it has fewer: what is summed or compared is lifted before."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The number format of the large products on ``x``: that of ``compute_in`` inside it, else its own."""
     device = x.device.type

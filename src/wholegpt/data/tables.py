@@ -93,19 +93,16 @@ def _separated(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 rows.append((f"line {lines.line_num}", row))
     except csv.Error as error:
         raise DataError(f"{path}: line {lines.line_num}: {error}") from None
+    if not rows:
+        return
+    first = rows[0][1]
     for place, row in rows:
-        if len(row) != len(rows[0][1]):
-            raise DataError(f"{path}: {place}: has {len(row)} columns, the first row {len(rows[0][1])}")
-    named = bool(rows) and _names_columns([row for _, row in rows])
-    if named and len(set(rows[0][1])) < len(rows[0][1]):
-        raise DataError(f"{path}: two columns have the same name: {', '.join(rows[0][1])}")
-    names = (
-        [name.strip() for name in rows[0][1]]
-        if named
-        else [str(i) for i in range(len(rows[0][1]))]
-        if rows
-        else []
-    )
+        if len(row) != len(first):
+            raise DataError(f"{path}: {place}: has {len(row)} columns, the first row {len(first)}")
+    named = _names_columns([row for _, row in rows])
+    names = [name.strip() for name in first] if named else [str(i) for i in range(len(first))]
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
     for place, row in rows[named:]:
         yield place, dict(zip(names, row, strict=True))
 

@@ -121,11 +121,11 @@ def encode_example(
     What is too long loses tokens at the end of its longest text, one after the other, until it fits.
     """
     start, delimiter, classify = (_required(tokenizer, name) for name in SPECIAL_TOKENS)
-    known: dict[str, list[int]] = {}
+    token_ids = {text: tokenizer.encode(text) for text in {text for texts in parts for text in texts}}
     sequences: list[tuple[int, ...]] = []
     cut = 0
     for texts in parts:
-        encoded = [known.setdefault(text, tokenizer.encode(text)) for text in texts]
+        encoded = [token_ids[text] for text in texts]
         lengths = _fitting([len(ids) for ids in encoded], context_length - len(texts) - 1)
         cut += sum(len(ids) for ids in encoded) - sum(lengths)
         sequence = [start]

@@ -18,6 +18,7 @@ from wholegpt.generation.request import InterruptedWriting
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.stopping import text_before_stop
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.runtime import at_least_float32
 from wholegpt.tokenizers import Tokenizer
 
 MOST_LENGTH_PENALTY = 10
@@ -130,7 +131,7 @@ def _best(
     running: list[_Beam], logits: Float[Tensor, "B V"], samplers: list[Sampler], most: int
 ) -> list[tuple[int, int, float]]:
     """The likeliest continuations of all beams: row, token and the log-probability of the whole."""
-    precise = logits.float() if logits.dtype.itemsize < 4 else logits
+    precise = at_least_float32(logits)
     rows: list[Tensor] = []
     for beam, sampler, row in zip(running, samplers, precise, strict=False):
         try:
@@ -164,10 +165,8 @@ def _check(
             f"length_penalty is {length_penalty}; expected -{MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}"
         )
     for name in ("temperature", "top_k", "top_p", "min_p", "max_seconds", "alternatives"):
-        if getattr(config, name) not in (
-            getattr(GenerationConfig, name),
-            0,
-        ):  # at temperature 0 nothing is drawn
+        without_effect = (getattr(GenerationConfig, name), 0)  # at temperature 0 nothing is drawn either
+        if getattr(config, name) not in without_effect:
             raise ConfigError(f"{name} means nothing for beam search; leave it out")
     needed = len(prompt_ids) + config.max_tokens
     if needed > model.context_length:

@@ -24,8 +24,8 @@ from wholegpt.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MOST_CHARACTERS = 50_000
-"""Longest regular expression or schema; reading one takes less than a second."""
+MOST_CHARACTERS = 25_000
+"""Longest regular expression or schema; the slowest take 0.6 s to read or refuse, growing with the square."""
 MOST_WORK = 5_000_000
 """Most work for one token, in the library's units: at most 0.1 s seen. Its own 200,000 stop many bounded repeats."""
 ONE_SPACE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}

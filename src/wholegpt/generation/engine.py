@@ -13,6 +13,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.speculation import Drafter, common_length
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.runtime import at_least_float32
 from wholegpt.tokenizers import Tokenizer
 
 ROWS_AT_ONCE = 16
@@ -88,9 +89,8 @@ class Engine:
             [*request.unread, *guessed, *[0] * (width - 1 - len(guessed))]
             for request, guessed in zip(self._running, guesses, strict=False)
         ]
-        logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready]).cpu()
-        if logits.dtype.itemsize < 4:
-            logits = logits.float()
+        logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready])
+        logits = at_least_float32(logits.cpu())
         for row, guessed in enumerate(guesses):
             read = self._running[row].draw(logits[row], guessed)
             self._pool.lengths[row] -= width - read

@@ -13,6 +13,7 @@ from torch import Tensor
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.protocols import Cache, CausalLanguageModel
+from wholegpt.runtime import at_least_float32
 from wholegpt.tokenizers import Tokenizer
 
 MOST_GUIDANCE = 20.0
@@ -76,9 +77,9 @@ class GuidedModel:
     ) -> Float[Tensor, "B T V"]:
         """Guided logits; within the header the model's own."""
         plain_ids = self._without_header(token_ids, cache)
-        logits = _precise(self._model(token_ids, cache and cache.headed))
+        logits = at_least_float32(self._model(token_ids, cache and cache.headed))
         if length := plain_ids.shape[1]:
-            plain = _precise(self._model(plain_ids, cache and cache.plain))
+            plain = at_least_float32(self._model(plain_ids, cache and cache.plain))
             logits[:, -length:] = plain.lerp(logits[:, -length:], self._guidance)
         return logits
 
@@ -145,7 +146,3 @@ def guided(
             "that the model sees; try fewer max_tokens"
         )
     return GuidedModel(model, tokenizer.end_of_text_id, len(tokenizer.encode(header)), guidance)
-
-
-def _precise(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
-    return logits.float() if logits.dtype.itemsize < 4 else logits

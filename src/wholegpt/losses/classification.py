@@ -4,14 +4,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wholegpt.runtime import at_least_float32
+
 
 def class_negative_log_likelihood(
     logits: Float[Tensor, "B O"], classes: Int[Tensor, " B"], weights: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, " B"]:
     """−w_c·ln p(c) of each example's class c, in nats; p is the softmax over the classes, or over the answers."""
-    losses = F.cross_entropy(
-        logits.float() if logits.dtype.itemsize < 4 else logits, classes, reduction="none"
-    )
+    losses = F.cross_entropy(at_least_float32(logits), classes, reduction="none")
     return losses if weights is None else losses * weights[classes]
 
 

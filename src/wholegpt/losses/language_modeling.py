@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wholegpt.runtime import compute_dtype
+from wholegpt.runtime import at_least_float32, compute_dtype
 
 IGNORED = -100
 """A target that is not scored."""
@@ -30,7 +30,7 @@ def negative_log_likelihood(
 
     E8 is the sum of these over an optimiser step, divided by the number of targets in that step.
     """
-    precise = logits.float() if logits.dtype.itemsize < 4 else logits
+    precise = at_least_float32(logits)
     losses = F.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(targets)
 
