@@ -12,13 +12,13 @@ import torch
 
 from benchmarks.tables import machine_line, publish
 from wholegpt import presets
-from wholegpt.checkpoint import load_model, own_tensors, save_model
+from wholegpt.checkpoint import load_model, save_model
 from wholegpt.config import GenerationConfig, Positions
 from wholegpt.console import Console
 from wholegpt.conversion import Export, export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.losses import negative_log_likelihood
-from wholegpt.model import Transformer, parameter_count
+from wholegpt.model import Transformer, own_tensors, parameter_count
 from wholegpt.tokenizers import byte_tokenizer
 
 ARCHITECTURES = {"gpt1": 40_478, "gpt2-small": 50_257, "modern-small": 50_257}

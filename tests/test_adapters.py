@@ -9,13 +9,12 @@ import torch
 
 from tests.helpers import tiny_models
 from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, merge, remove_lora, unmerge
-from wholegpt.checkpoint import own_tensors
 from wholegpt.config import LoraConfig
 from wholegpt.errors import ConfigError
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 from wholegpt.model.linear import Linear
 
-LORA = LoraConfig()
+LORA = LoraConfig(rank=8)
 TOKENS = torch.arange(24).view(2, 12)
 
 
@@ -39,7 +38,7 @@ def test_it_begins_as_the_model_it_was(kind: str) -> None:
     model = fresh(kind)
     with torch.inference_mode():
         before = model(TOKENS)
-        add_lora(model, LoraConfig())
+        add_lora(model, LORA)
         assert torch.equal(model(TOKENS), before)
 
 
@@ -106,7 +105,7 @@ def test_only_the_changes_are_trained() -> None:
 def test_patterns_choose_layers() -> None:
     model = fresh("gpt2")
     targets = ("blocks.0.*", "blocks.*.attention.output")
-    names = add_lora(model, LoraConfig(targets=targets))
+    names = add_lora(model, LoraConfig(rank=8, targets=targets))
     others = [f"blocks.{layer}.attention.output" for layer in range(1, model.config.n_layers)]
     of_first = ("attention.query_key_value", "attention.output", "feed_forward.expand", "feed_forward.output")
     assert sorted(names) == sorted([*(f"blocks.0.{name}" for name in of_first), *others])
@@ -137,4 +136,4 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
 def test_twice_is_refused() -> None:
     model = changed(fresh("modern"))
     with pytest.raises(ConfigError, match="has LoRA already"):
-        add_lora(model, LoraConfig())
+        add_lora(model, LORA)

@@ -16,11 +16,11 @@ LEVELS: list[list[str]] = [
     ["errors", "config", "mapping", "checks", "presets", "files", "console", "runtime", "protocols"],
     ["tokenizers", "model", "losses", "metrics"],
     ["data"],
-    ["checkpoint", "adapters"],
+    ["adapters", "checkpoint"],
     ["training", "generation"],
     ["evaluation"],
-    ["finetuning", "analysis", "planning", "interop"],
-    ["language_model", "conversion", "run_folder", "api"],
+    ["pretraining", "finetuning", "analysis", "planning", "interop"],
+    ["language_model", "conversion", "run_folder", "run", "start", "api"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -7,23 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wholegpt.api import Run, plan, resume, train
+    from wholegpt.api import finetune, plan, resume, train
     from wholegpt.config import Config
     from wholegpt.conversion import export_model, import_model
     from wholegpt.errors import WholeGPTError
     from wholegpt.language_model import LanguageModel, compare, load
     from wholegpt.presets import configure, preset, recipe
+    from wholegpt.run import Run
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
     "LanguageModel": "language_model",
-    "Run": "api",
+    "Run": "run",
     "WholeGPTError": "errors",
     "compare": "language_model",
     "configure": "presets",
     "export_model": "conversion",
+    "finetune": "api",
     "import_model": "conversion",
     "load": "language_model",
     "plan": "api",
@@ -41,6 +43,7 @@ __all__ = [
     "compare",
     "configure",
     "export_model",
+    "finetune",
     "import_model",
     "load",
     "plan",

@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.checkpoint import own_tensors
+from wholegpt.checks import check_lora
 from wholegpt.config import LoraConfig
 from wholegpt.errors import ConfigError
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 from wholegpt.model.dropout import dropout
 from wholegpt.model.linear import Linear
+
+FROZEN_ROWS = "frozen_rows"
+"""What a partly frozen matrix says of itself."""
 
 
 class LoraLinear(nn.Module):
@@ -59,7 +62,9 @@ def add_lora(model: Transformer, config: LoraConfig) -> list[str]:
 
     Returns those layers' names. Raises ``ConfigError`` for a pattern that names none, and for a model that has LoRA.
     """
-    _check(config)
+    check_lora(config)
+    if not config.rank:
+        raise ConfigError("lora.rank is 0, which changes nothing; expected at least 1")
     if next(lora_layers(model), None):
         raise ConfigError("the model has LoRA already; merge it first, or take it off")
     linear = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
@@ -76,6 +81,20 @@ def add_lora(model: Transformer, config: LoraConfig) -> list[str]:
     for name in chosen:
         _replace(model, name, LoraLinear(linear[name], config))
     return chosen
+
+
+def train_new_embeddings(model: Transformer, n_new: int) -> None:
+    """Train the last ``n_new`` rows of the frozen token embedding, and of an output projection of its own."""
+    for weight in {id(w): w for w in (model.token_embedding.weight, model.unembedding.weight)}.values():
+        weight.requires_grad_(True)
+        old = len(weight) - n_new
+        weight.register_hook(lambda g, old=old: torch.cat([torch.zeros_like(g[:old]), g[old:]]))
+        setattr(weight, FROZEN_ROWS, old)
+
+
+def partly_frozen(parameter: nn.Parameter) -> bool:
+    """Whether only some rows of a matrix are trained."""
+    return bool(getattr(parameter, FROZEN_ROWS, 0))
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
@@ -134,12 +153,3 @@ def _layers(model: Transformer, merged: bool) -> list[LoraLinear]:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _check(config: LoraConfig) -> None:
-    if config.rank < 1:
-        raise ConfigError(f"lora.rank is {config.rank}; expected at least 1")
-    if not 0 < config.alpha < math.inf:
-        raise ConfigError(f"lora.alpha is {config.alpha}; expected above 0")
-    if not 0 <= config.dropout < 1:
-        raise ConfigError(f"lora.dropout is {config.dropout}; expected at least 0 and below 1")

@@ -7,7 +7,7 @@ and random numbers) and ``checksums.json``. It is written whole or not at all.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.config import AttentionKernel, ModelConfig, Recompute
+from wholegpt.adapters import add_lora, train_new_embeddings
+from wholegpt.config import AttentionKernel, LoraConfig, ModelConfig, Recompute
 from wholegpt.data.control import Values
+from wholegpt.data.tasks import Task
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
     TEMPORARY_PREFIX,
@@ -29,14 +31,31 @@ from wholegpt.files import (
     write_json_atomic,
 )
 from wholegpt.mapping import from_mapping, to_mapping
-from wholegpt.model import Transformer
+from wholegpt.model import TaskTransformer, Transformer, own_tensors
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tokenizer.json", "checksums.json"
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 STEP_PREFIX = "step-"
-NO_CONTROL: Values = {}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model folder says of its model besides the architecture."""
+
+    control: Values = field(default_factory=dict)
+    """What it can be asked for: the fields before its training texts, with their values."""
+    task: Task | None = None
+    """What its head answers."""
+    lora: LoraConfig | None = None
+    """Its LoRA, whose changes are stored beside the frozen weights."""
+    new_tokens: int = 0
+    """The last entries of the vocabulary, which were new when it was fine-tuned."""
+
+
+NO_FACTS = ModelFacts()
+FACTS = tuple(one.name for one in fields(ModelFacts))
 
 
 @dataclass(frozen=True)
@@ -45,8 +64,7 @@ class ModelFolder:
 
     model: Transformer
     tokenizer: Tokenizer
-    control: Values = field(default_factory=dict)
-    """What the model can be asked for: the fields before its training texts, with their values."""
+    facts: ModelFacts = NO_FACTS
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ def save_checkpoint(
     model: Transformer,
     tokenizer: Tokenizer,
     training: TrainingFiles,
-    control: Values = NO_CONTROL,
+    facts: ModelFacts = NO_FACTS,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -74,7 +92,7 @@ def save_checkpoint(
             raise CheckpointError(f"{folder}: not saved: {name} holds values that are not finite")
 
     def fill(target: Path) -> None:
-        _fill_model(target, model, tokenizer, control)
+        _fill_model(target, model, tokenizer, facts)
         (target / OPTIMIZER).parent.mkdir()
         safetensors.torch.save_file(training.optimizer, target / OPTIMIZER)
         write_json_atomic(target / STATE, training.state)
@@ -85,9 +103,9 @@ def save_checkpoint(
     _write(folder, fill)
 
 
-def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer, facts: ModelFacts = NO_FACTS) -> None:
     """Write a model folder, whole or not at all. Raises ``CheckpointError`` when the disk refuses."""
-    _write(folder, lambda target: _fill_model(target, model, tokenizer))
+    _write(folder, lambda target: _fill_model(target, model, tokenizer, facts))
 
 
 def load_model(
@@ -101,7 +119,7 @@ def load_model(
     Raises ``CheckpointError`` for what is missing, damaged, newer than this program, or whose parts
     do not fit together.
     """
-    config, control = load_model_config(folder), _load_control(folder)
+    config, facts = load_model_config(folder), load_facts(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
@@ -109,16 +127,16 @@ def load_model(
             "they do not belong together"
         )
     with torch.device("meta"):
-        model = Transformer(config, kernel, recompute)
+        model = make_model(config, facts, kernel, recompute)
     tensors = _read_tensors(folder / WEIGHTS)
     expected = {name: tensor.shape for name, tensor in own_tensors(model).items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {listed(wrong)}")
-    fresh = Transformer(config, kernel, recompute)
+    fresh = make_model(config, facts, kernel, recompute)
     fresh.load_state_dict(tensors, strict=False)
-    return ModelFolder(fresh.to(device), tokenizer, control)
+    return ModelFolder(fresh.to(device), tokenizer, facts)
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -131,13 +149,33 @@ def load_model_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _load_control(folder: Path) -> Values:
-    """The fields and values for control in a model folder's ``config.json``; none where it was trained without."""
+def load_facts(folder: Path) -> ModelFacts:
+    """What else a model folder's ``config.json`` says."""
     path = folder / CONFIG
+    content = _read_versioned(path)
     try:
-        return msgspec.convert(_read_versioned(path).get("control", {}), dict[str, dict[str, int]])
+        return msgspec.convert({name: content[name] for name in FACTS if name in content}, ModelFacts)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path}: control: {error}") from None
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def make_model(
+    config: ModelConfig,
+    facts: ModelFacts = NO_FACTS,
+    kernel: AttentionKernel = AttentionKernel.plain,
+    recompute: Recompute = Recompute.nothing,
+) -> Transformer:
+    """A fresh model with the head and the LoRA that ``facts`` tell of; beside LoRA only what is new is trained."""
+    if facts.task:
+        model: Transformer = TaskTransformer(config, facts.task.outputs, kernel, recompute)
+    else:
+        model = Transformer(config, kernel, recompute)
+    if facts.lora:
+        add_lora(model, facts.lora)
+        train_new_embeddings(model, facts.new_tokens)
+        if isinstance(model, TaskTransformer):
+            model.head.requires_grad_(True)
+    return model
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -193,10 +231,10 @@ class CheckpointStore:
         training: TrainingFiles,
         step: int,
         best: int | None,
-        control: Values = NO_CONTROL,
+        facts: ModelFacts = NO_FACTS,
     ) -> None:
         """Write the checkpoint of ``step``, record which is best, and delete old and unfinished ones."""
-        save_checkpoint(self.path(step), model, tokenizer, training, control)
+        save_checkpoint(self.path(step), model, tokenizer, training, facts)
         try:
             self.record(step, best)
             # Steps beyond this one are damaged checkpoints that the run went back behind.
@@ -270,21 +308,12 @@ class NewerFormatError(CheckpointError):
     """Written by a newer version of this program."""
 
 
-def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer, control: Values = NO_CONTROL) -> None:
+def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer, facts: ModelFacts) -> None:
     safetensors.torch.save_file(own_tensors(model), target / WEIGHTS)
-    config: dict[str, Any] = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config)}
-    if control:
-        config["control"] = control
+    told = {name: value for name, value in to_mapping(facts).items() if value}
+    config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config), **told}
     write_json_atomic(target / CONFIG, config)
     tokenizer.save(target / TOKENIZER)
-
-
-def own_tensors(model: Transformer) -> dict[str, Tensor]:
-    """What a model folder holds: the state dict without a tied output projection, which is the token embedding."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if model.unembedding.weight is model.token_embedding.weight:
-        del tensors["unembedding.weight"]
-    return tensors
 
 
 def _write(folder: Path, fill: Any) -> None:

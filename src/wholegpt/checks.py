@@ -8,10 +8,12 @@ from wholegpt.config import (
     DataConfig,
     FeedForward,
     GenerationConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     OptimizerKind,
     Positions,
+    TaskKind,
     TokenizerConfig,
     WindowsConfig,
 )
@@ -72,6 +74,7 @@ def check(config: Config) -> None:
     _check_control(data)
     _check_tokenizer(config.tokenizer)
     _check_windows(config.windows, config.model.context_length)
+    _check_finetuning(config)
     _at_least("training.steps", training.steps, 0)
     _at_least("training.epochs", training.epochs, 0)
     if (training.steps == 0) == (training.epochs == 0):
@@ -132,6 +135,28 @@ def _check_control(data: DataConfig) -> None:
         raise ConfigError(f"data.control names '{data.text_field}', which is the text itself; leave it out")
 
 
+def _check_finetuning(config: Config) -> None:
+    settings, lora = config.finetuning, config.lora
+    for name in ("language_modeling", "head_learning_rate", "unfreeze_every"):
+        value = getattr(settings, name)
+        _require(f"finetuning.{name}", value, 0 <= value < math.inf, "of 0 or more, and finite")
+    check_lora(lora)
+    if lora.rank and settings.unfreeze_every:
+        raise ConfigError(
+            "finetuning.unfreeze_every cannot go with lora.rank: LoRA freezes the blocks for good"
+        )
+    if lora.rank and not settings.model:
+        raise ConfigError("lora.rank needs a trained model to change; leave it 0, or name finetuning.model")
+    if settings.task is TaskKind.pretraining:
+        return
+    if not settings.model:
+        raise ConfigError(
+            f"finetuning.task is {settings.task}; name the model to begin from, finetuning.model"
+        )
+    if config.training.batch_growth_steps:
+        raise ConfigError("training.batch_growth_steps is for pretraining; tasks have batches of one size")
+
+
 def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
     names = tokenizer.special_tokens
     least = 257 + len(names)
@@ -162,6 +187,13 @@ def _check_windows(windows: WindowsConfig, context_length: int) -> None:
             f"windows.shortest is {windows.shortest}; expected model.context_length, {context_length}, "
             "halved some times over, or 0"
         )
+
+
+def check_lora(lora: LoraConfig) -> None:
+    """``check`` for the settings of LoRA."""
+    _at_least("lora.rank", lora.rank, 0)
+    _require("lora.alpha", lora.alpha, 0 < lora.alpha < math.inf, "above 0, and finite")
+    _require("lora.dropout", lora.dropout, 0 <= lora.dropout < 1, "at least 0 and below 1")
 
 
 def check_generation(generation: GenerationConfig) -> None:

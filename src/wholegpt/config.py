@@ -164,8 +164,10 @@ class Determinism(StrEnum):
 
 
 class TaskKind(StrEnum):
-    """What a model is fine-tuned for."""
+    """What a model learns."""
 
+    pretraining = "pretraining"
+    """To go on with text."""
     classification = "classification"
     """A text has one of several labels."""
     entailment = "entailment"
@@ -174,6 +176,20 @@ class TaskKind(StrEnum):
     """How alike two texts are, whose order does not matter: a label, or a number."""
     choice = "choice"
     """Which of several answers is right."""
+
+
+class Initialization(StrEnum):
+    """Which weights fine-tuning begins with."""
+
+    trained = "trained"
+    random = "random"
+
+
+class ClassWeights(StrEnum):
+    """What the examples of a class weigh: each the same, or each class as much as any other in all."""
+
+    equal = "equal"
+    balanced = "balanced"
 
 
 @dataclass(frozen=True)
@@ -297,6 +313,50 @@ class WindowsConfig:
     shortest: int = 0
     """Each step's windows are cut into equal ones of a length drawn from context_length, its half, its quarter and so
     on down to this. 0: context_length always."""
+
+
+@dataclass(frozen=True)
+class FinetuningConfig:
+    """What a trained model is adapted to (Radford et al. 2018, section 3.2)."""
+
+    task: TaskKind = TaskKind.pretraining
+    """What the model learns."""
+    model: str = ""
+    """Run, model folder or preset that it begins from. Empty: nothing, with random weights."""
+    initialization: Initialization = Initialization.trained
+    """Begin with that model's weights, or with random ones in its place, to see what they are worth."""
+    data: str = ""
+    """Training examples: a table whose name ends in .csv, .tsv, .jsonl or .json."""
+    validation: str = ""
+    """Held-out examples. Empty: data.validation_fraction of the training ones, of each label alike."""
+    text_columns: tuple[str, ...] = ()
+    """Columns of the text, or of the two texts; of choices the context and the question. Empty: detected."""
+    answer_columns: tuple[str, ...] = ()
+    """Of choices: the column with lists of answers, or one column for each answer. Empty: detected."""
+    label_column: str = ""
+    """Column of the label, the score, or the right answer. Empty: detected."""
+    language_modeling: float = 0.5
+    """Weight of the language-modelling loss of the examples' texts beside that of the task (lambda of E11)."""
+    head_learning_rate: float = 0.0
+    """Peak learning rate of the new head. 0: that of the rest."""
+    unfreeze_every: int = 0
+    """Train the head first, and one block more, from the last, each time so many steps are done. 0: all at once."""
+    class_weights: ClassWeights = ClassWeights.equal
+    """What an example of each class weighs in the loss."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A trained change of low rank beside frozen weights (LoRA)."""
+
+    rank: int = 0
+    """R, the rank of each layer's change. 0: none; all weights are trained."""
+    alpha: float = 16.0
+    """The change is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Probability of zeroing what a change reads."""
+    targets: tuple[str, ...] = ("blocks.*",)
+    """Which linear layers are changed, by name: * stands for anything, as in blocks.*.attention.*"""
 
 
 @dataclass(frozen=True)
@@ -428,6 +488,8 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
+    finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -436,20 +498,6 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """A trained change of low rank beside frozen weights (LoRA)."""
-
-    rank: int = 8
-    """R, the rank of each layer's change."""
-    alpha: float = 16.0
-    """The change is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Probability of zeroing what a change reads."""
-    targets: tuple[str, ...] = ("blocks.*",)
-    """Which linear layers are changed, by name: * stands for anything, as in blocks.*.attention.*"""
 
 
 @dataclass(frozen=True)

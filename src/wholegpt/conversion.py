@@ -16,7 +16,6 @@ from wholegpt.checkpoint import (
     is_model_folder,
     listed,
     load_model,
-    own_tensors,
     save_model,
 )
 from wholegpt.config import ModelConfig, Positions
@@ -30,7 +29,7 @@ from wholegpt.interop.foreign import PICKLES, pickled, read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.language_model import model_folder
 from wholegpt.mapping import nearest
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 from wholegpt.tokenizers import (
     END_OF_TEXT,
     TOKENIZER_FILES,

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from wholegpt import presets, runtime
-from wholegpt.checkpoint import CHECKSUMS, NO_CONTROL, CheckpointStore, load_model, verify
+from wholegpt.adapters import merge, remove_lora
+from wholegpt.checkpoint import CHECKSUMS, NO_FACTS, CheckpointStore, ModelFacts, load_model, verify
 from wholegpt.config import (
     AttentionKernel,
     DataConfig,
@@ -25,8 +26,11 @@ from wholegpt.config import (
 )
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
-from wholegpt.data.control import Values, header_for
+from wholegpt.data.control import NO_CONTROL, header_for
 from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data.tables import read_table
+from wholegpt.data.task_data import read_labelled
+from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
     Difference,
@@ -43,12 +47,13 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import scoring_windows
+from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
 from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import Transformer, lay_out
+from wholegpt.model import TaskTransformer, Transformer, lay_out
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer
 
@@ -76,13 +81,13 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         dtype: Dtype = Dtype.automatic,
         documents: Documents = Documents.joined,
-        control: Values = NO_CONTROL,
+        facts: ModelFacts = NO_FACTS,
     ) -> None:
         """``dtype`` and ``documents`` are how the model was trained, and so how it is measured.
 
-        ``control`` are the fields that stood before its training texts, with their values.
+        ``facts`` are what its folder says besides: what it can be asked for, what its head answers.
         """
-        self.model, self.control = model.eval(), control
+        self.model, self.control, self.task = model.eval(), facts.control, facts.task
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
 
@@ -314,7 +319,15 @@ class LanguageModel:
 
         Before each stand ``shots`` solved examples, drawn with ``seed`` from the file ``examples``, or from ``path``
         itself, of which they are then left out. ``generation`` is how texts are written, where those are asked.
+
+        A model that was fine-tuned for a task answers by its head instead; ``path`` is then a table of such examples.
         """
+        if self.task:
+            if shots or examples or generation:
+                raise ConfigError(
+                    "the model answers by its head, which takes no solved examples and writes nothing"
+                )
+            return self.evaluate_examples(read_labelled(read_table(Path(path)), self.task), dtype, console)
         return evaluate_task(
             self.model,
             self.tokenizer,
@@ -327,6 +340,49 @@ class LanguageModel:
             seed=seed,
             generation=generation,
         )
+
+    def evaluate_examples(
+        self, examples: Sequence[TaskExample], dtype: Dtype = Dtype.automatic, console: Console | None = None
+    ) -> TaskScore:
+        """How a fine-tuned model does on examples that are read already."""
+        task, precision = self._head(), self._precision(dtype)
+        assert isinstance(self.model, TaskTransformer)
+        return evaluate_head(self.model, self.tokenizer, task, examples, precision, console or Console())
+
+    def predict(
+        self, *examples: str | Sequence[str], dtype: Dtype = Dtype.automatic, console: Console | None = None
+    ) -> list[Prediction]:
+        """What a fine-tuned model answers: a text each, or as many texts as its task has (``data.tasks.parts_of``).
+
+        Raises ``ConfigError`` for a model without a head, ``DataError`` for texts that its task does not have.
+        """
+        task = self._head()
+        texts = [(one,) if isinstance(one, str) else tuple(one) for one in examples]
+        return self._predictions([parts_of(task.kind, *one) for one in texts], dtype, console)
+
+    def predict_table(
+        self,
+        path: str | Path,
+        *,
+        encoding: str = "utf-8",
+        dtype: Dtype = Dtype.automatic,
+        console: Console | None = None,
+    ) -> list[Prediction]:
+        """``predict`` for each row of a table, whose answers need not be known."""
+        parts = read_parts(read_table(Path(path), encoding), self._head())
+        return self._predictions(parts, dtype, console)
+
+    def _predictions(
+        self, parts: Sequence[Sequence[Sequence[str]]], dtype: Dtype, console: Console | None
+    ) -> list[Prediction]:
+        assert isinstance(self.model, TaskTransformer)
+        precision = self._precision(dtype)
+        return predict(self.model, self.tokenizer, self._head(), parts, precision, console or Console())
+
+    def _head(self) -> Task:
+        if self.task is None:
+            raise ConfigError("the model has no head for a task; make one by `wholegpt finetune`")
+        return self.task
 
     def for_lm_eval(self, dtype: Dtype = Dtype.float32, console: Console | None = None) -> "TemplateLM":
         """The model for ``lm_eval.simple_evaluate(model=…)``, whose tasks then run on it; needs lm-eval."""
@@ -376,8 +432,11 @@ def load(
     folder = model_folder(Path(path), checkpoint, console or Console())
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
+    if loaded.facts.lora:
+        merge(loaded.model)
+        remove_lora(loaded.model)
     model = lay_out(loaded.model, layout, numbers)
-    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.control)
+    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.facts)
 
 
 def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:
@@ -396,7 +455,9 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
-    if task_file(*sources, text_field=settings.get("text_field")):
+    if first.task or second.task or task_file(*sources, text_field=settings.get("text_field")):
+        if len(sources) != 1:
+            raise DataError("models with heads are compared on one table of examples; name one")
         return compare_tasks(
             *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
         )

@@ -1,6 +1,8 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -14,8 +16,20 @@ from wholegpt import presets, runtime
 from wholegpt.checks import check
 from wholegpt.config import Config
 from wholegpt.data import PreparedData
+from wholegpt.data.task_data import TaskData
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import read_json
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The model that a run began from."""
+
+    model: str
+    """Where it was."""
+    checkpoint: str
+    weights: str
+    """SHA-256 of the file of its weights."""
 
 
 def run_data(path: Path) -> PreparedData:
@@ -45,15 +59,30 @@ def read_lineage(path: Path) -> dict[str, Any]:
         raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
 
 
-def lineage_of(config: Config, data: PreparedData) -> dict[str, Any]:
-    """What ``lineage.json`` says of a run that begins: its data, seed, versions, machine and command."""
+def run_examples(path: Path) -> TaskData:
+    """The examples of the fine-tuning run at ``path``, checked to be those it began with."""
+    data = TaskData.open(path / "data")
+    if data.fingerprint(path / "data") != read_lineage(path).get("data"):
+        raise DataError(f"{path / 'data'}: not the examples that the run began with; start a new run")
+    return data
+
+
+def source_of(data: PreparedData) -> dict[str, Any]:
+    """What ``lineage.json`` says of a text."""
     return {
-        "format_version": 1,
         "corpus": data.manifest.corpus,
         "provenance": data.manifest.provenance,
         "data": data.fingerprint,
         "data_card": data.card["sha256"],
-        "parents": [],
+    }
+
+
+def lineage_of(config: Config, source: dict[str, Any], parents: Sequence[Parent] = ()) -> dict[str, Any]:
+    """What ``lineage.json`` says of a run that begins: its ``source``, parents, seed, versions, machine and command."""
+    return {
+        "format_version": 1,
+        **source,
+        "parents": [asdict(parent) for parent in parents],
         "seed": config.runtime.seed,
         "versions": {
             "wholegpt": version("wholegpt"),
@@ -69,9 +98,14 @@ def lineage_of(config: Config, data: PreparedData) -> dict[str, Any]:
 
 def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     """Raise ``RunError`` where a run in ``folder`` would overwrite something that it may not."""
-    for source in config.data.source:
-        if Path(source).resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"{folder}: holds {source}, which the run is to be trained on; name another --out")
+    settings = config.finetuning
+    trained_on = [source for source in (*config.data.source, settings.data, settings.validation) if source]
+    for source, use in [
+        *((one, "is to be trained on") for one in trained_on),
+        (settings.model, "begins from"),
+    ]:
+        if source and Path(source).resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{folder}: holds {source}, which the run {use}; name another --out")
     holds_run = (folder / "config.yaml").exists()
     if holds_run and not overwrite:
         raise RunError(

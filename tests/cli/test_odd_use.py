@@ -102,7 +102,7 @@ def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) ->
     assert CheckpointStore(run_folder).last_good() == before
 
 
-@pytest.mark.parametrize("place", ["evaluate_tokens", "write_report", "_restore"])
+@pytest.mark.parametrize("place", ["pretraining.evaluate_tokens", "run.write_report", "run._restore"])
 def test_ctrl_c_outside_the_loop_says_how_to_go_on(
     place: str,
     fails: Fails,
@@ -111,7 +111,7 @@ def test_ctrl_c_outside_the_loop_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(api, place, interrupt)
+        patch.setattr(f"wholegpt.{place}", interrupt)
         message = fails("train", text_file, "--out", tmp_path / "my run", *TINY, code=130)
     assert f"--resume '{tmp_path / 'my run'}'`" in message
     assert main(["train", "--resume", str(tmp_path / "my run"), "--quiet"]) == 0

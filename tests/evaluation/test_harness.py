@@ -13,7 +13,7 @@ from wholegpt.config import Dtype, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.evaluation.harness import generation_of
-from wholegpt.language_model import LanguageModel
+from wholegpt.language_model import LanguageModel, load
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
@@ -105,7 +105,7 @@ def test_figures_are_those_of_the_export_under_transformers(
     export = export_model(run, "huggingface", tmp_path / "export", console=QUIET).path
     settings = {"pretrained": str(export), "device": "cpu", "dtype": torch.float32, "batch_size": 2}
     theirs = HFLM(**settings, backend="causal")  # pyright: ignore[reportCallIssue]
-    ours = LanguageModel.for_lm_eval(api.load(run), Dtype.float32, QUIET)
+    ours = LanguageModel.for_lm_eval(load(run), Dtype.float32, QUIET)
     (their_results, their_answers), (our_results, our_answers) = (
         evaluated(m, tmp_path) for m in (theirs, ours)
     )

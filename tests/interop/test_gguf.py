@@ -8,12 +8,13 @@ import torch
 
 from tests.helpers import Fails, shrink
 from tests.interop.models import KINDS, random_model, tokenizer_of
-from wholegpt.checkpoint import own_tensors, save_model
+from wholegpt.checkpoint import save_model
 from wholegpt.config import FeedForward
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.interop import gguf as ours
 from wholegpt.interop.gguf import TensorType
+from wholegpt.model import own_tensors
 from wholegpt.presets import gpt1, gpt2
 from wholegpt.tokenizers import byte_tokenizer, train_character
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tests.helpers import Fails, shrink, text_of, tiny_model
 from tests.interop.models import KINDS, random_model, tokenizer_of
-from wholegpt.checkpoint import load_model, own_tensors, save_model
+from wholegpt.checkpoint import load_model, save_model
 from wholegpt.cli import main
 from wholegpt.config import Bias, Embeddings, FeedForward, GenerationConfig, Norm
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.language_model import LanguageModel
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 from wholegpt.presets import gpt1, gpt2
 from wholegpt.tokenizers import Tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers import Fails, make_plans_small, text_of
-from wholegpt import api, presets, runtime
+from wholegpt import api, presets, runtime, start
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
 from wholegpt.config import Config, Dtype, ModelConfig, PrecisionConfig, TrainingConfig
@@ -216,7 +216,7 @@ def test_a_planned_run_resumes_without_measuring(monkeypatch: pytest.MonkeyPatch
         console=quiet,
     )
     assert 0 < run.state.step < run.config.training.steps
-    monkeypatch.setattr(api, "make_plan", None)
+    monkeypatch.setattr(start, "make_plan", None)
     resumed = api.resume(run.path, console=quiet)
     assert resumed.state.step == run.config.training.steps and resumed.plan == run.plan
     once = api.train(config=resumed.config, out=tmp_path / "once", console=quiet)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.torture.file_system import patch_file_system
 from wholegpt import api
+from wholegpt import run as runs
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 
@@ -39,7 +40,7 @@ def main() -> None:
         if mode == "call" and saving and calls == int(number):
             die()
 
-    save, loop = CheckpointStore.save, api.run_loop
+    save, loop = CheckpointStore.save, runs.run_loop
 
     def watched_save(*arguments: Any) -> None:
         nonlocal saving
@@ -57,7 +58,7 @@ def main() -> None:
         print(time.monotonic() - started, calls)
 
     CheckpointStore.save = watched_save  # pyright: ignore[reportAttributeAccessIssue]
-    api.run_loop = watched_loop
+    runs.run_loop = watched_loop
     patch_file_system(Setter(), before)
     api.resume(run, console=Console(quiet=True))
 

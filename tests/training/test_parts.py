@@ -194,6 +194,8 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_good_ste
 class Overflowing:
     """An objective whose gradient overflows float16 from a loss scale of 4 on."""
 
+    unit = "nats_per_token"
+
     def count(self, batch: Batch) -> int:
         return 1
 

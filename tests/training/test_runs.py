@@ -325,7 +325,7 @@ def test_interruption_between_steps(text_file: Path, tmp_path: Path, monkeypatch
     class Press:
         is_training = True
 
-        def __init__(self, log: object, config: object) -> None: ...
+        def __init__(self, *arguments: object) -> None: ...
 
         def after_step(self, state: TrainingState, metrics: object) -> None:
             if state.step == 5:

@@ -1,6 +1,8 @@
 """``report.html``: a run on one self-contained page, made from the files in its folder alone."""
 
 import io
+from collections import Counter
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#6b7280"
+MISTAKES = 20
+"""How many are shown."""
+LOGGED = ("kind", "step", "train_seconds")
+"""What each line of the log has besides figures."""
 
 
-def write_report(run: Path, result: dict[str, Any]) -> Path:
-    """Write ``report.html`` into the run's folder: figures, curves, samples, data, settings.
+def write_report(run: Path, result: dict[str, Any], records: Sequence[dict[str, Any]] = ()) -> Path:
+    """Write ``report.html`` into the run's folder: figures, curves, samples, mistakes, data, settings.
 
-    ``result`` is what ``wholegpt train --json`` prints.
+    ``result`` is what ``wholegpt train --json`` prints; ``records`` are what became of each held-out example.
     """
     import jinja2
 
@@ -40,6 +46,8 @@ def write_report(run: Path, result: dict[str, Any]) -> Path:
         bound=bound,
         flops_per_token=flops_per_token(config.model),
         charts=_charts(by_kind, bound),
+        confusion=_confusion(records),
+        mistakes=_mistakes(records),
         samples=by_kind["sample"],
         settings=(run / "config.yaml").read_text(encoding="utf-8"),
         data=_data_rows(run, config.data.source),
@@ -51,6 +59,8 @@ def write_report(run: Path, result: dict[str, Any]) -> Path:
 
 def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
     own = run / "data" / "manifest.json"
+    if not own.exists() and not source:
+        return []  # examples, which have no such sizes
     path = own if own.exists() else Path(source[0]) / "manifest.json"
     manifest = read_json(path)
     return [
@@ -59,16 +69,59 @@ def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
+def _confusion(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How many examples of each label got each answer; none where every example has labels of its own."""
+    if not records or not isinstance(records[0].get("probabilities"), dict):
+        return None
+    labels = list(records[0]["probabilities"])
+    pairs = Counter((record["label"], record["chosen"]) for record in records)
+    return {"labels": labels, "rows": [(one, [pairs[one, other] for other in labels]) for one in labels]}
+
+
+def _mistakes(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The wrong answers that were most certain, or the scores that are furthest off."""
+    if records and "squared_error" in records[0]:
+        rows = [_row(one, one["score"], f"{one['expected']:.3f}", one["squared_error"]) for one in records]
+        title, by = "Furthest off", "squared error"
+    else:
+        wrong = [one for one in records if "chosen" in one and not one["correct"]]
+        rows = [_row(one, one["label"], one["chosen"], _certainty(one)) for one in wrong]
+        title, by = "Most confident mistakes", "probability"
+    worst = sorted(rows, key=lambda row: -row["by"])[:MISTAKES]
+    return {"title": title, "by": by, "rows": worst} if worst else None
+
+
+def _row(record: dict[str, Any], truth: Any, answer: str, by: float) -> dict[str, Any]:
+    return {"texts": record["texts"], "truth": truth, "answer": answer, "by": by}
+
+
+def _certainty(record: dict[str, Any]) -> float:
+    """The probability of what was answered."""
+    shares = record["probabilities"]
+    return max(shares.values() if isinstance(shares, dict) else shares)
+
+
 def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict[str, str]]:
     train, validation = records["train"], records["validation"]
+    on_text = not train or "nats_per_token" in train[0]
 
     def loss(axes: "Axes") -> None:
-        axes.axhline(bound, color=GREY, linestyle=":", label=f"uniform guess, ln V = {bound:.2f}")
-        axes.plot(_x(train), [r["nats_per_token"] for r in train], color=BLUE, linewidth=1, label="train")
-        nats = [r["nats_per_token"] for r in validation]
-        axes.plot(_x(validation), nats, color=ORANGE, marker="o", markersize=4, label="validation")
-        axes.set_ylabel("nats per token")
+        if on_text:
+            axes.axhline(bound, color=GREY, linestyle=":", label=f"uniform guess, ln V = {bound:.2f}")
+            nats = [r["nats_per_token"] for r in validation]
+            axes.plot(_x(validation), nats, color=ORANGE, marker="o", markersize=4, label="validation")
+        unit = "nats_per_token" if on_text else "loss"
+        axes.plot(_x(train), [r[unit] for r in train], color=BLUE, linewidth=1, label="train")
+        axes.set_ylabel("nats per token" if on_text else "loss of the task and of its texts")
         axes.legend(frameon=False)
+
+    def figure_of(name: str) -> Any:
+        def draw(axes: "Axes") -> None:
+            values = [r[name] for r in validation]
+            axes.plot(_x(validation), values, color=ORANGE, marker="o", markersize=4)
+            axes.set_ylabel(name.replace("_", " "))
+
+        return draw
 
     def rate(axes: "Axes") -> None:
         axes.plot(_x(train), [r["learning_rate"] for r in train], color=BLUE)
@@ -84,7 +137,9 @@ def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict
         axes.set_ylabel("gradient norm, before clipping")
         axes.set_ylim(bottom=0)
 
-    drawn = {"Loss": loss, "Learning rate": rate, "Throughput": throughput, "Gradient": gradient}
+    of_task = [] if on_text or not validation else [n for n in validation[0] if n not in LOGGED]
+    drawn = {f"Validation, {name.replace('_', ' ')}": figure_of(name) for name in of_task}
+    drawn |= {"Loss": loss, "Learning rate": rate, "Throughput": throughput, "Gradient": gradient}
     return [{"title": title, "svg": _svg(title, draw)} for title, draw in drawn.items()]
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import cyclopts
 
-from wholegpt.cli import conversion, data, generation, tokenizer, training, use
+from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
 from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
 
@@ -52,8 +52,10 @@ def make_app() -> cyclopts.App:
     app.command(use.compare, sort_key=3)
     app.command(use.info, sort_key=4)
     app.command(training.plan, sort_key=4)
-    app.command(conversion.export, sort_key=5)
-    app.command(conversion.import_, name="import", sort_key=5)
+    app.command(finetuning.finetune, sort_key=5)
+    app.command(finetuning.predict, sort_key=5)
+    app.command(conversion.export, sort_key=6)
+    app.command(conversion.import_, name="import", sort_key=6)
     app.command(tokenizer.app)
     app.command(data.app)
     return app

@@ -27,7 +27,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.mapping import to_mapping, to_yaml
 
 if TYPE_CHECKING:
-    from wholegpt.api import Run
+    from wholegpt.run import Run
 
 Flag = Parameter(negative="")
 
@@ -213,7 +213,7 @@ def _show_config(config: Config, common: Common) -> None:
     common.show(to_mapping(config), to_yaml(config).rstrip())
 
 
-def _show(run: "Run", common: Common) -> None:
+def _show(run: "Run[Any]", common: Common) -> None:
     result = run.to_json()
     lines = ["Sample:", "", run.sample, "", "Validation:", score_table(result["validation"])]
     best = result["best"]

@@ -50,7 +50,8 @@ def evaluate(
         A run or model folder.
     sources
         Text files, folders or JSON lines; or one file of examples, a JSON object a line with context, choices and
-        answer, or the fields of another kind (the guide lists them). Without any, the run's own held-out text.
+        answer, or the fields of another kind (the guide lists them); of a fine-tuned model a table of its task.
+        Without any, what the run itself held out.
     stride
         Tokens from one window to the next; a smaller one gives each token more context. 0: the window.
     context
@@ -85,19 +86,26 @@ def evaluate(
     if records and (Path(records).exists() or not Path(records).absolute().parent.is_dir()):
         problem = "exists already" if Path(records).exists() else "is in no folder that exists"
         raise RunError(f"{records}: {problem}; name another --records file")
-    if task_file(*sources, text_field=reading.text_field):
+    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
+    if lm.task or task_file(*sources, text_field=reading.text_field):
         _refuse(settings, "a file of examples")
-        lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
-        chosen = _settings(shots=shots, examples=examples, seed=common.seed)
-        score = lm.evaluate_task(
-            sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen
-        )
+        if len(sources) > 1:
+            raise DataError("examples are evaluated one table at a time; name one")
+        if sources:
+            chosen = _settings(shots=shots, examples=examples, seed=common.seed)
+            score = lm.evaluate_task(
+                sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen
+            )
+        else:
+            from wholegpt.run_folder import run_examples
+
+            _refuse(task_settings, "a run's own held-out examples")
+            score = lm.evaluate_examples(run_examples(Path(run)).validation, dtype, common.console)
         common.show(score.to_json(), task_table(score.to_json()))
         if records:
             _write_records(Path(records), score.records)
         return
     _refuse({**task_settings, **_settings(records=records)}, "text")
-    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
     if sources:
         text = lm.evaluate(*sources, dtype=dtype, console=common.console, **settings)
     elif not (Path(run) / "config.yaml").exists():
@@ -168,19 +176,19 @@ def compare(
         raise DataError("name what both are to be measured on: texts, or a file of examples")
     for_tasks = _settings(shots=shots, examples=examples, max_tokens=max_tokens, stop=stop)
     for_texts = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
-    if language_model.task_file(*sources, text_field=reading.text_field):
-        _refuse(for_texts, "a file of examples")
-        generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
-        settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation}
-    else:
-        _refuse(for_tasks, "text")
-        settings = for_texts
     models = [
         language_model.load(
             one, checkpoint=checkpoint, weights=held, console=common.console, **common.placement()
         )
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
+    if any(lm.task for lm in models) or language_model.task_file(*sources, text_field=reading.text_field):
+        _refuse(for_texts, "a file of examples")
+        generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
+        settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation}
+    else:
+        _refuse(for_tasks, "text")
+        settings = for_texts
     compared = language_model.compare(
         models[0], models[1], *sources, dtype=dtype, console=common.console, **settings
     )

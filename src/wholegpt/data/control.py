@@ -18,6 +18,7 @@ from wholegpt.mapping import nearest
 Attributes = tuple[tuple[str, str], ...]
 """The fields that a document has, with their values, in the order of ``data.control``."""
 Values = Mapping[str, Mapping[str, int]]
+NO_CONTROL: Values = {}
 """Field -> value -> documents of the training text that have it."""
 
 MOST_VALUES, MOST_CHARACTERS = 100, 100

@@ -27,6 +27,7 @@ LABEL_NAMES = (
     *("sentiment", "quality"),
 )
 SCORE_NAMES = ("score", "similarity", "relatedness_score", "rating", "label", "quality")
+CONTEXTS = ("context", "passage", "story", "article", "question", "prompt")
 ANSWERS, ANSWER = ("choices", "answers", "options"), ("answer", "label", "correct", "gold")
 
 
@@ -48,6 +49,33 @@ def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskCo
     Raises ``DataError`` that lists the columns where none fits.
     """
     return _choice_columns(table, columns) if task is TaskKind.choice else _text_columns(table, task, columns)
+
+
+def detect_texts(table: Table, task: TaskKind) -> tuple[str, ...]:
+    """The columns of the texts alone. Raises ``DataError`` where there are too few."""
+    wanted = 1 if task is TaskKind.classification else 2
+    texts = _longest(table, wanted, target="")
+    if len(texts) != wanted:
+        raise DataError(
+            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts; there are "
+            f"{', '.join(table.columns)}"
+        )
+    return tuple(texts)
+
+
+def detect_choices(table: Table, columns: TaskColumns) -> TaskColumns:
+    """The columns of a context and of answers alone. Raises ``DataError`` where there are none."""
+    by_name = {column.lower(): column for column in table.columns}
+    texts = columns.texts or tuple(by_name[name] for name in CONTEXTS if name in by_name)
+    letters = [by_name[letter] for letter in "abcdefgh" if letter in by_name]
+    lists = [by_name[name] for name in ANSWERS if name in by_name][:1]
+    answers = columns.answers or tuple(lists or letters)
+    for name in (*texts, *answers):
+        table.column(name)
+    if not texts or not answers:
+        lacking = "choices" if texts else "context or question"
+        raise DataError(f"{table.path}: has no column for {lacking}; there are {', '.join(table.columns)}")
+    return replace(columns, texts=texts, answers=answers)
 
 
 def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
@@ -98,19 +126,9 @@ def _longest(table: Table, wanted: int, target: str) -> list[str]:
 
 
 def _choice_columns(table: Table, columns: TaskColumns) -> TaskColumns:
-    by_name = {column.lower(): column for column in table.columns}
-    texts = columns.texts or tuple(
-        by_name[name]
-        for name in ("context", "passage", "story", "article", "question", "prompt")
-        if name in by_name
-    )
-    letters = [by_name[letter] for letter in "abcdefgh" if letter in by_name]
-    lists = [by_name[name] for name in ANSWERS if name in by_name][:1]
-    answers = columns.answers or tuple(lists or letters)
     target = columns.target or _named(table, ANSWER)
-    for name in (*texts, *answers, *([target] if target else [])):
-        table.column(name)
-    if not texts or not answers or not target:
-        lacking = "context or question" if not texts else "choices" if not answers else "answer"
-        raise DataError(f"{table.path}: has no column for {lacking}; there are {', '.join(table.columns)}")
-    return TaskColumns(texts, answers, target)
+    found = detect_choices(table, columns)
+    if not target:
+        raise DataError(f"{table.path}: has no column for answer; there are {', '.join(table.columns)}")
+    table.column(target)
+    return replace(found, target=target)

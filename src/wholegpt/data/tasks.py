@@ -13,12 +13,12 @@ A sequence is ``start text [delimiter text] classify``, all three tokens being n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wholegpt.config import TaskKind
 from wholegpt.data.tables import Table, number_of
-from wholegpt.data.task_columns import TaskColumns, detect_columns
+from wholegpt.data.task_columns import TaskColumns, detect_choices, detect_columns, detect_texts
 from wholegpt.errors import DataError
 from wholegpt.mapping import nearest
 from wholegpt.tokenizers import Tokenizer
@@ -28,6 +28,36 @@ SPECIAL_TOKENS = (START, DELIMITER, CLASSIFY)
 MOST_LABELS = 1000
 SCORE_VALUES = 10
 """Numbers with more different values, or with decimals, are scores and not labels."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model with a head answers, and in which outputs."""
+
+    kind: TaskKind
+    labels: tuple[str, ...] = ()
+    """The class of each output; none of choices, which have one output each, and of scores."""
+    mean: float = 0.0
+    """Of the training scores: the output is (score − mean) / standard deviation."""
+    standard_deviation: float = 1.0
+    columns: TaskColumns = field(default_factory=TaskColumns)
+    """Those of the training examples."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether the answer is a number."""
+        return self.kind is TaskKind.similarity and not self.labels
+
+    @property
+    def outputs(self) -> int:
+        """O, of the head."""
+        return len(self.labels) or 1
+
+    def target(self, example: "TaskExample") -> int | float:
+        """What the outputs are compared with: the class, the place of the right answer, or the scaled score."""
+        if isinstance(example.target, str):
+            return self.labels.index(example.target)
+        return (example.target - self.mean) / self.standard_deviation if self.scores else int(example.target)
 
 
 @dataclass(frozen=True)
@@ -62,9 +92,42 @@ def read_examples(
                 f"{table.where(row)}: has no {'score' if numeric else 'label'} in '{found.target}'"
             )
         target = _score(table, row, value, found.target) if numeric else value
-        both = (texts, texts[::-1]) if task is TaskKind.similarity else (texts,)
-        examples.append(TaskExample(both, target))
+        examples.append(TaskExample(parts_of(task, *texts), target))
     return examples, found
+
+
+def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
+    """The texts of each sequence of examples whose answers nobody needs to know.
+
+    They are in the columns that the training examples had, or in those that look like it. Raises ``DataError`` as
+    ``read_examples`` does.
+    """
+    columns = task.columns
+    if task.kind is TaskKind.choice:
+        known = columns if {*columns.texts, *columns.answers} <= {*table.columns} else TaskColumns()
+        found = detect_choices(table, known)
+        return [parts_of(task.kind, *_choice_texts(table, row, found)) for row in range(len(table.rows))]
+    texts = columns.texts if {*columns.texts} <= {*table.columns} else detect_texts(table, task.kind)
+    rows = range(len(table.rows))
+    return [parts_of(task.kind, *(_text(table, row, name) for name in texts)) for row in rows]
+
+
+def parts_of(kind: TaskKind, *texts: str) -> tuple[tuple[str, ...], ...]:
+    """The sequences that an example's texts make; of a choice the first is the context, the others the answers.
+
+    Raises ``DataError`` for a number of texts that the task does not have, and for an empty one.
+    """
+    wanted = {TaskKind.classification: "one text", TaskKind.choice: "a context and at least two answers"}
+    fits = {TaskKind.classification: len(texts) == 1, TaskKind.choice: len(texts) > 2}.get(
+        kind, len(texts) == 2
+    )
+    if not fits:
+        raise DataError(f"{kind} needs {wanted.get(kind, 'two texts')}, found {len(texts)}")
+    if not all(text.strip() for text in texts):
+        raise DataError("an empty text; there is nothing to read")
+    if kind is TaskKind.choice:
+        return tuple((texts[0], answer) for answer in texts[1:])
+    return (texts, texts[::-1]) if kind is TaskKind.similarity else (texts,)
 
 
 def label_names(examples: Sequence[TaskExample], where: str) -> list[str]:
@@ -155,6 +218,13 @@ def _required(tokenizer: Tokenizer, name: str) -> int:
 
 
 def _choice(table: Table, row: int, columns: TaskColumns) -> TaskExample:
+    context, *texts = _choice_texts(table, row, columns)
+    right = _right(table, row, columns.target, texts)
+    return TaskExample(parts_of(TaskKind.choice, context, *texts), right)
+
+
+def _choice_texts(table: Table, row: int, columns: TaskColumns) -> list[str]:
+    """The context, with what is asked, and the answers."""
     record = table.rows[row]
     context = " ".join(_text(table, row, name) for name in columns.texts)
     answers = [record.get(name) for name in columns.answers]
@@ -168,8 +238,7 @@ def _choice(table: Table, row: int, columns: TaskColumns) -> TaskExample:
     expected = len(columns.answers) if len(columns.answers) > 1 else _first_count(table, columns)
     if len(texts) != expected:
         raise DataError(f"{table.where(row)}: has {len(texts)} answers, and the first example {expected}")
-    right = _right(table, row, columns.target, texts)
-    return TaskExample(tuple((context, answer) for answer in texts), right)
+    return [context, *texts]
 
 
 def _first_count(table: Table, columns: TaskColumns) -> int:

@@ -92,7 +92,7 @@ class Choice:
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
         """Accuracy by each of the three scores."""
-        return _means(records, Choice.means)
+        return means_of(records, Choice.means)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Cloze:
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
         """Accuracy by each of the two scores."""
-        return _means(records, Cloze.means)
+        return means_of(records, Cloze.means)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class LastWord:
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
         """Accuracy, and the word's mean nats, and exp of that, its perplexity."""
-        means = _means(records, LastWord.means)
+        means = means_of(records, LastWord.means)
         nats = means["nats_per_word"]
         return {**means, "perplexity_per_word": Estimate(*map(perplexity, (nats.value, nats.low, nats.high)))}
 
@@ -312,7 +312,7 @@ class Score:
             )
             for name, figure in figures.items()
         }
-        return {**correlations, **_means(records, Score.means)}
+        return {**correlations, **means_of(records, Score.means)}
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class Generation:
         counts = np.array([record["bleu_counts"] for record in records], dtype=np.float64)
         return {
             "bleu": bootstrap(len(records), lambda rows: bleu(counts[rows])),
-            **_means(records, Generation.means),
+            **means_of(records, Generation.means),
         }
 
 
@@ -392,6 +392,7 @@ def _column(records: Sequence[Record], name: str) -> np.ndarray:
     return np.array([record[name] for record in records], dtype=np.float64)
 
 
-def _means(records: Sequence[Record], columns: Mapping[str, str]) -> dict[str, Estimate]:
+def means_of(records: Sequence[Record], columns: Mapping[str, str]) -> dict[str, Estimate]:
+    """Figures that are the means of columns of the ``records``, each with its interval."""
     ones = np.ones(len(records))
     return {name: bootstrap_ratio(_column(records, column), ones) for name, column in columns.items()}

@@ -20,6 +20,8 @@ class TaskObjective:
     token of its sequences, and of those the mean.
     """
 
+    unit = "loss"
+
     def __init__(
         self,
         task: TaskKind,

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import own_tensors
 from wholegpt.config import Bias, FeedForward, ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError, TokenizerError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
 from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
 
 if TYPE_CHECKING:

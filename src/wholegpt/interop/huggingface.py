@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import own_tensors
 from wholegpt.config import Bias, Embeddings, ModelConfig
 from wholegpt.errors import CheckpointError
 from wholegpt.files import write_json_atomic
@@ -23,7 +22,7 @@ from wholegpt.interop.architectures import (
 from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.foreign import open_safetensors, read_object, without_copy
 from wholegpt.interop.names import names_of, to_theirs, with_biases
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

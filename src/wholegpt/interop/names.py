@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import own_tensors
 from wholegpt.config import Bias, ModelConfig
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, own_tensors
 
 LAYER = "{layer}"
 

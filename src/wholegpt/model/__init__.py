@@ -7,14 +7,17 @@ from wholegpt.model.accounting import (
     training_memory_bytes,
 )
 from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.heads import TaskTransformer
 from wholegpt.model.layout import lay_out
-from wholegpt.model.transformer import Transformer
+from wholegpt.model.transformer import Transformer, own_tensors
 
 __all__ = [
     "KeyValueCache",
+    "TaskTransformer",
     "Transformer",
     "flops_per_token",
     "lay_out",
+    "own_tensors",
     "parameter_count",
     "saved_activations",
     "training_memory_bytes",

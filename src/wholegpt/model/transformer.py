@@ -199,3 +199,11 @@ def initialize(model: Transformer) -> None:
             nn.init.normal_(module.weight, std=INITIAL_STANDARD_DEVIATION * scale)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def own_tensors(model: Transformer) -> dict[str, Tensor]:
+    """What a model is stored as: the state dict without a tied output projection, which is the token embedding."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.unembedding.weight is model.token_embedding.weight:
+        del tensors["unembedding.weight"]
+    return tensors

@@ -16,7 +16,9 @@ from typing import Any
 from wholegpt.config import Config
 from wholegpt.console import Console, Progress
 from wholegpt.files import write_text_atomic
+from wholegpt.model import TaskTransformer, Transformer
 from wholegpt.training.loop import StepMetrics
+from wholegpt.training.stage import Criterion
 from wholegpt.training.state import Best, TrainingState
 
 
@@ -59,8 +61,9 @@ class LogMetrics:
 
     is_training = True
 
-    def __init__(self, log: MetricsLog, config: Config) -> None:
-        self.log, self.config = log, config
+    def __init__(self, unit: str, log: MetricsLog, config: Config) -> None:
+        """``unit`` is what the loss is called."""
+        self.unit, self.log, self.config = unit, log, config
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """One line, where it is due."""
@@ -70,7 +73,7 @@ class LogMetrics:
                 state.step,
                 {
                     # A float16 step that overflowed may have no finite loss; JSON could not write it.
-                    "nats_per_token": metrics.loss if math.isfinite(metrics.loss) else None,
+                    self.unit: metrics.loss if math.isfinite(metrics.loss) else None,
                     "learning_rate": metrics.learning_rate,
                     "gradient_norm": metrics.gradient_norm,
                     "tokens": state.tokens,
@@ -81,12 +84,14 @@ class LogMetrics:
 
 
 class Validate:
-    """Measures the held-out loss, keeps the best, and stops when it has not improved for long enough."""
+    """Measures on held-out data, keeps the best, and stops when that has not improved for long enough."""
 
     is_training = False
 
-    def __init__(self, evaluate: Callable[[], dict[str, Any]], log: MetricsLog, config: Config) -> None:
-        self.evaluate, self.log, self.config = evaluate, log, config
+    def __init__(
+        self, evaluate: Callable[[], dict[str, Any]], criterion: Criterion, log: MetricsLog, config: Config
+    ) -> None:
+        self.evaluate, self.criterion, self.log, self.config = evaluate, criterion, log, config
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """An evaluation, where it is due."""
@@ -98,14 +103,14 @@ class Validate:
         values = self.evaluate()
         state.last_validation = values
         self.log.append("validation", state.step, {**values, "train_seconds": state.train_seconds})
-        if state.best is None or values["nats_per_token"] < state.best.validation["nats_per_token"]:
+        if state.best is None or self.criterion.better(values, state.best.validation):
             state.best = Best(state.step, values)
             state.evaluations_since_best = 0
         else:
             state.evaluations_since_best += 1
             patience = self.config.evaluation.patience
             if patience and state.evaluations_since_best >= patience:
-                state.stop_reason = f"no better validation loss in {patience} evaluations"
+                state.stop_reason = f"no better {self.criterion.words} in {patience} evaluations"
 
 
 class Sample:
@@ -140,6 +145,33 @@ class SaveCheckpoints:
         due_now = due(state.step, self.config.checkpointing.every, self.config.training.steps)
         if due_now or improved or state.stop_reason:
             self.save(state)
+
+
+class Unfreeze:
+    """Trains the head alone at first, then one block more, from the last, each ``every`` steps (Howard and Ruder 2018).
+
+    The rest, embeddings and all, is trained once every block is.
+    """
+
+    is_training = True
+
+    def __init__(self, model: Transformer, every: int, step: int) -> None:
+        """``step`` steps are done."""
+        self.model, self.every = model, every
+        self._apply(step)
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Decide what the next step trains."""
+        self._apply(state.step)
+
+    def _apply(self, step: int) -> None:
+        blocks = self.model.blocks
+        trained = step // self.every
+        self.model.requires_grad_(trained > len(blocks))
+        for block in [*blocks][max(0, len(blocks) - trained) :]:
+            block.requires_grad_(True)
+        if isinstance(self.model, TaskTransformer):
+            self.model.head.requires_grad_(True)
 
 
 class TimeLimit:
@@ -233,8 +265,8 @@ class ShowProgress:
 
     is_training = True
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, criterion: Criterion) -> None:
+        self.progress, self.criterion = progress, criterion
         self._loss = self._rate = 0.0
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
@@ -245,5 +277,6 @@ class ShowProgress:
         rate = metrics.tokens / metrics.seconds
         self._rate += (rate - self._rate) * weight if self._rate else rate
         validation = state.last_validation
-        held_out = f"  validation {validation['nats_per_token']:.3f}" if validation else ""
+        value = validation and validation[self.criterion.figure]
+        held_out = f"  {self.criterion.words} {value:.3f}" if value is not None else ""
         self.progress.advance(1, f"loss {self._loss:.3f}{held_out}  {self._rate:,.0f} tokens/s")

@@ -40,6 +40,9 @@ class Objective(Protocol):
     Batches are of the format that the loader beside it gives.
     """
 
+    unit: str
+    """What the mean is called in the log."""
+
     def count(self, batch: Any) -> int:
         """How many terms ``batch`` holds: the denominator of the mean."""
         ...
@@ -51,6 +54,8 @@ class Objective(Protocol):
 
 class LanguageModeling:
     """E8: the negative log-likelihood of each next token, in nats; a term is a token."""
+
+    unit = "nats_per_token"
 
     def count(self, batch: Batch) -> int:
         """Targets that are scored."""

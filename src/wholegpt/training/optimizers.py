@@ -1,32 +1,43 @@
 """AdamW (E9): PyTorch's fused implementation, its readable twin; which parameters decay, which Muon takes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from wholegpt.adapters import partly_frozen
 from wholegpt.config import Config, Dtype, OptimizerConfig, OptimizerKind
-from wholegpt.model import Transformer
+from wholegpt.model import TaskTransformer, Transformer
 from wholegpt.training.muon import Muon
 
 
 def make_optimizer(
-    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    config: OptimizerConfig,
+    dtype: torch.dtype = torch.float32,
+    head_learning_rate: float = 0.0,
 ) -> torch.optim.Optimizer:
     """The optimiser of the trainable parameters of ``model``; matrices decay, vectors do not.
 
     With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the number format in which
-    it makes them orthogonal.
+    it makes them orthogonal. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    head = list(model.head.parameters()) if isinstance(model, TaskTransformer) and head_learning_rate else []
+    parameters = [p for p in model.parameters() if p.requires_grad and not _among(p, head)]
     adamw = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
         "eps": config.epsilon,
         "fused": True,
     }
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if decays(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
     ]
+    for parameter in head:
+        decay = config.weight_decay if decays(parameter) else 0.0
+        scale = head_learning_rate / config.learning_rate
+        groups.append({"params": [parameter], "weight_decay": decay, "scale": scale})
     if config.kind is OptimizerKind.adamw:
         return torch.optim.AdamW([group for group in groups if group["params"]], **adamw)
     assert isinstance(model, Transformer)
@@ -43,8 +54,17 @@ def make_optimizer(
 
 def make_run_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The optimiser of a run whose config is decided; Muon's products are in bfloat16 where the run's are."""
-    bfloat16 = config.precision.dtype is Dtype.bfloat16
-    return make_optimizer(model, config.optimizer, torch.bfloat16 if bfloat16 else torch.float32)
+    dtype = torch.bfloat16 if config.precision.dtype is Dtype.bfloat16 else torch.float32
+    return make_optimizer(model, config.optimizer, dtype, config.finetuning.head_learning_rate)
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Whether weight decay pulls at it: at matrices, unless a part of them is frozen."""
+    return parameter.ndim >= 2 and not partly_frozen(parameter)
+
+
+def _among(parameter: nn.Parameter, others: list[nn.Parameter]) -> bool:
+    return any(parameter is one for one in others)
 
 
 def adamw_update(
@@ -76,9 +96,9 @@ def adamw_update(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Use ``value`` for the next step, in every group."""
+    """Use ``value`` for the next step, times the group's own scale where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("scale", 1.0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

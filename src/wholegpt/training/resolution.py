@@ -44,7 +44,14 @@ def resolve(config: Config, data: PreparedData) -> Config:
     if tokenizer.kind is TokenizerKind.bpe and not tokenizer.path and not tokenizer.vocab_size:
         tokenizer = dataclasses.replace(tokenizer, vocab_size=vocab_size)
     described = dataclasses.replace(config.data, card=data.card["sha256"])
-    config = dataclasses.replace(config, model=model, tokenizer=tokenizer, training=training, data=described)
+    return decide(
+        dataclasses.replace(config, model=model, tokenizer=tokenizer, training=training, data=described)
+    )
+
+
+def decide(config: Config) -> Config:
+    """``config``, whose model and steps are known, with what this machine decides: device, precision, micro-batch."""
+    training = config.training
     optimizer = complete_optimizer(config.optimizer)
     config = runtime.decide(dataclasses.replace(config, optimizer=optimizer))
     rows = training.micro_batch_size or fitting_micro_batch(

@@ -9,7 +9,7 @@ import msgspec
 
 @dataclass
 class Best:
-    """The evaluation with the lowest validation loss."""
+    """The best evaluation so far."""
 
     step: int
     validation: dict[str, Any]

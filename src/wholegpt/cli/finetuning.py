@@ -1,0 +1,212 @@
+"""``finetune`` and ``predict``: adapt a trained model to a task, and ask it."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from wholegpt import presets
+from wholegpt.checks import check
+from wholegpt.cli.options import (
+    ChosenSettings,
+    Common,
+    CommonOptions,
+    Settings,
+    program_name,
+    score_table,
+    section,
+    table,
+    task_table,
+)
+from wholegpt.config import Config, Dtype, TaskKind
+from wholegpt.errors import ConfigError, DataError, RunError
+
+if TYPE_CHECKING:
+    from wholegpt.finetuning.prediction import Prediction
+    from wholegpt.run import Run
+
+Flag = Parameter(negative="")
+LONGEST_SHOWN = 60
+"""Characters of a text in a list of answers."""
+
+
+def finetune(
+    run: str,
+    *,
+    task: TaskKind,
+    data: str,
+    validation: str | None = None,
+    recipe: Annotated[str, Parameter(name=["--recipe", "--config"])] = "finetune",
+    out: str | None = None,
+    overwrite: Annotated[bool, Flag] = False,
+    max_seconds: float | None = None,
+    config: Settings = Config(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Adapt a trained model to a task; `train --resume RUN` goes on with one that was stopped.
+
+    Parameters
+    ----------
+    run
+        The run or model folder to begin from.
+    task
+        classification (a text has one of several labels), entailment (a premise and a hypothesis), similarity (two
+        texts in either order: a label or a score), choice (which answer is right), or pretraining (to go on with text).
+    data
+        Training examples, a .csv, .tsv, .jsonl or .json table whose columns are detected unless --finetuning.*-column
+        names them; for pretraining a text as `train` takes.
+    validation
+        Held-out examples; a share of the training ones unless given.
+    recipe
+        A named recipe, or a YAML file such as a run's config.yaml; settings given here override it.
+    out
+        Folder of the new run; runs/NAME-TASK unless given.
+    overwrite
+        Replace a run that is already in the --out folder.
+    max_seconds
+        Stop early, resumably, after this many seconds of wall clock.
+
+    """
+    if max_seconds is not None and max_seconds <= 0:
+        raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
+    changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
+    chosen = presets.configure(changes, presets.recipe(recipe), where="command line")
+    check(chosen)
+    from wholegpt import api
+
+    finished = api.finetune(
+        run,
+        data,
+        task=task,
+        validation=validation or "",
+        config=chosen,
+        out=out,
+        overwrite=overwrite,
+        max_seconds=max_seconds,
+        console=common.console,
+    )
+    _show(finished, common)
+
+
+def predict(
+    run: str,
+    *texts: str,
+    data: str | None = None,
+    out: str | None = None,
+    encoding: str = "utf-8",
+    dtype: Dtype = Dtype.automatic,
+    checkpoint: str = "best",
+    common: CommonOptions = Common(),
+) -> None:
+    """Ask a fine-tuned model.
+
+    Parameters
+    ----------
+    run
+        A run or model folder that `finetune` made.
+    texts
+        What to answer: for classification any number of texts; else the texts of one example (two, or a context and
+        the answers to choose from).
+    data
+        Examples instead: a .csv, .tsv, .jsonl or .json table with the columns of the training examples.
+    out
+        Write the answers there, as JSON lines, or as a table where the name ends in .csv.
+    encoding
+        Character encoding of --data.
+    dtype
+        Format of the large products; automatic is the run's own, or what training would choose here.
+    checkpoint
+        best, last, or the step of a checkpoint.
+
+    """
+    if bool(texts) == bool(data):
+        raise DataError("name either texts to answer, or a table of them by --data FILE")
+    if out and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
+        problem = "exists already" if Path(out).exists() else "is in no folder that exists"
+        raise RunError(f"{out}: {problem}; name another --out file")
+    from wholegpt.language_model import load
+
+    lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
+    if data:
+        answers = lm.predict_table(data, encoding=encoding, dtype=dtype, console=common.console)
+    elif lm.task and lm.task.kind is TaskKind.classification:
+        answers = lm.predict(*texts, dtype=dtype, console=common.console)
+    else:
+        answers = lm.predict(texts, dtype=dtype, console=common.console)
+    if out:
+        _write(Path(out), answers)
+        common.show({"out": out, "predictions": len(answers)}, f"{len(answers):,} answers in {out}")
+        return
+    result = {"predictions": [answer.to_json() for answer in answers]}
+    common.show(result, "\n".join(_line(answer) for answer in answers))
+
+
+def _write(path: Path, answers: "list[Prediction]") -> None:
+    from wholegpt.files import write_text_atomic
+
+    if path.suffix.lower() != ".csv":
+        lines = (json.dumps(answer.to_json(), ensure_ascii=False) for answer in answers)
+        write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+        return
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    longest = max(len(answer.texts) for answer in answers)
+    texts = ["text"] if longest == 1 else [f"text{number}" for number in range(1, longest + 1)]
+    scores = isinstance(answers[0].label, float)
+    writer.writerow([*texts, "score" if scores else "label", *([] if scores else ["probability"])])
+    for answer in answers:
+        sure = [answer.probabilities[answer.label]] if isinstance(answer.label, str) else []
+        writer.writerow([*answer.texts, answer.label, *sure])
+    write_text_atomic(path, content.getvalue())
+
+
+def _line(answer: "Prediction") -> str:
+    """An answer for people: the label with the probabilities of all, and the beginning of what was read."""
+    text = " | ".join(_shortened(text) for text in answer.texts)
+    if not answer.probabilities:
+        return f"{answer.label:.3f}  {text}"
+    shares = ", ".join(
+        f"{_shortened(name)} {share:.1%}"
+        for name, share in sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
+    )
+    return f"{_shortened(str(answer.label))} ({shares})  {text}"
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_SHOWN else line[: LONGEST_SHOWN - 1] + "…"
+
+
+def _show(run: "Run[Any]", common: Common) -> None:
+    result, best = run.to_json(), run.state.best
+    program, path = program_name(), quote(str(run.path))
+    pretraining = run.config.finetuning.task is TaskKind.pretraining
+    shown = score_table(result["validation"]) if pretraining else task_table(result["validation"])
+    lines = ["Validation, the last weights:", shown]
+    if best:
+        figures = [(name, f"{x:.4f}") for name, x in best.validation.items() if isinstance(x, float)]
+        lines += [
+            f"Best while training, at step {best.step:,}; the commands below use that checkpoint:",
+            table(figures),
+        ]
+    lines += [
+        f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
+        f"{result['train_seconds']:.1f} s of training, {result['other_seconds']:.1f} s of evaluation and saving",
+        "",
+        "Next:",
+    ]
+    if result["steps"] < result["planned_steps"]:
+        lines += [f"  {program} train --resume {path}    # go on to the last step"]
+    if pretraining:
+        lines += [f'  {program} generate {path} "The"    # let it write']
+    else:
+        lines += [
+            f'  {program} predict {path} "A TEXT"    # ask it',
+            f"  {program} evaluate {path} TEST.csv    # how good it is on other examples",
+        ]
+    lines += [f"Report: {run.path / 'report.html'}"]
+    common.show(result, "\n".join(lines))

@@ -1,0 +1,168 @@
+"""What a fine-tuned model answers, and how well.
+
+Shapes: N examples, O outputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from wholegpt.config import Dtype, TaskKind
+from wholegpt.console import Console
+from wholegpt.data.task_batches import collate
+from wholegpt.data.tasks import EncodedExample, Task, TaskExample, encode_example
+from wholegpt.evaluation.examples import Classification, Record, Score, means_of
+from wholegpt.evaluation.task import TaskScore
+from wholegpt.finetuning.tasks import read
+from wholegpt.model import TaskTransformer
+from wholegpt.runtime import compute_in
+from wholegpt.tokenizers import Tokenizer
+
+TOKENS_AT_ONCE = 16_384
+MEANS = {"accuracy": "correct", "nats_per_example": "nats"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one example."""
+
+    texts: tuple[str, ...]
+    """What was read: a text, or two; of choices the context and the answers."""
+    label: str | float
+    """The likeliest label or answer; or the score."""
+    probabilities: dict[str, float]
+    """Of each label or answer; none where the answer is a score."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a single text is ``text``."""
+        texts = {"text": self.texts[0]} if len(self.texts) == 1 else {"texts": list(self.texts)}
+        if isinstance(self.label, float):
+            return {**texts, "score": self.label}
+        return {**texts, "label": self.label, "probabilities": self.probabilities}
+
+
+@torch.inference_mode()
+def outputs_of(
+    model: TaskTransformer, examples: Sequence[EncodedExample], task: Task, dtype: Dtype, console: Console
+) -> Float[np.ndarray, "N O"]:
+    """ln p of each class or answer, or the scores; what was read together does not change them but in rounding."""
+    device = model.device
+    order = sorted(range(len(examples)), key=lambda i: max(map(len, examples[i].sequences)))
+    rows: dict[int, np.ndarray] = {}
+    with console.progress("predicting", len(examples)) as progress:
+        while len(rows) < len(examples):
+            chunk = _batch(examples, order[len(rows) :])
+            batch = collate([examples[i] for i in chunk], [0] * len(chunk)).to(device)
+            with compute_in(dtype, device):
+                _, outputs = read(model, batch, task.kind)
+            precise = outputs.float().cpu()
+            known = precise if task.scores else precise.log_softmax(dim=1)
+            rows |= zip(chunk, known.double().numpy(), strict=True)
+            progress.advance(len(chunk))
+    found = np.stack([rows[i] for i in range(len(examples))])
+    return found * task.standard_deviation + task.mean if task.scores else found
+
+
+def predict(
+    model: TaskTransformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    parts: Sequence[Sequence[Sequence[str]]],
+    dtype: Dtype,
+    console: Console,
+) -> list[Prediction]:
+    """The answer to each example, given by the texts of its sequences."""
+    examples = [encode_example(one, tokenizer, model.context_length) for one in parts]
+    if cut := sum(one.cut > 0 for one in examples):
+        console.warn(
+            f"{cut:,} of {len(examples):,} examples are longer than the model's context of "
+            f"{model.context_length:,} tokens; they were read without the ends of their longest texts"
+        )
+    outputs = outputs_of(model, examples, task, dtype, console)
+    return [_prediction(task, one, row) for one, row in zip(parts, outputs, strict=True)]
+
+
+def evaluate_head(
+    model: TaskTransformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    examples: Sequence[TaskExample],
+    dtype: Dtype,
+    console: Console,
+) -> TaskScore:
+    """How good a model's answers to some examples are."""
+    encoded = [encode_example(one.parts, tokenizer, model.context_length) for one in examples]
+    outputs = outputs_of(model, encoded, task, dtype, console)
+    with console.working("resampling for the intervals"):
+        return score_predictions(task, examples, encoded, outputs)
+
+
+def score_predictions(
+    task: Task,
+    examples: Sequence[TaskExample],
+    encoded: Sequence[EncodedExample],
+    outputs: Float[np.ndarray, "N O"],
+) -> TaskScore:
+    """How good the ``outputs`` for some examples are, with intervals, and what became of each example."""
+    records = [
+        {"line": line, "truncated": one.cut > 0, **_record(task, example, row)}
+        for line, (example, one, row) in enumerate(zip(examples, encoded, outputs, strict=True), 1)
+    ]
+    truncated = sum(one.cut > 0 for one in encoded)
+    if task.scores:
+        metrics, means = Score.metrics(records), dict(Score.means)
+    else:
+        metrics, means = means_of(records, MEANS), MEANS
+        if task.labels:
+            metrics = {**Classification.metrics(records), **metrics}
+    return TaskScore(task.kind, len(records), 0, metrics, means, truncated, records)
+
+
+def _batch(examples: Sequence[EncodedExample], places: list[int]) -> list[int]:
+    """As many of the first of ``places``, shorter to longer, as are read at once."""
+    chunk: list[int] = []
+    for place in places:
+        sequences = examples[place].sequences
+        tokens = (len(chunk) + 1) * len(sequences) * max(map(len, sequences))
+        if chunk and tokens > TOKENS_AT_ONCE:
+            break
+        chunk.append(place)
+    return chunk
+
+
+def _texts(task: Task, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    if task.kind is TaskKind.choice:
+        return (parts[0][0], *(answer for _, answer in parts))
+    return tuple(parts[0])
+
+
+def _prediction(task: Task, parts: Sequence[Sequence[str]], row: Float[np.ndarray, " O"]) -> Prediction:
+    texts = _texts(task, parts)
+    if task.scores:
+        return Prediction(texts, float(row[0]), {})
+    names = task.labels or texts[1:]
+    shares = dict(zip(names, np.exp(row).tolist(), strict=True))
+    return Prediction(texts, names[int(row.argmax())], shares)
+
+
+def _record(task: Task, example: TaskExample, row: Float[np.ndarray, " O"]) -> Record:
+    """What became of an example: its texts, truth and answer."""
+    known = {"texts": list(_texts(task, example.parts))}
+    if task.scores:
+        score, expected = float(example.target), float(row[0])
+        return {**known, "score": score, "expected": expected, "squared_error": (expected - score) ** 2}
+    right, chosen = int(task.target(example)), int(row.argmax())
+    names = task.labels or known["texts"][1:]
+    shares = np.exp(row).tolist()
+    return {
+        **known,
+        "label": names[right],
+        "chosen": names[chosen],
+        "correct": chosen == right,
+        "nats": -float(row[right]),
+        "probabilities": dict(zip(names, shares, strict=True)) if task.labels else shares,
+    }

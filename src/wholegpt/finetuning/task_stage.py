@@ -1,0 +1,150 @@
+"""Fine-tuning for a task as a stage of training: the examples of a run, its loss, and how good its answers are."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
+from wholegpt.config import ClassWeights, Config, Initialization
+from wholegpt.console import Console
+from wholegpt.data.task_batches import TaskLoader
+from wholegpt.data.task_data import TaskData
+from wholegpt.data.tasks import SPECIAL_TOKENS, EncodedExample, Task, TaskExample, encode_example
+from wholegpt.evaluation import TaskScore
+from wholegpt.finetuning.prediction import MEANS, outputs_of, score_predictions
+from wholegpt.finetuning.tasks import TaskObjective
+from wholegpt.losses import balanced_weights
+from wholegpt.metrics import pearson_correlation
+from wholegpt.model import TaskTransformer, Transformer
+from wholegpt.model.heads import extend_vocabulary
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.stage import Begun, Criterion
+
+QUIET = Console(quiet=True)
+ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy")
+CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="validation correlation")
+NEEDED = ("sklearn", "scipy")
+"""Modules that the figures are computed by."""
+
+
+@dataclass(frozen=True)
+class QuickScore:
+    """Figures without intervals, while training."""
+
+    figures: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; ``None`` for what is not a number."""
+        return {name: x if np.isfinite(x) else None for name, x in self.figures.items()}
+
+
+class TaskTuning:
+    """Answers of a head to examples (``wholegpt.data.tasks``), by E11."""
+
+    def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer) -> None:
+        """``config`` is decided; ``tokenizer`` knows the task's special tokens."""
+        self.config, self.data, self.tokenizer = config, data, tokenizer
+        self.facts = facts_of(config, data.task)
+        self.criterion = CORRELATION if data.task.scores else ACCURACY
+        self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
+        task, settings = data.task, config.finetuning
+        targets = [task.target(example) for example in data.train]
+        weights = None
+        if settings.class_weights is ClassWeights.balanced:
+            counts = torch.tensor(targets).bincount(minlength=task.outputs)
+            weights = balanced_weights(counts).to(config.runtime.device)
+        self.objective = TaskObjective(task.kind, settings.language_modeling, task.scores, weights)
+        self.batches = TaskLoader(self.train, targets, config.training.batch_size, config.runtime.seed)
+
+    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+        """The figures of the held-out examples, with intervals at the end only."""
+        assert isinstance(model, TaskTransformer)
+        task, examples = self.data.task, self.data.validation
+        outputs = outputs_of(model, self.validation, task, self.config.precision.dtype, QUIET)
+        if whole:
+            return score_predictions(task, examples, self.validation, outputs)
+        if task.scores:
+            scores = [float(example.target) for example in examples]
+            predicted = outputs[:, 0].tolist()
+            error = float(np.mean((outputs[:, 0] - scores) ** 2))
+            correlation = pearson_correlation(scores, predicted)
+            return QuickScore({CORRELATION.figure: correlation, "squared_error": error})
+        right = np.array([task.target(example) for example in examples])
+        correct = float((outputs.argmax(axis=1) == right).mean())
+        nats = -float(outputs[np.arange(len(right)), right].mean())
+        return QuickScore(dict(zip(MEANS, (correct, nats), strict=True)))
+
+    def write(self, model: Transformer, device: torch.device) -> str:
+        """Nothing: its answers are not text."""
+        return ""
+
+    def describe(self) -> str:
+        """How many examples there are, what they are, and how often they are read."""
+        task, training = self.data.task, self.config.training
+        epochs = training.steps * training.batch_size / len(self.train)
+        what = f"labels {', '.join(task.labels)}" if task.labels else "scores" if task.scores else "answers"
+        columns = [*task.columns.texts, *task.columns.answers, task.columns.target]
+        cut = sum(one.cut > 0 for one in (*self.train, *self.validation))
+        too_long = (
+            f"; {cut:,} lose the ends of their longest texts, beyond the context of "
+            f"{self.config.model.context_length:,} tokens"
+            if cut
+            else ""
+        )
+        return (
+            f"{task.kind}: {len(self.train):,} training examples ({epochs:.1f} passes), {len(self.validation):,} "
+            f"held out; {what}; columns {', '.join(columns)}{too_long}"
+        )
+
+    def _encoded(self, examples: Sequence[TaskExample]) -> list[EncodedExample]:
+        length = self.config.model.context_length
+        return [encode_example(one.parts, self.tokenizer, length) for one in examples]
+
+
+def facts_of(config: Config, task: Task) -> ModelFacts:
+    """What the model folders of a run for ``task`` say."""
+    lora = config.lora if config.lora.rank else None
+    return ModelFacts(task=task, lora=lora, new_tokens=len(SPECIAL_TOKENS))
+
+
+def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
+    """Read the examples, keep them in a run's new ``folder``, and put new tokens and a head to the ``parent``.
+
+    Raises ``DataError`` for examples that do not fit the task, ``ModuleNotFoundError`` where a figure needs a module
+    that is not installed.
+    """
+    for module in NEEDED:
+        importlib.import_module(module)
+    data = TaskData.read(config)
+    fingerprint = data.save(folder / "data")
+    tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
+    architecture = replace(parent.model.config, vocab_size=tokenizer.vocab_size, dropout=config.model.dropout)
+    training, examples = config.training, len(data.train)
+    steps = training.steps or max(1, round(training.epochs * examples / training.batch_size))
+    config = replace(config, model=architecture, training=replace(training, steps=steps, epochs=0.0))
+    torch.manual_seed(config.runtime.seed)
+    facts = facts_of(config, data.task)
+    model = make_model(architecture, facts)
+    if config.finetuning.initialization is Initialization.trained:
+        take_over(model, parent.model)
+    source = {
+        "corpus": Path(config.finetuning.data).name,
+        "provenance": None,
+        "data": fingerprint,
+        "data_card": "",
+    }
+    return Begun(config, model, tokenizer, facts, source)
+
+
+@torch.no_grad()
+def take_over(model: Transformer, parent: Transformer) -> None:
+    """The parent's weights, with new rows for the new tokens; the head and LoRA stay as they are."""
+    tensors = extend_vocabulary(parent, model.vocab_size)
+    own = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

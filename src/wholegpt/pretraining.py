@@ -1,0 +1,58 @@
+"""Pretraining on text, from the beginning or going on: what the loop is given, and how the model is measured."""
+
+import torch
+
+from wholegpt.checkpoint import ModelFacts
+from wholegpt.config import Config, GenerationConfig
+from wholegpt.console import Console
+from wholegpt.data import PreparedData, make_loader, windows_before
+from wholegpt.evaluation import TextScore, evaluate_tokens
+from wholegpt.generation import encode_prompt, generate
+from wholegpt.model import Transformer
+from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.stage import Criterion
+
+QUIET = Console(quiet=True)
+
+
+class Pretraining:
+    """The next token of text."""
+
+    criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss")
+
+    def __init__(self, config: Config, data: PreparedData) -> None:
+        """``config`` is decided, and ``data`` its tokens."""
+        self.config, self.data = config, data
+        self.tokenizer, self.facts = data.tokenizer, ModelFacts(control=data.manifest.control)
+        self.objective, self.batches = LanguageModeling(), make_loader(data, config)
+
+    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> TextScore:
+        """The cross-entropy of the held-out text, or of ``evaluation.tokens`` of it."""
+        return evaluate_tokens(
+            model,
+            self.data.validation,
+            self.tokenizer,
+            device,
+            self.config.precision.dtype,
+            QUIET,
+            sample=0 if whole else self.config.evaluation.tokens,
+            documents=self.config.windows.documents,
+        )
+
+    def write(self, model: Transformer, device: torch.device) -> str:
+        """A continuation of ``logging.sample_prompt``, with it."""
+        logging = self.config.logging
+        settings = GenerationConfig(max_tokens=logging.sample_tokens, seed=self.config.runtime.seed)
+        prompt_ids = encode_prompt(model, self.tokenizer, "", logging.sample_prompt, False, QUIET)
+        (completion,) = generate(model, self.tokenizer, [prompt_ids], [settings], device, QUIET)
+        return logging.sample_prompt + completion.text
+
+    def describe(self) -> str:
+        """The sizes of both sides, and how often the text is read."""
+        manifest, training = self.data.manifest, self.config.training
+        tokens = windows_before(training.steps, training) * self.config.model.context_length
+        return (
+            f"training: {manifest.train.tokens:,} tokens, of which {tokens:,} are read "
+            f"({tokens / max(manifest.train.tokens, 1):.1f} passes); "
+            f"validation: {manifest.validation.tokens:,} ({manifest.split})"
+        )

@@ -1,0 +1,203 @@
+"""A run from its folder to its end: where model, data, loop, evaluation, samples and report are wired together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from wholegpt import presets, runtime
+from wholegpt.analysis.report import write_report
+from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training, make_model
+from wholegpt.config import Config, Determinism, TaskKind
+from wholegpt.console import Console
+from wholegpt.errors import CheckpointError, Interrupted
+from wholegpt.files import read_json
+from wholegpt.finetuning.task_stage import TaskTuning
+from wholegpt.language_model import LanguageModel, load
+from wholegpt.model import Transformer
+from wholegpt.pretraining import Pretraining
+from wholegpt.run_folder import recorded_config, run_data, run_examples
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.training import callbacks
+from wholegpt.training.averaging import averaged, exchange
+from wholegpt.training.loop import Callback
+from wholegpt.training.loop import train as run_loop
+from wholegpt.training.optimizers import load_optimizer_tensors, make_run_optimizer, optimizer_tensors
+from wholegpt.training.stage import Score, Stage
+from wholegpt.training.state import TrainingState
+
+PLAN = "plan.json"
+S = TypeVar("S", bound=Score)
+
+
+@dataclass(frozen=True)
+class Run(Generic[S]):
+    """A training run on disk, and how it ended."""
+
+    path: Path
+    config: Config
+    state: TrainingState
+    parameters: int
+    """Numbers in the model."""
+    validation: S
+    """Of the last weights, on all that is held out."""
+    sample: str
+    """Written by the last weights."""
+    plan: dict[str, Any] | None = None
+    """What was planned, as ``wholegpt plan --json`` gives it; none without a time budget."""
+
+    def load(self, checkpoint: str = "best") -> LanguageModel:
+        """The trained model."""
+        return load(self.path, checkpoint=checkpoint)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``wholegpt train --json`` prints."""
+        best = self.state.best
+        return {
+            "run": str(self.path),
+            "task": self.config.finetuning.task,
+            "steps": self.state.step,
+            "planned_steps": self.config.training.steps,
+            "stop_reason": self.state.stop_reason or "all steps are done",
+            "tokens": self.state.tokens,
+            "train_seconds": self.state.train_seconds,
+            "other_seconds": self.state.other_seconds,
+            "parameters": self.parameters,
+            "validation": self.validation.to_json(),
+            **({"plan": self.plan} if self.plan else {}),
+            "best": {"step": best.step, **best.validation} if best else None,
+            "sample": self.sample,
+        }
+
+
+def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> Run[Any]:
+    """Train from the last good checkpoint, or from the beginning, to the end of the plan.
+
+    Raises ``Interrupted`` when the user stops it, in the loop or outside it.
+    """
+    try:
+        return _continue_run(path, max_seconds, console)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; what was saved is kept; go on with `wholegpt train --resume {quote(str(path))}`"
+        ) from None
+
+
+def open_stage(path: Path, config: Config) -> Stage:
+    """What the run at ``path`` trains for, over the data in its folder."""
+    if config.finetuning.task is TaskKind.pretraining:
+        return Pretraining(config, run_data(path))
+    return TaskTuning(config, run_examples(path), Tokenizer.load(path / "tokenizer.json"))
+
+
+def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Run[Any]:
+    config = recorded_config(path)
+    stage = open_stage(path, config)
+    device = runtime.apply(config.runtime)
+    model, optimizer, state = _restore(path, config, stage, console)
+    log = callbacks.MetricsLog(path / "metrics.jsonl")
+    log.rewind(state.step)
+    store = CheckpointStore(path, config.checkpointing.keep)
+
+    def evaluate(whole: bool) -> Score:
+        model.eval()
+        with runtime.memory_apart(), averaged(optimizer):
+            return stage.evaluate(model, device, whole)
+
+    def write_sample() -> str:
+        model.eval()
+        with runtime.memory_apart(), averaged(optimizer):
+            return stage.write(model, device)
+
+    def save(state: TrainingState) -> None:
+        best = state.best.step if state.best else None
+        with averaged(optimizer):  # the weights themselves are then in the optimiser's state
+            training = TrainingFiles(optimizer_tensors(optimizer), state.to_json())
+            store.save(model, stage.tokenizer, training, state.step, best, stage.facts)
+
+    _say_plan(path, config, stage, model, state, console)
+    planned = read_json(path / PLAN) if (path / PLAN).exists() else None
+    unfreeze_every = config.finetuning.unfreeze_every
+    with (
+        callbacks.StopOnSignal(console) as signals,
+        console.progress("training", config.training.steps, state.step) as progress,
+    ):
+        steps: list[Callback] = [
+            *([callbacks.Unfreeze(model, unfreeze_every, state.step)] if unfreeze_every else []),
+            callbacks.LogMetrics(stage.objective.unit, log, config),
+            callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config),
+            callbacks.Sample(write_sample, log, config, console),
+            *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
+            *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
+            signals,
+            callbacks.SaveCheckpoints(save, config),
+            callbacks.ShowProgress(progress, stage.criterion),
+        ]
+        run_loop(model, optimizer, stage.objective, stage.batches, config, state, steps)
+    if state.stop_reason == callbacks.StopOnSignal.REASON:
+        raise Interrupted(
+            f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
+            f"go on with `wholegpt train --resume {quote(str(path))}`"
+        )
+    run = Run(path, config, state, _size(model), evaluate(whole=True), write_sample(), planned)
+    write_report(path, run.to_json(), getattr(run.validation, "records", ()))
+    return run
+
+
+def _restore(
+    path: Path, config: Config, stage: Stage, console: Console
+) -> tuple[Transformer, torch.optim.Optimizer, TrainingState]:
+    """Model, optimiser and counters from the last good checkpoint, or fresh ones before the first."""
+    store, device = CheckpointStore(path), torch.device(config.runtime.device)
+    step, problems = store.last_good()
+    if step is None:
+        if problems:
+            raise CheckpointError(
+                f"{path}: no usable checkpoint: {'; '.join(problems)}; "
+                f"delete {store.folder} to begin again from step 0"
+            )
+        fresh = make_model(config.model, stage.facts, config.precision.attention, config.training.recompute)
+        model = fresh.to(device)
+        return model, make_run_optimizer(model, config), TrainingState()
+    for problem in problems:
+        console.warn(f"{problem}; going on from {store.path(step).name}")
+    folder = store.path(step)
+    model = load_model(folder, device, config.precision.attention, config.training.recompute).model
+    optimizer = make_run_optimizer(model, config)
+    files = load_training(folder)
+    load_optimizer_tensors(optimizer, files.optimizer)
+    exchange(optimizer)
+    state = TrainingState.from_json(files.state)
+    if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
+        state.stop_reason = ""
+    return model, optimizer, state
+
+
+def _size(model: Transformer) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _say_plan(
+    path: Path, config: Config, stage: Stage, model: Transformer, state: TrainingState, console: Console
+) -> None:
+    console.note(stage.describe())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    part = "" if trained == _size(model) else f", {trained:,} of them trained"
+    console.note(
+        f"{_size(model):,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "
+        f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
+    )
+    nearest, differing = presets.published_architecture(config.model)
+    if differing:
+        console.note(
+            f"this model will not open in other programs: it is nearest to {nearest}, but for {', '.join(differing)}"
+        )
+    if config.runtime.determinism is Determinism.strict:
+        console.note(
+            "strict determinism: operations that do not repeat bit for bit are refused; on a GPU the steps "
+            "are slower, without cuDNN's search for the fastest kernel, and cuBLAS holds 32 MiB a stream"
+        )
+    if state.step:
+        console.note(f"going on after step {state.step:,}")

@@ -1,0 +1,197 @@
+"""Beginning a run: everything is decided and written into its folder, ready for the first step."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+
+from wholegpt import runtime
+from wholegpt.adapters import merge, remove_lora
+from wholegpt.checkpoint import (
+    WEIGHTS,
+    CheckpointStore,
+    ModelFacts,
+    ModelFolder,
+    TrainingFiles,
+    load_model,
+    make_model,
+)
+from wholegpt.checks import check
+from wholegpt.config import Config, Execution, Initialization, ModelConfig, TaskKind, TokenizerConfig
+from wholegpt.console import Console
+from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
+from wholegpt.errors import ConfigError
+from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
+from wholegpt.finetuning.task_stage import begin_task, take_over
+from wholegpt.language_model import model_folder
+from wholegpt.mapping import to_mapping, to_yaml
+from wholegpt.planning import Budget, make_plan, refuse_planned
+from wholegpt.run import PLAN
+from wholegpt.run_folder import Parent, check_free, free_name, lineage_of, source_of
+from wholegpt.training.resolution import decide, resolve
+from wholegpt.training.stage import Begun
+from wholegpt.training.state import TrainingState
+
+RUNS = Path("runs")
+
+
+def start_run(
+    config: Config, out: Path | None, overwrite: bool, console: Console, budget: Budget | None = None
+) -> Path:
+    """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
+    if config.finetuning.task is not TaskKind.pretraining or config.finetuning.model:
+        raise ConfigError(
+            f"finetuning.task is {config.finetuning.task} and finetuning.model '{config.finetuning.model}'; `wholegpt "
+            "finetune` begins from a model"
+        )
+    if budget:
+        check(config)
+        refuse_planned(budget.minutes, changed_settings(config))
+    config = _decided(config, console)
+    config, corpus = open_text(config, console)
+    name = corpus.name if corpus else Path(config.data.source[0]).name
+    folder = out or free_name(RUNS / name)
+    check_free(folder, config, overwrite)
+
+    def fill(target: Path) -> None:
+        data = prepared_text(config, corpus, target / "data", console)
+        data.warn_unless(config.data.card, console)
+        if budget:
+            plan = make_plan(config, data, budget, math.inf, console)
+            write_json_atomic(target / PLAN, plan.to_json())
+            console.note(plan.describe())
+            resolved = plan.config
+        else:
+            resolved = resolve(config, data)
+        data.tokenizer.save(target / "tokenizer.json")
+        write_json_atomic(target / "lineage.json", lineage_of(resolved, source_of(data)))
+        write_text_atomic(target / "config.yaml", to_yaml(resolved))
+
+    # Whole or not at all: a source that turns out to be bad costs no run that was there before.
+    write_folder_atomic(folder, fill)
+    return folder
+
+
+def start_finetuning(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
+    """Write the folder of a run that begins from another model, which is its checkpoint of step 0.
+
+    Nothing but this folder is needed from then on.
+    """
+    settings = config.finetuning
+    config = _decided(config, console)
+    source = model_folder(Path(settings.model), "best", console)
+    parent = load_model(source)
+    if parent.facts.task:
+        raise ConfigError(
+            f"{settings.model}: is fine-tuned for {parent.facts.task.kind} already; begin from the model it came from"
+        )
+    _check_architecture(config.model, parent.model.config, settings.model)
+    if parent.facts.lora:
+        merge(parent.model)
+        remove_lora(parent.model)
+    origin = Parent(settings.model, source.name, sha256_file(source / WEIGHTS))
+    folder = out or free_name(RUNS / f"{Path(settings.model).resolve().name}-{settings.task}")
+    check_free(folder, config, overwrite)
+
+    def fill(target: Path) -> None:
+        if settings.task is TaskKind.pretraining:
+            begun = _begin_text(config, parent, source, target, console)
+        else:
+            begun = begin_task(config, parent, target)
+        resolved = decide(begun.config)
+        begun.tokenizer.save(target / "tokenizer.json")
+        write_json_atomic(target / "lineage.json", lineage_of(resolved, begun.source, [origin]))
+        write_text_atomic(target / "config.yaml", to_yaml(resolved))
+        training = TrainingFiles({}, TrainingState().to_json())
+        CheckpointStore(target).save(begun.model, begun.tokenizer, training, 0, None, begun.facts)
+
+    write_folder_atomic(folder, fill)
+    return folder
+
+
+def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path, console: Console) -> Begun:
+    """Tokenize the text with the parent's vocabulary, to go on with its weights."""
+    tokenizer = TokenizerConfig(path=str(source.resolve()))
+    architecture = dataclasses.replace(parent.model.config, dropout=config.model.dropout)
+    config = dataclasses.replace(config, tokenizer=tokenizer, model=architecture)
+    config, corpus = open_text(config, console)
+    data = prepared_text(config, corpus, folder / "data", console)
+    if data.tokenizer.sha256 != parent.tokenizer.sha256:
+        raise ConfigError(
+            f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
+        )
+    lora = config.lora if config.lora.rank else None
+    facts = ModelFacts(control=data.manifest.control, lora=lora)
+    torch.manual_seed(config.runtime.seed)
+    model = make_model(architecture, facts)
+    if config.finetuning.initialization is Initialization.trained:
+        take_over(model, parent.model)
+    return Begun(resolve(config, data), model, parent.tokenizer, facts, source_of(data))
+
+
+def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> None:
+    """Raise ``ConfigError`` where another architecture is asked for than the model has."""
+    default = to_mapping(ModelConfig())
+    theirs = to_mapping(parent)
+    for name, value in to_mapping(asked).items():
+        if name not in ("dropout", "vocab_size") and value not in (default[name], theirs[name]):
+            raise ConfigError(
+                f"model.{name} is {value}, and {theirs[name]} in {where}, whose architecture stays; leave it out"
+            )
+
+
+def _decided(config: Config, console: Console) -> Config:
+    """``config``, checked, and known to be possible on this machine before anything is read."""
+    check(config)
+    config = _eager_without_compiler(config, console)
+    runtime.decide(config)
+    return config
+
+
+def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
+    """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
+    folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
+    if folder is None or not PreparedData.exists(folder):
+        return config, open_corpus(config.data)
+    # Absolute, so that the run can be resumed from any folder.
+    console.note(f"{folder} is prepared data: its own tokenizer and split are used")
+    data = dataclasses.replace(config.data, source=(str(folder.resolve()),))
+    return dataclasses.replace(config, data=data, tokenizer=TokenizerConfig(path=str(folder.resolve()))), None
+
+
+def prepared_text(config: Config, corpus: Corpus | None, folder: Path, console: Console) -> PreparedData:
+    """The tokens of ``corpus``, written to ``folder``; or the prepared data that ``config`` names."""
+    if corpus is None:
+        folder = Path(config.data.source[0])
+        data, asked = PreparedData.open(folder), list(config.data.control)
+        if asked and asked != list(data.manifest.control):
+            raise ConfigError(
+                f"data.control is {asked}, and {folder} was prepared with {list(data.manifest.control)}; prepare the "
+                "text anew, or leave it out"
+            )
+        return data
+    return prepare(corpus, config.data, config.tokenizer, folder, console)
+
+
+def _eager_without_compiler(config: Config, console: Console) -> Config:
+    """``config``, compiled only where PyTorch's compiler works; a warning says why not."""
+    if config.precision.execution is Execution.eager:
+        return config
+    problem = runtime.compiler_problem(runtime.choose_device(config.runtime.device))
+    if not problem:
+        return config
+    console.warn(f"compiling fails here ({problem}); training runs operation by operation instead")
+    eager = dataclasses.replace(config.precision, execution=Execution.eager)
+    return dataclasses.replace(config, precision=eager)
+
+
+def changed_settings(config: Config) -> list[str]:
+    """Settings that are not their defaults, as SECTION.FIELD."""
+    given, default = to_mapping(config), to_mapping(Config())
+    return [
+        f"{section}.{name}"
+        for section, fields in default.items()
+        for name, value in fields.items()
+        if given[section][name] != value
+    ]
