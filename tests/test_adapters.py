@@ -129,7 +129,7 @@ def test_patterns_choose_layers() -> None:
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
     model = fresh("modern")
     with pytest.raises(ConfigError, match=message):
-        add_lora(model, LoraConfig(**changes))
+        add_lora(model, LoraConfig(**{"rank": 8, **changes}))
     assert not list(lora_layers(model)) and all(one.requires_grad for one in model.parameters())
 
 

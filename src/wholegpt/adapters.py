@@ -92,6 +92,13 @@ def train_new_embeddings(model: Transformer, n_new: int) -> None:
         setattr(weight, FROZEN_ROWS, old)
 
 
+def trained_numbers(model: nn.Module) -> int:
+    """How many numbers of ``model`` are trained."""
+    return sum(
+        p.numel() - getattr(p, FROZEN_ROWS, 0) * p[0].numel() for p in model.parameters() if p.requires_grad
+    )
+
+
 def partly_frozen(parameter: nn.Parameter) -> bool:
     """Whether only some rows of a matrix are trained."""
     return bool(getattr(parameter, FROZEN_ROWS, 0))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import (
     CONFIG,
     TOKENIZER,
@@ -104,6 +105,7 @@ def export_model(
     folder = Path(out) if out else whole.with_name(f"{whole.name}-{kind}")
     _check_free(folder, overwrite, _files_of_export(folder), "an export")
     loaded = load_model(model_folder(source, checkpoint, console))
+    loaded = _language_model(loaded, console)
     loaded.model.eval()
     export: Export | None = None
 
@@ -130,6 +132,20 @@ def export_model(
     write_folder_atomic(folder, fill)
     assert export
     return export
+
+
+def _language_model(loaded: ModelFolder, console: Console) -> ModelFolder:
+    """The model with its LoRA merged and without the head of a task, which other programs do not have."""
+    if loaded.facts.lora:
+        merge(loaded.model)
+        remove_lora(loaded.model)
+    if loaded.facts.task is None:
+        return loaded
+    console.note(f"the head for {loaded.facts.task.kind} stays here; what is exported is the language model")
+    plain = Transformer(loaded.model.config)
+    tensors = loaded.model.state_dict()
+    plain.load_state_dict({name: tensors[name] for name in plain.state_dict()})
+    return ModelFolder(plain, loaded.tokenizer)
 
 
 T = TypeVar("T", bound=StrEnum)

@@ -1,5 +1,8 @@
 """Pretraining on text, from the beginning or going on: what the loop is given, and how the model is measured."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from wholegpt.checkpoint import ModelFacts
@@ -13,6 +16,19 @@ from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Criterion
 
 QUIET = Console(quiet=True)
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What a model that learned another text lost of the one before: the cross-entropy of that one's held-out part."""
+
+    before: TextScore
+    after: TextScore
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; ``nats_per_token`` is what was lost, of a token of the old text."""
+        lost = self.after.nats_per_token - self.before.nats_per_token
+        return {"nats_per_token": lost, "before": self.before.to_json(), "after": self.after.to_json()}
 
 
 class Pretraining:

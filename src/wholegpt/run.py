@@ -8,17 +8,19 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from wholegpt import presets, runtime
+from wholegpt.adapters import trained_numbers
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training, make_model
 from wholegpt.config import Config, Determinism, TaskKind
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError, Interrupted
+from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import read_json
 from wholegpt.finetuning.task_stage import TaskTuning
 from wholegpt.language_model import LanguageModel, load
 from wholegpt.model import Transformer
-from wholegpt.pretraining import Pretraining
-from wholegpt.run_folder import recorded_config, run_data, run_examples
+from wholegpt.pretraining import Forgetting, Pretraining
+from wholegpt.run_folder import read_lineage, recorded_config, run_data, run_examples
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange
@@ -45,6 +47,8 @@ class Run(Generic[S]):
     """Of the last weights, on all that is held out."""
     sample: str
     """Written by the last weights."""
+    forgetting: Forgetting | None = None
+    """Of continued pretraining."""
     plan: dict[str, Any] | None = None
     """What was planned, as ``wholegpt plan --json`` gives it; none without a time budget."""
 
@@ -66,6 +70,7 @@ class Run(Generic[S]):
             "other_seconds": self.state.other_seconds,
             "parameters": self.parameters,
             "validation": self.validation.to_json(),
+            **({"forgetting": self.forgetting.to_json()} if self.forgetting else {}),
             **({"plan": self.plan} if self.plan else {}),
             "best": {"step": best.step, **best.validation} if best else None,
             "sample": self.sample,
@@ -141,9 +146,32 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
             f"go on with `wholegpt train --resume {quote(str(path))}`"
         )
-    run = Run(path, config, state, _size(model), evaluate(whole=True), write_sample(), planned)
+    with runtime.memory_apart(), averaged(optimizer):
+        forgetting = measure_forgetting(path, config, model.eval(), console)
+    run = Run(path, config, state, _size(model), evaluate(whole=True), write_sample(), forgetting, planned)
     write_report(path, run.to_json(), getattr(run.validation, "records", ()))
     return run
+
+
+def measure_forgetting(path: Path, config: Config, model: Transformer, console: Console) -> Forgetting | None:
+    """The held-out text of the run that ``model`` went on from, by that one's weights and by these.
+
+    None where it began from no run, or from one that is not where it was.
+    """
+    parents = read_lineage(path).get("parents", [])
+    if config.finetuning.task is not TaskKind.pretraining or not parents:
+        return None
+    parent = Path(parents[0]["model"])
+    if not (parent / "config.yaml").exists():
+        console.note(f"{parent} is no run, or not there, so what was forgotten of its text is not measured")
+        return None
+    before, old = load(parent, device=config.runtime.device), run_data(parent)
+    settings = {"dtype": config.precision.dtype, "console": console, "documents": config.windows.documents}
+    scores = [
+        evaluate_tokens(one, old.validation, old.tokenizer, model.device, **settings)
+        for one in (before.model, model)
+    ]
+    return Forgetting(*scores)
 
 
 def _restore(
@@ -183,7 +211,7 @@ def _say_plan(
     path: Path, config: Config, stage: Stage, model: Transformer, state: TrainingState, console: Console
 ) -> None:
     console.note(stage.describe())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = trained_numbers(model)
     part = "" if trained == _size(model) else f", {trained:,} of them trained"
     console.note(
         f"{_size(model):,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "

@@ -127,7 +127,7 @@ def test_ctrl_c_anywhere_else_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     places = {
-        "train": "wholegpt.api.prepare",
+        "train": "wholegpt.start.prepare",
         "generate": "wholegpt.language_model.generate",
         "evaluate": "wholegpt.language_model.evaluate_text",
     }

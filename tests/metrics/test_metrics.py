@@ -1,17 +1,23 @@
 """Metrics against the packages they stand for, closed forms and figures worked out by hand."""
 
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wholegpt.metrics import (
-    accuracy,
     bleu,
     bleu_counts,
     bootstrap,
+    bootstrap_counts,
     bootstrap_ratio,
-    f1_binary,
+    confusion_matrix,
+    f1,
     f1_macro,
     matthews_correlation,
     paired_p_value,
@@ -20,22 +26,48 @@ from wholegpt.metrics import (
     spearman_correlation,
 )
 
-TRUTH, PREDICTED = list("aabbbcca"), list("abbbacca")
+TRUTH, PREDICTED = np.array([0, 0, 1, 1, 1, 2, 2, 0]), np.array([0, 1, 1, 1, 0, 2, 2, 0])
 
 
 def test_classification_by_hand() -> None:
-    assert accuracy(TRUTH, PREDICTED) == 6 / 8
-    # a: 2 true positives, 1 false positive, 1 false negative; b: the same; c: 2, 0, 0.
-    assert f1_binary(TRUTH, PREDICTED, "a") == pytest.approx(4 / 6)
-    assert f1_macro(TRUTH, PREDICTED) == pytest.approx((4 / 6 + 4 / 6 + 1) / 3)
+    confusion = confusion_matrix(TRUTH, PREDICTED, 3)
+    assert confusion.tolist() == [[2, 1, 0], [1, 2, 0], [0, 0, 2]]
+    # The first: 2 true positives, 1 false positive, 1 false negative; the second: the same; the third: 2, 0, 0.
+    assert f1(confusion).tolist() == pytest.approx([4 / 6, 4 / 6, 1])
+    assert float(f1_macro(confusion)) == pytest.approx((4 / 6 + 4 / 6 + 1) / 3)
 
 
 def test_matthews_by_its_formula() -> None:
-    truth, predicted = list("pppppnnn"), list("ppppnpnn")
     tp, tn, fp, fn = 4, 2, 1, 1
     expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert matthews_correlation(truth, predicted) == pytest.approx(expected)
-    assert matthews_correlation(list("pp"), list("pp")) == 0
+    assert float(matthews_correlation(np.array([[tp, fn], [fp, tn]]))) == pytest.approx(expected)
+    assert float(matthews_correlation(np.array([[2, 0], [0, 0]]))) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_classification_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    """With classes that nothing is, or that nothing is taken for."""
+    truth, predicted = np.array(pairs).T
+    confusion = confusion_matrix(truth, predicted, 4)
+    known: Any = {"average": None, "labels": range(4), "zero_division": np.nan}
+    np.testing.assert_allclose(f1(confusion), sklearn.metrics.f1_score(truth, predicted, **known))
+    macro = sklearn.metrics.f1_score(truth, predicted, average="macro")
+    assert float(f1_macro(confusion)) == pytest.approx(macro)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one class only
+        expected = sklearn.metrics.matthews_corrcoef(truth, predicted)
+    assert float(matthews_correlation(confusion)) == pytest.approx(expected)
+
+
+def test_resampling_counts_is_resampling_examples() -> None:
+    """The same quantiles, to the noise of a thousand resamples."""
+    generator = np.random.default_rng(0)
+    truth, predicted = generator.integers(0, 3, size=(2, 300))
+    predicted = np.where(generator.random(300) < 0.5, truth, predicted)
+    fast = bootstrap_counts(confusion_matrix(truth, predicted, 3), f1_macro)
+    plain = bootstrap(300, lambda rows: float(f1_macro(confusion_matrix(truth[rows], predicted[rows], 3))))
+    assert fast.value == plain.value
+    assert (fast.low, fast.high) == pytest.approx((plain.low, plain.high), abs=0.01)
 
 
 def test_correlations_by_their_formulas() -> None:

@@ -33,8 +33,8 @@ def write_report(run: Path, result: dict[str, Any], records: Sequence[dict[str, 
 
     config = presets.recipe(str(run / "config.yaml"))
     lineage = read_json(run / "lineage.json")
-    records = MetricsLog(run / "metrics.jsonl").read()
-    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "validation", "sample")}
+    lines = MetricsLog(run / "metrics.jsonl").read()
+    by_kind = {kind: [r for r in lines if r["kind"] == kind] for kind in ("train", "validation", "sample")}
     bound = uniform_nats(complete_model(config.model).vocab_size)
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         resources.files("wholegpt.analysis").joinpath("report.html.jinja").read_text(encoding="utf-8")

@@ -28,8 +28,7 @@ EXTRAS = {
     "rensa": "rensa",
     "rouge_score": "rouge-score",
     "sacrebleu": "sacrebleu",
-    "scipy": "scikit-learn",
-    "sklearn": "scikit-learn",
+    "scipy": "scipy",
     "zstandard": "zstandard",
 }
 """Modules that are installed only when asked for, and what to ask for."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from wholegpt.run import Run
 
 Flag = Parameter(negative="")
+ASKED = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
+"""What `predict` takes for an example, where that is not two texts."""
 LONGEST_SHOWN = 60
 """Characters of a text in a list of answers."""
 
@@ -74,6 +76,7 @@ def finetune(
     if max_seconds is not None and max_seconds <= 0:
         raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
+    changes = section(changes, "finetuning", model=run, task=task)
     chosen = presets.configure(changes, presets.recipe(recipe), where="command line")
     check(chosen)
     from wholegpt import api
@@ -193,6 +196,12 @@ def _show(run: "Run[Any]", common: Common) -> None:
             f"Best while training, at step {best.step:,}; the commands below use that checkpoint:",
             table(figures),
         ]
+    if forgetting := result.get("forgetting"):
+        old, new = (forgetting[name]["bits_per_byte"] for name in ("before", "after"))
+        lines += [
+            f"forgetting: {old:.4f} → {new:.4f} bits per byte on the held-out text of {run.config.finetuning.model}, "
+            f"{forgetting['nats_per_token']:+.4f} nats per token"
+        ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, {result['other_seconds']:.1f} s of evaluation and saving",
@@ -204,8 +213,9 @@ def _show(run: "Run[Any]", common: Common) -> None:
     if pretraining:
         lines += [f'  {program} generate {path} "The"    # let it write']
     else:
+        texts = ASKED.get(run.config.finetuning.task, '"A TEXT" "ANOTHER"')
         lines += [
-            f'  {program} predict {path} "A TEXT"    # ask it',
+            f"  {program} predict {path} {texts}    # ask it",
             f"  {program} evaluate {path} TEST.csv    # how good it is on other examples",
         ]
     lines += [f"Report: {run.path / 'report.html'}"]

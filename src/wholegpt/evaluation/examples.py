@@ -27,12 +27,13 @@ from wholegpt.evaluation.likelihood import Likelihood
 from wholegpt.metrics import (
     ROUGE,
     Estimate,
-    accuracy,
     bleu,
     bleu_counts,
     bootstrap,
+    bootstrap_counts,
     bootstrap_ratio,
-    f1_binary,
+    confusion_matrix,
+    f1,
     f1_macro,
     matthews_correlation,
     pearson_correlation,
@@ -198,7 +199,7 @@ class Classification:
     """Which label l follows a prompt: that of least −ln p(l | prompt) of all labels."""
 
     kind: ClassVar[str] = "classification"
-    needs: ClassVar[tuple[str, ...]] = ("sklearn",)
+    needs: ClassVar[tuple[str, ...]] = ()
     means: ClassVar[Mapping[str, str]] = {"accuracy": "correct"}
     prompt: str
     label: str
@@ -248,17 +249,15 @@ class Classification:
         truth, chosen = (
             np.array([labels.index(record[name]) for record in records]) for name in ("label", "chosen")
         )
-        figures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-            "accuracy": accuracy,
+        confusion = confusion_matrix(truth, chosen, len(labels))
+        figures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "f1_macro": f1_macro,
             "matthews_correlation": matthews_correlation,
         }
         if len(labels) == 2:
-            figures["f1"] = lambda truth, chosen: f1_binary(truth, chosen, positive=1)
-        return {
-            name: bootstrap(len(records), lambda rows, figure=figure: figure(truth[rows], chosen[rows]))
-            for name, figure in figures.items()
-        }
+            figures["f1"] = lambda counts: np.nan_to_num(f1(counts)[..., 1])
+        resampled = {name: bootstrap_counts(confusion, figure) for name, figure in figures.items()}
+        return {**means_of(records, Classification.means), **resampled}
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,6 @@ from wholegpt.training.stage import Begun, Criterion
 QUIET = Console(quiet=True)
 ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy")
 CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="validation correlation")
-NEEDED = ("sklearn", "scipy")
-"""Modules that the figures are computed by."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,9 @@ def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
     Raises ``DataError`` for examples that do not fit the task, ``ModuleNotFoundError`` where a figure needs a module
     that is not installed.
     """
-    for module in NEEDED:
-        importlib.import_module(module)
     data = TaskData.read(config)
+    if data.task.scores:
+        importlib.import_module("scipy")
     fingerprint = data.save(folder / "data")
     tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
     architecture = replace(parent.model.config, vocab_size=tokenizer.vocab_size, dropout=config.model.dropout)

@@ -1,50 +1,51 @@
-"""How good predicted classes and scores are, by scikit-learn and SciPy.
+"""How good predicted classes and scores are.
 
-Lists are of one prediction and one truth an example. A figure that is not defined, as a correlation with a
-constant, is not a number.
+Figures of classes are functions of confusion matrices, of one or of many resampled ones at once, for scikit-learn's
+take milliseconds each and an interval needs a thousand (docs/decisions.md). Shapes: N examples, O classes, R resamples.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-
-Classes = Sequence[str] | np.ndarray
-"""One of each example, by name or number; scikit-learn is faster with numbers."""
+from jaxtyping import Float, Int, Real
 
 
-def accuracy(truth: Classes, predicted: Classes) -> float:
-    """Share of the examples whose class is predicted."""
-    return sum(a == b for a, b in zip(truth, predicted, strict=True)) / len(truth)
+def confusion_matrix(
+    truth: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], n_classes: int
+) -> Int[np.ndarray, "O O"]:
+    """How many examples of each class (rows) are predicted to be of each (columns)."""
+    cells = truth * n_classes + predicted
+    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def f1_binary(truth: Classes, predicted: Classes, positive: str | int) -> float:
-    """2·TP / (2·TP + FP + FN) of the class ``positive``; 0 where it is neither true nor predicted anywhere."""
-    from sklearn.metrics import f1_score
-
-    binary = [np.asarray(side) == positive for side in (truth, predicted)]
-    return float(f1_score(*binary, zero_division=0.0))  # pyright: ignore[reportArgumentType]
-
-
-def f1_macro(truth: Classes, predicted: Classes) -> float:
-    """The mean of ``f1_binary`` over the classes that are true or predicted somewhere."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(truth, predicted, average="macro", zero_division=0.0))  # pyright: ignore[reportArgumentType]
+def f1(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndarray, "*R O"]:
+    """2·TP / (2·TP + FP + FN) of each class; not a number where it is neither true nor predicted anywhere."""
+    found = 2.0 * np.diagonal(confusion, axis1=-2, axis2=-1)
+    named = confusion.sum(-1) + confusion.sum(-2)
+    return np.divide(found, named, out=np.full(found.shape, np.nan), where=named > 0)
 
 
-def matthews_correlation(truth: Classes, predicted: Classes) -> float:
-    """Matthews correlation coefficient, for several classes as Gorodkin (2004) has it; 0 for a constant side."""
-    from sklearn.metrics import matthews_corrcoef
+def f1_macro(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndarray, "*R"]:
+    """The mean of ``f1`` over the classes that are true or predicted somewhere."""
+    return np.asarray(np.nanmean(f1(confusion), axis=-1))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one class only
-        return float(matthews_corrcoef(truth, predicted))
+
+def matthews_correlation(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndarray, "*R"]:
+    """(c·s − Σ tₖpₖ) / √((s² − Σ tₖ²)(s² − Σ pₖ²)); 0 for a constant side (Gorodkin 2004).
+
+    c of s examples are right; t are of class k and p are predicted to be.
+    """
+    exact = confusion.astype(float)
+    right, true, predicted = np.trace(exact, axis1=-2, axis2=-1), exact.sum(-1), exact.sum(-2)
+    count = true.sum(-1)
+    above = right * count - (true * predicted).sum(-1)
+    below = np.sqrt((count**2 - (true**2).sum(-1)) * (count**2 - (predicted**2).sum(-1)))
+    return np.divide(above, below, out=np.zeros_like(below), where=below > 0)
 
 
 def pearson_correlation(truth: Sequence[float], predicted: Sequence[float]) -> float:
-    """Covariance over the product of the standard deviations."""
+    """Covariance over the product of the standard deviations, by SciPy; not a number for a constant side."""
     from scipy.stats import pearsonr
 
     return _of_varied(pearsonr, truth, predicted)

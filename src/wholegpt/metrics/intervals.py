@@ -37,6 +37,18 @@ def bootstrap(n_examples: int, statistic: Statistic, seed: int = 0) -> Estimate:
     return Estimate(statistic(np.arange(n_examples)), low, high)
 
 
+def bootstrap_counts(
+    counts: Int[np.ndarray, "O O"],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seed: int = 0,
+) -> Estimate:
+    """``bootstrap`` of a figure of confusion matrices, of all resamples at once."""
+    n_examples = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(n_examples, counts.ravel() / n_examples, RESAMPLES)
+    low, high = _quantiles(statistic(drawn.reshape(RESAMPLES, *counts.shape)))
+    return Estimate(float(statistic(counts)), low, high)
+
+
 def bootstrap_ratio(
     numerators: Real[np.ndarray, " N"], denominators: Real[np.ndarray, " N"], seed: int = 0
 ) -> Estimate:

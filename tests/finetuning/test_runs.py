@@ -1,0 +1,435 @@
+"""Runs of fine-tuning from beginning to end: what is learned, kept, refused, and gone on with."""
+
+import csv
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import tiny_config
+from wholegpt import api
+from wholegpt.checkpoint import CheckpointStore, load_model
+from wholegpt.config import Config
+from wholegpt.console import Console
+from wholegpt.data.tasks import SPECIAL_TOKENS
+from wholegpt.errors import ConfigError, DataError, RunError, WholeGPTError
+from wholegpt.language_model import LanguageModel, compare, load
+from wholegpt.presets import configure
+
+QUIET = Console(quiet=True)
+BIRDS, FISH = ["robin", "wren", "heron", "finch"], ["trout", "perch", "salmon", "eel"]
+VERBS = ["saw the", "met a", "likes the", "fed one"]
+FAST: dict[str, dict[str, Any]] = {
+    "finetuning": {"language_modeling": 0.2},
+    "training": {"epochs": 0, "steps": 40, "batch_size": 16},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.01, "weight_decay": 0.01},
+    "schedule": {"warmup_steps": 4},
+    "evaluation": {"every": 10, "patience": 0},
+    "checkpointing": {"every": 0},
+    "logging": {"every": 1, "sample_every": 0, "sample_tokens": 0},
+    "runtime": {"device": "cpu"},
+}
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "whole": {"model": {"dropout": 0.1}},
+    "lora": {"lora": {"rank": 2, "dropout": 0.1}, "finetuning": {"head_learning_rate": 0.02}},
+    "unfreezing": {"finetuning": {"unfreeze_every": 5}, "training": {"micro_batch_size": 3}},
+    "muon": {"optimizer": {"kind": "muon"}, "training": {"average_decay": 0.9}},
+}
+
+
+def sentence(generator: random.Random, animals: list[str]) -> str:
+    return f"{generator.choice(['Ann', 'Bob', 'Eve'])} {generator.choice(VERBS)} {generator.choice(animals)}"
+
+
+def table(path: Path, columns: list[str], rows: list[list[Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def animals(path: Path, count: int = 120, seed: int = 0) -> Path:
+    """Sentences on a bird or on a fish."""
+    generator = random.Random(seed)
+    kinds = [generator.choice(["bird", "fish"]) for _ in range(count)]
+    rows = [[sentence(generator, BIRDS if kind == "bird" else FISH), kind] for kind in kinds]
+    return table(path, ["text", "label"], rows)
+
+
+def pairs(path: Path, target: str, count: int = 120) -> Path:
+    """Two sentences on the same kind of animal, or not: as a label, or as a score with a fraction."""
+    generator = random.Random(1)
+    rows: list[list[Any]] = []
+    for _ in range(count):
+        sides = [generator.choice([BIRDS, FISH]) for _ in range(2)]
+        same = sides[0] is sides[1]
+        answer = ("same" if same else "different") if target == "label" else 4.5 if same else 1.25
+        rows.append([*(sentence(generator, side) for side in sides), answer])
+    return table(path, ["sentence1", "sentence2", target], rows)
+
+
+def questions(path: Path, count: int = 120) -> Path:
+    """Which of three animals a sentence names."""
+    generator = random.Random(2)
+    lines: list[str] = []
+    for _ in range(count):
+        answers = generator.sample([*BIRDS, *FISH], 3)
+        right = generator.randrange(3)
+        context = f"{sentence(generator, [answers[right]])}."
+        lines.append(json.dumps({"context": context, "choices": answers, "answer": right}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on such sentences; tests only read it."""
+    folder = tmp_path_factory.mktemp("base")
+    generator = random.Random(3)
+    text = "".join(sentence(generator, BIRDS + FISH) + ".\n" for _ in range(400))
+    (folder / "text.txt").write_text(text)
+    model = {"context_length": 32, "n_layers": 2, "d_model": 32, "n_heads": 2}
+    config = tiny_config(folder / "text.txt", model=model, tokenizer={"kind": "byte"}, training={"steps": 30})
+    return api.train(config=config, out=folder / "run", console=QUIET).path
+
+
+def settings(**sections: dict[str, Any]) -> Config:
+    merged = {name: {**FAST.get(name, {}), **sections.get(name, {})} for name in {**FAST, **sections}}
+    return configure(merged)
+
+
+def finetune(base: Path, data: Path, task: str, out: Path, **sections: dict[str, Any]) -> api.Run[Any]:
+    return api.finetune(base, data, task=task, config=settings(**sections), out=out, console=QUIET)
+
+
+@pytest.fixture(scope="module")
+def classifier(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that tells birds from fish; tests only read it."""
+    folder = tmp_path_factory.mktemp("classifier")
+    return finetune(base, animals(folder / "animals.csv"), "classification", folder / "run").path
+
+
+def test_a_classifier_learns_what_it_is_shown(classifier: Path, tmp_path: Path) -> None:
+    lm = load(classifier, console=QUIET)
+    assert lm.task and lm.task.labels == ("bird", "fish")
+    score = lm.evaluate_task(animals(tmp_path / "test.csv", seed=5), console=QUIET)
+    assert score.kind == "classification" and score.metrics["accuracy"].value > 0.95
+    assert sum(one["correct"] for one in score.records) / 120 == score.metrics["accuracy"].value
+    first, second = lm.predict("Ann saw the wren", "Bob met a trout")
+    assert (first.label, second.label) == ("bird", "fish")
+    assert sum(first.probabilities.values()) == pytest.approx(1) and first.probabilities["bird"] > 0.6
+    (alone,) = lm.predict("Bob met a trout")
+    assert alone.probabilities == pytest.approx(second.probabilities, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["label", "score"])
+def test_similarity_does_not_know_an_order(base: Path, tmp_path: Path, target: str) -> None:
+    run = finetune(base, pairs(tmp_path / "pairs.csv", target), "similarity", tmp_path / "run")
+    lm = run.load()
+    texts = ("Ann saw the wren", "Bob met a trout")
+    one, other = lm.predict(texts, texts[::-1])
+    if target == "score":
+        assert isinstance(one.label, float) and one.probabilities == {}
+        assert one.label == pytest.approx(other.label, abs=1e-4) and 0 < one.label < 6
+        assert {"pearson_correlation", "squared_error"} <= run.validation.metrics.keys()
+        assert run.state.best and run.state.best.validation["pearson_correlation"] is not None
+    else:
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_entailment_reads_premise_and_hypothesis(base: Path, tmp_path: Path) -> None:
+    run = finetune(base, pairs(tmp_path / "pairs.csv", "label"), "entailment", tmp_path / "run")
+    assert run.load().task == dataclasses.replace(
+        run.load().task or pytest.fail("no task"), labels=("different", "same")
+    )
+    with pytest.raises(DataError, match="entailment needs two texts, found 1"):
+        run.load().predict("only one")
+
+
+def test_choices_are_weighed_against_each_other(base: Path, tmp_path: Path) -> None:
+    run = finetune(base, questions(tmp_path / "questions.jsonl"), "choice", tmp_path / "run")
+    (answer,) = run.load().predict(("Ann saw the wren.", "wren", "trout", "eel", "perch"))
+    assert set(answer.probabilities) == {"wren", "trout", "eel", "perch"}
+    assert run.validation.metrics.keys() == {"accuracy", "nats_per_example"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_resumes_to_the_same_bits(base: Path, tmp_path: Path, way: str) -> None:
+    data = animals(tmp_path / "animals.csv", 60)
+    config = settings(**{**WAYS[way], "training": {"steps": 17, **WAYS[way].get("training", {})}})
+    runs = [
+        api.finetune(
+            base,
+            data,
+            task="classification",
+            config=config,
+            out=tmp_path / name,
+            max_seconds=limit,
+            console=QUIET,
+        )
+        for name, limit in (("whole", None), ("cut", 1e-9))
+    ]
+    assert runs[1].state.step == 1
+    data.unlink()  # nothing but the run's folder is needed
+    moved = (tmp_path / "cut").rename(tmp_path / "moved")
+    again = api.resume(moved, max_seconds=1e-9, console=QUIET)
+    assert again.state.step == 2
+    resumed = api.resume(moved, console=QUIET)
+    last = [CheckpointStore(path).path(17) for path in (tmp_path / "whole", moved)]
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
+    assert resumed.validation == runs[0].validation
+
+
+def test_what_lora_trains(base: Path, tmp_path: Path) -> None:
+    """The changes, the head and the new tokens; nothing of the model that it began from."""
+    run = finetune(
+        base, animals(tmp_path / "animals.csv", 60), "classification", tmp_path / "run", **WAYS["lora"]
+    )
+    before = load_model(CheckpointStore(base).choose("best")[0]).model.state_dict()
+    loaded = load_model(CheckpointStore(run.path).choose("last")[0])
+    after = {name.replace(".base.", "."): tensor for name, tensor in loaded.model.state_dict().items()}
+    for name, tensor in before.items():
+        assert torch.equal(after[name][: len(tensor)], tensor), name
+    new = after["token_embedding.weight"][-len(SPECIAL_TOKENS) :]
+    start = load_model(CheckpointStore(base).choose("best")[0]).model.vocab_size
+    assert len(after["token_embedding.weight"]) == start + len(SPECIAL_TOKENS) and new.norm() > 0.1
+    assert all(after[name].abs().sum() > 0 for name in after if name.endswith(".up"))
+    assert loaded.facts.lora and loaded.facts.lora.rank == 2
+    merged, layered = run.load("last").predict("Ann saw the wren"), _unmerged(run.path)
+    assert merged[0].probabilities == pytest.approx(layered[0].probabilities, rel=1e-4)
+
+
+def _unmerged(run: Path) -> list[Any]:
+    loaded = load_model(CheckpointStore(run).choose("last")[0])
+    return LanguageModel(loaded.model, loaded.tokenizer, facts=loaded.facts).predict("Ann saw the wren")
+
+
+def test_unfreezing_begins_with_the_head(base: Path, tmp_path: Path) -> None:
+    data = animals(tmp_path / "animals.csv", 60)
+    changes = {"finetuning": {"unfreeze_every": 3}, "checkpointing": {"every": 1, "keep": 100}}
+    run = finetune(base, data, "classification", tmp_path / "run", **changes, training={"steps": 10})
+    store = CheckpointStore(run.path)
+    states = {step: load_model(store.path(step)).model.state_dict() for step in (1, 3, 4, 6, 7, 9, 10)}
+
+    def changed(first: int, second: int) -> set[str]:
+        parts = {".".join(n.split(".")[:2]) if n.startswith("blocks") else n.split(".")[0] for n in states[1]}
+        of = {part: [n for n in states[1] if n.startswith(part + ".")] for part in parts}
+        return {
+            p for p, names in of.items() if any(not states[first][n].equal(states[second][n]) for n in names)
+        }
+
+    assert changed(1, 3) == {"head"}
+    assert changed(3, 4) == changed(4, 6) == {"head", "blocks.1"}
+    assert changed(6, 7) == changed(7, 9) == {"head", "blocks.0", "blocks.1"}
+    assert {"token_embedding", "final_norm", "blocks.0"} <= changed(9, 10)
+
+
+def test_random_weights_are_the_same_model_without_what_it_knew(base: Path, tmp_path: Path) -> None:
+    data = animals(tmp_path / "animals.csv", 60)
+    first = {"training": {"steps": 1}, "checkpointing": {"every": 1, "keep": 9}}
+    trained = finetune(base, data, "classification", tmp_path / "trained", **first)
+    scratch = finetune(
+        base, data, "classification", tmp_path / "scratch", **first, finetuning={"initialization": "random"}
+    )
+    assert trained.config.model == scratch.config.model and trained.parameters == scratch.parameters
+    weights = [load_model(CheckpointStore(run.path).path(1)).model.state_dict() for run in (trained, scratch)]
+    parent = load_model(CheckpointStore(base).choose("best")[0]).model.state_dict()
+    name = "blocks.0.attention.query_key_value.weight"
+    assert (
+        (weights[0][name] - parent[name]).abs().max() < 0.011 < (weights[1][name] - parent[name]).abs().max()
+    )
+    scores = compare(trained.load(), scratch.load(), data, console=QUIET)
+    assert (
+        scores["accuracy"].first
+        == trained.load().evaluate_task(data, console=QUIET).metrics["accuracy"].value
+    )
+
+
+def test_going_on_with_another_text_measures_what_is_forgotten(
+    base: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run = finetune(base, text_file, "pretraining", tmp_path / "run", training={"steps": 25})
+    assert run.forgetting
+    old = load(base, console=QUIET)
+    parent = api.resume(base, console=QUIET)
+    assert run.forgetting.before.nats_per_token == pytest.approx(parent.validation.nats_per_token, abs=1e-6)
+    assert run.forgetting.after.nats_per_token > run.forgetting.before.nats_per_token
+    assert run.load().tokenizer.sha256 == old.tokenizer.sha256
+    assert (
+        run.load().evaluate(text_file, console=QUIET).bits_per_byte
+        < old.evaluate(text_file, console=QUIET).bits_per_byte
+    )
+    assert run.to_json()["forgetting"]["nats_per_token"] > 0
+
+
+def test_lineage_names_the_parent(classifier: Path, base: Path) -> None:
+    lineage = json.loads((classifier / "lineage.json").read_text())
+    assert [one["model"] for one in lineage["parents"]] == [str(base)]
+    assert (
+        lineage["parents"][0]["checkpoint"].startswith("step-")
+        and len(lineage["parents"][0]["weights"]) == 64
+    )
+
+
+def test_examples_that_were_changed_are_refused(base: Path, tmp_path: Path) -> None:
+    run = finetune(
+        base, animals(tmp_path / "a.csv", 60), "classification", tmp_path / "run", training={"steps": 2}
+    )
+    kept = run.path / "data" / "train.jsonl"
+    kept.write_text(kept.read_text().replace("bird", "fish", 1))
+    with pytest.raises(DataError, match=r"train\.jsonl: not the examples that the run began with"):
+        api.resume(run.path, console=QUIET)
+
+
+def test_the_held_out_share_is_the_same_of_each_label(base: Path, tmp_path: Path) -> None:
+    rows = [[f"Ann saw {n}", "often" if n % 10 else "rare"] for n in range(100)]
+    data = table(tmp_path / "t.csv", ["text", "label"], rows)
+    run = finetune(base, data, "classification", tmp_path / "run", training={"steps": 1})
+    kept = [json.loads(line) for line in (run.path / "data" / "validation.jsonl").read_text().splitlines()]
+    assert sorted(one["target"] for one in kept) == ["often"] * 9 + ["rare"]
+    few = table(tmp_path / "few.csv", ["text", "label"], [["a", "x"], ["b", "y"], ["c", "x"], ["d", "y"]])
+    with pytest.raises(DataError, match="has 4 examples, too few to hold 10% of them out"):
+        finetune(base, few, "classification", tmp_path / "none")
+
+
+def test_the_report_shows_mistakes_and_confusion(classifier: Path) -> None:
+    page = (classifier / "report.html").read_text()
+    assert "Confusion" in page and "validation, accuracy" in page and "Validation, accuracy" in page
+    assert "nats per token" not in page.split("Settings")[0]
+
+
+BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], str]] = {
+    "one label": (
+        "text,label\nhello,a\nworld,a\n",
+        "classification",
+        {},
+        DataError,
+        "every example has the label 'a'",
+    ),
+    "one example": (
+        "text,label\na,x\nb,x\nc,y\n",
+        "classification",
+        {},
+        DataError,
+        "'y' has a single example",
+    ),
+    "empty text": (
+        "text,label\n,x\nb,y\n",
+        "classification",
+        {},
+        DataError,
+        "line 2: has an empty text in 'text'",
+    ),
+    "no label": ("text,label\na,\nb,y\n", "classification", {}, DataError, "line 2: has no label in 'label'"),
+    "column": (
+        "text,label\na,x\nb,y\n",
+        "classification",
+        {"finetuning": {"label_column": "kind"}},
+        DataError,
+        "has no column 'kind'; there are text, label",
+    ),
+    "one text": (
+        "text,label\na,x\nb,y\n",
+        "entailment",
+        {},
+        DataError,
+        "entailment needs 2 columns of texts",
+    ),
+    "architecture": (
+        "text,label\na,x\nb,y\n",
+        "classification",
+        {"model": {"n_layers": 7}},
+        ConfigError,
+        "model.n_layers is 7, and 2 in",
+    ),
+    "lora and unfreezing": (
+        "text,label\na,x\nb,y\n",
+        "classification",
+        {"lora": {"rank": 2}, "finetuning": {"unfreeze_every": 5}},
+        ConfigError,
+        "unfreeze_every cannot go with lora.rank",
+    ),
+    "lambda": (
+        "text,label\na,x\nb,y\n",
+        "classification",
+        {"finetuning": {"language_modeling": -1}},
+        ConfigError,
+        "finetuning.language_modeling is -1",
+    ),
+    "constant score": (
+        "a,b,score\nx,y,1.5\nx,z,1.5\n",
+        "similarity",
+        {},
+        DataError,
+        "every example has the score 1.5",
+    ),
+    "task": ("text,label\na,x\nb,y\n", "classifcation", {}, ConfigError, "did you mean 'classification'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_examples_and_settings(base: Path, tmp_path: Path, name: str) -> None:
+    content, task, sections, error, message = BAD[name]
+    (tmp_path / "data.csv").write_text(content)
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        finetune(base, tmp_path / "data.csv", task, tmp_path / "run", **sections)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_only_held_out_examples_have(base: Path, tmp_path: Path) -> None:
+    data = animals(tmp_path / "a.csv", 20)
+    held_out = table(tmp_path / "dev.csv", ["text", "label"], [["Ann", "bird"], ["Bob", "beast"]])
+    with pytest.raises(
+        DataError, match=r"dev\.csv: line 3: the label 'beast' is that of no training example"
+    ):
+        api.finetune(
+            base,
+            data,
+            task="classification",
+            validation=held_out,
+            config=settings(),
+            out=tmp_path / "r",
+            console=QUIET,
+        )
+    words = table(tmp_path / "words.csv", ["sentence1", "sentence2", "score"], [["a", "b", "much"]])
+    scores = pairs(tmp_path / "pairs.csv", "score", 20)
+    with pytest.raises(DataError, match=r"words\.csv: line 2: 'much' in 'score' is no number"):
+        api.finetune(
+            base,
+            scores,
+            task="similarity",
+            validation=words,
+            config=settings(),
+            out=tmp_path / "r",
+            console=QUIET,
+        )
+
+
+def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path) -> None:
+    data = animals(tmp_path / "a.csv", 20)
+    with pytest.raises(ConfigError, match="is fine-tuned for classification already"):
+        finetune(classifier, data, "classification", tmp_path / "run")
+    with pytest.raises(RunError, match="which the run begins from"):
+        api.finetune(
+            base, data, task="classification", config=settings(), out=base, overwrite=True, console=QUIET
+        )
+    with pytest.raises(ConfigError, match="the model has no head for a task"):
+        load(base, console=QUIET).predict("Ann")
+    with pytest.raises(ConfigError, match="`wholegpt finetune` begins from a model"):
+        api.train(base / "data", config=settings(finetuning={"task": "classification", "model": str(base)}))
+
+
+def test_texts_beyond_the_context_are_cut_and_counted(base: Path, tmp_path: Path) -> None:
+    rows = [["a very long text that goes on and on and never ends", n % 2] for n in range(20)]
+    run = finetune(
+        base,
+        table(tmp_path / "t.csv", ["text", "label"], rows),
+        "classification",
+        tmp_path / "r",
+        training={"steps": 1},
+    )
+    assert run.validation.truncated == run.validation.examples == 2
