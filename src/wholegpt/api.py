@@ -68,24 +68,26 @@ def finetune(
     *,
     task: TaskKind | str,
     validation: str | Path = "",
-    recipe: str = "finetune",
+    recipe: str = "",
     config: Config | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     max_seconds: float | None = None,
     console: Console | None = None,
 ) -> Run[Any]:
-    """Adapt a trained model to a task: classification, entailment, similarity, choice, or more pretraining.
+    """Adapt a trained model to a task: classification, entailment, similarity, choice, instruct, or more pretraining.
 
     ``data`` are the training examples, a table (.csv, .tsv, .jsonl, .json); ``validation`` the held-out ones, a share
     of the training ones unless given. For pretraining ``data`` is text, as for ``train``. Settings come from
-    ``config``, or from the ``recipe``. The run is written to ``out`` (``runs/NAME-TASK`` unless given), and whatever it
-    needs with it. Raises ``DataError`` for examples that do not fit the task.
+    ``config``, or from the ``recipe`` (finetune, or instruct, unless given). The run is written to ``out``
+    (``runs/NAME-TASK`` unless given), and whatever it needs with it. Raises ``DataError`` for examples that do not fit
+    the task.
     """
     console = console or Console()
     if task not in list(TaskKind):
         raise ConfigError(f"task is '{task}'; {presets.nearest(str(task), list(TaskKind))}")
-    chosen, kind = config or presets.recipe(recipe), TaskKind(task)
+    kind = TaskKind(task)
+    chosen = config or presets.recipe(recipe or presets.finetuning_recipe(kind))
     settings = dataclasses.replace(chosen.finetuning, task=kind, model=str(model))
     if kind is TaskKind.pretraining:
         if validation:

@@ -7,7 +7,7 @@ and random numbers) and ``checksums.json``. It is written whole or not at all.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from wholegpt.files import (
     sha256_file,
     write_folder_atomic,
     write_json_atomic,
+    write_text_atomic,
 )
 from wholegpt.mapping import from_mapping, to_mapping
 from wholegpt.model import TaskTransformer, Transformer, own_tensors
@@ -36,6 +37,7 @@ from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tokenizer.json", "checksums.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 STEP_PREFIX = "step-"
 
@@ -52,6 +54,8 @@ class ModelFacts:
     """Its LoRA, whose changes are stored beside the frozen weights."""
     new_tokens: int = 0
     """The last entries of the vocabulary, which were new when it was fine-tuned."""
+    chat_template: str = ""
+    """How conversations with it are written, in a file of its own beside the tokenizer."""
 
 
 NO_FACTS = ModelFacts()
@@ -96,7 +100,14 @@ def save_checkpoint(
         (target / OPTIMIZER).parent.mkdir()
         safetensors.torch.save_file(training.optimizer, target / OPTIMIZER)
         write_json_atomic(target / STATE, training.state)
-        names = (WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, STATE)
+        names = (
+            WEIGHTS,
+            CONFIG,
+            TOKENIZER,
+            OPTIMIZER,
+            STATE,
+            *([CHAT_TEMPLATE] if facts.chat_template else []),
+        )
         checksums = {name: sha256_file(target / name) for name in names}
         write_json_atomic(target / CHECKSUMS, {"format_version": FORMAT_VERSION, "sha256": checksums})
 
@@ -154,9 +165,15 @@ def load_facts(folder: Path) -> ModelFacts:
     path = folder / CONFIG
     content = _read_versioned(path)
     try:
-        return msgspec.convert({name: content[name] for name in FACTS if name in content}, ModelFacts)
+        facts = msgspec.convert({name: content[name] for name in FACTS if name in content}, ModelFacts)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    try:
+        return replace(facts, chat_template=(folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return facts
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / CHAT_TEMPLATE}: cannot be read: {error}") from None
 
 
 def make_model(
@@ -311,6 +328,8 @@ class NewerFormatError(CheckpointError):
 def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer, facts: ModelFacts) -> None:
     safetensors.torch.save_file(own_tensors(model), target / WEIGHTS)
     told = {name: value for name, value in to_mapping(facts).items() if value}
+    if template := told.pop("chat_template", ""):
+        write_text_atomic(target / CHAT_TEMPLATE, template)
     config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config), **told}
     write_json_atomic(target / CONFIG, config)
     tokenizer.save(target / TOKENIZER)

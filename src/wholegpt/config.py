@@ -176,6 +176,8 @@ class TaskKind(StrEnum):
     """How alike two texts are, whose order does not matter: a label, or a number."""
     choice = "choice"
     """Which of several answers is right."""
+    instruct = "instruct"
+    """To answer what is asked, or to write a text after another."""
 
 
 class Initialization(StrEnum):
@@ -335,6 +337,8 @@ class FinetuningConfig:
     """Of choices: the column with lists of answers, or one column for each answer. Empty: detected."""
     label_column: str = ""
     """Column of the label, the score, or the right answer. Empty: detected."""
+    chat_template: str = ""
+    """Of instruct: a file with the Jinja template that conversations are written by. Empty: the built-in one."""
     language_modeling: float = 0.5
     """Weight of the language-modelling loss of the examples' texts beside that of the task (lambda of E11)."""
     head_learning_rate: float = 0.0

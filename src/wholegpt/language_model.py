@@ -26,9 +26,11 @@ from wholegpt.config import (
 )
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
+from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
 from wholegpt.data.control import NO_CONTROL, header_for
+from wholegpt.data.conversations import holds_conversations, read_conversations
 from wholegpt.data.reading import ReadingReport, read_documents
-from wholegpt.data.tables import read_table
+from wholegpt.data.tables import is_table, read_table
 from wholegpt.data.task_data import read_labelled
 from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
@@ -47,6 +49,7 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import scoring_windows
+from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns
 from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
 from wholegpt.generation.guidance import guided
@@ -88,6 +91,7 @@ class LanguageModel:
         ``facts`` are what its folder says besides: what it can be asked for, what its head answers.
         """
         self.model, self.control, self.task = model.eval(), facts.control, facts.task
+        self.chat_template = ChatTemplate(facts.chat_template) if facts.chat_template else None
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
 
@@ -328,6 +332,14 @@ class LanguageModel:
                     "the model answers by its head, which takes no solved examples and writes nothing"
                 )
             return self.evaluate_examples(read_labelled(read_table(Path(path)), self.task), dtype, console)
+        if (
+            self.chat_template
+            and is_table(Path(path))
+            and holds_conversations(table := read_table(Path(path)))
+        ):
+            if shots or examples or generation:
+                raise ConfigError("answers are measured without solved examples, the likeliest token each")
+            return self.evaluate_conversations(read_conversations(table), dtype, console)
         return evaluate_task(
             self.model,
             self.tokenizer,
@@ -348,6 +360,49 @@ class LanguageModel:
         task, precision = self._head(), self._precision(dtype)
         assert isinstance(self.model, TaskTransformer)
         return evaluate_head(self.model, self.tokenizer, task, examples, precision, console or Console())
+
+    def evaluate_conversations(
+        self,
+        conversations: Sequence[Conversation],
+        dtype: Dtype = Dtype.automatic,
+        console: Console | None = None,
+    ) -> TaskScore:
+        """How a model that was taught to answer does on conversations that are read already."""
+        precision, template = self._precision(dtype), self.answering_template()
+        return evaluate_answers(
+            self.model, self.tokenizer, template, conversations, precision, console or Console()
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, str]],
+        *,
+        emit: Callable[[str], None] | None = None,
+        console: Console | None = None,
+        **settings: Any,
+    ) -> Completion:
+        """The answer to a conversation of ``{"role": "user", "content": …}``; ``settings`` as in ``generate_all``.
+
+        Where the conversation and the answer need more than the context, its oldest turns are left out, which is said.
+        Raises ``ConfigError`` for a model that was not taught to answer.
+        """
+        console, template = console or Console(), self.answering_template()
+        said = [one if isinstance(one, Message) else from_mapping(one, Message("", "")) for one in messages]
+        check_conversation(said, "chat")
+        config = from_mapping(settings, GenerationConfig(), "chat")
+        kept = fitting_turns(said, template, self.tokenizer, self.model.context_length, config.max_tokens)
+        if len(kept) < len(said):
+            console.note(f"the first {len(said) - len(kept)} messages no longer fit into the model's context")
+        emit_first = None if emit is None else lambda _, text: emit(text)
+        return answers(self.model, self.tokenizer, template, [kept], config, console, emit_first)[0]
+
+    def answering_template(self) -> ChatTemplate:
+        """How its conversations are written. Raises ``ConfigError`` for a model that was not taught to answer."""
+        if self.chat_template is None:
+            raise ConfigError(
+                "the model was not taught to answer; teach it by `wholegpt finetune --task instruct`"
+            )
+        return self.chat_template
 
     def predict(
         self, *examples: str | Sequence[str], dtype: Dtype = Dtype.automatic, console: Console | None = None
@@ -455,13 +510,27 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
-    if first.task or second.task or task_file(*sources, text_field=settings.get("text_field")):
+    asked = any(answers_examples(lm, *sources) for lm in (first, second))
+    if asked or task_file(*sources, text_field=settings.get("text_field")):
         if len(sources) != 1:
             raise DataError("models with heads are compared on one table of examples; name one")
         return compare_tasks(
             *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
         )
     return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
+
+
+def answers_examples(lm: LanguageModel, *sources: str | Path) -> bool:
+    """Whether a model is measured on examples, not on text: by its head, or by its answers to questions in a table."""
+    if lm.task or not sources:
+        return lm.task is not None or lm.chat_template is not None
+    path = Path(sources[0])
+    return (
+        lm.chat_template is not None
+        and is_table(path)
+        and path.is_file()
+        and holds_conversations(read_table(path))
+    )
 
 
 def task_file(*sources: str | Path, text_field: str | None = None) -> bool:

@@ -15,6 +15,7 @@ from wholegpt.config import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
+    TaskKind,
 )
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping, nearest, read_yaml, to_mapping
@@ -158,6 +159,11 @@ def recipe_folder() -> Path:
 def recipe_names() -> list[str]:
     """Names that ``recipe`` takes besides paths."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def finetuning_recipe(task: TaskKind) -> str:
+    """The recipe that fine-tuning begins from where none is named."""
+    return "instruct" if task is TaskKind.instruct else "finetune"
 
 
 def recipe(name_or_path: str) -> Config:

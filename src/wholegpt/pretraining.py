@@ -39,7 +39,8 @@ class Pretraining:
     def __init__(self, config: Config, data: PreparedData) -> None:
         """``config`` is decided, and ``data`` its tokens."""
         self.config, self.data = config, data
-        self.tokenizer, self.facts = data.tokenizer, ModelFacts(control=data.manifest.control)
+        lora = config.lora if config.lora.rank else None
+        self.tokenizer, self.facts = data.tokenizer, ModelFacts(data.manifest.control, lora=lora)
         self.objective, self.batches = LanguageModeling(), make_loader(data, config)
 
     def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> TextScore:
@@ -62,6 +63,10 @@ class Pretraining:
         prompt_ids = encode_prompt(model, self.tokenizer, "", logging.sample_prompt, False, QUIET)
         (completion,) = generate(model, self.tokenizer, [prompt_ids], [settings], device, QUIET)
         return logging.sample_prompt + completion.text
+
+    def masks(self) -> list[list[tuple[str, bool]]]:
+        """None: every token counts."""
+        return []
 
     def describe(self) -> str:
         """The sizes of both sides, and how often the text is read."""

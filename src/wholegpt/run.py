@@ -10,12 +10,23 @@ import torch
 from wholegpt import presets, runtime
 from wholegpt.adapters import trained_numbers
 from wholegpt.analysis.report import write_report
-from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training, make_model
+from wholegpt.checkpoint import (
+    CheckpointStore,
+    ModelFacts,
+    TrainingFiles,
+    load_facts,
+    load_model,
+    load_training,
+    make_model,
+)
 from wholegpt.config import Config, Determinism, TaskKind
 from wholegpt.console import Console
+from wholegpt.data.conversations import ConversationData
+from wholegpt.data.task_data import TaskData
 from wholegpt.errors import CheckpointError, Interrupted
 from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import read_json
+from wholegpt.finetuning.instructions import InstructionTuning
 from wholegpt.finetuning.task_stage import TaskTuning
 from wholegpt.language_model import LanguageModel, load
 from wholegpt.model import Transformer
@@ -94,7 +105,15 @@ def open_stage(path: Path, config: Config) -> Stage:
     """What the run at ``path`` trains for, over the data in its folder."""
     if config.finetuning.task is TaskKind.pretraining:
         return Pretraining(config, run_data(path))
-    return TaskTuning(config, run_examples(path), Tokenizer.load(path / "tokenizer.json"))
+    tokenizer, folder = Tokenizer.load(path / "tokenizer.json"), run_examples(path)
+    if config.finetuning.task is TaskKind.instruct:
+        return InstructionTuning(config, ConversationData.open(folder), tokenizer, recorded_facts(path))
+    return TaskTuning(config, TaskData.open(folder), tokenizer)
+
+
+def recorded_facts(path: Path) -> ModelFacts:
+    """What the last good checkpoint of a run says of its model."""
+    return load_facts(CheckpointStore(path).choose("last")[0])
 
 
 def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Run[Any]:
@@ -103,7 +122,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, stage, console)
     log = callbacks.MetricsLog(path / "metrics.jsonl")
-    log.rewind(state.step)
+    log.rewind(state.step if state.step else -1)
     store = CheckpointStore(path, config.checkpointing.keep)
 
     def evaluate(whole: bool) -> Score:
@@ -129,10 +148,13 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
     ):
+        validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
+        if config.finetuning.model and not state.step:
+            validate.run(state)  # what it could do before
         steps: list[Callback] = [
             *([callbacks.Unfreeze(model, unfreeze_every, state.step)] if unfreeze_every else []),
             callbacks.LogMetrics(stage.objective.unit, log, config),
-            callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config),
+            validate,
             callbacks.Sample(write_sample, log, config, console),
             *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
@@ -149,7 +171,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     with runtime.memory_apart(), averaged(optimizer):
         forgetting = measure_forgetting(path, config, model.eval(), console)
     run = Run(path, config, state, _size(model), evaluate(whole=True), write_sample(), forgetting, planned)
-    write_report(path, run.to_json(), getattr(run.validation, "records", ()))
+    write_report(path, run.to_json(), getattr(run.validation, "records", ()), stage.masks())
     return run
 
 

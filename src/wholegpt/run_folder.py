@@ -16,7 +16,7 @@ from wholegpt import presets, runtime
 from wholegpt.checks import check
 from wholegpt.config import Config
 from wholegpt.data import PreparedData
-from wholegpt.data.task_data import TaskData
+from wholegpt.data.example_files import examples_hash
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import read_json
 
@@ -59,12 +59,12 @@ def read_lineage(path: Path) -> dict[str, Any]:
         raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
 
 
-def run_examples(path: Path) -> TaskData:
-    """The examples of the fine-tuning run at ``path``, checked to be those it began with."""
-    data = TaskData.open(path / "data")
-    if data.fingerprint(path / "data") != read_lineage(path).get("data"):
-        raise DataError(f"{path / 'data'}: not the examples that the run began with; start a new run")
-    return data
+def run_examples(path: Path) -> Path:
+    """Where the examples of the fine-tuning run at ``path`` are, checked to be those it began with."""
+    folder = path / "data"
+    if examples_hash(folder) != read_lineage(path).get("data"):
+        raise DataError(f"{folder}: not the examples that the run began with; start a new run")
+    return folder
 
 
 def source_of(data: PreparedData) -> dict[str, Any]:

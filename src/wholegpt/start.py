@@ -4,26 +4,26 @@ import dataclasses
 import math
 from pathlib import Path
 
-import torch
-
 from wholegpt import runtime
 from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import (
+    CHAT_TEMPLATE,
     WEIGHTS,
     CheckpointStore,
     ModelFacts,
     ModelFolder,
     TrainingFiles,
     load_model,
-    make_model,
 )
 from wholegpt.checks import check
-from wholegpt.config import Config, Execution, Initialization, ModelConfig, TaskKind, TokenizerConfig
+from wholegpt.config import Config, Execution, ModelConfig, TaskKind, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.errors import ConfigError
 from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
-from wholegpt.finetuning.task_stage import begin_task, take_over
+from wholegpt.finetuning.beginning import architecture_of, begin_model
+from wholegpt.finetuning.instructions import begin_instructions
+from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.language_model import model_folder
 from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.planning import Budget, make_plan, refuse_planned
@@ -97,10 +97,14 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
     def fill(target: Path) -> None:
         if settings.task is TaskKind.pretraining:
             begun = _begin_text(config, parent, source, target, console)
+        elif settings.task is TaskKind.instruct:
+            begun = begin_instructions(config, parent, target)
         else:
             begun = begin_task(config, parent, target)
         resolved = decide(begun.config)
         begun.tokenizer.save(target / "tokenizer.json")
+        if begun.facts.chat_template:
+            write_text_atomic(target / CHAT_TEMPLATE, begun.facts.chat_template)
         write_json_atomic(target / "lineage.json", lineage_of(resolved, begun.source, [origin]))
         write_text_atomic(target / "config.yaml", to_yaml(resolved))
         training = TrainingFiles({}, TrainingState().to_json())
@@ -113,7 +117,7 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
 def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path, console: Console) -> Begun:
     """Tokenize the text with the parent's vocabulary, to go on with its weights."""
     tokenizer = TokenizerConfig(path=str(source.resolve()))
-    architecture = dataclasses.replace(parent.model.config, dropout=config.model.dropout)
+    architecture = architecture_of(config, parent, parent.tokenizer.vocab_size)
     config = dataclasses.replace(config, tokenizer=tokenizer, model=architecture)
     config, corpus = open_text(config, console)
     data = prepared_text(config, corpus, folder / "data", console)
@@ -123,11 +127,8 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
         )
     lora = config.lora if config.lora.rank else None
     facts = ModelFacts(control=data.manifest.control, lora=lora)
-    torch.manual_seed(config.runtime.seed)
-    model = make_model(architecture, facts)
-    if config.finetuning.initialization is Initialization.trained:
-        take_over(model, parent.model)
-    return Begun(resolve(config, data), model, parent.tokenizer, facts, source_of(data))
+    config = resolve(config, data)
+    return Begun(config, begin_model(config, parent, facts), parent.tokenizer, facts, source_of(data))
 
 
 def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> None:

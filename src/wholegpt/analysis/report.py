@@ -18,16 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#6b7280"
-MISTAKES = 20
+MISTAKES = ANSWERS = 20
 """How many are shown."""
 LOGGED = ("kind", "step", "train_seconds")
 """What each line of the log has besides figures."""
 
 
-def write_report(run: Path, result: dict[str, Any], records: Sequence[dict[str, Any]] = ()) -> Path:
+def write_report(
+    run: Path,
+    result: dict[str, Any],
+    records: Sequence[dict[str, Any]] = (),
+    masks: Sequence[Sequence[tuple[str, bool]]] = (),
+) -> Path:
     """Write ``report.html`` into the run's folder: figures, curves, samples, mistakes, data, settings.
 
-    ``result`` is what ``wholegpt train --json`` prints; ``records`` are what became of each held-out example.
+    ``result`` is what ``wholegpt train --json`` prints; ``records`` are what became of each held-out example,
+    ``masks`` tokens of training examples and whether each is learned.
     """
     import jinja2
 
@@ -48,6 +54,8 @@ def write_report(run: Path, result: dict[str, Any], records: Sequence[dict[str, 
         charts=_charts(by_kind, bound),
         confusion=_confusion(records),
         mistakes=_mistakes(records),
+        answers=[one for one in records if "reference" in one][:ANSWERS],
+        masks=masks,
         samples=by_kind["sample"],
         settings=(run / "config.yaml").read_text(encoding="utf-8"),
         data=_data_rows(run, config.data.source),

@@ -47,6 +47,7 @@ def make_app() -> cyclopts.App:
     )
     app.command(training.train, sort_key=1)
     app.command(generation.generate, sort_key=2)
+    app.command(finetuning.chat, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.compare, sort_key=3)
     app.command(use.info, sort_key=4)

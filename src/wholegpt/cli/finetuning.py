@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +13,7 @@ from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check
+from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -22,7 +25,7 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Config, Dtype, TaskKind
+from wholegpt.config import Config, Dtype, TaskKind, WeightFormat
 from wholegpt.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def finetune(
     task: TaskKind,
     data: str,
     validation: str | None = None,
-    recipe: Annotated[str, Parameter(name=["--recipe", "--config"])] = "finetune",
+    recipe: Annotated[str | None, Parameter(name=["--recipe", "--config"])] = None,
     out: str | None = None,
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
@@ -57,14 +60,16 @@ def finetune(
         The run or model folder to begin from.
     task
         classification (a text has one of several labels), entailment (a premise and a hypothesis), similarity (two
-        texts in either order: a label or a score), choice (which answer is right), or pretraining (to go on with text).
+        texts in either order: a label or a score), choice (which answer is right), instruct (to answer, or to write one
+        text after another), or pretraining (to go on with text).
     data
         Training examples, a .csv, .tsv, .jsonl or .json table whose columns are detected unless --finetuning.*-column
         names them; for pretraining a text as `train` takes.
     validation
         Held-out examples; a share of the training ones unless given.
     recipe
-        A named recipe, or a YAML file such as a run's config.yaml; settings given here override it.
+        A named recipe (finetune, or instruct, unless given), or a YAML file such as a run's config.yaml; settings given
+        here override it.
     out
         Folder of the new run; runs/NAME-TASK unless given.
     overwrite
@@ -77,7 +82,9 @@ def finetune(
         raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "finetuning", model=run, task=task)
-    chosen = presets.configure(changes, presets.recipe(recipe), where="command line")
+    chosen = presets.configure(
+        changes, presets.recipe(recipe or presets.finetuning_recipe(task)), where="command line"
+    )
     check(chosen)
     from wholegpt import api
 
@@ -210,7 +217,12 @@ def _show(run: "Run[Any]", common: Common) -> None:
     ]
     if result["steps"] < result["planned_steps"]:
         lines += [f"  {program} train --resume {path}    # go on to the last step"]
-    if pretraining:
+    if run.config.finetuning.task is TaskKind.instruct:
+        lines += [
+            f"  {program} chat {path}    # talk to it",
+            f"  {program} evaluate {path} TEST.json    # on others",
+        ]
+    elif pretraining:
         lines += [f'  {program} generate {path} "The"    # let it write']
     else:
         texts = ASKED.get(run.config.finetuning.task, '"A TEXT" "ANOTHER"')
@@ -220,3 +232,77 @@ def _show(run: "Run[Any]", common: Common) -> None:
         ]
     lines += [f"Report: {run.path / 'report.html'}"]
     common.show(result, "\n".join(lines))
+
+
+def chat(
+    run: str,
+    *,
+    system: str | None = None,
+    checkpoint: str = "best",
+    weights: WeightFormat = WeightFormat.float32,
+    generation: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Talk to a model that `finetune --task instruct` taught to answer.
+
+    An empty line, /quit or the end of the input ends it, /new begins anew; Ctrl-C stops an answer, and without one the
+    program.
+
+    Parameters
+    ----------
+    run
+        A run or model folder.
+    system
+        What the model is told before the first question.
+    checkpoint
+        best, last, or the step of a checkpoint.
+    weights
+        How the weights are held: float32, or laid out in bfloat16, int8 or int4.
+
+    """
+    from wholegpt.data.chat_template import Message
+    from wholegpt.generation.request import InterruptedWriting
+    from wholegpt.language_model import load
+    from wholegpt.mapping import to_mapping
+
+    settings = to_mapping(generation)
+    if common.seed is not None:
+        settings["seed"] = common.seed
+    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
+    lm.answering_template()
+    begun = [Message("system", system)] if system else []
+    said = list(begun)
+    while line := _question(common):
+        if line == "/quit":
+            break
+        if line == "/new":
+            said = list(begun)
+            continue
+        said.append(Message("user", line))
+        try:
+            text = lm.chat(said, emit=_emit(common), console=common.console, **settings).text
+        except InterruptedWriting as interrupted:
+            completion = interrupted.completions[0]
+            text = completion.text
+        except DataError as error:  # too long a question: the conversation goes on without it
+            said.pop()
+            common.console.warn(str(error))
+            continue
+        common.show({"role": "assistant", "content": text}, "")
+        said.append(Message("assistant", text))
+        settings["seed"] += 1
+
+
+def _question(common: Common) -> str:
+    """What the user says; empty at the end."""
+    if sys.stdin.isatty():
+        common.console.note("you (an empty line ends):")
+    try:
+        return input().strip()
+    except EOFError:
+        return ""
+
+
+def _emit(common: Common) -> "Callable[[str], None]":
+    """Shows an answer as it comes."""
+    return (lambda text: None) if common.json else (lambda text: print(text, end="", flush=True))

@@ -76,7 +76,7 @@ def evaluate(
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.language_model import load, task_file
+    from wholegpt.language_model import answers_examples, load, task_file
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
         raise ConfigError(f"--dtype changes nothing where weights are {weights}; leave one out")
@@ -87,7 +87,7 @@ def evaluate(
         problem = "exists already" if Path(records).exists() else "is in no folder that exists"
         raise RunError(f"{records}: {problem}; name another --records file")
     lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
-    if lm.task or task_file(*sources, text_field=reading.text_field):
+    if answers_examples(lm, *sources) or task_file(*sources, text_field=reading.text_field):
         _refuse(settings, "a file of examples")
         if len(sources) > 1:
             raise DataError("examples are evaluated one table at a time; name one")
@@ -97,10 +97,18 @@ def evaluate(
                 sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen
             )
         else:
+            from wholegpt.data.conversations import ConversationData
+            from wholegpt.data.task_data import TaskData
             from wholegpt.run_folder import run_examples
 
             _refuse(task_settings, "a run's own held-out examples")
-            score = lm.evaluate_examples(run_examples(Path(run)).validation, dtype, common.console)
+            folder = run_examples(Path(run))
+            if lm.task:
+                held_out = TaskData.open(folder).validation
+                score = lm.evaluate_examples(held_out, dtype, common.console)
+            else:
+                conversations = ConversationData.open(folder).validation
+                score = lm.evaluate_conversations(conversations, dtype, common.console)
         common.show(score.to_json(), task_table(score.to_json()))
         if records:
             _write_records(Path(records), score.records)
@@ -182,7 +190,9 @@ def compare(
         )
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
-    if any(lm.task for lm in models) or language_model.task_file(*sources, text_field=reading.text_field):
+    if any(language_model.answers_examples(lm, *sources) for lm in models) or language_model.task_file(
+        *sources, text_field=reading.text_field
+    ):
         _refuse(for_texts, "a file of examples")
         generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
         settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation}

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
+from wholegpt.runtime import mix_seed
+
 FEISTEL_ROUNDS = 6
 
 
@@ -28,6 +30,21 @@ def permute(indices: Int[np.ndarray, " N"], size: int, key: int) -> Int[np.ndarr
         result[outside] = (left << shift) | right
         outside = result >= size
     return result.astype(np.int64)
+
+
+def endless_order(start: int, count: int, size: int, seed: int) -> list[int]:
+    """What is at ``count`` places from ``start`` on where ``size`` things come once, then in another order, forever."""
+    epochs, indices = np.divmod(np.arange(start, start + count), size)
+    chosen = np.empty_like(indices)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        chosen[here] = permute(indices[here], size, mix_seed(seed, int(epoch), 4))
+    return chosen.tolist()
+
+
+def held_out_places(size: int, fraction: float, seed: int) -> set[int]:
+    """``fraction`` of ``size`` places, drawn by ``seed``."""
+    return set(permute(np.arange(size), size, mix_seed(seed, 0, 5))[: round(size * fraction)].tolist())
 
 
 def scramble(x: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:

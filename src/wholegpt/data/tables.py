@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,24 +46,21 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
     The first row of separated values names the columns, unless one of its cells is a number or stands in its column
     again: then it is a row like the others. Raises ``DataError`` naming file and line.
     """
-    kind = path.suffix.lower()
-    readers = {
-        ".csv": _separated,
-        ".tsv": _separated,
-        ".jsonl": _json_lines,
-        ".ndjson": _json_lines,
-        ".json": _json,
-    }
-    if kind not in readers:
-        raise DataError(f"{path}: is no table; expected a name that ends in {', '.join(readers)}")
+    if not is_table(path):
+        raise DataError(f"{path}: is no table; expected a name that ends in {', '.join(READERS)}")
     if path.is_file() and path.stat().st_size > LARGEST_TABLE:
         raise DataError(f"{path}: larger than {LARGEST_TABLE:,} bytes; tables of examples are read whole")
     text = read_text(path, encoding)
-    found = list(readers[kind](path, text))
+    found = list(READERS[path.suffix.lower()](path, text))
     if not found:
         raise DataError(f"{path}: holds no rows")
     columns = tuple(dict.fromkeys(name for _, row in found for name in row))
     return Table(path, columns, [row for _, row in found], [place for place, _ in found])
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name says that it is one."""
+    return path.suffix.lower() in READERS
 
 
 def number_of(text: str) -> float | None:
@@ -144,3 +141,13 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: expected a list of objects")
     for number, record in enumerate(records, 1):
         yield f"entry {number}", _checked(path, f"entry {number}", record)
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, dict[str, Any]]]]] = {
+    ".csv": _separated,
+    ".tsv": _separated,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+}
+"""By the ends of names."""

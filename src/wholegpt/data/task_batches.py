@@ -6,14 +6,12 @@ Shapes: B examples, C sequences of each, T positions.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wholegpt.data.permutation import permute
+from wholegpt.data.permutation import endless_order
 from wholegpt.data.tasks import EncodedExample
-from wholegpt.runtime import mix_seed
 
 PADDING = 0
 """Stands after the last real token, which sees nothing of it."""
@@ -68,12 +66,5 @@ class TaskLoader:
 
     def batch(self, step: int) -> TaskBatch:
         """The batch of optimiser step ``step`` (from 0)."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, indices = np.divmod(places, len(self.examples))
-        chosen = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = permute(indices[here], len(self.examples), mix_seed(self.seed, int(epoch), 4))
-        return collate(
-            [self.examples[i] for i in chosen.tolist()], [self.targets[i] for i in chosen.tolist()]
-        )
+        chosen = endless_order(step * self.batch_size, self.batch_size, len(self.examples), self.seed)
+        return collate([self.examples[i] for i in chosen], [self.targets[i] for i in chosen])

@@ -1,24 +1,19 @@
 """The examples that a model is fine-tuned on: read from tables, divided, and kept in the run's folder."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 
 import msgspec
-import numpy as np
 
 from wholegpt.config import Config, TaskKind
-from wholegpt.data.permutation import permute
+from wholegpt.data.example_files import open_examples, save_examples
+from wholegpt.data.permutation import held_out_places
 from wholegpt.data.tables import Table, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.tasks import Task, TaskExample, check_labels, label_names, read_examples
 from wholegpt.errors import ConfigError, DataError
-from wholegpt.files import sha256_file, write_json_atomic, write_text_atomic
-from wholegpt.runtime import mix_seed
-
-TRAIN, VALIDATION, TASK = "train.jsonl", "validation.jsonl", "task.json"
 
 
 @dataclass(frozen=True)
@@ -51,33 +46,12 @@ class TaskData:
     @classmethod
     def open(cls, folder: Path) -> "TaskData":
         """Back from ``save``. Raises ``DataError`` where a file is missing or not what it was."""
-        try:
-            content = json.loads((folder / TASK).read_text(encoding="utf-8"))
-            sides: list[list[TaskExample]] = []
-            for name in (TRAIN, VALIDATION):
-                if sha256_file(folder / name) != content["sha256"][name]:
-                    raise DataError(f"{folder / name}: not the examples that the run began with")
-                lines = (folder / name).read_bytes().splitlines()
-                sides.append([msgspec.json.decode(line, type=TaskExample) for line in lines])
-            return cls(msgspec.convert(content["task"], Task), *sides)
-        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
-            raise DataError(f"{folder}: holds no examples of a run: {error}") from None
+        about, train, validation = open_examples(folder, TaskExample)
+        return cls(msgspec.convert(about, Task), train, validation)
 
     def save(self, folder: Path) -> str:
-        """Write the examples into ``folder``; returns the hash of all."""
-        folder.mkdir()
-        for name, examples in ((TRAIN, self.train), (VALIDATION, self.validation)):
-            lines = (json.dumps(asdict(example), ensure_ascii=False) for example in examples)
-            write_text_atomic(folder / name, "".join(f"{line}\n" for line in lines))
-        checksums = {name: sha256_file(folder / name) for name in (TRAIN, VALIDATION)}
-        task = msgspec.to_builtins(self.task)
-        write_json_atomic(folder / TASK, {"format_version": 1, "task": task, "sha256": checksums})
-        return self.fingerprint(folder)
-
-    @staticmethod
-    def fingerprint(folder: Path) -> str:
-        """The hash of all that is in ``folder``."""
-        return sha256_file(folder / TASK)
+        """Write the examples into a new ``folder``; returns the hash of all."""
+        return save_examples(folder, self.task, self.train, self.validation)
 
 
 def read_labelled(table: Table, task: Task) -> list[TaskExample]:
@@ -114,8 +88,7 @@ def _divide(
         groups.setdefault(example.target if isinstance(example.target, str) else "", []).append(place)
     held_out: set[int] = set()
     for places in groups.values():
-        order = permute(np.arange(len(places)), len(places), mix_seed(seed, 0, 5)).tolist()
-        held_out |= {places[i] for i in order[: round(len(places) * fraction)]}
+        held_out |= {places[i] for i in held_out_places(len(places), fraction, seed)}
     if not held_out:
         raise DataError(
             f"{where}: has {len(examples):,} examples, too few to hold {fraction:.0%} of them out; give more, or "

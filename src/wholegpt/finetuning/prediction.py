@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from wholegpt.config import Dtype, TaskKind
 from wholegpt.console import Console
+from wholegpt.data.packing import batches_of
 from wholegpt.data.task_batches import collate
 from wholegpt.data.tasks import EncodedExample, Task, TaskExample, encode_example
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
@@ -51,11 +52,10 @@ def outputs_of(
 ) -> Float[np.ndarray, "N O"]:
     """ln p of each class or answer, or the scores; what was read together does not change them but in rounding."""
     device = model.device
-    order = sorted(range(len(examples)), key=lambda i: max(map(len, examples[i].sequences)))
     rows: dict[int, np.ndarray] = {}
+    tokens = [len(one.sequences) * max(map(len, one.sequences)) for one in examples]
     with console.progress("predicting", len(examples)) as progress:
-        while len(rows) < len(examples):
-            chunk = _batch(examples, order[len(rows) :])
+        for chunk in batches_of(tokens, TOKENS_AT_ONCE):
             batch = collate([examples[i] for i in chunk], [0] * len(chunk)).to(device)
             with compute_in(dtype, device):
                 _, outputs = read(model, batch, task.kind)
@@ -120,18 +120,6 @@ def score_predictions(
         if task.labels:
             metrics = {**Classification.metrics(records), **metrics}
     return TaskScore(task.kind, len(records), 0, metrics, means, truncated, records)
-
-
-def _batch(examples: Sequence[EncodedExample], places: list[int]) -> list[int]:
-    """As many of the first of ``places``, shorter to longer, as are read at once."""
-    chunk: list[int] = []
-    for place in places:
-        sequences = examples[place].sequences
-        tokens = (len(chunk) + 1) * len(sequences) * max(map(len, sequences))
-        if chunk and tokens > TOKENS_AT_ONCE:
-            break
-        chunk.append(place)
-    return chunk
 
 
 def _texts(task: Task, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -2,26 +2,26 @@
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
-from wholegpt.config import ClassWeights, Config, Initialization
+from wholegpt.checkpoint import ModelFacts, ModelFolder
+from wholegpt.config import ClassWeights, Config
 from wholegpt.console import Console
 from wholegpt.data.task_batches import TaskLoader
 from wholegpt.data.task_data import TaskData
 from wholegpt.data.tasks import SPECIAL_TOKENS, EncodedExample, Task, TaskExample, encode_example
 from wholegpt.evaluation import TaskScore
+from wholegpt.finetuning.beginning import begin
 from wholegpt.finetuning.prediction import MEANS, outputs_of, score_predictions
 from wholegpt.finetuning.tasks import TaskObjective
 from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
 from wholegpt.model import TaskTransformer, Transformer
-from wholegpt.model.heads import extend_vocabulary
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun, Criterion
 
@@ -81,6 +81,10 @@ class TaskTuning:
         """Nothing: its answers are not text."""
         return ""
 
+    def masks(self) -> list[list[tuple[str, bool]]]:
+        """None: every token counts."""
+        return []
+
     def describe(self) -> str:
         """How many examples there are, what they are, and how often they are read."""
         task, training = self.data.task, self.config.training
@@ -121,28 +125,4 @@ def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
         importlib.import_module("scipy")
     fingerprint = data.save(folder / "data")
     tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
-    architecture = replace(parent.model.config, vocab_size=tokenizer.vocab_size, dropout=config.model.dropout)
-    training, examples = config.training, len(data.train)
-    steps = training.steps or max(1, round(training.epochs * examples / training.batch_size))
-    config = replace(config, model=architecture, training=replace(training, steps=steps, epochs=0.0))
-    torch.manual_seed(config.runtime.seed)
-    facts = facts_of(config, data.task)
-    model = make_model(architecture, facts)
-    if config.finetuning.initialization is Initialization.trained:
-        take_over(model, parent.model)
-    source = {
-        "corpus": Path(config.finetuning.data).name,
-        "provenance": None,
-        "data": fingerprint,
-        "data_card": "",
-    }
-    return Begun(config, model, tokenizer, facts, source)
-
-
-@torch.no_grad()
-def take_over(model: Transformer, parent: Transformer) -> None:
-    """The parent's weights, with new rows for the new tokens; the head and LoRA stay as they are."""
-    tensors = extend_vocabulary(parent, model.vocab_size)
-    own = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+    return begin(config, parent, tokenizer, facts_of(config, data.task), len(data.train), fingerprint)

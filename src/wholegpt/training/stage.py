@@ -90,6 +90,10 @@ class Stage(Protocol):
         """A sample of what the model writes; nothing where it is not made to write."""
         ...
 
+    def masks(self) -> list[list[tuple[str, bool]]]:
+        """A few examples token by token, and whether each is learned; none where all are."""
+        ...
+
     def describe(self) -> str:
         """What is trained on, in a line for people."""
         ...

@@ -1,0 +1,219 @@
+"""Conversations as the text that a model reads: a Jinja template, as Hugging Face transformers has it.
+
+The template gets ``messages``, each with ``role`` and ``content``, and ``add_generation_prompt``. It runs in a sandbox.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from wholegpt.errors import ConfigError
+from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
+
+ROLES = ("system", "user", "assistant")
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% if message.role == 'assistant' %}" + END_OF_TEXT + "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MOST_CHARACTERS = 20_000
+MOST_ROUNDS = 10_000
+"""Of all `range` loops of a template together."""
+SPECIAL = re.compile(r"<\|\w+\|>")
+BEFORE, AFTER = "\ue000", "\ue001"
+"""Private characters that stand around the number of a message in place of its content."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side says."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """A conversation in tokens."""
+
+    token_ids: list[int]
+    scored: list[bool]
+    """Which tokens are of an answer, or end it."""
+
+
+class ChatTemplate:
+    """How a conversation is written."""
+
+    def __init__(self, source: str = DEFAULT_TEMPLATE) -> None:
+        """Raises ``ConfigError`` for a template that does not compile, or does not write each message as it is."""
+        from jinja2 import TemplateError
+
+        if len(source) > MOST_CHARACTERS:
+            raise ConfigError(
+                f"the chat template has {len(source):,} characters; expected at most {MOST_CHARACTERS:,}"
+            )
+        self.source = source
+        try:
+            self._rounds = _Rounds()
+            self._template = _sandbox(self._rounds).from_string(source)
+        except TemplateError as error:
+            line = getattr(error, "lineno", None)
+            raise ConfigError(
+                f"the chat template does not compile{f': line {line}' if line else ''}: {error}"
+            ) from None
+        self._example = list(self._parts([Message("user", "?"), Message("assistant", "!")], False))
+        if not self.end_of_turn:
+            raise ConfigError(
+                f"the chat template writes no special token, such as {END_OF_TEXT}, after an answer; none would end"
+            )
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The special tokens that it writes, in order."""
+        everything = [*self._example, *self._parts([Message(role, "?") for role in ROLES], False)]
+        asked = self._parts([Message("user", "?")], True)
+        found = (
+            name for part in (*everything, *asked) if isinstance(part, str) for name in SPECIAL.findall(part)
+        )
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """The special token that ends an answer; empty where none does."""
+        after = self._example[-1]
+        found = SPECIAL.search(after) if isinstance(after, str) else None
+        return found[0] if found else ""
+
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, asking: bool = False
+    ) -> EncodedConversation:
+        """The tokens of a conversation; ``asking``: up to where an answer begins.
+
+        What looks like a special token in a message is plain text. An answer is encoded by itself, as it is written.
+        Raises ``ConfigError`` for a template that fails on these messages.
+        """
+        token_ids: list[int] = []
+        scored: list[bool] = []
+        plain, answering = "", False
+
+        def add(ids: Sequence[int], counts: bool) -> None:
+            token_ids.extend(ids)
+            scored.extend([counts] * len(ids))
+
+        for part in self._parts(messages, asking):
+            if isinstance(part, Message) and part.role != "assistant":
+                plain += part.content
+            elif isinstance(part, Message):
+                add(tokenizer.encode(plain), False)
+                add(tokenizer.encode(part.content), True)
+                plain, answering = "", True
+            else:
+                for text, special in _split(part):
+                    plain += text
+                    if special:
+                        add(tokenizer.encode(plain), answering)
+                        add([_id_of(tokenizer, special)], answering)
+                        plain, answering = "", False
+        add(tokenizer.encode(plain), False)
+        return EncodedConversation(token_ids, scored)
+
+    def _parts(self, messages: Sequence[Message], asking: bool) -> Iterator["str | Message"]:
+        """What the template writes around the messages, and these."""
+        from jinja2 import TemplateError
+
+        marked = [{"role": one.role, "content": f"{BEFORE}{i}{AFTER}"} for i, one in enumerate(messages)]
+        self._rounds.left = MOST_ROUNDS
+        given = {
+            "messages": marked,
+            "add_generation_prompt": asking,
+            "bos_token": "",
+            "eos_token": END_OF_TEXT,
+        }
+        try:
+            text = self._template.render(given)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
+        pieces = re.split(f"{BEFORE}(\\d+){AFTER}", text)
+        numbers = [int(number) for number in pieces[1::2]]
+        if sorted(set(numbers)) != numbers or numbers != list(range(len(messages))):
+            raise ConfigError(
+                "the chat template has to write every message's content once, unchanged and in order"
+            )
+        for around, number in zip(pieces[::2], [*numbers, None], strict=True):
+            yield around
+            if number is not None:
+                yield messages[number]
+
+
+def check_conversation(messages: Sequence[Message], where: str) -> None:
+    """Raise ``ConfigError`` where sides do not take turns, beginning with the user after at most one system message."""
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if any(one.role not in ROLES for one in messages):
+        role = next(one.role for one in messages if one.role not in ROLES)
+        raise ConfigError(f"{where}: the role '{role}' is unknown; there are {', '.join(ROLES)}")
+    alternate = all(a.role != b.role for a, b in pairwise(turns)) and all(
+        one.role != "system" for one in turns
+    )
+    if not turns or turns[0].role != "user" or not alternate:
+        raise ConfigError(f"{where}: user and assistant have to take turns, beginning with the user")
+
+
+def _split(text: str) -> Iterator[tuple[str, str]]:
+    """Plain text, each piece with the special token that follows it; none after the last."""
+    place = 0
+    for found in SPECIAL.finditer(text):
+        yield text[place : found.start()], found[0]
+        place = found.end()
+    yield text[place:], ""
+
+
+def _id_of(tokenizer: Tokenizer, name: str) -> int:
+    token_id = tokenizer.id_of(name)
+    if token_id is None:
+        raise ConfigError(f"the chat template writes {name}, which the vocabulary does not have")
+    return token_id
+
+
+class _Rounds:
+    """How many rounds of `range` loops a rendering has left."""
+
+    left = 0
+
+    def range(self, *bounds: int) -> range:
+        """Python's, while rounds are left."""
+        from jinja2.exceptions import SecurityError
+
+        rounds = range(*bounds)
+        self.left -= len(rounds)
+        if self.left < 0:
+            raise SecurityError("its loops are too long")
+        return rounds
+
+
+def _sandbox(rounds: _Rounds) -> Any:
+    """Jinja without access to anything but what it is given, whose loops end and whose texts stay small."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if not all(isinstance(side, int | float) and abs(side) < 1e6 for side in (left, right)):
+                raise SecurityError(f"{operator} is for small numbers")
+            return super().call_binop(context, operator, left, right)
+
+    def refuse(message: str) -> None:
+        raise SecurityError(str(message))
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(range=rounds.range, raise_exception=refuse)
+    for name in ("center", "format", "indent"):  # which make long texts of short ones
+        del environment.filters[name]
+    return environment

@@ -1,0 +1,46 @@
+"""The examples of a run, kept in its folder: two files of JSON lines, and a third that says what they are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from wholegpt.errors import DataError
+from wholegpt.files import sha256_file, write_json_atomic, write_text_atomic
+
+ABOUT, SIDES = "examples.json", ("train.jsonl", "validation.jsonl")
+T = TypeVar("T")
+
+
+def save_examples(folder: Path, about: Any, train: Sequence[Any], validation: Sequence[Any]) -> str:
+    """Write examples into a new ``folder``, with what is to be known ``about`` them; returns the hash of all."""
+    folder.mkdir()
+    for name, examples in zip(SIDES, (train, validation), strict=True):
+        lines = (json.dumps(msgspec.to_builtins(example), ensure_ascii=False) for example in examples)
+        write_text_atomic(folder / name, "".join(f"{line}\n" for line in lines))
+    checksums = {name: sha256_file(folder / name) for name in SIDES}
+    content = {"format_version": 1, "about": msgspec.to_builtins(about), "sha256": checksums}
+    write_json_atomic(folder / ABOUT, content)
+    return examples_hash(folder)
+
+
+def open_examples(folder: Path, example: type[T]) -> tuple[Any, list[T], list[T]]:
+    """Back from ``save_examples``. Raises ``DataError`` where a file is missing or not what it was."""
+    try:
+        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        sides: list[list[T]] = []
+        for name in SIDES:
+            if sha256_file(folder / name) != content["sha256"][name]:
+                raise DataError(f"{folder / name}: not the examples that the run began with")
+            lines = (folder / name).read_bytes().splitlines()
+            sides.append([msgspec.json.decode(line, type=example) for line in lines])
+        return content["about"], sides[0], sides[1]
+    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise DataError(f"{folder}: holds no examples of a run: {error}") from None
+
+
+def examples_hash(folder: Path) -> str:
+    """SHA-256 over what ``folder`` holds."""
+    return sha256_file(folder / ABOUT)

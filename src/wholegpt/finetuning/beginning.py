@@ -1,0 +1,51 @@
+"""A run that begins from another model: its weights taken over, with rows for new tokens, a head, LoRA."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
+from wholegpt.config import Config, Initialization, ModelConfig
+from wholegpt.model import Transformer
+from wholegpt.model.heads import extend_vocabulary
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.stage import Begun
+
+
+def begin(
+    config: Config,
+    parent: ModelFolder,
+    tokenizer: Tokenizer,
+    facts: ModelFacts,
+    per_pass: int,
+    examples_hash: str,
+) -> Begun:
+    """A run over examples of which a pass reads ``per_pass``, kept already under ``examples_hash``."""
+    training = config.training
+    steps = training.steps or max(1, round(training.epochs * per_pass / training.batch_size))
+    architecture = architecture_of(config, parent, tokenizer.vocab_size)
+    config = replace(config, model=architecture, training=replace(training, steps=steps, epochs=0.0))
+    corpus = Path(config.finetuning.data).name
+    source = {"corpus": corpus, "provenance": None, "data": examples_hash, "data_card": ""}
+    return Begun(config, begin_model(config, parent, facts), tokenizer, facts, source)
+
+
+def architecture_of(config: Config, parent: ModelFolder, vocab_size: int) -> ModelConfig:
+    """The parent's, with the vocabulary and the dropout of the new run."""
+    return replace(parent.model.config, vocab_size=vocab_size, dropout=config.model.dropout)
+
+
+@torch.no_grad()
+def begin_model(config: Config, parent: ModelFolder, facts: ModelFacts) -> Transformer:
+    """A model of the architecture in ``config``, with the parent's weights unless random ones are asked for.
+
+    Rows of new tokens, the head and LoRA begin as they do anywhere.
+    """
+    torch.manual_seed(config.runtime.seed)
+    model = make_model(config.model, facts)
+    if config.finetuning.initialization is Initialization.trained:
+        own = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
+        for name, tensor in extend_vocabulary(parent.model, model.vocab_size).items():
+            own[name].copy_(tensor)
+    return model

@@ -1,0 +1,276 @@
+"""Instruction tuning, and text to text: conversations of which the answers alone are learned."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wholegpt.checkpoint import ModelFacts, ModelFolder
+from wholegpt.config import Config, Dtype, GenerationConfig
+from wholegpt.console import Console
+from wholegpt.data.chat_template import ChatTemplate, Conversation, EncodedConversation, Message
+from wholegpt.data.conversations import ConversationData
+from wholegpt.data.packing import ConversationLoader, batches_of, collate_conversations, pack
+from wholegpt.data.reading import read_text
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.evaluation import TaskScore
+from wholegpt.evaluation.examples import Generation, Record, means_of
+from wholegpt.finetuning.beginning import begin
+from wholegpt.finetuning.prediction import TOKENS_AT_ONCE
+from wholegpt.generation import Completion, generate
+from wholegpt.losses import IGNORED
+from wholegpt.metrics import bootstrap, bootstrap_ratio
+from wholegpt.model import Transformer
+from wholegpt.runtime import compute_in
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.stage import Begun, Criterion
+
+QUIET = Console(quiet=True)
+MOST_WRITTEN = 200
+"""Tokens of an answer, where answers are measured."""
+SHOWN_MASKS = 3
+NEVER = -1e6
+"""What is added to the logit of what must not be written."""
+MEANS = {"nats_per_answer": "nats", "stopped": "stopped", "empty": "empty"}
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The cross-entropy of answers, and of the token that ends each."""
+
+    nats_per_token: float
+    perplexity: float
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return dict(vars(self))
+
+
+class InstructionTuning:
+    """The next token of answers (E8), given what stands before them."""
+
+    criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss of answers")
+
+    def __init__(
+        self, config: Config, data: ConversationData, tokenizer: Tokenizer, facts: ModelFacts
+    ) -> None:
+        """``config`` is decided; ``tokenizer`` knows the special tokens of ``facts.chat_template``.
+
+        Raises ``DataError`` where no answer fits into the context.
+        """
+        self.config, self.data, self.tokenizer, self.facts = config, data, tokenizer, facts
+        self.template = ChatTemplate(facts.chat_template)
+        length = config.model.context_length
+        self.train, self.cut = encode_conversations(data.train, self.template, tokenizer, length)
+        self.validation, _ = encode_conversations(data.validation, self.template, tokenizer, length)
+        self.objective = LanguageModeling()
+        self.batches = ConversationLoader(self.train, length, config.training.batch_size, config.runtime.seed)
+
+    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> AnswerLoss | TaskScore:
+        """The loss of the held-out answers, and at the end what the model answers itself."""
+        dtype = self.config.precision.dtype
+        nats = answer_nats(model, self.validation, dtype)
+        if not whole:
+            tokens = sum(sum(one.scored) for one in self.validation)
+            mean = float(nats.sum()) / tokens
+            return AnswerLoss(mean, float(np.exp(mean)), tokens)
+        return evaluate_answers(model, self.tokenizer, self.template, self.data.validation, dtype, QUIET)
+
+    def write(self, model: Transformer, device: torch.device) -> str:
+        """The answer to the first held-out question, after it."""
+        asked = question(self.data.validation[0])
+        tokens = self.config.logging.sample_tokens
+        if not tokens:
+            return ""
+        config = GenerationConfig(max_tokens=tokens, temperature=0.0)
+        (answer,) = answers(model, self.tokenizer, self.template, [asked], config, QUIET)
+        return f"{asked[-1].content}\n→ {answer.text}"
+
+    def masks(self) -> list[list[tuple[str, bool]]]:
+        """The first training conversations token by token, and whether each is learned."""
+        return [
+            [
+                (self.tokenizer.decode([token_id]), counts)
+                for token_id, counts in zip(one.token_ids, one.scored, strict=True)
+            ]
+            for one in self.train[:SHOWN_MASKS]
+        ]
+
+    def describe(self) -> str:
+        """How many conversations there are, how they are packed, and how often they are read."""
+        training, rows = self.config.training, len(self.batches.rows)
+        epochs = training.steps * training.batch_size / rows
+        scored = sum(sum(one.scored) for one in self.train)
+        left = f"; {self.cut:,} lose what is beyond the context" if self.cut else ""
+        return (
+            f"instruct: {len(self.train):,} conversations in {rows:,} rows ({epochs:.1f} passes), {scored:,} tokens of "
+            f"answers; {len(self.validation):,} held out{left}"
+        )
+
+
+def encode_conversations(
+    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, context_length: int
+) -> tuple[list[EncodedConversation], int]:
+    """Each in at most τ + 1 tokens, and how many lost some: what is beyond is left out.
+
+    One that has no answer left is left out whole. Raises ``DataError`` where none is left.
+    """
+    encoded = [template.encode(one, tokenizer) for one in conversations]
+    most = context_length + 1
+    fitted = [EncodedConversation(one.token_ids[:most], one.scored[:most]) for one in encoded]
+    left = [one for one in fitted if any(one.scored[1:])]
+    if not left:
+        raise DataError(f"no answer begins within the model's context of {context_length:,} tokens")
+    return left, sum(len(one.token_ids) > most for one in encoded)
+
+
+@torch.inference_mode()
+def answer_nats(model: Transformer, conversations: Sequence[EncodedConversation], dtype: Dtype) -> np.ndarray:
+    """−ln p of the answers of each conversation, their ends included, in nats, shape (N,)."""
+    found = np.zeros(len(conversations))
+    lengths = [len(one.token_ids) for one in conversations]
+    for chunk in batches_of(lengths, TOKENS_AT_ONCE):
+        batch = collate_conversations([[conversations[i]] for i in chunk]).to(model.device)
+        with compute_in(dtype, model.device):
+            logits = model(batch.token_ids)
+        nats = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        found[chunk] = nats.view(len(chunk), -1).double().sum(1).cpu().numpy()
+    return found
+
+
+def question(conversation: Conversation) -> Conversation:
+    """A conversation up to its last answer."""
+    last = max(i for i, one in enumerate(conversation) if one.role == "assistant")
+    return conversation[:last]
+
+
+def answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    questions: Sequence[Sequence[Message]],
+    config: GenerationConfig,
+    console: Console,
+    emit: Any = None,
+) -> list[Completion]:
+    """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
+    prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
+    chosen = answering(config, template, tokenizer)
+    return generate(model, tokenizer, prompts, [chosen] * len(prompts), model.device, console, emit)
+
+
+def fitting_turns(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, context_length: int, room: int
+) -> list[Message]:
+    """A conversation without its oldest turns, as far as an answer of ``room`` tokens needs their place.
+
+    The system's message and the last question stay. Raises ``DataError`` where these alone are beyond the context.
+    """
+    system = [one for one in messages[:1] if one.role == "system"]
+    turns = list(messages[len(system) :])
+    while True:
+        tokens = len(template.encode([*system, *turns], tokenizer, asking=True).token_ids)
+        if tokens + min(room, context_length // 4) <= context_length:
+            return [*system, *turns]
+        if len(turns) < 3:
+            if tokens < context_length:
+                return [*system, *turns]
+            raise DataError(
+                f"the question has {tokens:,} tokens; the model sees {context_length:,}, its answer among them"
+            )
+        turns = turns[2:]
+
+
+def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Tokenizer) -> GenerationConfig:
+    """``config`` for answers: their end ends them, and the template's other special tokens are never written."""
+    others = [tokenizer.id_of(name) for name in template.special_tokens if name != template.end_of_turn]
+    bias = (*config.logit_bias, *((token_id, NEVER) for token_id in others if token_id is not None))
+    by_itself = tokenizer.id_of(template.end_of_turn) == tokenizer.end_of_text_id
+    stop = config.stop if by_itself else (*config.stop, template.end_of_turn)
+    return replace(config, logit_bias=bias, stop=stop)
+
+
+def evaluate_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    dtype: Dtype,
+    console: Console,
+) -> TaskScore:
+    """The loss of the answers to some questions, and what the model answers itself, the likeliest token each.
+
+    ``median_length_ratio`` is the median of their tokens over that of the references'. BLEU and ROUGE of those against
+    the given ones come with them where sacreBLEU and rouge-score are installed.
+    """
+    encoded, cut = encode_conversations(conversations, template, tokenizer, model.context_length)
+    if len(encoded) < len(conversations):
+        raise DataError(
+            f"{len(conversations) - len(encoded):,} conversations have no answer within the model's context of "
+            f"{model.context_length:,} tokens; leave them out"
+        )
+    nats = answer_nats(model, encoded, dtype)
+    config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
+    questions = [question(one) for one in conversations]
+    written = answers(model, tokenizer, template, questions, config, console)
+    overlap = all(importlib.util.find_spec(name) for name in Generation.needs)
+    records: list[Record] = []
+    for line, (asked, whole, one, loss, answer) in enumerate(
+        zip(questions, conversations, encoded, nats, written, strict=True), 1
+    ):
+        reference, text = whole[len(asked)].content, answer.text.strip()
+        records.append(
+            {
+                "line": line,
+                "truncated": False,
+                "prompt": asked[-1].content,
+                "reference": reference,
+                "nats": float(loss),
+                "scored": sum(one.scored),
+                "stopped": answer.finish_reason in ("end_of_text", "stop"),
+                "tokens": len(answer.token_ids),
+                "reference_tokens": len(tokenizer.encode(reference)),
+                "generated": text,
+                "empty": not text,
+                **(Generation(asked[-1].content, reference).generated_record(text) if overlap else {}),
+            }
+        )
+    with console.working("resampling for the intervals"):
+        lengths = [np.array([one[name] for one in records]) for name in ("tokens", "reference_tokens")]
+        metrics = {
+            "nats_per_token": bootstrap_ratio(nats, np.array([one["scored"] for one in records])),
+            **means_of(records, MEANS),
+            "median_length_ratio": bootstrap(
+                len(records), lambda rows: float(np.divide(*(np.median(side[rows]) for side in lengths)))
+            ),
+        }
+        if overlap:
+            metrics |= Generation.metrics(records)
+    return TaskScore("instruct", len(records), 0, metrics, MEANS, cut, records)
+
+
+def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Begun:
+    """Read the conversations, keep them in a run's new ``folder``, and put the template's tokens to the ``parent``."""
+    data = ConversationData.read(config)
+    fingerprint = data.save(folder / "data")
+    path = config.finetuning.chat_template
+    template = ChatTemplate(read_text(Path(path), "utf-8")) if path else ChatTemplate()
+    if not parent.tokenizer.has_end_of_text:
+        raise ConfigError("the model's tokenizer has no end-of-text token; instruction tuning needs one")
+    new = [name for name in template.special_tokens if parent.tokenizer.id_of(name) is None]
+    tokenizer = parent.tokenizer.with_special_tokens(new) if new else parent.tokenizer
+    lora = config.lora if config.lora.rank else None
+    facts = ModelFacts(lora=lora, new_tokens=len(new), chat_template=template.source)
+    length = parent.model.context_length
+    encoded, _ = encode_conversations(data.train, template, tokenizer, length)
+    encode_conversations(data.validation, template, tokenizer, length)
+    rows = len(pack([len(one.token_ids) - 1 for one in encoded], length))
+    return begin(config, parent, tokenizer, facts, rows, fingerprint)
