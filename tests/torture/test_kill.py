@@ -5,38 +5,74 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.helpers import text_of, tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
+from wholegpt.presets import configure
 
-KILLS = 10
+QUIET = Console(quiet=True)
+STEPS = 80
+LOOP: dict[str, dict[str, Any]] = {
+    "training": {"steps": STEPS, "batch_size": 6, "micro_batch_size": 4},
+    "evaluation": {"every": 7, "patience": 0},
+    "checkpointing": {"every": 3, "keep": 2},
+    "logging": {"every": 1, "sample_every": 10, "sample_tokens": 5},
+}
 
 
 def prepared_run(folder: Path, text: Path) -> Path:
     """A run ready for its first step: dropout, micro-batches, evaluations, samples, many saves."""
-    config = tiny_config(
-        text,
-        model={"dropout": 0.1, "n_layers": 3, "d_model": 32},
-        training={"steps": 80, "batch_size": 6, "micro_batch_size": 4},
-        evaluation={"every": 7},
-        checkpointing={"every": 3, "keep": 2},
-        logging={"every": 1, "sample_every": 10, "sample_tokens": 5},
-    )
+    config = tiny_config(text, model={"dropout": 0.1, "n_layers": 3, "d_model": 32}, **LOOP)
     return api.start_run(config, folder, False, Console(quiet=True))
 
 
-def result_of(run: Path) -> tuple[str, str, list[tuple[object, ...]]]:
+def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
+    """The same for a run that begins from another model: its examples are the lines of the text."""
+
+    def prepare(folder: Path, text: Path) -> Path:
+        base, data = folder.with_name("base"), folder.with_name("data.jsonl")
+        if not base.exists():
+            small = {"context_length": 48, "n_layers": 3, "d_model": 32}
+            api.train(config=tiny_config(text, model=small, training={"steps": 2}), out=base, console=QUIET)
+        lines = text.read_text().splitlines()
+        fields = ("prompt", "response") if task == "instruct" else ("text", "label")
+        examples = [dict(zip(fields, (line[:20], line[-3:-1]), strict=True)) for line in lines]
+        known = Counter(one[fields[1]] for one in examples)
+        kept = [one for one in examples if known[one[fields[1]]] > 5]
+        data.write_text("".join(json.dumps(one) + "\n" for one in kept))
+        config = configure(
+            {
+                **LOOP,
+                "model": {"dropout": 0.1},
+                "finetuning": {"task": task, "model": str(base), "data": str(data)},
+                "lora": {"rank": lora},
+                "optimizer": {"kind": "adamw"},
+                "runtime": {"device": "cpu"},
+            }
+        )
+        return api.start_finetuning(config, folder, False, QUIET)
+
+    return prepare
+
+
+def result_of(run: Path) -> tuple[str, str, list[Any]]:
     """Hashes of weights and optimiser, and every logged figure that is not a time."""
-    last = CheckpointStore(run).path(80)
+    last = CheckpointStore(run).path(STEPS)
     hashes = [
         hashlib.sha256((last / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "training/optimizer.safetensors")
     ]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    figures = [(r["kind"], r["step"], r.get("nats_per_token"), r.get("text")) for r in records]
+    timed = ("train_seconds", "tokens_per_second")
+    figures = [tuple((k, v) for k, v in record.items() if k not in timed) for record in records]
     return hashes[0], hashes[1], figures
 
 
@@ -45,28 +81,37 @@ def victim(run: Path, mode: str, number: float) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
 
 
-def test_killed_ten_times_the_weights_are_the_same(tmp_path: Path) -> None:
+WAYS: dict[str, tuple[Callable[[Path, Path], Path], int]] = {
+    "pretraining": (prepared_run, 10),
+    "classification": (prepared_finetuning("classification", lora=0), 4),
+    "instruct by LoRA": (prepared_finetuning("instruct", lora=4), 4),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Path) -> None:
+    prepare, kills = WAYS[way]
     text = tmp_path / "text.txt"
     text.write_text(text_of(4000))
-    whole = prepared_run(tmp_path / "whole", text)
+    whole = prepare(tmp_path / "whole", text)
     uninterrupted = victim(whole, "never", 0)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     seconds, calls = map(float, uninterrupted.stdout.split())
     expected = result_of(whole)
 
     generator = random.Random(1)
-    killed = prepared_run(tmp_path / "killed", text)
+    killed = prepare(tmp_path / "killed", text)
     moments: list[int | None] = []
-    for attempt in range(KILLS):
+    for attempt in range(kills):
         # Every other kill is inside a save, just before a file-system call; the others fall anywhere.
         if attempt % 2:
-            process = victim(killed, "call", generator.randrange(1, int(calls / KILLS) + 1))
+            process = victim(killed, "call", generator.randrange(1, int(calls / kills) + 1))
         else:
-            process = victim(killed, "delay", generator.uniform(0, 1.2 * seconds / KILLS))
+            process = victim(killed, "delay", generator.uniform(0, 1.2 * seconds / kills))
         assert process.returncode == -9, f"attempt {attempt} was not killed: {process.stderr}"
         moments.append(CheckpointStore(killed).last_good()[0])
-    assert len(set(moments)) > 4, f"the kills did not spread over the run: {moments}"
-    assert moments[-1] is not None and moments[-1] < 80
+    assert len(set(moments)) > kills / 2 - 1, f"the kills did not spread over the run: {moments}"
+    assert moments[-1] is not None and moments[-1] < STEPS
     last = victim(killed, "never", 0)
     assert last.returncode == 0, last.stderr
     assert result_of(killed) == expected

@@ -244,6 +244,7 @@ def _show(run: "Run[Any]", common: Common) -> None:
     lines += [
         f'  {program} generate {path} "The"    # let it write',
         f"  {program} evaluate {path} YOUR.txt    # how well it knows another text",
+        f"  {program} finetune {path} --task classification --data YOUR.csv    # teach it your labels",
         f"  {program} train YOUR.txt    # a model of your own text",
         f"Report: {run.path / 'report.html'}",
     ]

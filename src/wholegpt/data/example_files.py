@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -11,7 +11,6 @@ from wholegpt.errors import DataError
 from wholegpt.files import sha256_file, write_json_atomic, write_text_atomic
 
 ABOUT, SIDES = "examples.json", ("train.jsonl", "validation.jsonl")
-T = TypeVar("T")
 
 
 def save_examples(folder: Path, about: Any, train: Sequence[Any], validation: Sequence[Any]) -> str:
@@ -26,11 +25,14 @@ def save_examples(folder: Path, about: Any, train: Sequence[Any], validation: Se
     return examples_hash(folder)
 
 
-def open_examples(folder: Path, example: type[T]) -> tuple[Any, list[T], list[T]]:
-    """Back from ``save_examples``. Raises ``DataError`` where a file is missing or not what it was."""
+def open_examples(folder: Path, example: Any) -> tuple[Any, list[Any], list[Any]]:
+    """What was known about the examples, and both sides, of the type ``example``: back from ``save_examples``.
+
+    Raises ``DataError`` where a file is missing or not what it was.
+    """
     try:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        sides: list[list[T]] = []
+        sides: list[list[Any]] = []
         for name in SIDES:
             if sha256_file(folder / name) != content["sha256"][name]:
                 raise DataError(f"{folder / name}: not the examples that the run began with")

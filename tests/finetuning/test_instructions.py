@@ -1,0 +1,390 @@
+"""Conversations: how they are read, written, packed, learned from and answered."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from tests.helpers import tiny_config, tiny_models
+from wholegpt import api
+from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
+from wholegpt.cli import main
+from wholegpt.config import Config, Dtype, GenerationConfig
+from wholegpt.console import Console
+from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
+from wholegpt.data.conversations import read_conversations
+from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
+from wholegpt.data.tables import read_table
+from wholegpt.errors import ConfigError, DataError, WholeGPTError
+from wholegpt.finetuning.instructions import answer_nats, answering, encode_conversations, fitting_turns
+from wholegpt.language_model import load
+from wholegpt.losses import negative_log_likelihood
+from wholegpt.model import Transformer
+from wholegpt.presets import configure
+from wholegpt.tokenizers import byte_tokenizer
+from wholegpt.training.objectives import LanguageModeling
+
+QUIET = Console(quiet=True)
+CHAT_ML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = (
+    Message("system", "Be brief."),
+    Message("user", "What is <|endoftext|>?"),
+    Message("assistant", "A token."),
+    Message("user", "And ü?"),
+    Message("assistant", "A letter."),
+)
+ANIMALS = {"wren": "bird", "heron": "bird", "trout": "fish", "eel": "fish", "robin": "bird", "perch": "fish"}
+FAST: dict[str, Any] = {
+    "training": {"epochs": 0, "steps": 60, "batch_size": 8},
+    "optimizer": {"kind": "adamw", "learning_rate": 0.01, "weight_decay": 0.0},
+    "schedule": {"warmup_steps": 4},
+    "evaluation": {"every": 20, "patience": 0},
+    "checkpointing": {"every": 0},
+    "logging": {"every": 1, "sample_every": 0, "sample_tokens": 4},
+    "runtime": {"device": "cpu"},
+}
+
+
+def tokenizer_for(template: ChatTemplate) -> Any:
+    known = byte_tokenizer()
+    return known.with_special_tokens([n for n in template.special_tokens if known.id_of(n) is None])
+
+
+@pytest.mark.parametrize("source", [DEFAULT_TEMPLATE, CHAT_ML], ids=["built-in", "ChatML"])
+def test_tokens_are_those_of_transformers(source: str, tmp_path: Path) -> None:
+    template = ChatTemplate(source)
+    tokenizer = tokenizer_for(template)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    theirs: Any = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), chat_template=source
+    )
+    talk = [Message(one.role, one.content.replace("<|endoftext|>", "it")) for one in TALK]
+    plain = [{"role": one.role, "content": one.content} for one in talk]
+    assert template.encode(talk, tokenizer).token_ids == theirs.apply_chat_template(plain)["input_ids"]
+    asked = theirs.apply_chat_template(plain[:-1], add_generation_prompt=True)["input_ids"]
+    assert template.encode(talk[:-1], tokenizer, asking=True).token_ids == asked
+
+
+@pytest.mark.parametrize("source", [DEFAULT_TEMPLATE, CHAT_ML], ids=["built-in", "ChatML"])
+def test_answers_and_their_ends_are_scored_and_nothing_else(source: str) -> None:
+    template = ChatTemplate(source)
+    tokenizer = tokenizer_for(template)
+    encoded = template.encode(TALK, tokenizer)
+    end = template.end_of_turn
+    stretches = [""]
+    for token_id, counts in zip(encoded.token_ids, encoded.scored, strict=True):
+        if counts:
+            stretches[-1] += tokenizer.decode([token_id])
+        elif stretches[-1]:
+            stretches.append("")
+    assert [one for one in stretches if one] == [f"A token.{end}", f"A letter.{end}"]
+    # What a user writes is never a special token.
+    assert encoded.token_ids.count(tokenizer.end_of_text_id) == (2 if end == "<|endoftext|>" else 0)
+    # Before an answer stands what stands there when one is asked for.
+    asked = template.encode(TALK[:2], tokenizer, asking=True).token_ids
+    assert encoded.token_ids[: len(asked)] == asked and encoded.scored[len(asked)]
+
+
+BAD_TEMPLATES = {
+    "{% for message in messages %}{{ message.content }}": "does not compile: line 1",
+    "{{ messages[0].content }}": "has to write every message's content once",
+    "{% for m in messages %}{{ m.content | upper }}{% endfor %}": "writes no special token",
+    "{% for m in messages %}{{ m.content }}{% endfor %}": "writes no special token",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}": "fails: SecurityError",
+    "{{ messages.append(1) }}": "fails: SecurityError",
+    "{% for i in range(1000000000) %}x{% endfor %}": "fails: SecurityError: its loops are too long",
+    "{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}": "its loops are too long",
+    "{{ 'x' * 1000000000 }}": "fails: SecurityError",
+    "{{ '%1000000000d' % 1 }}": "fails: SecurityError",
+    "{{ 'x' | center(1000000000) }}": "does not compile",
+    "{{ nothing.at.all }}": "fails: UndefinedError",
+    "{% include '/etc/passwd' %}": "fails",
+    "{{ raise_exception('not so') }}": "not so",
+    "x" * 30_000: "has 30,000 characters",
+}
+
+
+@pytest.mark.parametrize("source", BAD_TEMPLATES, ids=lambda text: text[:30])
+def test_templates_that_are_refused(source: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ChatTemplate(source)
+    assert BAD_TEMPLATES[source] in str(caught.value) and "the chat template" in str(caught.value)
+
+
+FORMS = {
+    "instructions": ([{"instruction": "Add", "input": "1 1", "output": "2"}], "Add\n\n1 1", "2"),
+    "no input": ([{"instruction": "Add", "input": "", "output": "2"}], "Add", "2"),
+    "pairs": ([{"prompt": "Add", "response": "2", "id": 7}], "Add", "2"),
+    "questions": ([{"question": "Add", "answer": "2"}], "Add", "2"),
+    "messages": (
+        [{"messages": [{"role": "user", "content": "Add"}, {"role": "assistant", "content": "2"}]}],
+        "Add",
+        "2",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_the_common_forms(form: str, suffix: str, tmp_path: Path) -> None:
+    records, asked, answer = FORMS[form]
+    path = tmp_path / f"data.{suffix}"
+    path.write_text(json.dumps(records) if suffix == "json" else "\n".join(map(json.dumps, records)))
+    assert read_conversations(read_table(path)) == [(Message("user", asked), Message("assistant", answer))]
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("long\tshort\nA long text\tbrief\n")
+    expected = [(Message("user", "A long text"), Message("assistant", "brief"))]
+    assert read_conversations(read_table(path), ("long",), "short") == expected
+
+
+BAD_DATA: dict[str, tuple[Any, str]] = {
+    "no answers": ([{"instruction": "Add"}], "has no column of answers"),
+    "no prompts": ([{"output": "2"}], "has no column of prompts"),
+    "empty answer": ([{"prompt": "Add", "response": " "}], "line 1: has no answer in 'response'"),
+    "empty prompt": ([{"prompt": "", "response": "2"}], "line 1: has an empty text in 'prompt'"),
+    "role": ([{"messages": [{"role": "robot", "content": "Hi"}]}], "the role 'robot' is unknown"),
+    "turns": (
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}],
+        "user and assistant have to take turns",
+    ),
+    "unanswered": (
+        [{"messages": [{"role": "user", "content": "a"}]}],
+        "has no answer, a message of the assistant",
+    ),
+    "content": (
+        [{"messages": [{"role": "user", "content": 3}]}],
+        "a message needs a role and a content that is text",
+    ),
+    "no list": ([{"messages": "hello"}], "expected a list of messages"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_conversations(name: str, tmp_path: Path) -> None:
+    records, message = BAD_DATA[name]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(DataError, match=message):
+        read_conversations(read_table(path))
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
+def test_packing_holds_everything_once_in_few_rows(lengths: list[int]) -> None:
+    rows = pack(lengths, 20)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    filled = [sum(lengths[place] for place in row) for row in rows]
+    assert max(filled) <= 20
+    assert len(rows) <= 11 / 9 * -(-sum(lengths) // 20) + 4
+    assert sum(2 * one <= 20 for one in filled) <= 1  # two rows that are half empty would have been one
+
+
+CONVERSATIONS = st.lists(
+    st.tuples(st.lists(st.integers(0, 36), min_size=2, max_size=6), st.integers(1, 5)), min_size=1, max_size=5
+)
+
+
+@given(st.sampled_from(sorted(tiny_models())), CONVERSATIONS)
+def test_packed_answers_cost_what_they_cost_alone(kind: str, made: list[tuple[list[int], int]]) -> None:
+    """No leak between neighbours, and the loss of answers alone: by hand, one conversation at a time."""
+    torch.manual_seed(0)
+    model = Transformer(tiny_models()[kind]).double().eval()
+    conversations = [
+        EncodedConversation(ids, [place >= min(first, len(ids) - 1) for place in range(len(ids))])
+        for ids, first in made
+    ]
+    loader = ConversationLoader(conversations, model.context_length, 2, seed=1)
+    batch = collate_conversations(loader.rows)
+    objective = LanguageModeling()
+    total = objective.total(model, batch)
+    alone = torch.zeros((), dtype=torch.float64)
+    for one in conversations:
+        logits = model(torch.tensor([one.token_ids[:-1]]))
+        nats = negative_log_likelihood(logits, torch.tensor([one.token_ids[1:]]))[0]
+        alone = alone + sum((nats[i - 1] for i in range(1, len(nats) + 1) if one.scored[i]), torch.zeros(()))
+    alone = alone.detach()
+    torch.testing.assert_close(total.detach(), alone)
+    assert objective.count(batch) == sum(sum(one.scored[1:]) for one in conversations)
+    found = answer_nats(model, conversations, Dtype.float32)
+    assert found.sum() == pytest.approx(alone.item(), rel=1e-5, abs=1e-5)
+
+
+def test_what_is_beyond_the_context() -> None:
+    template = ChatTemplate()
+    tokenizer = tokenizer_for(template)
+    short = (Message("user", "Hi"), Message("assistant", "Yes"))
+    long = (Message("user", "Hi"), Message("assistant", "Yes, " * 20))
+    hopeless = (Message("user", "Hi" * 50), Message("assistant", "Yes"))
+    fitted, cut = encode_conversations([short, long, hopeless], template, tokenizer, 20)
+    assert [len(one.token_ids) for one in fitted] == [8, 21] and cut == 2
+    with pytest.raises(DataError, match="no answer begins within the model's context of 20 tokens"):
+        encode_conversations([hopeless], template, tokenizer, 20)
+
+
+def test_old_turns_make_room() -> None:
+    template = ChatTemplate()
+    tokenizer = tokenizer_for(template)
+    talk = [Message("system", "s"), *(Message(("user", "assistant")[i % 2], "x" * 20) for i in range(7))]
+    kept = fitting_turns(talk, template, tokenizer, 100, 20)
+    assert kept[0].role == "system" and kept[1].role == "user" and kept[-1] == talk[-1] and 3 < len(kept) < 8
+    with pytest.raises(DataError, match="the question has 103 tokens; the model sees 50"):
+        fitting_turns([Message("user", "x" * 101)], template, tokenizer, 50, 10)
+
+
+def conversations(path: Path, count: int = 80, seed: int = 0) -> Path:
+    generator = random.Random(seed)
+    names = [generator.choice(sorted(ANIMALS)) for _ in range(count)]
+    path.write_text(json.dumps([{"prompt": f"{name}?", "response": ANIMALS[name]} for name in names]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text("a wren is a bird, an eel is a fish.\n" * 80)
+    model = {"context_length": 32, "n_layers": 2, "d_model": 32, "n_heads": 2}
+    config = tiny_config(folder / "text.txt", model=model, tokenizer={"kind": "byte"}, training={"steps": 20})
+    return api.train(config=config, out=folder / "run", console=QUIET).path
+
+
+def settings(**sections: dict[str, Any]) -> Config:
+    return configure(
+        {name: {**FAST.get(name, {}), **sections.get(name, {})} for name in {**FAST, **sections}}
+    )
+
+
+@pytest.fixture(scope="module")
+def talker(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that knows what animals are; tests only read it."""
+    folder = tmp_path_factory.mktemp("talker")
+    data = conversations(folder / "data.json")
+    return api.finetune(
+        base, data, task="instruct", config=settings(), out=folder / "run", console=QUIET
+    ).path
+
+
+def test_it_learns_to_answer_and_to_end(talker: Path, tmp_path: Path) -> None:
+    lm = load(talker, console=QUIET)
+    answer = lm.chat([{"role": "user", "content": "heron?"}], temperature=0.0)
+    assert (answer.text, answer.finish_reason) == ("bird", "end_of_text")
+    pieces: list[str] = []
+    lm.chat([Message("user", "trout?")], temperature=0.0, emit=pieces.append)
+    assert "".join(pieces) == "fish"
+    score = lm.evaluate_task(conversations(tmp_path / "test.json", 20, seed=4), console=QUIET)
+    assert score.metrics["stopped"].value == 1 and score.metrics["empty"].value == 0
+    assert score.metrics["median_length_ratio"].value == 1 and score.metrics["nats_per_token"].value < 0.2
+    assert score.metrics["rouge1"].value == 1
+    with pytest.raises(ConfigError, match="user and assistant have to take turns"):
+        lm.chat([{"role": "assistant", "content": "bird"}])
+
+
+def test_what_the_run_keeps(talker: Path) -> None:
+    folder = CheckpointStore(talker).choose("last")[0]
+    assert (
+        (folder / "chat_template.jinja").read_text() == DEFAULT_TEMPLATE == load_facts(folder).chat_template
+    )
+    lines = [json.loads(line) for line in (talker / "metrics.jsonl").read_text().splitlines()]
+    first, *_, last = [line["nats_per_token"] for line in lines if line["kind"] == "validation"]
+    assert lines[0]["step"] == 0 and first > 1 > last  # before and after
+    page = (talker / "report.html").read_text()
+    assert "What is learned" in page and "<mark>" in page and "Answers" in page
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    assert theirs.chat_template == DEFAULT_TEMPLATE
+
+
+def test_other_templates_end_answers_too(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "chatml.jinja").write_text(CHAT_ML)
+    config = settings(finetuning={"chat_template": str(tmp_path / "chatml.jinja")}, lora={"rank": 4})
+    data = conversations(tmp_path / "data.json")
+    run = api.finetune(base, data, task="instruct", config=config, out=tmp_path / "run", console=QUIET)
+    answer = run.load().chat([{"role": "user", "content": "eel?"}], temperature=0.0)
+    assert answer.finish_reason == "stop" and "<|im" not in answer.text
+    before = load_model(CheckpointStore(base).choose("best")[0]).model.state_dict()["token_embedding.weight"]
+    after = load_model(CheckpointStore(run.path).choose("last")[0]).model.state_dict()[
+        "token_embedding.weight"
+    ]
+    assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 2
+
+
+def test_special_tokens_are_never_part_of_an_answer() -> None:
+    template = ChatTemplate()
+    tokenizer = tokenizer_for(template)
+    config = answering(GenerationConfig(), template, tokenizer)
+    banned = {token_id for token_id, bias in config.logit_bias if bias < -1e5}
+    assert banned == {tokenizer.id_of(f"<|{role}|>") for role in ("system", "user", "assistant")}
+
+
+def test_resumed_it_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:
+    data, config = (
+        conversations(tmp_path / "data.json", 40),
+        settings(training={"steps": 9}, model={"dropout": 0.1}),
+    )
+    whole = api.finetune(base, data, task="instruct", config=config, out=tmp_path / "whole", console=QUIET)
+    api.finetune(
+        base, data, task="instruct", config=config, out=tmp_path / "cut", max_seconds=1e-9, console=QUIET
+    )
+    data.unlink()
+    resumed = api.resume(tmp_path / "cut", console=QUIET)
+    last = [CheckpointStore(run.path).path(9) for run in (whole, resumed)]
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
+    assert resumed.validation == whole.validation
+
+
+def test_chat_on_the_command_line(
+    talker: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = iter(["wren?", "/new", "eel?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda: next(said))
+    assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
+    assert capsys.readouterr().out.split() == ["bird", "fish"]
+    assert main(["chat", str(base), "--quiet"]) == 2
+    assert "was not taught to answer" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_program(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = iter(["wren?", "eel?", ""])
+    monkeypatch.setattr("builtins.input", lambda: next(said))
+    step, calls = "wholegpt.generation.engine.Engine.step", 0
+    from wholegpt.generation.engine import Engine
+
+    original = Engine.step
+
+    def press(self: Engine) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(step, press)
+    assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
+    first, second = capsys.readouterr().out.split()
+    assert "bird".startswith(first) and first != "bird" and second in ("bird", "fish")
+
+
+def test_bad_settings(base: Path, tmp_path: Path) -> None:
+    data = conversations(tmp_path / "data.json", 20)
+    cases: list[tuple[dict[str, Any], type[WholeGPTError], str]] = [
+        ({"finetuning": {"chat_template": str(tmp_path / "none")}}, DataError, "none: no such file"),
+        ({"data": {"validation_fraction": 0.001}}, DataError, "too few to hold 0% of them out"),
+    ]
+    for sections, error, message in cases:
+        with pytest.raises(error, match=message):
+            api.finetune(
+                base, data, task="instruct", config=settings(**sections), out=tmp_path / "run", console=QUIET
+            )
+    assert not (tmp_path / "run").exists()
