@@ -36,6 +36,7 @@ bench: $(DEVELOPMENT)  ## long measurements; see benchmarks/README.md
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.near_duplicates)
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.preparation)
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.control)
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.transfer --data $(WHOLEGPT_DATA))
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.generation)
 	$(VENV)/bin/python -m benchmarks.interop
 	$(if $(LLAMA_CPP),$(VENV)/bin/pip install --quiet llama-cpp-python && $(VENV)/bin/python -m benchmarks.interop --gguf $(LLAMA_CPP))

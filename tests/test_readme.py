@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import make_plans_small, text_of
+from tests.helpers import WORDS, make_plans_small, text_of
 from wholegpt.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -28,6 +28,9 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "questions.jsonl").write_text(
         '{"context": "The sun rises in the", "choices": ["east", "west"], "answer": 0}\n'
     )
+    words = [f"{word},{'long' if len(word) > 2 else 'short'}" for word in WORDS] * 3
+    (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *words]))
+    (tmp_path / "questions.csv").write_text("\n".join(["question,answer", *words]))
 
 
 def test_the_commands(
@@ -35,6 +38,7 @@ def test_the_commands(
 ) -> None:
     """In their order; a training run is cut to three steps, a plan to some seconds of tiny models."""
     make_plans_small(monkeypatch)
+    monkeypatch.setattr("builtins.input", lambda: "")  # nobody talks
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
@@ -43,6 +47,8 @@ def test_the_commands(
             arguments += ["--logging.sample-tokens", "4"]
         elif arguments[0] == "train":
             arguments += FEW_STEPS
+        elif arguments[0] == "finetune":
+            arguments += ["--training.epochs", "0", "--training.steps", "2", "--quiet"]
         assert main(arguments) == 0, command
     assert Path("runs/mine/report.html").exists()
     assert "124,439,808" in capsys.readouterr().out

@@ -1,0 +1,224 @@
+"""What pretraining is worth: one model, fine-tuned for several tasks, against the same model from random weights.
+
+Every run is kept, and gone on with where it was stopped: the command can be given again at any time.
+"""
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline
+
+import wholegpt as wg
+from benchmarks.tables import machine_line, publish
+from wholegpt.console import Console
+from wholegpt.files import write_json_atomic
+from wholegpt.metrics import Estimate, bootstrap_ratio
+
+SEEDS = (1, 2, 3)
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its files."""
+
+    name: str
+    kind: str
+    train: Path
+    validation: Path
+    test: Path
+    settings: dict[str, dict[str, Any]]
+    whole: bool
+    """Whether every λ is tried, and LoRA."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of fine-tuning."""
+
+    initialization: str
+    language_modeling: float
+    lora: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.initialization}{', LoRA' if self.lora else ''}, λ = {self.language_modeling:g}"
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """As sections of a config."""
+        changes: dict[str, dict[str, Any]] = {
+            "finetuning": {"initialization": self.initialization, "language_modeling": self.language_modeling}
+        }
+        if self.lora:
+            changes |= {"lora": {"rank": self.lora}, "optimizer": {"learning_rate": 0.005}}
+        return changes
+
+
+WAYS = (
+    Way("trained", 0.5),
+    Way("random", 0.5),
+    Way("trained", 0.0),
+    Way("random", 0.0),
+    Way("trained", 0.5, lora=8),
+)
+
+
+def tasks(data: Path, out: Path) -> list[Task]:
+    """The tasks, MCTest as JSON lines."""
+    for name in ("train", "dev", "test"):
+        write_questions(data / "mctest", name, out / f"mctest-{name}.jsonl")
+
+    def of(folder: str, dev: str = "dev") -> tuple[Path, Path, Path]:
+        train, validation, test = (data / folder / f"{name}.tsv" for name in ("train", dev, "test"))
+        return train, validation, test
+
+    train, validation, test = (out / f"mctest-{name}.jsonl" for name in ("train", "dev", "test"))
+    questions = (train, validation, test)
+    labels = {"finetuning": {"label_column": "entailment_judgment"}}
+    scores = {"finetuning": {"label_column": "relatedness_score"}, "training": {"epochs": 5}}
+    return [
+        Task("SST-2", "classification", *of("sst2"), {}, whole=True),
+        Task("SICK entailment", "entailment", *of("sick"), {**labels, "training": {"epochs": 5}}, whole=True),
+        Task("SICK relatedness", "similarity", *of("sick"), scores, whole=False),
+        Task("MRPC", "similarity", *of("mrpc", "val"), {}, whole=False),
+        Task("MCTest", "choice", *questions, {"training": {"epochs": 1, "batch_size": 8}}, whole=False),
+    ]
+
+
+def write_questions(folder: Path, name: str, path: Path) -> None:
+    """Four questions a story, each with four answers."""
+    lines: list[str] = []
+    answers = [row.split("\t") for row in (folder / f"{name}.ans").read_text().splitlines()]
+    rows = (folder / f"{name}.statements.tsv").read_text(encoding="utf-8").splitlines()
+    for row, right in zip(rows, answers, strict=True):
+        _, _, story, *rest = row.split("\t")
+        for number, letter in enumerate(right):
+            asked, *choices = rest[5 * number : 5 * number + 5]
+            question = asked.partition(":")[2].strip()
+            context = f"{question} {story.replace(chr(92) + 'n', ' ')}"  # what is cut is the story's end
+            example = {"context": context, "choices": choices, "answer": LETTERS.index(letter)}
+            lines.append(json.dumps(example, ensure_ascii=False))
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def pretrained(data: Path, out: Path, console: Console) -> Path:
+    """The model that everything begins from."""
+    run = out / "pretrained"
+    if (run / "config.yaml").exists():
+        return wg.resume(run, console=console).path
+    return wg.train(data / "english.jsonl", config=wg.recipe("transfer"), out=run, console=console).path
+
+
+def tested(base: Path, task: Task, way: Way, seed: int, out: Path, console: Console) -> dict[str, Any]:
+    """The figures on the test examples of one run, made if it is not there."""
+    words = way.name.replace(" ", "").replace(",", "-").replace("λ=", "")
+    run = out / f"{task.name.replace(' ', '-')}-{words}-{seed}"
+    kept = run / "test.json"
+    if not kept.exists():
+        if (run / "config.yaml").exists():
+            finished = wg.resume(run, console=console)
+        else:
+            config = wg.recipe("finetune")
+            for changes in (task.settings, way.settings(), {"runtime": {"seed": seed}}):
+                config = wg.configure(changes, base=config)
+            finished = wg.finetune(
+                base,
+                task.train,
+                task=task.kind,
+                validation=task.validation,
+                config=config,
+                out=run,
+                console=console,
+            )
+        score = finished.load().evaluate_task(task.test, console=console)
+        figures = {name: estimate.value for name, estimate in score.metrics.items()}
+        field = "correct" if "correct" in score.records[0] else "squared_error"
+        write_json_atomic(
+            kept,
+            {
+                "figures": figures,
+                field: [float(one[field]) for one in score.records],
+                "seconds": finished.state.train_seconds + finished.state.other_seconds,
+            },
+        )
+    return json.loads(kept.read_text())
+
+
+def naive_bayes(task: Task) -> float:
+    """Accuracy of multinomial naive Bayes on runs of one and two words."""
+
+    def read(path: Path) -> tuple[list[str], list[str]]:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return [row[0] for row in rows], [row[1] for row in rows]
+
+    counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
+    judge = make_pipeline(counts, MultinomialNB()).fit(*read(task.train))
+    return float(judge.score(*read(task.test)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--only", help="the name of one task")
+    arguments = parser.parse_args()
+    console, started = Console(), time.monotonic()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    base = pretrained(arguments.data, arguments.out, console)
+    rows: list[str] = []
+    for task in tasks(arguments.data, arguments.out):
+        if arguments.only in (None, task.name):
+            rows += lines_of(base, task, SEEDS[: arguments.seeds], arguments.out, console)
+    header = [
+        "| task | figure on the test examples | begins with | mean of the seeds (each) | trained − random, 95% |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    print("\n".join([*header, *rows]))
+    print(f"{time.monotonic() - started:.0f} s in this call")
+    if not arguments.only and arguments.seeds == len(SEEDS):
+        publish("Transfer", "\n".join([machine_line(), "", *header, *rows]))
+
+
+def lines_of(base: Path, task: Task, seeds: tuple[int, ...], out: Path, console: Console) -> Iterator[str]:
+    """The rows of one task."""
+    ways = WAYS if task.whole else WAYS[:2]
+    found = {way: [tested(base, task, way, seed, out, console) for seed in seeds] for way in ways}
+    for way, results in found.items():
+        figure = next(iter(results[0]["figures"]))
+        values = [one["figures"][figure] for one in results]
+        each = ", ".join(f"{value:.4f}" for value in values)
+        other = found.get(Way("random", way.language_modeling))
+        against = ""
+        if way.initialization == "trained" and other:
+            gain = difference(results, other)
+            against = f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
+        name = figure.replace("_", " ")
+        yield f"| {task.name} | {name} | {way.name} | {np.mean(values):.4f} ({each}) | {against} |"
+    if task.name == "SST-2":
+        yield f"| {task.name} | accuracy | naive Bayes of one and two words | {naive_bayes(task):.4f} | |"
+
+
+def difference(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> Estimate:
+    """By how much the first is better, a mean over seeds, with the interval of a bootstrap over the test examples.
+
+    Of classes in accuracy; of scores in how much less the squared error is.
+    """
+    field, sign = ("correct", 1) if "correct" in first[0] else ("squared_error", -1)
+    means = [np.mean([one[field] for one in side], axis=0) for side in (first, second)]
+    return bootstrap_ratio(sign * (means[0] - means[1]), np.ones(len(means[0])))
+
+
+if __name__ == "__main__":
+    main()
