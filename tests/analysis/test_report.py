@@ -6,10 +6,13 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from wholegpt.analysis.report import write_report
 from wholegpt.evaluation import TextScore
 from wholegpt.presets import recipe
 
+pytestmark = pytest.mark.usefixtures("charts")
 RESULT = {
     "run": "runs/x",
     "steps": 12,

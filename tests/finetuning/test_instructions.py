@@ -22,6 +22,7 @@ from wholegpt.data.conversations import read_conversations
 from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
 from wholegpt.data.tables import read_table
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
+from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import answer_nats, answering, encode_conversations, fitting_turns
 from wholegpt.language_model import load
 from wholegpt.losses import negative_log_likelihood
@@ -323,6 +324,11 @@ def test_special_tokens_are_never_part_of_an_answer() -> None:
     config = answering(GenerationConfig(), template, tokenizer)
     banned = {token_id for token_id, bias in config.logit_bias if bias < -1e5}
     assert banned == {tokenizer.id_of(f"<|{role}|>") for role in ("system", "user", "assistant")}
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instructions, "MOST_WRITTEN", 12)
 
 
 def test_resumed_it_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_model_folder_with_damaged_control(run: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "control": ["letter"]}))
-    with pytest.raises(CheckpointError, match=r"config\.json: control: "):
+    with pytest.raises(CheckpointError, match=r"config\.json: .*control"):
         wg.load(tmp_path, console=QUIET)
 
 
