@@ -23,7 +23,7 @@ from wholegpt.data.packing import ConversationLoader, collate_conversations, pac
 from wholegpt.data.tables import read_table
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
-from wholegpt.finetuning.instructions import answer_nats, answering, encode_conversations, fitting_turns
+from wholegpt.finetuning.instructions import answer_nats, answering, fit_conversations, fitting_turns
 from wholegpt.language_model import load
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer
@@ -227,10 +227,10 @@ def test_what_is_beyond_the_context() -> None:
     short = (Message("user", "Hi"), Message("assistant", "Yes"))
     long = (Message("user", "Hi"), Message("assistant", "Yes, " * 20))
     hopeless = (Message("user", "Hi" * 50), Message("assistant", "Yes"))
-    fitted, cut = encode_conversations([short, long, hopeless], template, tokenizer, 20)
-    assert [len(one.token_ids) for one in fitted] == [8, 21] and cut == 2
+    fitted = fit_conversations([short, long, hopeless], template, tokenizer, 20)
+    assert [(len(one.encoded.token_ids), one.cut) for one in fitted] == [(8, False), (21, True)]
     with pytest.raises(DataError, match="no answer begins within the model's context of 20 tokens"):
-        encode_conversations([hopeless], template, tokenizer, 20)
+        fit_conversations([hopeless], template, tokenizer, 20)
 
 
 def test_old_turns_make_room() -> None:
@@ -316,6 +316,21 @@ def test_other_templates_end_answers_too(base: Path, tmp_path: Path) -> None:
         "token_embedding.weight"
     ]
     assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 2
+
+
+def test_conversations_that_do_not_fit_are_left_out_and_said(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"prompt": "wren?" * (1 + 9 * (n % 5 == 0)), "response": "bird"} for n in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    config = settings(training={"steps": 2}, data={"validation_fraction": 0.5})
+    run = api.finetune(
+        base, tmp_path / "data.jsonl", task="instruct", config=config, out=tmp_path / "run", console=QUIET
+    )
+    capsys.readouterr()
+    score = run.load().evaluate_task(tmp_path / "data.jsonl", console=QUIET)
+    assert score.examples == 32
+    assert "8 of 40 conversations have no answer within the model's context of 32" in capsys.readouterr().err
 
 
 def test_special_tokens_are_never_part_of_an_answer() -> None:

@@ -1,7 +1,7 @@
 """Instruction tuning, and text to text: conversations of which the answers alone are learned."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,27 +64,28 @@ class InstructionTuning:
 
         Raises ``DataError`` where no answer fits into the context.
         """
-        self.config, self.data, self.tokenizer, self.facts = config, data, tokenizer, facts
+        self.config, self.tokenizer, self.facts = config, tokenizer, facts
         self.template = ChatTemplate(facts.chat_template)
         length = config.model.context_length
-        self.train, self.cut = encode_conversations(data.train, self.template, tokenizer, length)
-        self.validation, _ = encode_conversations(data.validation, self.template, tokenizer, length)
+        self.train = fit_conversations(data.train, self.template, tokenizer, length)
+        self.validation = fit_conversations(data.validation, self.template, tokenizer, length)
         self.objective = LanguageModeling()
-        self.batches = ConversationLoader(self.train, length, config.training.batch_size, config.runtime.seed)
+        learned = [one.encoded for one in self.train]
+        self.batches = ConversationLoader(learned, length, config.training.batch_size, config.runtime.seed)
 
     def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> AnswerLoss | TaskScore:
         """The loss of the held-out answers, and at the end what the model answers itself."""
         dtype = self.config.precision.dtype
-        nats = answer_nats(model, self.validation, dtype)
-        if not whole:
-            tokens = sum(sum(one.scored) for one in self.validation)
-            mean = float(nats.sum()) / tokens
-            return AnswerLoss(mean, float(np.exp(mean)), tokens)
-        return evaluate_answers(model, self.tokenizer, self.template, self.data.validation, dtype, QUIET)
+        if whole:
+            return score_answers(model, self.tokenizer, self.template, self.validation, dtype, QUIET)
+        encoded = [one.encoded for one in self.validation]
+        tokens = sum(sum(one.scored) for one in encoded)
+        mean = float(answer_nats(model, encoded, dtype).sum()) / tokens
+        return AnswerLoss(mean, float(np.exp(mean)), tokens)
 
     def write(self, model: Transformer, device: torch.device) -> str:
         """The answer to the first held-out question, after it."""
-        asked = question(self.data.validation[0])
+        asked = question(self.validation[0].messages)
         tokens = self.config.logging.sample_tokens
         if not tokens:
             return ""
@@ -97,7 +98,7 @@ class InstructionTuning:
         return [
             [
                 (self.tokenizer.decode([token_id]), counts)
-                for token_id, counts in zip(one.token_ids, one.scored, strict=True)
+                for token_id, counts in zip(one.encoded.token_ids, one.encoded.scored, strict=True)
             ]
             for one in self.train[:SHOWN_MASKS]
         ]
@@ -106,28 +107,41 @@ class InstructionTuning:
         """How many conversations there are, how they are packed, and how often they are read."""
         training, rows = self.config.training, len(self.batches.rows)
         epochs = training.steps * training.batch_size / rows
-        scored = sum(sum(one.scored) for one in self.train)
-        left = f"; {self.cut:,} lose what is beyond the context" if self.cut else ""
+        scored = sum(sum(one.encoded.scored) for one in self.train)
+        cut = sum(one.cut for one in self.train)
+        left = f"; {cut:,} lose what is beyond the context" if cut else ""
         return (
             f"instruct: {len(self.train):,} conversations in {rows:,} rows ({epochs:.1f} passes), {scored:,} tokens of "
             f"answers; {len(self.validation):,} held out{left}"
         )
 
 
-def encode_conversations(
-    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, context_length: int
-) -> tuple[list[EncodedConversation], int]:
-    """Each in at most τ + 1 tokens, and how many lost some: what is beyond is left out.
+@dataclass(frozen=True)
+class FittedConversation:
+    """A conversation, and what of it a model sees."""
 
-    One that has no answer left is left out whole. Raises ``DataError`` where none is left.
+    messages: Conversation
+    encoded: EncodedConversation
+    cut: bool
+    """Whether some of it is beyond the context."""
+
+
+def fit_conversations(
+    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, context_length: int
+) -> list[FittedConversation]:
+    """Each in at most τ + 1 tokens: what is beyond is left out, and a conversation that has no answer left is too.
+
+    Raises ``DataError`` where none is left.
     """
-    encoded = [template.encode(one, tokenizer) for one in conversations]
-    most = context_length + 1
-    fitted = [EncodedConversation(one.token_ids[:most], one.scored[:most]) for one in encoded]
-    left = [one for one in fitted if any(one.scored[1:])]
-    if not left:
+    most, fitted = context_length + 1, list[FittedConversation]()
+    for one in conversations:
+        whole = template.encode(one, tokenizer)
+        seen = EncodedConversation(whole.token_ids[:most], whole.scored[:most])
+        if any(seen.scored[1:]):
+            fitted.append(FittedConversation(one, seen, len(whole.token_ids) > most))
+    if not fitted:
         raise DataError(f"no answer begins within the model's context of {context_length:,} tokens")
-    return left, sum(len(one.token_ids) > most for one in encoded)
+    return fitted
 
 
 @torch.inference_mode()
@@ -159,7 +173,7 @@ def answers(
     questions: Sequence[Sequence[Message]],
     config: GenerationConfig,
     console: Console,
-    emit: Any = None,
+    emit: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
     """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
     prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
@@ -206,43 +220,38 @@ def evaluate_answers(
     dtype: Dtype,
     console: Console,
 ) -> TaskScore:
-    """The loss of the answers to some questions, and what the model answers itself, the likeliest token each.
+    """``score_answers`` of conversations, without those that have no answer within the context, which is said."""
+    fitted = fit_conversations(conversations, template, tokenizer, model.context_length)
+    if len(fitted) < len(conversations):
+        console.warn(
+            f"{len(conversations) - len(fitted):,} of {len(conversations):,} conversations have no answer within the "
+            f"model's context of {model.context_length:,} tokens and are left out"
+        )
+    return score_answers(model, tokenizer, template, fitted, dtype, console)
+
+
+def score_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    conversations: Sequence[FittedConversation],
+    dtype: Dtype,
+    console: Console,
+) -> TaskScore:
+    """The loss of all answers, and what the model answers to the last question itself, the likeliest token each.
 
     ``median_length_ratio`` is the median of their tokens over that of the references'. BLEU and ROUGE of those against
     the given ones come with them where sacreBLEU and rouge-score are installed.
     """
-    encoded, cut = encode_conversations(conversations, template, tokenizer, model.context_length)
-    if len(encoded) < len(conversations):
-        raise DataError(
-            f"{len(conversations) - len(encoded):,} conversations have no answer within the model's context of "
-            f"{model.context_length:,} tokens; leave them out"
-        )
-    nats = answer_nats(model, encoded, dtype)
+    nats = answer_nats(model, [one.encoded for one in conversations], dtype)
     config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
-    questions = [question(one) for one in conversations]
+    questions = [question(one.messages) for one in conversations]
     written = answers(model, tokenizer, template, questions, config, console)
     overlap = all(importlib.util.find_spec(name) for name in Generation.needs)
-    records: list[Record] = []
-    for line, (asked, whole, one, loss, answer) in enumerate(
-        zip(questions, conversations, encoded, nats, written, strict=True), 1
-    ):
-        reference, text = whole[len(asked)].content, answer.text.strip()
-        records.append(
-            {
-                "line": line,
-                "truncated": False,
-                "prompt": asked[-1].content,
-                "reference": reference,
-                "nats": float(loss),
-                "scored": sum(one.scored),
-                "stopped": answer.finish_reason in ("end_of_text", "stop"),
-                "tokens": len(answer.token_ids),
-                "reference_tokens": len(tokenizer.encode(reference)),
-                "generated": text,
-                "empty": not text,
-                **(Generation(asked[-1].content, reference).generated_record(text) if overlap else {}),
-            }
-        )
+    records = [
+        {"line": line, "nats": float(loss), **_record(one, answer, tokenizer, overlap)}
+        for line, (one, loss, answer) in enumerate(zip(conversations, nats, written, strict=True), 1)
+    ]
     with console.working("resampling for the intervals"):
         lengths = [np.array([one[name] for one in records]) for name in ("tokens", "reference_tokens")]
         metrics = {
@@ -254,7 +263,26 @@ def evaluate_answers(
         }
         if overlap:
             metrics |= Generation.metrics(records)
+    cut = sum(one.cut for one in conversations)
     return TaskScore("instruct", len(records), 0, metrics, MEANS, cut, records)
+
+
+def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, overlap: bool) -> Record:
+    """What became of a conversation's last question."""
+    asked = question(one.messages)
+    reference, text = one.messages[len(asked)].content, answer.text.strip()
+    return {
+        "truncated": one.cut,
+        "prompt": asked[-1].content,
+        "reference": reference,
+        "scored": sum(one.encoded.scored),
+        "stopped": answer.finish_reason in ("end_of_text", "stop"),
+        "tokens": len(answer.token_ids),
+        "reference_tokens": len(tokenizer.encode(reference)),
+        "generated": text,
+        "empty": not text,
+        **(Generation(asked[-1].content, reference).generated_record(text) if overlap else {}),
+    }
 
 
 def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Begun:
@@ -270,7 +298,7 @@ def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Beg
     lora = config.lora if config.lora.rank else None
     facts = ModelFacts(lora=lora, new_tokens=len(new), chat_template=template.source)
     length = parent.model.context_length
-    encoded, _ = encode_conversations(data.train, template, tokenizer, length)
-    encode_conversations(data.validation, template, tokenizer, length)
-    rows = len(pack([len(one.token_ids) - 1 for one in encoded], length))
+    fitted = fit_conversations(data.train, template, tokenizer, length)
+    fit_conversations(data.validation, template, tokenizer, length)
+    rows = len(pack([len(one.encoded.token_ids) - 1 for one in fitted], length))
     return begin(config, parent, tokenizer, facts, rows, fingerprint)
