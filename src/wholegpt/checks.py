@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from wholegpt.config import (
+    ClassWeights,
     Config,
     DataConfig,
     FeedForward,
@@ -147,6 +148,13 @@ def _check_finetuning(config: Config) -> None:
         )
     if lora.rank and not settings.model:
         raise ConfigError("lora.rank needs a trained model to change; leave it 0, or name finetuning.model")
+    headless = settings.task in (TaskKind.pretraining, TaskKind.instruct)
+    if settings.unfreeze_every and headless:
+        raise ConfigError(
+            f"finetuning.unfreeze_every begins with the head, which {settings.task} has none of; leave it 0"
+        )
+    if settings.class_weights is ClassWeights.balanced and (headless or settings.task is TaskKind.choice):
+        raise ConfigError(f"finetuning.class_weights is for labels, which {settings.task} has none of")
     if settings.task is TaskKind.pretraining:
         return
     if not settings.model:

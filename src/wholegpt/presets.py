@@ -185,12 +185,14 @@ def configure(mapping: dict[str, Any], base: Config | None = None, where: str = 
     """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
 
     A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
-    Naming ``training.epochs`` alone takes back the number of steps.
+    Naming ``training.epochs`` or ``training.steps`` alone takes back the other.
     """
     base = base or Config()
     training = mapping.get("training")
     if isinstance(training, dict) and training.get("epochs") and "steps" not in training:
         mapping = {**mapping, "training": {**training, "steps": 0}}
+    if isinstance(training, dict) and training.get("steps") and "epochs" not in training:
+        mapping = {**mapping, "training": {**training, "epochs": 0.0}}
     model = mapping.get("model")
     if isinstance(model, dict) and "preset" in model:
         start = dataclasses.replace(preset(str(model["preset"])), vocab_size=0)

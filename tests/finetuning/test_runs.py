@@ -13,6 +13,7 @@ import torch
 from tests.helpers import tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_model
+from wholegpt.cli import main
 from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.tasks import SPECIAL_TOKENS
@@ -101,7 +102,7 @@ def settings(**sections: dict[str, Any]) -> Config:
     return configure(merged)
 
 
-def finetune(base: Path, data: Path, task: str, out: Path, **sections: dict[str, Any]) -> api.Run[Any]:
+def finetune(base: Path, data: Path, task: str, out: Path, /, **sections: dict[str, Any]) -> api.Run[Any]:
     return api.finetune(base, data, task=task, config=settings(**sections), out=out, console=QUIET)
 
 
@@ -266,6 +267,13 @@ def test_going_on_with_another_text_measures_what_is_forgotten(
     assert run.to_json()["forgetting"]["nats_per_token"] > 0
 
 
+def test_resuming_on_the_command_line_shows_figures_of_the_task(
+    classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(classifier), "--quiet"]) == 0
+    assert "matthews correlation" in capsys.readouterr().out
+
+
 def test_lineage_names_the_parent(classifier: Path, base: Path) -> None:
     lineage = json.loads((classifier / "lineage.json").read_text())
     assert [one["model"] for one in lineage["parents"]] == [str(base)]
@@ -353,6 +361,27 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         {"lora": {"rank": 2}, "finetuning": {"unfreeze_every": 5}},
         ConfigError,
         "unfreeze_every cannot go with lora.rank",
+    ),
+    "nothing to learn from": (
+        "text,label\n" + "a,x\nb,y\n" * 5,
+        "classification",
+        {"data": {"validation_fraction": 0.99}},
+        DataError,
+        "too few to hold 99% of them out",
+    ),
+    "no head": (
+        "prompt,response\na,x\nb,y\n",
+        "instruct",
+        {"finetuning": {"unfreeze_every": 1}},
+        ConfigError,
+        "begins with the head, which instruct has none of",
+    ),
+    "weights of scores": (
+        "a,b,score\nx,y,1.5\nx,z,2.5\n",
+        "similarity",
+        {"finetuning": {"class_weights": "balanced"}},
+        ConfigError,
+        "is for labels, and these examples have scores",
     ),
     "lambda": (
         "text,label\na,x\nb,y\n",

@@ -99,7 +99,7 @@ def finetune(
         max_seconds=max_seconds,
         console=common.console,
     )
-    _show(finished, common)
+    show_finetuned(finished, common)
 
 
 def predict(
@@ -191,7 +191,8 @@ def _shortened(text: str) -> str:
     return line if len(line) <= LONGEST_SHOWN else line[: LONGEST_SHOWN - 1] + "…"
 
 
-def _show(run: "Run[Any]", common: Common) -> None:
+def show_finetuned(run: "Run[Any]", common: Common) -> None:
+    """The result of a run that began from another model."""
     result, best = run.to_json(), run.state.best
     program, path = program_name(), quote(str(run.path))
     pretraining = run.config.finetuning.task is TaskKind.pretraining

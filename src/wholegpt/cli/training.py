@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check, complete_optimizer, derive_sizes
+from wholegpt.cli.finetuning import show_finetuned
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -206,7 +207,10 @@ def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool,
         allow_different_numerics=allow_different_numerics,
         console=common.console,
     )
-    _show(resumed, common)
+    if resumed.config.finetuning.model:
+        show_finetuned(resumed, common)
+    else:
+        _show(resumed, common)
 
 
 def _show_config(config: Config, common: Common) -> None:

@@ -49,7 +49,7 @@ class ConversationData:
             )
         fraction = config.data.validation_fraction
         held_out = held_out_places(len(train), fraction, config.runtime.seed)
-        if not held_out:
+        if not 0 < len(held_out) < len(train):
             raise DataError(
                 f"{settings.data}: has {len(train):,} conversations, too few to hold {fraction:.0%} of them out; give "
                 "more, or held-out ones by --validation FILE"

@@ -89,7 +89,7 @@ def _divide(
     held_out: set[int] = set()
     for places in groups.values():
         held_out |= {places[i] for i in held_out_places(len(places), fraction, seed)}
-    if not held_out:
+    if not 0 < len(held_out) < len(examples):
         raise DataError(
             f"{where}: has {len(examples):,} examples, too few to hold {fraction:.0%} of them out; give more, or "
             "held-out ones by --validation FILE"

@@ -125,6 +125,8 @@ def parts_of(kind: TaskKind, *texts: str) -> tuple[tuple[str, ...], ...]:
         raise DataError(f"{kind} needs {wanted.get(kind, 'two texts')}, found {len(texts)}")
     if not all(text.strip() for text in texts):
         raise DataError("an empty text; there is nothing to read")
+    if kind is TaskKind.choice and len(set(texts[1:])) < len(texts) - 1:
+        raise DataError("two of the answers are the same; there is nothing to choose between them")
     if kind is TaskKind.choice:
         return tuple((texts[0], answer) for answer in texts[1:])
     return (texts, texts[::-1]) if kind is TaskKind.similarity else (texts,)

@@ -15,6 +15,7 @@ from wholegpt.console import Console
 from wholegpt.data.task_batches import TaskLoader
 from wholegpt.data.task_data import TaskData
 from wholegpt.data.tasks import SPECIAL_TOKENS, EncodedExample, Task, TaskExample, encode_example
+from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore
 from wholegpt.finetuning.beginning import begin
 from wholegpt.finetuning.prediction import MEANS, outputs_of, score_predictions
@@ -123,6 +124,8 @@ def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
     data = TaskData.read(config)
     if data.task.scores:
         importlib.import_module("scipy")
+        if config.finetuning.class_weights is ClassWeights.balanced:
+            raise ConfigError("finetuning.class_weights is for labels, and these examples have scores")
     fingerprint = data.save(folder / "data")
     tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
     return begin(config, parent, tokenizer, facts_of(config, data.task), len(data.train), fingerprint)
