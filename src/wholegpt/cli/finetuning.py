@@ -1,4 +1,4 @@
-"""``finetune`` and ``predict``: adapt a trained model to a task, and ask it."""
+"""``finetune``, ``predict`` and ``chat``: adapt a trained model, and ask it."""
 
 import csv
 import io
@@ -19,6 +19,7 @@ from wholegpt.cli.options import (
     Common,
     CommonOptions,
     Settings,
+    check_new_file,
     program_name,
     score_table,
     section,
@@ -26,7 +27,7 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.config import Config, Dtype, TaskKind, WeightFormat
-from wholegpt.errors import ConfigError, DataError, RunError
+from wholegpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -135,9 +136,7 @@ def predict(
     """
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
-    if out and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
-        problem = "exists already" if Path(out).exists() else "is in no folder that exists"
-        raise RunError(f"{out}: {problem}; name another --out file")
+    check_new_file(out, "--out")
     from wholegpt.language_model import load
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())

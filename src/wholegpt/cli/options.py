@@ -13,7 +13,7 @@ from cyclopts.argument import ArgumentCollection
 
 from wholegpt.config import Config, OnBadLine, OnBadText
 from wholegpt.console import Console
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, RunError
 from wholegpt.mapping import to_mapping
 
 
@@ -113,6 +113,13 @@ def section(values: dict[str, Any], name: str, **fields: Any) -> dict[str, Any]:
     """``values`` with the given fields of one section set, those that are not ``None``."""
     given = {field: value for field, value in fields.items() if value is not None}
     return {**values, name: {**values.get(name, {}), **given}} if given else values
+
+
+def check_new_file(path: str | None, option: str) -> None:
+    """Raise ``RunError`` where the file that ``option`` names cannot be begun: it is there, or its folder is not."""
+    if path and (Path(path).exists() or not Path(path).absolute().parent.is_dir()):
+        problem = "exists already" if Path(path).exists() else "is in no folder that exists"
+        raise RunError(f"{path}: {problem}; name another {option} file")
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

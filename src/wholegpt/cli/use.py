@@ -12,13 +12,14 @@ from wholegpt.cli.options import (
     CommonOptions,
     Reading,
     ReadingOptions,
+    check_new_file,
     comparison_table,
     score_table,
     table,
     task_table,
 )
 from wholegpt.config import Dtype, GenerationConfig, ModelConfig, WeightFormat
-from wholegpt.errors import ConfigError, DataError, RunError
+from wholegpt.errors import ConfigError, DataError
 from wholegpt.mapping import to_mapping
 
 ASSUMED_VOCABULARY = 4096
@@ -83,9 +84,7 @@ def evaluate(
     settings = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     generation = _settings(max_tokens=max_tokens, stop=stop)
     task_settings = _settings(shots=shots, examples=examples, **generation)
-    if records and (Path(records).exists() or not Path(records).absolute().parent.is_dir()):
-        problem = "exists already" if Path(records).exists() else "is in no folder that exists"
-        raise RunError(f"{records}: {problem}; name another --records file")
+    check_new_file(records, "--records")
     lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
     if answers_examples(lm, *sources) or task_file(*sources, text_field=reading.text_field):
         _refuse(settings, "a file of examples")
