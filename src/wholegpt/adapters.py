@@ -77,6 +77,11 @@ def add_lora(model: Transformer, config: LoraConfig) -> list[str]:
                 f"blocks.{model.config.n_layers - 1}, each with {', '.join(kinds)}, and * stands for anything"
             )
     chosen = [name for name in inside if any(fnmatchcase(name, pattern) for pattern in config.targets)]
+    most = min(min(linear[name].weight.shape) for name in chosen)
+    if config.rank > most:
+        raise ConfigError(
+            f"lora.rank is {config.rank}; expected at most {most}, which no change of a layer exceeds"
+        )
     model.requires_grad_(False)
     for name in chosen:
         _replace(model, name, LoraLinear(linear[name], config))

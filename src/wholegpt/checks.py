@@ -8,6 +8,7 @@ from wholegpt.config import (
     Config,
     DataConfig,
     FeedForward,
+    FinetuningConfig,
     GenerationConfig,
     LoraConfig,
     ModelConfig,
@@ -155,6 +156,7 @@ def _check_finetuning(config: Config) -> None:
         )
     if settings.class_weights is ClassWeights.balanced and (headless or settings.task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, which {settings.task} has none of")
+    _check_unused(config, headless)
     if settings.task is TaskKind.pretraining:
         return
     if not settings.model:
@@ -163,6 +165,25 @@ def _check_finetuning(config: Config) -> None:
         )
     if config.training.batch_growth_steps:
         raise ConfigError("training.batch_growth_steps is for pretraining; tasks have batches of one size")
+
+
+def _check_unused(config: Config, headless: bool) -> None:
+    """Raise ``ConfigError`` for settings of other tasks than the one that is asked for."""
+    task = config.finetuning.task
+    meaningless = [
+        *(["answer_columns"] if task is not TaskKind.choice else []),
+        *(["chat_template"] if task is not TaskKind.instruct else []),
+        *(["head_learning_rate", "language_modeling"] if headless else []),
+        *(["data", "validation", "text_columns", "label_column"] if task is TaskKind.pretraining else []),
+    ]
+    default = FinetuningConfig()
+    for name in meaningless:
+        if getattr(config.finetuning, name) != getattr(default, name):
+            raise ConfigError(f"finetuning.{name} means nothing for {task}; leave it out")
+    if not config.lora.rank and config.lora != LoraConfig():
+        raise ConfigError(
+            "lora is set, and lora.rank is 0, which is none; give a rank, or leave the rest out"
+        )
 
 
 def _check_tokenizer(tokenizer: TokenizerConfig) -> None:

@@ -316,6 +316,7 @@ class LanguageModel:
         examples: str | Path | None = None,
         seed: int = 1337,
         generation: GenerationConfig | None = None,
+        encoding: str = "utf-8",
         dtype: Dtype = Dtype.automatic,
         console: Console | None = None,
     ) -> TaskScore:
@@ -324,18 +325,20 @@ class LanguageModel:
         Before each stand ``shots`` solved examples, drawn with ``seed`` from the file ``examples``, or from ``path``
         itself, of which they are then left out. ``generation`` is how texts are written, where those are asked.
 
-        A model that was fine-tuned for a task answers by its head instead; ``path`` is then a table of such examples.
+        A model that was fine-tuned for a task answers by its head instead; ``path`` is then a table of such examples,
+        in this ``encoding``.
         """
         if self.task:
             if shots or examples or generation:
                 raise ConfigError(
                     "the model answers by its head, which takes no solved examples and writes nothing"
                 )
-            return self.evaluate_examples(read_labelled(read_table(Path(path)), self.task), dtype, console)
+            table = read_table(Path(path), encoding)
+            return self.evaluate_examples(read_labelled(table, self.task), dtype, console)
         if (
             self.chat_template
             and is_table(Path(path))
-            and holds_conversations(table := read_table(Path(path)))
+            and holds_conversations(table := read_table(Path(path), encoding))
         ):
             if shots or examples or generation:
                 raise ConfigError("answers are measured without solved examples, the likeliest token each")
@@ -412,6 +415,9 @@ class LanguageModel:
         Raises ``ConfigError`` for a model without a head, ``DataError`` for texts that its task does not have.
         """
         task = self._head()
+        for one in examples:
+            if not isinstance(one, str) and not all(isinstance(text, str) for text in one):
+                raise DataError(f"expected texts, found {one!r:.80}")
         texts = [(one,) if isinstance(one, str) else tuple(one) for one in examples]
         return self._predictions([parts_of(task.kind, *one) for one in texts], dtype, console)
 
@@ -431,6 +437,8 @@ class LanguageModel:
         self, parts: Sequence[Sequence[Sequence[str]]], dtype: Dtype, console: Console | None
     ) -> list[Prediction]:
         assert isinstance(self.model, TaskTransformer)
+        if not parts:
+            raise DataError("there are no examples to answer")
         precision = self._precision(dtype)
         return predict(self.model, self.tokenizer, self._head(), parts, precision, console or Console())
 
@@ -510,7 +518,11 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
-    asked = any(answers_examples(lm, *sources) for lm in (first, second))
+    asks = [answers_examples(lm, *sources) for lm in (first, second)]
+    asked = any(asks)
+    if asked and not all(asks):
+        which = ("first", "second")[asks.index(False)]
+        raise ConfigError(f"the {which} model was not fine-tuned for such examples, which the other answers")
     if asked or task_file(*sources, text_field=settings.get("text_field")):
         if len(sources) != 1:
             raise DataError("models with heads are compared on one table of examples; name one")

@@ -56,6 +56,8 @@ def test_whether_the_first_row_names_the_columns(content: str, named: bool, tmp_
         ("a.csv", "text,text\na,b\n", "two columns have the same name"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "line 2: expected an object"),
         ("a.jsonl", "{\n", "line 1: is not JSON"),
+        ("a.jsonl", '{"a": "b"}\n{"a": "\\ud800"}\n', "line 2: is not JSON"),
+        ("a.json", '[{"a": "\\udfff"}]', "is not JSON"),
         ("a.json", '{"a": 1}', "expected a list of objects"),
         ("a.json", "[", "is not JSON"),
         ("a.xlsx", "", "is no table; expected a name that ends in .csv"),

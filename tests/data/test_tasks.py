@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from wholegpt.config import TaskKind
 from wholegpt.data.tables import Table, read_table
 from wholegpt.data.task_columns import TaskColumns
+from wholegpt.data.task_data import read_labelled
 from wholegpt.data.tasks import (
     CLASSIFY,
     DELIMITER,
     SPECIAL_TOKENS,
     START,
+    Task,
     TaskExample,
     check_labels,
     encode_example,
     label_names,
     read_examples,
+    read_parts,
 )
 from wholegpt.errors import DataError
 from wholegpt.tokenizers import byte_tokenizer
@@ -83,6 +86,7 @@ def test_sequences_of_each_task() -> None:
         (["1.5", "2", "3"], True),
         ([str(i) for i in range(12)], True),
         (["a", "1"], False),
+        (["a", "b", *map(str, range(12))], False),
     ],
 )
 def test_numbers_are_scores_or_labels(values: list[str], scores: bool) -> None:
@@ -91,6 +95,25 @@ def test_numbers_are_scores_or_labels(values: list[str], scores: bool) -> None:
     assert isinstance(examples[0].target, float) is scores
     (example, *_), _ = read_examples(table(*rows), TaskKind.similarity, scores=False)
     assert isinstance(example.target, str)
+
+
+def test_a_number_of_json_is_a_place_before_it_is_a_text() -> None:
+    for answer, place in ((0, 0), ("0", 2), (2, 2), ("C", 2), ("1", 0)):
+        row = {"question": "How many?", "choices": ["1", "2", "0"], "answer": answer}
+        assert read_examples(table(row), TaskKind.choice)[0][0].target == place
+
+
+def test_whole_numbers_are_one_label_however_written() -> None:
+    rows = [{"text": "a", "label": label} for label in (1, 1.0, "1")]
+    assert [one.target for one in read_examples(table(*rows), CLASSIFICATION)[0]] == ["1", "1", "1"]
+
+
+def test_columns_of_another_table_as_far_as_they_are_there() -> None:
+    """A column that is missing is detected anew, and the others stay."""
+    row = {"kind": "x", "title": "short", "text": "the longest of all of these"}
+    task = Task(CLASSIFICATION, ("x", "y"), columns=TaskColumns(("title",), (), "label"))
+    assert read_parts(table(row), task) == [(("short",),)]
+    assert read_labelled(table(row), task) == [TaskExample((("short",),), "x")]
 
 
 def test_labels_in_order() -> None:
@@ -188,3 +211,10 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     rows = [{"text1": "a", "text2": "b", "label": value} for value in ("1.5", "high")]
     with pytest.raises(DataError, match="line 2: 'high' in 'label' is no number"):
         read_examples(table(*rows), TaskKind.similarity, scores=True)
+    rows = [{"text1": "a", "text2": "b", "label": value} for value in (*map(str, range(20)), "n/a")]
+    with pytest.raises(DataError, match="line 21: 'n/a' in 'label' is no number, and nearly all others"):
+        read_examples(table(*rows), TaskKind.similarity)
+    with pytest.raises(DataError, match="line 2: the score 1e300 is beyond"):
+        read_examples(
+            table(*({"text1": "a", "text2": "b", "label": x} for x in ("0.5", "1e300"))), TaskKind.similarity
+        )

@@ -98,12 +98,27 @@ def test_answers_and_their_ends_are_scored_and_nothing_else(source: str) -> None
 BAD_TEMPLATES = {
     "{% for message in messages %}{{ message.content }}": "does not compile: line 1",
     "{{ messages[0].content }}": "has to write every message's content once",
-    "{% for m in messages %}{{ m.content | upper }}{% endfor %}": "writes no special token",
+    "{% for m in messages %}{{ m.content | upper }}<|endoftext|>{% endfor %}": "content unchanged, or stripped",
+    "{% for m in messages %}{{ m.content | e }}<|endoftext|>{% endfor %}": "content unchanged, or stripped",
     "{% for m in messages %}{{ m.content }}{% endfor %}": "writes no special token",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}": "fails: SecurityError",
     "{{ messages.append(1) }}": "fails: SecurityError",
     "{% for i in range(1000000000) %}x{% endfor %}": "fails: SecurityError: its loops are too long",
-    "{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}": "its loops are too long",
+    "{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}": "more than 30,000 steps",
+    "{% for a in 'x ' * 9 %}{% endfor %}": "* is for small numbers",
+    "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}": "more than 1,0",
+    "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}": "more than 1,0",
+    "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}": (
+        "more than 1,0"
+    ),
+    "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}": "too large",
+    "{% macro a(n) %}{{ a(n - 1) ~ a(n - 1) if n else '' }}{% endmacro %}{{ a(50) }}": "more than 30,000 steps",
+    "{% for a in [[1]] recursive %}{{ loop(a) }}{% endfor %}": "recursive loop",
+    "{{ 'x'.ljust(1000000000) }}": "SecurityError: access to attribute 'ljust'",
+    "{{ '{:1000000000}'.format(1) }}": "SecurityError",
+    "{{ (['x', 'x'] | join('x')).zfill(1000000000) }}": "SecurityError",
+    "{{ lipsum(n=100000) }}": "fails: UndefinedError",
+    "{{ (messages | list).pop.__self__ }}": "fails",
     "{{ 'x' * 1000000000 }}": "fails: SecurityError",
     "{{ '%1000000000d' % 1 }}": "fails: SecurityError",
     "{{ 'x' | center(1000000000) }}": "does not compile",
@@ -121,7 +136,23 @@ def test_templates_that_are_refused(source: str) -> None:
     assert BAD_TEMPLATES[source] in str(caught.value) and "the chat template" in str(caught.value)
 
 
+def test_contents_that_a_template_strips() -> None:
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}{% if m.role == 'assistant' %}<|endoftext|>"
+        "{% endif %}{% endfor %}"
+    )
+    said = [Message("user", " What? "), Message("assistant", " This.\n")]
+    tokenizer = byte_tokenizer()
+    encoded = ChatTemplate(source).encode(said, tokenizer)
+    assert tokenizer.decode(encoded.token_ids) == "user: What?assistant: This.<|endoftext|>"
+
+
 FORMS = {
+    "ShareGPT": (
+        [{"conversations": [{"from": "human", "value": "Add"}, {"from": "gpt", "value": "2"}]}],
+        "Add",
+        "2",
+    ),
     "instructions": ([{"instruction": "Add", "input": "1 1", "output": "2"}], "Add\n\n1 1", "2"),
     "no input": ([{"instruction": "Add", "input": "", "output": "2"}], "Add", "2"),
     "pairs": ([{"prompt": "Add", "response": "2", "id": 7}], "Add", "2"),

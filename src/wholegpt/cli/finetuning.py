@@ -27,7 +27,7 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.config import Config, Dtype, TaskKind, WeightFormat
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -197,11 +197,13 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     pretraining = run.config.finetuning.task is TaskKind.pretraining
     shown = score_table(result["validation"]) if pretraining else task_table(result["validation"])
     lines = ["Validation, the last weights:", shown]
-    if best:
+    if best and best.step < result["steps"]:
         figures = [(name, f"{x:.4f}") for name, x in best.validation.items() if isinstance(x, float)]
-        lines += [
-            f"Best while training, at step {best.step:,}; the commands below use that checkpoint:",
+        none = "; no step made the model better than it was" if best.step == 0 else ""
+        lines = [
+            f"Validation, the best weights, of step {best.step:,}{none}; the commands below use these:",
             table(figures),
+            *lines,
         ]
     if forgetting := result.get("forgetting"):
         old, new = (forgetting[name]["bits_per_byte"] for name in ("before", "after"))
@@ -270,6 +272,10 @@ def chat(
         settings["seed"] = common.seed
     lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
     lm.answering_template()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # what is no text is then refused, not the end of the talk
     begun = [Message("system", system)] if system else []
     said = list(begun)
     while line := _question(common):
@@ -284,7 +290,7 @@ def chat(
         except InterruptedWriting as interrupted:
             completion = interrupted.completions[0]
             text = completion.text
-        except DataError as error:  # too long a question: the conversation goes on without it
+        except (DataError, TokenizerError) as error:  # the conversation goes on without such a question
             said.pop()
             common.console.warn(str(error))
             continue

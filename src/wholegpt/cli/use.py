@@ -86,14 +86,16 @@ def evaluate(
     task_settings = _settings(shots=shots, examples=examples, **generation)
     check_new_file(records, "--records")
     lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
-    if answers_examples(lm, *sources) or task_file(*sources, text_field=reading.text_field):
+    by_table = answers_examples(lm, *sources)
+    if by_table or task_file(*sources, text_field=reading.text_field):
+        encoding = _taken(settings, "encoding") if by_table and sources else {}
         _refuse(settings, "a file of examples")
         if len(sources) > 1:
             raise DataError("examples are evaluated one table at a time; name one")
         if sources:
             chosen = _settings(shots=shots, examples=examples, seed=common.seed)
             score = lm.evaluate_task(
-                sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen
+                sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen, **encoding
             )
         else:
             from wholegpt.data.conversations import ConversationData
@@ -189,12 +191,12 @@ def compare(
         )
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
-    if any(language_model.answers_examples(lm, *sources) for lm in models) or language_model.task_file(
-        *sources, text_field=reading.text_field
-    ):
+    by_table = any(language_model.answers_examples(lm, *sources) for lm in models)
+    if by_table or language_model.task_file(*sources, text_field=reading.text_field):
+        encoding = _taken(for_texts, "encoding") if by_table else {}
         _refuse(for_texts, "a file of examples")
         generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
-        settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation}
+        settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation, **encoding}
     else:
         _refuse(for_tasks, "text")
         settings = for_texts
@@ -215,6 +217,11 @@ def _greedy(changes: dict[str, Any]) -> dict[str, GenerationConfig]:
 def _settings(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _taken(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of the settings, if it is there, taken out of them."""
+    return {name: settings.pop(name)} if name in settings else {}
 
 
 def _refuse(settings: dict[str, Any], measured: str) -> None:

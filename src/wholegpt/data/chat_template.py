@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 from wholegpt.errors import ConfigError
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
@@ -20,11 +19,13 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MOST_CHARACTERS = 20_000
-MOST_ROUNDS = 10_000
-"""Of all `range` loops of a template together."""
 SPECIAL = re.compile(r"<\|\w+\|>")
 BEFORE, AFTER = "\ue000", "\ue001"
 """Private characters that stand around the number of a message in place of its content."""
+FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError, MemoryError)
+"""What a template can run into, beside Jinja's own errors."""
+TRIED = tuple((role, f" \t<Aß 'é> & {role}\n\n") for role in ("user", "assistant"))
+"""What a template must leave as it is, or only strip."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,23 @@ class ChatTemplate:
         """Raises ``ConfigError`` for a template that does not compile, or does not write each message as it is."""
         from jinja2 import TemplateError
 
+        from wholegpt.data.template_sandbox import TemplateSandbox
+
         if len(source) > MOST_CHARACTERS:
             raise ConfigError(
                 f"the chat template has {len(source):,} characters; expected at most {MOST_CHARACTERS:,}"
             )
         self.source = source
         try:
-            self._rounds = _Rounds()
-            self._template = _sandbox(self._rounds).from_string(source)
+            self._sandbox = TemplateSandbox()
+            self._template = self._sandbox.from_string(source)
         except TemplateError as error:
             line = getattr(error, "lineno", None)
             raise ConfigError(
                 f"the chat template does not compile{f': line {line}' if line else ''}: {error}"
             ) from None
+        self._strips = False
+        self._strips = self._changes_contents()
         self._example = list(self._parts([Message("user", "?"), Message("assistant", "!")], False))
         if not self.end_of_turn:
             raise ConfigError(
@@ -123,22 +128,21 @@ class ChatTemplate:
         add(tokenizer.encode(plain), False)
         return EncodedConversation(token_ids, scored)
 
+    def _changes_contents(self) -> bool:
+        """Whether contents are stripped. Raises ``ConfigError`` where anything else becomes of them."""
+        tried = [Message(*one) for one in TRIED]
+        written = self._render([(one.role, one.content) for one in tried], False)
+        for strips in (False, True):
+            self._strips = strips
+            texts = (one.content if isinstance(one, Message) else one for one in self._parts(tried, False))
+            if "".join(texts) == written:
+                return strips
+        raise ConfigError("the chat template has to write every message's content unchanged, or stripped")
+
     def _parts(self, messages: Sequence[Message], asking: bool) -> Iterator["str | Message"]:
         """What the template writes around the messages, and these."""
-        from jinja2 import TemplateError
-
-        marked = [{"role": one.role, "content": f"{BEFORE}{i}{AFTER}"} for i, one in enumerate(messages)]
-        self._rounds.left = MOST_ROUNDS
-        given = {
-            "messages": marked,
-            "add_generation_prompt": asking,
-            "bos_token": "",
-            "eos_token": END_OF_TEXT,
-        }
-        try:
-            text = self._template.render(given)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
+        marked = [(one.role, f"{BEFORE}{i}{AFTER}") for i, one in enumerate(messages)]
+        text = self._render(marked, asking)
         pieces = re.split(f"{BEFORE}(\\d+){AFTER}", text)
         numbers = [int(number) for number in pieces[1::2]]
         if sorted(set(numbers)) != numbers or numbers != list(range(len(messages))):
@@ -148,7 +152,24 @@ class ChatTemplate:
         for around, number in zip(pieces[::2], [*numbers, None], strict=True):
             yield around
             if number is not None:
-                yield messages[number]
+                said = messages[number]
+                yield Message(said.role, said.content.strip()) if self._strips else said
+
+    def _render(self, messages: Sequence[tuple[str, str]], asking: bool) -> str:
+        """What the template writes for messages, each a role and a content."""
+        from jinja2 import TemplateError
+
+        self._sandbox.begin(sum(len(content) for _, content in messages))
+        given = {
+            "messages": [{"role": role, "content": content} for role, content in messages],
+            "add_generation_prompt": asking,
+            "bos_token": "",
+            "eos_token": END_OF_TEXT,
+        }
+        try:
+            return self._template.render(given)
+        except (TemplateError, *FAILURES) as error:
+            raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
 
 
 def check_conversation(messages: Sequence[Message], where: str) -> None:
@@ -178,42 +199,3 @@ def _id_of(tokenizer: Tokenizer, name: str) -> int:
     if token_id is None:
         raise ConfigError(f"the chat template writes {name}, which the vocabulary does not have")
     return token_id
-
-
-class _Rounds:
-    """How many rounds of `range` loops a rendering has left."""
-
-    left = 0
-
-    def range(self, *bounds: int) -> range:
-        """Python's, while rounds are left."""
-        from jinja2.exceptions import SecurityError
-
-        rounds = range(*bounds)
-        self.left -= len(rounds)
-        if self.left < 0:
-            raise SecurityError("its loops are too long")
-        return rounds
-
-
-def _sandbox(rounds: _Rounds) -> Any:
-    """Jinja without access to anything but what it is given, whose loops end and whose texts stay small."""
-    from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**", "%"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not all(isinstance(side, int | float) and abs(side) < 1e6 for side in (left, right)):
-                raise SecurityError(f"{operator} is for small numbers")
-            return super().call_binop(context, operator, left, right)
-
-    def refuse(message: str) -> None:
-        raise SecurityError(str(message))
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(range=rounds.range, raise_exception=refuse)
-    for name in ("center", "format", "indent"):  # which make long texts of short ones
-        del environment.filters[name]
-    return environment

@@ -3,7 +3,8 @@
 ======================  =====================================================================================
 form                    columns
 ======================  =====================================================================================
-messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``
+messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``; or of ``from``
+                        (system, human, gpt) and ``value``
 instructions            ``instruction``, perhaps ``input``, ``output``
 pairs                   ``prompt`` and ``response``, or other names of a text and what is to follow
 ======================  =====================================================================================
@@ -24,6 +25,8 @@ from wholegpt.errors import ConfigError, DataError
 MESSAGES = ("messages", "conversations", "conversation")
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
+SPEAKERS = {"human": "user", "gpt": "assistant"}
+"""Other names of roles."""
 JOINED_BY = "\n\n"
 """Between an instruction and its input."""
 
@@ -114,8 +117,10 @@ def _messages(value: Any, where: str) -> Conversation:
         raise DataError(f"{where}: expected a list of messages, found {value!r:.60}")
     found: list[Message] = []
     for one in value:
-        role, content = (one.get("role"), one.get("content")) if isinstance(one, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str) or not content.strip():
+        said = one if isinstance(one, dict) else {}
+        role, content = said.get("role", said.get("from")), said.get("content", said.get("value"))
+        role = SPEAKERS.get(role, role) if isinstance(role, str) else None
+        if role is None or not isinstance(content, str) or not content.strip():
             raise DataError(f"{where}: a message needs a role and a content that is text, found {one!r:.60}")
         found.append(Message(role, content))
     try:

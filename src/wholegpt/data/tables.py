@@ -1,13 +1,14 @@
 """Small tables, read whole: comma- or tab-separated values, JSON lines, JSON."""
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from wholegpt.data.reading import read_text
 from wholegpt.errors import DataError
@@ -120,8 +121,8 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _record(path: Path, place: str, line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(f"{path}: {place}: is not JSON: {error}") from None
     return _checked(path, place, record)
 
@@ -134,8 +135,8 @@ def _checked(path: Path, place: str, record: Any) -> dict[str, Any]:
 
 def _json(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        records = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a list of objects")

@@ -43,6 +43,15 @@ class TaskColumns:
     """The label, score, or right answer."""
 
 
+def columns_in(table: Table, columns: TaskColumns) -> TaskColumns:
+    """Those of the ``columns`` of another table that this one has too; the others are to be detected."""
+
+    def known(names: tuple[str, ...]) -> tuple[str, ...]:
+        return names if {*names} <= {*table.columns} else ()
+
+    return TaskColumns(known(columns.texts), known(columns.answers), "".join(known((columns.target,))))
+
+
 def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
     """``columns`` with what they do not name found, by likely names, by how long texts and how few labels are.
 

@@ -11,7 +11,7 @@ from wholegpt.config import Config, TaskKind
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
 from wholegpt.data.tables import Table, read_table
-from wholegpt.data.task_columns import TaskColumns
+from wholegpt.data.task_columns import TaskColumns, columns_in
 from wholegpt.data.tasks import Task, TaskExample, check_labels, label_names, read_examples
 from wholegpt.errors import ConfigError, DataError
 
@@ -59,9 +59,7 @@ def read_labelled(table: Table, task: Task) -> list[TaskExample]:
 
     Raises ``DataError`` as ``read_examples`` does, and for a label that no training example has.
     """
-    named = (*task.columns.texts, *task.columns.answers, task.columns.target)
-    known = task.columns if set(named) <= set(table.columns) else None
-    examples, _ = read_examples(table, task.kind, known, task.scores)
+    examples, _ = read_examples(table, task.kind, columns_in(table, task.columns), task.scores)
     if task.labels:
         check_labels(examples, task.labels, table)
     return examples

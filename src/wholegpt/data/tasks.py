@@ -18,7 +18,7 @@ from typing import Any
 
 from wholegpt.config import TaskKind
 from wholegpt.data.tables import Table, number_of
-from wholegpt.data.task_columns import TaskColumns, detect_choices, detect_columns, detect_texts
+from wholegpt.data.task_columns import TaskColumns, columns_in, detect_choices, detect_columns, detect_texts
 from wholegpt.errors import DataError
 from wholegpt.mapping import nearest
 from wholegpt.tokenizers import Tokenizer
@@ -28,6 +28,9 @@ SPECIAL_TOKENS = (START, DELIMITER, CLASSIFY)
 MOST_LABELS = 1000
 SCORE_VALUES = 10
 """Numbers with more different values, or with decimals, are scores and not labels."""
+MOST_MISTAKES = 0.1
+"""Share of a column of scores that may be no numbers; the first is then named."""
+LARGEST_SCORE = 1e9
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,11 @@ def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
     They are in the columns that the training examples had, or in those that look like it. Raises ``DataError`` as
     ``read_examples`` does.
     """
-    columns = task.columns
+    columns = columns_in(table, task.columns)
     if task.kind is TaskKind.choice:
-        known = columns if {*columns.texts, *columns.answers} <= {*table.columns} else TaskColumns()
-        found = detect_choices(table, known)
+        found = detect_choices(table, columns)
         return [parts_of(task.kind, *_choice_texts(table, row, found)) for row in range(len(table.rows))]
-    texts = columns.texts if {*columns.texts} <= {*table.columns} else detect_texts(table, task.kind)
+    texts = columns.texts or detect_texts(table, task.kind)
     rows = range(len(table.rows))
     return [parts_of(task.kind, *(_text(table, row, name) for name in texts)) for row in rows]
 
@@ -249,10 +251,13 @@ def _first_count(table: Table, columns: TaskColumns) -> int:
 
 
 def _right(table: Table, row: int, name: str, answers: Sequence[str]) -> int:
-    """The place of the right answer, given as such, from 0, as a letter from A, or as its text."""
+    """The place of the right answer, given as such, from 0, as a letter from A, or as its text.
+
+    What could be both is the text, unless it is a number of JSON.
+    """
     given = table.rows[row].get(name)
     written = _cell(given)
-    if written in answers:
+    if isinstance(given, str) and written in answers:
         return list(answers).index(written)
     if len(written) == 1 and written.isalpha():
         place = ord(written.upper()) - ord("A")
@@ -278,20 +283,25 @@ def _text(table: Table, row: int, name: str) -> str:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, list | dict):
         return ""
-    return str(value).strip()
+    return f"{value:g}" if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 
 
 def _are_scores(values: Sequence[str]) -> bool:
-    numbers = [number_of(value) for value in values]
-    if any(number is None for number in numbers):
+    """Whether nearly all are numbers, as they would not be by chance; the others are then mistakes."""
+    numbers = [number for number in map(number_of, values) if number is not None]
+    if len(numbers) < len(values) * (1 - MOST_MISTAKES):
         return False
-    return len(set(numbers)) > SCORE_VALUES or any(number is not None and number % 1 for number in numbers)
+    return len(set(numbers)) > SCORE_VALUES or any(number % 1 for number in numbers)
 
 
 def _score(table: Table, row: int, value: str, name: str) -> float:
     number = number_of(value)
     if number is None:
         raise DataError(
-            f"{table.where(row)}: '{value}' in '{name}' is no number; a similarity of labels needs none"
+            f"{table.where(row)}: '{value}' in '{name}' is no number, and nearly all others there are"
+        )
+    if abs(number) > LARGEST_SCORE:
+        raise DataError(
+            f"{table.where(row)}: the score {value} is beyond ±{LARGEST_SCORE:,.0f}; scale the scores down"
         )
     return number

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFacts, ModelFolder
+from wholegpt.checkpoint import ModelFacts, ModelFolder, listed
 from wholegpt.config import ClassWeights, Config
 from wholegpt.console import Console
 from wholegpt.data.task_batches import TaskLoader
@@ -90,7 +90,9 @@ class TaskTuning:
         """How many examples there are, what they are, and how often they are read."""
         task, training = self.data.task, self.config.training
         epochs = training.steps * training.batch_size / len(self.train)
-        what = f"labels {', '.join(task.labels)}" if task.labels else "scores" if task.scores else "answers"
+        what = (
+            f"labels {listed(list(task.labels))}" if task.labels else "scores" if task.scores else "answers"
+        )
         columns = [*task.columns.texts, *task.columns.answers, task.columns.target]
         cut = sum(one.cut > 0 for one in (*self.train, *self.validation))
         too_long = (
