@@ -253,7 +253,14 @@ def test_random_weights_are_the_same_model_without_what_it_knew(base: Path, tmp_
 def test_going_on_with_another_text_measures_what_is_forgotten(
     base: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    run = finetune(base, text_file, "pretraining", tmp_path / "run", training={"steps": 25})
+    run = finetune(
+        base,
+        text_file,
+        "pretraining",
+        tmp_path / "run",
+        training={"steps": 25},
+        finetuning={"language_modeling": 0.5},
+    )
     assert run.forgetting
     old = load(base, console=QUIET)
     parent = api.resume(base, console=QUIET)
@@ -388,7 +395,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "classification",
         {"lora": {"rank": 99}},
         ConfigError,
-        "at most 16",
+        "at most 32",
     ),
     "no rank": (
         "text,label\na,x\nb,y\n",
