@@ -196,6 +196,17 @@ def test_every_example_comes_once_an_epoch() -> None:
     assert torch.equal(loader.batch(0).token_ids[:, 0, 0], loader.batch(0).targets)
 
 
+def test_examples_of_some_length_come_together() -> None:
+    """Every epoch still holds each once, in batches of an order that does not follow the lengths."""
+    lengths = [1 + 37 * i % 64 for i in range(64)]
+    loader = TaskLoader([encoded(tuple(range(n))) for n in lengths], list(range(64)), 4, seed=3)
+    for epoch in range(3):
+        batches = [loader.batch(16 * epoch + step) for step in range(16)]
+        assert sorted(int(target) for batch in batches for target in batch.targets) == list(range(64))
+        assert all(int(batch.last.max() - batch.last.min()) == 3 for batch in batches)
+        assert [batch.token_ids.shape[2] for batch in batches] != sorted(range(4, 65, 4))
+
+
 @pytest.mark.parametrize("kind", tiny_models())
 def test_new_tokens_change_nothing_of_the_old(kind: str) -> None:
     model = MODELS[kind]
