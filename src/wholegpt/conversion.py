@@ -1,6 +1,7 @@
 """Models out to other programs, with the proof that they are the same there, and in from them."""
 
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,11 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from wholegpt.adapters import merge, remove_lora
+from wholegpt.adapters import base_tensors, merge, remove_lora
 from wholegpt.checkpoint import (
+    CHAT_TEMPLATE,
     CONFIG,
+    NO_FACTS,
     TOKENIZER,
     WEIGHTS,
+    ModelFacts,
     ModelFolder,
     is_model_folder,
     listed,
@@ -22,15 +26,17 @@ from wholegpt.checkpoint import (
 from wholegpt.config import ModelConfig, Positions
 from wholegpt.console import Console
 from wholegpt.data import read_text
-from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
-from wholegpt.files import write_folder_atomic, write_json_atomic
-from wholegpt.interop import gguf, huggingface, nanogpt
+from wholegpt.data.chat_template import ChatTemplate
+from wholegpt.errors import CheckpointError, ConfigError, DataError, RunError, TokenizerError
+from wholegpt.files import write_folder_atomic, write_json_atomic, write_text_atomic
+from wholegpt.interop import gguf, huggingface, nanogpt, peft
 from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare
 from wholegpt.interop.foreign import PICKLES, pickled, read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.language_model import model_folder
 from wholegpt.mapping import nearest
 from wholegpt.model import Transformer, own_tensors
+from wholegpt.model.heads import extend_vocabulary
 from wholegpt.tokenizers import (
     END_OF_TEXT,
     TOKENIZER_FILES,
@@ -49,6 +55,8 @@ class Format(StrEnum):
 
     huggingface = "huggingface"
     gguf = "gguf"
+    peft = "peft"
+    """The LoRA of a model alone."""
 
 
 HUGGINGFACE_TOLERANCE = 2e-5
@@ -91,8 +99,9 @@ def export_model(
 ) -> Export:
     """Write a run's or model folder's model for other programs, and prove that it is the same model there.
 
-    The export goes to the folder ``out`` (``RUN-huggingface`` or ``RUN-gguf-TYPE`` unless given), whole or not at all.
-    ``tensor_type`` is how GGUF stores matrices. Raises ``ConfigError`` naming the settings that the format cannot
+    The export goes to the folder ``out`` (``RUN-huggingface``, ``RUN-gguf-TYPE`` or ``RUN-peft`` unless given), whole
+    or not at all. ``tensor_type`` is how GGUF stores matrices. To ``peft`` goes the LoRA alone, for the model that the
+    run began from, with the rows of new tokens. Raises ``ConfigError`` naming the settings that the format cannot
     express, ``CheckpointError`` where the measured difference exceeds the tolerance.
     """
     console, format_ = console or Console(), chosen(Format, to, "to")
@@ -105,19 +114,30 @@ def export_model(
     folder = Path(out) if out else whole.with_name(f"{whole.name}-{kind}")
     _check_free(folder, overwrite, _files_of_export(folder), "an export")
     loaded = load_model(model_folder(source, checkpoint, console))
-    loaded = _language_model(loaded, console)
+    lora, template = loaded.facts.lora, loaded.facts.chat_template
+    if format_ is Format.peft and lora is None:
+        raise ConfigError(f"{source}: has no LoRA; `wholegpt finetune --lora.rank 8` trains one")
+    if format_ is not Format.peft:
+        loaded = _language_model(loaded, console)
     loaded.model.eval()
     export: Export | None = None
 
     def fill(target: Path) -> None:
         nonlocal export
         if format_ is Format.huggingface:
-            huggingface.write(target, loaded.model, loaded.tokenizer)
+            huggingface.write(target, loaded.model, loaded.tokenizer, template)
             opened, unchecked = _reopened_huggingface(target, loaded, console)
+            tolerance = HUGGINGFACE_TOLERANCE
+        elif lora and format_ is Format.peft:
+            peft.write_adapter(target, loaded.model, lora, loaded.facts.new_tokens)
+            loaded.tokenizer.save(target / TOKENIZER)
+            if template:
+                write_text_atomic(target / CHAT_TEMPLATE, template)
+            opened, unchecked = _reopened_adapter(target, loaded, console)
             tolerance = HUGGINGFACE_TOLERANCE
         else:
             file = target / f"{whole.name}-{stored}.gguf"
-            gguf.write(file, loaded.model, loaded.tokenizer, stored)
+            gguf.write(file, loaded.model, loaded.tokenizer, stored, template)
             opened, unchecked = _reopened_gguf(file, loaded, console)
             tolerance = TOLERANCES[stored]
         context_length = min(loaded.model.config.context_length, MOST_TOKENS)
@@ -140,7 +160,7 @@ def _language_model(loaded: ModelFolder, console: Console) -> ModelFolder:
         merge(loaded.model)
         remove_lora(loaded.model)
     if loaded.facts.task is None:
-        return loaded
+        return ModelFolder(loaded.model, loaded.tokenizer)
     console.note(f"the head for {loaded.facts.task.kind} stays here; what is exported is the language model")
     plain = Transformer(loaded.model.config)
     tensors = loaded.model.state_dict()
@@ -193,6 +213,34 @@ def _reopened_huggingface(
         return [own], [f"transformers did not open it ({error}): pip install transformers, and export again"]
 
 
+def _reopened_adapter(
+    target: Path, loaded: ModelFolder, console: Console
+) -> tuple[list[ForeignModel], list[str]]:
+    """The adapter on the model without it, here and by ``peft``."""
+    head = loaded.facts.task
+    if head:
+        console.note(f"the head for {head.kind} stays here; the adapter changes the language model alone")
+    base = Transformer(loaded.model.config)
+    tensors = {name: tensor.clone() for name, tensor in base_tensors(loaded.model).items()}
+    base.load_state_dict({name: tensors[name] for name in own_tensors(base)}, strict=False)
+    new = loaded.facts.new_tokens
+    with torch.no_grad():  # what the adapter brings is not there before
+        for weight in (base.token_embedding.weight, base.unembedding.weight) if new else ():
+            weight[-new:] = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            huggingface.write(Path(folder), base, loaded.tokenizer)
+            opened = [peft.open_with_peft(Path(folder), target, loaded.tokenizer.encode)]
+            unchecked: list[str] = []
+        except ImportError as error:
+            opened, unchecked = [], [f"peft did not open it ({error}): pip install peft, and export again"]
+        except ConfigError as error:
+            opened, unchecked = [], [f"peft cannot open it, as transformers does not have the model: {error}"]
+    peft.load_adapter(target, base)
+    own = ForeignModel("wholegpt itself", _logits(base.eval()), Tokenizer.load(target / TOKENIZER).encode)
+    return [own, *opened], unchecked
+
+
 def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[list[ForeignModel], list[str]]:
     config = loaded.model.config
     own = ForeignModel("the gguf library", _logits(_built(config, gguf.read(file, config))), None)
@@ -234,10 +282,13 @@ def import_model(
     *,
     tokenizer: str | Path | None = None,
     vocabulary_from: str | Path | None = None,
+    onto: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Make a model folder of a model from elsewhere: a folder that ``transformers`` saved, or nanoGPT's ``ckpt.pt``.
+
+    Or of a LoRA adapter that ``peft`` or ``export_model`` saved, together with the model ``onto`` which it is put.
 
     The folder is ``out``, ``models/NAME`` unless given. The tokenizer is the one beside the model, or ``tokenizer``
     (a tokenizer.json, or a folder with GPT-2's two files), or the characters of the text ``vocabulary_from``, as
@@ -253,14 +304,57 @@ def import_model(
     folder = Path(out) if out else Path("models") / name
     own = {CONFIG, WEIGHTS, TOKENIZER} if is_model_folder(folder) else set()
     _check_free(folder, overwrite, own, "a model folder")
+    if (path / peft.CONFIG).is_file():
+        if onto is None:
+            raise ConfigError(f"{path}: is an adapter; name the run or model that it is for by --onto")
+        _import_adapter(path, load_model(model_folder(Path(onto), "best", console)), folder)
+        return folder
+    if onto is not None:
+        raise ConfigError(f"{path}: is no adapter; --onto is for those")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
     vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
     if source.is_dir() and not vocabulary.has_end_of_text:
         console.note(
             f"the vocabulary has no {END_OF_TEXT}; a token of another name that ends texts is not taken for one here"
         )
-    save_model(folder, _built(config, tensors), vocabulary)
+    save_model(folder, _built(config, tensors), vocabulary, _chat_facts(source, vocabulary, console))
     return folder
+
+
+def _chat_facts(source: Path, tokenizer: Tokenizer, console: Console) -> ModelFacts:
+    """How the model's conversations are written, where that is said beside it and can be done here."""
+    path = source / CHAT_TEMPLATE
+    if not path.is_file():
+        return NO_FACTS
+    try:
+        template = ChatTemplate(read_text(path, "utf-8"))
+    except (ConfigError, DataError) as error:
+        console.warn(f"{path}: {error}; the model is imported without it")
+        return NO_FACTS
+    unknown = [name for name in template.special_tokens if tokenizer.id_of(name) is None]
+    if unknown:
+        console.warn(f"{path}: writes {listed(unknown)}, which no token is; the model is imported without it")
+        return NO_FACTS
+    return ModelFacts(chat_template=template.source)
+
+
+def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
+    """Write a model folder of ``base`` with an adapter on it, which stays apart from its weights."""
+    if base.facts.lora or base.facts.task:
+        raise ConfigError("the model that an adapter is put on is one without LoRA and without a head")
+    new = peft.new_tokens_of(adapter)
+    tokenizer = Tokenizer.load(adapter / TOKENIZER) if new else base.tokenizer
+    if tokenizer.vocab_size != base.model.vocab_size + new:
+        raise TokenizerError(
+            f"{adapter / TOKENIZER}: has {tokenizer.vocab_size:,} tokens; expected the model's "
+            f"{base.model.vocab_size:,} and {new} new ones"
+        )
+    model = Transformer(replace(base.model.config, vocab_size=tokenizer.vocab_size))
+    model.load_state_dict(extend_vocabulary(base.model, tokenizer.vocab_size))
+    lora = peft.load_adapter(adapter, model)
+    chat = _chat_facts(adapter, tokenizer, Console(quiet=True))
+    template = chat.chat_template or base.facts.chat_template
+    save_model(folder, model, tokenizer, ModelFacts(lora=lora, new_tokens=new, chat_template=template))
 
 
 def _model_in(path: Path) -> Path:

@@ -17,6 +17,7 @@ from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
 from wholegpt.cli import main
 from wholegpt.config import Config, Dtype, GenerationConfig
 from wholegpt.console import Console
+from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
 from wholegpt.data.conversations import read_conversations
 from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
@@ -335,18 +336,69 @@ def test_what_the_run_keeps(talker: Path) -> None:
     assert theirs.chat_template == DEFAULT_TEMPLATE
 
 
-def test_other_templates_end_answers_too(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "chatml.jinja").write_text(CHAT_ML)
-    config = settings(finetuning={"chat_template": str(tmp_path / "chatml.jinja")}, lora={"rank": 4})
-    data = conversations(tmp_path / "data.json")
-    run = api.finetune(base, data, task="instruct", config=config, out=tmp_path / "run", console=QUIET)
-    answer = run.load().chat([{"role": "user", "content": "eel?"}], temperature=0.0)
+@pytest.fixture(scope="module")
+def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with another template and LoRA; tests only read it."""
+    folder = tmp_path_factory.mktemp("adapted")
+    (folder / "chatml.jinja").write_text(CHAT_ML)
+    config = settings(finetuning={"chat_template": str(folder / "chatml.jinja")}, lora={"rank": 4})
+    data = conversations(folder / "data.json")
+    return api.finetune(base, data, task="instruct", config=config, out=folder / "run", console=QUIET).path
+
+
+def test_other_templates_end_answers_too(base: Path, adapted: Path) -> None:
+    answer = load(adapted).chat([{"role": "user", "content": "eel?"}], temperature=0.0)
     assert answer.finish_reason == "stop" and "<|im" not in answer.text
     before = load_model(CheckpointStore(base).choose("best")[0]).model.state_dict()["token_embedding.weight"]
-    after = load_model(CheckpointStore(run.path).choose("last")[0]).model.state_dict()[
+    after = load_model(CheckpointStore(adapted).choose("last")[0]).model.state_dict()[
         "token_embedding.weight"
     ]
     assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 2
+
+
+def test_an_adapter_alone_makes_the_same_model_of_its_base(base: Path, adapted: Path, tmp_path: Path) -> None:
+    """With the rows of its new tokens and its template; peft computes the same."""
+    made = export_model(adapted, "peft", tmp_path / "adapter", console=QUIET)
+    assert sorted(path.name for path in made.files) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+    ]
+    assert [one.opened_by.split()[0] for one in made.certificates] == ["wholegpt", "peft"]
+    whole = sum(path.stat().st_size for path in CheckpointStore(base).choose("best")[0].glob("model*"))
+    assert (tmp_path / "adapter/adapter_model.safetensors").stat().st_size < whole / 3
+    again = import_model(tmp_path / "adapter", tmp_path / "model", onto=base, console=QUIET)
+    asked = [{"role": "user", "content": "eel?"}]
+    first, second = load(adapted, console=QUIET), load(again, console=QUIET)
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name])
+    assert first.chat(asked, temperature=0.0).text == second.chat(asked, temperature=0.0).text
+    with pytest.raises(ConfigError, match="name the run or model that it is for by --onto"):
+        import_model(tmp_path / "adapter", tmp_path / "other", console=QUIET)
+    with pytest.raises(ConfigError, match="one without LoRA and without a head"):
+        import_model(tmp_path / "adapter", tmp_path / "other", onto=adapted, console=QUIET)
+    with pytest.raises(ConfigError, match="has no LoRA; `wholegpt finetune --lora"):
+        export_model(base, "peft", tmp_path / "none", console=QUIET)
+    assert not (tmp_path / "other").exists() and not (tmp_path / "none").exists()
+
+
+def test_the_template_goes_with_an_export_and_comes_back(adapted: Path, tmp_path: Path) -> None:
+    export_model(adapted, "huggingface", tmp_path / "theirs", console=QUIET)
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "theirs"))
+    asked = [{"role": "user", "content": "eel?"}]
+    lm = load(import_model(tmp_path / "theirs", tmp_path / "again", console=QUIET), console=QUIET)
+    encoded: Any = theirs.apply_chat_template(asked, add_generation_prompt=True)
+    assert (
+        encoded["input_ids"]
+        == lm.answering_template()
+        .encode([Message(**one) for one in asked], lm.tokenizer, asking=True)
+        .token_ids
+    )
+    settings = json.loads((tmp_path / "theirs/generation_config.json").read_text())
+    assert settings["eos_token_id"] == lm.tokenizer.id_of("<|im_end|>")
+    assert lm.chat(asked, temperature=0.0).text == load(adapted).chat(asked, temperature=0.0).text
 
 
 def test_conversations_that_do_not_fit_are_left_out_and_said(

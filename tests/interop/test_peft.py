@@ -1,5 +1,6 @@
 """Adapters that ``peft`` opens on the exported model; back again; bad ones."""
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -13,11 +14,12 @@ import transformers
 
 from tests.helpers import shrink, tiny_models
 from wholegpt.adapters import add_lora, lora_layers, merge
-from wholegpt.config import LoraConfig, Norm
+from wholegpt.config import Embeddings, LoraConfig, Norm
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
 from wholegpt.interop.peft import BASE, CONFIG, WEIGHTS, base_hash, load_adapter, save_adapter
 from wholegpt.model import Transformer
+from wholegpt.model.heads import extend_vocabulary
 from wholegpt.tokenizers import byte_tokenizer
 
 LORA = LoraConfig(rank=3, alpha=5.0)
@@ -92,6 +94,42 @@ def test_saved_loaded_and_switched(kind: str, tmp_path: Path) -> None:
     merge(model)
     with pytest.raises(ConfigError, match="unmerge it first"):
         load_adapter(tmp_path / "second", model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", tiny_models())
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_new_tokens_go_with_it(kind: str, tied: bool, tmp_path: Path) -> None:
+    if kind == "gpt1" and not tied:
+        pytest.skip("GPT-1 has no output projection of its own there")
+    peft: Any = importlib.import_module("peft")
+    changes = {"embeddings": Embeddings.tied if tied else Embeddings.untied}
+    base = fresh(kind, **changes)
+    torch.manual_seed(5)
+    extended = Transformer(dataclasses.replace(base.config, vocab_size=260)).eval()
+    extended.load_state_dict(extend_vocabulary(base, 260))
+    huggingface.write(tmp_path, extended, byte_tokenizer().with_special_tokens(["<|a|>", "<|b|>", "<|c|>"]))
+    model = Transformer(extended.config).eval()
+    model.load_state_dict(extended.state_dict())
+    add_lora(model, LORA)
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            layer.up.normal_()
+        for weight in (model.token_embedding.weight, model.unembedding.weight):
+            weight[257:] = torch.randn(3, model.config.d_model)
+    save_adapter(tmp_path / "adapter", model, LORA, new_tokens=3)
+    token_ids = torch.tensor([[1, 257, 2, 259, 258]])
+    with torch.inference_mode():
+        expected = model(token_ids)
+    load_adapter(tmp_path / "adapter", extended)
+    with torch.inference_mode():
+        assert torch.equal(extended(token_ids), expected)
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(token_ids).logits, expected, atol=2e-5, rtol=1e-4)
+    with pytest.raises(CheckpointError, match=r"is for another model: \S+ is of \[254, 16\] here"):
+        load_adapter(tmp_path / "adapter", fresh(kind, **changes))
 
 
 def test_a_model_that_no_other_program_opens(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ Flag = Parameter(negative="")
 def export(
     run: str,
     *,
-    to: Literal["huggingface", "gguf"],
+    to: Literal["huggingface", "gguf", "peft"],
     out: str | None = None,
     type: Literal["f32", "f16", "q8_0"] = "f32",  # noqa: A002 (the option's name)
     checkpoint: str = "best",
@@ -26,9 +26,9 @@ def export(
     run
         A run or model folder.
     to
-        huggingface (opens with transformers) or gguf (opens with llama.cpp).
+        huggingface (opens with transformers), gguf (opens with llama.cpp), or peft (the LoRA of a run alone).
     out
-        Folder of the export; RUN-huggingface or RUN-gguf-TYPE unless given.
+        Folder of the export; RUN-huggingface, RUN-gguf-TYPE or RUN-peft unless given.
     type
         How GGUF stores matrices: in 32 bits, in 16, or in blocks of 8.
     checkpoint
@@ -52,6 +52,7 @@ def import_(
     out: str | None = None,
     tokenizer: str | None = None,
     vocabulary_from: str | None = None,
+    onto: str | None = None,
     overwrite: Annotated[bool, Flag] = False,
     common: CommonOptions = Common(),
 ) -> None:
@@ -60,13 +61,15 @@ def import_(
     Parameters
     ----------
     path
-        A folder that transformers saved (GPT-2, GPT-1 or Qwen3, as safetensors), or nanoGPT's ckpt.pt.
+        A folder that transformers saved (GPT-2, GPT-1 or Qwen3, as safetensors), nanoGPT's ckpt.pt, or a LoRA adapter.
     out
         The model folder; models/NAME unless given.
     tokenizer
         A tokenizer.json, or a folder with GPT-2's two files, where the model has none beside it.
     vocabulary_from
         The text whose characters a nanoGPT model was trained on.
+    onto
+        The run or model folder that an adapter is put on.
     overwrite
         Replace what is already in the --out folder.
 
@@ -81,6 +84,7 @@ def import_(
         out,
         tokenizer=tokenizer,
         vocabulary_from=vocabulary_from,
+        onto=onto,
         overwrite=overwrite,
         console=common.console,
     )

@@ -68,7 +68,9 @@ class TensorType(StrEnum):
     """Blocks of 32 numbers: eight bits each and a scale of 16 (8.5 bits a number)."""
 
 
-def write(path: Path, model: Transformer, tokenizer: Tokenizer, tensor_type: TensorType) -> None:
+def write(
+    path: Path, model: Transformer, tokenizer: Tokenizer, tensor_type: TensorType, chat_template: str = ""
+) -> None:
     """Write one GGUF file.
 
     Raises ``ConfigError`` naming the settings that llama.cpp's architectures cannot express, ``TokenizerError`` for a
@@ -81,6 +83,8 @@ def write(path: Path, model: Transformer, tokenizer: Tokenizer, tensor_type: Ten
     _add_config(writer, config)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     _add_tokenizer(writer, tokenizer)
+    if chat_template:
+        writer.add_chat_template(chat_template)
     for their_name, tensor in to_theirs(own_tensors(model), names_of(table, config), config).items():
         stored = gguf.GGMLQuantizationType[_stored_as(their_name, tensor, tensor_type).upper()]
         writer.add_tensor(their_name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from wholegpt.config import Bias, Embeddings, ModelConfig
+from wholegpt.data.chat_template import ChatTemplate
 from wholegpt.errors import CheckpointError
-from wholegpt.files import write_json_atomic
+from wholegpt.files import write_json_atomic, write_text_atomic
 from wholegpt.interop.architectures import (
     Architecture,
     architecture_named,
@@ -26,10 +27,11 @@ from wholegpt.model import Transformer, own_tensors
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 UNEMBEDDING = "lm_head.weight"
 
 
-def write(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+def write(folder: Path, model: Transformer, tokenizer: Tokenizer, chat_template: str = "") -> None:
     """Write files into ``folder`` that ``AutoModelForCausalLM`` and ``AutoTokenizer`` open.
 
     Raises ``ConfigError`` naming the settings that no architecture of theirs can express. Dropout is one number
@@ -42,9 +44,14 @@ def write(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     ends: dict[str, int] = {}
     if tokenizer.has_end_of_text:
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text_id)
+    stops = dict(ends)
+    if chat_template and (end := tokenizer.id_of(ChatTemplate(chat_template).end_of_turn)) is not None:
+        stops["eos_token_id"] = end  # of an answer
     write_json_atomic(folder / CONFIG, {**to_their_config(architecture, config), **ends})
-    write_json_atomic(folder / "generation_config.json", {**ends, "do_sample": True, "temperature": 0.8})
+    write_json_atomic(folder / "generation_config.json", {**stops, "do_sample": True, "temperature": 0.8})
     tokenizer.save(folder / "tokenizer.json")
+    if chat_template:
+        write_text_atomic(folder / CHAT_TEMPLATE, chat_template)
     special = dict.fromkeys((name.removesuffix("_id") for name in ends), END_OF_TEXT)
     write_json_atomic(
         folder / "tokenizer_config.json",
@@ -92,7 +99,7 @@ def open_with_transformers(folder: Path) -> ForeignModel:
     import transformers
 
     program = f"transformers {transformers.__version__}"
-    with _quiet(transformers.utils.logging):
+    with quiet(transformers.utils.logging):
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -113,8 +120,8 @@ def open_with_transformers(folder: Path) -> ForeignModel:
 
 
 @contextlib.contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Neither notes nor progress bars of ``transformers``."""
+def quiet(logging: Any) -> Iterator[None]:
+    """Silence: neither notes nor progress bars of ``transformers``."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,11 +1,16 @@
 """LoRA adapters in the form of Hugging Face ``peft``, which opens them on the same model exported for ``transformers``.
 
+New tokens are rows at the end of the vocabulary. Their trained values are in the adapter (``trainable_token_indices``
+of ``peft``), and the model that it is put on must have that many rows already, whatever they hold.
+
 Shapes: I inputs, O outputs, R rank.
 """
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,13 +21,18 @@ from wholegpt.checkpoint import listed
 from wholegpt.config import LoraConfig, ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import write_folder_atomic, write_json_atomic
+from wholegpt.interop import huggingface
 from wholegpt.interop.architectures import architecture_of
+from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.foreign import ForeignTensors, number_in, open_safetensors, read_object
 from wholegpt.interop.names import Name, names_of, own_shapes, stacked_rows
 from wholegpt.model import Transformer
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PREFIX = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"
+MATRICES = ("token_embedding", "unembedding")
+"""Ours that have a row for each token."""
 PLAIN = {
     "bias": "none",
     "use_dora": False,
@@ -34,10 +44,16 @@ PLAIN = {
 """Their settings that change the computation, with the only value that can be expressed here."""
 
 
-def save_adapter(folder: Path, model: Transformer, config: LoraConfig) -> None:
-    """Write the LoRA of ``model``, merged or not, which has the settings ``config``, into a new ``folder``.
+def save_adapter(folder: Path, model: Transformer, config: LoraConfig, new_tokens: int = 0) -> None:
+    """``write_adapter`` into a new ``folder``, whole or not at all."""
+    write_folder_atomic(folder, lambda target: write_adapter(target, model, config, new_tokens))
 
-    Where no program of theirs can open the model, the layers have our names. Raises ``ConfigError`` without LoRA.
+
+def write_adapter(folder: Path, model: Transformer, config: LoraConfig, new_tokens: int = 0) -> None:
+    """Write the LoRA of ``model``, merged or not, which has the settings ``config``, into ``folder``.
+
+    With it go the last ``new_tokens`` rows of the vocabulary. Where no program of theirs can open the model, the
+    layers have our names. Raises ``ConfigError`` without LoRA.
     """
     layers = dict(lora_layers(model))
     if not layers:
@@ -51,32 +67,80 @@ def save_adapter(folder: Path, model: Transformer, config: LoraConfig) -> None:
             tensors[f"{module}.lora_A.weight"] = layer.down.detach().clone()
             tensors[f"{module}.lora_B.weight"] = up.contiguous()
     changed = [module.removeprefix(PREFIX) for ours in layers for module in modules[ours]]
-    transposed = any(line.transposed for line in _names(model.config))
-
-    def fill(target: Path) -> None:
-        safetensors.torch.save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-        content = {
-            **PLAIN,
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": config.rank,
-            "lora_alpha": config.alpha,
-            "lora_dropout": config.dropout,
-            "target_modules": changed,
-            "fan_in_fan_out": transposed,
-            "inference_mode": True,
+    old = model.vocab_size - new_tokens
+    matrices = _token_matrices(model.config) if new_tokens else {}
+    for ours, theirs in matrices.items():
+        weight = model.get_submodule(ours).get_parameter("weight")
+        tensors[PREFIX + theirs + ROWS] = weight[old:].detach().clone()
+    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    content = {
+        **PLAIN,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": changed,
+        "fan_in_fan_out": any(line.transposed for line in _names(model.config)),
+        "inference_mode": True,
+        "trainable_token_indices": {
+            theirs.rpartition(".")[2]: list(range(old, model.vocab_size)) for theirs in matrices.values()
         }
-        write_json_atomic(target / CONFIG, content)
-        shapes = {name: list(tensor.shape) for name, tensor in base_tensors(model).items()}
-        write_json_atomic(target / BASE, {"sha256": base_hash(model), "shapes": shapes})
+        or None,
+    }
+    write_json_atomic(folder / CONFIG, content)
+    shapes = {name: list(tensor.shape) for name, tensor in _base(model, old).items()}
+    write_json_atomic(folder / BASE, {"sha256": base_hash(model, old), "shapes": shapes})
 
-    write_folder_atomic(folder, fill)
+
+def new_tokens_of(folder: Path) -> int:
+    """How many rows for new tokens an adapter brings. Raises ``CheckpointError`` for what is damaged."""
+    path = folder / CONFIG
+    given = read_object(path).get("trainable_token_indices")
+    if not given:
+        return 0
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    numbers = lists[0]
+    if not isinstance(numbers, list) or not numbers or not all(isinstance(number, int) for number in numbers):
+        raise CheckpointError(f"{path}: trainable_token_indices are no list of numbers")
+    if any(one != numbers for one in lists) or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise CheckpointError(
+            f"{path}: trainable_token_indices are not the last tokens, which are all that can be new"
+        )
+    return len(numbers)
+
+
+def open_with_peft(base: Path, adapter: Path, encode: Callable[[str], list[int]]) -> ForeignModel:
+    """An ``adapter`` on the model in ``base``, which ``huggingface.write`` wrote, as ``peft`` opens them in float32.
+
+    Raises ``ImportError`` where that is not installed, ``CheckpointError`` where it cannot open them.
+    """
+    import peft
+    import transformers
+
+    program = f"peft {peft.__version__}"
+    with huggingface.quiet(transformers.utils.logging), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            plain: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
+            model = peft.PeftModel.from_pretrained(plain.float(), str(adapter)).eval()
+        except Exception as error:  # anything, in any version
+            raise CheckpointError(
+                f"{program} cannot open the adapter: {type(error).__name__}: {error}"
+            ) from None
+
+    @torch.inference_mode()
+    def logits(token_ids: list[int]) -> Tensor:
+        return model(torch.tensor([token_ids])).logits[0]
+
+    return ForeignModel(program, logits, encode)
 
 
 def load_adapter(folder: Path, model: Transformer) -> LoraConfig:
     """Put the adapter in ``folder`` on ``model``, in place of one that it has, which must not be merged.
 
-    Raises ``CheckpointError`` for one of another model, or that holds what LoRA here cannot express.
+    The rows of its new tokens become the last ones of ``model``. Raises ``CheckpointError`` for one of another model,
+    or that holds what LoRA here cannot express.
     """
     content = read_object(folder / CONFIG)
     for name, value in PLAIN.items():
@@ -90,16 +154,18 @@ def load_adapter(folder: Path, model: Transformer) -> LoraConfig:
         )
     rank = int(number_in(content, "r", folder / CONFIG))
     alpha = number_in(content, "lora_alpha", folder / CONFIG)
-    _check_base(folder, model)
+    new = new_tokens_of(folder)
+    _check_base(folder, model, new)
     if any(layer.merged for _, layer in lora_layers(model)):
         raise ConfigError("the model has LoRA that is merged; unmerge it first")
     found = open_safetensors(folder, WEIGHTS, f"{WEIGHTS}.index.json")
+    rows = _new_rows(found, model.config, new)
     changes = {
         ours: (
             _one_down(found, theirs),
             torch.cat([found.read(f"{module}.lora_B.weight") for module in theirs]),
         )
-        for ours, theirs in _changed(found, model.config).items()
+        for ours, theirs in _changed(found, model.config, rows).items()
     }
     for ours, (down, up) in changes.items():
         outputs, inputs = own_shapes(model.config)[f"{ours}.weight"]
@@ -115,24 +181,66 @@ def load_adapter(folder: Path, model: Transformer) -> LoraConfig:
         layer = model.get_submodule(ours)
         assert isinstance(layer, LoraLinear)
         layer.down.data, layer.up.data = down.to(layer.down), up.to(layer.up)
+    for ours, name in rows.items():
+        weight = model.get_submodule(ours).get_parameter("weight")
+        weight.data[-new:] = found.read(name).to(weight)
     return config
 
 
-def base_hash(model: Transformer) -> str:
-    """SHA-256 of the weights without LoRA: names, shapes and float32 numbers. Of merged ones they are rounded."""
+def base_hash(model: Transformer, vocab_size: int | None = None) -> str:
+    """SHA-256 of the weights without LoRA: names, shapes and float32 numbers. Of merged ones they are rounded.
+
+    Of a vocabulary with new tokens the first ``vocab_size`` rows count.
+    """
     content = hashlib.sha256()
-    for name, tensor in sorted(base_tensors(model).items()):
+    for name, tensor in sorted(_base(model, vocab_size or model.vocab_size).items()):
         content.update(f"{name} {tuple(tensor.shape)} ".encode())
         content.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return content.hexdigest()
 
 
-def _changed(found: ForeignTensors, config: ModelConfig) -> dict[str, list[str]]:
+def _base(model: Transformer, vocab_size: int) -> dict[str, Tensor]:
+    """What was there before new tokens and LoRA; a head came with these."""
+    return {
+        name: tensor[:vocab_size] if name.removesuffix(".weight") in MATRICES else tensor
+        for name, tensor in base_tensors(model).items()
+        if not name.startswith("head.")
+    }
+
+
+def _token_matrices(config: ModelConfig) -> dict[str, str]:
+    """Ours with a row for each token, and what they are called there."""
+    try:
+        lines = names_of(architecture_of(config).table, config)
+    except ConfigError:
+        lines = [Name(ours, (ours,)) for ours in own_shapes(config)]
+    named = {line.ours.removesuffix(".weight"): line.theirs[0].removesuffix(".weight") for line in lines}
+    return {ours: named[ours] for ours in MATRICES if ours in named}
+
+
+def _new_rows(found: ForeignTensors, config: ModelConfig, new: int) -> dict[str, str]:
+    """Our matrices of tokens, each with the name of the tensor that holds its new rows."""
+    if not new:
+        return {}
+    rows = {ours: PREFIX + theirs + ROWS for ours, theirs in _token_matrices(config).items()}
+    expected = (new, config.d_model)
+    for name in rows.values():
+        if found.shapes.get(name) is None:
+            raise CheckpointError(f"{found.where}: lacks {name}")
+        if tuple(found.shapes[name]) != expected:
+            raise CheckpointError(
+                f"{found.where}: {name} is of {tuple(found.shapes[name])}; expected {expected}"
+            )
+    return rows
+
+
+def _changed(found: ForeignTensors, config: ModelConfig, rows: dict[str, str]) -> dict[str, list[str]]:
     """Our layers that an adapter changes, each with the names of theirs that it is there."""
-    modules = {name.rsplit(".", 2)[0] for name in found.shapes}
+    changes = [name for name in found.shapes if name not in rows.values()]
+    modules = {name.rsplit(".", 2)[0] for name in changes}
     unknown = [
         name
-        for name in found.shapes
+        for name in changes
         if not name.startswith(PREFIX) or not name.endswith((".lora_A.weight", ".lora_B.weight"))
     ]
     if unknown:
@@ -184,19 +292,20 @@ def _names(config: ModelConfig) -> list[Name]:
     return [line for line in lines if line.ours.startswith("blocks.") and line.ours.endswith(".weight")]
 
 
-def _check_base(folder: Path, model: Transformer) -> None:
+def _check_base(folder: Path, model: Transformer, new: int) -> None:
     """Refuse an adapter that was trained beside other weights, where it says beside which."""
     if not (folder / BASE).exists():
         return
     expected = read_object(folder / BASE)
-    shapes = {name: list(tensor.shape) for name, tensor in base_tensors(model).items()}
+    old = model.vocab_size - new
+    shapes = {name: list(tensor.shape) for name, tensor in _base(model, old).items()}
     differing = [name for name, shape in shapes.items() if expected.get("shapes", {}).get(name) != shape]
     if differing:
         raise CheckpointError(
             f"{folder}: is for another model: {differing[0]} is of {shapes[differing[0]]} here, and of "
             f"{expected.get('shapes', {}).get(differing[0])} there"
         )
-    if (here := base_hash(model)) != expected.get("sha256"):
+    if (here := base_hash(model, old)) != expected.get("sha256"):
         raise CheckpointError(
             f"{folder}: is for another model of this shape: its weights have the hash "
             f"{str(expected.get('sha256'))[:12]}, these have {here[:12]}"
