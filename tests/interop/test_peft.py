@@ -103,7 +103,7 @@ def test_rows_of_new_tokens_go_with_it(kind: str, tied: bool, tmp_path: Path) ->
     if kind == "gpt1" and not tied:
         pytest.skip("GPT-1 has no output projection of its own there")
     peft: Any = importlib.import_module("peft")
-    changes = {"embeddings": Embeddings.tied if tied else Embeddings.untied}
+    changes: dict[str, Any] = {"embeddings": Embeddings.tied if tied else Embeddings.untied}
     base = fresh(kind, **changes)
     torch.manual_seed(5)
     extended = Transformer(dataclasses.replace(base.config, vocab_size=260)).eval()

@@ -1,0 +1,146 @@
+"""What a small model learns of answering: instructions, and sentences said in other words.
+
+Each is learned by the pretrained model of ``benchmarks.transfer``, and by the same from random weights. Every run is
+kept, and gone on with where it was stopped.
+"""
+
+import argparse
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import wholegpt as wg
+from benchmarks.tables import machine_line, publish
+from benchmarks.transfer import pretrained
+from wholegpt.console import Console
+from wholegpt.evaluation import TaskScore
+from wholegpt.evaluation.examples import Generation
+from wholegpt.files import write_text_atomic
+from wholegpt.metrics import Estimate
+
+FIGURES = ("nats_per_token", "stopped", "empty", "median_length_ratio", "bleu", "rougeL")
+SHOWN = 20
+Files = dict[str, Path]
+"""Training, validation and test examples."""
+
+
+def instructions(path: Path, out: Path) -> Files:
+    """The instructions in three parts: of ten, nine are learned but for a small validation set, one is held out."""
+    records = json.loads(path.read_text(encoding="utf-8"))
+    random.Random(0).shuffle(records)
+    tenth = len(records) // 10
+    parts = {
+        "test": records[:tenth],
+        "validation": records[tenth : tenth * 3 // 2],
+        "train": records[tenth * 3 // 2 :],
+    }
+    return {name: written(out / f"instructions-{name}.jsonl", part) for name, part in parts.items()}
+
+
+def paraphrases(folder: Path, out: Path) -> Files:
+    """The pairs of MRPC that mean the same, as a prompt and a response."""
+    found: Files = {}
+    for name, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
+        with (folder / f"{theirs}.tsv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        same = [{"prompt": first, "response": second} for first, second, label in rows if label == "1"]
+        found[name] = written(out / f"paraphrases-{name}.jsonl", same)
+    return found
+
+
+def written(path: Path, records: list[dict[str, Any]]) -> Path:
+    """Records as a file of JSON lines."""
+    write_text_atomic(path, "\n".join(json.dumps(one, ensure_ascii=False) for one in records))
+    return path
+
+
+def tuned(base: Path, files: Files, out: Path, settings: Any, console: Console) -> Path:
+    """A finished run, made if it is not there, with all its checkpoints."""
+    if (out / "config.yaml").exists():
+        return wg.resume(out, console=console).path
+    config = wg.configure({**settings, "checkpointing": {"keep": 100}}, base=wg.recipe("instruct"))
+    train, validation = files["train"], files["validation"]
+    return wg.finetune(
+        base, train, task="instruct", validation=validation, config=config, out=out, console=console
+    ).path
+
+
+def measured(run: Path, test: Path, checkpoint: str, console: Console) -> TaskScore:
+    """The figures of a checkpoint on the test examples."""
+    return wg.load(run, checkpoint=checkpoint, console=console).evaluate_task(test, console=console)
+
+
+def row(name: str, before: TaskScore, after: TaskScore) -> str:
+    """A line of the table."""
+    figures = [before.metrics["nats_per_token"], *(after.metrics[figure] for figure in FIGURES)]
+    return f"| {name} | {' | '.join(map(shown, figures))} |"
+
+
+def shown(figure: Estimate) -> str:
+    """A figure with its 95% interval."""
+    return f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
+
+
+def copied(test: Path) -> str:
+    """What BLEU and ROUGE-L give to saying the same sentence again."""
+    records = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
+    again = [Generation(one["prompt"], one["response"]).generated_record(one["prompt"]) for one in records]
+    found = Generation.metrics(again)
+    return (
+        f"| paraphrases: the sentence itself |{' |' * 5} {shown(found['bleu'])} | {shown(found['rougeL'])} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/instructions"))
+    parser.add_argument("--pretrained", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+    console, data, out = Console(), arguments.data, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    arguments.pretrained.mkdir(parents=True, exist_ok=True)
+    base = pretrained(data, arguments.pretrained, console)
+    tasks = {
+        "instructions": instructions(data / "instruct/instructions.json", out),
+        "paraphrases": paraphrases(data / "mrpc", out),
+    }
+    ways: dict[str, dict[str, Any]] = {
+        "trained": {},
+        "trained, LoRA": {"lora": {"rank": 8}, "optimizer": {"learning_rate": 0.005}},
+        "random": {"finetuning": {"initialization": "random"}},
+    }
+    rows: list[str] = []
+    answers: list[str] = []
+    for task, files in tasks.items():
+        for way, settings in ways.items():
+            chosen = {**settings, "runtime": {"threads": arguments.threads}}
+            run = tuned(base, files, out / f"{task}-{way.replace(', ', '-')}", chosen, console)
+            begun = measured(run, files["test"], "0", console)
+            score = measured(run, files["test"], "best", console)
+            rows.append(row(f"{task}: {way}", begun, score))
+            if not answers:
+                answers = [
+                    f"| {cell(one['prompt'])} | {cell(one['reference'])} | {cell(one['generated'])} |"
+                    for one in score.records[:SHOWN]
+                ]
+    header = [
+        "| held-out answers, begun with | nats a token before | after | end by themselves | empty | length ÷ the "
+        "given, medians | BLEU | ROUGE-L |",
+        "|" + " --- |" * 8,
+    ]
+    said = ["| asked | given | answered |", "| --- | --- | --- |", *answers]
+    table = [machine_line(), "", *header, *rows, copied(tasks["paraphrases"]["test"]), "", *said]
+    publish("Answering", "\n".join(table))
+
+
+def cell(text: str) -> str:
+    """A text in a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
