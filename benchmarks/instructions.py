@@ -58,6 +58,8 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def tuned(base: Path, files: Files, out: Path, settings: Any, console: Console) -> Path:
     """A finished run, made if it is not there, with all its checkpoints."""
+    if (out / "report.html").exists():  # which is written last
+        return out
     if (out / "config.yaml").exists():
         return wg.resume(out, console=console).path
     config = wg.configure({**settings, "checkpointing": {"keep": 100}}, base=wg.recipe("instruct"))

@@ -27,6 +27,7 @@ from wholegpt.run_folder import recorded_config
 
 SEEDS = (1, 2, 3)
 LETTERS = "ABCD"
+EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def write_questions(folder: Path, name: str, path: Path) -> None:
 def pretrained(data: Path, out: Path, console: Console) -> Path:
     """The model that everything begins from."""
     run = out / "pretrained"
+    if (run / "report.html").exists():  # which is written last
+        return run
     if (run / "config.yaml").exists():
         return wg.resume(run, console=console).path
     return wg.train(data / "english.jsonl", config=wg.recipe("transfer"), out=run, console=console).path
@@ -143,7 +146,11 @@ def tested(
             finished = wg.resume(run, console=console)
         else:
             config = wg.recipe("finetune")
-            runtime = {"runtime": {"seed": seed, "threads": threads}, "evaluation": {"every": 100}}
+            runtime = {
+                "runtime": {"seed": seed, "threads": threads},
+                "evaluation": {"every": 100},
+                "training": {"epochs": EPOCHS},
+            }
             for changes in (runtime, task.settings, way.settings()):
                 config = wg.configure(changes, base=config)
             finished = wg.finetune(
