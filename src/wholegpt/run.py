@@ -105,10 +105,14 @@ def open_stage(path: Path, config: Config) -> Stage:
     """What the run at ``path`` trains for, over the data in its folder."""
     if config.finetuning.task is TaskKind.pretraining:
         return Pretraining(config, run_data(path))
-    tokenizer, folder = Tokenizer.load(path / "tokenizer.json"), run_examples(path)
+    tokenizer, folder, facts = (
+        Tokenizer.load(path / "tokenizer.json"),
+        run_examples(path),
+        recorded_facts(path),
+    )
     if config.finetuning.task is TaskKind.instruct:
-        return InstructionTuning(config, ConversationData.open(folder), tokenizer, recorded_facts(path))
-    return TaskTuning(config, TaskData.open(folder), tokenizer)
+        return InstructionTuning(config, ConversationData.open(folder), tokenizer, facts)
+    return TaskTuning(config, TaskData.open(folder), tokenizer, facts)
 
 
 def recorded_facts(path: Path) -> ModelFacts:

@@ -281,6 +281,12 @@ def test_resuming_on_the_command_line_shows_figures_of_the_task(
     assert "matthews correlation" in capsys.readouterr().out
 
 
+def test_info_says_what_a_model_was_taught(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(classifier), "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["task"]["labels"] == ["bird", "fish"] and "chat_template" not in told
+
+
 def test_lineage_names_the_parent(classifier: Path, base: Path) -> None:
     lineage = json.loads((classifier / "lineage.json").read_text())
     assert [one["model"] for one in lineage["parents"]] == [str(base)]

@@ -236,7 +236,7 @@ def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()) -> None:
-    """Say what a run, a model folder or a preset is: parameters, cost, memory, settings.
+    """Say what a run, a model folder or a preset is: parameters, cost, memory, settings, what it was taught.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
         best, last, or the step of a checkpoint.
 
     """
-    config = _model_config(run, checkpoint, common)
+    config, taught = _known(run, checkpoint, common)
     from wholegpt.model.accounting import flops_per_token, parameter_count, training_memory_bytes
 
     count = parameter_count(config)
@@ -256,6 +256,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
         "flops_per_token": flops_per_token(config),
         "memory_bytes": training_memory_bytes(config),
         "config": to_mapping(config),
+        **taught,
     }
     rows = [
         ("parameters", f"{count.total:,}"),
@@ -263,19 +264,23 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
         ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
         ("weights, gradients and AdamW's moments in float32", f"{result['memory_bytes']:,} bytes"),
     ]
-    common.show(result, table(rows + [(name, str(value)) for name, value in result["config"].items()]))
+    told = {**result["config"], **taught}
+    common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
 
 
-def _model_config(run: str, checkpoint: str, common: Common) -> ModelConfig:
+def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
+    """The architecture, and what the model was taught besides: the fields that it is controlled by, a task, LoRA."""
     if run not in presets.PRESETS:
-        from wholegpt.checkpoint import load_model_config
+        from wholegpt.checkpoint import load_facts, load_model_config
         from wholegpt.language_model import model_folder
 
-        return load_model_config(model_folder(Path(run), checkpoint, common.console))
+        folder = model_folder(Path(run), checkpoint, common.console)
+        facts = {name: value for name, value in to_mapping(load_facts(folder)).items() if value}
+        return load_model_config(folder), facts
     config = presets.preset(run)
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=ASSUMED_VOCABULARY)
         common.console.note(
             f"{run} takes its tokenizer's vocabulary; counted here with {config.vocab_size:,} tokens"
         )
-    return complete_model(config)
+    return complete_model(config), {}

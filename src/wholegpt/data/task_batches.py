@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wholegpt.data.permutation import endless_order, permute
+from wholegpt.data.permutation import endless_order, permute, uniform
 from wholegpt.data.tasks import EncodedExample
 from wholegpt.runtime import mix_seed
 
@@ -19,6 +19,8 @@ PADDING = 0
 """Stands after the last real token, which sees nothing of it."""
 SORTED_BATCHES = 16
 """So many batches are drawn at once and sorted by length among themselves, so that little of them is padding."""
+LENGTH_NOISE = 0.25
+"""Lengths are taken for up to so much longer, at random: else labels that go with lengths would come by themselves."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def collate(examples: Sequence[EncodedExample], targets: Sequence[int] | Sequenc
 class TaskLoader:
     """Examples in an order of their own in every epoch, forever; the last batch of an epoch goes on in the next.
 
-    Examples of some length come together: the batches that are drawn at once, at most an epoch, hold each the next
-    longer ones, and are read in a random order.
+    Examples of about one length come together: the batches that are drawn at once, at most an epoch, hold each the
+    next longer ones, and are read in a random order.
     """
 
     def __init__(
@@ -71,15 +73,17 @@ class TaskLoader:
         seed: int,
     ) -> None:
         self.examples, self.targets, self.batch_size, self.seed = examples, targets, batch_size, seed
-        self._lengths = [max(map(len, example.sequences)) for example in examples]
+        self._lengths = np.array([max(map(len, example.sequences)) for example in examples])
         self._sorted = max(1, min(SORTED_BATCHES, len(examples) // batch_size))
 
     def batch(self, step: int) -> TaskBatch:
         """The batch of optimiser step ``step`` (from 0)."""
         drawn, place = divmod(step, self._sorted)
         size = self._sorted * self.batch_size
-        found = endless_order(drawn * size, size, len(self.examples), self.seed)
-        found.sort(key=lambda i: self._lengths[i])
+        found = np.array(endless_order(drawn * size, size, len(self.examples), self.seed))
+        if self._sorted > 1:
+            noise = uniform(np.arange(drawn * size, (drawn + 1) * size), mix_seed(self.seed, 7))
+            found = found[np.argsort(self._lengths[found] * (1 + LENGTH_NOISE * noise))]
         (number,) = permute(np.array([place]), self._sorted, mix_seed(self.seed, drawn, 6))
         chosen = found[number * self.batch_size : (number + 1) * self.batch_size]
         return collate([self.examples[i] for i in chosen], [self.targets[i] for i in chosen])

@@ -128,11 +128,16 @@ def _texts(task: Task, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(parts[0])
 
 
+def _names(task: Task, texts: Sequence[str]) -> Sequence[str]:
+    """What each output stands for: a label, or one of the answers after the context."""
+    return task.labels or texts[1:]
+
+
 def _prediction(task: Task, parts: Sequence[Sequence[str]], row: Float[np.ndarray, " O"]) -> Prediction:
     texts = _texts(task, parts)
     if task.scores:
         return Prediction(texts, float(row[0]), {})
-    names = task.labels or texts[1:]
+    names = _names(task, texts)
     shares = dict(zip(names, np.exp(row).tolist(), strict=True))
     return Prediction(texts, names[int(row.argmax())], shares)
 
@@ -144,7 +149,7 @@ def _record(task: Task, example: TaskExample, row: Float[np.ndarray, " O"]) -> R
         score, expected = float(example.target), float(row[0])
         return {**known, "score": score, "expected": expected, "squared_error": (expected - score) ** 2}
     right, chosen = int(task.target(example)), int(row.argmax())
-    names = task.labels or known["texts"][1:]
+    names = _names(task, known["texts"])
     shares = np.exp(row).tolist()
     return {
         **known,

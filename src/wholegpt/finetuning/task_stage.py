@@ -14,7 +14,7 @@ from wholegpt.config import ClassWeights, Config
 from wholegpt.console import Console
 from wholegpt.data.task_batches import TaskLoader
 from wholegpt.data.task_data import TaskData
-from wholegpt.data.tasks import SPECIAL_TOKENS, EncodedExample, Task, TaskExample, encode_example
+from wholegpt.data.tasks import SPECIAL_TOKENS, EncodedExample, TaskExample, encode_example
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore
 from wholegpt.finetuning.beginning import begin
@@ -27,7 +27,7 @@ from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun, Criterion
 
 QUIET = Console(quiet=True)
-ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy")
+ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy", tie="nats_per_example")
 CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="validation correlation")
 
 
@@ -45,10 +45,9 @@ class QuickScore:
 class TaskTuning:
     """Answers of a head to examples (``wholegpt.data.tasks``), by E11."""
 
-    def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer, facts: ModelFacts) -> None:
         """``config`` is decided; ``tokenizer`` knows the task's special tokens."""
-        self.config, self.data, self.tokenizer = config, data, tokenizer
-        self.facts = facts_of(config, data.task)
+        self.config, self.data, self.tokenizer, self.facts = config, data, tokenizer, facts
         self.criterion = CORRELATION if data.task.scores else ACCURACY
         self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
         task, settings = data.task, config.finetuning
@@ -111,12 +110,6 @@ class TaskTuning:
         return [encode_example(one.parts, self.tokenizer, length) for one in examples]
 
 
-def facts_of(config: Config, task: Task) -> ModelFacts:
-    """What the model folders of a run for ``task`` say."""
-    lora = config.lora if config.lora.rank else None
-    return ModelFacts(task=task, lora=lora, new_tokens=len(SPECIAL_TOKENS))
-
-
 def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
     """Read the examples, keep them in a run's new ``folder``, and put new tokens and a head to the ``parent``.
 
@@ -130,4 +123,6 @@ def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
             raise ConfigError("finetuning.class_weights is for labels, and these examples have scores")
     fingerprint = data.save(folder / "data")
     tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
-    return begin(config, parent, tokenizer, facts_of(config, data.task), len(data.train), fingerprint)
+    lora = config.lora if config.lora.rank else None
+    facts = ModelFacts(task=data.task, lora=lora, new_tokens=len(SPECIAL_TOKENS))
+    return begin(config, parent, tokenizer, facts, len(data.train), fingerprint)

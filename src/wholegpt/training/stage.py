@@ -22,12 +22,16 @@ class Criterion:
     higher_is_better: bool
     words: str
     """For people."""
+    tie: str = ""
+    """Of evaluations alike in ``figure`` that is better which is lower in this one."""
 
     def better(self, values: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
         """Whether an evaluation is better than the best before; what is not a number never is."""
         here, there = values[self.figure], best[self.figure]
         if here is None or there is None:
             return there is None and here is not None
+        if here == there and self.tie:
+            return values[self.tie] < best[self.tie]
         return here > there if self.higher_is_better else here < there
 
 
