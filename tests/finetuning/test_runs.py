@@ -26,7 +26,7 @@ BIRDS, FISH = ["robin", "wren", "heron", "finch"], ["trout", "perch", "salmon", 
 VERBS = ["saw the", "met a", "likes the", "fed one"]
 FAST: dict[str, dict[str, Any]] = {
     "finetuning": {"language_modeling": 0.2},
-    "training": {"epochs": 0, "steps": 40, "batch_size": 16},
+    "training": {"epochs": 0, "steps": 60, "batch_size": 16},
     "optimizer": {"kind": "adamw", "learning_rate": 0.01, "weight_decay": 0.01},
     "schedule": {"warmup_steps": 4},
     "evaluation": {"every": 10, "patience": 0},
