@@ -20,6 +20,7 @@ from torch import Tensor
 from wholegpt.adapters import add_lora, train_new_embeddings
 from wholegpt.config import AttentionKernel, LoraConfig, ModelConfig, Recompute
 from wholegpt.data.control import Values
+from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.tasks import Task
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
@@ -54,6 +55,8 @@ class ModelFacts:
     """Its LoRA, whose changes are stored beside the frozen weights."""
     new_tokens: int = 0
     """The last entries of the vocabulary, which were new when it was fine-tuned."""
+    columns: TaskColumns | None = None
+    """Of the tables with the conversations that it learned to answer from."""
     chat_template: str = ""
     """How conversations with it are written, in a file of its own beside the tokenizer."""
 

@@ -346,8 +346,8 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     tokenizer = Tokenizer.load(adapter / TOKENIZER) if new else base.tokenizer
     if tokenizer.vocab_size != base.model.vocab_size + new:
         raise TokenizerError(
-            f"{adapter / TOKENIZER}: has {tokenizer.vocab_size:,} tokens; expected the model's "
-            f"{base.model.vocab_size:,} and {new} new ones"
+            f"{adapter}: is for a model of {tokenizer.vocab_size - new:,} tokens, to which it brings {new}; this one "
+            f"has {base.model.vocab_size:,}"
         )
     model = Transformer(replace(base.model.config, vocab_size=tokenizer.vocab_size))
     model.load_state_dict(extend_vocabulary(base.model, tokenizer.vocab_size))

@@ -28,9 +28,10 @@ from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
 from wholegpt.data.control import NO_CONTROL, header_for
-from wholegpt.data.conversations import holds_conversations, read_conversations
+from wholegpt.data.conversations import holds_conversations, read_like
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.data.tables import is_table, read_table
+from wholegpt.data.task_columns import DETECTED
 from wholegpt.data.task_data import read_labelled
 from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
@@ -91,6 +92,7 @@ class LanguageModel:
         ``facts`` are what its folder says besides: what it can be asked for, what its head answers.
         """
         self.model, self.control, self.task = model.eval(), facts.control, facts.task
+        self.columns = facts.columns or DETECTED
         self.chat_template = ChatTemplate(facts.chat_template) if facts.chat_template else None
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
@@ -333,16 +335,16 @@ class LanguageModel:
                 raise ConfigError(
                     "the model answers by its head, which takes no solved examples and writes nothing"
                 )
-            table = read_table(Path(path), encoding)
-            return self.evaluate_examples(read_labelled(table, self.task), dtype, console)
+            return self.evaluate_examples(read_labelled(Path(path), encoding, self.task), dtype, console)
         if (
             self.chat_template
             and is_table(Path(path))
-            and holds_conversations(table := read_table(Path(path), encoding))
+            and holds_conversations(Path(path), encoding, self.columns)
         ):
             if shots or examples or generation:
                 raise ConfigError("answers are measured without solved examples, the likeliest token each")
-            return self.evaluate_conversations(read_conversations(table), dtype, console)
+            conversations = read_like(Path(path), encoding, self.columns)
+            return self.evaluate_conversations(conversations, dtype, console)
         return evaluate_task(
             self.model,
             self.tokenizer,
@@ -390,7 +392,11 @@ class LanguageModel:
         Raises ``ConfigError`` for a model that was not taught to answer.
         """
         console, template = console or Console(), self.answering_template()
+        if isinstance(messages, str):
+            raise DataError("messages is one text; give a list of messages, each with its role and content")
         said = [one if isinstance(one, Message) else from_mapping(one, Message("", "")) for one in messages]
+        if not all(one.content for one in said):
+            raise DataError("a message has no content")
         check_conversation(said, "chat")
         config = from_mapping(settings, GenerationConfig(), "chat")
         kept = fitting_turns(said, template, self.tokenizer, self.model.context_length, config.max_tokens)
@@ -416,7 +422,8 @@ class LanguageModel:
         """
         task = self._head()
         for one in examples:
-            if not isinstance(one, str) and not all(isinstance(text, str) for text in one):
+            texts = (one,) if isinstance(one, str) else one
+            if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
                 raise DataError(f"expected texts, found {one!r:.80}")
         texts = [(one,) if isinstance(one, str) else tuple(one) for one in examples]
         return self._predictions([parts_of(task.kind, *one) for one in texts], dtype, console)
@@ -430,7 +437,12 @@ class LanguageModel:
         console: Console | None = None,
     ) -> list[Prediction]:
         """``predict`` for each row of a table, whose answers need not be known."""
-        parts = read_parts(read_table(Path(path), encoding), self._head())
+        task = self._head()
+        table = read_table(Path(path), encoding, (*task.columns.texts, *task.columns.answers))
+        parts = read_parts(table, task)
+        (console or Console()).note(
+            f"{path}: {len(parts):,} examples; its columns are {', '.join(table.columns)}"
+        )
         return self._predictions(parts, dtype, console)
 
     def _predictions(
@@ -518,7 +530,8 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
-    asks = [answers_examples(lm, *sources) for lm in (first, second)]
+    encoding = settings.get("encoding", "utf-8")
+    asks = [answers_examples(lm, *sources, encoding=encoding) for lm in (first, second)]
     asked = any(asks)
     if asked and not all(asks):
         which = ("first", "second")[asks.index(False)]
@@ -532,7 +545,7 @@ def compare(
     return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
 
 
-def answers_examples(lm: LanguageModel, *sources: str | Path) -> bool:
+def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "utf-8") -> bool:
     """Whether a model is measured on examples, not on text: by its head, or by its answers to questions in a table."""
     if lm.task or not sources:
         return lm.task is not None or lm.chat_template is not None
@@ -541,7 +554,7 @@ def answers_examples(lm: LanguageModel, *sources: str | Path) -> bool:
         lm.chat_template is not None
         and is_table(path)
         and path.is_file()
-        and holds_conversations(read_table(path))
+        and holds_conversations(path, encoding, lm.columns)
     )
 
 

@@ -1,21 +1,30 @@
 """Pretraining on text, from the beginning or going on: what the loop is given, and how the model is measured."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelFacts
-from wholegpt.config import Config, GenerationConfig
+from wholegpt.config import Config, GenerationConfig, TaskKind
 from wholegpt.console import Console
-from wholegpt.data import PreparedData, make_loader, windows_before
+from wholegpt.data import PreparedData, TextSizes, TokenShards, make_loader, windows_before
 from wholegpt.evaluation import TextScore, evaluate_tokens
+from wholegpt.files import read_json, write_json_atomic
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.model import Transformer
+from wholegpt.run_folder import read_lineage, recorded_config, run_data
+from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Criterion
 
 QUIET = Console(quiet=True)
+
+
+OLD_TEXT, BEFORE = "old_text.npy", "old_text.json"
 
 
 @dataclass(frozen=True)
@@ -25,10 +34,45 @@ class Forgetting:
     before: TextScore
     after: TextScore
 
+    @staticmethod
+    def begin(run: Path, parent: Path, model: Transformer, config: Config, tokenizer: Tokenizer) -> None:
+        """Copy the held-out text of the run ``parent`` into ``run``, with the score of its ``model``.
+
+        A chat model is of the text that it came from. Raises ``DataError`` or ``RunError`` where that is not there.
+        """
+        text_run = parent
+        while recorded_config(text_run).finetuning.task is not TaskKind.pretraining:
+            text_run = Path(read_lineage(text_run)["parents"][0]["model"])
+        data = run_data(text_run)
+        token_ids = data.validation.read(0, len(data.validation))
+        np.save(run / OLD_TEXT, token_ids.astype(np.uint32), allow_pickle=False)
+        score = _score(model, data.validation, tokenizer, config)
+        sizes = data.validation.text
+        content = {"sizes": sizes and asdict(sizes), "before": asdict(score)}
+        write_json_atomic(run / BEFORE, content)
+
+    @classmethod
+    def measure(
+        cls, run: Path, model: Transformer, config: Config, tokenizer: Tokenizer
+    ) -> "Forgetting | None":
+        """By what ``begin`` left in ``run``; none where it left nothing."""
+        if not (run / BEFORE).exists():
+            return None
+        content = read_json(run / BEFORE)
+        sizes = msgspec.convert(content["sizes"], TextSizes | None)
+        text = TokenShards([np.load(run / OLD_TEXT, allow_pickle=False)], sizes)
+        before = msgspec.convert(content["before"], TextScore)
+        return cls(before, _score(model, text, tokenizer, config))
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; ``nats_per_token`` is what was lost, of a token of the old text."""
         lost = self.after.nats_per_token - self.before.nats_per_token
         return {"nats_per_token": lost, "before": self.before.to_json(), "after": self.after.to_json()}
+
+
+def _score(model: Transformer, text: TokenShards, tokenizer: Tokenizer, config: Config) -> TextScore:
+    dtype, documents = config.precision.dtype, config.windows.documents
+    return evaluate_tokens(model, text, tokenizer, model.device, dtype, QUIET, documents=documents)
 
 
 class Pretraining:
@@ -36,11 +80,10 @@ class Pretraining:
 
     criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss")
 
-    def __init__(self, config: Config, data: PreparedData) -> None:
-        """``config`` is decided, and ``data`` its tokens."""
+    def __init__(self, config: Config, data: PreparedData, facts: ModelFacts | None = None) -> None:
+        """``config`` is decided, and ``data`` its tokens; ``facts`` are those of a model that goes on."""
         self.config, self.data = config, data
-        lora = config.lora if config.lora.rank else None
-        self.tokenizer, self.facts = data.tokenizer, ModelFacts(data.manifest.control, lora=lora)
+        self.tokenizer, self.facts = data.tokenizer, facts or ModelFacts(data.manifest.control)
         self.objective, self.batches = LanguageModeling(), make_loader(data, config)
 
     def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> TextScore:

@@ -24,14 +24,13 @@ from wholegpt.console import Console
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.task_data import TaskData
 from wholegpt.errors import CheckpointError, Interrupted
-from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import read_json
 from wholegpt.finetuning.instructions import InstructionTuning
 from wholegpt.finetuning.task_stage import TaskTuning
 from wholegpt.language_model import LanguageModel, load
 from wholegpt.model import Transformer
 from wholegpt.pretraining import Forgetting, Pretraining
-from wholegpt.run_folder import read_lineage, recorded_config, run_data, run_examples
+from wholegpt.run_folder import recorded_config, run_data, run_examples
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange
@@ -104,7 +103,7 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
 def open_stage(path: Path, config: Config) -> Stage:
     """What the run at ``path`` trains for, over the data in its folder."""
     if config.finetuning.task is TaskKind.pretraining:
-        return Pretraining(config, run_data(path))
+        return Pretraining(config, run_data(path), recorded_facts(path) if config.finetuning.model else None)
     tokenizer, folder, facts = (
         Tokenizer.load(path / "tokenizer.json"),
         run_examples(path),
@@ -173,31 +172,10 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             f"go on with `wholegpt train --resume {quote(str(path))}`"
         )
     with runtime.memory_apart(), averaged(optimizer):
-        forgetting = measure_forgetting(path, config, model.eval(), console)
+        forgetting = Forgetting.measure(path, model.eval(), config, stage.tokenizer)
     run = Run(path, config, state, _size(model), evaluate(whole=True), write_sample(), forgetting, planned)
     write_report(path, run.to_json(), getattr(run.validation, "records", ()), stage.masks())
     return run
-
-
-def measure_forgetting(path: Path, config: Config, model: Transformer, console: Console) -> Forgetting | None:
-    """The held-out text of the run that ``model`` went on from, by that one's weights and by these.
-
-    None where it began from no run, or from one that is not where it was.
-    """
-    parents = read_lineage(path).get("parents", [])
-    if config.finetuning.task is not TaskKind.pretraining or not parents:
-        return None
-    parent = Path(parents[0]["model"])
-    if not (parent / "config.yaml").exists():
-        console.note(f"{parent} is no run, or not there, so what was forgotten of its text is not measured")
-        return None
-    before, old = load(parent, device=config.runtime.device), run_data(parent)
-    settings = {"dtype": config.precision.dtype, "console": console, "documents": config.windows.documents}
-    scores = [
-        evaluate_tokens(one, old.validation, old.tokenizer, model.device, **settings)
-        for one in (before.model, model)
-    ]
-    return Forgetting(*scores)
 
 
 def _restore(

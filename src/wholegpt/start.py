@@ -4,13 +4,14 @@ import dataclasses
 import math
 from pathlib import Path
 
+import torch
+
 from wholegpt import runtime
 from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
     WEIGHTS,
     CheckpointStore,
-    ModelFacts,
     ModelFolder,
     TrainingFiles,
     load_model,
@@ -19,7 +20,7 @@ from wholegpt.checks import check
 from wholegpt.config import Config, Execution, ModelConfig, TaskKind, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.finetuning.beginning import architecture_of, begin_model
 from wholegpt.finetuning.instructions import begin_instructions
@@ -27,6 +28,7 @@ from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.language_model import model_folder
 from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.planning import Budget, make_plan, refuse_planned
+from wholegpt.pretraining import Forgetting
 from wholegpt.run import PLAN
 from wholegpt.run_folder import Parent, check_free, free_name, lineage_of, source_of
 from wholegpt.training.resolution import decide, resolve
@@ -90,7 +92,7 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
     if parent.facts.lora:
         merge(parent.model)
         remove_lora(parent.model)
-    origin = Parent(settings.model, source.name, sha256_file(source / WEIGHTS))
+    origin = Parent(str(Path(settings.model).resolve()), source.name, sha256_file(source / WEIGHTS))
     folder = out or free_name(RUNS / f"{Path(settings.model).resolve().name}-{settings.task}")
     check_free(folder, config, overwrite)
 
@@ -102,6 +104,8 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
         else:
             begun = begin_task(config, parent, target)
         resolved = decide(begun.config)
+        if settings.task is TaskKind.pretraining:
+            _begin_forgetting(resolved, begun, target, console)
         begun.tokenizer.save(target / "tokenizer.json")
         if begun.facts.chat_template:
             write_text_atomic(target / CHAT_TEMPLATE, begun.facts.chat_template)
@@ -126,9 +130,19 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
             f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
         )
     lora = config.lora if config.lora.rank else None
-    facts = ModelFacts(control=data.manifest.control, lora=lora)
+    facts = dataclasses.replace(parent.facts, control=data.manifest.control, lora=lora, new_tokens=0)
     config = resolve(config, data)
     return Begun(config, begin_model(config, parent, facts), parent.tokenizer, facts, source_of(data))
+
+
+def _begin_forgetting(config: Config, begun: Begun, folder: Path, console: Console) -> None:
+    """Keep the text that may be forgotten, and how well the model knows it, where there is one."""
+    parent, device = Path(config.finetuning.model), torch.device(config.runtime.device)
+    try:
+        with console.working("measuring the model on the text that it comes from"):
+            Forgetting.begin(folder, parent, begun.model.to(device).eval(), config, begun.tokenizer)
+    except (DataError, RunError) as error:
+        console.note(f"what is forgotten of the text before is not measured: {error}")
 
 
 def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> None:

@@ -47,6 +47,27 @@ def test_whether_the_first_row_names_the_columns(content: str, named: bool, tmp_
 
 
 @pytest.mark.parametrize(
+    ("content", "expected", "rows"),
+    [
+        ("first film\nsecond film\n", ("0",), [{"0": "first film"}, {"0": "second film"}]),
+        ("text\nthe text\ntext\n", ("text",), [{"text": "the text"}, {"text": "text"}]),
+        (
+            ",text\n0,a film\n1,another\n",
+            (),
+            [{"unnamed": "0", "text": "a film"}, {"unnamed": "1", "text": "another"}],
+        ),
+        ('text\na\n""\nb\n\n', (), [{"text": "a"}, {"text": ""}, {"text": "b"}]),
+        ("text;label\na, b;x\n;\n", (), [{"text": "a, b", "label": "x"}]),
+        ("text,label\ra,x\rb,y\r", (), [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]),
+    ],
+)
+def test_first_rows_and_separators(
+    content: str, expected: tuple[str, ...], rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    assert read_table(write(tmp_path / "a.csv", content), "utf-8", expected).rows == rows
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.csv", "", "holds no rows"),

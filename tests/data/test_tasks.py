@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wholegpt.config import TaskKind
 from wholegpt.data.tables import Table, read_table
 from wholegpt.data.task_columns import TaskColumns
-from wholegpt.data.task_data import read_labelled
+from wholegpt.data.task_data import read_labelled, shares
 from wholegpt.data.tasks import (
     CLASSIFY,
     DELIMITER,
@@ -108,12 +108,29 @@ def test_whole_numbers_are_one_label_however_written() -> None:
     assert [one.target for one in read_examples(table(*rows), CLASSIFICATION)[0]] == ["1", "1", "1"]
 
 
-def test_columns_of_another_table_as_far_as_they_are_there() -> None:
+def test_columns_of_another_table_as_far_as_they_are_there(tmp_path: Path) -> None:
     """A column that is missing is detected anew, and the others stay."""
     row = {"kind": "x", "title": "short", "text": "the longest of all of these"}
     task = Task(CLASSIFICATION, ("x", "y"), columns=TaskColumns(("title",), (), "label"))
     assert read_parts(table(row), task) == [(("short",),)]
-    assert read_labelled(table(row), task) == [TaskExample((("short",),), "x")]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert read_labelled(tmp_path / "a.jsonl", "utf-8", task) == [TaskExample((("short",),), "x")]
+
+
+def test_large_numbers_are_labels_to_the_last_digit() -> None:
+    rows = [{"text": "a", "label": label} for label in (1000001.0, 1000002.0)]
+    assert [one.target for one in read_examples(table(*rows), CLASSIFICATION)[0]] == ["1000001", "1000002"]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.sampled_from([0.05, 0.1, 0.3]))
+def test_shares_of_groups_add_up_and_leave_one_of_each(sizes: list[int], fraction: float) -> None:
+    taken = shares(sizes, fraction)
+    assert all(0 <= one < size for one, size in zip(taken, sizes, strict=True))
+    wanted = round(sum(size * fraction for size in sizes))
+    assert sum(taken) <= wanted
+    if all(size > 1 / fraction for size in sizes):
+        assert sum(taken) == wanted
+    assert all(abs(one - size * fraction) < 1 for one, size in zip(taken, sizes, strict=True) if size > 1)
 
 
 def test_labels_in_order() -> None:

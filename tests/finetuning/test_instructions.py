@@ -19,9 +19,10 @@ from wholegpt.config import Config, Dtype, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
-from wholegpt.data.conversations import read_conversations
+from wholegpt.data.conversations import holds_conversations, read_conversations
 from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
 from wholegpt.data.tables import read_table
+from wholegpt.data.task_columns import TaskColumns
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import answer_nats, answering, fit_conversations, fitting_turns
@@ -100,7 +101,7 @@ BAD_TEMPLATES = {
     "{% for message in messages %}{{ message.content }}": "does not compile: line 1",
     "{{ messages[0].content }}": "has to write every message's content once",
     "{% for m in messages %}{{ m.content | upper }}<|endoftext|>{% endfor %}": "content unchanged, or stripped",
-    "{% for m in messages %}{{ m.content | e }}<|endoftext|>{% endfor %}": "content unchanged, or stripped",
+    "{% for m in messages %}{{ m.content | e }}<|endoftext|>{% endfor %}": "No filter named 'e'",
     "{% for m in messages %}{{ m.content }}{% endfor %}": "writes no special token",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}": "fails: SecurityError",
     "{{ messages.append(1) }}": "fails: SecurityError",
@@ -114,7 +115,7 @@ BAD_TEMPLATES = {
     ),
     "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}": "too large",
     "{% macro a(n) %}{{ a(n - 1) ~ a(n - 1) if n else '' }}{% endmacro %}{{ a(50) }}": "more than 30,000 steps",
-    "{% for a in [[1]] recursive %}{{ loop(a) }}{% endfor %}": "recursive loop",
+    "{% for a in [[1]] recursive %}{{ loop(a) }}{% endfor %}": "a recursive loop is not for chat templates",
     "{{ 'x'.ljust(1000000000) }}": "SecurityError: access to attribute 'ljust'",
     "{{ '{:1000000000}'.format(1) }}": "SecurityError",
     "{{ (['x', 'x'] | join('x')).zfill(1000000000) }}": "SecurityError",
@@ -124,7 +125,21 @@ BAD_TEMPLATES = {
     "{{ '%1000000000d' % 1 }}": "fails: SecurityError",
     "{{ 'x' | center(1000000000) }}": "does not compile",
     "{{ nothing.at.all }}": "fails: UndefinedError",
-    "{% include '/etc/passwd' %}": "fails",
+    "{% include '/etc/passwd' %}": "does not compile: line 1: include is not for chat templates",
+    "{% block a %}{% endblock %}{{ self.a() }}": "block is not for chat templates",
+    "{{ 9 ** 9 }}": "pow is not for chat templates",
+    "{% set n = namespace(a='x') %}{% set n = namespace(a=n, b=n) %}": "too large",
+    "{% set n = namespace(a='x') %}{% set n.a = [n] %}": "too large",
+    "{{ {}.fromkeys(range(30000), 'a') }}": "SecurityError",
+    "{{ (5).to_bytes(3000000000, 'big') }}": "SecurityError",
+    "{{ range(3000) | list | tojson(indent=1000000) }}": "fails: TypeError",
+    "{% set n = namespace(l=[], s='x' * 9) %}": "SecurityError",
+    "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% set n.l = n.l + [i ~ '"
+    + "x" * 999
+    + "'] %}{% endfor %}": ("too large"),
+    "{% if 1 %}" * 200 + "{% endif %}" * 200: "does not compile",
+    "{% for i in [1] %}" * 30 + "{% endfor %}" * 30: "does not compile",
+    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}": "does not compile",
     "{{ raise_exception('not so') }}": "not so",
     "x" * 30_000: "has 30,000 characters",
 }
@@ -135,6 +150,33 @@ def test_templates_that_are_refused(source: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ChatTemplate(source)
     assert BAD_TEMPLATES[source] in str(caught.value) and "the chat template" in str(caught.value)
+
+
+def test_a_template_without_a_place_for_the_system() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system here') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    )
+    template = ChatTemplate(source)
+    assert template.special_tokens == ["<|user|>", "<|end|>", "<|assistant|>"]
+    with pytest.raises(ConfigError, match="No system here"):
+        template.encode(TALK, tokenizer_for(template))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{{ m.content if '<b' not in m.content else 'cut' }}",
+        "{% if m.content | length > 40 %}Long: {% endif %}{{ m.content }}",
+        "{{ m.content.removeprefix('<b') }}",
+    ],
+)
+def test_contents_that_a_template_changes_only_sometimes(content: str) -> None:
+    """Found with the conversation that it happens to."""
+    template = ChatTemplate("{% for m in messages %}" + content + "<|endoftext|>{% endfor %}")
+    template.encode([Message("user", "short")], byte_tokenizer())
+    with pytest.raises(ConfigError, match="content unchanged, or stripped"):
+        template.encode([Message("user", "<b" + "x" * 99)], byte_tokenizer())
 
 
 def test_contents_that_a_template_strips() -> None:
@@ -155,6 +197,11 @@ FORMS = {
         "2",
     ),
     "instructions": ([{"instruction": "Add", "input": "1 1", "output": "2"}], "Add\n\n1 1", "2"),
+    "Dolly": (
+        [{"instruction": "Add", "context": "1 1", "response": "2", "category": "x"}],
+        "Add\n\n1 1",
+        "2",
+    ),
     "no input": ([{"instruction": "Add", "input": "", "output": "2"}], "Add", "2"),
     "pairs": ([{"prompt": "Add", "response": "2", "id": 7}], "Add", "2"),
     "questions": ([{"question": "Add", "answer": "2"}], "Add", "2"),
@@ -172,14 +219,19 @@ def test_the_common_forms(form: str, suffix: str, tmp_path: Path) -> None:
     records, asked, answer = FORMS[form]
     path = tmp_path / f"data.{suffix}"
     path.write_text(json.dumps(records) if suffix == "json" else "\n".join(map(json.dumps, records)))
-    assert read_conversations(read_table(path)) == [(Message("user", asked), Message("assistant", answer))]
+    expected = [(Message("user", asked), Message("assistant", answer))]
+    assert read_conversations(read_table(path))[0] == expected
 
 
 def test_columns_by_name(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("long\tshort\nA long text\tbrief\n")
     expected = [(Message("user", "A long text"), Message("assistant", "brief"))]
-    assert read_conversations(read_table(path), ("long",), "short") == expected
+    assert read_conversations(read_table(path), TaskColumns(("long",), (), "short"))[0] == expected
+    assert not holds_conversations(path)
+    assert holds_conversations(path, "utf-8", TaskColumns(("long",), (), "short"))
+    path.write_text("question\tchoices\tanswer\nA or B?\tthese\tB\n")
+    assert not holds_conversations(path)
 
 
 BAD_DATA: dict[str, tuple[Any, str]] = {
@@ -276,6 +328,7 @@ def test_old_turns_make_room() -> None:
 
 
 def conversations(path: Path, count: int = 80, seed: int = 0) -> Path:
+    """Which kind of animal each is; all six animals are in any large file."""
     generator = random.Random(seed)
     names = [generator.choice(sorted(ANIMALS)) for _ in range(count)]
     path.write_text(json.dumps([{"prompt": f"{name}?", "response": ANIMALS[name]} for name in names]))
@@ -301,9 +354,16 @@ def settings(**sections: dict[str, Any]) -> Config:
 def talker(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that knows what animals are; tests only read it."""
     folder = tmp_path_factory.mktemp("talker")
+    held_out = conversations(folder / "dev.json", 20, seed=9)
     data = conversations(folder / "data.json")
     return api.finetune(
-        base, data, task="instruct", config=settings(), out=folder / "run", console=QUIET
+        base,
+        data,
+        task="instruct",
+        validation=held_out,
+        config=settings(),
+        out=folder / "run",
+        console=QUIET,
     ).path
 
 
@@ -341,9 +401,20 @@ def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with another template and LoRA; tests only read it."""
     folder = tmp_path_factory.mktemp("adapted")
     (folder / "chatml.jinja").write_text(CHAT_ML)
-    config = settings(finetuning={"chat_template": str(folder / "chatml.jinja")}, lora={"rank": 4})
+    config = settings(
+        finetuning={"chat_template": str(folder / "chatml.jinja")}, lora={"rank": 4}, training={"steps": 120}
+    )
+    held_out = conversations(folder / "dev.json", 20, seed=9)
     data = conversations(folder / "data.json")
-    return api.finetune(base, data, task="instruct", config=config, out=folder / "run", console=QUIET).path
+    return api.finetune(
+        base,
+        data,
+        task="instruct",
+        validation=held_out,
+        config=config,
+        out=folder / "run",
+        console=QUIET,
+    ).path
 
 
 def test_other_templates_end_answers_too(base: Path, adapted: Path) -> None:
@@ -404,7 +475,7 @@ def test_the_template_goes_with_an_export_and_comes_back(adapted: Path, tmp_path
 def test_conversations_that_do_not_fit_are_left_out_and_said(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = [{"prompt": "wren?" * (1 + 9 * (n % 5 == 0)), "response": "bird"} for n in range(40)]
+    records = [{"prompt": "wren?" * (1 + 9 * (n % 5 == 0)) + f"{n}", "response": "bird"} for n in range(40)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
     config = settings(training={"steps": 2}, data={"validation_fraction": 0.5})
     run = api.finetune(
@@ -414,6 +485,20 @@ def test_conversations_that_do_not_fit_are_left_out_and_said(
     score = run.load().evaluate_task(tmp_path / "data.jsonl", console=QUIET)
     assert score.examples == 32
     assert "8 of 40 conversations have no answer within the model's context of 32" in capsys.readouterr().err
+
+
+def test_a_question_beyond_the_context_is_not_asked() -> None:
+    template, tokenizer = ChatTemplate(), tokenizer_for(ChatTemplate())
+    talk = (
+        Message("user", "u"),
+        Message("assistant", "a"),
+        Message("user", "m" * 99),
+        Message("assistant", "b"),
+    )
+    (fitted,) = fit_conversations([talk], template, tokenizer, 32)
+    assert fitted.cut and fitted.question == talk[:1]
+    (whole,) = fit_conversations([talk], template, tokenizer, 200)
+    assert not whole.cut and whole.question == talk[:3]
 
 
 def test_special_tokens_are_never_part_of_an_answer() -> None:
@@ -483,7 +568,14 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
 def test_bad_settings(base: Path, tmp_path: Path) -> None:
     data = conversations(tmp_path / "data.json", 20)
     cases: list[tuple[dict[str, Any], type[WholeGPTError], str]] = [
-        ({"finetuning": {"chat_template": str(tmp_path / "none")}}, DataError, "none: no such file"),
+        (
+            {
+                "finetuning": {"chat_template": str(tmp_path / "none")},
+                "data": {"validation_fraction": 0.5},
+            },
+            DataError,
+            "none: no such file",
+        ),
         ({"data": {"validation_fraction": 0.001}}, DataError, "too few to hold 0% of them out"),
     ]
     for sections, error, message in cases:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wholegpt.data.tasks import SPECIAL_TOKENS
 from wholegpt.errors import ConfigError, DataError, RunError, WholeGPTError
 from wholegpt.language_model import LanguageModel, compare, load
 from wholegpt.presets import configure
+from wholegpt.run import open_stage
 
 QUIET = Console(quiet=True)
 BIRDS, FISH = ["robin", "wren", "heron", "finch"], ["trout", "perch", "salmon", "eel"]
@@ -274,6 +276,59 @@ def test_going_on_with_another_text_measures_what_is_forgotten(
     assert run.to_json()["forgetting"]["nats_per_token"] > 0
 
 
+def test_what_is_forgotten_needs_nothing_but_the_run(base: Path, text_file: Path, tmp_path: Path) -> None:
+    """Neither the model that it began from nor its text; of a model that answers, the text before that."""
+    old = shutil.copytree(base, tmp_path / "old")
+    pairs = [("Who?", "Ann"), ("What?", "A wren"), ("Who?", "Ann"), ("What?", "A wren")]
+    talk = [{"prompt": asked, "response": answer} for asked, answer in pairs]
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    fast: dict[str, Any] = {
+        "training": {"steps": 2},
+        "finetuning": {"language_modeling": 0.5},
+        "data": {"validation_fraction": 0.5},
+    }
+    chat = finetune(old, tmp_path / "talk.json", "instruct", tmp_path / "chat", **fast)
+    run = finetune(chat.path, text_file, "pretraining", tmp_path / "run", **fast)
+    assert (
+        run.forgetting and run.forgetting.before.tokens == api.resume(base, console=QUIET).validation.tokens
+    )
+    assert run.load().answering_template()
+    shutil.rmtree(old)
+    shutil.rmtree(chat.path)
+    again = api.resume(run.path, console=QUIET)
+    assert again.forgetting == run.forgetting
+
+
+def test_a_text_before_that_is_gone_costs_no_run(base: Path, text_file: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(base, tmp_path / "old")
+    shutil.rmtree(old / "data")
+    fast: dict[str, Any] = {"training": {"steps": 2}, "finetuning": {"language_modeling": 0.5}}
+    run = finetune(old, text_file, "pretraining", tmp_path / "run", **fast)
+    assert run.forgetting is None and (run.path / "report.html").exists()
+
+
+def test_copies_are_on_one_side_and_small_classes_are_divided(base: Path, tmp_path: Path) -> None:
+    rows = [[f"text {i} of many", f"label {i % 10}"] for i in range(40)]
+    data = table(tmp_path / "a.csv", ["text", "label"], rows * 2)
+    run = finetune(base, data, "classification", tmp_path / "run", training={"steps": 1})
+    kept = [
+        {json.loads(line)["parts"][0][0] for line in (run.path / "data" / name).read_text().splitlines()}
+        for name in ("train.jsonl", "validation.jsonl")
+    ]
+    assert not kept[0] & kept[1] and len(kept[1]) == 4
+    said = open_stage(run.path, run.config).describe()
+    assert "8 held out;" in said
+    same = api.finetune(
+        base,
+        data,
+        task="classification",
+        validation=data,
+        config=settings(training={"steps": 1}),
+        out=tmp_path / "b",
+    )
+    assert "80 held out (80 of them are training examples" in open_stage(same.path, same.config).describe()
+
+
 def test_resuming_on_the_command_line_shows_figures_of_the_task(
     classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +379,7 @@ def test_the_report_shows_mistakes_and_confusion(classifier: Path, charts: None)
     assert "nats per token" not in page.split("Settings")[0]
 
 
+DISTINCT = "".join(f"a{i},x\nb{i},y\n" for i in range(20))
 BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], str]] = {
     "one label": (
         "text,label\nhello,a\nworld,a\n",
@@ -368,6 +424,20 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         ConfigError,
         "model.n_layers is 7, and 2 in",
     ),
+    "unfreezing": (
+        "text,label\n" + DISTINCT,
+        "classification",
+        {"finetuning": {"unfreeze_every": 20}},
+        ConfigError,
+        "frees the embeddings after 60 steps, and there are 60",
+    ),
+    "names": (
+        "text,2020\na,x\nb,y\n",
+        "classification",
+        {},
+        DataError,
+        "the first row, too, was read as an example",
+    ),
     "lora and unfreezing": (
         "text,label\na,x\nb,y\n",
         "classification",
@@ -390,14 +460,14 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "begins with the head, which instruct has none of",
     ),
     "weights of scores": (
-        "a,b,score\n" + "x,y,1.5\nx,z,2.5\n" * 10,
+        "a,b,score\n" + "".join(f"x{i},y,{i / 2}\n" for i in range(20)),
         "similarity",
         {"finetuning": {"class_weights": "balanced"}},
         ConfigError,
         "is for labels, and these examples have scores",
     ),
     "rank": (
-        "text,label\n" + "a,x\nb,y\n" * 20,
+        "text,label\n" + DISTINCT,
         "classification",
         {"lora": {"rank": 99}},
         ConfigError,
@@ -495,7 +565,7 @@ def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path)
 
 
 def test_texts_beyond_the_context_are_cut_and_counted(base: Path, tmp_path: Path) -> None:
-    rows = [["a very long text that goes on and on and never ends", n % 2] for n in range(20)]
+    rows = [[f"a very long text, number {n}, that goes on and never ends", n % 2] for n in range(20)]
     run = finetune(
         base,
         table(tmp_path / "t.csv", ["text", "label"], rows),

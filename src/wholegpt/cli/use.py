@@ -86,7 +86,7 @@ def evaluate(
     task_settings = _settings(shots=shots, examples=examples, **generation)
     check_new_file(records, "--records")
     lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
-    by_table = answers_examples(lm, *sources)
+    by_table = answers_examples(lm, *sources, encoding=reading.encoding or "utf-8")
     if by_table or task_file(*sources, text_field=reading.text_field):
         encoding = _taken(settings, "encoding") if by_table and sources else {}
         _refuse(settings, "a file of examples")
@@ -191,12 +191,17 @@ def compare(
         )
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
-    by_table = any(language_model.answers_examples(lm, *sources) for lm in models)
+    encoding = reading.encoding or "utf-8"
+    by_table = any(language_model.answers_examples(lm, *sources, encoding=encoding) for lm in models)
     if by_table or language_model.task_file(*sources, text_field=reading.text_field):
-        encoding = _taken(for_texts, "encoding") if by_table else {}
+        by_encoding = _taken(for_texts, "encoding") if by_table else {}
         _refuse(for_texts, "a file of examples")
         generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
-        settings = {**_settings(shots=shots, examples=examples, seed=common.seed), **generation, **encoding}
+        settings = {
+            **_settings(shots=shots, examples=examples, seed=common.seed),
+            **generation,
+            **by_encoding,
+        }
     else:
         _refuse(for_tasks, "text")
         settings = for_texts

@@ -3,6 +3,7 @@
 The template gets ``messages``, each with ``role`` and ``content``, and ``add_generation_prompt``. It runs in a sandbox.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ MOST_CHARACTERS = 20_000
 SPECIAL = re.compile(r"<\|\w+\|>")
 BEFORE, AFTER = "\ue000", "\ue001"
 """Private characters that stand around the number of a message in place of its content."""
-FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError, MemoryError)
+FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError, MemoryError)
 """What a template can run into, beside Jinja's own errors."""
 TRIED = tuple((role, f" \t<Aß 'é> & {role}\n\n") for role in ("user", "assistant"))
 """What a template must leave as it is, or only strip."""
@@ -53,7 +54,7 @@ class ChatTemplate:
 
     def __init__(self, source: str = DEFAULT_TEMPLATE) -> None:
         """Raises ``ConfigError`` for a template that does not compile, or does not write each message as it is."""
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
 
         from wholegpt.data.template_sandbox import TemplateSandbox
 
@@ -65,13 +66,13 @@ class ChatTemplate:
         try:
             self._sandbox = TemplateSandbox()
             self._template = self._sandbox.from_string(source)
-        except TemplateError as error:
-            line = getattr(error, "lineno", None)
+        except (TemplateError, SyntaxError, *FAILURES) as error:
+            line = error.lineno if isinstance(error, TemplateSyntaxError) else None
             raise ConfigError(
                 f"the chat template does not compile{f': line {line}' if line else ''}: {error}"
             ) from None
         self._strips = False
-        self._strips = self._changes_contents()
+        self._strips = self._strips_contents()
         self._example = list(self._parts([Message("user", "?"), Message("assistant", "!")], False))
         if not self.end_of_turn:
             raise ConfigError(
@@ -81,7 +82,9 @@ class ChatTemplate:
     @cached_property
     def special_tokens(self) -> list[str]:
         """The special tokens that it writes, in order."""
-        everything = [*self._example, *self._parts([Message(role, "?") for role in ROLES], False)]
+        everything = list(self._example)
+        with contextlib.suppress(ConfigError):  # some have no place for what the system says
+            everything += self._parts([Message(role, "?") for role in ROLES], False)
         asked = self._parts([Message("user", "?")], True)
         found = (
             name for part in (*everything, *asked) if isinstance(part, str) for name in SPECIAL.findall(part)
@@ -111,7 +114,7 @@ class ChatTemplate:
             token_ids.extend(ids)
             scored.extend([counts] * len(ids))
 
-        for part in self._parts(messages, asking):
+        for part in self._written(messages, asking):
             if isinstance(part, Message) and part.role != "assistant":
                 plain += part.content
             elif isinstance(part, Message):
@@ -128,16 +131,23 @@ class ChatTemplate:
         add(tokenizer.encode(plain), False)
         return EncodedConversation(token_ids, scored)
 
-    def _changes_contents(self) -> bool:
+    def _strips_contents(self) -> bool:
         """Whether contents are stripped. Raises ``ConfigError`` where anything else becomes of them."""
         tried = [Message(*one) for one in TRIED]
-        written = self._render([(one.role, one.content) for one in tried], False)
         for strips in (False, True):
             self._strips = strips
-            texts = (one.content if isinstance(one, Message) else one for one in self._parts(tried, False))
-            if "".join(texts) == written:
+            with contextlib.suppress(_ChangesContents):
+                self._written(tried, False)
                 return strips
-        raise ConfigError("the chat template has to write every message's content unchanged, or stripped")
+        raise _ChangesContents
+
+    def _written(self, messages: Sequence[Message], asking: bool) -> list["str | Message"]:
+        """``_parts``, which are what the template makes of these contents too. Raises ``ConfigError`` else."""
+        parts = list(self._parts(messages, asking))
+        text = "".join(one.content if isinstance(one, Message) else one for one in parts)
+        if text != self._render([(one.role, one.content) for one in messages], asking):
+            raise _ChangesContents
+        return parts
 
     def _parts(self, messages: Sequence[Message], asking: bool) -> Iterator["str | Message"]:
         """What the template writes around the messages, and these."""
@@ -170,6 +180,13 @@ class ChatTemplate:
             return self._template.render(given)
         except (TemplateError, *FAILURES) as error:
             raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
+
+
+class _ChangesContents(ConfigError):
+    """Said of a template that other programs would not read as it is read here."""
+
+    def __init__(self) -> None:
+        super().__init__("the chat template has to write every message's content unchanged, or stripped")
 
 
 def check_conversation(messages: Sequence[Message], where: str) -> None:

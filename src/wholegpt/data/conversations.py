@@ -5,7 +5,7 @@ form                    columns
 ======================  =====================================================================================
 messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``; or of ``from``
                         (system, human, gpt) and ``value``
-instructions            ``instruction``, perhaps ``input``, ``output``
+instructions            ``instruction``, perhaps ``input`` or ``context``, ``output``
 pairs                   ``prompt`` and ``response``, or other names of a text and what is to follow
 ======================  =====================================================================================
 """
@@ -15,15 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from wholegpt.config import Config
 from wholegpt.data.chat_template import Conversation, Message, check_conversation
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
 from wholegpt.data.tables import Table, read_table
+from wholegpt.data.task_columns import DETECTED, TaskColumns
 from wholegpt.errors import ConfigError, DataError
 
 MESSAGES = ("messages", "conversations", "conversation")
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
+GIVEN = ("input", "context")
+"""What an instruction may be about, in a column of its own."""
+CHOICES = ("choices", "options", "answers")
+"""Columns of questions with answers to choose from, which are no conversations."""
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 """Other names of roles."""
@@ -37,6 +44,8 @@ class ConversationData:
 
     train: list[Conversation]
     validation: list[Conversation]
+    columns: TaskColumns
+    """Where the training ones stood."""
 
     @classmethod
     def read(cls, config: Config) -> "ConversationData":
@@ -44,53 +53,76 @@ class ConversationData:
         settings, encoding = config.finetuning, config.data.encoding
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
-        asked, answered = settings.text_columns, settings.label_column
-        train = read_conversations(read_table(Path(settings.data), encoding), asked, answered)
+        table = read_table(Path(settings.data), encoding)
+        columns = TaskColumns(settings.text_columns, (), settings.label_column)
+        train, columns = read_conversations(table, columns)
         if settings.validation:
-            return cls(
-                train, read_conversations(read_table(Path(settings.validation), encoding), asked, answered)
-            )
+            return cls(train, read_like(Path(settings.validation), encoding, columns), columns)
         fraction = config.data.validation_fraction
-        held_out = held_out_places(len(train), fraction, config.runtime.seed)
+        copies: dict[Conversation, list[int]] = {}
+        for place, one in enumerate(train):
+            copies.setdefault(one[:-1], []).append(place)
+        groups = list(copies.values())
+        drawn = held_out_places(len(groups), fraction, config.runtime.seed)
+        held_out = {place for i in drawn for place in groups[i]}  # who asks the same is on one side
         if not 0 < len(held_out) < len(train):
             raise DataError(
                 f"{settings.data}: has {len(train):,} conversations, too few to hold {fraction:.0%} of them out; give "
                 "more, or held-out ones by --validation FILE"
             )
         sides = [[one for i, one in enumerate(train) if (i in held_out) is side] for side in (False, True)]
-        return cls(*sides)
+        return cls(sides[0], sides[1], columns)
 
     @classmethod
     def open(cls, folder: Path) -> "ConversationData":
         """Back from ``save``. Raises ``DataError`` where a file is missing or not what it was."""
-        _, train, validation = open_examples(folder, Conversation)
-        return cls(train, validation)
+        about, train, validation = open_examples(folder, Conversation)
+        return cls(train, validation, msgspec.convert(about, TaskColumns))
 
     def save(self, folder: Path) -> str:
         """Write the conversations into a new ``folder``; returns the hash of all."""
-        return save_examples(folder, {"conversations": True}, self.train, self.validation)
+        return save_examples(folder, self.columns, self.train, self.validation)
 
 
-def holds_conversations(table: Table) -> bool:
-    """Whether a table has columns of messages, or of questions and answers."""
-    names = {column.lower() for column in table.columns}
+def holds_conversations(path: Path, encoding: str = "utf-8", known: TaskColumns = DETECTED) -> bool:
+    """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
+    columns = read_table(path, encoding, _named(known)).columns
+    if known.target and {*_named(known)} <= {*columns}:
+        return True
+    names = {column.lower() for column in columns}
+    if not names.isdisjoint(CHOICES):
+        return False
     return not names.isdisjoint(MESSAGES) or not (names.isdisjoint(ASKED) or names.isdisjoint(ANSWERED))
 
 
-def read_conversations(table: Table, asked: Sequence[str] = (), answered: str = "") -> list[Conversation]:
-    """The conversations of a table; ``asked`` and ``answered`` name the columns of pairs, where they are not detected.
+def read_like(path: Path, encoding: str, known: TaskColumns) -> list[Conversation]:
+    """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
+    table = read_table(path, encoding, _named(known))
+    return read_conversations(table, known if {*_named(known)} <= {*table.columns} else DETECTED)[0]
+
+
+def _named(columns: TaskColumns) -> list[str]:
+    return [name for name in (*columns.texts, columns.target) if name]
+
+
+def read_conversations(
+    table: Table, columns: TaskColumns = DETECTED
+) -> tuple[list[Conversation], TaskColumns]:
+    """The conversations of a table, and the columns that they were found in; ``columns`` names those of pairs.
 
     Raises ``DataError`` naming the line of one without an answer, and listing the columns where none is an answer.
     """
     by_name = {column.lower(): column for column in table.columns}
     listed = next((by_name[name] for name in MESSAGES if name in by_name), "")
-    if listed and not asked and not answered:
-        return [_messages(table.rows[row].get(listed), table.where(row)) for row in range(len(table.rows))]
-    answers = answered or next((by_name[name] for name in ANSWERED if name in by_name), "")
+    if listed and not columns.texts and columns.target in ("", listed):
+        found = [_messages(table.rows[row].get(listed), table.where(row)) for row in range(len(table.rows))]
+        return found, TaskColumns(target=listed)
+    answers = columns.target or next((by_name[name] for name in ANSWERED if name in by_name), "")
     names = [by_name[name] for name in ASKED if name in by_name and by_name[name] != answers]
-    texts = list(asked) or names[:1]
-    if not asked and "input" in by_name and by_name["input"] not in texts and by_name["input"] != answers:
-        texts.append(by_name["input"])
+    about = [
+        by_name[name] for name in GIVEN if name in by_name and by_name[name] not in (*names[:1], answers)
+    ]
+    texts = columns.texts or tuple(names[:1] + about[:1])
     if not texts or not answers:
         lacking = (
             "answers (output, response, ...)" if texts else "prompts (instruction, prompt, ...), nor messages"
@@ -98,7 +130,8 @@ def read_conversations(table: Table, asked: Sequence[str] = (), answered: str = 
         raise DataError(f"{table.path}: has no column of {lacking}; there are {', '.join(table.columns)}")
     for name in (*texts, answers):
         table.column(name)
-    return [_pair(table, row, texts, answers) for row in range(len(table.rows))]
+    pairs = [_pair(table, row, texts, answers) for row in range(len(table.rows))]
+    return pairs, TaskColumns(texts, (), answers)
 
 
 def _pair(table: Table, row: int, texts: Sequence[str], answers: str) -> Conversation:

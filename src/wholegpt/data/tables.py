@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ LARGEST_TABLE = 2**30
 """Bytes of a file that is read."""
 LONGEST_CELL = 2**24
 """Characters of one."""
+UNNAMED = "unnamed"
+"""A first column without a name, as pandas writes its index."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,19 @@ class Table:
         return f"{self.path}: {self.places[row]}"
 
 
-def read_table(path: Path, encoding: str = "utf-8") -> Table:
+def read_table(path: Path, encoding: str = "utf-8", expected: Sequence[str] = ()) -> Table:
     """The table in a file, by the end of its name: .csv, .tsv (without quoting), .jsonl or .json (a list).
 
-    The first row of separated values names the columns, unless one of its cells is a number or stands in its column
-    again: then it is a row like the others. Raises ``DataError`` naming file and line.
+    The first row of separated values names the columns where it has all that are ``expected``, and not where those are
+    numbers. Else it does unless one of its cells is a number or stands in its column again: then it is a row like the
+    others. Values that no comma separates may be separated by semicolons. Raises ``DataError`` naming file and line.
     """
     if not is_table(path):
         raise DataError(f"{path}: is no table; expected a name that ends in {', '.join(READERS)}")
     if path.is_file() and path.stat().st_size > LARGEST_TABLE:
         raise DataError(f"{path}: larger than {LARGEST_TABLE:,} bytes; tables of examples are read whole")
     text = read_text(path, encoding)
-    found = list(READERS[path.suffix.lower()](path, text))
+    found = list(READERS[path.suffix.lower()](path, text, expected))
     if not found:
         raise DataError(f"{path}: holds no rows")
     columns = tuple(dict.fromkeys(name for _, row in found for name in row))
@@ -73,13 +76,15 @@ def number_of(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _separated(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _separated(path: Path, text: str, expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     tabs = path.suffix.lower() == ".tsv"
     csv.field_size_limit(LONGEST_CELL)
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    lines_of_text = text.split("\n" if "\n" in text else "\r")
+    semicolons = ";" in lines_of_text[0] and "," not in lines_of_text[0]
     lines = csv.reader(
-        (line + "\n" for line in text.split("\n")),
-        delimiter="\t" if tabs else ",",
+        (line + "\n" for line in lines_of_text),
+        delimiter="\t" if tabs else ";" if semicolons else ",",
         strict=not tabs,
         quoting=quoting,
     )
@@ -87,7 +92,7 @@ def _separated(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         for row in lines:
             row = [cell.removesuffix("\r") for cell in row]
-            if any(row):
+            if any(row) or len(row) == 1:  # what is empty but for separators is no row
                 rows.append((f"line {lines.line_num}", row))
     except csv.Error as error:
         raise DataError(f"{path}: line {lines.line_num}: {error}") from None
@@ -97,23 +102,25 @@ def _separated(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, row in rows:
         if len(row) != len(first):
             raise DataError(f"{path}: {place}: has {len(row)} columns, the first row {len(first)}")
-    named = _names_columns([row for _, row in rows])
-    names = [name.strip() for name in first] if named else [str(i) for i in range(len(first))]
+    named = _names_columns([row for _, row in rows], expected)
+    names = [name.strip() or UNNAMED for name in first] if named else [str(i) for i in range(len(first))]
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
     for place, row in rows[named:]:
         yield place, dict(zip(names, row, strict=True))
 
 
-def _names_columns(rows: list[list[str]]) -> bool:
-    first = rows[0]
-    if any(not cell.strip() or number_of(cell) is not None for cell in first):
+def _names_columns(rows: list[list[str]], expected: Sequence[str]) -> bool:
+    first = [cell.strip() for cell in rows[0]]
+    if expected and ({*expected} <= {*first} or all(name.isdigit() for name in expected)):
+        return {*expected} <= {*first}
+    if not all(first[1:]) or any(number_of(cell) is not None for cell in first):
         return False
-    counts = [Counter(column) for column in zip(*rows, strict=True)]
+    counts = [Counter(cell.strip() for cell in column) for column in zip(*rows, strict=True)]
     return all(count[cell] == 1 for cell, count in zip(first, counts, strict=True))
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path, text: str, _expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"line {number}", _record(path, f"line {number}", line)
@@ -133,7 +140,7 @@ def _checked(path: Path, place: str, record: Any) -> dict[str, Any]:
     return dict(record)
 
 
-def _json(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json(path: Path, text: str, _expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         records = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -144,7 +151,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"entry {number}", _checked(path, f"entry {number}", record)
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, dict[str, Any]]]]] = {
+READERS: dict[str, Callable[[Path, str, Sequence[str]], Iterator[tuple[str, dict[str, Any]]]]] = {
     ".csv": _separated,
     ".tsv": _separated,
     ".jsonl": _json_lines,

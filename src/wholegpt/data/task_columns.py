@@ -43,6 +43,10 @@ class TaskColumns:
     """The label, score, or right answer."""
 
 
+DETECTED = TaskColumns()
+"""All of them are."""
+
+
 def columns_in(table: Table, columns: TaskColumns) -> TaskColumns:
     """Those of the ``columns`` of another table that this one has too; the others are to be detected."""
 

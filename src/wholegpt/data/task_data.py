@@ -10,7 +10,7 @@ import msgspec
 from wholegpt.config import Config, TaskKind
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
-from wholegpt.data.tables import Table, read_table
+from wholegpt.data.tables import read_table
 from wholegpt.data.task_columns import TaskColumns, columns_in
 from wholegpt.data.tasks import Task, TaskExample, check_labels, label_names, read_examples
 from wholegpt.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ class TaskData:
         train, columns = read_examples(table, settings.task, columns)
         task = _task(settings.task, train, columns, settings.data)
         if settings.validation:
-            validation = read_labelled(read_table(Path(settings.validation), data.encoding), task)
+            validation = read_labelled(Path(settings.validation), data.encoding, task)
         else:
             train, validation = _divide(train, settings.data, data.validation_fraction, config.runtime.seed)
         return cls(task, train, validation)
@@ -54,11 +54,13 @@ class TaskData:
         return save_examples(folder, self.task, self.train, self.validation)
 
 
-def read_labelled(table: Table, task: Task) -> list[TaskExample]:
+def read_labelled(path: Path, encoding: str, task: Task) -> list[TaskExample]:
     """The examples of a further table, in the columns of the training ones where it has those.
 
     Raises ``DataError`` as ``read_examples`` does, and for a label that no training example has.
     """
+    named = (*task.columns.texts, *task.columns.answers, task.columns.target)
+    table = read_table(path, encoding, [name for name in named if name])
     examples, _ = read_examples(table, task.kind, columns_in(table, task.columns), task.scores)
     if task.labels:
         check_labels(examples, task.labels, table)
@@ -69,7 +71,14 @@ def _task(kind: TaskKind, examples: Sequence[TaskExample], columns: TaskColumns,
     if kind is TaskKind.choice:
         return Task(kind, columns=columns)
     if isinstance(examples[0].target, str):
-        return Task(kind, tuple(label_names(examples, where)), columns=columns)
+        try:
+            return Task(kind, tuple(label_names(examples, where)), columns=columns)
+        except DataError as error:
+            if (
+                columns.target.isdigit()
+            ):  # a row that was meant as one of names would be a label with one example
+                raise DataError(f"{error}; the first row, too, was read as an example") from None
+            raise
     scores = [float(example.target) for example in examples]
     spread = pstdev(scores)
     if not spread:
@@ -80,13 +89,23 @@ def _task(kind: TaskKind, examples: Sequence[TaskExample], columns: TaskColumns,
 def _divide(
     examples: list[TaskExample], where: str, fraction: float, seed: int
 ) -> tuple[list[TaskExample], list[TaskExample]]:
-    """Training and held-out examples, of each label the same share, each side in the order of the table."""
-    groups: dict[str, list[int]] = {}
+    """Training and held-out examples, of each label the same share, each side in the order of the table.
+
+    Examples of the same texts are on one side.
+    """
+    copies: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     for place, example in enumerate(examples):
-        groups.setdefault(example.target if isinstance(example.target, str) else "", []).append(place)
-    held_out: set[int] = set()
-    for places in groups.values():
-        held_out |= {places[i] for i in held_out_places(len(places), fraction, seed)}
+        copies.setdefault(example.parts, []).append(place)
+    groups: dict[str, list[list[int]]] = {}
+    for places in copies.values():
+        target = examples[places[0]].target
+        groups.setdefault(target if isinstance(target, str) else "", []).append(places)
+    held_out = {
+        place
+        for group, count in zip(groups.values(), shares([*map(len, groups.values())], fraction), strict=True)
+        for i in held_out_places(len(group), count / len(group), seed)
+        for place in group[i]
+    }
     if not 0 < len(held_out) < len(examples):
         raise DataError(
             f"{where}: has {len(examples):,} examples, too few to hold {fraction:.0%} of them out; give more, or "
@@ -94,3 +113,13 @@ def _divide(
         )
     sides = [[one for i, one in enumerate(examples) if (i in held_out) is side] for side in (False, True)]
     return sides[0], sides[1]
+
+
+def shares(sizes: Sequence[int], fraction: float) -> list[int]:
+    """``fraction`` of each group, in whole numbers that add up to that of all (largest remainders)."""
+    wanted = [size * fraction for size in sizes]
+    taken = [min(int(one), size - 1) for one, size in zip(wanted, sizes, strict=True)]
+    lacking = round(sum(wanted)) - sum(taken)
+    for place in sorted(range(len(sizes)), key=lambda i: taken[i] - wanted[i])[: max(lacking, 0)]:
+        taken[place] += taken[place] < sizes[place] - 1
+    return taken

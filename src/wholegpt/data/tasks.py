@@ -95,7 +95,7 @@ def read_examples(
                 f"{table.where(row)}: has no {'score' if numeric else 'label'} in '{found.target}'"
             )
         target = _score(table, row, value, found.target) if numeric else value
-        examples.append(TaskExample(parts_of(task, *texts), target))
+        examples.append(TaskExample(_parts(table, row, task, texts), target))
     return examples, found
 
 
@@ -108,10 +108,19 @@ def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
     columns = columns_in(table, task.columns)
     if task.kind is TaskKind.choice:
         found = detect_choices(table, columns)
-        return [parts_of(task.kind, *_choice_texts(table, row, found)) for row in range(len(table.rows))]
+        return [
+            _parts(table, row, task.kind, _choice_texts(table, row, found)) for row in range(len(table.rows))
+        ]
     texts = columns.texts or detect_texts(table, task.kind)
     rows = range(len(table.rows))
-    return [parts_of(task.kind, *(_text(table, row, name) for name in texts)) for row in rows]
+    return [_parts(table, row, task.kind, [_text(table, row, name) for name in texts]) for row in rows]
+
+
+def _parts(table: Table, row: int, kind: TaskKind, texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    try:
+        return parts_of(kind, *texts)
+    except DataError as error:
+        raise DataError(f"{table.where(row)}: {error}") from None
 
 
 def parts_of(kind: TaskKind, *texts: str) -> tuple[tuple[str, ...], ...]:
@@ -224,7 +233,7 @@ def _required(tokenizer: Tokenizer, name: str) -> int:
 def _choice(table: Table, row: int, columns: TaskColumns) -> TaskExample:
     context, *texts = _choice_texts(table, row, columns)
     right = _right(table, row, columns.target, texts)
-    return TaskExample(parts_of(TaskKind.choice, context, *texts), right)
+    return TaskExample(_parts(table, row, TaskKind.choice, [context, *texts]), right)
 
 
 def _choice_texts(table: Table, row: int, columns: TaskColumns) -> list[str]:
@@ -283,7 +292,7 @@ def _text(table: Table, row: int, name: str) -> str:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, list | dict):
         return ""
-    return f"{value:g}" if isinstance(value, float) and value % 1 == 0 else str(value).strip()
+    return str(int(value)) if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 
 
 def _are_scores(values: Sequence[str]) -> bool:

@@ -1,11 +1,13 @@
-"""Jinja for templates of others: they see nothing but what they are given, end soon, and stay small."""
+"""Jinja for templates of others: what chat templates need and no more, of nothing but what they are given."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -13,38 +15,52 @@ from jinja2.visitor import NodeTransformer
 MOST_STEPS = 30_000
 """Rounds of loops and calls of macros in one rendering."""
 MOST_CHARACTERS = 1_000_000
-"""Of each text that is put together in one."""
+"""Of each text, or of all texts in one list, that is put together in one."""
 LARGEST_NUMBER = 1_000_000
 MOST_SECONDS = 5.0
-"""Of one rendering."""
-STRING_METHODS = frozenset(
-    "capitalize count find isdigit lower lstrip removeprefix removesuffix rstrip split splitlines startswith "  # noqa: SIM905
-    "endswith strip title upper".split()
+"""Of one rendering, looked at in each round and call."""
+_NAMES = (
+    "Template Output TemplateData Const Name NSRef Getattr Getitem Slice Call Keyword Filter Test For If Assign "
+    "AssignBlock Macro CallBlock Break Continue CondExpr And Or Not Compare Operand Add Sub Mul Div FloorDiv Mod Neg "
+    "Pos Concat List Tuple Dict Pair"
 )
+NODES = tuple(getattr(nodes, name) for name in _NAMES.split())
+"""What a template may be made of."""
+METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(
+        "capitalize count endswith find isdigit lower lstrip removeprefix removesuffix rstrip startswith strip "  # noqa: SIM905
+        "title upper".split()
+    ),
+    dict: frozenset(("get", "items", "keys", "values")),
+    **dict.fromkeys((int, float, bytes, list, tuple, range), frozenset[str]()),
+}
+"""Of what a template holds or makes."""
 FILTERS = frozenset(
-    "capitalize count d default dictsort e escape first float int items join last length list lower map "  # noqa: SIM905
-    "reject rejectattr reverse safe select selectattr sort string title tojson trim unique upper".split()
+    "capitalize count d default dictsort first float int items last length list lower reject rejectattr reverse "  # noqa: SIM905
+    "safe select selectattr string title trim upper".split()
 )
 
 
-class _Counted(NodeTransformer):
-    """Has every round and call counted, and every list and joined text measured."""
+class _Bounded(NodeTransformer):
+    """Refuses what is not in ``NODES``; has rounds and calls counted, and lists and joined texts measured."""
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         """The node that stands in the place of ``node``."""
+        if not isinstance(node, NODES):
+            raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not for chat templates", node.lineno)
         self.generic_visit(node)
         match node:
             case nodes.For():
                 if node.recursive:
-                    raise SecurityError("it has a recursive loop")
+                    raise TemplateSyntaxError("a recursive loop is not for chat templates", node.lineno)
                 node.iter = _call("rounds", node.iter)
             case nodes.Macro() | nodes.CallBlock():
                 node.body.insert(0, nodes.ExprStmt(_call("step")))
+            case nodes.Assign(target=nodes.NSRef()):
+                node.node = _call("measured", node.node)
             case nodes.Concat():
                 return _call("joined", nodes.List(node.nodes))
-            case nodes.List() | nodes.Dict():
-                return _call("measured", node)
-            case nodes.Tuple(ctx="load"):
+            case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
                 return _call("measured", node)
             case _:
                 pass
@@ -58,21 +74,17 @@ def _call(name: str, *arguments: Any) -> nodes.Call:
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """An environment for one template at a time; each rendering begins with ``begin``.
 
-    What goes too far raises jinja2's ``SecurityError``.
+    What goes too far raises jinja2's ``SecurityError``, what it does not know a ``TemplateSyntaxError``.
     """
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%"})
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        self.filters = {name: function for name, function in self.filters.items() if name in FILTERS}
-        self.filters["join"] = self._join
-        kept = self.globals["namespace"]
-        self.globals = {"namespace": kept, "range": self._range, "raise_exception": _refuse}
+        kept = {name: function for name, function in self.filters.items() if name in FILTERS}
+        self.filters = {**kept, "join": self._join, "tojson": self._tojson}
+        self.globals = {"namespace": self._namespace, "range": self._range, "raise_exception": _refuse}
         self.begin()
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Counted().visit(super()._parse(source, name, filename))
 
     def begin(self, characters: int = 0) -> None:
         """Allow one more rendering, of messages that have so many ``characters``."""
@@ -93,19 +105,20 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self.step()
             yield value
 
-    def measured(self, container: Any) -> Any:
-        """A list, tuple or mapping that holds no more than is allowed, counted with all that its members hold."""
-        held, waiting = 0, [container]
+    def measured(self, value: Any) -> Any:
+        """``value``, which with all that it holds is no more than is allowed."""
+        held, characters, waiting = 0, 0, [value]
         while waiting:
             one = waiting.pop()
             held += 1
-            if held > MOST_STEPS or isinstance(one, Namespace):
+            characters += len(one) if isinstance(one, str) else 0
+            if held > MOST_STEPS or characters > self._most_characters or isinstance(one, Namespace):
                 raise SecurityError("it puts together a list that is too large")
             if isinstance(one, dict):
-                waiting += one.values()
+                waiting += [*one.keys(), *one.values()]
             elif isinstance(one, list | tuple):
                 waiting += one
-        return container
+        return value
 
     def joined(self, parts: Iterable[Any]) -> str:
         """Texts one after the other, as ``~`` has it."""
@@ -123,29 +136,41 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return "".join(found)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Sums of small numbers, lists and texts; other products are for numbers alone."""
+        """Sums of texts, of lists and of small numbers; other operations are for numbers alone."""
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             return self.concat((left, right))
         if operator == "+" and isinstance(left, list) and isinstance(right, list):
             return self.measured(left + right)
-        if not all(isinstance(side, int | float) and abs(side) < LARGEST_NUMBER for side in (left, right)):
-            kinds = "texts, lists and small numbers" if operator == "+" else "small numbers"
-            raise SecurityError(f"{operator} is for {kinds}")
+        for side in (left, right):
+            if isinstance(side, Undefined):
+                str(side + 0)  # says what is undefined
+            if not isinstance(side, int | float) or abs(side) > LARGEST_NUMBER:
+                kinds = "texts, lists and small numbers" if operator == "+" else "small numbers"
+                raise SecurityError(f"{operator} is for {kinds}")
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """What the sandbox lets be seen, and of texts no method that makes long ones of short ones."""
-        if isinstance(obj, str) and attr not in STRING_METHODS:
-            return False
+        """What the sandbox lets be seen, and of texts, lists and numbers only ``METHODS``."""
+        for kind, allowed in METHODS.items():
+            if isinstance(obj, kind) and attr not in allowed:
+                return False
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
         """Nothing is done for ``str.format``, which is no method of texts here."""
 
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        return _Bounded().visit(super()._parse(source, name, filename))
+
+    def _namespace(self, **values: Any) -> Namespace:
+        return Namespace(**self.measured(values))
+
     def _join(self, parts: Iterable[Any], separator: str = "") -> str:
-        """The ``join`` filter."""
         texts = [str(part) for part in parts]
         return self.concat(piece for text in texts for piece in (text, separator))[: -len(separator) or None]
+
+    def _tojson(self, value: Any) -> str:
+        return json.dumps(self.measured(value), ensure_ascii=False)
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)

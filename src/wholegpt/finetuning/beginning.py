@@ -7,6 +7,7 @@ import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.config import Config, Initialization, ModelConfig
+from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.tokenizers import Tokenizer
@@ -25,6 +26,12 @@ def begin(
     training = config.training
     steps = training.steps or max(1, round(training.epochs * per_pass / training.batch_size))
     architecture = architecture_of(config, parent, tokenizer.vocab_size)
+    frozen = config.finetuning.unfreeze_every * (architecture.n_layers + 1)
+    if frozen >= steps:
+        raise ConfigError(
+            f"finetuning.unfreeze_every frees the embeddings after {frozen:,} steps, and there are {steps:,}; the new "
+            "tokens would never be learned: free sooner, or train longer"
+        )
     config = replace(config, model=architecture, training=replace(training, steps=steps, epochs=0.0))
     corpus = Path(config.finetuning.data).name
     source = {"corpus": corpus, "provenance": None, "data": examples_hash, "data_card": ""}

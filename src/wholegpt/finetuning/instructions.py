@@ -16,6 +16,7 @@ from wholegpt.data.chat_template import ChatTemplate, Conversation, EncodedConve
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.packing import ConversationLoader, batches_of, collate_conversations, pack
 from wholegpt.data.reading import read_text
+from wholegpt.data.task_columns import DETECTED
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
@@ -85,7 +86,7 @@ class InstructionTuning:
 
     def write(self, model: Transformer, device: torch.device) -> str:
         """The answer to the first held-out question, after it."""
-        asked = question(self.validation[0].messages)
+        asked = self.validation[0].question
         tokens = self.config.logging.sample_tokens
         if not tokens:
             return ""
@@ -109,10 +110,12 @@ class InstructionTuning:
         epochs = training.steps * training.batch_size / rows
         scored = sum(sum(one.encoded.scored) for one in self.train)
         cut = sum(one.cut for one in self.train)
+        columns = self.facts.columns or DETECTED
+        where = f"columns {', '.join([*columns.texts, columns.target])}"
         left = f"; {cut:,} lose what is beyond the context" if cut else ""
         return (
             f"instruct: {len(self.train):,} conversations in {rows:,} rows ({epochs:.1f} passes), {scored:,} tokens of "
-            f"answers; {len(self.validation):,} held out{left}"
+            f"answers; {len(self.validation):,} held out; {where}{left}"
         )
 
 
@@ -124,6 +127,13 @@ class FittedConversation:
     encoded: EncodedConversation
     cut: bool
     """Whether some of it is beyond the context."""
+    asked: int
+    """Messages before the last answer that begins within the context."""
+
+    @property
+    def question(self) -> Conversation:
+        """What that answer answers."""
+        return self.messages[: self.asked]
 
 
 def fit_conversations(
@@ -138,7 +148,13 @@ def fit_conversations(
         whole = template.encode(one, tokenizer)
         seen = EncodedConversation(whole.token_ids[:most], whole.scored[:most])
         if any(seen.scored[1:]):
-            fitted.append(FittedConversation(one, seen, len(whole.token_ids) > most))
+            cut = len(whole.token_ids) > most
+            places = [i for i, message in enumerate(one) if message.role == "assistant"]
+            while cut and len(places) > 1:
+                if len(template.encode(one[: places[-1]], tokenizer, asking=True).token_ids) < context_length:
+                    break
+                places.pop()
+            fitted.append(FittedConversation(one, seen, cut, places[-1]))
     if not fitted:
         raise DataError(f"no answer begins within the model's context of {context_length:,} tokens")
     return fitted
@@ -158,12 +174,6 @@ def answer_nats(model: Transformer, conversations: Sequence[EncodedConversation]
         )
         found[chunk] = nats.view(len(chunk), -1).double().sum(1).cpu().numpy()
     return found
-
-
-def question(conversation: Conversation) -> Conversation:
-    """A conversation up to its last answer."""
-    last = max(i for i, one in enumerate(conversation) if one.role == "assistant")
-    return conversation[:last]
 
 
 def answers(
@@ -238,14 +248,16 @@ def score_answers(
     dtype: Dtype,
     console: Console,
 ) -> TaskScore:
-    """The loss of all answers, and what the model answers to the last question itself, the likeliest token each.
+    """The loss of all answers, and what the model answers to the last question itself, the likeliest token each time.
+
+    At most ``MOST_WRITTEN`` tokens are written; what has not ended then counts as not ended.
 
     ``median_length_ratio`` is the median of their tokens over that of the references'. BLEU and ROUGE of those against
     the given ones come with them where sacreBLEU and rouge-score are installed.
     """
     nats = answer_nats(model, [one.encoded for one in conversations], dtype)
     config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
-    questions = [question(one.messages) for one in conversations]
+    questions = [one.question for one in conversations]
     written = answers(model, tokenizer, template, questions, config, console)
     overlap = all(importlib.util.find_spec(name) for name in Generation.needs)
     records = [
@@ -268,9 +280,9 @@ def score_answers(
 
 
 def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, overlap: bool) -> Record:
-    """What became of a conversation's last question."""
-    asked = question(one.messages)
-    reference, text = one.messages[len(asked)].content, answer.text.strip()
+    """What became of a conversation's question."""
+    asked = one.question
+    reference, text = one.messages[one.asked].content, answer.text.strip()
     return {
         "truncated": one.cut,
         "prompt": asked[-1].content,
@@ -296,7 +308,7 @@ def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Beg
     new = [name for name in template.special_tokens if parent.tokenizer.id_of(name) is None]
     tokenizer = parent.tokenizer.with_special_tokens(new) if new else parent.tokenizer
     lora = config.lora if config.lora.rank else None
-    facts = ModelFacts(lora=lora, new_tokens=len(new), chat_template=template.source)
+    facts = ModelFacts(lora=lora, new_tokens=len(new), columns=data.columns, chat_template=template.source)
     length = parent.model.context_length
     fitted = fit_conversations(data.train, template, tokenizer, length)
     fit_conversations(data.validation, template, tokenizer, length)

@@ -100,9 +100,12 @@ class TaskTuning:
             if cut
             else ""
         )
+        learned = {example.parts for example in self.data.train}
+        copied = sum(example.parts in learned for example in self.data.validation)
+        known = f" ({copied:,} of them are training examples, too: figures are too good)" if copied else ""
         return (
             f"{task.kind}: {len(self.train):,} training examples ({epochs:.1f} passes), {len(self.validation):,} "
-            f"held out; {what}; columns {', '.join(columns)}{too_long}"
+            f"held out{known}; {what}; columns {', '.join(columns)}{too_long}"
         )
 
     def _encoded(self, examples: Sequence[TaskExample]) -> list[EncodedExample]:
