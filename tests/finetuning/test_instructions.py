@@ -340,7 +340,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     (folder / "text.txt").write_text("a wren is a bird, an eel is a fish.\n" * 80)
     model = {"context_length": 32, "n_layers": 2, "d_model": 32, "n_heads": 2}
-    config = tiny_config(folder / "text.txt", model=model, tokenizer={"kind": "byte"}, training={"steps": 20})
+    config = tiny_config(
+        folder / "text.txt", model=model, tokenizer={"kind": "byte"}, training={"steps": 100}
+    )
     return api.train(config=config, out=folder / "run", console=QUIET).path
 
 
@@ -402,7 +404,10 @@ def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapted")
     (folder / "chatml.jinja").write_text(CHAT_ML)
     config = settings(
-        finetuning={"chat_template": str(folder / "chatml.jinja")}, lora={"rank": 4}, training={"steps": 120}
+        finetuning={"chat_template": str(folder / "chatml.jinja")},
+        lora={"rank": 8},
+        training={"steps": 100},
+        optimizer={"learning_rate": 0.02},
     )
     held_out = conversations(folder / "dev.json", 20, seed=9)
     data = conversations(folder / "data.json")
