@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about t
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
 
 test: lint  ## lint, types, tests; two processes of one thread take half as long as one of two
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed"
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
 	$(VENV)/bin/pytest -m timed
 
 lint: $(DEVELOPMENT)
@@ -37,6 +37,8 @@ bench: $(DEVELOPMENT)  ## long measurements; see benchmarks/README.md
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.preparation)
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.control)
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.transfer --data $(WHOLEGPT_DATA))
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.instructions --data $(WHOLEGPT_DATA))
+	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.few_shot --data $(WHOLEGPT_DATA))
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.generation)
 	$(VENV)/bin/python -m benchmarks.interop
 	$(if $(LLAMA_CPP),$(VENV)/bin/pip install --quiet llama-cpp-python && $(VENV)/bin/python -m benchmarks.interop --gguf $(LLAMA_CPP))

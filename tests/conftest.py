@@ -34,6 +34,15 @@ settings.register_profile("wholegpt", deadline=None, derandomize=True, max_examp
 settings.load_profile("wholegpt")
 
 
+LONGEST = ("torture/", "test_readme", "planning/", "test_bad_data")
+"""Files of tests that take most of a minute each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process ends with one of them while the others have nothing left."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, where there is one."""

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelFacts
-from wholegpt.config import Config, GenerationConfig, TaskKind
+from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, TextSizes, TokenShards, make_loader, windows_before
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_json_atomic
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.model import Transformer
-from wholegpt.run_folder import read_lineage, recorded_config, run_data
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Criterion
@@ -35,19 +34,10 @@ class Forgetting:
     after: TextScore
 
     @staticmethod
-    def begin(run: Path, parent: Path, model: Transformer, config: Config, tokenizer: Tokenizer) -> None:
-        """Copy the held-out text of the run ``parent`` into ``run``, with the score of its ``model``.
-
-        A chat model is of the text that it came from. Raises ``DataError`` or ``RunError`` where that is not there.
-        """
-        text_run = parent
-        while recorded_config(text_run).finetuning.task is not TaskKind.pretraining:
-            text_run = Path(read_lineage(text_run)["parents"][0]["model"])
-        data = run_data(text_run)
-        token_ids = data.validation.read(0, len(data.validation))
-        np.save(run / OLD_TEXT, token_ids.astype(np.uint32), allow_pickle=False)
-        score = _score(model, data.validation, tokenizer, config)
-        sizes = data.validation.text
+    def begin(run: Path, text: TokenShards, model: Transformer, config: Config, tokenizer: Tokenizer) -> None:
+        """Copy the held-out ``text`` of the run before into ``run``, with the score of its ``model``."""
+        np.save(run / OLD_TEXT, text.read(0, len(text)).astype(np.uint32), allow_pickle=False)
+        score, sizes = _score(model, text, tokenizer, config), text.text
         content = {"sizes": sizes and asdict(sizes), "before": asdict(score)}
         write_json_atomic(run / BEFORE, content)
 

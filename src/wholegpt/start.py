@@ -30,7 +30,16 @@ from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting
 from wholegpt.run import PLAN
-from wholegpt.run_folder import Parent, check_free, free_name, lineage_of, source_of
+from wholegpt.run_folder import (
+    Parent,
+    check_free,
+    free_name,
+    lineage_of,
+    read_lineage,
+    recorded_config,
+    run_data,
+    source_of,
+)
 from wholegpt.training.resolution import decide, resolve
 from wholegpt.training.stage import Begun
 from wholegpt.training.state import TrainingState
@@ -136,13 +145,17 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
 
 
 def _begin_forgetting(config: Config, begun: Begun, folder: Path, console: Console) -> None:
-    """Keep the text that may be forgotten, and how well the model knows it, where there is one."""
-    parent, device = Path(config.finetuning.model), torch.device(config.runtime.device)
+    """Keep the text that may be forgotten, and how well the model knows it; a chat model's is the one before that."""
+    text_run, device = Path(config.finetuning.model), torch.device(config.runtime.device)
     try:
-        with console.working("measuring the model on the text that it comes from"):
-            Forgetting.begin(folder, parent, begun.model.to(device).eval(), config, begun.tokenizer)
+        while recorded_config(text_run).finetuning.task is not TaskKind.pretraining:
+            text_run = Path(read_lineage(text_run)["parents"][0]["model"])
+        text = run_data(text_run).validation
     except (DataError, RunError) as error:
         console.note(f"what is forgotten of the text before is not measured: {error}")
+        return
+    with console.working("measuring the model on the text that it comes from"):
+        Forgetting.begin(folder, text, begun.model.to(device).eval(), config, begun.tokenizer)
 
 
 def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> None:

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MOST_STEPS = 30_000
+MOST_STEPS = 10_000
 """Rounds of loops and calls of macros in one rendering."""
 MOST_CHARACTERS = 1_000_000
 """Of each text, or of all texts in one list, that is put together in one."""
