@@ -21,7 +21,7 @@ from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.generation import Engine
 from wholegpt.generation.speculation import PromptLookup
-from wholegpt.language_model import load
+from wholegpt.loading import load
 from wholegpt.model import Transformer, lay_out
 from wholegpt.run_folder import run_data
 from wholegpt.runtime import peak_bytes

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from wholegpt.config import Config
     from wholegpt.conversion import export_model, import_model
     from wholegpt.errors import WholeGPTError
-    from wholegpt.language_model import LanguageModel, compare, load
+    from wholegpt.language_model import LanguageModel, compare
+    from wholegpt.loading import load
     from wholegpt.presets import configure, preset, recipe
     from wholegpt.run import Run
 
@@ -27,7 +28,7 @@ _HOMES = {
     "export_model": "conversion",
     "finetune": "api",
     "import_model": "conversion",
-    "load": "language_model",
+    "load": "loading",
     "plan": "api",
     "preset": "presets",
     "recipe": "presets",

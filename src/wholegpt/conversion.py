@@ -33,7 +33,7 @@ from wholegpt.interop import gguf, huggingface, nanogpt, peft
 from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare
 from wholegpt.interop.foreign import PICKLES, pickled, read_object
 from wholegpt.interop.gguf import TensorType
-from wholegpt.language_model import model_folder
+from wholegpt.loading import model_folder
 from wholegpt.mapping import nearest
 from wholegpt.model import Transformer, own_tensors
 from wholegpt.model.heads import extend_vocabulary

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from wholegpt import presets, runtime
-from wholegpt.adapters import merge, remove_lora
-from wholegpt.checkpoint import CHECKSUMS, NO_FACTS, CheckpointStore, ModelFacts, load_model, verify
+from wholegpt import runtime
+from wholegpt.checkpoint import NO_FACTS, ModelFacts
 from wholegpt.config import (
-    AttentionKernel,
     DataConfig,
     Documents,
     Dtype,
@@ -22,7 +19,6 @@ from wholegpt.config import (
     OnBadLine,
     OnBadText,
     PrecisionConfig,
-    WeightFormat,
 )
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
@@ -34,7 +30,7 @@ from wholegpt.data.tables import is_table, read_table
 from wholegpt.data.task_columns import DETECTED
 from wholegpt.data.task_data import read_labelled
 from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
-from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
     Difference,
     Published,
@@ -57,9 +53,9 @@ from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import TaskTransformer, Transformer, lay_out
+from wholegpt.model import TaskTransformer, Transformer
 from wholegpt.protocols import CausalLanguageModel
-from wholegpt.tokenizers import Tokenizer, byte_tokenizer
+from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
@@ -471,54 +467,6 @@ class LanguageModel:
         return runtime.decide_precision(chosen, self.model.device).dtype
 
 
-def load(
-    path: str | Path,
-    *,
-    checkpoint: str = "best",
-    device: str = "automatic",
-    threads: int = 0,
-    weights: WeightFormat | str = WeightFormat.float32,
-    console: Console | None = None,
-) -> LanguageModel:
-    """A run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
-
-    A fresh ``modern`` preset reads and writes bytes; the published ones are made for a vocabulary that
-    this program does not contain, so they take token ids only.
-
-    ``weights`` other than float32 are laid out for reading and writing only: bfloat16, int8 or int4; automatic is
-    bfloat16 where the device multiplies in it.
-
-    Raises ``CheckpointError`` for a folder that holds none, or only damaged ones, ``ConfigError`` or ``NumericsError``
-    where the device lacks what ``weights`` need.
-    """
-    chosen = runtime.choose_device(device)
-    if weights not in list(WeightFormat):
-        raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
-    layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
-    if threads:
-        torch.set_num_threads(threads)
-    if str(path) in presets.PRESETS:
-        config, tokenizer = presets.preset(str(path)), None
-        if config.vocab_size == 0:
-            tokenizer = byte_tokenizer()
-            config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
-        fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
-        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic))
-    folder = model_folder(Path(path), checkpoint, console or Console())
-    loaded = load_model(folder, chosen, _attention(chosen))
-    dtype, documents = _trained_with(Path(path), chosen)
-    if loaded.facts.lora:
-        merge(loaded.model)
-        remove_lora(loaded.model)
-    model = lay_out(loaded.model, layout, numbers)
-    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.facts)
-
-
-def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:
-    """The number format of the products: weights that are laid out have their own, which nothing changes."""
-    return dtype if weights is WeightFormat.float32 else Dtype.float32
-
-
 def compare(
     first: LanguageModel,
     second: LanguageModel,
@@ -566,43 +514,3 @@ def task_file(*sources: str | Path, text_field: str | None = None) -> bool:
             f"{tasks[0]}: is a file of examples; it is evaluated by itself, without other sources"
         )
     return bool(tasks)
-
-
-def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
-    """The number format that a run's config records, where ``device`` has it, and whether documents saw each other."""
-    # A checkpoint is a model folder by itself; its run is two folders up.
-    recorded = next(
-        (one for one in (run, *run.absolute().parents[1:2]) if (one / "config.yaml").exists()), None
-    )
-    if recorded is None:
-        return Dtype.automatic, Documents.joined
-    config = presets.recipe(str(recorded / "config.yaml"))
-    dtype = config.precision.dtype
-    missing = dtype is Dtype.bfloat16 and not runtime.has_bfloat16(device)
-    return Dtype.automatic if missing else dtype, config.windows.documents
-
-
-def _attention(device: torch.device) -> AttentionKernel:
-    return runtime.decide_precision(PrecisionConfig(), device).attention
-
-
-def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
-    """The model folder that ``path`` is or, for a run, that ``checkpoint`` picks; warns of damaged ones."""
-    if (path / "model.safetensors").exists():
-        if (path / CHECKSUMS).exists():
-            verify(path)
-        return path
-    if (path / "checkpoints").is_dir():
-        folder, problems = CheckpointStore(path).choose(checkpoint)
-        for problem in problems:
-            console.warn(f"{problem}; using {folder.name}")
-        return folder
-    if str(path) in presets.PRESETS and not path.exists():
-        raise CheckpointError(
-            f"{path}: is a preset, which has no trained weights; name a run or a model folder"
-        )
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: no such run, model folder or preset; {presets.nearest(str(path), list(presets.PRESETS))}"
-        )
-    raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")

@@ -27,7 +27,8 @@ from wholegpt.errors import CheckpointError, Interrupted
 from wholegpt.files import read_json
 from wholegpt.finetuning.instructions import InstructionTuning
 from wholegpt.finetuning.task_stage import TaskTuning
-from wholegpt.language_model import LanguageModel, load
+from wholegpt.language_model import LanguageModel
+from wholegpt.loading import load
 from wholegpt.model import Transformer
 from wholegpt.pretraining import Forgetting, Pretraining
 from wholegpt.run_folder import recorded_config, run_data, run_examples

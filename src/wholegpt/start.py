@@ -25,7 +25,7 @@ from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, 
 from wholegpt.finetuning.beginning import architecture_of, begin_model
 from wholegpt.finetuning.instructions import begin_instructions
 from wholegpt.finetuning.task_stage import begin_task
-from wholegpt.language_model import model_folder
+from wholegpt.loading import model_folder
 from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting

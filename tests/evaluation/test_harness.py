@@ -13,7 +13,8 @@ from wholegpt.config import Dtype, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.evaluation.harness import generation_of
-from wholegpt.language_model import LanguageModel, load
+from wholegpt.language_model import LanguageModel
+from wholegpt.loading import load
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")

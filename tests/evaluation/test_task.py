@@ -15,7 +15,8 @@ from wholegpt.errors import ConfigError, DataError, NumericsError
 from wholegpt.evaluation import read_examples
 from wholegpt.evaluation.examples import Choice, Classification, Cloze, Generation, LastWord, Score
 from wholegpt.evaluation.task import few_shot
-from wholegpt.language_model import LanguageModel, load
+from wholegpt.language_model import LanguageModel
+from wholegpt.loading import load
 
 QUIET = Console(quiet=True)
 LINES: dict[str, list[dict[str, Any]]] = {

@@ -26,7 +26,7 @@ from wholegpt.data.task_columns import TaskColumns
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import answer_nats, answering, fit_conversations, fitting_turns
-from wholegpt.language_model import load
+from wholegpt.loading import load
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer
 from wholegpt.presets import configure

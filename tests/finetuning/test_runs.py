@@ -19,7 +19,8 @@ from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.tasks import SPECIAL_TOKENS
 from wholegpt.errors import ConfigError, DataError, RunError, WholeGPTError
-from wholegpt.language_model import LanguageModel, compare, load
+from wholegpt.language_model import LanguageModel, compare
+from wholegpt.loading import load
 from wholegpt.presets import configure
 from wholegpt.run import open_stage
 

@@ -27,7 +27,8 @@ from wholegpt.errors import ConfigError
 from wholegpt.generation import Completion, Engine, Sampler
 from wholegpt.generation.constraints import MOST_CHARACTERS, Constraint
 from wholegpt.generation.json_schema import read_schema
-from wholegpt.language_model import LanguageModel, load
+from wholegpt.language_model import LanguageModel
+from wholegpt.loading import load
 from wholegpt.model import Transformer
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, train_gpt1

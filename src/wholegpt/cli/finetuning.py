@@ -137,7 +137,7 @@ def predict(
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
     check_new_file(out, "--out")
-    from wholegpt.language_model import load
+    from wholegpt.loading import load
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
     if data:
@@ -264,7 +264,7 @@ def chat(
     """
     from wholegpt.data.chat_template import Message
     from wholegpt.generation.request import InterruptedWriting
-    from wholegpt.language_model import load
+    from wholegpt.loading import load
     from wholegpt.mapping import to_mapping
 
     settings = to_mapping(generation)

@@ -88,7 +88,7 @@ def generate(
 
     """
     from wholegpt.generation.templates import fill_template
-    from wholegpt.language_model import load
+    from wholegpt.loading import load
 
     for name, value, least in (("completions", completions, 1), ("beams", beams, 0)):
         if value < least:

@@ -77,7 +77,8 @@ def evaluate(
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.language_model import answers_examples, load, task_file
+    from wholegpt.language_model import answers_examples, task_file
+    from wholegpt.loading import load
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
         raise ConfigError(f"--dtype changes nothing where weights are {weights}; leave one out")
@@ -179,16 +180,14 @@ def compare(
         best, last, or the step of a checkpoint, of both.
 
     """
-    from wholegpt import language_model
+    from wholegpt import language_model, loading
 
     if not sources:
         raise DataError("name what both are to be measured on: texts, or a file of examples")
     for_tasks = _settings(shots=shots, examples=examples, max_tokens=max_tokens, stop=stop)
     for_texts = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     models = [
-        language_model.load(
-            one, checkpoint=checkpoint, weights=held, console=common.console, **common.placement()
-        )
+        loading.load(one, checkpoint=checkpoint, weights=held, console=common.console, **common.placement())
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
     encoding = reading.encoding or "utf-8"
@@ -277,7 +276,7 @@ def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict
     """The architecture, and what the model was taught besides: the fields that it is controlled by, a task, LoRA."""
     if run not in presets.PRESETS:
         from wholegpt.checkpoint import load_facts, load_model_config
-        from wholegpt.language_model import model_folder
+        from wholegpt.loading import model_folder
 
         folder = model_folder(Path(run), checkpoint, common.console)
         facts = {name: value for name, value in to_mapping(load_facts(folder)).items() if value}

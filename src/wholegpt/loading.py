@@ -1,0 +1,104 @@
+"""Opening what is on disk, or a fresh preset, as a language model."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from wholegpt import presets, runtime
+from wholegpt.adapters import merge, remove_lora
+from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
+from wholegpt.config import AttentionKernel, Documents, Dtype, PrecisionConfig, WeightFormat
+from wholegpt.console import Console
+from wholegpt.errors import CheckpointError, ConfigError
+from wholegpt.language_model import LanguageModel
+from wholegpt.model import Transformer, lay_out
+from wholegpt.tokenizers import byte_tokenizer
+
+
+def load(
+    path: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str = "automatic",
+    threads: int = 0,
+    weights: WeightFormat | str = WeightFormat.float32,
+    console: Console | None = None,
+) -> LanguageModel:
+    """A run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
+
+    A fresh ``modern`` preset reads and writes bytes; the published ones are made for a vocabulary that
+    this program does not contain, so they take token ids only.
+
+    ``weights`` other than float32 are laid out for reading and writing only: bfloat16, int8 or int4; automatic is
+    bfloat16 where the device multiplies in it.
+
+    Raises ``CheckpointError`` for a folder that holds none, or only damaged ones, ``ConfigError`` or ``NumericsError``
+    where the device lacks what ``weights`` need.
+    """
+    chosen = runtime.choose_device(device)
+    if weights not in list(WeightFormat):
+        raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
+    layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
+    if threads:
+        torch.set_num_threads(threads)
+    if str(path) in presets.PRESETS:
+        config, tokenizer = presets.preset(str(path)), None
+        if config.vocab_size == 0:
+            tokenizer = byte_tokenizer()
+            config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+        fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
+        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic))
+    folder = model_folder(Path(path), checkpoint, console or Console())
+    loaded = load_model(folder, chosen, _attention(chosen))
+    dtype, documents = _trained_with(Path(path), chosen)
+    if loaded.facts.lora:
+        merge(loaded.model)
+        remove_lora(loaded.model)
+    model = lay_out(loaded.model, layout, numbers)
+    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.facts)
+
+
+def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:
+    """The number format of the products: weights that are laid out have their own, which nothing changes."""
+    return dtype if weights is WeightFormat.float32 else Dtype.float32
+
+
+def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
+    """The number format that a run's config records, where ``device`` has it, and whether documents saw each other."""
+    # A checkpoint is a model folder by itself; its run is two folders up.
+    recorded = next(
+        (one for one in (run, *run.absolute().parents[1:2]) if (one / "config.yaml").exists()), None
+    )
+    if recorded is None:
+        return Dtype.automatic, Documents.joined
+    config = presets.recipe(str(recorded / "config.yaml"))
+    dtype = config.precision.dtype
+    missing = dtype is Dtype.bfloat16 and not runtime.has_bfloat16(device)
+    return Dtype.automatic if missing else dtype, config.windows.documents
+
+
+def _attention(device: torch.device) -> AttentionKernel:
+    return runtime.decide_precision(PrecisionConfig(), device).attention
+
+
+def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
+    """The model folder that ``path`` is or, for a run, that ``checkpoint`` picks; warns of damaged ones."""
+    if (path / "model.safetensors").exists():
+        if (path / CHECKSUMS).exists():
+            verify(path)
+        return path
+    if (path / "checkpoints").is_dir():
+        folder, problems = CheckpointStore(path).choose(checkpoint)
+        for problem in problems:
+            console.warn(f"{problem}; using {folder.name}")
+        return folder
+    if str(path) in presets.PRESETS and not path.exists():
+        raise CheckpointError(
+            f"{path}: is a preset, which has no trained weights; name a run or a model folder"
+        )
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: no such run, model folder or preset; {presets.nearest(str(path), list(presets.PRESETS))}"
+        )
+    raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")
