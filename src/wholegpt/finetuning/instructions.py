@@ -156,7 +156,10 @@ def fit_conversations(
                 places.pop()
             fitted.append(FittedConversation(one, seen, cut, places[-1]))
     if not fitted:
-        raise DataError(f"no answer begins within the model's context of {context_length:,} tokens")
+        raise DataError(
+            f"of {len(conversations):,} conversations none has an answer that begins within the model's context of "
+            f"{context_length:,} tokens; shorten what stands before the answers, or take a model with a longer context"
+        )
     return fitted
 
 

@@ -81,7 +81,7 @@ def write_adapter(folder: Path, model: Transformer, config: LoraConfig, new_toke
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": changed,
-        "fan_in_fan_out": any(line.transposed for line in _names(model.config)),
+        "fan_in_fan_out": any(line.transposed for line in _linear(model.config)),
         "inference_mode": True,
         "trainable_token_indices": {
             theirs.rpartition(".")[2]: list(range(old, model.vocab_size)) for theirs in matrices.values()
@@ -210,11 +210,9 @@ def _base(model: Transformer, vocab_size: int) -> dict[str, Tensor]:
 
 def _token_matrices(config: ModelConfig) -> dict[str, str]:
     """Ours with a row for each token, and what they are called there."""
-    try:
-        lines = names_of(architecture_of(config).table, config)
-    except ConfigError:
-        lines = [Name(ours, (ours,)) for ours in own_shapes(config)]
-    named = {line.ours.removesuffix(".weight"): line.theirs[0].removesuffix(".weight") for line in lines}
+    named = {
+        line.ours.removesuffix(".weight"): line.theirs[0].removesuffix(".weight") for line in _names(config)
+    }
     return {ours: named[ours] for ours in MATRICES if ours in named}
 
 
@@ -277,19 +275,26 @@ def _one_down(found: ForeignTensors, theirs: Sequence[str]) -> Tensor:
 
 
 def _modules(config: ModelConfig) -> dict[str, list[str]]:
-    """Our linear layers, each with what it is called there; by our names where no program of theirs has the model."""
+    """Our linear layers, each with what it is called there."""
     return {
         ours.ours.removesuffix(".weight"): [PREFIX + name.removesuffix(".weight") for name in ours.theirs]
-        for ours in _names(config)
+        for ours in _linear(config)
     }
 
 
+def _linear(config: ModelConfig) -> list[Name]:
+    """The names of the linear layers of the blocks."""
+    return [
+        line for line in _names(config) if line.ours.startswith("blocks.") and line.ours.endswith(".weight")
+    ]
+
+
 def _names(config: ModelConfig) -> list[Name]:
+    """What each tensor is called there; by our names where no program of theirs has the model."""
     try:
-        lines = names_of(architecture_of(config).table, config)
+        return names_of(architecture_of(config).table, config)
     except ConfigError:
-        lines = [Name(ours, (ours,)) for ours in own_shapes(config)]
-    return [line for line in lines if line.ours.startswith("blocks.") and line.ours.endswith(".weight")]
+        return [Name(ours, (ours,)) for ours in own_shapes(config)]
 
 
 def _check_base(folder: Path, model: Transformer, new: int) -> None:
