@@ -182,15 +182,15 @@ def tested(
 
 
 def naive_bayes(task: Task) -> float:
-    """Accuracy of multinomial naive Bayes on runs of one and two words."""
+    """Accuracy of multinomial naive Bayes on which runs of one and two words a sentence has."""
 
     def read(path: Path) -> tuple[list[str], list[str]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         return [row[0] for row in rows], [row[1] for row in rows]
 
-    counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
-    judge = make_pipeline(counts, MultinomialNB()).fit(*read(task.train))
+    present = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", binary=True)
+    judge = make_pipeline(present, MultinomialNB()).fit(*read(task.train))
     return float(judge.score(*read(task.test)))
 
 
