@@ -43,9 +43,9 @@ def paraphrases(folder: Path, out: Path) -> Files:
     """The pairs of MRPC that mean the same, as a prompt and a response."""
     found: Files = {}
     for name, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
-        with (folder / f"{theirs}.tsv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        same = [{"prompt": first, "response": second} for first, second, label in rows if label == "1"]
+        with (folder / f"{theirs}.tsv").open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+        same = [{"prompt": first, "response": second} for label, _, _, first, second in rows if label == "1"]
         found[name] = written(out / f"paraphrases-{name}.jsonl", same)
     return found
 
