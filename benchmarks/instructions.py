@@ -5,7 +5,6 @@ kept, and gone on with where it was stopped.
 """
 
 import argparse
-import csv
 import json
 import random
 from pathlib import Path
@@ -15,6 +14,7 @@ import wholegpt as wg
 from benchmarks.tables import machine_line, publish
 from benchmarks.transfer import pretrained
 from wholegpt.console import Console
+from wholegpt.data.tables import read_table
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation
 from wholegpt.files import write_text_atomic
@@ -43,9 +43,12 @@ def paraphrases(folder: Path, out: Path) -> Files:
     """The pairs of MRPC that mean the same, as a prompt and a response."""
     found: Files = {}
     for name, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
-        with (folder / f"{theirs}.tsv").open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
-        same = [{"prompt": first, "response": second} for label, _, _, first, second in rows if label == "1"]
+        rows = read_table(folder / f"{theirs}.tsv").rows
+        same = [
+            {"prompt": one["#1 String"], "response": one["#2 String"]}
+            for one in rows
+            if one["Quality"] == "1"
+        ]
         found[name] = written(out / f"paraphrases-{name}.jsonl", same)
     return found
 

@@ -313,7 +313,10 @@ def test_what_is_beyond_the_context() -> None:
     hopeless = (Message("user", "Hi" * 50), Message("assistant", "Yes"))
     fitted = fit_conversations([short, long, hopeless], template, tokenizer, 20)
     assert [(len(one.encoded.token_ids), one.cut) for one in fitted] == [(8, False), (21, True)]
-    with pytest.raises(DataError, match="none has an answer that begins within"):
+    with pytest.raises(
+        DataError,
+        match="1 conversations none has an answer that begins within the model's context of 20 tokens",
+    ):
         fit_conversations([hopeless], template, tokenizer, 20)
 
 
