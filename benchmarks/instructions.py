@@ -22,6 +22,8 @@ from wholegpt.metrics import Estimate
 
 FIGURES = ("nats_per_token", "stopped", "empty", "median_length_ratio", "bleu", "rougeL")
 SHOWN = 20
+PASSES = {"instructions": 16, "paraphrases": 4}
+"""Over the training examples; the checkpoint that is best on the validation set is measured."""
 Files = dict[str, Path]
 """Training, validation and test examples."""
 
@@ -65,7 +67,9 @@ def tuned(base: Path, files: Files, out: Path, settings: Any, console: Console) 
         return out
     if (out / "config.yaml").exists():
         return wg.resume(out, console=console).path
-    config = wg.configure({**settings, "checkpointing": {"keep": 100}}, base=wg.recipe("instruct"))
+    config = wg.configure(
+        {**settings, "evaluation": {"every": 50}, "checkpointing": {"keep": 100}}, base=wg.recipe("instruct")
+    )
     train, validation = files["train"], files["validation"]
     return wg.finetune(
         base, train, task="instruct", validation=validation, config=config, out=out, console=console
@@ -122,7 +126,11 @@ def main() -> None:
     answers: list[str] = []
     for task, files in tasks.items():
         for way, settings in ways.items():
-            chosen = {**settings, "runtime": {"threads": arguments.threads}}
+            chosen = {
+                **settings,
+                "training": {"epochs": PASSES[task]},
+                "runtime": {"threads": arguments.threads},
+            }
             run = tuned(base, files, out / f"{task}-{way.replace(', ', '-')}", chosen, console)
             begun = measured(run, files["test"], "0", console)
             score = measured(run, files["test"], "best", console)
