@@ -329,7 +329,7 @@ def guesses(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int)
             f"| {name} | {spread(found['with'], '{:.0f}')} | {sure_ratio(found['with'], found['without'])} |"
         )
     publish(
-        "Guessing ahead",
+        f"Guessing ahead, {weights}",
         "\n".join(
             [
                 f"{conditions(rounds)} `draft=prompt` on GPT-2 124 M in {weights}, random weights, {WRITTEN} tokens; "
