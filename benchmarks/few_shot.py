@@ -7,6 +7,7 @@ from pathlib import Path
 
 import wholegpt as wg
 from benchmarks.instructions import shown, written
+from benchmarks.runs import finished
 from benchmarks.tables import machine_line, publish
 from benchmarks.transfer import pretrained
 from wholegpt.console import Console
@@ -60,17 +61,15 @@ def learned(
 ) -> TaskScore:
     """By a head that was trained on the examples, all steps, without any others to choose the best by."""
     table = written(out.with_suffix(".jsonl"), [{"text": text, "label": label} for text, label in examples])
-    if not (out / "config.yaml").exists():
-        steps = max(STEPS, 3 * len(examples) // 32)
-        settings = {
-            "training": {"steps": steps, "epochs": 0, "batch_size": min(32, len(examples))},
-            "evaluation": {"every": 0},
-            "runtime": {"seed": seed},
-        }
-        config = wg.configure(settings, base=wg.recipe("finetune"))
-        options = {"validation": table, "config": config, "out": out, "console": console}
-        wg.finetune(base, table, task="classification", **options)
-    return wg.load(out, checkpoint="last", console=console).evaluate_task(
+    settings = {
+        "training": {"steps": STEPS, "epochs": 0, "batch_size": min(32, len(examples))},
+        "evaluation": {"every": 0},
+        "runtime": {"seed": seed},
+    }
+    config = wg.configure(settings, base=wg.recipe("finetune"))
+    options = {"validation": table, "config": config, "out": out, "console": console}
+    run = finished(out, lambda: wg.finetune(base, table, task="classification", **options), console)
+    return wg.load(run, checkpoint="last", console=console).evaluate_task(
         data / "sst2" / "test.tsv", console=console
     )
 
@@ -104,9 +103,9 @@ def main() -> None:
         rows.append(f"| {count} | {'; '.join(by_prompt) or '–'} | {'; '.join(by_head) or '–'} |")
     header = ["| examples | as prompts | as training data |", "| --- | --- | --- |"]
     what = (
-        f"SST-2 test, accuracy with its 95% interval, for each of {arguments.seeds} choices of examples of at most "
-        f"{LONGEST} words. A head needs two examples of each label; it is trained for {STEPS} steps, or three passes "
-        "where those are more."
+        f"The {len(test):,} sentences of SST-2's test, accuracy with its 95% interval, for each of {arguments.seeds} "
+        f"choices of examples of at most {LONGEST} words. A head needs two examples of each label; it is trained for "
+        f"{STEPS} steps."
     )
     publish("Few examples", "\n".join([machine_line(), "", what, "", *header, *rows]))
 

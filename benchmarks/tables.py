@@ -20,8 +20,9 @@ def spread(values: list[float], format_: str) -> str:
 def machine_line() -> str:
     """Machine and versions."""
     machine = runtime.machine()
+    threads = torch.get_num_threads()
     return (
-        f"{machine['processor']}, {torch.get_num_threads()} threads, torch {machine['torch']}, Python "
+        f"{machine['processor']}, {threads} thread{'s' * (threads > 1)}, torch {machine['torch']}, Python "
         f"{machine['python']}."
     )
 

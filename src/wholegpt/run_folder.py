@@ -109,8 +109,8 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     holds_run = (folder / "config.yaml").exists()
     if holds_run and not overwrite:
         raise RunError(
-            f"{folder}: already holds a run; go on with it by --resume {quote(str(folder))}, name another --out, "
-            "or add --overwrite to replace it"
+            f"{folder}: already holds a run; go on with it by `wholegpt train --resume {quote(str(folder))}`, "
+            "name another --out, or add --overwrite to replace it"
         )
     if folder.exists() and not holds_run and (folder.is_file() or any(folder.iterdir())):
         raise RunError(f"{folder}: exists and is not a run; name another --out")

@@ -112,6 +112,7 @@ def test_special_tokens_in_a_prompt_are_text_unless_allowed(trained_run: Path) -
 def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (["--completions", "0"], "--completions is 0"),
+        (["--completions", "1000000000"], "--completions is 1000000000; expected 1 to 10,000"),
         (["--beams", "2", "--completions", "3"], "2 beams find so many texts at most"),
         (["--beams", "2", "--draft", "prompt"], "--draft mean nothing for beam search"),
         (["--beams", "2", "--top-k", "3"], "top_k means nothing for beam search"),

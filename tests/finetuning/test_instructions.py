@@ -26,6 +26,7 @@ from wholegpt.data.task_columns import TaskColumns
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import answer_nats, answering, fit_conversations, fitting_turns
+from wholegpt.generation.request import GenerationRequest
 from wholegpt.loading import load
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer
@@ -326,8 +327,11 @@ def test_old_turns_make_room() -> None:
     talk = [Message("system", "s"), *(Message(("user", "assistant")[i % 2], "x" * 20) for i in range(7))]
     kept = fitting_turns(talk, template, tokenizer, 100, 20)
     assert kept[0].role == "system" and kept[1].role == "user" and kept[-1] == talk[-1] and 3 < len(kept) < 8
-    with pytest.raises(DataError, match="the question has 103 tokens; the model sees 50"):
+    with pytest.raises(DataError, match=r"^the question has 103 tokens; the model sees 50"):
         fitting_turns([Message("user", "x" * 101)], template, tokenizer, 50, 10)
+    told = [Message("system", "x" * 101), Message("user", "y")]
+    with pytest.raises(DataError, match="the system's message and the question have"):
+        fitting_turns(told, template, tokenizer, 50, 10)
 
 
 def conversations(path: Path, count: int = 80, seed: int = 0) -> Path:
@@ -560,17 +564,27 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
 
     original = Engine.step
 
-    def press(self: Engine) -> None:
+    def press(self: Engine) -> list[GenerationRequest]:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == pressed:
             raise KeyboardInterrupt
-        original(self)
+        return original(self)
 
     monkeypatch.setattr(step, press)
+    pressed = 3
     assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
     first, second = capsys.readouterr().out.split()
     assert "bird".startswith(first) and first != "bird" and second in ("bird", "fish")
+    said, calls, pressed = iter(["wren?", "eel?", ""]), 0, 1
+    assert main(["chat", str(talker), "--temperature", "0", "--quiet", "--json"]) == 0
+    printed = capsys.readouterr()
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    assert [(one["content"], one["finish_reason"]) for one in answers] == [
+        ("", "interrupted"),
+        ("fish", "end_of_text"),
+    ]
+    assert "no answer; the question is left out" in printed.err
 
 
 def test_bad_settings(base: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import tiny_config
+from tests.helpers import Fails, tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_model
 from wholegpt.cli import main
@@ -549,6 +549,31 @@ def test_what_only_held_out_examples_have(base: Path, tmp_path: Path) -> None:
             out=tmp_path / "r",
             console=QUIET,
         )
+
+
+def test_predictions_of_a_table(
+    classifier: Path, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the trained column, or the only one of texts; never in one that somebody has to guess."""
+    rows = [["Ann saw the wren", "x"], ["Bob met a trout", "y"]]
+    known = table(tmp_path / "known.csv", ["text", "other"], rows)
+    alone = table(tmp_path / "alone.csv", ["number", "review"], [[n, row[0]] for n, row in enumerate(rows)])
+    for file in (known, alone):
+        assert main(["predict", str(classifier), "--data", str(file), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["predictions"]
+        assert [one["label"] for one in found] == ["bird", "fish"]
+    lines, listed = tmp_path / "answers.jsonl", tmp_path / "answers.csv"
+    for out in (lines, listed):
+        assert main(["predict", str(classifier), "--data", str(known), "--out", str(out)]) == 0
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [one["label"] for one in records] == ["bird", "fish"]
+    assert listed.read_text().splitlines()[0] == "text,label,probability"
+    assert listed.read_text().splitlines()[1].startswith("Ann saw the wren,bird,0.")
+    strange = table(tmp_path / "strange.csv", ["title", "body"], rows)
+    message = fails("predict", classifier, "--data", strange)
+    assert "named as the training examples' or the only one; there are title, body" in message
+    message = fails("predict", classifier, "--data", known, "--out", tmp_path / "answers.tsv")
+    assert "expected a name that ends in .csv or .jsonl" in message
 
 
 def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path) -> None:

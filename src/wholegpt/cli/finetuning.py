@@ -125,7 +125,7 @@ def predict(
     data
         Examples instead: a .csv, .tsv, .jsonl or .json table with the columns of the training examples.
     out
-        Write the answers there, as JSON lines, or as a table where the name ends in .csv.
+        Write the answers there: a table (.csv), or JSON lines with all probabilities (.jsonl).
     encoding
         Character encoding of --data.
     dtype
@@ -137,6 +137,8 @@ def predict(
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
     check_new_file(out, "--out")
+    if out and Path(out).suffix.lower() not in (".csv", ".jsonl"):
+        raise DataError(f"--out {out}: expected a name that ends in .csv or .jsonl")
     from wholegpt.loading import load
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
@@ -248,7 +250,7 @@ def chat(
     """Talk to a model that `finetune --task instruct` taught to answer.
 
     An empty line, /quit or the end of the input ends it, /new begins anew; Ctrl-C stops an answer, and without one the
-    program.
+    program. With --json each answer is a line: role, content, finish_reason.
 
     Parameters
     ----------
@@ -286,16 +288,20 @@ def chat(
             continue
         said.append(Message("user", line))
         try:
-            text = lm.chat(said, emit=_emit(common), console=common.console, **settings).text
+            answer = lm.chat(said, emit=_emit(common), console=common.console, **settings)
         except InterruptedWriting as interrupted:
-            completion = interrupted.completions[0]
-            text = completion.text
+            answer = interrupted.completions[0]
         except (DataError, TokenizerError) as error:  # the conversation goes on without such a question
             said.pop()
             common.console.warn(str(error))
             continue
-        common.show({"role": "assistant", "content": text}, "")
-        said.append(Message("assistant", text))
+        shown = {"role": "assistant", "content": answer.text, "finish_reason": answer.finish_reason}
+        common.show(shown, "")
+        if answer.text.strip():
+            said.append(Message("assistant", answer.text))
+        else:  # nothing was said, so there is nothing to go on from
+            said.pop()
+            common.console.warn("no answer; the question is left out of what the model remembers")
         settings["seed"] += 1
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from wholegpt.language_model import LanguageModel
 
 SHOWN_ALTERNATIVES = 5
+MOST_TEXTS = 10_000
+"""Of one command."""
 BETWEEN_TEXTS = "\n---\n"
 SURPRISAL_STYLES = ((1.0, "green"), (4.0, "yellow"), (8.0, "red"), (float("inf"), "bold magenta"))
 """Bits up to which a token is shown so."""
@@ -90,9 +92,10 @@ def generate(
     from wholegpt.generation.templates import fill_template
     from wholegpt.loading import load
 
-    for name, value, least in (("completions", completions, 1), ("beams", beams, 0)):
-        if value < least:
-            raise ConfigError(f"--{name} is {value}; expected at least {least}")
+    if not 1 <= completions <= MOST_TEXTS:
+        raise ConfigError(f"--completions is {completions}; expected 1 to {MOST_TEXTS:,}")
+    if beams < 0:
+        raise ConfigError(f"--beams is {beams}; expected at least 0")
     if length_penalty != 1 and not beams:
         raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):

@@ -64,16 +64,21 @@ def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskCo
     return _choice_columns(table, columns) if task is TaskKind.choice else _text_columns(table, task, columns)
 
 
-def detect_texts(table: Table, task: TaskKind) -> tuple[str, ...]:
-    """The columns of the texts alone. Raises ``DataError`` where there are too few."""
+def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns of texts but for ``others``. Raises ``DataError`` where these are not as many as the task has."""
     wanted = 1 if task is TaskKind.classification else 2
-    texts = _longest(table, wanted, target="")
+    texts = tuple(
+        name
+        for name in table.columns
+        if name not in others
+        and any(isinstance(value, str) and number_of(value) is None for value in table.column(name))
+    )
     if len(texts) != wanted:
         raise DataError(
-            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts; there are "
-            f"{', '.join(table.columns)}"
+            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts, named as the training examples' "
+            f"or the only one{'s' * (wanted > 1)}; there are {', '.join(table.columns)}"
         )
-    return tuple(texts)
+    return texts
 
 
 def detect_choices(table: Table, columns: TaskColumns) -> TaskColumns:

@@ -18,7 +18,7 @@ from typing import Any
 
 from wholegpt.config import TaskKind
 from wholegpt.data.tables import Table, number_of
-from wholegpt.data.task_columns import TaskColumns, columns_in, detect_choices, detect_columns, detect_texts
+from wholegpt.data.task_columns import TaskColumns, columns_in, detect_choices, detect_columns, only_texts
 from wholegpt.errors import DataError
 from wholegpt.mapping import nearest
 from wholegpt.tokenizers import Tokenizer
@@ -102,8 +102,8 @@ def read_examples(
 def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
     """The texts of each sequence of examples whose answers nobody needs to know.
 
-    They are in the columns that the training examples had, or in those that look like it. Raises ``DataError`` as
-    ``read_examples`` does.
+    They are in the columns that the training examples had, or in the only ones of texts that there are. Raises
+    ``DataError`` as ``read_examples`` does, and where there are others.
     """
     columns = columns_in(table, task.columns)
     if task.kind is TaskKind.choice:
@@ -111,7 +111,7 @@ def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
         return [
             _parts(table, row, task.kind, _choice_texts(table, row, found)) for row in range(len(table.rows))
         ]
-    texts = columns.texts or detect_texts(table, task.kind)
+    texts = columns.texts or only_texts(table, task.kind, (task.columns.target,))
     rows = range(len(table.rows))
     return [_parts(table, row, task.kind, [_text(table, row, name) for name in texts]) for row in rows]
 

@@ -210,8 +210,9 @@ def fitting_turns(
         if len(turns) < 3:
             if tokens < context_length:
                 return [*system, *turns]
+            what = "the system's message and the question have" if system else "the question has"
             raise DataError(
-                f"the question has {tokens:,} tokens; the model sees {context_length:,}, its answer among them"
+                f"{what} {tokens:,} tokens; the model sees {context_length:,}, its answer among them"
             )
         turns = turns[2:]
 

@@ -74,14 +74,12 @@ def generate(
         drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)
         requests.append(engine.submit(prompt_ids, config, emit_for(number), drafter))
     shown_by_caller = Console(quiet=True) if emit else console
-    total, shown = sum(config.max_tokens for config in configs), 0
+    total, ended, shown = sum(config.max_tokens for config in configs), 0, 0
     try:
         with shown_by_caller.progress("writing", total) as progress:
             while engine.busy:
-                engine.step()
-                done = sum(
-                    one.config.max_tokens if one.finish_reason else len(one.token_ids) for one in requests
-                )
+                ended += sum(one.config.max_tokens for one in engine.step())
+                done = ended + engine.unfinished_tokens
                 progress.advance(done - shown)
                 shown = done
     except KeyboardInterrupt:

@@ -52,6 +52,11 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self._waiting or self._running)
 
+    @property
+    def unfinished_tokens(self) -> int:
+        """What the requests that are being written have so far."""
+        return sum(len(request.token_ids) for request in self._running)
+
     def submit(
         self,
         prompt_ids: Sequence[int],
