@@ -23,6 +23,7 @@ from wholegpt.conversion import export_model
 from wholegpt.generation import Engine
 from wholegpt.generation.speculation import PromptLookup
 from wholegpt.loading import load
+from wholegpt.metrics import bootstrap
 from wholegpt.model import Transformer, lay_out
 from wholegpt.run_folder import run_data
 from wholegpt.runtime import peak_bytes
@@ -65,9 +66,8 @@ def ratio(ours: list[float], theirs: list[float]) -> str:
 def sure_ratio(ours: list[float], theirs: list[float]) -> str:
     """The median of ours over theirs, round by round, with its 95% interval (a bootstrap over the rounds)."""
     found = np.array(ours) / np.array(theirs)
-    medians = np.median(np.random.default_rng(0).choice(found, (5000, len(found))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return f"{np.median(found):.3f} ({low:.3f} to {high:.3f})"
+    median = bootstrap(len(found), lambda rows: float(np.median(found[rows])))
+    return f"{median.value:.3f} ({median.low:.3f} to {median.high:.3f})"
 
 
 def read_gigabytes_a_second() -> float:
