@@ -92,12 +92,7 @@ def generate(
     from wholegpt.generation.templates import fill_template
     from wholegpt.loading import load
 
-    if not 1 <= completions <= MOST_TEXTS:
-        raise ConfigError(f"--completions is {completions}; expected 1 to {MOST_TEXTS:,}")
-    if beams < 0:
-        raise ConfigError(f"--beams is {beams}; expected at least 0")
-    if length_penalty != 1 and not beams:
-        raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
+    _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
         raise ConfigError("--alternatives are shown by --show-probabilities or --json; add one")
     asked = {
@@ -126,6 +121,17 @@ def generate(
     _draw(
         lm, [prompt] * completions, shown, show_probabilities, common, {**asked, **chosen, "draft": guesser}
     )
+
+
+def _check_counts(completions: int, beams: int, length_penalty: float) -> None:
+    if not 1 <= completions <= MOST_TEXTS:
+        raise ConfigError(f"--completions is {completions}; expected 1 to {MOST_TEXTS:,}")
+    if beams < 0:
+        raise ConfigError(f"--beams is {beams}; expected at least 0")
+    if length_penalty != 1 and not beams:
+        raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
+    if beams and completions > beams:
+        raise ConfigError(f"--completions is {completions}; {beams} beams find so many texts at most")
 
 
 def _draw(
@@ -187,9 +193,6 @@ def _search(
     common: Common,
     settings: dict[str, Any],
 ) -> None:
-    if completions > beams:
-        raise ConfigError(f"--completions is {completions}; {beams} beams find so many texts at most")
-
     def show(found: "list[Hypothesis]") -> None:
         kept = found[:completions]
         result = {"completions": [dataclasses.asdict(one) for one in kept], "tokens_per_second": None}
