@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from wholegpt.config import Config, GenerationConfig, ModelConfig
+from wholegpt.config import Attention, Config, FeedForward, GenerationConfig, ModelConfig, Positions
 from wholegpt.console import Console
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter
@@ -60,6 +60,20 @@ def shrink(config: ModelConfig, **changes: Any) -> ModelConfig:
 def tiny_models() -> dict[str, ModelConfig]:
     """One tiny model of each kind."""
     return {"gpt1": shrink(gpt1()), "gpt2": shrink(gpt2()), "modern": tiny_model()}
+
+
+def tiny_variants() -> dict[str, ModelConfig]:
+    """Others that the transformer can be put together to, from parts that no published preset has."""
+    return {
+        "window": tiny_model(attention=Attention.sliding_window, attention_window=5),
+        "strided": tiny_model(attention=Attention.strided, attention_window=3),
+        "linear": tiny_model(attention=Attention.linear, positions=Positions.none),
+        "average": tiny_model(attention=Attention.average, positions=Positions.none),
+        "window, learned": shrink(gpt2(), attention=Attention.sliding_window, attention_window=4),
+        "shared": tiny_model(n_layers=4, distinct_layers=2, feed_forward=FeedForward.relu_squared),
+        "sinusoidal": shrink(gpt2(), positions=Positions.sinusoidal, feed_forward=FeedForward.relu),
+        "without positions": tiny_model(positions=Positions.none, feed_forward=FeedForward.gelu),
+    }
 
 
 def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:

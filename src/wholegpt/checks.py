@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from wholegpt.config import (
+    Attention,
     ClassWeights,
     Config,
     DataConfig,
@@ -25,6 +26,10 @@ LEAST_WEIGHT = 1e-5
 """Share of the windows of a source that is used at all."""
 
 
+WINDOWED = (Attention.sliding_window, Attention.strided)
+"""Kinds of attention that have a W."""
+RECURRENT = (Attention.linear, Attention.average)
+"""Those that keep a sum in place of keys and values."""
 MOST_ADDED = 1e6
 """To a logit; more would leave no differences between the others in 32 bits."""
 
@@ -276,6 +281,8 @@ def check_model(model: ModelConfig) -> None:
             f"model.d_model is {model.d_model}, which model.n_heads = {model.n_heads} does not divide; "
             f"try d_model {model.d_model // model.n_heads * model.n_heads or model.n_heads}"
         )
+    _check_layers(model)
+    _check_attention(model)
     kv_heads = model.n_kv_heads or model.n_heads
     if model.n_heads % kv_heads:
         raise ConfigError(
@@ -285,6 +292,32 @@ def check_model(model: ModelConfig) -> None:
     if model.positions is Positions.rotary and d_head % 2:
         raise ConfigError(
             f"model.d_head is {d_head}; rotary positions turn pairs of numbers, so it must be even"
+        )
+
+
+def _check_layers(model: ModelConfig) -> None:
+    distinct = model.distinct_layers
+    if distinct < 0 or distinct > model.n_layers or (distinct and model.n_layers % distinct):
+        raise ConfigError(
+            f"model.distinct_layers is {distinct}; expected 0 or a divisor of model.n_layers, {model.n_layers}"
+        )
+
+
+def _check_attention(model: ModelConfig) -> None:
+    """The checks of what attention sees."""
+    pattern, window = model.attention, model.attention_window
+    if pattern in WINDOWED:
+        expected = f"from 1 to model.context_length, {model.context_length}, for {pattern} attention"
+        _require("model.attention_window", window, 1 <= window <= model.context_length, expected)
+    elif window:
+        raise ConfigError(
+            f"model.attention_window is {window}, and {pattern} attention has none; leave it 0, or set model.attention "
+            f"to {' or '.join(WINDOWED)}"
+        )
+    if pattern in RECURRENT and model.positions is Positions.rotary:
+        raise ConfigError(
+            f"model.positions are rotary, and {pattern} attention has no product of query and key to turn; try none, "
+            "learned or sinusoidal"
         )
 
 

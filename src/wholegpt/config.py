@@ -20,7 +20,24 @@ class Positions(StrEnum):
     """How a token's place in the sequence reaches the model."""
 
     learned = "learned"
+    sinusoidal = "sinusoidal"
     rotary = "rotary"
+    none = "none"
+
+
+class Attention(StrEnum):
+    """What each position takes from those before it, and from how many."""
+
+    full = "full"
+    """A weighted mean of all (E4)."""
+    sliding_window = "sliding_window"
+    """Of the last W."""
+    strided = "strided"
+    """Of the last W, and of every W-th before them."""
+    linear = "linear"
+    """Of all, by weights that need no softmax: constant time and memory a token."""
+    average = "average"
+    """The plain mean of all."""
 
 
 class Norm(StrEnum):
@@ -42,6 +59,8 @@ class FeedForward(StrEnum):
 
     gelu = "gelu"
     gelu_tanh = "gelu_tanh"
+    relu = "relu"
+    relu_squared = "relu_squared"
     swiglu = "swiglu"
 
 
@@ -214,8 +233,15 @@ class ModelConfig:
     """K: width of a head. 0: d_model / n_heads."""
     d_ff: int = 0
     """Width of the feed-forward layer. 0: 4·d_model; for swiglu 8/3·d_model, rounded up to a multiple of 64."""
+    distinct_layers: int = 0
+    """Blocks with weights of their own, which the layers use in turn. 0: as many as n_layers."""
+    attention: Attention = Attention.full
+    """What a position takes from those before it: from all (full), the last attention_window (sliding_window), these
+    and every attention_window-th (strided), all in constant time a token (linear), or their mean (average)."""
+    attention_window: int = 0
+    """W of sliding_window and strided attention."""
     positions: Positions = Positions.rotary
-    """How positions enter: a learned embedding, or a rotation of queries and keys."""
+    """How positions enter: a learned embedding, one of sines, a rotation of queries and keys, or not at all."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies (rotary positions only)."""
     norm: Norm = Norm.rms_norm
@@ -227,7 +253,7 @@ class ModelConfig:
     query_key_norm: QueryKeyNorm = QueryKeyNorm.rms_norm
     """Normalisation of queries and keys per head."""
     feed_forward: FeedForward = FeedForward.swiglu
-    """Feed-forward layer: exact GELU, its tanh approximation, or the gated SwiGLU."""
+    """Feed-forward layer: with exact GELU, its tanh approximation, ReLU, its square, or the gated SwiGLU."""
     bias: Bias = Bias.none
     """Biases in the linear layers."""
     embeddings: Embeddings = Embeddings.tied

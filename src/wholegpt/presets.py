@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wholegpt.config import (
+    Attention,
     Bias,
     Config,
     FeedForward,
@@ -114,6 +115,11 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
         name: [f"model.{field}" for field, values in fields.items() if getattr(model, field) not in values]
         for name, fields in PUBLISHED.items()
     }
+    for fields in differing.values():
+        if model.attention is not Attention.full:
+            fields.append("model.attention")
+        if model.distinct_layers not in (0, model.n_layers):
+            fields.append("model.distinct_layers")
     for name in ("GPT-1", "GPT-2"):
         if model.n_kv_heads not in (0, model.n_heads):
             differing[name].append("model.n_kv_heads")

@@ -17,7 +17,16 @@ class Cache(Protocol):
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
-        """How many tokens of each sequence have been read; setting one lower forgets those after it."""
+        """How many tokens of each sequence have been read; setting one lower forgets those after it, where it can."""
+        ...
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether tokens can be forgotten one by one."""
+        ...
+
+    def can_forget(self, row: int, length: int) -> bool:
+        """Whether a sequence can go back to its first ``length`` tokens."""
         ...
 
     def rows(self, first: int, last: int) -> "Cache":

@@ -7,13 +7,26 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import tiny_model, tiny_models
-from wholegpt.config import Bias, Embeddings, FeedForward, ModelConfig, Norm, QueryKeyNorm, Recompute
+from tests.helpers import tiny_model, tiny_models, tiny_variants
+from wholegpt.checks import WINDOWED
+from wholegpt.config import (
+    Attention,
+    AttentionKernel,
+    Bias,
+    Embeddings,
+    FeedForward,
+    ModelConfig,
+    Norm,
+    Positions,
+    QueryKeyNorm,
+    Recompute,
+)
 from wholegpt.errors import ConfigError
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import Transformer, flops_per_token, parameter_count, training_memory_bytes
 from wholegpt.model.attention import attention, fused_attention
+from wholegpt.model.linear_attention import CHUNK
 from wholegpt.presets import PRESETS, preset
 
 PUBLISHED = {
@@ -26,6 +39,9 @@ PUBLISHED = {
 
 SHAPES = [
     *tiny_models().values(),
+    *tiny_variants().values(),
+    tiny_model(attention=Attention.sliding_window, attention_window=16, context_length=64),
+    tiny_model(attention=Attention.linear, positions=Positions.learned, context_length=128, n_kv_heads=1),
     tiny_model(bias=Bias.all, norm=Norm.layer_norm, query_key_norm=QueryKeyNorm.none),
     tiny_model(feed_forward=FeedForward.gelu, embeddings=Embeddings.untied, d_head=6, n_kv_heads=1),
 ]
@@ -52,9 +68,19 @@ def test_predicted_parameters_of_every_shape(config: ModelConfig) -> None:
     assert parameter_count(config).total == sum(p.numel() for p in built(config).parameters())
 
 
-@pytest.mark.parametrize("config", SHAPES)
+WHOLE_BLOCKS = [
+    config
+    for config in SHAPES
+    if config.context_length % (config.attention_window or 1) == 0
+    and (config.attention is not Attention.linear or config.context_length % CHUNK == 0)
+]
+"""Of the others the last block or chunk is filled up."""
+
+
+@pytest.mark.parametrize("config", WHOLE_BLOCKS)
 def test_predicted_flops_equal_the_counted_ones(config: ModelConfig) -> None:
-    model = Transformer(config).double()  # oneDNN's float32 products are not counted
+    kernel = AttentionKernel.fused if config.attention in WINDOWED else AttentionKernel.plain
+    model = Transformer(config, kernel).double()  # oneDNN's float32 products are not counted
     token_ids = torch.zeros(3, config.context_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(token_ids).sum().backward()

@@ -1,10 +1,11 @@
-"""GPT-1, GPT-2 and the modern decoder again, written from the equations in NumPy alone.
+"""GPT-1, GPT-2, the modern decoder and their variants again, written from the equations in NumPy alone.
 
 One sequence at a time, one position at a time, float64. Nothing of the package is used.
 Shapes: T positions, D width, H heads, G key-value heads, K head width, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,14 @@ def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: x * np.vectorize(lambda number: 0.5 * (1 + math.erf(number / math.sqrt(2))))(x),
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu_squared": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max())
     return e / e.sum()
@@ -48,8 +57,25 @@ def rotate(head: Array, position: int, base: float) -> Array:
     return turned
 
 
+def elu_plus_one(x: Array) -> Array:
+    return np.where(x > 0, x + 1, np.exp(x))
+
+
+def sees(t: int, s: int, c: Any) -> bool:
+    """Whether position t sees position s, which is not after it."""
+    if c.attention == "sliding_window":
+        return t - s < c.attention_window
+    if c.attention == "strided":
+        return t - s < c.attention_window or (t - s) % c.attention_window == 0
+    return True
+
+
 def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
     """Queries, keys, values from one matrix; each position mixes the values at and before it."""
+    if c.attention == "average":
+        values = x @ w[f"{prefix}.value.weight"].T + w.get(f"{prefix}.value.bias", 0.0)
+        means = np.array([values[: t + 1].mean(0) for t in range(len(x))])
+        return means @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
     heads, kv_heads, width = c.n_heads, c.n_kv_heads, c.d_head
     projected = x @ w[f"{prefix}.query_key_value.weight"].T + w.get(f"{prefix}.query_key_value.bias", 0.0)
     projected = projected.reshape(len(x), heads + 2 * kv_heads, width)
@@ -64,14 +90,22 @@ def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
     for t in range(len(x)):
         for h in range(heads):
             g = h // (heads // kv_heads)
-            weights = softmax(np.array([q[t, h] @ k[s, g] for s in range(t + 1)]) / math.sqrt(width))
-            mixed[t, h] = sum(weights[s] * v[s, g] for s in range(t + 1))
+            seen = [s for s in range(t + 1) if sees(t, s, c)]
+            if c.attention == "linear":
+                weights = np.array([elu_plus_one(q[t, h]) @ elu_plus_one(k[s, g]) for s in seen])
+                weights /= weights.sum()
+            else:
+                weights = softmax(np.array([q[t, h] @ k[s, g] for s in seen]) / math.sqrt(width))
+            mixed[t, h] = sum(weight * v[s, g] for weight, s in zip(weights, seen, strict=True))
     return mixed.reshape(len(x), -1) @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
 
 
 def feed_forward(x: Array, w: Weights, prefix: str, c: Any) -> Array:
     inner = x @ w[f"{prefix}.expand.weight"].T + w.get(f"{prefix}.expand.bias", 0.0)
-    inner = silu(x @ w[f"{prefix}.gate.weight"].T) * inner if c.feed_forward == "swiglu" else gelu_tanh(inner)
+    if c.feed_forward == "swiglu":
+        inner = silu(x @ w[f"{prefix}.gate.weight"].T) * inner
+    else:
+        inner = ACTIVATIONS[c.feed_forward](inner)
     return inner @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
 
 
@@ -86,8 +120,12 @@ def logits(token_ids: list[int], w: Weights, c: Any) -> Array:
     h = w["token_embedding.weight"][token_ids]
     if c.positions == "learned":
         h = h + w["position_embedding.weight"][: len(token_ids)]
+    if c.positions == "sinusoidal":
+        for t, i in np.ndindex(*h.shape):
+            angle = t / 10_000 ** ((i - i % 2) / h.shape[1])
+            h[t, i] += math.cos(angle) if i % 2 else math.sin(angle)
     for layer in range(c.n_layers):
-        block = f"blocks.{layer}"
+        block = f"blocks.{layer % (c.distinct_layers or c.n_layers)}"
         if c.norm_placement == "pre":
             h = h + causal_attention(norm(h, f"{block}.attention_norm"), w, f"{block}.attention", c)
             h = h + feed_forward(norm(h, f"{block}.feed_forward_norm"), w, f"{block}.feed_forward", c)

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import tiny_models
+from tests.helpers import tiny_models, tiny_variants
 from tests.parity import plain
 from wholegpt.config import AttentionKernel
 from wholegpt.model import Transformer
 
+MODELS = tiny_models() | tiny_variants()
 KERNELS = [kernel for kernel in AttentionKernel if kernel is not AttentionKernel.automatic]
 
 
 def randomized(name: str, kernel: AttentionKernel = AttentionKernel.plain) -> Transformer:
     """A tiny model whose every parameter is random, gains and biases too, in float64."""
     generator = torch.Generator().manual_seed(1)
-    model = Transformer(tiny_models()[name], kernel).double().eval()
+    model = Transformer(MODELS[name], kernel).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=generator).mul_(0.5)
@@ -23,7 +24,7 @@ def randomized(name: str, kernel: AttentionKernel = AttentionKernel.plain) -> Tr
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", ["gpt1", "gpt2", "modern"])
+@pytest.mark.parametrize("name", MODELS)
 def test_logits_equal_the_plain_implementation(name: str, kernel: AttentionKernel) -> None:
     model = randomized(name, kernel)
     token_ids = torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(2))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_config, tiny_models
+from tests.parity import test_plain
 from tests.parity.test_plain import randomized
 from wholegpt.config import ModelConfig
 from wholegpt.data import Batch
@@ -17,7 +18,7 @@ from wholegpt.model.attention import attention
 from wholegpt.training.loop import accumulate_gradients
 from wholegpt.training.objectives import LanguageModeling
 
-MODELS = {name: randomized(name) for name in tiny_models()}
+MODELS = {name: randomized(name) for name in test_plain.MODELS}
 KINDS = st.sampled_from(sorted(MODELS))
 IDS = st.lists(st.integers(0, 36), min_size=2, max_size=12)
 

@@ -69,6 +69,11 @@ class Engine:
         A ``drafter`` makes it faster where it guesses well. Raises ``ConfigError`` for a text that does not fit a slot,
         and for settings that are out of range or that the vocabulary cannot meet.
         """
+        if drafter and not self._pool.rewinds:
+            raise ConfigError(
+                "wrong guesses cannot be taken back from this kind of attention, which keeps a sum of what it read; "
+                "leave draft out"
+            )
         needed = min(len(prompt_ids) + config.max_tokens, self.model.context_length)
         if needed > self.capacity:
             raise ConfigError(f"prompt and max_tokens take {needed} positions; a slot has {self.capacity}")
@@ -149,7 +154,8 @@ class Engine:
         window = companion.prompt_ids[-self.model.context_length :]
         if len(window) + len(companion.token_ids) > self.capacity:
             return 0  # its window has moved on
-        return common_length(window[:-1], request.unread[:-1])
+        length = common_length(window[:-1], request.unread[:-1])
+        return length if self._pool.can_forget(other, length) else 0
 
     def _read(self, row: int, most: int) -> int:
         request = self._running[row]

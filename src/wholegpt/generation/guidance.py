@@ -27,6 +27,16 @@ class GuidedCache:
     plain: Cache
 
     @property
+    def rewinds(self) -> bool:
+        """Where both do."""
+        return self.headed.rewinds
+
+    def can_forget(self, row: int, length: int) -> bool:
+        """Where both can."""
+        plain = max(0, length - int(self.headed.lengths[row] - self.plain.lengths[row]))
+        return self.headed.can_forget(row, length) and self.plain.can_forget(row, plain)
+
+    @property
     def lengths(self) -> Int[Tensor, " B"]:
         """Tokens read, the header's included; those without follow from them."""
         return self.headed.lengths

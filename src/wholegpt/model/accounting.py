@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from wholegpt.checks import complete_model
+from wholegpt.checks import WINDOWED, complete_model
 from wholegpt.config import (
+    Attention,
     AttentionKernel,
     Bias,
     Embeddings,
@@ -15,6 +16,7 @@ from wholegpt.config import (
     QueryKeyNorm,
 )
 from wholegpt.model.blocked_attention import query_block
+from wholegpt.model.linear_attention import CHUNK
 
 FLOAT32_BYTES = 4
 
@@ -42,9 +44,8 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     def linear(inputs: int, outputs: int) -> int:
         return inputs * outputs + bias * outputs
 
-    attention = linear(c.d_model, (c.n_heads + 2 * c.n_kv_heads) * c.d_head)
-    attention += linear(c.n_heads * c.d_head, c.d_model)
-    if c.query_key_norm is QueryKeyNorm.rms_norm:
+    attention = linear(c.d_model, projected_heads(c) * c.d_head) + linear(c.n_heads * c.d_head, c.d_model)
+    if c.query_key_norm is QueryKeyNorm.rms_norm and c.attention is not Attention.average:
         attention += 2 * c.d_head
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     feed_forward = inward * linear(c.d_model, c.d_ff) + linear(c.d_ff, c.d_model)
@@ -54,8 +55,13 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     positions = c.context_length if c.positions is Positions.learned else 0
     return ParameterCount(
         embeddings=(matrices * c.vocab_size + positions) * c.d_model,
-        blocks=c.n_layers * (attention + feed_forward + 2 * norm) + final_norm,
+        blocks=(c.distinct_layers or c.n_layers) * (attention + feed_forward + 2 * norm) + final_norm,
     )
+
+
+def projected_heads(config: ModelConfig) -> int:
+    """Heads of queries, keys and values that attention makes of the stream; the average has values alone."""
+    return config.n_heads + (0 if config.attention is Attention.average else 2 * config.n_kv_heads)
 
 
 def flops_per_token(config: ModelConfig) -> int:
@@ -65,13 +71,36 @@ def flops_per_token(config: ModelConfig) -> int:
     weight matrices, the output projection included) + 4·L·H·K·τ for Q·Kᵀ and the weighted sum, in
     which a causal model that skips nothing computes all τ keys. Training costs three times as much
     (Kaplan et al. 2020, section 2.1): about 6·N + 12·L·D·τ.
+
+    In place of τ: 2·W in a sliding window, 2·W + τ/W strided; linear attention takes
+    2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C, the average nothing.
     """
     c = complete_model(config)
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
-    attention = c.d_model * (2 * c.n_heads + 2 * c.n_kv_heads) * c.d_head
+    attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
     feed_forward = (inward + 1) * c.d_model * c.d_ff
     matrices = c.n_layers * (attention + feed_forward) + c.vocab_size * c.d_model
-    return 2 * matrices + 4 * c.n_layers * c.n_heads * c.d_head * c.context_length
+    return 2 * matrices + c.n_layers * c.n_heads * mixing_flops(c)
+
+
+def mixing_flops(config: ModelConfig) -> int:
+    """Forward FLOPs of one head of one layer for a token, beside its projections."""
+    d_head, chunk = config.d_head, CHUNK
+    match config.attention:
+        case Attention.average:
+            return 0
+        case Attention.linear:
+            return 2 * (chunk * (2 * d_head + 1) + 2 * d_head * (d_head + 1))
+        case _:
+            return 4 * d_head * scored_keys(config)
+
+
+def scored_keys(config: ModelConfig) -> int:
+    """Keys whose scores are computed for a query in a full window, where a pattern's others are skipped."""
+    tau, window = config.context_length, config.attention_window
+    if config.attention not in WINDOWED:
+        return tau
+    return 2 * window + (-(-tau // window) if config.attention is Attention.strided else 0)
 
 
 def training_memory_bytes(config: ModelConfig) -> int:
@@ -88,16 +117,27 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     """
     c = complete_model(config)
     dropped = c.dropout > 0
-    heads, width = c.n_heads * c.d_head, (c.n_heads + 2 * c.n_kv_heads) * c.d_head
-    attention = 4 * heads
-    if c.query_key_norm is QueryKeyNorm.rms_norm:
-        attention += width
-    weights = c.n_heads * mean_keys(c.context_length, kernel)
-    if kernel is not AttentionKernel.fused:
-        attention += (1 + dropped) * weights
+    attention = _saved_by_attention(c, kernel, dropped)
     feed_forward = (4 if c.feed_forward is FeedForward.swiglu else 2) * c.d_ff
     block = (4 + 2 * dropped) * c.d_model + attention + feed_forward
     return c.n_layers * block + (2 + dropped) * c.d_model
+
+
+def _saved_by_attention(c: ModelConfig, kernel: AttentionKernel, dropped: bool) -> int:
+    heads, width = c.n_heads * c.d_head, projected_heads(c) * c.d_head
+    if c.attention is Attention.average:
+        return heads
+    attention = 4 * heads + (width if c.query_key_norm is QueryKeyNorm.rms_norm else 0)
+    if (
+        c.attention is Attention.linear
+    ):  # in float32: features, [v, 1], weights within a chunk, sums, both parts of n / z
+        ours = c.n_heads * (5 * c.d_head + CHUNK + 2 * c.d_head * (c.d_head + 1) // CHUNK)
+        return attention + 2 * ours
+    if c.attention in WINDOWED and kernel is not AttentionKernel.plain:
+        return attention + (1 + dropped) * c.n_heads * scored_keys(c) + 4 * heads
+    if kernel is not AttentionKernel.fused:
+        attention += (1 + dropped) * c.n_heads * mean_keys(c.context_length, kernel)
+    return attention
 
 
 def mean_keys(context_length: int, kernel: AttentionKernel) -> int:

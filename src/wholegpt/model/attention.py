@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from wholegpt.config import AttentionKernel, Bias, ModelConfig, QueryKeyNorm
+from wholegpt.checks import WINDOWED
+from wholegpt.config import Attention, AttentionKernel, Bias, ModelConfig, QueryKeyNorm
 from wholegpt.model.blocked_attention import blocked_causal_attention
-from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.cache import KeyValueCache, ModelCache
 from wholegpt.model.dropout import dropout as drop
 from wholegpt.model.linear import Linear
 from wholegpt.model.norms import RMSNorm
 from wholegpt.model.positions import Rotation, rotate
+from wholegpt.model.sparse_attention import sparse_attention
 
 
 def attention(
@@ -103,6 +105,27 @@ KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
 }
 
 
+def make_kernel(config: ModelConfig, kernel: AttentionKernel) -> Callable[..., Tensor]:
+    """The implementation of ``kernel`` that computes no scores which ``config.attention`` leaves out."""
+    if config.attention not in WINDOWED or kernel is AttentionKernel.plain:
+        return KERNELS[kernel]
+    strided = config.attention is Attention.strided
+
+    def sparse(
+        queries: Float[Tensor, "B H T K"],
+        keys: Float[Tensor, "B H S K"],
+        values: Float[Tensor, "B H S K"],
+        visible: Bool[Tensor, "*M T S"] | None = None,
+        dropout: float = 0.0,
+    ) -> Float[Tensor, "B H T K"]:
+        """``visible`` is read where it is not that of whole sequences."""
+        if visible is None or visible.ndim > 2 or queries.shape[2] != keys.shape[2]:
+            return attention(queries, keys, values, visible, dropout)
+        return sparse_attention(queries, keys, values, config.attention_window, strided, dropout)
+
+    return sparse
+
+
 @dataclass(frozen=True)
 class SequenceContext:
     """What every attention layer of one forward pass shares."""
@@ -111,8 +134,8 @@ class SequenceContext:
     """Which keys each query may see: none after its own position, none of another document; ``None``: all."""
     rotation: Rotation | None
     """Turns queries and keys to their positions, where the model does that."""
-    cache: KeyValueCache | None
-    """Keys and values of the positions before these."""
+    cache: ModelCache | None
+    """What is kept of the positions before these."""
 
 
 class SelfAttention(nn.Module):
@@ -121,22 +144,23 @@ class SelfAttention(nn.Module):
     Groups of H/G query heads share a key-value head (Ainslie et al. 2023).
     """
 
-    def __init__(self, config: ModelConfig, layer: int, kernel: AttentionKernel) -> None:
+    def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
         super().__init__()
-        self.layer = layer
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.dropout = config.dropout
-        self.kernel = KERNELS[kernel]
+        self.kernel = make_kernel(config, kernel)
         bias = config.bias is Bias.all
-        width = (config.n_heads + 2 * config.n_kv_heads) * config.d_head
-        self.stacked_rows = [heads * config.d_head for heads in (config.n_heads, *2 * [config.n_kv_heads])]
-        self.query_key_value = Linear(config.d_model, width, bias=bias)
+        rows = [heads * config.d_head for heads in (config.n_heads, *2 * [config.n_kv_heads])]
+        self.query_key_value = Linear(config.d_model, sum(rows), bias=bias)
+        self.query_key_value.stacked_rows = rows
         self.output = Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
         normalised = config.query_key_norm is QueryKeyNorm.rms_norm
         self.query_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
         self.key_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
 
-    def forward(self, stream: Float[Tensor, "B T D"], context: SequenceContext) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
+    ) -> Float[Tensor, "B T D"]:
         """Each position's weighted mean of the values at and before it, projected by W_O."""
         batch, length, _ = stream.shape
         heads = self.query_key_value(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
@@ -144,24 +168,27 @@ class SelfAttention(nn.Module):
         queries, keys = self.query_norm(queries), self.key_norm(keys)
         if context.rotation is not None:
             queries, keys = rotate(queries, context.rotation), rotate(keys, context.rotation)
-        if context.cache is not None:
-            keys, values = context.cache.extend(self.layer, keys, values)
-            queries = queries.to(keys.dtype)
-        if context.cache is not None and length == 1:
-            mixed = one_query_attention(queries, keys, values, context.visible)
-        else:
-            mixed = self._mix(queries, keys, values, context.visible)
+        mixed = self.attend(queries, keys, values, context, layer)
         return self.output(mixed.to(stream.dtype).transpose(1, 2).reshape(batch, length, -1))
 
-    def _mix(
+    def attend(
         self,
         queries: Float[Tensor, "B H T K"],
-        keys: Float[Tensor, "B G S K"],
-        values: Float[Tensor, "B G S K"],
-        visible: Bool[Tensor, "*M T S"] | None,
+        keys: Float[Tensor, "B G T K"],
+        values: Float[Tensor, "B G T K"],
+        context: SequenceContext,
+        layer: int,
     ) -> Float[Tensor, "B H T K"]:
+        """Each head's weighted means; the cache keeps keys and values."""
+        if isinstance(context.cache, KeyValueCache):
+            keys, values = context.cache.extend(layer, keys, values)
+            queries = queries.to(keys.dtype)
+            if queries.shape[2] == 1:
+                return one_query_attention(queries, keys, values, context.visible)
         dropout = self.dropout if self.training else 0.0
-        if self.n_kv_heads != self.n_heads:
-            sharing = self.n_heads // self.n_kv_heads
-            keys, values = (x.repeat_interleave(sharing, dim=1) for x in (keys, values))
-        return self.kernel(queries, keys, values, visible, dropout)
+        return self.kernel(queries, self.shared(keys), self.shared(values), context.visible, dropout)
+
+    def shared(self, heads: Float[Tensor, "B G S K"]) -> Float[Tensor, "B H S K"]:
+        """Keys or values for each query head."""
+        sharing = self.n_heads // self.n_kv_heads
+        return heads if sharing == 1 else heads.repeat_interleave(sharing, dim=1)

@@ -3,11 +3,19 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement
+from wholegpt.config import Attention, AttentionKernel, ModelConfig, NormPlacement
 from wholegpt.model.attention import SelfAttention, SequenceContext
 from wholegpt.model.dropout import dropout
 from wholegpt.model.feed_forward import make_feed_forward
+from wholegpt.model.linear_attention import AverageAttention, LinearAttention
 from wholegpt.model.norms import make_norm
+
+
+def make_attention(config: ModelConfig, kernel: AttentionKernel) -> nn.Module:
+    """The layer that ``config.attention`` names."""
+    if config.attention is Attention.average:
+        return AverageAttention(config)
+    return (LinearAttention if config.attention is Attention.linear else SelfAttention)(config, kernel)
 
 
 class Block(nn.Module):
@@ -17,20 +25,22 @@ class Block(nn.Module):
     Post-norm: h′ = LN(h + Attn(h));  h″ = LN(h′ + FFN(h′))   (Vaswani et al. 2017; GPT-1)
     """
 
-    def __init__(self, config: ModelConfig, layer: int, kernel: AttentionKernel) -> None:
+    def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
         super().__init__()
         self.placement = config.norm_placement
         self.attention_norm = make_norm(config, config.d_model)
-        self.attention = SelfAttention(config, layer, kernel)
+        self.attention = make_attention(config, kernel)
         self.feed_forward_norm = make_norm(config, config.d_model)
         self.feed_forward = make_feed_forward(config)
         self.dropout = config.dropout
 
-    def forward(self, stream: Float[Tensor, "B T D"], context: SequenceContext) -> Float[Tensor, "B T D"]:
-        """The residual stream after this block."""
+    def forward(
+        self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after this block, as the model's layer of this number."""
         p = self.dropout if self.training else 0.0
         if self.placement is NormPlacement.pre:
-            stream = stream + dropout(self.attention(self.attention_norm(stream), context), p)
+            stream = stream + dropout(self.attention(self.attention_norm(stream), context, layer), p)
             return stream + dropout(self.feed_forward(self.feed_forward_norm(stream)), p)
-        stream = self.attention_norm(stream + dropout(self.attention(stream, context), p))
+        stream = self.attention_norm(stream + dropout(self.attention(stream, context, layer), p))
         return self.feed_forward_norm(stream + dropout(self.feed_forward(stream), p))

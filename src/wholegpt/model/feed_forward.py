@@ -1,5 +1,8 @@
 """Feed-forward layers (E6). Shapes: B batch, T positions, D model width, F feed-forward width."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,19 +11,32 @@ from wholegpt.config import Bias, FeedForward, ModelConfig
 from wholegpt.model.linear import Linear
 
 
-class GELUFeedForward(nn.Module):
-    """W₂·GELU(W₁x + b₁) + b₂ (E6), with GELU exact or by its tanh approximation."""
+def relu_squared(x: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
+    """max(x, 0)² (So et al. 2021)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[FeedForward, Callable[[Tensor], Tensor]] = {
+    FeedForward.gelu: F.gelu,
+    FeedForward.gelu_tanh: partial(F.gelu, approximate="tanh"),
+    FeedForward.relu: F.relu,
+    FeedForward.relu_squared: relu_squared,
+}
+
+
+class TwoLayer(nn.Module):
+    """W₂·a(W₁x + b₁) + b₂ (E6), where a is GELU, exact or by its tanh approximation, ReLU or its square."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         bias = config.bias is Bias.all
-        self.approximate = "tanh" if config.feed_forward is FeedForward.gelu_tanh else "none"
+        self.activation = ACTIVATIONS[config.feed_forward]
         self.expand = Linear(config.d_model, config.d_ff, bias=bias)
         self.output = Linear(config.d_ff, config.d_model, bias=bias)
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The layer's output at each position."""
-        return self.output(F.gelu(self.expand(stream), approximate=self.approximate))
+        return self.output(self.activation(self.expand(stream)))
 
 
 class SwiGLU(nn.Module):
@@ -40,4 +56,4 @@ class SwiGLU(nn.Module):
 
 def make_feed_forward(config: ModelConfig) -> nn.Module:
     """The layer that ``config.feed_forward`` names."""
-    return SwiGLU(config) if config.feed_forward is FeedForward.swiglu else GELUFeedForward(config)
+    return SwiGLU(config) if config.feed_forward is FeedForward.swiglu else TwoLayer(config)

@@ -20,6 +20,9 @@ ROWS_AT_ONCE = 1024
 class Linear(nn.Linear):
     """x·Wᵀ + b, through oneDNN where PyTorch would use MKL on a processor that MKL does not favour."""
 
+    stacked_rows: list[int] | None = None
+    """Rows of each of the maps whose matrices are stacked in the weight; none where it is one map."""
+
     def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:  # noqa: A002 (PyTorch's name)
         """The layer's output for each row."""
         x = input

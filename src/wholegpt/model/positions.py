@@ -9,9 +9,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from wholegpt.config import ModelConfig, Positions
+
+SINUSOIDAL_BASE = 10_000.0
+
 
 class LearnedPositions(nn.Embedding):
     """W_p[t]: one learned vector per position, added to the token embedding (E3; GPT-1, GPT-2)."""
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of t · 10,000^(−2i/D), added to the token embedding (Vaswani et al. 2017, section 3.5).
+
+    Numbers 2i and 2i + 1 of the vector of position t are the sine and the cosine.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+
+    def forward(self, positions: Int[Tensor, "*P T"]) -> Float[Tensor, "*P T D"]:
+        """The vector of each position."""
+        pairs = torch.arange(0, self.d_model, 2, device=positions.device, dtype=torch.float64)
+        angles = positions[..., None] * SINUSOIDAL_BASE ** (-pairs / self.d_model)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.d_model]
 
 
 @dataclass(frozen=True)
@@ -55,3 +76,16 @@ def rotate(heads: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor,
     exchanged = heads.roll(heads.shape[-1] // 2, dims=-1)
     cosines, sines = rotation.cosines.to(heads.dtype), rotation.sines.to(heads.dtype)
     return torch.addcmul(heads * cosines, exchanged, sines)
+
+
+def make_positions(config: ModelConfig) -> tuple[nn.Module | None, RotaryPositions | None]:
+    """What is added to the token embeddings, and what turns queries and keys, as ``config.positions`` names them."""
+    match config.positions:
+        case Positions.learned:
+            return LearnedPositions(config.context_length, config.d_model), None
+        case Positions.sinusoidal:
+            return SinusoidalPositions(config.d_model), None
+        case Positions.rotary:
+            return None, RotaryPositions(config.d_head, config.rotary_base)
+        case Positions.none:
+            return None, None

@@ -11,16 +11,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wholegpt.checks import complete_model
-from wholegpt.config import AttentionKernel, Embeddings, ModelConfig, NormPlacement, Positions, Recompute
+from wholegpt.checks import RECURRENT, complete_model
+from wholegpt.config import AttentionKernel, Embeddings, ModelConfig, NormPlacement, Recompute
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.block import Block
-from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
 from wholegpt.model.dropout import dropout
 from wholegpt.model.linear import Linear
+from wholegpt.model.linear_attention import state_shape
 from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import LearnedPositions, RotaryPositions, restarted_positions
+from wholegpt.model.positions import make_positions, restarted_positions
+from wholegpt.model.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
 
 INITIAL_STANDARD_DEVIATION = 0.02
@@ -43,13 +45,12 @@ class Transformer(nn.Module):
         config = complete_model(config)
         self.config = config
         self.recompute = recompute
-        learned = config.positions is Positions.learned
         pre_norm = config.norm_placement is NormPlacement.pre
         tied = config.embeddings is Embeddings.tied
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = LearnedPositions(config.context_length, config.d_model) if learned else None
-        self.rotary = None if learned else RotaryPositions(config.d_head, config.rotary_base)
-        self.blocks = nn.ModuleList(Block(config, layer, kernel) for layer in range(config.n_layers))
+        self.position_embedding, self.rotary = make_positions(config)
+        distinct = config.distinct_layers or config.n_layers
+        self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(distinct))
         self.final_norm = make_norm(config, config.d_model) if pre_norm else nn.Identity()
         self.unembedding = Linear(config.d_model, config.vocab_size, bias=False)
         if tied:
@@ -68,8 +69,8 @@ class Transformer(nn.Module):
 
     @property
     def ends_at_context(self) -> bool:
-        """Whether there are no more than τ positions: where they are learned."""
-        return self.rotary is None
+        """Whether there are no more than τ positions: where each is a vector of its own."""
+        return bounded_positions(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -77,19 +78,19 @@ class Transformer(nn.Module):
         return self.token_embedding.weight.device
 
     def forward(
-        self, token_ids: Int[Tensor, "B T"], cache: KeyValueCache | None = None
+        self, token_ids: Int[Tensor, "B T"], cache: ModelCache | None = None
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token that follows each position (E7).
 
         With a ``cache`` the positions go on from what it holds, and it is extended by T. Each position sees the τ
-        before it, itself included, in every layer. Raises ``ConfigError`` beyond τ where positions are learned.
+        before it, itself included, in every layer. Raises ``ConfigError`` beyond τ where ``ends_at_context``.
         """
         return self.unembedding(self.hidden_states(token_ids, cache))
 
     def hidden_states(
         self,
         token_ids: Int[Tensor, "B T"],
-        cache: KeyValueCache | None = None,
+        cache: ModelCache | None = None,
         documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The residual stream after the last block and its normalisation.
@@ -99,6 +100,9 @@ class Transformer(nn.Module):
         """
         assert cache is None or documents is None
         length = token_ids.shape[1]
+        if cache is not None and length > cache.most_at_once:
+            pieces = token_ids.split(cache.most_at_once, dim=1)
+            return torch.cat([self.hidden_states(piece, cache) for piece in pieces], dim=1)
         if cache is not None:
             positions, visible = cache.reserve(length)
         else:
@@ -109,14 +113,15 @@ class Transformer(nn.Module):
         rotation = self.rotary(of_heads, precise) if self.rotary is not None else None
         context = SequenceContext(visible, rotation, cache)
         if self.position_embedding is not None:
-            stream = stream + self.position_embedding(positions)
+            stream = stream + self.position_embedding(positions).to(stream.dtype)
         # From here on in the number format of the products: half the memory to read and write.
         stream = dropout(stream.to(compute_dtype(stream)), self.config.dropout if self.training else 0.0)
-        for block in self.blocks:
+        for layer in range(self.config.n_layers):
+            block = self.blocks[layer % len(self.blocks)]
             if self.recompute is Recompute.blocks and self.training:
-                stream = checkpoint(block, stream, context, use_reentrant=False)
+                stream = checkpoint(block, stream, context, layer, use_reentrant=False)
             else:
-                stream = block(stream, context)
+                stream = block(stream, context, layer)
         if cache is not None:
             cache.advance(length)
         return self.final_norm(stream)
@@ -127,9 +132,9 @@ class Transformer(nn.Module):
         """Positions and what each may see, where sequences are read from their beginning."""
         if length > self.context_length and self.ends_at_context:
             raise ConfigError(f"{length} tokens do not fit model.context_length = {self.context_length}")
-        visible = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        visible = visible_keys(length, self.config, self.device)
         if length > self.context_length:
-            visible = visible.triu(diagonal=1 - self.context_length)[None, None]
+            visible = visible[None, None]
         if documents is None:
             return torch.arange(length, device=self.device), visible
         alike = documents[:, :, None] == documents[:, None]
@@ -139,45 +144,46 @@ class Transformer(nn.Module):
         """The weight matrices of the blocks, each with the rows of the maps stacked in it."""
         for block in self.blocks:
             assert isinstance(block, Block)
-            attention = block.attention
+            stacked = {m.weight: m.stacked_rows for m in block.modules() if isinstance(m, Linear)}
             for parameter in block.parameters():
                 if parameter.ndim == 2:
-                    stacked = parameter is attention.query_key_value.weight
-                    yield parameter, attention.stacked_rows if stacked else [len(parameter)]
+                    yield parameter, stacked.get(parameter) or [len(parameter)]
 
     def logits_at(
-        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: KeyValueCache | None = None
+        self,
+        token_ids: Int[Tensor, "B T"],
+        places: Bool[Tensor, "B T"],
+        cache: ModelCache | None = None,
     ) -> Float[Tensor, "N V"]:
         """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
         return self.unembedding(self.hidden_states(token_ids, cache)[places])
 
-    def read(self, token_ids: Int[Tensor, "B T"], cache: KeyValueCache) -> None:
+    def read(self, token_ids: Int[Tensor, "B T"], cache: ModelCache) -> None:
         """Extend ``cache`` by T positions whose logits nobody needs."""
         self.hidden_states(token_ids, cache)
 
-    def new_cache(self, batch_size: int, capacity: int = 0) -> KeyValueCache:
+    def new_cache(self, batch_size: int, capacity: int = 0) -> ModelCache:
         """An empty cache for ``capacity`` positions (0: τ) on the weights' device.
 
         It is in the weights' number format; for a single sequence on a CPU in 32 bits at least, where the product of
-        one query with all keys takes a third of the time (docs/decisions.md).
+        one query with all keys takes a third of the time (docs/decisions.md). A sum of what was read is so always.
         """
+        if self.config.attention in RECURRENT:
+            return RecurrentCache.empty(state_shape(self.config, batch_size), self.device, self._sum_dtype)
         dtype = self._cache_dtype(batch_size)
         return KeyValueCache.empty(
             self.config, batch_size, capacity or self.context_length, self.device, dtype
         )
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """Bytes of such a cache: 2 · L · B · capacity · H_kv · K · (bytes of one number)."""
-        c = self.config
-        return (
-            2
-            * c.n_layers
-            * batch_size
-            * capacity
-            * c.n_kv_heads
-            * c.d_head
-            * self._cache_dtype(batch_size).itemsize
-        )
+        """Bytes of such a cache."""
+        if self.config.attention in RECURRENT:
+            return math.prod(state_shape(self.config, batch_size)) * self._sum_dtype.itemsize
+        return KeyValueCache.bytes(self.config, batch_size, capacity, self._cache_dtype(batch_size))
+
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.token_embedding.weight.dtype, torch.float32)
 
     def _cache_dtype(self, batch_size: int) -> torch.dtype:
         dtype = self.token_embedding.weight.dtype

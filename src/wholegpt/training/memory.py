@@ -39,7 +39,12 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     of_weight = (FLOAT32_BYTES + size) * model.vocab_size * model.d_model
     at_the_loss = size * tokens * 2 * model.d_model + logits + of_weight
     inside = (5 if model.feed_forward is FeedForward.swiglu else 3) * model.d_ff
-    maps = model.n_layers * model.d_model * (2 * model.n_heads + 2 * model.n_kv_heads) * model.d_head
+    maps = (
+        (model.distinct_layers or model.n_layers)
+        * model.d_model
+        * (2 * model.n_heads + 2 * model.n_kv_heads)
+        * model.d_head
+    )
     on_top = size * tokens * kept + max(at_the_loss, size * tokens * inside)
     return held + max(on_top, 7 * size * maps if muon else 0)
 
@@ -72,5 +77,5 @@ def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     yield words, config
     while config.model.n_layers > 1:
         layers = config.model.n_layers // 2
-        config = replace(config, model=replace(config.model, n_layers=layers))
+        config = replace(config, model=replace(config.model, n_layers=layers, distinct_layers=0))
         yield f"{words} --model.n-layers {layers}", config
