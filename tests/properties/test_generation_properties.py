@@ -11,18 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_models, write_one
+from tests.parity import test_plain
 from tests.parity.test_plain import randomized
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
-from wholegpt.generation import Engine, GenerationRequest, Sampler, generate_ids
+from wholegpt.errors import ConfigError
+from wholegpt.generation import Engine, GenerationRequest, Sampler, generate, generate_ids
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.model import Transformer
 from wholegpt.tokenizers import character_tokenizer, train_character
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
-MODELS = {name: randomized(name) for name in tiny_models()}
+MODELS = {name: randomized(name) for name in test_plain.MODELS}
 KINDS = st.sampled_from(sorted(MODELS))
+REWINDING = st.sampled_from([name for name, model in sorted(MODELS.items()) if model.new_cache(1).rewinds])
 PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=20)
 
 
@@ -66,6 +69,7 @@ def test_the_smallest_windows(kind: str, context_length: int) -> None:
     st.lists(st.tuples(PROMPTS, settings(20), st.integers(0, 9)), min_size=1, max_size=7),
     st.integers(1, 4),
     st.integers(1, 30),
+    st.integers(1, 30),
 )
 def test_a_text_does_not_depend_on_its_companions(
     kind: str,
@@ -73,12 +77,17 @@ def test_a_text_does_not_depend_on_its_companions(
     ends: list[tuple[list[int], dict[str, Any], int]],
     slots: int,
     read_at_once: int,
+    beyond_window: int,
 ) -> None:
-    """Whatever comes when, in however many slots, in whatever pieces the prompts are read, or copied where alike."""
+    """Whatever comes when, in however many slots, in whatever pieces the prompts are read, or copied where alike.
+
+    Nor on how many positions more than its window a cache keeps.
+    """
     model = MODELS[kind]
     requests = [(beginning + end, chosen, arrival) for end, chosen, arrival in ends]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
+        patch.setattr("wholegpt.model.cache.READ_AT_ONCE", beyond_window)
         engine = Engine(model, TOKENIZER, CPU, slots=slots)
         waiting = sorted(enumerate(requests), key=lambda one: one[1][2])
         submitted: dict[int, GenerationRequest] = {}
@@ -135,7 +144,7 @@ def test_end_of_text_ends_one_request_only() -> None:
     assert len(lengths) > 3
 
 
-@given(KINDS, KINDS, PROMPTS, settings(40), st.sampled_from(["lookup", "model", "oracle"]))
+@given(REWINDING, REWINDING, PROMPTS, settings(40), st.sampled_from(["lookup", "model", "oracle"]))
 def test_guesses_change_nothing(
     kind: str, other: str, prompt: list[int], chosen: dict[str, Any], drafter: str
 ) -> None:
@@ -151,6 +160,14 @@ def test_guesses_change_nothing(
     guessed = write_one(model, TOKENIZER, prompt, config, drafter=drafters[drafter])
     assert (guessed.token_ids, guessed.text) == (alone.token_ids, alone.text)
     assert guessed.finish_reason == alone.finish_reason
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_sums_cannot_take_guesses_back(drafts: bool) -> None:
+    sums, other = MODELS["linear"], MODELS["modern"]
+    model, draft = (other, sums) if drafts else (sums, "prompt")
+    with pytest.raises(ConfigError, match="wrong guesses cannot be taken back"):
+        generate(model, TOKENIZER, [[1, 2, 3]], [GenerationConfig(5)], CPU, QUIET, draft=draft)
 
 
 def test_a_draft_that_cannot_go_on_ends_its_guess() -> None:

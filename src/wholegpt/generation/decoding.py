@@ -12,7 +12,7 @@ import torch
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.generation.engine import Engine, restarted_window
+from wholegpt.generation.engine import Engine, check_rewinds, restarted_window
 from wholegpt.generation.memory import plan_slots
 from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting
 from wholegpt.generation.sampling import Sampler
@@ -69,6 +69,8 @@ def generate(
     def emit_for(number: int) -> Callable[[str], None]:
         return lambda text: emit(number, text) if emit else None
 
+    if draft and not isinstance(draft, str):
+        check_rewinds(draft.new_cache(1, 1))
     requests: list[GenerationRequest] = []
     for number, (prompt_ids, config) in enumerate(zip(prompts, configs, strict=True)):
         drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)

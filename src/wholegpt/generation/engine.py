@@ -12,7 +12,7 @@ from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.speculation import Drafter, common_length
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.protocols import Cache, CausalLanguageModel
 from wholegpt.runtime import at_least_float32
 from wholegpt.tokenizers import Tokenizer
 
@@ -69,11 +69,8 @@ class Engine:
         A ``drafter`` makes it faster where it guesses well. Raises ``ConfigError`` for a text that does not fit a slot,
         and for settings that are out of range or that the vocabulary cannot meet.
         """
-        if drafter and not self._pool.rewinds:
-            raise ConfigError(
-                "wrong guesses cannot be taken back from this kind of attention, which keeps a sum of what it read; "
-                "leave draft out"
-            )
+        if drafter:
+            check_rewinds(self._pool)
         needed = min(len(prompt_ids) + config.max_tokens, self.model.context_length)
         if needed > self.capacity:
             raise ConfigError(f"prompt and max_tokens take {needed} positions; a slot has {self.capacity}")
@@ -187,6 +184,14 @@ class Engine:
             gap = last
         self._running.pop()
         return request
+
+
+def check_rewinds(cache: Cache) -> None:
+    """Raise ``ConfigError`` for a model that nothing can be guessed for, and that cannot guess."""
+    if not cache.rewinds:
+        raise ConfigError(
+            "wrong guesses cannot be taken back from a model that keeps a sum of what it read; leave draft out"
+        )
 
 
 def restarted_window(token_ids: Sequence[int], context_length: int) -> list[int]:
