@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from wholegpt.config import Attention, Config, FeedForward, GenerationConfig, ModelConfig, Positions
+from wholegpt.config import Attention, Bias, Config, FeedForward, GenerationConfig, ModelConfig, Positions
 from wholegpt.console import Console
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter
@@ -72,6 +72,8 @@ def tiny_variants() -> dict[str, ModelConfig]:
         "window, learned": shrink(gpt2(), attention=Attention.sliding_window, attention_window=4),
         "shared": tiny_model(n_layers=4, distinct_layers=2, feed_forward=FeedForward.relu_squared),
         "sinusoidal": shrink(gpt2(), positions=Positions.sinusoidal, feed_forward=FeedForward.relu),
+        "switch": tiny_model(experts=4, bias=Bias.all),
+        "experts": shrink(gpt2(), experts=4, experts_per_token=2),
         "without positions": tiny_model(positions=Positions.none, feed_forward=FeedForward.gelu),
     }
 
@@ -140,8 +142,13 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
 class CountingCache:
     """For models that need nothing of what they have read but how much it was."""
 
+    rewinds = True
+
     def __init__(self, lengths: torch.Tensor) -> None:
         self.lengths = lengths
+
+    def can_forget(self, row: int, length: int) -> bool:
+        return True
 
     @classmethod
     def empty(cls, batch_size: int) -> "CountingCache":

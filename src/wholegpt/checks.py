@@ -106,7 +106,8 @@ def check(config: Config) -> None:
         )
     average = training.average_decay
     _require("training.average_decay", average, 0 <= average < 1, "at least 0 and below 1")
-    _at_least("training.gradient_clip", training.gradient_clip, 0)
+    for name in ("gradient_clip", "balance_loss", "router_z_loss"):
+        _at_least(f"training.{name}", getattr(training, name), 0)
     _at_least("optimizer.learning_rate", optimizer.learning_rate, 0)
     for name in ("beta1", "beta2", "momentum"):
         value = getattr(optimizer, name)
@@ -283,6 +284,7 @@ def check_model(model: ModelConfig) -> None:
         )
     _check_layers(model)
     _check_attention(model)
+    _check_experts(model)
     kv_heads = model.n_kv_heads or model.n_heads
     if model.n_heads % kv_heads:
         raise ConfigError(
@@ -301,6 +303,26 @@ def _check_layers(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.distinct_layers is {distinct}; expected 0 or a divisor of model.n_layers, {model.n_layers}"
         )
+
+
+def _check_experts(model: ModelConfig) -> None:
+    _at_least("model.experts", model.experts, 0)
+    default = ModelConfig()
+    if not model.experts:
+        for name in ("experts_per_token", "capacity_factor"):
+            if getattr(model, name) != getattr(default, name):
+                raise ConfigError(
+                    f"model.{name} is set, and model.experts is 0, which is none; set both or neither"
+                )
+        return
+    chosen, expected = model.experts_per_token, f"from 1 to model.experts, {model.experts}"
+    _require("model.experts_per_token", chosen, 1 <= chosen <= model.experts, expected)
+    _require(
+        "model.capacity_factor",
+        model.capacity_factor,
+        0 < model.capacity_factor < math.inf,
+        "above 0, and finite",
+    )
 
 
 def _check_attention(model: ModelConfig) -> None:

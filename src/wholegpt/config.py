@@ -254,6 +254,12 @@ class ModelConfig:
     """Normalisation of queries and keys per head."""
     feed_forward: FeedForward = FeedForward.swiglu
     """Feed-forward layer: with exact GELU, its tanh approximation, ReLU, its square, or the gated SwiGLU."""
+    experts: int = 0
+    """Feed-forward layers of each block, of which a router gives every token some (Switch). 0: one, for all tokens."""
+    experts_per_token: int = 1
+    """Experts that a token goes through."""
+    capacity_factor: float = 1.25
+    """Tokens that an expert takes in training, over its share if all had as many; the rest is dropped by the layer."""
     bias: Bias = Bias.none
     """Biases in the linear layers."""
     embeddings: Embeddings = Embeddings.tied
@@ -409,6 +415,10 @@ class TrainingConfig:
     """Largest global L2 norm of the gradient; longer ones are scaled down to it. 0: never."""
     average_decay: float = 0.0
     """Decay of a running average of the weights, which then is what is measured, sampled and saved. 0: none."""
+    balance_loss: float = 0.01
+    """Weight of the loss that keeps the experts of a mixture alike in use."""
+    router_z_loss: float = 0.001
+    """Weight of the loss that keeps a router's logits small."""
     recompute: Recompute = Recompute.nothing
     """Gradient checkpointing: less memory, about a third more computation."""
 

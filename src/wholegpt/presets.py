@@ -118,6 +118,8 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
     for fields in differing.values():
         if model.attention is not Attention.full:
             fields.append("model.attention")
+        if model.experts:
+            fields.append("model.experts")
         if model.distinct_layers not in (0, model.n_layers):
             fields.append("model.distinct_layers")
     for name in ("GPT-1", "GPT-2"):

@@ -100,10 +100,26 @@ def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
     return mixed.reshape(len(x), -1) @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
 
 
+def experts(x: Array, w: Weights, prefix: str, c: Any) -> Array:
+    """A mixture of experts, token by token."""
+    out = np.zeros_like(x)
+    for t, token in enumerate(x):
+        p = softmax(w[f"{prefix}.router.weight"] @ token)
+        chosen = sorted(range(c.experts), key=lambda e: -p[e])[: c.experts_per_token]
+        share = sum(p[e] for e in chosen) if len(chosen) > 1 else 1.0
+        for e in chosen:
+            own: Weights = {}
+            for name, weight in w.items():
+                if name.startswith(prefix) and "router" not in name:
+                    own[name] = weight[e] if name.endswith("bias") else np.split(weight, c.experts)[e]
+            out[t] += p[e] / share * feed_forward(token[None], own, prefix, c)[0]
+    return out
+
+
 def feed_forward(x: Array, w: Weights, prefix: str, c: Any) -> Array:
     inner = x @ w[f"{prefix}.expand.weight"].T + w.get(f"{prefix}.expand.bias", 0.0)
     if c.feed_forward == "swiglu":
-        inner = silu(x @ w[f"{prefix}.gate.weight"].T) * inner
+        inner = silu(x @ w[f"{prefix}.gate.weight"].T + w.get(f"{prefix}.gate.bias", 0.0)) * inner
     else:
         inner = ACTIVATIONS[c.feed_forward](inner)
     return inner @ w[f"{prefix}.output.weight"].T + w.get(f"{prefix}.output.bias", 0.0)
@@ -126,12 +142,13 @@ def logits(token_ids: list[int], w: Weights, c: Any) -> Array:
             h[t, i] += math.cos(angle) if i % 2 else math.sin(angle)
     for layer in range(c.n_layers):
         block = f"blocks.{layer % (c.distinct_layers or c.n_layers)}"
+        think = experts if c.experts else feed_forward
         if c.norm_placement == "pre":
             h = h + causal_attention(norm(h, f"{block}.attention_norm"), w, f"{block}.attention", c)
-            h = h + feed_forward(norm(h, f"{block}.feed_forward_norm"), w, f"{block}.feed_forward", c)
+            h = h + think(norm(h, f"{block}.feed_forward_norm"), w, f"{block}.feed_forward", c)
         else:
             h = norm(h + causal_attention(h, w, f"{block}.attention", c), f"{block}.attention_norm")
-            h = norm(h + feed_forward(h, w, f"{block}.feed_forward", c), f"{block}.feed_forward_norm")
+            h = norm(h + think(h, w, f"{block}.feed_forward", c), f"{block}.feed_forward_norm")
     if c.norm_placement == "pre":
         h = norm(h, "final_norm")
     return h @ w["token_embedding.weight"].T

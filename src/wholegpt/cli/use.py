@@ -256,14 +256,17 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     count = parameter_count(config)
     result: dict[str, Any] = {
         "parameters": count.total,
+        **({"active_parameters": count.active} if count.unused else {}),
         "parameters_without_embeddings": count.blocks,
         "flops_per_token": flops_per_token(config),
         "memory_bytes": training_memory_bytes(config),
         "config": to_mapping(config),
         **taught,
     }
+    active = [("of them met by a token", f"{count.active:,}")] if count.unused else []
     rows = [
         ("parameters", f"{count.total:,}"),
+        *active,
         ("without embeddings", f"{count.blocks:,}"),
         ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
         ("weights, gradients and AdamW's moments in float32", f"{result['memory_bytes']:,} bytes"),

@@ -7,6 +7,7 @@ from wholegpt.model.accounting import (
     training_memory_bytes,
 )
 from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.experts import router_losses, take_counts
 from wholegpt.model.heads import TaskTransformer
 from wholegpt.model.layout import lay_out
 from wholegpt.model.transformer import Transformer, own_tensors
@@ -19,6 +20,8 @@ __all__ = [
     "lay_out",
     "own_tensors",
     "parameter_count",
+    "router_losses",
     "saved_activations",
+    "take_counts",
     "training_memory_bytes",
 ]

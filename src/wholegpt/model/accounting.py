@@ -29,11 +29,18 @@ class ParameterCount:
     """Token and position embeddings, and the output projection where it is a matrix of its own."""
     blocks: int
     """Attention, feed-forward and norms of all layers, with the final norm."""
+    unused: int
+    """Those of the experts that a token does not go through."""
 
     @property
     def total(self) -> int:
         """All of them; a tied matrix counts once."""
         return self.embeddings + self.blocks
+
+    @property
+    def active(self) -> int:
+        """Those that a token meets."""
+        return self.total - self.unused
 
 
 def parameter_count(config: ModelConfig) -> ParameterCount:
@@ -49,13 +56,15 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
         attention += 2 * c.d_head
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     feed_forward = inward * linear(c.d_model, c.d_ff) + linear(c.d_ff, c.d_model)
+    router = c.experts * c.d_model
     norm = norm_vectors * c.d_model
     final_norm = norm if c.norm_placement is NormPlacement.pre else 0
-    matrices = 1 if c.embeddings is Embeddings.tied else 2
+    matrices, distinct = 1 if c.embeddings is Embeddings.tied else 2, c.distinct_layers or c.n_layers
     positions = c.context_length if c.positions is Positions.learned else 0
     return ParameterCount(
         embeddings=(matrices * c.vocab_size + positions) * c.d_model,
-        blocks=(c.distinct_layers or c.n_layers) * (attention + feed_forward + 2 * norm) + final_norm,
+        blocks=distinct * (attention + router + (c.experts or 1) * feed_forward + 2 * norm) + final_norm,
+        unused=distinct * (c.experts - c.experts_per_token) * feed_forward if c.experts else 0,
     )
 
 
@@ -73,12 +82,13 @@ def flops_per_token(config: ModelConfig) -> int:
     (Kaplan et al. 2020, section 2.1): about 6·N + 12·L·D·τ.
 
     In place of τ: 2·W in a sliding window, 2·W + τ/W strided; linear attention takes
-    2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C, the average nothing.
+    2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C, the average nothing. Of a mixture the experts count that a token
+    goes through, and the router; training takes capacity_factor times as many of theirs.
     """
     c = complete_model(config)
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
-    feed_forward = (inward + 1) * c.d_model * c.d_ff
+    feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.experts * c.d_model
     matrices = c.n_layers * (attention + feed_forward) + c.vocab_size * c.d_model
     return 2 * matrices + c.n_layers * c.n_heads * mixing_flops(c)
 
@@ -119,6 +129,9 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     dropped = c.dropout > 0
     attention = _saved_by_attention(c, kernel, dropped)
     feed_forward = (4 if c.feed_forward is FeedForward.swiglu else 2) * c.d_ff
+    if c.experts:  # places for as many tokens as the experts take, what enters and what leaves them
+        feed_forward += 2 * c.d_model
+        feed_forward = round(c.capacity_factor * c.experts_per_token * feed_forward)
     block = (4 + 2 * dropped) * c.d_model + attention + feed_forward
     return c.n_layers * block + (2 + dropped) * c.d_model
 

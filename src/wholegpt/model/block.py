@@ -3,10 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.config import Attention, AttentionKernel, ModelConfig, NormPlacement
+from wholegpt.config import Attention, AttentionKernel, FeedForward, ModelConfig, NormPlacement
 from wholegpt.model.attention import SelfAttention, SequenceContext
 from wholegpt.model.dropout import dropout
-from wholegpt.model.feed_forward import make_feed_forward
+from wholegpt.model.experts import MixtureOfExperts
+from wholegpt.model.feed_forward import SwiGLU, TwoLayer
 from wholegpt.model.linear_attention import AverageAttention, LinearAttention
 from wholegpt.model.norms import make_norm
 
@@ -16,6 +17,13 @@ def make_attention(config: ModelConfig, kernel: AttentionKernel) -> nn.Module:
     if config.attention is Attention.average:
         return AverageAttention(config)
     return (LinearAttention if config.attention is Attention.linear else SelfAttention)(config, kernel)
+
+
+def make_feed_forward(config: ModelConfig) -> nn.Module:
+    """The layer that ``config.feed_forward`` names, or a mixture of such."""
+    if config.experts:
+        return MixtureOfExperts(config)
+    return SwiGLU(config) if config.feed_forward is FeedForward.swiglu else TwoLayer(config)
 
 
 class Block(nn.Module):

@@ -21,7 +21,9 @@ ACTIVATIONS: dict[FeedForward, Callable[[Tensor], Tensor]] = {
     FeedForward.gelu_tanh: partial(F.gelu, approximate="tanh"),
     FeedForward.relu: F.relu,
     FeedForward.relu_squared: relu_squared,
+    FeedForward.swiglu: F.silu,
 }
+"""Of a layer, or of its gate."""
 
 
 class TwoLayer(nn.Module):
@@ -52,8 +54,3 @@ class SwiGLU(nn.Module):
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The layer's output at each position."""
         return self.output(F.silu(self.gate(stream)) * self.expand(stream))
-
-
-def make_feed_forward(config: ModelConfig) -> nn.Module:
-    """The layer that ``config.feed_forward`` names."""
-    return SwiGLU(config) if config.feed_forward is FeedForward.swiglu else TwoLayer(config)

@@ -18,6 +18,7 @@ from wholegpt.model.attention import SequenceContext
 from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
 from wholegpt.model.dropout import dropout
+from wholegpt.model.experts import ExpertLinear
 from wholegpt.model.linear import Linear
 from wholegpt.model.linear_attention import state_shape
 from wholegpt.model.norms import make_norm
@@ -144,7 +145,8 @@ class Transformer(nn.Module):
         """The weight matrices of the blocks, each with the rows of the maps stacked in it."""
         for block in self.blocks:
             assert isinstance(block, Block)
-            stacked = {m.weight: m.stacked_rows for m in block.modules() if isinstance(m, Linear)}
+            layers = (one for one in block.modules() if isinstance(one, Linear | ExpertLinear))
+            stacked = {one.weight: one.stacked_rows for one in layers}
             for parameter in block.parameters():
                 if parameter.ndim == 2:
                     yield parameter, stacked.get(parameter) or [len(parameter)]
@@ -200,10 +202,10 @@ def initialize(model: Transformer) -> None:
     """
     residual_scale = 1 / math.sqrt(2 * model.config.n_layers)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding | ExpertLinear):
             scale = residual_scale if name.endswith(".output") else 1.0
             nn.init.normal_(module.weight, std=INITIAL_STANDARD_DEVIATION * scale)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Linear | ExpertLinear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from wholegpt.config import Config, Dtype, Execution
 from wholegpt.errors import NumericsError
-from wholegpt.model import Transformer
+from wholegpt.model import Transformer, router_losses, take_counts
 from wholegpt.runtime import compute_in, mix_seed
 from wholegpt.training.averaging import update_average
 from wholegpt.training.objectives import Objective, Rows
@@ -40,6 +40,8 @@ class StepMetrics:
     """Global L2 norm before clipping; none where float16 overflowed and the step was skipped."""
     tokens: int
     seconds: float
+    routing: Mapping[str, float] = field(default_factory=dict)
+    """What ``model.experts.take_counts`` says of a mixture of experts."""
 
 
 @runtime_checkable
@@ -129,7 +131,7 @@ def train_step(
     optimizer.step()
     if config.training.average_decay:
         update_average(optimizer, config.training.average_decay, step + 1)
-    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started)
+    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started, take_counts(model))
 
 
 def accumulate_gradients(
@@ -137,7 +139,8 @@ def accumulate_gradients(
 ) -> float:
     """Add ``scale`` times the gradient of the step's mean loss, micro-batch by micro-batch; returns that mean.
 
-    Random numbers (dropout) are seeded by (seed, step, first row), so none need to be stored.
+    The losses of routers are minimised with it, means over the tokens of each micro-batch. Random numbers (dropout) are
+    seeded by (seed, step, first row), so none need to be stored.
     """
     device, dtype = batch.token_ids.device, config.precision.dtype
     length = batch.token_ids[0].numel()  # less than the model's context where a step's windows are cut
@@ -148,8 +151,11 @@ def accumulate_gradients(
     for start in range(0, len(batch), rows):
         torch.manual_seed(mix_seed(config.runtime.seed, step, start))
         with compute_in(dtype, device):
-            share = objective.total(model, batch.rows(start, start + rows)) / count
-        (share * scale if scale != 1 else share).backward()
+            some = batch.rows(start, start + rows)
+            share = objective.total(model, some) / count
+        routed = router_losses(model, config.training.balance_loss, config.training.router_z_loss)
+        minimised = share + routed * len(some) / len(batch)
+        (minimised * scale if scale != 1 else minimised).backward()
         total += float(share.detach())
     return total
 

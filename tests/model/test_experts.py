@@ -1,0 +1,123 @@
+"""The mixture of experts against a loop over tokens, its losses against hand calculation, and what it counts."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import tiny_config, tiny_model
+from wholegpt.checks import complete_model
+from wholegpt.config import Bias, FeedForward
+from wholegpt.data import Batch
+from wholegpt.model import Transformer, router_losses, take_counts
+from wholegpt.model.experts import MixtureOfExperts, balance_loss, places_in_queue, router_z_loss
+from wholegpt.training.loop import accumulate_gradients
+from wholegpt.training.objectives import LanguageModeling
+
+
+def mixture(**changes: Any) -> MixtureOfExperts:
+    """A random one in float64."""
+    torch.manual_seed(0)
+    layer = MixtureOfExperts(complete_model(tiny_model(**{"experts": 4, **changes}))).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+def naive(layer: MixtureOfExperts, tokens: Tensor, capacity: float) -> tuple[Tensor, int]:
+    """Token by token: first choices in order, then second ones; an expert that is full takes none. With the dropped."""
+    taken, dropped, out = [0] * layer.experts, 0, torch.zeros_like(tokens)
+    probabilities = torch.softmax(tokens @ layer.router.weight.t(), dim=-1)
+    ranked = probabilities.argsort(dim=-1, descending=True)
+    for rank in range(layer.chosen):
+        for i, token in enumerate(tokens):
+            e = int(ranked[i, rank])
+            if taken[e] >= capacity:
+                dropped += 1
+                continue
+            taken[e] += 1
+            weights = probabilities[i, ranked[i, : layer.chosen]]
+            gate = weights[rank] / (weights.sum() if layer.chosen > 1 else 1)
+            own: dict[str, Tensor] = {}
+            for name in ("gate", "expand", "output"):
+                part = getattr(layer, name)
+                if part is not None:
+                    own[name] = part.weight.chunk(layer.experts)[e]
+            bias = {
+                name: getattr(layer, name).bias[e] if layer.expand.bias is not None else 0 for name in own
+            }
+            inner = own["expand"] @ token + bias["expand"]
+            if "gate" in own:
+                inner = torch.nn.functional.silu(own["gate"] @ token + bias["gate"]) * inner
+            else:
+                inner = torch.relu(inner) ** 2
+            out[i] += gate * (own["output"] @ inner + bias["output"])
+    return out, dropped
+
+
+@pytest.mark.parametrize("bias", list(Bias))
+@pytest.mark.parametrize("kind", [FeedForward.swiglu, FeedForward.relu_squared])
+@pytest.mark.parametrize(("chosen", "factor"), [(1, 1.0), (1, 0.4), (2, 1.25), (2, 0.5), (4, 9.0)])
+def test_batched_experts_equal_a_loop_over_tokens(
+    chosen: int, factor: float, kind: FeedForward, bias: Bias
+) -> None:
+    layer = mixture(experts_per_token=chosen, capacity_factor=factor, feed_forward=kind, bias=bias).train()
+    stream = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
+    capacity = math.ceil(factor * chosen * 21 / 4)
+    expected, dropped = naive(layer, stream.flatten(0, 1), capacity)
+    mixed = layer(stream)
+    torch.testing.assert_close(mixed.flatten(0, 1), expected, rtol=0, atol=1e-10)
+    gradients = [
+        torch.autograd.grad(out.square().sum(), [stream, *layer.parameters()]) for out in (mixed, expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert layer.dropped == dropped
+    assert dropped > 0 if factor < 1 else dropped < 10
+    unlimited, none = naive(layer, stream.flatten(0, 1), math.inf)
+    torch.testing.assert_close(layer.eval()(stream).flatten(0, 1), unlimited, rtol=0, atol=1e-10)
+    assert none == 0
+
+
+def test_first_choices_come_first() -> None:
+    experts = torch.tensor([[0, 1], [0, 1], [1, 0]])
+    load = torch.bincount(experts.flatten(), minlength=2)
+    assert places_in_queue(experts, load).tolist() == [[0, 1], [1, 2], [0, 2]]
+
+
+def test_losses_by_hand() -> None:
+    """Two experts, four tokens."""
+    logits = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
+    p = torch.softmax(logits, dim=-1)
+    mean = (p[0, 0] + p[1, 0] + p[2, 0] + p[3, 0]) / 4
+    expected = 2 * (0.75 * mean + 0.25 * (1 - mean))
+    assert balance_loss(p, torch.tensor([0, 0, 1, 0])).item() == pytest.approx(expected.item(), rel=1e-6)
+    even = torch.full((4, 2), 0.5)
+    assert balance_loss(even, torch.tensor([0, 1, 0, 1])).item() == 1
+    sums = [math.log(math.exp(a) + math.exp(b)) for a, b in logits.tolist()]
+    assert router_z_loss(logits).item() == pytest.approx(sum(s * s for s in sums) / 4, rel=1e-6)
+
+
+def test_the_losses_are_minimised_and_counted() -> None:
+    """The gradient is that of the sum; the loss that is logged is the language model's alone."""
+    torch.manual_seed(0)
+    model = Transformer(tiny_model(experts=4, capacity_factor=0.5)).train()
+    ids = torch.randint(37, (6, 13))
+    batch = Batch(ids[:, :-1], ids[:, 1:].clone())
+    settings = tiny_config(
+        "unused", training={"balance_loss": 0.3, "router_z_loss": 0.2}, precision={"dtype": "float32"}
+    )
+    logged = accumulate_gradients(model, LanguageModeling(), batch, settings, step=0)
+    counts = take_counts(model)
+    assert 0 < counts["dropped_share"] < 1 and 0 < counts["load_entropy"] <= 1
+    assert take_counts(model) == {}
+    ours = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    alone = LanguageModeling().total(model, batch) / ids[:, 1:].numel()
+    (alone + router_losses(model, 0.3, 0.2)).backward()
+    assert logged == pytest.approx(alone.item(), rel=1e-6)
+    for gradient, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+    assert model.blocks[0].feed_forward.router.weight.grad.abs().max() > 0
