@@ -18,7 +18,7 @@ from wholegpt.console import Console
 from wholegpt.conversion import Export, export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.losses import negative_log_likelihood
-from wholegpt.model import Transformer, own_tensors, parameter_count
+from wholegpt.model import Transformer, parameter_count
 from wholegpt.tokenizers import byte_tokenizer
 
 ARCHITECTURES = {"gpt1": 40_478, "gpt2-small": 50_257, "modern-small": 50_257}
@@ -76,7 +76,7 @@ def huggingface() -> None:
             made = export_model(here / "model", "huggingface", here / "export", console=Console(quiet=True))
             notes.append(exact(name, model, here / "export"))
             back = load_model(import_model(here / "export", here / "back", console=Console(quiet=True)))
-            ours, again = own_tensors(model), own_tensors(back.model)
+            ours, again = model.own_tensors(), back.model.own_tensors()
             assert all(torch.equal(ours[tensor], again[tensor]) for tensor in ours)
             lines += row(f"{name}, {parameter_count(model.config).total / 1e6:.0f} M", made)
             print("\n".join(lines[-2:]), flush=True)

@@ -11,7 +11,7 @@ from tests.helpers import tiny_models
 from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, merge, remove_lora, unmerge
 from wholegpt.config import LoraConfig
 from wholegpt.errors import ConfigError
-from wholegpt.model import Transformer, own_tensors
+from wholegpt.model import Transformer
 from wholegpt.model.linear import Linear
 
 LORA = LoraConfig(rank=8)
@@ -79,7 +79,7 @@ def test_merged_is_unmerged(kind: str) -> None:
     remove_lora(model)
     with torch.inference_mode():
         torch.testing.assert_close(model(TOKENS), beside, rtol=0, atol=1e-6)
-    assert own_tensors(model).keys() == own_tensors(fresh(kind)).keys()
+    assert model.own_tensors().keys() == fresh(kind).own_tensors().keys()
     with pytest.raises(ConfigError, match="has no LoRA"):
         merge(model)
 

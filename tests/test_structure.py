@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "wholegpt"
 LEVELS: list[list[str]] = [
     ["errors", "config", "mapping", "checks", "presets", "files", "console", "runtime", "protocols"],
     ["tokenizers", "model", "losses", "metrics"],
-    ["data"],
+    ["data", "baselines"],
     ["adapters", "checkpoint"],
     ["training", "generation"],
     ["evaluation"],

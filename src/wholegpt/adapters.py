@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wholegpt.checks import check_lora
 from wholegpt.config import LoraConfig
 from wholegpt.errors import ConfigError
-from wholegpt.model import Transformer, own_tensors
+from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.model.dropout import dropout
 from wholegpt.model.linear import Linear
 
@@ -57,7 +57,7 @@ class LoraLinear(nn.Module):
         return self.base(x) + self.scale * F.linear(F.linear(read, self.down), self.up)
 
 
-def add_lora(model: Transformer, config: LoraConfig) -> list[str]:
+def add_lora(model: TokenModel, config: LoraConfig) -> list[str]:
     """Freeze ``model`` and put a trainable change beside each linear layer that ``config.targets`` names.
 
     Returns those layers' names. Raises ``ConfigError`` for a pattern that names none, and for a model that has LoRA.
@@ -88,7 +88,7 @@ def add_lora(model: Transformer, config: LoraConfig) -> list[str]:
     return chosen
 
 
-def train_new_embeddings(model: Transformer, n_new: int) -> None:
+def train_new_embeddings(model: NeuralModel, n_new: int) -> None:
     """Train the last ``n_new`` rows of the frozen token embedding, and of an output projection of its own."""
     for weight in {id(w): w for w in (model.token_embedding.weight, model.unembedding.weight)}.values():
         weight.requires_grad_(True)
@@ -116,19 +116,19 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
             yield name, module
 
 
-def base_tensors(model: Transformer) -> dict[str, Tensor]:
+def base_tensors(model: TokenModel) -> dict[str, Tensor]:
     """What a model folder holds of the frozen model, without LoRA. Raises ``ConfigError`` where that is merged."""
     if any(layer.merged for _, layer in lora_layers(model)):
         raise ConfigError("the LoRA of this model is merged; unmerge it first")
     return {
         name.replace(".base.", "."): tensor
-        for name, tensor in own_tensors(model).items()
+        for name, tensor in model.own_tensors().items()
         if not name.endswith((".up", ".down"))
     }
 
 
 @torch.no_grad()
-def merge(model: Transformer) -> None:
+def merge(model: TokenModel) -> None:
     """Add each change to its weights, so that the model is as fast as without. ``unmerge`` undoes it, but for rounding.
 
     Raises ``ConfigError`` where there is none, or where they are merged.
@@ -139,21 +139,21 @@ def merge(model: Transformer) -> None:
 
 
 @torch.no_grad()
-def unmerge(model: Transformer) -> None:
+def unmerge(model: TokenModel) -> None:
     """Take each change off its weights again. Raises ``ConfigError`` where none is merged."""
     for layer in _layers(model, merged=True):
         layer.base.weight -= layer.change
         layer.merged = False
 
 
-def remove_lora(model: Transformer) -> None:
+def remove_lora(model: TokenModel) -> None:
     """Leave plain linear layers: with the change where it is merged, without where it is not."""
     for name, layer in list(lora_layers(model)):
         _replace(model, name, layer.base)
     model.requires_grad_(True)
 
 
-def _layers(model: Transformer, merged: bool) -> list[LoraLinear]:
+def _layers(model: TokenModel, merged: bool) -> list[LoraLinear]:
     layers = [layer for _, layer in lora_layers(model)]
     if not layers:
         raise ConfigError("the model has no LoRA")

@@ -6,7 +6,7 @@ and random numbers) and ``checksums.json``. It is written whole or not at all.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from wholegpt.adapters import add_lora, train_new_embeddings
-from wholegpt.config import AttentionKernel, LoraConfig, ModelConfig, Recompute
+from wholegpt.baselines import NGram, RecurrentNetwork
+from wholegpt.baselines.ngram import ngram_sizes
+from wholegpt.config import Architecture, AttentionKernel, LoraConfig, ModelConfig, Recompute
 from wholegpt.data.control import Values
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.tasks import Task
@@ -33,7 +35,7 @@ from wholegpt.files import (
     write_text_atomic,
 )
 from wholegpt.mapping import from_mapping, to_mapping
-from wholegpt.model import TaskTransformer, Transformer, own_tensors
+from wholegpt.model import TaskTransformer, TokenModel, Transformer
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
@@ -69,7 +71,7 @@ FACTS = tuple(one.name for one in fields(ModelFacts))
 class ModelFolder:
     """A loaded model with its tokenizer."""
 
-    model: Transformer
+    model: TokenModel
     tokenizer: Tokenizer
     facts: ModelFacts = NO_FACTS
 
@@ -84,7 +86,7 @@ class TrainingFiles:
 
 def save_checkpoint(
     folder: Path,
-    model: Transformer,
+    model: TokenModel,
     tokenizer: Tokenizer,
     training: TrainingFiles,
     facts: ModelFacts = NO_FACTS,
@@ -117,7 +119,7 @@ def save_checkpoint(
     _write(folder, fill)
 
 
-def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer, facts: ModelFacts = NO_FACTS) -> None:
+def save_model(folder: Path, model: TokenModel, tokenizer: Tokenizer, facts: ModelFacts = NO_FACTS) -> None:
     """Write a model folder, whole or not at all. Raises ``CheckpointError`` when the disk refuses."""
     _write(folder, lambda target: _fill_model(target, model, tokenizer, facts))
 
@@ -140,15 +142,16 @@ def load_model(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}; "
             "they do not belong together"
         )
-    with torch.device("meta"):
-        model = make_model(config, facts, kernel, recompute)
     tensors = _read_tensors(folder / WEIGHTS)
-    expected = {name: tensor.shape for name, tensor in own_tensors(model).items()}
+    sizes = ngram_sizes(tensors)
+    with torch.device("meta"):
+        model = make_model(config, facts, kernel, recompute, sizes)
+    expected = {name: tensor.shape for name, tensor in model.own_tensors().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {listed(wrong)}")
-    fresh = make_model(config, facts, kernel, recompute)
+    fresh = make_model(config, facts, kernel, recompute, sizes)
     fresh.load_state_dict(tensors, strict=False)
     return ModelFolder(fresh.to(device), tokenizer, facts)
 
@@ -184,8 +187,16 @@ def make_model(
     facts: ModelFacts = NO_FACTS,
     kernel: AttentionKernel = AttentionKernel.plain,
     recompute: Recompute = Recompute.nothing,
-) -> Transformer:
-    """A fresh model with the head and the LoRA that ``facts`` tell of; beside LoRA only what is new is trained."""
+    sizes: Sequence[int] = (),
+) -> TokenModel:
+    """A fresh model with the head and the LoRA that ``facts`` tell of; beside LoRA only what is new is trained.
+
+    ``sizes`` are those of the tables of an n-gram model.
+    """
+    if config.architecture is Architecture.ngram:
+        return NGram(config, sizes)
+    if config.architecture is not Architecture.transformer:
+        return RecurrentNetwork(config)
     if facts.task:
         model: Transformer = TaskTransformer(config, facts.task.outputs, kernel, recompute)
     else:
@@ -246,7 +257,7 @@ class CheckpointStore:
 
     def save(
         self,
-        model: Transformer,
+        model: TokenModel,
         tokenizer: Tokenizer,
         training: TrainingFiles,
         step: int,
@@ -328,8 +339,8 @@ class NewerFormatError(CheckpointError):
     """Written by a newer version of this program."""
 
 
-def _fill_model(target: Path, model: Transformer, tokenizer: Tokenizer, facts: ModelFacts) -> None:
-    safetensors.torch.save_file(own_tensors(model), target / WEIGHTS)
+def _fill_model(target: Path, model: TokenModel, tokenizer: Tokenizer, facts: ModelFacts) -> None:
+    safetensors.torch.save_file(model.own_tensors(), target / WEIGHTS)
     told = {name: value for name, value in to_mapping(facts).items() if value}
     if template := told.pop("chat_template", ""):
         write_text_atomic(target / CHAT_TEMPLATE, template)

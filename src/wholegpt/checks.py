@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from wholegpt.config import (
+    Architecture,
     Attention,
     ClassWeights,
     Config,
@@ -26,6 +27,16 @@ LEAST_WEIGHT = 1e-5
 """Share of the windows of a source that is used at all."""
 
 
+NGRAM = ("ngram_order", "ngram_discount")
+USED = {
+    **dict.fromkeys(
+        (Architecture.elman, Architecture.gru, Architecture.lstm),
+        ("vocab_size", "context_length", "n_layers", "d_model", "embeddings", "dropout"),
+    ),
+    Architecture.ngram: ("vocab_size", "context_length", *NGRAM),
+}
+"""Settings of the model that architectures other than the transformer have."""
+MOST_ORDER = 20
 WINDOWED = (Attention.sliding_window, Attention.strided)
 """Kinds of attention that have a W."""
 RECURRENT = (Attention.linear, Attention.average)
@@ -44,6 +55,8 @@ def complete_model(model: ModelConfig) -> ModelConfig:
 def derive_sizes(model: ModelConfig) -> ModelConfig:
     """``model`` checked, with every zero but that of ``vocab_size`` replaced by what it stands for."""
     check_model(model)
+    if model.architecture is not Architecture.transformer:
+        return model
     d_ff = 4 * model.d_model
     if model.feed_forward is FeedForward.swiglu:
         d_ff = -(-8 * model.d_model // (3 * 64)) * 64
@@ -270,11 +283,14 @@ def check_generation(generation: GenerationConfig) -> None:
 
 def check_model(model: ModelConfig) -> None:
     """The checks of ``check`` that concern the architecture."""
+    _check_architecture(model)
     for name in ("context_length", "n_layers", "d_model", "n_heads"):
         _at_least(f"model.{name}", getattr(model, name), 1)
     for name in ("vocab_size", "n_kv_heads", "d_head", "d_ff"):
         _at_least(f"model.{name}", getattr(model, name), 0)
     _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1")
+    if model.architecture is not Architecture.transformer:
+        return
     _require("model.norm_epsilon", model.norm_epsilon, model.norm_epsilon > 0, "above 0")
     _require("model.rotary_base", model.rotary_base, model.rotary_base > 1, "above 1")
     if model.d_head == 0 and model.d_model % model.n_heads:
@@ -294,6 +310,30 @@ def check_model(model: ModelConfig) -> None:
     if model.positions is Positions.rotary and d_head % 2:
         raise ConfigError(
             f"model.d_head is {d_head}; rotary positions turn pairs of numbers, so it must be even"
+        )
+
+
+def _check_architecture(model: ModelConfig) -> None:
+    """Settings that the architecture does not have."""
+    used = USED.get(model.architecture)
+    default = ModelConfig()
+    for field in dataclasses.fields(model):
+        name, value = field.name, getattr(model, field.name)
+        meant = name not in NGRAM if used is None else name in used
+        if name != "architecture" and not meant and value != getattr(default, name):
+            raise ConfigError(f"model.{name} means nothing for {model.architecture}; leave it out")
+    if model.architecture is Architecture.ngram:
+        _require(
+            "model.ngram_order",
+            model.ngram_order,
+            0 <= model.ngram_order <= MOST_ORDER,
+            f"from 0 to {MOST_ORDER}",
+        )
+        _require(
+            "model.ngram_discount",
+            model.ngram_discount,
+            0 <= model.ngram_discount < 1,
+            "at least 0 and below 1",
         )
 
 

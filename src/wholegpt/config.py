@@ -16,6 +16,16 @@ Deduplicate = Literal["none", "exact", "near"]
 Clean = Literal["none", "ftfy"]
 
 
+class Architecture(StrEnum):
+    """What kind of model predicts the next token."""
+
+    transformer = "transformer"
+    elman = "elman"
+    gru = "gru"
+    lstm = "lstm"
+    ngram = "ngram"
+
+
 class Positions(StrEnum):
     """How a token's place in the sequence reaches the model."""
 
@@ -215,8 +225,10 @@ class ClassWeights(StrEnum):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture: a decoder-only transformer."""
+    """The architecture: a decoder-only transformer, or one of its predecessors."""
 
+    architecture: Architecture = Architecture.transformer
+    """A transformer, a recurrent network (elman, gru, lstm), or counts of runs of tokens (ngram)."""
     vocab_size: int = 0
     """V: tokens in the vocabulary. 0: the tokenizer's."""
     context_length: int = 256
@@ -266,6 +278,10 @@ class ModelConfig:
     """Share the token embedding with the output projection."""
     dropout: float = 0.0
     """Probability of zeroing an attention weight, a residual branch's output, an embedding."""
+    ngram_order: int = 5
+    """Tokens of the longest runs that are counted (ngram): 1 is the unigram, 0 the uniform distribution."""
+    ngram_discount: float = 0.0
+    """What Kneser–Ney smoothing takes from every count. 0: estimated, from how many runs occur once and twice."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from wholegpt.interop.foreign import PICKLES, pickled, read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.loading import model_folder
 from wholegpt.mapping import nearest
-from wholegpt.model import Transformer, own_tensors
+from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.tokenizers import (
     END_OF_TEXT,
@@ -222,7 +222,7 @@ def _reopened_adapter(
         console.note(f"the head for {head.kind} stays here; the adapter changes the language model alone")
     base = Transformer(loaded.model.config)
     tensors = {name: tensor.clone() for name, tensor in base_tensors(loaded.model).items()}
-    base.load_state_dict({name: tensors[name] for name in own_tensors(base)}, strict=False)
+    base.load_state_dict({name: tensors[name] for name in base.own_tensors()}, strict=False)
     new = loaded.facts.new_tokens
     with torch.no_grad():  # what the adapter brings is not there before
         for weight in (base.token_embedding.weight, base.unembedding.weight) if new else ():
@@ -255,9 +255,9 @@ def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[l
         return [own], [missing]
 
 
-def _refuse_changed(model: Transformer, tensors: dict[str, Tensor]) -> None:
+def _refuse_changed(model: TokenModel, tensors: dict[str, Tensor]) -> None:
     """Raise ``CheckpointError`` where a tensor came back with other bits."""
-    for name, tensor in own_tensors(model).items():
+    for name, tensor in model.own_tensors().items():
         if not torch.equal(tensor, tensors[name]):
             raise CheckpointError(f"the export is not the same model: {name} came back changed")
 
@@ -268,7 +268,7 @@ def _built(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
     return model.eval()
 
 
-def _logits(model: Transformer) -> Logits:
+def _logits(model: TokenModel) -> Logits:
     @torch.inference_mode()
     def logits(token_ids: list[int]) -> Tensor:
         return model(torch.tensor([token_ids]))[0]

@@ -53,7 +53,7 @@ from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import TaskTransformer, Transformer
+from wholegpt.model import TaskTransformer, TokenModel
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -77,7 +77,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: Transformer,
+        model: TokenModel,
         tokenizer: Tokenizer | None,
         dtype: Dtype = Dtype.automatic,
         documents: Documents = Documents.joined,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wholegpt.config import (
+    Architecture,
     Attention,
     Bias,
     Config,
@@ -116,6 +117,8 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
         for name, fields in PUBLISHED.items()
     }
     for fields in differing.values():
+        if model.architecture is not Architecture.transformer:
+            fields.append("model.architecture")
         if model.attention is not Attention.full:
             fields.append("model.attention")
         if model.experts:

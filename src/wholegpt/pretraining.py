@@ -15,7 +15,7 @@ from wholegpt.data import PreparedData, TextSizes, TokenShards, make_loader, win
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_json_atomic
 from wholegpt.generation import encode_prompt, generate
-from wholegpt.model import Transformer
+from wholegpt.model import TokenModel
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Criterion
@@ -34,7 +34,7 @@ class Forgetting:
     after: TextScore
 
     @staticmethod
-    def begin(run: Path, text: TokenShards, model: Transformer, config: Config, tokenizer: Tokenizer) -> None:
+    def begin(run: Path, text: TokenShards, model: TokenModel, config: Config, tokenizer: Tokenizer) -> None:
         """Copy the held-out ``text`` of the run before into ``run``, with the score of its ``model``."""
         np.save(run / OLD_TEXT, text.read(0, len(text)).astype(np.uint32), allow_pickle=False)
         score, sizes = _score(model, text, tokenizer, config), text.text
@@ -43,7 +43,7 @@ class Forgetting:
 
     @classmethod
     def measure(
-        cls, run: Path, model: Transformer, config: Config, tokenizer: Tokenizer
+        cls, run: Path, model: TokenModel, config: Config, tokenizer: Tokenizer
     ) -> "Forgetting | None":
         """By what ``begin`` left in ``run``; none where it left nothing."""
         if not (run / BEFORE).exists():
@@ -60,7 +60,7 @@ class Forgetting:
         return {"nats_per_token": lost, "before": self.before.to_json(), "after": self.after.to_json()}
 
 
-def _score(model: Transformer, text: TokenShards, tokenizer: Tokenizer, config: Config) -> TextScore:
+def _score(model: TokenModel, text: TokenShards, tokenizer: Tokenizer, config: Config) -> TextScore:
     dtype, documents = config.precision.dtype, config.windows.documents
     return evaluate_tokens(model, text, tokenizer, model.device, dtype, QUIET, documents=documents)
 
@@ -76,7 +76,7 @@ class Pretraining:
         self.tokenizer, self.facts = data.tokenizer, facts or ModelFacts(data.manifest.control)
         self.objective, self.batches = LanguageModeling(), make_loader(data, config)
 
-    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> TextScore:
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TextScore:
         """The cross-entropy of the held-out text, or of ``evaluation.tokens`` of it."""
         return evaluate_tokens(
             model,
@@ -89,7 +89,7 @@ class Pretraining:
             documents=self.config.windows.documents,
         )
 
-    def write(self, model: Transformer, device: torch.device) -> str:
+    def write(self, model: TokenModel, device: torch.device) -> str:
         """A continuation of ``logging.sample_prompt``, with it."""
         logging = self.config.logging
         settings = GenerationConfig(max_tokens=logging.sample_tokens, seed=self.config.runtime.seed)

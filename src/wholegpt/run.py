@@ -1,15 +1,17 @@
 """A run from its folder to its end: where model, data, loop, evaluation, samples and report are wired together."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 
 from wholegpt import presets, runtime
 from wholegpt.adapters import trained_numbers
 from wholegpt.analysis.report import write_report
+from wholegpt.baselines import NGram
 from wholegpt.checkpoint import (
     CheckpointStore,
     ModelFacts,
@@ -19,7 +21,7 @@ from wholegpt.checkpoint import (
     load_training,
     make_model,
 )
-from wholegpt.config import Config, Determinism, TaskKind
+from wholegpt.config import Architecture, Config, Determinism, TaskKind
 from wholegpt.console import Console
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.task_data import TaskData
@@ -29,7 +31,7 @@ from wholegpt.finetuning.instructions import InstructionTuning
 from wholegpt.finetuning.task_stage import TaskTuning
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
-from wholegpt.model import Transformer
+from wholegpt.model import TokenModel, Transformer
 from wholegpt.pretraining import Forgetting, Pretraining
 from wholegpt.run_folder import recorded_config, run_data, run_examples
 from wholegpt.tokenizers import Tokenizer
@@ -124,6 +126,8 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     config = recorded_config(path)
     stage = open_stage(path, config)
     device = runtime.apply(config.runtime)
+    if config.model.architecture is Architecture.ngram:
+        return _count_run(path, config, stage, device, console)
     model, optimizer, state = _restore(path, config, stage, console)
     log = callbacks.MetricsLog(path / "metrics.jsonl")
     log.rewind(state.step if state.step else -1)
@@ -147,7 +151,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
 
     _say_plan(path, config, stage, model, state, console)
     planned = read_json(path / PLAN) if (path / PLAN).exists() else None
-    unfreeze_every = config.finetuning.unfreeze_every
+    tuned, unfreeze_every = cast(Transformer, model), config.finetuning.unfreeze_every
     with (
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
@@ -156,7 +160,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         if config.finetuning.model and not state.step:
             validate.run(state)  # what it could do before
         steps: list[Callback] = [
-            *([callbacks.Unfreeze(model, unfreeze_every, state.step)] if unfreeze_every else []),
+            *([callbacks.Unfreeze(tuned, unfreeze_every, state.step)] if unfreeze_every else []),
             callbacks.LogMetrics(stage.objective.unit, log, config),
             validate,
             callbacks.Sample(write_sample, log, config, console),
@@ -174,14 +178,39 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         )
     with runtime.memory_apart(), averaged(optimizer):
         forgetting = Forgetting.measure(path, model.eval(), config, stage.tokenizer)
-    run = Run(path, config, state, _size(model), evaluate(whole=True), write_sample(), forgetting, planned)
+    run = Run(path, config, state, model.numbers, evaluate(whole=True), write_sample(), forgetting, planned)
     write_report(path, run.to_json(), getattr(run.validation, "records", ()), stage.masks())
+    return run
+
+
+def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, console: Console) -> Run[Any]:
+    """A run whose model is counted: one step over the whole text, saved, measured and reported like any other."""
+    assert isinstance(stage, Pretraining)
+    store, log = CheckpointStore(path), callbacks.MetricsLog(path / "metrics.jsonl")
+    model, state = NGram(config.model), TrainingState()
+    _say_plan(path, config, stage, model, state, console)
+    log.rewind(-1)
+    started = time.perf_counter()
+    with console.working("counting runs of tokens"):
+        text = stage.data.train
+        model = NGram.counted(text.read(0, len(text)), config.model).to(device)
+    state.step, state.tokens, state.train_seconds = 1, len(text), time.perf_counter() - started
+    log.append("train", state.step, {"tokens": state.tokens, "train_seconds": state.train_seconds})
+    callbacks.Validate(
+        lambda: stage.evaluate(model, device, whole=False).to_json(), stage.criterion, log, config
+    ).run(state)
+    store.save(
+        model, stage.tokenizer, TrainingFiles({}, state.to_json()), state.step, state.step, stage.facts
+    )
+    score, sample = stage.evaluate(model, device, whole=True), stage.write(model, device)
+    run = Run(path, config, state, model.numbers, score, sample)
+    write_report(path, run.to_json(), (), [])
     return run
 
 
 def _restore(
     path: Path, config: Config, stage: Stage, console: Console
-) -> tuple[Transformer, torch.optim.Optimizer, TrainingState]:
+) -> tuple[TokenModel, torch.optim.Optimizer, TrainingState]:
     """Model, optimiser and counters from the last good checkpoint, or fresh ones before the first."""
     store, device = CheckpointStore(path), torch.device(config.runtime.device)
     step, problems = store.last_good()
@@ -208,18 +237,14 @@ def _restore(
     return model, optimizer, state
 
 
-def _size(model: Transformer) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _say_plan(
-    path: Path, config: Config, stage: Stage, model: Transformer, state: TrainingState, console: Console
+    path: Path, config: Config, stage: Stage, model: TokenModel, state: TrainingState, console: Console
 ) -> None:
     console.note(stage.describe())
     trained = trained_numbers(model)
-    part = "" if trained == _size(model) else f", {trained:,} of them trained"
+    part = "" if trained == model.numbers else f", {trained:,} of them trained"
     console.note(
-        f"{_size(model):,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "
+        f"{model.numbers:,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "
         f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
     )
     nearest, differing = presets.published_architecture(config.model)

@@ -27,6 +27,7 @@ from wholegpt.finetuning.instructions import begin_instructions
 from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.loading import model_folder
 from wholegpt.mapping import to_mapping, to_yaml
+from wholegpt.model import Transformer
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting
 from wholegpt.run import PLAN
@@ -93,6 +94,10 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
     config = _decided(config, console)
     source = model_folder(Path(settings.model), "best", console)
     parent = load_model(source)
+    if not isinstance(parent.model, Transformer):
+        raise ConfigError(
+            f"{settings.model}: is of kind {parent.model.config.architecture}; fine-tuning begins from a transformer"
+        )
     if parent.facts.task:
         raise ConfigError(
             f"{settings.model}: is fine-tuned for {parent.facts.task.kind} already; begin from the model it came from"

@@ -14,7 +14,6 @@ from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.interop import gguf as ours
 from wholegpt.interop.gguf import TensorType
-from wholegpt.model import own_tensors
 from wholegpt.presets import gpt1, gpt2
 from wholegpt.tokenizers import byte_tokenizer, train_character
 
@@ -35,7 +34,7 @@ def test_tensors_come_back(kind: str, tmp_path: Path) -> None:
         path = tmp_path / f"{tensor_type}.gguf"
         ours.write(path, model, tokenizer_of(65), tensor_type)
         back = ours.read(path, model.config)
-        originals = own_tensors(model)
+        originals = model.own_tensors()
         assert back.keys() == originals.keys()
         for name, tensor in originals.items():
             if tensor.ndim == 1 or "position" in name or tensor_type is TensorType.f32:

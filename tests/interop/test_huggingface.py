@@ -20,7 +20,6 @@ from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.language_model import LanguageModel
-from wholegpt.model import Transformer, own_tensors
 from wholegpt.presets import gpt1, gpt2
 from wholegpt.tokenizers import Tokenizer
 
@@ -34,7 +33,7 @@ def theirs_on(model: Any, token_ids: Tensor) -> Tensor:
         return model(token_ids).logits
 
 
-def ours_on(model: Transformer, token_ids: Tensor) -> Tensor:
+def ours_on(model: TokenModel, token_ids: Tensor) -> Tensor:
     with torch.inference_mode():
         return model(token_ids)
 
@@ -88,7 +87,7 @@ def test_reimported_export_is_bit_identical(exported: tuple[str, Path, Path]) ->
     original = load_model(folder)
     assert back.model.config == original.model.config
     assert back.tokenizer.to_json() == original.tokenizer.to_json()
-    ours, again = own_tensors(original.model), own_tensors(back.model)
+    ours, again = original.model.own_tensors(), back.model.own_tensors()
     assert ours.keys() == again.keys()
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
@@ -303,8 +302,8 @@ def test_one_file_wins_over_an_index_beside_it_as_in_transformers(exported: tupl
     (export / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "gone.safetensors"}})
     )
-    again = own_tensors(load_model(import_model(export, export.with_name("again"), console=QUIET)).model)
-    ours = own_tensors(load_model(folder).model)
+    again = load_model(import_model(export, export.with_name("again"), console=QUIET)).model.own_tensors()
+    ours = load_model(folder).model.own_tensors()
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
 

@@ -8,7 +8,7 @@ import torch
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.config import Config, Initialization, ModelConfig
 from wholegpt.errors import ConfigError
-from wholegpt.model import Transformer
+from wholegpt.model import TokenModel
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun
@@ -44,7 +44,7 @@ def architecture_of(config: Config, parent: ModelFolder, vocab_size: int) -> Mod
 
 
 @torch.no_grad()
-def begin_model(config: Config, parent: ModelFolder, facts: ModelFacts) -> Transformer:
+def begin_model(config: Config, parent: ModelFolder, facts: ModelFacts) -> TokenModel:
     """A model of the architecture in ``config``, with the parent's weights unless random ones are asked for.
 
     Rows of new tokens, the head and LoRA begin as they do anywhere.

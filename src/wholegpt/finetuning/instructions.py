@@ -25,7 +25,7 @@ from wholegpt.finetuning.prediction import TOKENS_AT_ONCE
 from wholegpt.generation import Completion, generate
 from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
-from wholegpt.model import Transformer
+from wholegpt.model import TokenModel
 from wholegpt.runtime import compute_in
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
@@ -74,7 +74,7 @@ class InstructionTuning:
         learned = [one.encoded for one in self.train]
         self.batches = ConversationLoader(learned, length, config.training.batch_size, config.runtime.seed)
 
-    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> AnswerLoss | TaskScore:
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> AnswerLoss | TaskScore:
         """The loss of the held-out answers, and at the end what the model answers itself."""
         dtype = self.config.precision.dtype
         if whole:
@@ -84,7 +84,7 @@ class InstructionTuning:
         mean = float(answer_nats(model, encoded, dtype).sum()) / tokens
         return AnswerLoss(mean, float(np.exp(mean)), tokens)
 
-    def write(self, model: Transformer, device: torch.device) -> str:
+    def write(self, model: TokenModel, device: torch.device) -> str:
         """The answer to the first held-out question, after it."""
         asked = self.validation[0].question
         tokens = self.config.logging.sample_tokens
@@ -164,7 +164,7 @@ def fit_conversations(
 
 
 @torch.inference_mode()
-def answer_nats(model: Transformer, conversations: Sequence[EncodedConversation], dtype: Dtype) -> np.ndarray:
+def answer_nats(model: TokenModel, conversations: Sequence[EncodedConversation], dtype: Dtype) -> np.ndarray:
     """−ln p of the answers of each conversation, their ends included, in nats, shape (N,)."""
     found = np.zeros(len(conversations))
     lengths = [len(one.token_ids) for one in conversations]
@@ -180,7 +180,7 @@ def answer_nats(model: Transformer, conversations: Sequence[EncodedConversation]
 
 
 def answers(
-    model: Transformer,
+    model: TokenModel,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     questions: Sequence[Sequence[Message]],
@@ -227,7 +227,7 @@ def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Token
 
 
 def evaluate_answers(
-    model: Transformer,
+    model: TokenModel,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     conversations: Sequence[Conversation],
@@ -245,7 +245,7 @@ def evaluate_answers(
 
 
 def score_answers(
-    model: Transformer,
+    model: TokenModel,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     conversations: Sequence[FittedConversation],

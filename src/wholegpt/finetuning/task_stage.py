@@ -22,7 +22,7 @@ from wholegpt.finetuning.prediction import MEANS, outputs_of, score_predictions
 from wholegpt.finetuning.tasks import TaskObjective
 from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
-from wholegpt.model import TaskTransformer, Transformer
+from wholegpt.model import TaskTransformer, TokenModel
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun, Criterion
 
@@ -59,7 +59,7 @@ class TaskTuning:
         self.objective = TaskObjective(task.kind, settings.language_modeling, task.scores, weights)
         self.batches = TaskLoader(self.train, targets, config.training.batch_size, config.runtime.seed)
 
-    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
         """The figures of the held-out examples, with intervals at the end only."""
         assert isinstance(model, TaskTransformer)
         task, examples = self.data.task, self.data.validation
@@ -77,7 +77,7 @@ class TaskTuning:
         nats = -float(outputs[np.arange(len(right)), right].mean())
         return QuickScore(dict(zip(MEANS, (correct, nats), strict=True)))
 
-    def write(self, model: Transformer, device: torch.device) -> str:
+    def write(self, model: TokenModel, device: torch.device) -> str:
         """Nothing: its answers are not text."""
         return ""
 

@@ -17,7 +17,7 @@ from wholegpt.errors import CheckpointError, ConfigError, TokenizerError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
 from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
-from wholegpt.model import Transformer, own_tensors
+from wholegpt.model import TokenModel
 from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TensorType(StrEnum):
 
 
 def write(
-    path: Path, model: Transformer, tokenizer: Tokenizer, tensor_type: TensorType, chat_template: str = ""
+    path: Path, model: TokenModel, tokenizer: Tokenizer, tensor_type: TensorType, chat_template: str = ""
 ) -> None:
     """Write one GGUF file.
 
@@ -85,7 +85,7 @@ def write(
     _add_tokenizer(writer, tokenizer)
     if chat_template:
         writer.add_chat_template(chat_template)
-    for their_name, tensor in to_theirs(own_tensors(model), names_of(table, config), config).items():
+    for their_name, tensor in to_theirs(model.own_tensors(), names_of(table, config), config).items():
         stored = gguf.GGMLQuantizationType[_stored_as(their_name, tensor, tensor_type).upper()]
         writer.add_tensor(their_name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
     writer.write_header_to_file()

@@ -23,7 +23,7 @@ from wholegpt.interop.architectures import (
 from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.foreign import open_safetensors, read_object, without_copy
 from wholegpt.interop.names import names_of, to_theirs, with_biases
-from wholegpt.model import Transformer, own_tensors
+from wholegpt.model import TokenModel
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 UNEMBEDDING = "lm_head.weight"
 
 
-def write(folder: Path, model: Transformer, tokenizer: Tokenizer, chat_template: str = "") -> None:
+def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: str = "") -> None:
     """Write files into ``folder`` that ``AutoModelForCausalLM`` and ``AutoTokenizer`` open.
 
     Raises ``ConfigError`` naming the settings that no architecture of theirs can express. Dropout is one number
@@ -39,7 +39,7 @@ def write(folder: Path, model: Transformer, tokenizer: Tokenizer, chat_template:
     """
     architecture = architecture_of(model.config)
     config = with_biases(model.config) if architecture.base.bias is Bias.all else model.config
-    tensors = to_theirs(own_tensors(model), names_of(architecture.table, config), config)
+    tensors = to_theirs(model.own_tensors(), names_of(architecture.table, config), config)
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     ends: dict[str, int] = {}
     if tokenizer.has_end_of_text:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wholegpt.config import Bias, ModelConfig
-from wholegpt.model import Transformer, own_tensors
+from wholegpt.model import Transformer
 
 LAYER = "{layer}"
 
@@ -101,7 +101,7 @@ def their_shapes(names: Iterable[Name], config: ModelConfig) -> dict[str, tuple[
 @functools.lru_cache(maxsize=8)
 def _hollow(config: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return own_tensors(Transformer(config))
+        return Transformer(config).own_tensors()
 
 
 def stacked_rows(config: ModelConfig) -> list[int]:

@@ -26,7 +26,7 @@ from wholegpt.interop.architectures import architecture_of
 from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.foreign import ForeignTensors, number_in, open_safetensors, read_object
 from wholegpt.interop.names import Name, names_of, own_shapes, stacked_rows
-from wholegpt.model import Transformer
+from wholegpt.model import TokenModel
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PREFIX = "base_model.model."
@@ -44,12 +44,12 @@ PLAIN = {
 """Their settings that change the computation, with the only value that can be expressed here."""
 
 
-def save_adapter(folder: Path, model: Transformer, config: LoraConfig, new_tokens: int = 0) -> None:
+def save_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:
     """``write_adapter`` into a new ``folder``, whole or not at all."""
     write_folder_atomic(folder, lambda target: write_adapter(target, model, config, new_tokens))
 
 
-def write_adapter(folder: Path, model: Transformer, config: LoraConfig, new_tokens: int = 0) -> None:
+def write_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:
     """Write the LoRA of ``model``, merged or not, which has the settings ``config``, into ``folder``.
 
     With it go the last ``new_tokens`` rows of the vocabulary. Where no program of theirs can open the model, the
@@ -136,7 +136,7 @@ def open_with_peft(base: Path, adapter: Path, encode: Callable[[str], list[int]]
     return ForeignModel(program, logits, encode)
 
 
-def load_adapter(folder: Path, model: Transformer) -> LoraConfig:
+def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
     """Put the adapter in ``folder`` on ``model``, in place of one that it has, which must not be merged.
 
     The rows of its new tokens become the last ones of ``model``. Raises ``CheckpointError`` for one of another model,
@@ -187,7 +187,7 @@ def load_adapter(folder: Path, model: Transformer) -> LoraConfig:
     return config
 
 
-def base_hash(model: Transformer, vocab_size: int | None = None) -> str:
+def base_hash(model: TokenModel, vocab_size: int | None = None) -> str:
     """SHA-256 of the weights without LoRA: names, shapes and float32 numbers. Of merged ones they are rounded.
 
     Of a vocabulary with new tokens the first ``vocab_size`` rows count.
@@ -199,7 +199,7 @@ def base_hash(model: Transformer, vocab_size: int | None = None) -> str:
     return content.hexdigest()
 
 
-def _base(model: Transformer, vocab_size: int) -> dict[str, Tensor]:
+def _base(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
     """What was there before new tokens and LoRA; a head came with these."""
     return {
         name: tensor[:vocab_size] if name.removesuffix(".weight") in MATRICES else tensor
@@ -297,7 +297,7 @@ def _names(config: ModelConfig) -> list[Name]:
         return [Name(ours, (ours,)) for ours in own_shapes(config)]
 
 
-def _check_base(folder: Path, model: Transformer, new: int) -> None:
+def _check_base(folder: Path, model: TokenModel, new: int) -> None:
     """Refuse an adapter that was trained beside other weights, where it says beside which."""
     if not (folder / BASE).exists():
         return

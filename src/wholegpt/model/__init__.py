@@ -6,19 +6,21 @@ from wholegpt.model.accounting import (
     saved_activations,
     training_memory_bytes,
 )
+from wholegpt.model.base import NeuralModel, TokenModel
 from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.experts import router_losses, take_counts
 from wholegpt.model.heads import TaskTransformer
 from wholegpt.model.layout import lay_out
-from wholegpt.model.transformer import Transformer, own_tensors
+from wholegpt.model.transformer import Transformer
 
 __all__ = [
     "KeyValueCache",
+    "NeuralModel",
     "TaskTransformer",
+    "TokenModel",
     "Transformer",
     "flops_per_token",
     "lay_out",
-    "own_tensors",
     "parameter_count",
     "router_losses",
     "saved_activations",

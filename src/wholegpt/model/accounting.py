@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from wholegpt.checks import WINDOWED, complete_model
 from wholegpt.config import (
+    Architecture,
     Attention,
     AttentionKernel,
     Bias,
@@ -19,6 +20,8 @@ from wholegpt.model.blocked_attention import query_block
 from wholegpt.model.linear_attention import CHUNK
 
 FLOAT32_BYTES = 4
+GATES = {Architecture.elman: 1, Architecture.gru: 3, Architecture.lstm: 4}
+"""Maps of the token, and of the state, in each layer."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ class ParameterCount:
 
 
 def parameter_count(config: ModelConfig) -> ParameterCount:
-    """The number of parameters of ``Transformer(config)``."""
+    """The number of parameters of a model of ``config``; that of n-grams depends on the text, and is not known."""
     c = complete_model(config)
+    if c.architecture is not Architecture.transformer:
+        return _recurrent_parameters(c)
     bias, norm_vectors = int(c.bias is Bias.all), 2 if c.norm is Norm.layer_norm else 1
 
     def linear(inputs: int, outputs: int) -> int:
@@ -68,6 +73,14 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     )
 
 
+def _recurrent_parameters(c: ModelConfig) -> ParameterCount:
+    """L · G · (2·D² + 2·D) for G gates."""
+    gates = GATES.get(c.architecture, 0)
+    matrices = 1 if c.embeddings is Embeddings.tied else 2
+    embeddings = matrices * c.vocab_size * c.d_model if gates else 0
+    return ParameterCount(embeddings, c.n_layers * gates * 2 * c.d_model * (c.d_model + 1), 0)
+
+
 def projected_heads(config: ModelConfig) -> int:
     """Heads of queries, keys and values that attention makes of the stream; the average has values alone."""
     return config.n_heads + (0 if config.attention is Attention.average else 2 * config.n_kv_heads)
@@ -86,6 +99,9 @@ def flops_per_token(config: ModelConfig) -> int:
     goes through, and the router; training takes capacity_factor times as many of theirs.
     """
     c = complete_model(config)
+    if c.architecture is not Architecture.transformer:
+        gates = GATES.get(c.architecture, 0)
+        return 2 * (2 * c.n_layers * gates * c.d_model + c.vocab_size) * c.d_model if gates else 0
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
     feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.experts * c.d_model
@@ -127,6 +143,10 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     """
     c = complete_model(config)
     dropped = c.dropout > 0
+    if c.architecture is not Architecture.transformer:  # gates and states of each position, and what enters
+        return (
+            c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model
+        )
     attention = _saved_by_attention(c, kernel, dropped)
     feed_forward = (4 if c.feed_forward is FeedForward.swiglu else 2) * c.d_ff
     if c.experts:  # places for as many tokens as the experts take, what enters and what leaves them

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.config import AttentionKernel, ModelConfig, Recompute
-from wholegpt.model.transformer import INITIAL_STANDARD_DEVIATION, Transformer
+from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, TokenModel
+from wholegpt.model.transformer import Transformer
 
 
 class TaskTransformer(Transformer):
@@ -39,8 +40,9 @@ class TaskTransformer(Transformer):
         return self.head(at_last.sum(1)) if summed else self.head(at_last)[:, :, 0]
 
 
-def extend_vocabulary(model: Transformer, vocab_size: int) -> dict[str, Tensor]:
+def extend_vocabulary(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
     """The tensors of ``model`` with rows for further tokens, drawn as embeddings begin."""
+    assert isinstance(model, NeuralModel)
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for name in ("token_embedding.weight", "unembedding.weight"):
         rows = tensors[name]

@@ -4,6 +4,7 @@ Shapes: I inputs, O outputs, N rows, C weights that share a scale.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from wholegpt.config import WeightFormat
 from wholegpt.errors import ConfigError
+from wholegpt.model.base import TokenModel
 from wholegpt.model.linear import Linear
 from wholegpt.model.transformer import Transformer
 
+M = TypeVar("M", bound=TokenModel)
 GROUP = 32
 """C of the 4-bit format."""
 INT4_OUTPUTS = 64
@@ -23,7 +26,7 @@ INT8_ROWS = 48
 SMALLEST_SCALE = 1e-30
 
 
-def lay_out(model: Transformer, weights: WeightFormat, numbers: torch.dtype = torch.bfloat16) -> Transformer:
+def lay_out(model: M, weights: WeightFormat, numbers: torch.dtype = torch.bfloat16) -> M:
     """Replace ``model``'s linear layers by those of another format, in place, and hold everything else in ``numbers``.
 
     It then reads, writes and caches in that number format, which its logits have, and cannot be trained. Raises
@@ -31,6 +34,10 @@ def lay_out(model: Transformer, weights: WeightFormat, numbers: torch.dtype = to
     """
     if weights is WeightFormat.float32:
         return model
+    if not isinstance(model, Transformer):
+        raise ConfigError(
+            f"weights are {weights}, which are for transformers; this is {model.config.architecture}"
+        )
     on_cpu = model.device.type == "cpu"
     if not on_cpu and weights is not WeightFormat.bfloat16:
         raise ConfigError(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wholegpt.checks import RECURRENT, complete_model
-from wholegpt.config import AttentionKernel, Embeddings, ModelConfig, NormPlacement, Recompute
+from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement, Recompute
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
+from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel
 from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
 from wholegpt.model.dropout import dropout
@@ -26,10 +27,8 @@ from wholegpt.model.positions import make_positions, restarted_positions
 from wholegpt.model.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
 
-INITIAL_STANDARD_DEVIATION = 0.02
 
-
-class Transformer(nn.Module):
+class Transformer(NeuralModel):
     """A decoder-only transformer, GPT-1, GPT-2 or modern by its config.
 
     h₀ = W_e[x] + W_p[t] (E3), L blocks (E5), then logits LN(h_L)·W_eᵀ (E7; post-norm blocks end
@@ -42,51 +41,21 @@ class Transformer(nn.Module):
         kernel: AttentionKernel = AttentionKernel.plain,
         recompute: Recompute = Recompute.nothing,
     ) -> None:
-        super().__init__()
         config = complete_model(config)
-        self.config = config
+        super().__init__(config)
         self.recompute = recompute
         pre_norm = config.norm_placement is NormPlacement.pre
-        tied = config.embeddings is Embeddings.tied
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding, self.rotary = make_positions(config)
         distinct = config.distinct_layers or config.n_layers
         self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(distinct))
         self.final_norm = make_norm(config, config.d_model) if pre_norm else nn.Identity()
-        self.unembedding = Linear(config.d_model, config.vocab_size, bias=False)
-        if tied:
-            self.unembedding.weight = self.token_embedding.weight
+        self.unembedding = self.make_unembedding()
         initialize(self)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        """τ: positions that attention sees; where they are learned, all that there are."""
-        return self.config.context_length
 
     @property
     def ends_at_context(self) -> bool:
         """Whether there are no more than τ positions: where each is a vector of its own."""
         return bounded_positions(self.config)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.token_embedding.weight.device
-
-    def forward(
-        self, token_ids: Int[Tensor, "B T"], cache: ModelCache | None = None
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of the token that follows each position (E7).
-
-        With a ``cache`` the positions go on from what it holds, and it is extended by T. Each position sees the τ
-        before it, itself included, in every layer. Raises ``ConfigError`` beyond τ where ``ends_at_context``.
-        """
-        return self.unembedding(self.hidden_states(token_ids, cache))
 
     def hidden_states(
         self,
@@ -151,19 +120,6 @@ class Transformer(nn.Module):
                 if parameter.ndim == 2:
                     yield parameter, stacked.get(parameter) or [len(parameter)]
 
-    def logits_at(
-        self,
-        token_ids: Int[Tensor, "B T"],
-        places: Bool[Tensor, "B T"],
-        cache: ModelCache | None = None,
-    ) -> Float[Tensor, "N V"]:
-        """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
-        return self.unembedding(self.hidden_states(token_ids, cache)[places])
-
-    def read(self, token_ids: Int[Tensor, "B T"], cache: ModelCache) -> None:
-        """Extend ``cache`` by T positions whose logits nobody needs."""
-        self.hidden_states(token_ids, cache)
-
     def new_cache(self, batch_size: int, capacity: int = 0) -> ModelCache:
         """An empty cache for ``capacity`` positions (0: τ) on the weights' device.
 
@@ -207,11 +163,3 @@ def initialize(model: Transformer) -> None:
             nn.init.normal_(module.weight, std=INITIAL_STANDARD_DEVIATION * scale)
         if isinstance(module, nn.Linear | ExpertLinear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def own_tensors(model: Transformer) -> dict[str, Tensor]:
-    """What a model is stored as: the state dict without a tied output projection, which is the token embedding."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if model.unembedding.weight is model.token_embedding.weight:
-        del tensors["unembedding.weight"]
-    return tensors

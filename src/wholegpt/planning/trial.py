@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from wholegpt import runtime
+from wholegpt.checkpoint import make_model
 from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.generation import generate
-from wholegpt.model import Transformer
 from wholegpt.planning.machine import Rates
 from wholegpt.training.loop import StepMetrics, train
 from wholegpt.training.objectives import LanguageModeling
@@ -85,7 +85,8 @@ def run_trial(
     """
     device, quiet = torch.device(config.runtime.device), Console(quiet=True)
     runtime.apply(config.runtime)
-    model = Transformer(config.model, config.precision.attention).to(device)
+    fresh = make_model(config.model, kernel=config.precision.attention, recompute=config.training.recompute)
+    model = fresh.to(device)
     optimizer = make_run_optimizer(model, config)
     loader = make_loader(data, config)
 

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wholegpt.checks import complete_model
-from wholegpt.config import Config, Documents, Dtype, FeedForward, OptimizerKind, Recompute
+from wholegpt.config import (
+    Architecture,
+    Config,
+    Documents,
+    Dtype,
+    FeedForward,
+    ModelConfig,
+    OptimizerKind,
+    Recompute,
+)
 from wholegpt.errors import ConfigError
 from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
 from wholegpt.model import parameter_count, saved_activations
@@ -23,6 +32,8 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     tensors, seven times the maps of attention. ``config`` must be decided.
     """
     model, training = complete_model(config.model), config.training
+    if model.architecture is Architecture.ngram:
+        return 0  # it has no steps
     single, muon = config.precision.dtype is Dtype.float32, config.optimizer.kind is OptimizerKind.muon
     count = parameter_count(model)
     size = FLOAT32_BYTES if single else 2
@@ -39,14 +50,16 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     of_weight = (FLOAT32_BYTES + size) * model.vocab_size * model.d_model
     at_the_loss = size * tokens * 2 * model.d_model + logits + of_weight
     inside = (5 if model.feed_forward is FeedForward.swiglu else 3) * model.d_ff
-    maps = (
-        (model.distinct_layers or model.n_layers)
-        * model.d_model
-        * (2 * model.n_heads + 2 * model.n_kv_heads)
-        * model.d_head
-    )
+    recurrent = model.architecture is not Architecture.transformer
+    maps = count.blocks if recurrent else attention_numbers(model)
     on_top = size * tokens * kept + max(at_the_loss, size * tokens * inside)
     return held + max(on_top, 7 * size * maps if muon else 0)
+
+
+def attention_numbers(model: ModelConfig) -> int:
+    """Numbers of the matrices of all attention layers."""
+    heads = 2 * model.n_heads + 2 * model.n_kv_heads
+    return (model.distinct_layers or model.n_layers) * model.d_model * heads * model.d_head
 
 
 def fitting_micro_batch(config: Config, free_bytes: float) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, linear_cross_entropy
-from wholegpt.model import Transformer
+from wholegpt.model import NeuralModel
 
 
 @runtime_checkable
@@ -63,6 +63,6 @@ class LanguageModeling:
 
     def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
         """Sum of the nats of all targets."""
-        assert isinstance(model, Transformer)
+        assert isinstance(model, NeuralModel)
         hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
         return linear_cross_entropy(hidden, model.unembedding.weight, batch.targets)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wholegpt.adapters import partly_frozen
 from wholegpt.config import Config, Dtype, OptimizerConfig, OptimizerKind
-from wholegpt.model import TaskTransformer, Transformer
+from wholegpt.model import NeuralModel, TaskTransformer
 from wholegpt.training.muon import Muon
 
 
@@ -40,7 +40,7 @@ def make_optimizer(
         groups.append({"params": [parameter], "weight_decay": decay, "scale": scale})
     if config.kind is OptimizerKind.adamw:
         return torch.optim.AdamW([group for group in groups if group["params"]], **adamw)
-    assert isinstance(model, Transformer)
+    assert isinstance(model, NeuralModel)
     rows = {matrix: rows for matrix, rows in model.block_matrices() if matrix.requires_grad}
     groups[0]["params"] = [p for p in groups[0]["params"] if p not in rows]
     muon = {

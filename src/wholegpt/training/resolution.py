@@ -6,7 +6,7 @@ import torch
 
 from wholegpt import runtime
 from wholegpt.checks import check, complete_model, complete_optimizer
-from wholegpt.config import Config, TokenizerKind
+from wholegpt.config import Architecture, Config, TokenizerKind
 from wholegpt.data import PreparedData, make_loader, windows_before
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.training.memory import fitting_micro_batch
@@ -39,6 +39,8 @@ def resolve(config: Config, data: PreparedData) -> Config:
         growing = training.batch_growth_steps
         windows += growing * training.batch_size - windows_before(growing, training)
     steps = training.steps or max(1, round(windows / training.batch_size))
+    if model.architecture is Architecture.ngram:
+        steps = 1  # the whole text is counted once
     training = dataclasses.replace(config.training, steps=steps, epochs=0.0)
     tokenizer = config.tokenizer
     if tokenizer.kind is TokenizerKind.bpe and not tokenizer.path and not tokenizer.vocab_size:
@@ -54,8 +56,7 @@ def decide(config: Config) -> Config:
     training = config.training
     optimizer = complete_optimizer(config.optimizer)
     config = runtime.decide(dataclasses.replace(config, optimizer=optimizer))
-    rows = training.micro_batch_size or fitting_micro_batch(
-        config, runtime.free_memory(torch.device(config.runtime.device))
-    )
+    device = torch.device(config.runtime.device)
+    rows = training.micro_batch_size or fitting_micro_batch(config, runtime.free_memory(device))
     training = dataclasses.replace(training, micro_batch_size=min(rows, training.batch_size))
     return dataclasses.replace(config, training=training)

@@ -8,7 +8,7 @@ import torch
 
 from wholegpt.checkpoint import ModelFacts
 from wholegpt.config import Config
-from wholegpt.model import Transformer
+from wholegpt.model import TokenModel
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.loop import BatchSource
 from wholegpt.training.objectives import Objective
@@ -50,7 +50,7 @@ class Begun:
 
     config: Config
     """With the architecture and the number of steps."""
-    model: Transformer
+    model: TokenModel
     tokenizer: Tokenizer
     facts: ModelFacts
     source: dict[str, Any]
@@ -86,11 +86,11 @@ class Stage(Protocol):
         """What the best weights are best in."""
         ...
 
-    def evaluate(self, model: Transformer, device: torch.device, whole: bool) -> Score:
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
         """How good the model is on the held-out data: a quick look while training, or the ``whole`` of it."""
         ...
 
-    def write(self, model: Transformer, device: torch.device) -> str:
+    def write(self, model: TokenModel, device: torch.device) -> str:
         """A sample of what the model writes; nothing where it is not made to write."""
         ...
 

@@ -1,0 +1,132 @@
+"""What all models are to the rest of the program, and what those share that are networks over embeddings.
+
+Shapes: B batch, T positions, D width, V vocabulary, N places.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from wholegpt.config import Embeddings, ModelConfig
+from wholegpt.model.linear import Linear
+
+INITIAL_STANDARD_DEVIATION = 0.02
+
+
+class TokenModel(nn.Module, ABC):
+    """A ``protocols.CausalLanguageModel`` that is made from a ``ModelConfig``, and whose tensors can be saved."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """τ: the length of a training window; positions that attention sees, and where they are learned all."""
+        return self.config.context_length
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+
+    @property
+    @abstractmethod
+    def ends_at_context(self) -> bool:
+        """Whether there are no more than τ positions."""
+
+    @abstractmethod
+    def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
+        """Logits of the token that follows each position.
+
+        With a ``cache`` the positions go on from what it holds, and it is extended by T.
+        """
+
+    @abstractmethod
+    def logits_at(
+        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+    ) -> Float[Tensor, "N V"]:
+        """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
+
+    @abstractmethod
+    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by T positions whose logits nobody needs."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` tokens (0: τ)."""
+
+    @abstractmethod
+    def cache_bytes(self, batch_size: int, capacity: int) -> int:
+        """Bytes of such a cache."""
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has learned, or learns; a tied matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What it is stored as."""
+        return {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+
+
+class NeuralModel(TokenModel):
+    """A network over token embeddings, whose output projection may be these again (E7)."""
+
+    unembedding: Linear
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+
+    def make_unembedding(self) -> Linear:
+        """The output projection, which is the token embedding or a matrix of its own."""
+        made = Linear(self.config.d_model, self.config.vocab_size, bias=False)
+        if self.config.embeddings is Embeddings.tied:
+            made.weight = self.token_embedding.weight
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_embedding.weight.device
+
+    @abstractmethod
+    def hidden_states(
+        self, token_ids: Int[Tensor, "B T"], cache: Any = None, documents: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """What the logits are a linear map of."""
+
+    @abstractmethod
+    def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
+        """The weight matrices between the embeddings, each with the rows of the maps stacked in it."""
+
+    def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
+        """Logits of the token that follows each position (E7)."""
+        return self.unembedding(self.hidden_states(token_ids, cache))
+
+    def logits_at(
+        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+    ) -> Float[Tensor, "N V"]:
+        """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
+        return self.unembedding(self.hidden_states(token_ids, cache)[places])
+
+    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by T positions whose logits nobody needs."""
+        self.hidden_states(token_ids, cache)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Without a tied output projection, which is the token embedding."""
+        tensors = super().own_tensors()
+        if self.unembedding.weight is self.token_embedding.weight:
+            del tensors["unembedding.weight"]
+        return tensors

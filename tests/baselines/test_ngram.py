@@ -1,0 +1,135 @@
+"""The n-gram model against NLTK, against counting by hand, and as a model like any other."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import text_of, tiny_config
+from wholegpt import api
+from wholegpt.baselines import NGram
+from wholegpt.baselines.ngram import count_ngrams, estimated_discount
+from wholegpt.config import Architecture, GenerationConfig, ModelConfig
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.generation import Engine
+from wholegpt.loading import load
+from wholegpt.tokenizers import train_character
+
+QUIET, CPU = Console(quiet=True), torch.device("cpu")
+
+
+def ngram_config(vocab_size: int, order: int, discount: float = 0.0) -> ModelConfig:
+    return ModelConfig(
+        architecture=Architecture.ngram,
+        vocab_size=vocab_size,
+        context_length=32,
+        ngram_order=order,
+        ngram_discount=discount,
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+def test_probabilities_equal_nltk(order: int) -> None:
+    """20 kB of letters. The text begins as it ends, so that every run has one before it, as NLTK takes for granted."""
+    lm = pytest.importorskip("nltk.lm", reason="nltk is a test-only dependency")
+    text = text_of(20_000, seed=3)
+    text = text[-10:] + text
+    letters = sorted(set(text))
+    ids = np.array([letters.index(letter) for letter in text])
+    ours = NGram.counted(ids, ngram_config(len(letters), order, 0.75))
+    theirs = lm.KneserNeyInterpolated(order, discount=0.75) if order > 1 else lm.MLE(1)
+    runs = [tuple(text[i : i + size]) for size in range(1, order + 1) for i in range(len(text) - size + 1)]
+    theirs.fit([runs], vocabulary_text=letters)
+    generator = random.Random(0)
+    for _ in range(30):
+        at = generator.randrange(len(text) - order)
+        context = text[at : at + order - 1]
+        if generator.random() < 0.3:  # one that the text may not have
+            context = "".join(generator.choices(letters, k=order - 1))
+        token_ids = torch.tensor([[letters.index(letter) for letter in context]], dtype=torch.long)
+        cache = ours.new_cache(1)
+        found = ours(token_ids, cache)[0, -1].exp() if order > 1 else ours.base
+        assert found.sum().item() == pytest.approx(1, abs=1e-5)
+        for letter in generator.sample(letters, 5):
+            expected = theirs.score(letter, tuple(context))
+            assert found[letters.index(letter)].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_counts_by_hand() -> None:
+    """a b a b a c: runs of one and two, and how many different tokens stand before them."""
+    levels = count_ngrams(np.array([0, 1, 0, 1, 0, 2]), 2, vocab_size=3)
+    assert levels[0].keys.tolist() == [0, 1, 2]
+    assert levels[0].counts.tolist() == [3, 2, 1]
+    assert levels[0].continuations.tolist() == [1, 1, 1]
+    assert levels[1].keys.tolist() == [0 * 3 + 1, 0 * 3 + 2, 1 * 3 + 0]
+    assert levels[1].counts.tolist() == [2, 1, 2]
+    assert estimated_discount(np.array([1, 1, 2, 5])) == 2 / (2 + 2)
+    assert estimated_discount(np.array([1, 1])) == 0.5
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 4, 7])
+def test_every_distribution_sums_to_one(order: int) -> None:
+    """Tokens that the text lacks too, contexts that it lacks, contexts that are shorter than the order."""
+    generator = np.random.default_rng(0)
+    model = NGram.counted(generator.integers(0, 40, 3_000), ngram_config(50, order))
+    logits = model(torch.from_numpy(generator.integers(0, 50, (8, 30))))
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones(8, 30), rtol=0, atol=1e-5)
+    if order == 0:
+        torch.testing.assert_close(logits, torch.full_like(logits, -np.log(50)))
+
+
+def test_reading_in_pieces_equals_reading_at_once() -> None:
+    generator = np.random.default_rng(1)
+    model = NGram.counted(generator.integers(0, 6, 5_000), ngram_config(6, 4))
+    ids = torch.from_numpy(generator.integers(0, 6, (3, 50)))
+    whole, cache = model(ids), model.new_cache(3, 8)
+    pieces = [model(piece, cache) for piece in ids.split([1, 2, 13, 7, 27], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
+
+
+def test_too_little_text() -> None:
+    with pytest.raises(DataError, match="3 tokens are too few for runs of 5"):
+        NGram.counted(np.array([1, 2, 3]), ngram_config(5, 5))
+
+
+def test_a_run_of_counting(tmp_path: Path) -> None:
+    """It is trained, resumed, evaluated, opened and asked to write by what does that for every model."""
+    (tmp_path / "text.txt").write_text(text_of(20_000))
+    wrong = tiny_config(tmp_path / "text.txt", model={"architecture": "ngram"})
+    with pytest.raises(ConfigError, match=r"model.n_layers means nothing for ngram"):
+        api.train(config=wrong, out=tmp_path / "run")
+    kind = ngram_config(0, 4)
+    config = dataclasses.replace(tiny_config(tmp_path / "text.txt"), model=kind)
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert run.state.step == 1 and run.parameters > 1_000
+    assert run.validation.nats_per_token < 1.5
+    assert (tmp_path / "run" / "report.html").exists()
+    again = api.resume(tmp_path / "run", console=QUIET)
+    assert again.validation == run.validation
+    lm = load(tmp_path / "run")
+    assert lm.model.numbers == run.parameters
+    text = lm.generate("the ", max_tokens=20, seed=1, console=QUIET).text
+    assert len(text) == 20
+    assert lm.generate("the ", max_tokens=20, seed=1, draft="prompt", console=QUIET).text == text
+
+
+def test_batched_equals_alone() -> None:
+    text = text_of(5_000)
+    tokenizer = train_character([text])
+    ids = np.array(tokenizer.encode(text))
+    model = NGram.counted(ids, ngram_config(tokenizer.vocab_size, 4))
+    prompts = [tokenizer.encode(prompt) for prompt in ("the of", "to", "is you that it he was")]
+    config = GenerationConfig(30, 1.0)
+
+    def written(slots: int) -> list[list[int]]:
+        engine = Engine(model, tokenizer, CPU, slots=slots)
+        requests = [engine.submit(prompt, config) for prompt in prompts]
+        engine.run()
+        return [request.token_ids for request in requests]
+
+    assert written(3) == written(1)
