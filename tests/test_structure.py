@@ -20,7 +20,7 @@ LEVELS: list[list[str]] = [
     ["adapters", "checkpoint"],
     ["training", "generation"],
     ["evaluation"],
-    ["pretraining", "finetuning", "analysis", "planning", "interop"],
+    ["pretraining", "masked_pretraining", "finetuning", "analysis", "planning", "interop"],
     ["language_model", "loading", "conversion", "run_folder", "run", "start", "api"],
     ["cli"],
 ]

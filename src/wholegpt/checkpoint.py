@@ -20,6 +20,7 @@ from torch import Tensor
 from wholegpt.adapters import add_lora, train_new_embeddings
 from wholegpt.baselines import NGram, RecurrentNetwork
 from wholegpt.baselines.ngram import ngram_sizes
+from wholegpt.checks import TRANSFORMERS
 from wholegpt.config import Architecture, AttentionKernel, LoraConfig, ModelConfig, Recompute
 from wholegpt.data.control import Values
 from wholegpt.data.task_columns import TaskColumns
@@ -35,7 +36,8 @@ from wholegpt.files import (
     write_text_atomic,
 )
 from wholegpt.mapping import from_mapping, to_mapping
-from wholegpt.model import TaskTransformer, TokenModel, Transformer
+from wholegpt.model import Encoder, TaskModel, TokenModel, Transformer
+from wholegpt.model.heads import TaskEncoder, TaskTransformer
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
@@ -195,16 +197,18 @@ def make_model(
     """
     if config.architecture is Architecture.ngram:
         return NGram(config, sizes)
-    if config.architecture is not Architecture.transformer:
+    if config.architecture not in TRANSFORMERS:
         return RecurrentNetwork(config)
+    encoder = config.architecture is Architecture.encoder
     if facts.task:
-        model: Transformer = TaskTransformer(config, facts.task.outputs, kernel, recompute)
+        kind = TaskEncoder if encoder else TaskTransformer
+        model: Transformer = kind(config, facts.task.outputs, kernel, recompute)
     else:
-        model = Transformer(config, kernel, recompute)
+        model = (Encoder if encoder else Transformer)(config, kernel, recompute)
     if facts.lora:
         add_lora(model, facts.lora)
         train_new_embeddings(model, facts.new_tokens)
-        if isinstance(model, TaskTransformer):
+        if isinstance(model, TaskModel):
             model.head.requires_grad_(True)
     return model
 

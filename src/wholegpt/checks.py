@@ -9,6 +9,7 @@ from wholegpt.config import (
     ClassWeights,
     Config,
     DataConfig,
+    Documents,
     FeedForward,
     FinetuningConfig,
     GenerationConfig,
@@ -27,6 +28,7 @@ LEAST_WEIGHT = 1e-5
 """Share of the windows of a source that is used at all."""
 
 
+TRANSFORMERS = (Architecture.transformer, Architecture.encoder)
 NGRAM = ("ngram_order", "ngram_discount")
 USED = {
     **dict.fromkeys(
@@ -55,7 +57,7 @@ def complete_model(model: ModelConfig) -> ModelConfig:
 def derive_sizes(model: ModelConfig) -> ModelConfig:
     """``model`` checked, with every zero but that of ``vocab_size`` replaced by what it stands for."""
     check_model(model)
-    if model.architecture is not Architecture.transformer:
+    if model.architecture not in TRANSFORMERS:
         return model
     d_ff = 4 * model.d_model
     if model.feed_forward is FeedForward.swiglu:
@@ -94,6 +96,10 @@ def check(config: Config) -> None:
     _check_control(data)
     _check_tokenizer(config.tokenizer)
     _check_windows(config.windows, config.model.context_length)
+    if config.windows.documents is Documents.separate or config.windows.truncation:
+        check_separable(config.model, "windows.documents separate and windows.truncation")
+    if config.finetuning.task is TaskKind.instruct:
+        check_separable(config.model, "finetuning.task instruct, which packs conversations,")
     _check_finetuning(config)
     _at_least("training.steps", training.steps, 0)
     _at_least("training.epochs", training.epochs, 0)
@@ -289,7 +295,7 @@ def check_model(model: ModelConfig) -> None:
     for name in ("vocab_size", "n_kv_heads", "d_head", "d_ff"):
         _at_least(f"model.{name}", getattr(model, name), 0)
     _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1")
-    if model.architecture is not Architecture.transformer:
+    if model.architecture not in TRANSFORMERS:
         return
     _require("model.norm_epsilon", model.norm_epsilon, model.norm_epsilon > 0, "above 0")
     _require("model.rotary_base", model.rotary_base, model.rotary_base > 1, "above 1")
@@ -315,11 +321,15 @@ def check_model(model: ModelConfig) -> None:
 
 def _check_architecture(model: ModelConfig) -> None:
     """Settings that the architecture does not have."""
-    used = USED.get(model.architecture)
-    default = ModelConfig()
+    used, default = USED.get(model.architecture), ModelConfig()
+    if model.architecture is Architecture.encoder and model.attention is not Attention.full:
+        raise ConfigError(
+            f"model.attention is {model.attention}, which looks back only; an encoder's is full"
+        )
     for field in dataclasses.fields(model):
         name, value = field.name, getattr(model, field.name)
-        meant = name not in NGRAM if used is None else name in used
+        others = NGRAM if model.architecture is Architecture.encoder else (*NGRAM, "segments")
+        meant = name not in others if used is None else name in used
         if name != "architecture" and not meant and value != getattr(default, name):
             raise ConfigError(f"model.{name} means nothing for {model.architecture}; leave it out")
     if model.architecture is Architecture.ngram:
@@ -334,6 +344,16 @@ def _check_architecture(model: ModelConfig) -> None:
             model.ngram_discount,
             0 <= model.ngram_discount < 1,
             "at least 0 and below 1",
+        )
+
+
+def check_separable(model: ModelConfig, what: str) -> None:
+    """Raise ``ConfigError`` where the documents of a window cannot be kept from seeing each other."""
+    summed = model.attention in RECURRENT
+    if summed or model.architecture not in TRANSFORMERS:
+        kind = f"{model.attention} attention" if summed else model.architecture
+        raise ConfigError(
+            f"{what} keep the documents of a window apart, which {kind} cannot: its past is one sum"
         )
 
 

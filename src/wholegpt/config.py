@@ -20,6 +20,7 @@ class Architecture(StrEnum):
     """What kind of model predicts the next token."""
 
     transformer = "transformer"
+    encoder = "encoder"
     elman = "elman"
     gru = "gru"
     lstm = "lstm"
@@ -228,7 +229,8 @@ class ModelConfig:
     """The architecture: a decoder-only transformer, or one of its predecessors."""
 
     architecture: Architecture = Architecture.transformer
-    """A transformer, a recurrent network (elman, gru, lstm), or counts of runs of tokens (ngram)."""
+    """A transformer; one that sees both sides and finds hidden tokens (encoder); a recurrent network (elman, gru,
+    lstm); or counts of runs of tokens (ngram)."""
     vocab_size: int = 0
     """V: tokens in the vocabulary. 0: the tokenizer's."""
     context_length: int = 256
@@ -278,6 +280,8 @@ class ModelConfig:
     """Share the token embedding with the output projection."""
     dropout: float = 0.0
     """Probability of zeroing an attention weight, a residual branch's output, an embedding."""
+    segments: int = 0
+    """Segment embeddings of an encoder, for the first and the second text. 0: none."""
     ngram_order: int = 5
     """Tokens of the longest runs that are counted (ngram): 1 is the unigram, 0 the uniform distribution."""
     ngram_discount: float = 0.0

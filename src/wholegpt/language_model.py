@@ -53,7 +53,7 @@ from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import TaskTransformer, TokenModel
+from wholegpt.model import TaskModel, TokenModel
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -359,7 +359,7 @@ class LanguageModel:
     ) -> TaskScore:
         """How a fine-tuned model does on examples that are read already."""
         task, precision = self._head(), self._precision(dtype)
-        assert isinstance(self.model, TaskTransformer)
+        assert isinstance(self.model, TaskModel)
         return evaluate_head(self.model, self.tokenizer, task, examples, precision, console or Console())
 
     def evaluate_conversations(
@@ -444,7 +444,7 @@ class LanguageModel:
     def _predictions(
         self, parts: Sequence[Sequence[Sequence[str]]], dtype: Dtype, console: Console | None
     ) -> list[Prediction]:
-        assert isinstance(self.model, TaskTransformer)
+        assert isinstance(self.model, TaskModel)
         if not parts:
             raise DataError("there are no examples to answer")
         precision = self._precision(dtype)

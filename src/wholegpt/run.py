@@ -31,6 +31,7 @@ from wholegpt.finetuning.instructions import InstructionTuning
 from wholegpt.finetuning.task_stage import TaskTuning
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
+from wholegpt.masked_pretraining import MaskedPretraining
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.pretraining import Forgetting, Pretraining
 from wholegpt.run_folder import recorded_config, run_data, run_examples
@@ -105,6 +106,8 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
 
 def open_stage(path: Path, config: Config) -> Stage:
     """What the run at ``path`` trains for, over the data in its folder."""
+    if config.finetuning.task is TaskKind.pretraining and config.model.architecture is Architecture.encoder:
+        return MaskedPretraining(config, run_data(path))
     if config.finetuning.task is TaskKind.pretraining:
         return Pretraining(config, run_data(path), recorded_facts(path) if config.finetuning.model else None)
     tokenizer, folder, facts = (

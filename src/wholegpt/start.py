@@ -17,7 +17,7 @@ from wholegpt.checkpoint import (
     load_model,
 )
 from wholegpt.checks import check
-from wholegpt.config import Config, Execution, ModelConfig, TaskKind, TokenizerConfig
+from wholegpt.config import Architecture, Config, Execution, ModelConfig, TaskKind, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.errors import ConfigError, DataError, RunError
@@ -27,7 +27,7 @@ from wholegpt.finetuning.instructions import begin_instructions
 from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.loading import model_folder
 from wholegpt.mapping import to_mapping, to_yaml
-from wholegpt.model import Transformer
+from wholegpt.model import Encoder, Transformer
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting
 from wholegpt.run import PLAN
@@ -41,6 +41,7 @@ from wholegpt.run_folder import (
     run_data,
     source_of,
 )
+from wholegpt.tokenizers import MASK
 from wholegpt.training.resolution import decide, resolve
 from wholegpt.training.stage import Begun
 from wholegpt.training.state import TrainingState
@@ -60,7 +61,7 @@ def start_run(
     if budget:
         check(config)
         refuse_planned(budget.minutes, changed_settings(config))
-    config = _decided(config, console)
+    config = _decided(_with_mask(config), console)
     config, corpus = open_text(config, console)
     name = corpus.name if corpus else Path(config.data.source[0]).name
     folder = out or free_name(RUNS / name)
@@ -94,6 +95,16 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
     config = _decided(config, console)
     source = model_folder(Path(settings.model), "best", console)
     parent = load_model(source)
+    headless = settings.task in (TaskKind.pretraining, TaskKind.instruct)
+    if isinstance(parent.model, Encoder) and headless:
+        raise ConfigError(
+            f"{settings.model}: is an encoder, which does not write; it is fine-tuned for tasks with a head"
+        )
+    if isinstance(parent.model, Encoder) and settings.language_modeling:
+        raise ConfigError(
+            f"{settings.model}: is an encoder, which does not predict the next token; set "
+            "--finetuning.language-modeling 0"
+        )
     if not isinstance(parent.model, Transformer):
         raise ConfigError(
             f"{settings.model}: is of kind {parent.model.config.architecture}; fine-tuning begins from a transformer"
@@ -161,6 +172,16 @@ def _begin_forgetting(config: Config, begun: Begun, folder: Path, console: Conso
         return
     with console.working("measuring the model on the text that it comes from"):
         Forgetting.begin(folder, text, begun.model.to(device).eval(), config, begun.tokenizer)
+
+
+def _with_mask(config: Config) -> Config:
+    """``config``, whose tokenizer has the token that hides others, where an encoder is trained."""
+    names = config.tokenizer.special_tokens
+    if config.model.architecture is not Architecture.encoder or MASK in names:
+        return config
+    return dataclasses.replace(
+        config, tokenizer=dataclasses.replace(config.tokenizer, special_tokens=(*names, MASK))
+    )
 
 
 def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> None:

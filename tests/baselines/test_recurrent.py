@@ -81,5 +81,5 @@ def test_what_it_has_not() -> None:
     with pytest.raises(ConfigError, match=r"model.experts means nothing for gru"):
         parameter_count(tiny_model(architecture=Architecture.gru, n_heads=4, n_kv_heads=0, experts=3))
     documents = torch.tensor([[0, 0, 1]])
-    with pytest.raises(ConfigError, match="documents in it see each other"):
+    with pytest.raises(ConfigError, match="which gru cannot: its past is one sum"):
         network(Architecture.gru).hidden_states(documents, documents=documents)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from wholegpt.checks import check_separable
 from wholegpt.config import Architecture, ModelConfig
-from wholegpt.errors import ConfigError
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.model.dropout import dropout
@@ -105,10 +105,7 @@ class RecurrentNetwork(NeuralModel):
     ) -> Float[Tensor, "B T D"]:
         """The states of the last layer."""
         if documents is not None:
-            raise ConfigError(
-                f"a state goes on through a window of {self.config.architecture}, so documents in it see each other; "
-                "set --windows.documents joined"
-            )
+            check_separable(self.config, "documents")
         p = self.config.dropout if self.training else 0.0
         stream = dropout(self.token_embedding(token_ids), p)
         for number, layer in enumerate(self.layers):

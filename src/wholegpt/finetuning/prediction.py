@@ -19,7 +19,7 @@ from wholegpt.data.tasks import EncodedExample, Task, TaskExample, encode_exampl
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
 from wholegpt.evaluation.task import TaskScore
 from wholegpt.finetuning.tasks import read
-from wholegpt.model import TaskTransformer
+from wholegpt.model import TaskModel
 from wholegpt.runtime import compute_in
 from wholegpt.tokenizers import Tokenizer
 
@@ -48,7 +48,7 @@ class Prediction:
 
 @torch.inference_mode()
 def outputs_of(
-    model: TaskTransformer, examples: Sequence[EncodedExample], task: Task, dtype: Dtype, console: Console
+    model: TaskModel, examples: Sequence[EncodedExample], task: Task, dtype: Dtype, console: Console
 ) -> Float[np.ndarray, "N O"]:
     """ln p of each class or answer, or the scores; what was read together does not change them but in rounding."""
     device = model.device
@@ -68,7 +68,7 @@ def outputs_of(
 
 
 def predict(
-    model: TaskTransformer,
+    model: TaskModel,
     tokenizer: Tokenizer,
     task: Task,
     parts: Sequence[Sequence[Sequence[str]]],
@@ -87,7 +87,7 @@ def predict(
 
 
 def evaluate_head(
-    model: TaskTransformer,
+    model: TaskModel,
     tokenizer: Tokenizer,
     task: Task,
     examples: Sequence[TaskExample],

@@ -22,7 +22,7 @@ from wholegpt.finetuning.prediction import MEANS, outputs_of, score_predictions
 from wholegpt.finetuning.tasks import TaskObjective
 from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
-from wholegpt.model import TaskTransformer, TokenModel
+from wholegpt.model import TaskModel, TokenModel
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun, Criterion
 
@@ -61,7 +61,7 @@ class TaskTuning:
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
         """The figures of the held-out examples, with intervals at the end only."""
-        assert isinstance(model, TaskTransformer)
+        assert isinstance(model, TaskModel)
         task, examples = self.data.task, self.data.validation
         outputs = outputs_of(model, self.validation, task, self.config.precision.dtype, QUIET)
         if whole:

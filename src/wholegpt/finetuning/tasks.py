@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from wholegpt.config import TaskKind
 from wholegpt.data.task_batches import TaskBatch
 from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy, squared_error
-from wholegpt.model.heads import TaskTransformer
+from wholegpt.model import Encoder
+from wholegpt.model.heads import TaskModel, read_out
 
 
 class TaskObjective:
@@ -39,7 +40,7 @@ class TaskObjective:
 
     def total(self, model: nn.Module, batch: TaskBatch) -> Float[Tensor, " "]:
         """The sum over the examples."""
-        assert isinstance(model, TaskTransformer)
+        assert isinstance(model, TaskModel)
         hidden, outputs = read(model, batch, self.task)
         if self.scores:
             losses = squared_error(outputs, batch.targets)
@@ -53,12 +54,16 @@ class TaskObjective:
 
 
 def read(
-    model: TaskTransformer, batch: TaskBatch, task: TaskKind
+    model: TaskModel, batch: TaskBatch, task: TaskKind
 ) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "B O"]]:
     """The hidden states of all N = B·C sequences, and the head's outputs."""
-    hidden = model.hidden_states(batch.token_ids.flatten(0, 1))
+    token_ids, documents = batch.token_ids.flatten(0, 1), None
+    if isinstance(model, Encoder):  # which would see what fills a row up
+        places = torch.arange(token_ids.shape[1], device=token_ids.device)
+        documents = (places > batch.last.flatten()[:, None]).long()
+    hidden = model.hidden_states(token_ids, documents=documents)
     by_example = hidden.view(*batch.token_ids.shape, -1)
-    return hidden, model.read_out(by_example, batch.last, summed=task is not TaskKind.choice)
+    return hidden, read_out(model.head, by_example, batch.last, summed=task is not TaskKind.choice)
 
 
 def next_tokens(batch: TaskBatch) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"]]:

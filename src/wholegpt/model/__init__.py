@@ -8,15 +8,17 @@ from wholegpt.model.accounting import (
 )
 from wholegpt.model.base import NeuralModel, TokenModel
 from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.encoder import Encoder
 from wholegpt.model.experts import router_losses, take_counts
-from wholegpt.model.heads import TaskTransformer
+from wholegpt.model.heads import TaskModel
 from wholegpt.model.layout import lay_out
 from wholegpt.model.transformer import Transformer
 
 __all__ = [
+    "Encoder",
     "KeyValueCache",
     "NeuralModel",
-    "TaskTransformer",
+    "TaskModel",
     "TokenModel",
     "Transformer",
     "flops_per_token",

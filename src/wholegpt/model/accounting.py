@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from wholegpt.checks import WINDOWED, complete_model
+from wholegpt.checks import TRANSFORMERS, WINDOWED, complete_model
 from wholegpt.config import (
     Architecture,
     Attention,
@@ -49,7 +49,7 @@ class ParameterCount:
 def parameter_count(config: ModelConfig) -> ParameterCount:
     """The number of parameters of a model of ``config``; that of n-grams depends on the text, and is not known."""
     c = complete_model(config)
-    if c.architecture is not Architecture.transformer:
+    if c.architecture not in TRANSFORMERS:
         return _recurrent_parameters(c)
     bias, norm_vectors = int(c.bias is Bias.all), 2 if c.norm is Norm.layer_norm else 1
 
@@ -66,9 +66,17 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     final_norm = norm if c.norm_placement is NormPlacement.pre else 0
     matrices, distinct = 1 if c.embeddings is Embeddings.tied else 2, c.distinct_layers or c.n_layers
     positions = c.context_length if c.positions is Positions.learned else 0
+    vectors, heading = positions + c.segments, 0
+    if (
+        c.architecture is Architecture.encoder
+    ):  # what predicts: a layer, its norm, and a number for each token
+        heading = c.d_model * (c.d_model + 1) + norm + c.vocab_size
+        heading += norm if c.norm_placement is NormPlacement.post else 0
     return ParameterCount(
-        embeddings=(matrices * c.vocab_size + positions) * c.d_model,
-        blocks=distinct * (attention + router + (c.experts or 1) * feed_forward + 2 * norm) + final_norm,
+        embeddings=(matrices * c.vocab_size + vectors) * c.d_model,
+        blocks=heading
+        + distinct * (attention + router + (c.experts or 1) * feed_forward + 2 * norm)
+        + final_norm,
         unused=distinct * (c.experts - c.experts_per_token) * feed_forward if c.experts else 0,
     )
 
@@ -99,13 +107,14 @@ def flops_per_token(config: ModelConfig) -> int:
     goes through, and the router; training takes capacity_factor times as many of theirs.
     """
     c = complete_model(config)
-    if c.architecture is not Architecture.transformer:
+    if c.architecture not in TRANSFORMERS:
         gates = GATES.get(c.architecture, 0)
         return 2 * (2 * c.n_layers * gates * c.d_model + c.vocab_size) * c.d_model if gates else 0
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
     feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.experts * c.d_model
-    matrices = c.n_layers * (attention + feed_forward) + c.vocab_size * c.d_model
+    predicting = c.d_model**2 if c.architecture is Architecture.encoder else 0
+    matrices = c.n_layers * (attention + feed_forward) + c.vocab_size * c.d_model + predicting
     return 2 * matrices + c.n_layers * c.n_heads * mixing_flops(c)
 
 
@@ -143,7 +152,7 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     """
     c = complete_model(config)
     dropped = c.dropout > 0
-    if c.architecture is not Architecture.transformer:  # gates and states of each position, and what enters
+    if c.architecture not in TRANSFORMERS:  # gates and states of each position, and what enters
         return (
             c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model
         )

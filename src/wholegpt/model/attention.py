@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wholegpt.checks import WINDOWED
-from wholegpt.config import Attention, AttentionKernel, Bias, ModelConfig, QueryKeyNorm
+from wholegpt.config import Architecture, Attention, AttentionKernel, Bias, ModelConfig, QueryKeyNorm
 from wholegpt.model.blocked_attention import blocked_causal_attention
 from wholegpt.model.cache import KeyValueCache, ModelCache
 from wholegpt.model.dropout import dropout as drop
@@ -107,6 +107,8 @@ KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
 
 def make_kernel(config: ModelConfig, kernel: AttentionKernel) -> Callable[..., Tensor]:
     """The implementation of ``kernel`` that computes no scores which ``config.attention`` leaves out."""
+    if config.architecture is Architecture.encoder and kernel is AttentionKernel.blocked:
+        return fused_attention  # blocks are for causal masks
     if config.attention not in WINDOWED or kernel is AttentionKernel.plain:
         return KERNELS[kernel]
     strided = config.attention is Attention.strided

@@ -112,13 +112,17 @@ class NeuralModel(TokenModel):
 
     def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
         """Logits of the token that follows each position (E7)."""
-        return self.unembedding(self.hidden_states(token_ids, cache))
+        return self.logits_of(self.hidden_states(token_ids, cache))
+
+    def logits_of(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
+        """h·W_eᵀ."""
+        return self.unembedding(hidden)
 
     def logits_at(
         self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
     ) -> Float[Tensor, "N V"]:
         """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
-        return self.unembedding(self.hidden_states(token_ids, cache)[places])
+        return self.logits_of(self.hidden_states(token_ids, cache)[places])
 
     def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
         """Extend ``cache`` by T positions whose logits nobody needs."""

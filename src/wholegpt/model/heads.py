@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wholegpt.config import AttentionKernel, ModelConfig, Recompute
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, TokenModel
+from wholegpt.model.encoder import Encoder
 from wholegpt.model.transformer import Transformer
 
 
@@ -23,21 +24,45 @@ class TaskTransformer(Transformer):
         recompute: Recompute = Recompute.nothing,
     ) -> None:
         super().__init__(config, kernel, recompute)
-        self.head = nn.Linear(config.d_model, outputs)
-        nn.init.normal_(self.head.weight, std=INITIAL_STANDARD_DEVIATION)
-        nn.init.zeros_(self.head.bias)
+        self.head = make_head(config, outputs)
 
-    def read_out(
-        self, hidden: Float[Tensor, "B C T D"], last: Int[Tensor, "B C"], summed: bool
-    ) -> Float[Tensor, "B O"]:
-        """W·h + b of the hidden states at the ``last`` real token of each sequence, whatever stands after it.
 
-        ``summed``: h is the sum over an example's sequences (both orders of two texts); else each sequence has the one
-        output of its own, and O is C (the answers to a question).
-        """
-        places = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
-        at_last = hidden.gather(2, places)[:, :, 0]
-        return self.head(at_last.sum(1)) if summed else self.head(at_last)[:, :, 0]
+class TaskEncoder(Encoder):
+    """The same of an encoder."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        outputs: int,
+        kernel: AttentionKernel = AttentionKernel.plain,
+        recompute: Recompute = Recompute.nothing,
+    ) -> None:
+        super().__init__(config, kernel, recompute)
+        self.head = make_head(config, outputs)
+
+
+TaskModel = TaskTransformer | TaskEncoder
+
+
+def make_head(config: ModelConfig, outputs: int) -> nn.Linear:
+    """W·h + b, begun as the embeddings are."""
+    head = nn.Linear(config.d_model, outputs)
+    nn.init.normal_(head.weight, std=INITIAL_STANDARD_DEVIATION)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def read_out(
+    head: nn.Linear, hidden: Float[Tensor, "B C T D"], last: Int[Tensor, "B C"], summed: bool
+) -> Float[Tensor, "B O"]:
+    """W·h + b of the hidden states at the ``last`` real token of each sequence, whatever stands after it.
+
+    ``summed``: h is the sum over an example's sequences (both orders of two texts); else each sequence has the one
+    output of its own, and O is C (the answers to a question).
+    """
+    places = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
+    at_last = hidden.gather(2, places)[:, :, 0]
+    return head(at_last.sum(1)) if summed else head(at_last)[:, :, 0]
 
 
 def extend_vocabulary(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
@@ -50,4 +75,7 @@ def extend_vocabulary(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
         tensors[name] = torch.cat([rows, fresh.to(rows)])
     if model.unembedding.weight is model.token_embedding.weight:
         tensors["unembedding.weight"] = tensors["token_embedding.weight"]
+    if isinstance(model, Encoder):
+        new = vocab_size - model.vocab_size
+        tensors["prediction_bias"] = nn.functional.pad(tensors["prediction_bias"], (0, new))
     return tensors

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wholegpt.checks import RECURRENT, complete_model
+from wholegpt.checks import RECURRENT, check_separable, complete_model
 from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement, Recompute
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
@@ -23,7 +23,7 @@ from wholegpt.model.experts import ExpertLinear
 from wholegpt.model.linear import Linear
 from wholegpt.model.linear_attention import state_shape
 from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import make_positions, restarted_positions
+from wholegpt.model.positions import Rotation, make_positions, restarted_positions
 from wholegpt.model.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
 
@@ -69,6 +69,8 @@ class Transformer(NeuralModel):
         anew in each. It needs the whole sequence, so it cannot go with a ``cache``.
         """
         assert cache is None or documents is None
+        if documents is not None:
+            check_separable(self.config, "documents")
         length = token_ids.shape[1]
         if cache is not None and length > cache.most_at_once:
             pieces = token_ids.split(cache.most_at_once, dim=1)
@@ -77,13 +79,33 @@ class Transformer(NeuralModel):
             positions, visible = cache.reserve(length)
         else:
             positions, visible = self._whole(length, documents)
+        stream = self.embedded(token_ids, positions)
+        context = SequenceContext(visible, self.rotation(positions, stream), cache)
+        stream = self.through_blocks(stream, context)
+        if cache is not None:
+            cache.advance(length)
+        return stream
+
+    def embedded(
+        self, token_ids: Int[Tensor, "B T"], positions: Int[Tensor, "*B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """h₀ = W_e[x] + W_p[t] (E3)."""
         stream = self.token_embedding(token_ids)
+        if self.position_embedding is None:
+            return stream
+        return stream + self.position_embedding(positions).to(stream.dtype)
+
+    def rotation(self, positions: Int[Tensor, "*B T"], stream: Float[Tensor, "B T D"]) -> Rotation | None:
+        """By which queries and keys are turned, where they are."""
+        if self.rotary is None:
+            return None
         of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions
-        precise = torch.promote_types(stream.dtype, torch.float32)
-        rotation = self.rotary(of_heads, precise) if self.rotary is not None else None
-        context = SequenceContext(visible, rotation, cache)
-        if self.position_embedding is not None:
-            stream = stream + self.position_embedding(positions).to(stream.dtype)
+        return self.rotary(of_heads, torch.promote_types(stream.dtype, torch.float32))
+
+    def through_blocks(
+        self, stream: Float[Tensor, "B T D"], context: SequenceContext
+    ) -> Float[Tensor, "B T D"]:
+        """From h₀ to the last block's output and its normalisation."""
         # From here on in the number format of the products: half the memory to read and write.
         stream = dropout(stream.to(compute_dtype(stream)), self.config.dropout if self.training else 0.0)
         for layer in range(self.config.n_layers):
@@ -92,8 +114,6 @@ class Transformer(NeuralModel):
                 stream = checkpoint(block, stream, context, layer, use_reentrant=False)
             else:
                 stream = block(stream, context, layer)
-        if cache is not None:
-            cache.advance(length)
         return self.final_norm(stream)
 
     def _whole(

@@ -20,6 +20,8 @@ from wholegpt.tokenizers.fast import encode_fast, fast_encoding
 END_OF_TEXT = "<|endoftext|>"
 START, DELIMITER, CLASSIFY, PADDING = "<|start|>", "<|delimiter|>", "<|classify|>", "<|padding|>"
 """Of the task formats, reserved by ``tokenizer.special_tokens`` or added when a model is adapted."""
+MASK = "<|mask|>"
+"""Of tokens that are hidden from an encoder."""
 PORTION_CHARACTERS = 500_000
 """Characters that a thread encodes at once."""
 
@@ -58,6 +60,11 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of an entry by its name; none where there is no such entry."""
         return self._library.token_to_id(token)
+
+    @property
+    def special_ids(self) -> set[int]:
+        """The ids that no text becomes."""
+        return set(self._library.get_added_tokens_decoder())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -16,7 +16,7 @@ from typing import Any
 from wholegpt.config import Config
 from wholegpt.console import Console, Progress
 from wholegpt.files import write_text_atomic
-from wholegpt.model import TaskTransformer, Transformer
+from wholegpt.model import TaskModel, Transformer
 from wholegpt.training.loop import StepMetrics
 from wholegpt.training.stage import Criterion
 from wholegpt.training.state import Best, TrainingState
@@ -171,7 +171,7 @@ class Unfreeze:
         self.model.requires_grad_(trained > len(blocks))
         for block in [*blocks][max(0, len(blocks) - trained) :]:
             block.requires_grad_(True)
-        if isinstance(self.model, TaskTransformer):
+        if isinstance(self.model, TaskModel):
             self.model.head.requires_grad_(True)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from wholegpt.checks import complete_model
+from wholegpt.checks import TRANSFORMERS, complete_model
 from wholegpt.config import (
     Architecture,
     Config,
@@ -50,7 +50,7 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     of_weight = (FLOAT32_BYTES + size) * model.vocab_size * model.d_model
     at_the_loss = size * tokens * 2 * model.d_model + logits + of_weight
     inside = (5 if model.feed_forward is FeedForward.swiglu else 3) * model.d_ff
-    recurrent = model.architecture is not Architecture.transformer
+    recurrent = model.architecture not in TRANSFORMERS
     maps = count.blocks if recurrent else attention_numbers(model)
     on_top = size * tokens * kept + max(at_the_loss, size * tokens * inside)
     return held + max(on_top, 7 * size * maps if muon else 0)

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.data import Batch
-from wholegpt.losses import IGNORED, linear_cross_entropy
-from wholegpt.model import NeuralModel
+from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy
+from wholegpt.model import Encoder, NeuralModel
 
 
 @runtime_checkable
@@ -50,6 +50,24 @@ class Objective(Protocol):
     def total(self, model: nn.Module, batch: Any) -> Float[Tensor, " "]:
         """The sum of the terms of ``batch``."""
         ...
+
+
+class MaskedLanguageModeling:
+    """−ln p of each hidden token, in nats; a term is a hidden token (Devlin et al. 2018, section 3.1)."""
+
+    unit = "nats_per_masked_token"
+
+    def count(self, batch: Batch) -> int:
+        """Tokens to be found."""
+        return int((batch.targets != IGNORED).sum())
+
+    def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
+        """Sum of their nats."""
+        assert isinstance(model, Encoder)
+        hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
+        hidden_ones = batch.targets != IGNORED
+        logits = model.logits_of(hidden[hidden_ones])
+        return class_negative_log_likelihood(logits, batch.targets[hidden_ones]).sum()
 
 
 class LanguageModeling:

@@ -1,0 +1,82 @@
+"""A transformer that sees what follows too, and predicts tokens that are hidden from it (Devlin et al. 2018, "BERT").
+
+Shapes: B batch, T positions, D model width, N tokens, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement, Recompute
+from wholegpt.errors import ConfigError
+from wholegpt.model.attention import SequenceContext
+from wholegpt.model.feed_forward import ACTIVATIONS
+from wholegpt.model.linear import Linear
+from wholegpt.model.norms import make_norm
+from wholegpt.model.positions import restarted_positions
+from wholegpt.model.transformer import Transformer, initialize
+
+
+class Encoder(Transformer):
+    """h₀ = W_e[x] + W_p[t] + W_s[segment], blocks without a mask, logits LN(a(V·h + c))·W_eᵀ + b.
+
+    Post-norm blocks, BERT's, are entered through a norm of h₀.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernel: AttentionKernel = AttentionKernel.plain,
+        recompute: Recompute = Recompute.nothing,
+    ) -> None:
+        super().__init__(config, kernel, recompute)
+        config = self.config
+        post = config.norm_placement is NormPlacement.post
+        self.segment_embedding = nn.Embedding(config.segments, config.d_model) if config.segments else None
+        self.embedding_norm = make_norm(config, config.d_model) if post else nn.Identity()
+        self.prediction = Linear(config.d_model, config.d_model)
+        self.prediction_norm = make_norm(config, config.d_model)
+        self.prediction_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.activation = ACTIVATIONS[config.feed_forward]
+        initialize(self)
+
+    def hidden_states(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        cache: Any = None,
+        documents: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after the last block; ``documents``, and what fills a row up, do not see each other.
+
+        ``segments`` are 0 unless given: which of two texts each token is in.
+        """
+        assert cache is None
+        length = token_ids.shape[1]
+        if length > self.context_length and self.ends_at_context:
+            raise ConfigError(f"{length} tokens do not fit model.context_length = {self.context_length}")
+        positions, visible = torch.arange(length, device=self.device), None
+        if documents is not None:
+            positions = restarted_positions(documents)
+            visible = (documents[:, :, None] == documents[:, None]).unsqueeze(1)
+        stream = self.embedded(token_ids, positions)
+        if self.segment_embedding is not None:
+            stream = stream + self.segment_embedding(
+                torch.zeros_like(token_ids) if segments is None else segments
+            )
+        context = SequenceContext(visible, self.rotation(positions, stream), None)
+        return self.through_blocks(self.embedding_norm(stream), context)
+
+    def logits_of(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
+        """Of hidden states, what stands there."""
+        return self.unembedding(self.predicted(hidden)) + self.prediction_bias
+
+    def predicted(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """LN(a(V·h + c))."""
+        return self.prediction_norm(self.activation(self.prediction(hidden)))
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
+        """None: what it made of a token changes with those that follow."""
+        raise ConfigError("an encoder sees what follows, so it cannot write; train a transformer for that")

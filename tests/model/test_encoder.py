@@ -1,0 +1,167 @@
+"""The encoder against BERT of transformers, and what it must not be asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import text_of, tiny_config, tiny_model
+from wholegpt import api
+from wholegpt.config import (
+    Architecture,
+    AttentionKernel,
+    Bias,
+    FeedForward,
+    ModelConfig,
+    Norm,
+    NormPlacement,
+    Positions,
+    QueryKeyNorm,
+)
+from wholegpt.console import Console
+from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
+from wholegpt.errors import ConfigError
+from wholegpt.losses import IGNORED
+from wholegpt.model import Encoder, parameter_count
+from wholegpt.tokenizers import MASK, train_character
+
+QUIET = Console(quiet=True)
+BERT = tiny_model(
+    architecture=Architecture.encoder,
+    positions=Positions.learned,
+    norm=Norm.layer_norm,
+    norm_placement=NormPlacement.post,
+    norm_epsilon=1e-12,
+    query_key_norm=QueryKeyNorm.none,
+    feed_forward=FeedForward.gelu,
+    bias=Bias.all,
+    n_kv_heads=0,
+    segments=2,
+)
+
+
+def randomized(config: ModelConfig, kernel: AttentionKernel = AttentionKernel.plain) -> Encoder:
+    generator = torch.Generator().manual_seed(1)
+    model = Encoder(config, kernel).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator).mul_(0.3)
+    return model
+
+
+def as_bert(model: Encoder) -> dict[str, Tensor]:
+    """The weights by the names of transformers."""
+    ours = model.state_dict()
+    theirs = {
+        "bert.embeddings.word_embeddings.weight": ours["token_embedding.weight"],
+        "bert.embeddings.position_embeddings.weight": ours["position_embedding.weight"],
+        "bert.embeddings.token_type_embeddings.weight": ours["segment_embedding.weight"],
+        "cls.predictions.decoder.weight": ours["unembedding.weight"],
+        "cls.predictions.decoder.bias": ours["prediction_bias"],
+        "cls.predictions.bias": ours["prediction_bias"],
+    }
+    for kind in ("weight", "bias"):
+        theirs[f"bert.embeddings.LayerNorm.{kind}"] = ours[f"embedding_norm.{kind}"]
+        theirs[f"cls.predictions.transform.dense.{kind}"] = ours[f"prediction.{kind}"]
+        theirs[f"cls.predictions.transform.LayerNorm.{kind}"] = ours[f"prediction_norm.{kind}"]
+        for layer in range(model.config.n_layers):
+            block, there = f"blocks.{layer}", f"bert.encoder.layer.{layer}"
+            parts = ours[f"{block}.attention.query_key_value.{kind}"].chunk(3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                theirs[f"{there}.attention.self.{name}.{kind}"] = part
+            for here, name in (
+                ("attention.output", "attention.output.dense"),
+                ("attention_norm", "attention.output.LayerNorm"),
+                ("feed_forward.expand", "intermediate.dense"),
+                ("feed_forward.output", "output.dense"),
+                ("feed_forward_norm", "output.LayerNorm"),
+            ):
+                theirs[f"{there}.{name}.{kind}"] = ours[f"{block}.{here}.{kind}"]
+    return theirs
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kernel", [AttentionKernel.plain, AttentionKernel.blocked])
+def test_logits_equal_bert(kernel: AttentionKernel) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")
+    model = randomized(BERT, kernel)
+    config = transformers.BertConfig(
+        vocab_size=37,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=12,
+        hidden_act="gelu",
+    )
+    theirs = transformers.BertForMaskedLM(config).double().eval()
+    missing = theirs.load_state_dict(as_bert(model), strict=False)
+    assert not missing.unexpected_keys and set(missing.missing_keys) <= {"bert.embeddings.position_ids"}
+    token_ids = torch.randint(37, (3, 12))
+    segments = (torch.arange(12) > 6).long().expand(3, -1)
+    real = torch.arange(12) < torch.tensor([12, 9, 5])[:, None]
+    with torch.no_grad():
+        expected = theirs(token_ids, token_type_ids=segments, attention_mask=real.long())
+        hidden = model.hidden_states(token_ids, documents=(~real).long(), segments=segments)
+        ours = model.logits_of(hidden)
+    assert (ours - expected.logits)[real].abs().max() <= 1e-10
+    assert ours.abs().max() > 0.1
+    with torch.no_grad():
+        whole = theirs(token_ids).logits
+    torch.testing.assert_close(model(token_ids), whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("config", [BERT, tiny_model(architecture=Architecture.encoder)])
+def test_predicted_parameters(config: ModelConfig) -> None:
+    assert parameter_count(config).total == Encoder(config).numbers
+
+
+def test_what_is_hidden() -> None:
+    """15%: of these 80% masked, 10% another token, 10% kept; special tokens never."""
+    tokenizer = train_character([text_of(2_000)]).with_special_tokens([MASK])
+    special = sorted(tokenizer.special_ids)
+    generator = np.random.default_rng(0)
+    token_ids = torch.from_numpy(generator.integers(0, tokenizer.vocab_size, (200, 500)))
+    seen, targets = hide_tokens(token_ids, tokenizer, 3)
+    asked = targets != IGNORED
+    assert not asked[torch.isin(token_ids, torch.tensor(special))].any()
+    ordinary = ~torch.isin(token_ids, torch.tensor(special))
+    assert asked[ordinary].float().mean().item() == pytest.approx(SHARE, abs=0.005)
+    assert torch.equal(targets[asked], token_ids[asked]) and torch.equal(seen[~asked], token_ids[~asked])
+    assert (seen[asked] == tokenizer.id_of(MASK)).float().mean().item() == pytest.approx(MASKED, abs=0.01)
+    kept = (seen[asked] == token_ids[asked]).float().mean().item()
+    others = 1 / (tokenizer.vocab_size - len(special))
+    assert kept == pytest.approx(1 - MASKED - RANDOM + RANDOM * others, abs=0.01)
+    assert torch.equal(hide_tokens(token_ids, tokenizer, 3)[0], seen)
+    assert not torch.equal(hide_tokens(token_ids, tokenizer, 4)[0], seen)
+
+
+def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
+    config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert run.validation.nats_per_masked_token < 3.5
+    (tmp_path / "data.csv").write_text("text,label\n" + "the of and,a\nto in is,b\n" * 20)
+    from wholegpt.presets import configure, recipe
+
+    settings = {"training": {"steps": 3, "epochs": 0}, "runtime": {"device": "cpu"}}
+    tuning = configure(settings, base=recipe("finetune"))
+    with pytest.raises(ConfigError, match="does not predict the next token"):
+        api.finetune(run.path, tmp_path / "data.csv", task="classification", config=tuning, console=QUIET)
+    tuning = configure({"finetuning": {"language_modeling": 0.0}}, base=tuning)
+    tuned = api.finetune(
+        run.path,
+        tmp_path / "data.csv",
+        task="classification",
+        config=tuning,
+        out=tmp_path / "task",
+        console=QUIET,
+    )
+    (one,) = tuned.load().predict("the of and")
+    both = tuned.load().predict("the of and", "to in is the of and the of")
+    assert one.probabilities["a"] == pytest.approx(both[0].probabilities["a"], abs=1e-6)
+    with pytest.raises(ConfigError, match="an encoder sees what follows, so it cannot write"):
+        run.load().generate("the", console=QUIET)
+    with pytest.raises(ConfigError, match="is an encoder, which does not write"):
+        api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)
