@@ -1,37 +1,24 @@
-"""Pretraining of an encoder: finding hidden tokens (Devlin et al. 2018, section 3.1)."""
+"""Pretraining of an encoder: finding hidden tokens (Devlin et al. 2018, section 3.1). Shapes: B windows."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from wholegpt.config import Config
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.data.masking import MaskedLoader, hide_tokens
+from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED, class_negative_log_likelihood
+from wholegpt.metrics import bootstrap_ratio
 from wholegpt.model import Encoder, TokenModel
 from wholegpt.pretraining import Pretraining
 from wholegpt.runtime import compute_in, mix_seed
 from wholegpt.training.objectives import MaskedLanguageModeling
-from wholegpt.training.stage import Criterion
+from wholegpt.training.stage import Criterion, QuickScore
 
 TOKENS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True)
-class MaskedScore:
-    """How well an encoder finds the hidden tokens of held-out text: always the same ones, 15% of it."""
-
-    nats_per_masked_token: float
-    accuracy: float
-    """Share of them that it holds for the likeliest."""
-    tokens: int
-    """How many were hidden."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 class MaskedPretraining(Pretraining):
@@ -45,29 +32,50 @@ class MaskedPretraining(Pretraining):
         self.objective = MaskedLanguageModeling()
         self.batches = MaskedLoader(make_loader(data, config), data.tokenizer, config.runtime.seed)
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> MaskedScore:
-        """The hidden tokens of the held-out text, or of ``evaluation.tokens`` of it."""
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+        """How well the hidden 15% of the held-out text are found, always the same ones; of all of it with intervals."""
         assert isinstance(model, Encoder)
-        text, length = self.data.validation, model.context_length
-        starts = np.arange(0, max(1, len(text) - length + 1), length)
-        if not whole and self.config.evaluation.tokens:
-            count = max(1, self.config.evaluation.tokens // length)
-            starts = starts[
-                np.unique(np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(int))
-            ]
-        rows, nats, right, hidden = max(1, TOKENS_AT_ONCE // length), 0.0, 0, 0
-        for first in range(0, len(starts), rows):
-            chunk = [text.read(int(start), min(length, len(text))) for start in starts[first : first + rows]]
-            seed = mix_seed(0, int(starts[first]))
-            seen, targets = hide_tokens(torch.from_numpy(np.stack(chunk)).long(), self.tokenizer, seed)
-            asked = targets != IGNORED
-            with torch.inference_mode(), compute_in(self.config.precision.dtype, device):
-                logits = model.logits_of(model.hidden_states(seen.to(device))[asked.to(device)])
-            expected = targets[asked].to(device)
-            nats += float(class_negative_log_likelihood(logits, expected).double().sum())
-            right, hidden = right + int((logits.argmax(-1) == expected).sum()), hidden + len(expected)
-        return MaskedScore(nats / hidden, right / hidden, hidden)
+        text, length = self.data.validation, min(model.context_length, len(self.data.validation))
+        starts = np.arange(0, len(text) - length + 1, length)
+        wanted = 0 if whole else self.config.evaluation.tokens // length
+        if 0 < wanted < len(starts):
+            starts = starts[np.unique(np.linspace(0, len(starts) - 1, wanted).round().astype(int))]
+        counts = np.concatenate(
+            [self._found(model, starts[rows], length, device) for rows in _batches(starts, length)]
+        )
+        hidden, right, nats = counts.T
+        if not whole:
+            figures = (float(part.sum() / hidden.sum()) for part in (nats, right))
+            return QuickScore(dict(zip(("nats_per_masked_token", "accuracy"), figures, strict=True)))
+        metrics = {
+            "nats_per_masked_token": bootstrap_ratio(nats, hidden),
+            "accuracy": bootstrap_ratio(right, hidden),
+        }
+        return TaskScore("masked tokens", int(hidden.sum()), 0, metrics, {}, 0, [])
+
+    def _found(
+        self, model: Encoder, starts: np.ndarray, length: int, device: torch.device
+    ) -> Float[np.ndarray, "B 3"]:
+        """Of windows: how many tokens were hidden, how many of them are the likeliest, and the nats of all."""
+        windows = np.stack([self.data.validation.read(int(start), length) for start in starts])
+        seen, targets = hide_tokens(
+            torch.from_numpy(windows).long(), self.tokenizer, mix_seed(0, int(starts[0]))
+        )
+        asked = targets != IGNORED
+        with torch.inference_mode(), compute_in(self.config.precision.dtype, device):
+            logits = model.logits_of(model.hidden_states(seen.to(device))[asked.to(device)]).cpu()
+        rows, expected = asked.nonzero()[:, 0].numpy(), targets[asked]
+        nats = class_negative_log_likelihood(logits, expected).double().numpy()
+        right = (logits.argmax(-1) == expected).numpy()
+        parts = (np.ones(len(rows)), right, nats)
+        return np.stack([np.bincount(rows, weights=part, minlength=len(starts)) for part in parts], axis=1)
 
     def write(self, model: TokenModel, device: torch.device) -> str:
         """Nothing: it does not write."""
         return ""
+
+
+def _batches(starts: np.ndarray, length: int) -> Iterator[slice]:
+    """Windows that are read at once."""
+    rows = max(1, TOKENS_AT_ONCE // length)
+    return (slice(first, first + rows) for first in range(0, len(starts), rows))

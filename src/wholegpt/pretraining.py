@@ -18,7 +18,7 @@ from wholegpt.generation import encode_prompt, generate
 from wholegpt.model import TokenModel
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
-from wholegpt.training.stage import Criterion
+from wholegpt.training.stage import Criterion, Score
 
 QUIET = Console(quiet=True)
 
@@ -76,7 +76,7 @@ class Pretraining:
         self.tokenizer, self.facts = data.tokenizer, facts or ModelFacts(data.manifest.control)
         self.objective, self.batches = LanguageModeling(), make_loader(data, config)
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TextScore:
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
         """The cross-entropy of the held-out text, or of ``evaluation.tokens`` of it."""
         return evaluate_tokens(
             model,

@@ -141,7 +141,7 @@ def test_what_is_hidden() -> None:
 def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
-    assert run.validation.nats_per_masked_token < 3.5
+    assert run.validation.metrics["nats_per_masked_token"].value < 3.5
     (tmp_path / "data.csv").write_text("text,label\n" + "the of and,a\nto in is,b\n" * 20)
     from wholegpt.presets import configure, recipe
 

@@ -111,16 +111,18 @@ def _certainty(record: dict[str, Any]) -> float:
 
 def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict[str, str]]:
     train, validation = records["train"], records["validation"]
-    on_text = not train or "nats_per_token" in train[0]
+    unit = next(
+        (name for name in ("nats_per_token", "nats_per_masked_token") if train and name in train[0]), "loss"
+    )
+    on_text = unit == "nats_per_token"
 
     def loss(axes: "Axes") -> None:
         if on_text:
             axes.axhline(bound, color=GREY, linestyle=":", label=f"uniform guess, ln V = {bound:.2f}")
             nats = [r["nats_per_token"] for r in validation]
             axes.plot(_x(validation), nats, color=ORANGE, marker="o", markersize=4, label="validation")
-        unit = "nats_per_token" if on_text else "loss"
         axes.plot(_x(train), [r[unit] for r in train], color=BLUE, linewidth=1, label="train")
-        axes.set_ylabel("nats per token" if on_text else "loss of the task and of its texts")
+        axes.set_ylabel("loss of the task and of its texts" if unit == "loss" else unit.replace("_", " "))
         axes.legend(frameon=False)
 
     def figure_of(name: str) -> Any:

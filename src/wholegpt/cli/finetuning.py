@@ -26,7 +26,7 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Config, Dtype, TaskKind, WeightFormat
+from wholegpt.config import Architecture, Config, Dtype, TaskKind, WeightFormat
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     result, best = run.to_json(), run.state.best
     program, path = program_name(), quote(str(run.path))
     pretraining = run.config.finetuning.task is TaskKind.pretraining
-    shown = score_table(result["validation"]) if pretraining else task_table(result["validation"])
+    by_examples = "kind" in result["validation"]
+    shown = task_table(result["validation"]) if by_examples else score_table(result["validation"])
     lines = ["Validation, the last weights:", shown]
     if best and best.step < result["steps"]:
         figures = [(name, f"{x:.4f}") for name, x in best.validation.items() if isinstance(x, float)]
@@ -226,6 +227,9 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
             f"  {program} chat {path}    # talk to it",
             f"  {program} evaluate {path} TEST.json    # on others",
         ]
+    elif run.config.model.architecture is Architecture.encoder and pretraining:
+        options = "--task classification --finetuning.language-modeling 0"
+        lines += [f"  {program} finetune {path} {options} --data YOUR.csv    # teach it your labels"]
     elif pretraining:
         lines += [f'  {program} generate {path} "The"    # let it write']
     else:

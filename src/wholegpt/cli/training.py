@@ -207,10 +207,7 @@ def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool,
         allow_different_numerics=allow_different_numerics,
         console=common.console,
     )
-    if resumed.config.finetuning.model:
-        show_finetuned(resumed, common)
-    else:
-        _show(resumed, common)
+    _show(resumed, common)
 
 
 def _show_config(config: Config, common: Common) -> None:
@@ -219,6 +216,9 @@ def _show_config(config: Config, common: Common) -> None:
 
 def _show(run: "Run[Any]", common: Common) -> None:
     result = run.to_json()
+    if run.config.finetuning.model or "kind" in result["validation"]:
+        show_finetuned(run, common)
+        return
     lines = ["Sample:", "", run.sample, "", "Validation:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:

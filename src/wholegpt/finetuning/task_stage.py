@@ -2,9 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +22,11 @@ from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
 from wholegpt.model import TaskModel, TokenModel
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.stage import Begun, Criterion
+from wholegpt.training.stage import Begun, Criterion, QuickScore
 
 QUIET = Console(quiet=True)
 ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy", tie="nats_per_example")
 CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="validation correlation")
-
-
-@dataclass(frozen=True)
-class QuickScore:
-    """Figures without intervals, while training."""
-
-    figures: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values; ``None`` for what is not a number."""
-        return {name: x if np.isfinite(x) else None for name, x in self.figures.items()}
 
 
 class TaskTuning:

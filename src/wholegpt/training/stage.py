@@ -1,5 +1,6 @@
 """What differs between the ways of training: pretraining, tasks, conversations."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -42,6 +43,17 @@ class Score(Protocol):
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         ...
+
+
+@dataclass(frozen=True)
+class QuickScore:
+    """Figures without intervals, while training."""
+
+    figures: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; ``None`` for what is not a number."""
+        return {name: x if math.isfinite(x) else None for name, x in self.figures.items()}
 
 
 @dataclass(frozen=True)
