@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,15 +150,15 @@ def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict
     of_task = [] if on_text or not validation else [n for n in validation[0] if n not in LOGGED]
     drawn = {f"Validation, {name.replace('_', ' ')}": figure_of(name) for name in of_task}
     drawn |= {"Loss": loss, "Learning rate": rate, "Throughput": throughput, "Gradient": gradient}
-    return [{"title": title, "svg": _svg(title, draw)} for title, draw in drawn.items()]
+    return [{"title": title, "svg": svg_of(title, draw, "optimiser step")} for title, draw in drawn.items()]
 
 
 def _x(records: list[dict[str, Any]]) -> list[int]:
     return [record["step"] for record in records]
 
 
-def _svg(title: str, draw: Any) -> str:
-    """An inline SVG of the axes that ``draw`` fills; the same records give the same bytes."""
+def svg_of(title: str, draw: Callable[["Axes"], None], along: str) -> str:
+    """An inline SVG of the axes that ``draw`` fills, over what runs ``along``; the same records give the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -166,7 +166,7 @@ def _svg(title: str, draw: Any) -> str:
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel(along)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e5e7eb")
         axes.set_axisbelow(True)

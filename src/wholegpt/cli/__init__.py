@@ -52,6 +52,7 @@ def make_app() -> cyclopts.App:
     app.command(use.compare, sort_key=3)
     app.command(use.info, sort_key=4)
     app.command(training.plan, sort_key=4)
+    app.command(training.ladder, sort_key=4)
     app.command(finetuning.finetune, sort_key=5)
     app.command(finetuning.predict, sort_key=5)
     app.command(conversion.export, sort_key=6)

@@ -128,6 +128,17 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of as many cells, the first of each to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
 def score_table(score: dict[str, Any]) -> str:
     """The figures of a text for people: those measured in training, or all of an evaluation with their intervals."""
     names = {

@@ -19,6 +19,7 @@ from wholegpt.cli.options import (
     Reading,
     ReadingOptions,
     Settings,
+    grid,
     program_name,
     score_table,
     section,
@@ -173,6 +174,46 @@ def plan(
         console=common.console,
     )
     common.show(planned.to_json(), planned.describe())
+
+
+def ladder(
+    *source: str,
+    minutes: float,
+    out: str | None = None,
+    rung: tuple[str, ...] = (),
+    recipe: Annotated[str, Parameter(name=["--recipe", "--config"])] = "ladder",
+    config: Settings = Config(),
+    reading: ReadingOptions = Reading(),
+    common: CommonOptions = Common(),
+) -> None:
+    """Train each kind of model that led to GPT on the same text for the same time: one table, one chart.
+
+    Each gets four short trials of an eighth of the time for its size and learning rate (n-grams four orders), then is
+    trained for all of it, and once more with as many parameters as the last one has: two and a half times the minutes
+    for each. What is done is kept; the same call goes on.
+
+    Parameters
+    ----------
+    source
+        What `train` takes.
+    minutes
+        Of training for each.
+    out
+        Folder of table, chart and runs; runs/ladder-NAME unless given.
+    rung
+        Only this one: uniform, unigram, n-gram, average, Elman, GRU, LSTM, GPT-1, GPT-2 or modern. Can be repeated.
+    recipe
+        What all have in common.
+
+    """
+    chosen = presets.configure(
+        _changes(source, config, reading, common), presets.recipe(recipe), where="command line"
+    )
+    from wholegpt.ladder import climb, table_rows
+
+    climbed = climb(minutes=minutes, config=chosen, out=out, rungs=rung, console=common.console).to_json()
+    folder = climbed["folder"]
+    common.show(climbed, f"{grid(table_rows(climbed))}\nPage: {folder}/ladder.html")
 
 
 def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: Common) -> dict[str, Any]:

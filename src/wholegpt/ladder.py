@@ -1,0 +1,337 @@
+"""The ladder that led to GPT: each kind of model trained on the same text for the same time, and at the same size.
+
+Every rung is searched for in the same way before: ``TRIALS`` short trainings, each a share of the time that it gets;
+of n-grams as many orders.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from wholegpt import api, presets
+from wholegpt.analysis.ladder_page import write_ladder_page
+from wholegpt.baselines import NGram
+from wholegpt.checks import complete_model
+from wholegpt.config import Architecture, Attention, Config, ModelConfig, Positions
+from wholegpt.console import Console
+from wholegpt.data import PreparedData
+from wholegpt.errors import ConfigError
+from wholegpt.evaluation import evaluate_tokens
+from wholegpt.files import read_json, write_json_atomic
+from wholegpt.model import flops_per_token, parameter_count
+from wholegpt.planning.trial import run_trial
+from wholegpt.run import Run
+from wholegpt.start import open_text, prepared_text
+from wholegpt.training.resolution import resolve
+
+TRIALS = 4
+TRIAL_SHARE = 1 / 8
+"""Of the time of a rung that each trial takes."""
+PACE_STEPS = 6
+LEARNING_RATES = (0.003, 0.01)
+WIDTHS = (128, 256)
+NARROWEST, STEP, WIDEST = 32, 16, 2048
+"""Widths among which the one with as many parameters as another model is looked for."""
+ORDERS = (2, 3, 4, 6)
+TRIAL_TOKENS = 20_000
+"""Held-out tokens that a trial is measured on."""
+CHOICE = "choice.json"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One kind of model."""
+
+    name: str
+    words: str
+    """What it does, in a line."""
+    of_width: Callable[[int], ModelConfig] | None = None
+    """The model of a width, but for vocabulary and context."""
+    orders: Sequence[int] = ()
+    """Of n-grams, those that are tried."""
+
+
+def _transformer(like: ModelConfig, **changes: Any) -> Callable[[int], ModelConfig]:
+    """A transformer like a published one: a layer for each 64 of width, two at least; heads of 32."""
+
+    def of_width(width: int) -> ModelConfig:
+        heads = max(1, width // 32)
+        sizes = {
+            "d_model": width,
+            "n_layers": max(2, round(width / 64)),
+            "n_heads": heads,
+            "d_head": width // heads,
+        }
+        return dataclasses.replace(like, **{**sizes, "n_kv_heads": 0, "d_ff": 0, "dropout": 0.0, **changes})
+
+    return of_width
+
+
+def _recurrent(kind: Architecture) -> Callable[[int], ModelConfig]:
+    """Two layers of one kind."""
+    return lambda width: ModelConfig(architecture=kind, d_model=width, n_layers=2)
+
+
+RUNGS = (
+    Rung("uniform", "every token as likely", orders=(0,)),
+    Rung("unigram", "how often each token comes", orders=(1,)),
+    Rung("n-gram", "what followed the last few tokens, with Kneser–Ney smoothing", orders=ORDERS),
+    Rung(
+        "average",
+        "the mean of all that came before",
+        _transformer(presets.gpt2(), attention=Attention.average, positions=Positions.learned),
+    ),
+    Rung("Elman", "a state made of the one before and the token", _recurrent(Architecture.elman)),
+    Rung("GRU", "the same with gates", _recurrent(Architecture.gru)),
+    Rung("LSTM", "the same with gates and a memory", _recurrent(Architecture.lstm)),
+    Rung("GPT-1", "attention, norms after the sums", _transformer(presets.gpt1())),
+    Rung("GPT-2", "norms before the layers", _transformer(presets.gpt2())),
+    Rung("modern", "rotary positions, RMSNorm, SwiGLU", _transformer(presets.modern("tiny"))),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the search of a rung found."""
+
+    size: int
+    """The width, or the order of n-grams."""
+    learning_rate: float
+    tried: list[list[float]]
+    """Size, learning rate and nats per token of each trial."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained rung."""
+
+    parameters: int
+    bits_per_byte: float
+    nats_per_token: float
+    train_flops: float
+    """3 · forward FLOPs a token · tokens."""
+    train_seconds: float
+    tokens: int
+    tokens_per_second: float
+    sample: str
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All rungs, on one text."""
+
+    corpus: str
+    folder: str
+    """Where the page and the runs are."""
+    minutes: float
+    rungs: list[dict[str, Any]]
+    """Of each its name, what it does, its choice, its result, and that at the size of the last (``equal``)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def climb(
+    *sources: str | Path,
+    minutes: float,
+    config: Config | None = None,
+    out: str | Path | None = None,
+    rungs: Sequence[str] = (),
+    console: Console | None = None,
+) -> Ladder:
+    """Train every rung (or those named) for so many ``minutes``, then each with as many parameters as the last one has.
+
+    Settings that all share come from ``config``, or from the recipe ``ladder``. Everything is kept in ``out``
+    (``runs/ladder-NAME`` unless given), and a second call goes on there. Raises ``ConfigError`` for a time that is
+    none, and for a rung that does not exist.
+    """
+    console = console or Console()
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes is {minutes:g}; expected a finite time above 0")
+    unknown = [name for name in rungs if name not in {rung.name for rung in RUNGS}]
+    if unknown:
+        raise ConfigError(
+            f"there is no rung {unknown[0]!r}; {presets.nearest(unknown[0], [r.name for r in RUNGS])}"
+        )
+    chosen = [rung for rung in RUNGS if not rungs or rung.name in rungs]
+    base = config or presets.recipe("ladder")
+    if sources:
+        base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=tuple(map(str, sources))))
+    folder, data, base = _prepared(base, Path(out) if out else None, console)
+    done: list[dict[str, Any]] = []
+    for rung in chosen:
+        console.note(f"{rung.name}: {rung.words}")
+        choice = _search(rung, base, data, minutes, folder / _name(rung), console)
+        result = _train(
+            rung, choice.size, choice.learning_rate, base, data, minutes, folder / _name(rung), console
+        )
+        done.append(
+            {"name": rung.name, "words": rung.words, "choice": asdict(choice), "result": asdict(result)}
+        )
+    parameters = done[-1]["result"]["parameters"]
+    for rung, one in zip(chosen, done, strict=True):
+        if rung.of_width is None:
+            continue
+        width = _width_of(rung.of_width, parameters, data)
+        rate = one["choice"]["learning_rate"]
+        same = folder / (_name(rung) if width == one["choice"]["size"] else f"{_name(rung)}-equal")
+        one["equal"] = asdict(_train(rung, width, rate, base, data, minutes, same, console))
+    ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
+    write_json_atomic(folder / "ladder.json", ladder.to_json())
+    write_ladder_page(folder / "ladder.html", ladder.to_json())
+    return ladder
+
+
+def _name(rung: Rung) -> str:
+    return rung.name.lower()
+
+
+def _prepared(config: Config, out: Path | None, console: Console) -> tuple[Path, PreparedData, Config]:
+    """The text, prepared once for all rungs."""
+    config, corpus = open_text(config, console)
+    name = corpus.name if corpus else Path(config.data.source[0]).name
+    folder = out or Path("runs") / f"ladder-{name}"
+    data = folder / "data"
+    if not PreparedData.exists(data):
+        folder.mkdir(parents=True, exist_ok=True)
+        prepared_text(config, corpus, data, console)
+    source = dataclasses.replace(config.data, source=(str(data.resolve()),))
+    return folder, PreparedData.open(data), dataclasses.replace(config, data=source)
+
+
+def _search(
+    rung: Rung, base: Config, data: PreparedData, minutes: float, folder: Path, console: Console
+) -> Choice:
+    """The best of ``TRIALS`` sizes and learning rates, or orders."""
+    kept = folder.with_suffix(f".{CHOICE}")
+    if kept.exists():
+        return msgspec.convert(read_json(kept), Choice)
+    if rung.of_width is None:
+        candidates = [(order, 0.0) for order in rung.orders]
+    else:
+        candidates = [(width, rate) for width in WIDTHS for rate in LEARNING_RATES]
+    tried: list[list[float]] = []
+    for size, rate in candidates if len(candidates) > 1 else []:
+        config = _config(rung, size, rate, base, data, 60 * minutes * TRIAL_SHARE, console)
+        tried.append([size, rate, _trial_nats(config, data, console)])
+    size, rate, _ = min(tried, key=lambda one: one[2]) if tried else (*candidates[0], 0.0)
+    choice = Choice(int(size), rate, tried)
+    write_json_atomic(kept, asdict(choice))
+    return choice
+
+
+def _config(
+    rung: Rung, size: int, rate: float, base: Config, data: PreparedData, seconds: float, console: Console
+) -> Config:
+    """What a training of so many ``seconds`` is: its pace is measured first."""
+    length = base.model.context_length
+    if rung.of_width is None:
+        model = ModelConfig(architecture=Architecture.ngram, ngram_order=size, context_length=length)
+        return resolve(dataclasses.replace(base, model=model), data)
+    model = dataclasses.replace(rung.of_width(size), vocab_size=0, context_length=length)
+    optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
+    training = dataclasses.replace(base.training, steps=PACE_STEPS, epochs=0.0)
+    config = resolve(dataclasses.replace(base, model=model, optimizer=optimizer, training=training), data)
+    with console.progress("measuring its pace", PACE_STEPS) as progress:
+        pace = run_trial(config, data, progress, sample=1).rates.step_seconds
+    steps = max(PACE_STEPS, round(seconds / pace))
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+
+
+def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
+    """Nats per token of the held-out text after a short training, or counting."""
+    if config.model.architecture is Architecture.ngram:
+        model = NGram.counted(data.train.read(0, len(data.train)), config.model)
+        dtype, device = config.precision.dtype, torch.device("cpu")
+        tokens, quiet = data.validation, Console(quiet=True)
+        score = evaluate_tokens(model, tokens, data.tokenizer, device, dtype, quiet, sample=TRIAL_TOKENS)
+        return score.nats_per_token
+    with console.progress("searching", config.training.steps) as progress:
+        trial = run_trial(config, data, progress, sample=TRIAL_TOKENS)
+    return min(trial.validation_nats.values())
+
+
+def _train(
+    rung: Rung,
+    size: int,
+    rate: float,
+    base: Config,
+    data: PreparedData,
+    minutes: float,
+    folder: Path,
+    console: Console,
+) -> Result:
+    """The rung trained for so many minutes, or what an earlier call made of it."""
+    kept = folder / "result.json"
+    if not kept.exists():
+        if (folder / "config.yaml").exists():
+            run: Run[Any] = api.resume(folder, console=console)
+        else:
+            config = _config(rung, size, rate, base, data, 60 * minutes, console)
+            run = api.train(config=config, out=folder, console=console)
+        write_json_atomic(kept, asdict(_result(run)))
+    return msgspec.convert(read_json(kept), Result)
+
+
+def _result(run: Run[Any]) -> Result:
+    state, validation = run.state, run.validation.to_json()
+    flops = 3 * flops_per_token(run.config.model) * state.tokens
+    return Result(
+        parameters=run.parameters,
+        bits_per_byte=validation["bits_per_byte"],
+        nats_per_token=validation["nats_per_token"],
+        train_flops=flops,
+        train_seconds=state.train_seconds,
+        tokens=state.tokens,
+        tokens_per_second=state.tokens / max(state.train_seconds, 1e-9),
+        sample=run.sample,
+    )
+
+
+def _width_of(of_width: Callable[[int], ModelConfig], parameters: int, data: PreparedData) -> int:
+    """The width whose model has about as many ``parameters``."""
+
+    def distance(width: int) -> float:
+        config = dataclasses.replace(of_width(width), vocab_size=data.tokenizer.vocab_size)
+        return abs(math.log(parameter_count(complete_model(config)).total / parameters))
+
+    return min(range(NARROWEST, WIDEST, STEP), key=distance)
+
+
+def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:
+    """The table for people, its first row the names of the columns."""
+    rows = [
+        [
+            "rung",
+            "bits per byte",
+            "parameters",
+            "training FLOPs",
+            "seconds",
+            "tokens/s",
+            "size, rate",
+            "equal: bits per byte",
+        ]
+    ]
+    for one in ladder["rungs"]:
+        result, choice, equal = one["result"], one["choice"], one.get("equal")
+        rate = f", {choice['learning_rate']:g}" if choice["learning_rate"] else ""
+        rows.append(
+            [
+                one["name"],
+                f"{result['bits_per_byte']:.4f}",
+                f"{result['parameters']:,}",
+                f"{result['train_flops']:.2e}" if result["train_flops"] else "–",
+                f"{result['train_seconds']:.0f}",
+                f"{result['tokens_per_second']:,.0f}",
+                f"{choice['size']}{rate}",
+                f"{equal['bits_per_byte']:.4f} ({equal['parameters']:,})" if equal else "–",
+            ]
+        )
+    return rows
