@@ -36,7 +36,7 @@ from wholegpt.files import (
     write_text_atomic,
 )
 from wholegpt.mapping import from_mapping, to_mapping
-from wholegpt.model import Encoder, TaskModel, TokenModel, Transformer
+from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel, Transformer
 from wholegpt.model.heads import TaskEncoder, TaskTransformer
 from wholegpt.tokenizers import Tokenizer
 
@@ -199,6 +199,8 @@ def make_model(
         return NGram(config, sizes)
     if config.architecture not in TRANSFORMERS:
         return RecurrentNetwork(config)
+    if config.architecture is Architecture.encoder_decoder:
+        return EncoderDecoder(config)
     encoder = config.architecture is Architecture.encoder
     if facts.task:
         kind = TaskEncoder if encoder else TaskTransformer

@@ -28,8 +28,14 @@ LEAST_WEIGHT = 1e-5
 """Share of the windows of a source that is used at all."""
 
 
-TRANSFORMERS = (Architecture.transformer, Architecture.encoder)
+TRANSFORMERS = (Architecture.transformer, Architecture.encoder, Architecture.encoder_decoder)
 NGRAM = ("ngram_order", "ngram_discount")
+OWN = {
+    "segments": Architecture.encoder,
+    "separator": Architecture.encoder_decoder,
+    **dict.fromkeys(NGRAM, Architecture.ngram),
+}
+"""Settings of the model that one architecture alone has."""
 USED = {
     **dict.fromkeys(
         (Architecture.elman, Architecture.gru, Architecture.lstm),
@@ -321,30 +327,19 @@ def check_model(model: ModelConfig) -> None:
 
 def _check_architecture(model: ModelConfig) -> None:
     """Settings that the architecture does not have."""
-    used, default = USED.get(model.architecture), ModelConfig()
-    if model.architecture is Architecture.encoder and model.attention is not Attention.full:
+    kind, used, default = model.architecture, USED.get(model.architecture), ModelConfig()
+    for name in (field.name for field in dataclasses.fields(model)):
+        meant = OWN.get(name, kind) is kind if used is None else name in used
+        if name != "architecture" and not meant and getattr(model, name) != getattr(default, name):
+            raise ConfigError(f"model.{name} means nothing for {kind}; leave it out")
+    encodes = kind in (Architecture.encoder, Architecture.encoder_decoder)
+    if encodes and model.attention is not Attention.full:
         raise ConfigError(
-            f"model.attention is {model.attention}, which looks back only; an encoder's is full"
+            f"model.attention is {model.attention}, which looks back only; of {kind} it is full"
         )
-    for field in dataclasses.fields(model):
-        name, value = field.name, getattr(model, field.name)
-        others = NGRAM if model.architecture is Architecture.encoder else (*NGRAM, "segments")
-        meant = name not in others if used is None else name in used
-        if name != "architecture" and not meant and value != getattr(default, name):
-            raise ConfigError(f"model.{name} means nothing for {model.architecture}; leave it out")
-    if model.architecture is Architecture.ngram:
-        _require(
-            "model.ngram_order",
-            model.ngram_order,
-            0 <= model.ngram_order <= MOST_ORDER,
-            f"from 0 to {MOST_ORDER}",
-        )
-        _require(
-            "model.ngram_discount",
-            model.ngram_discount,
-            0 <= model.ngram_discount < 1,
-            "at least 0 and below 1",
-        )
+    order, discount = model.ngram_order, model.ngram_discount
+    _require("model.ngram_order", order, 0 <= order <= MOST_ORDER, f"from 0 to {MOST_ORDER}")
+    _require("model.ngram_discount", discount, 0 <= discount < 1, "at least 0 and below 1")
 
 
 def check_separable(model: ModelConfig, what: str) -> None:

@@ -21,6 +21,7 @@ class Architecture(StrEnum):
 
     transformer = "transformer"
     encoder = "encoder"
+    encoder_decoder = "encoder_decoder"
     elman = "elman"
     gru = "gru"
     lstm = "lstm"
@@ -229,8 +230,8 @@ class ModelConfig:
     """The architecture: a decoder-only transformer, or one of its predecessors."""
 
     architecture: Architecture = Architecture.transformer
-    """A transformer; one that sees both sides and finds hidden tokens (encoder); a recurrent network (elman, gru,
-    lstm); or counts of runs of tokens (ngram)."""
+    """A transformer; one that sees both sides and finds hidden tokens (encoder); both of them, from text to text
+    (encoder_decoder); a recurrent network (elman, gru, lstm); or counts of runs of tokens (ngram)."""
     vocab_size: int = 0
     """V: tokens in the vocabulary. 0: the tokenizer's."""
     context_length: int = 256
@@ -280,6 +281,8 @@ class ModelConfig:
     """Share the token embedding with the output projection."""
     dropout: float = 0.0
     """Probability of zeroing an attention weight, a residual branch's output, an embedding."""
+    separator: int = -1
+    """Id of the token between source and target of an encoder_decoder; that of its template where it is trained."""
     segments: int = 0
     """Segment embeddings of an encoder, for the first and the second text. 0: none."""
     ngram_order: int = 5

@@ -9,6 +9,7 @@ from wholegpt.model.accounting import (
 from wholegpt.model.base import NeuralModel, TokenModel
 from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.encoder import Encoder
+from wholegpt.model.encoder_decoder import EncoderDecoder
 from wholegpt.model.experts import router_losses, take_counts
 from wholegpt.model.heads import TaskModel
 from wholegpt.model.layout import lay_out
@@ -16,6 +17,7 @@ from wholegpt.model.transformer import Transformer
 
 __all__ = [
     "Encoder",
+    "EncoderDecoder",
     "KeyValueCache",
     "NeuralModel",
     "TaskModel",

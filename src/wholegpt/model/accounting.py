@@ -72,6 +72,10 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     ):  # what predicts: a layer, its norm, and a number for each token
         heading = c.d_model * (c.d_model + 1) + norm + c.vocab_size
         heading += norm if c.norm_placement is NormPlacement.post else 0
+    if c.architecture is Architecture.encoder_decoder:  # each layer twice, and between them
+        heads = c.n_heads * c.d_head
+        cross = linear(c.d_model, heads) + linear(c.d_model, 2 * heads) + linear(heads, c.d_model) + norm
+        heading = final_norm + distinct * (attention + feed_forward + 2 * norm + cross)
     return ParameterCount(
         embeddings=(matrices * c.vocab_size + vectors) * c.d_model,
         blocks=heading
@@ -114,6 +118,11 @@ def flops_per_token(config: ModelConfig) -> int:
     attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
     feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.experts * c.d_model
     predicting = c.d_model**2 if c.architecture is Architecture.encoder else 0
+    if c.architecture is Architecture.encoder_decoder:  # every position goes through both halves in training
+        layer = 2 * (attention + feed_forward) + 4 * c.d_model * c.n_heads * c.d_head
+        return 2 * (
+            c.n_layers * layer + c.vocab_size * c.d_model
+        ) + 3 * c.n_layers * c.n_heads * mixing_flops(c)
     matrices = c.n_layers * (attention + feed_forward) + c.vocab_size * c.d_model + predicting
     return 2 * matrices + c.n_layers * c.n_heads * mixing_flops(c)
 

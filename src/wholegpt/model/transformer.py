@@ -170,7 +170,7 @@ class Transformer(NeuralModel):
 
 
 @torch.no_grad()
-def initialize(model: Transformer) -> None:
+def initialize(model: NeuralModel) -> None:
     """GPT-2's initialisation: N(0, 0.02²); biases 0; what writes to the residual stream scaled by 1/√(2L).
 
     The scaling keeps the variance of the residual stream from growing with depth (Radford et al.

@@ -1,0 +1,368 @@
+"""A transformer in two halves: one reads a source from both sides, the other writes a target (Vaswani et al. 2017).
+
+A sequence is source, separator, target. The encoder reads the source up to the separator, the decoder begins with it;
+so a sequence can be trained on, scored and written like that of any other model.
+
+Shapes: B batch, T positions, S source positions, D model width, H heads, K head width, L layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from wholegpt.checks import complete_model
+from wholegpt.config import AttentionKernel, Bias, ModelConfig, NormPlacement
+from wholegpt.errors import ConfigError
+from wholegpt.model.attention import SequenceContext, attention
+from wholegpt.model.base import NeuralModel
+from wholegpt.model.block import Block
+from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.dropout import dropout
+from wholegpt.model.linear import Linear
+from wholegpt.model.norms import make_norm
+from wholegpt.model.positions import make_positions, restarted_positions
+from wholegpt.model.transformer import initialize
+from wholegpt.runtime import compute_dtype
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q·Kᵀ/√K + M)·V with queries of the target, keys and values of the source (E4), projected by W_O."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.bias is Bias.all
+        self.d_head, self.dropout = config.d_head, config.dropout
+        width = config.n_heads * config.d_head
+        self.query = Linear(config.d_model, width, bias=bias)
+        self.key_value = Linear(config.d_model, 2 * width, bias=bias)
+        self.key_value.stacked_rows = [width, width]
+        self.output = Linear(width, config.d_model, bias=bias)
+
+    def remember(self, source: Float[Tensor, "B S D"]) -> Float[Tensor, "2 B H S K"]:
+        """Keys and values of the source, which every position of the target meets."""
+        batch, length, _ = source.shape
+        return self.key_value(source).view(batch, length, 2, -1, self.d_head).permute(2, 0, 3, 1, 4)
+
+    def forward(
+        self,
+        stream: Float[Tensor, "B T D"],
+        memory: Float[Tensor, "2 B H S K"],
+        visible: Bool[Tensor, "B 1 T S"],
+    ) -> Float[Tensor, "B T D"]:
+        """Each position's weighted mean of the source."""
+        batch, length, _ = stream.shape
+        queries = self.query(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
+        p = self.dropout if self.training else 0.0
+        mixed = attention(queries, memory[0], memory[1], visible, p)
+        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the decoder sees of the encoder in one forward pass."""
+
+    memories: Sequence[Float[Tensor, "2 B H S K"]]
+    """Of each layer."""
+    visible: Bool[Tensor, "B 1 T S"]
+
+
+class DecoderBlock(Block):
+    """A block with attention to the source between its own and the feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
+        super().__init__(config, kernel)
+        self.cross_norm = make_norm(config, config.d_model)
+        self.cross_attention = CrossAttention(config)
+
+    def decode(
+        self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int, source: Source
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream after this block."""
+        p = self.dropout if self.training else 0.0
+        memory, visible = source.memories[layer], source.visible
+        if self.placement is NormPlacement.pre:
+            stream = stream + dropout(self.attention(self.attention_norm(stream), context, layer), p)
+            stream = stream + dropout(self.cross_attention(self.cross_norm(stream), memory, visible), p)
+            return stream + dropout(self.feed_forward(self.feed_forward_norm(stream)), p)
+        stream = self.attention_norm(stream + dropout(self.attention(stream, context, layer), p))
+        stream = self.cross_norm(stream + dropout(self.cross_attention(stream, memory, visible), p))
+        return self.feed_forward_norm(stream + dropout(self.feed_forward(stream), p))
+
+
+class EncoderDecoder(NeuralModel):
+    """L encoder blocks over the source, L decoder blocks over the target; one embedding for all."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        config = complete_model(config)
+        super().__init__(config)
+        self.position_embedding, self.rotary = make_positions(config)
+        blocks = range(config.n_layers)
+        # Masks here are of documents and of sources, which only the plain kernel reads.
+        self.encoder = nn.ModuleList(Block(config, AttentionKernel.plain) for _ in blocks)
+        self.decoder = nn.ModuleList(DecoderBlock(config, AttentionKernel.plain) for _ in blocks)
+        pre = config.norm_placement is NormPlacement.pre
+        self.encoder_norm, self.decoder_norm = (
+            make_norm(config, config.d_model) if pre else nn.Identity() for _ in range(2)
+        )
+        self.unembedding = self.make_unembedding()
+        initialize(self)
+
+    @property
+    def ends_at_context(self) -> bool:
+        """The source stays where it is, so there are no more than τ positions."""
+        return True
+
+    def hidden_states(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        cache: "SourceCache | None" = None,
+        documents: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The decoder's last states; of source positions, where nothing is predicted, they mean nothing.
+
+        ``documents`` are sequences side by side, each with a source of its own.
+        """
+        if cache is not None:
+            return self._next_states(token_ids, cache)
+        if token_ids.shape[1] > self.context_length:
+            raise ConfigError(
+                f"{token_ids.shape[1]} tokens do not fit model.context_length = {self.context_length}"
+            )
+        parts = _parts(token_ids, documents, self.config.separator)
+        itself = torch.eye(token_ids.shape[1], dtype=torch.bool, device=token_ids.device)
+        of_source = (parts.alike & parts.source[:, None, :]).unsqueeze(1)
+        before = parts.alike & parts.target[:, None, :] & itself.new_ones(itself.shape).tril()
+        encoded = self._encoded(token_ids, parts.places, of_source)
+        source = Source([block.cross_attention.remember(encoded) for block in self._decoder], of_source)
+        return self._decoded(token_ids, parts.target_places, (before | itself).unsqueeze(1), None, source)
+
+    def _next_states(self, token_ids: Int[Tensor, "B T"], cache: "SourceCache") -> Float[Tensor, "B T D"]:
+        """The same token by token: a source is kept until its separator comes, and then read at once."""
+        taken = [
+            self._take_source(row, token_ids[row], cache.rows(row, row + 1)) for row in range(len(token_ids))
+        ]
+        if not any(taken):
+            return self._written(token_ids, cache)
+        states = token_ids.new_zeros(
+            *token_ids.shape, self.config.d_model, dtype=self.token_embedding.weight.dtype
+        )
+        for row, count in enumerate(taken):
+            if count < token_ids.shape[1]:
+                states[row, count:] = self._written(
+                    token_ids[row : row + 1, count:], cache.rows(row, row + 1)
+                )[0]
+        return states
+
+    def _take_source(self, row: int, token_ids: Int[Tensor, " T"], cache: "SourceCache") -> int:
+        """Keep the tokens that stand before a separator, and read all of them where it has come; how many they are."""
+        if cache.complete:
+            return 0
+        known = int(cache.lengths[0])
+        ends = (token_ids == self.config.separator).nonzero()
+        count = int(ends[0, 0]) if len(ends) else len(token_ids)
+        cache.tokens[0, known : known + count] = token_ids[:count]
+        cache.lengths += count
+        if len(ends):
+            length = known + count + 1
+            cache.tokens[0, length - 1] = self.config.separator
+            places = torch.arange(length, device=token_ids.device)
+            encoded = self._encoded(cache.tokens[:, :length], places, None)
+            for layer, block in enumerate(self._decoder):
+                cache.memories[layer, :, :, :, :length] = block.cross_attention.remember(encoded)
+            cache.source_lengths[0] = length
+        return count
+
+    def _written(self, token_ids: Int[Tensor, "B T"], cache: "SourceCache") -> Float[Tensor, "B T D"]:
+        """The decoder's states of tokens of targets, whose sources have been read."""
+        longest = int(cache.source_lengths.max())
+        seen = (
+            torch.arange(longest, device=token_ids.device)
+            < cache.source_lengths.to(token_ids.device)[:, None]
+        )
+        visible = seen[:, None, None].expand(-1, 1, token_ids.shape[1], -1)
+        source = Source(list(cache.memories[:, :, :, :, :longest]), visible)
+        cache.decoder.lengths[:] = cache.lengths - cache.source_lengths + 1
+        positions, before = cache.decoder.reserve(token_ids.shape[1])
+        states = self._decoded(token_ids, positions, before, cache.decoder, source)
+        cache.lengths += token_ids.shape[1]
+        return states
+
+    @property
+    def _decoder(self) -> list[DecoderBlock]:
+        return [block for block in self.decoder if isinstance(block, DecoderBlock)]
+
+    def _begun(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "*B T"],
+        visible: Bool[Tensor, "*M T S"] | None,
+        cache: KeyValueCache | None,
+    ) -> tuple[Float[Tensor, "B T D"], SequenceContext]:
+        """h₀ of either half, and what its attention layers share."""
+        stream = self.token_embedding(token_ids)
+        rotation = None
+        if self.rotary is not None:
+            of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions
+            rotation = self.rotary(of_heads, torch.promote_types(stream.dtype, torch.float32))
+        if self.position_embedding is not None:
+            stream = stream + self.position_embedding(positions).to(stream.dtype)
+        p = self.config.dropout if self.training else 0.0
+        return dropout(stream.to(compute_dtype(stream)), p), SequenceContext(visible, rotation, cache)
+
+    def _encoded(
+        self,
+        token_ids: Int[Tensor, "B S"],
+        positions: Int[Tensor, "*B S"],
+        visible: Bool[Tensor, "B 1 S S"] | None,
+    ) -> Float[Tensor, "B S D"]:
+        stream, context = self._begun(token_ids, positions, visible, None)
+        for layer, block in enumerate(self.encoder):
+            stream = block(stream, context, layer)
+        return self.encoder_norm(stream)
+
+    def _decoded(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "*B T"],
+        visible: Bool[Tensor, "*M T S"] | None,
+        cache: KeyValueCache | None,
+        source: Source,
+    ) -> Float[Tensor, "B T D"]:
+        stream, context = self._begun(token_ids, positions, visible, cache)
+        for layer, block in enumerate(self._decoder):
+            stream = block.decode(stream, context, layer, source)
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        return self.decoder_norm(stream)
+
+    def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
+        """The weight matrices of both halves."""
+        for half in (self.encoder, self.decoder):
+            for module in half.modules():
+                if isinstance(module, Linear):
+                    yield module.weight, module.stacked_rows or [len(module.weight)]
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> "SourceCache":
+        """An empty cache for sources and targets of up to ``capacity`` tokens together (0: τ)."""
+        c, room = self.config, capacity or self.context_length
+        dtype = self.token_embedding.weight.dtype
+        shape = c.n_layers, 2, batch_size, c.n_heads, room, c.d_head
+        return SourceCache(
+            torch.zeros(batch_size, room, dtype=torch.long, device=self.device),
+            torch.zeros(shape, dtype=dtype, device=self.device),
+            KeyValueCache.empty(c, batch_size, room, self.device, dtype),
+            torch.zeros(batch_size, dtype=torch.long),
+            torch.zeros(batch_size, dtype=torch.long),
+        )
+
+    def cache_bytes(self, batch_size: int, capacity: int) -> int:
+        """Keys and values of source and target, and the tokens of the source."""
+        dtype = self.token_embedding.weight.dtype
+        one = KeyValueCache.bytes(self.config, batch_size, capacity, dtype)
+        return one * (1 + self.config.n_heads // self.config.n_kv_heads) + 8 * batch_size * capacity
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which part of a sequence each position is in."""
+
+    alike: Bool[Tensor, "B T T"]
+    """Of the same document."""
+    source: Bool[Tensor, "B T"]
+    """Up to the first separator of its document, which is in both."""
+    target: Bool[Tensor, "B T"]
+    places: Int[Tensor, "B T"]
+    """In the document."""
+    target_places: Int[Tensor, "B T"]
+    """After its separator."""
+
+
+def _parts(token_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, separator: int) -> Parts:
+    if documents is None:
+        documents = torch.zeros_like(token_ids)
+    index = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
+    ends = token_ids == separator
+    so_far = ends.long().cumsum(1)
+    places = restarted_positions(documents)
+    before = torch.where(places == 0, so_far - ends.long(), 0).cummax(1).values
+    passed = so_far - before
+    first = ends & (passed == 1)
+    started = (index * first).cummax(1).values
+    alike = documents[:, :, None] == documents[:, None]
+    target = passed > 0
+    return Parts(alike, (passed == 0) | first, target, places, (index - started).clamp_min(0) * target)
+
+
+class SourceCache:
+    """Sources as they come, what the encoder made of them, and keys and values of the targets."""
+
+    rewinds = True
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "B S"],
+        memories: Float[Tensor, "L 2 B H S K"],
+        decoder: KeyValueCache,
+        source_lengths: Int[Tensor, " B"],
+        lengths: Int[Tensor, " B"],
+    ) -> None:
+        self.tokens, self.memories, self.decoder = tokens, memories, decoder
+        self.source_lengths, self.lengths = source_lengths, lengths
+        """The separator is counted in both."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the separator of the only sequence has come."""
+        return 0 < int(self.source_lengths[0]) <= int(self.lengths[0])
+
+    def can_forget(self, row: int, length: int) -> bool:
+        """Always: a source that is not whole any more is read again."""
+        return True
+
+    def rows(self, first: int, last: int) -> "SourceCache":
+        """Sequences ``first`` to ``last`` − 1, in the same memory."""
+        some = slice(first, last)
+        return SourceCache(
+            self.tokens[some],
+            self.memories[:, :, some],
+            self.decoder.rows(first, last),
+            self.source_lengths[some],
+            self.lengths[some],
+        )
+
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
+        """Make sequence ``target`` hold what ``source`` does, or its first ``length`` tokens."""
+        for held in (self.tokens, self.source_lengths):
+            held[target] = held[source]
+        self.memories[:, :, target] = self.memories[:, :, source]
+        self.decoder.copy_row(source, target)
+        self.lengths[target] = self.lengths[source] if length is None else length
+
+    def reorder(self, sources: Sequence[int]) -> None:
+        """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
+        chosen = list(sources)
+        for held in (self.tokens, self.source_lengths, self.lengths):
+            held[: len(chosen)] = held[chosen]
+        self.memories[:, :, : len(chosen)] = self.memories[:, :, chosen]
+        self.decoder.reorder(chosen)
+
+    def clear(self) -> None:
+        """Forget everything, keeping the memory."""
+        self.source_lengths.zero_()
+        self.lengths.zero_()
+        self.decoder.clear()
+
+    def repeated(self, batch_size: int, capacity: int) -> "SourceCache":
+        """A cache for ``batch_size`` sequences that all begin with what this one, of a single sequence, holds."""
+        more = capacity - self.tokens.shape[1]
+        memories = nn.functional.pad(self.memories, (0, 0, 0, max(more, 0)))
+        return SourceCache(
+            nn.functional.pad(self.tokens, (0, max(more, 0))).repeat(batch_size, 1),
+            memories.repeat(1, 1, batch_size, 1, 1, 1),
+            self.decoder.repeated(batch_size, max(capacity, self.tokens.shape[1])),
+            self.source_lengths.repeat(batch_size),
+            self.lengths.repeat(batch_size),
+        )

@@ -1,0 +1,153 @@
+"""The encoder–decoder against torch.nn.Transformer, and its two ways to read a sequence against each other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.helpers import tiny_model
+from wholegpt.config import (
+    Architecture,
+    Bias,
+    FeedForward,
+    GenerationConfig,
+    ModelConfig,
+    Norm,
+    NormPlacement,
+    Positions,
+    QueryKeyNorm,
+)
+from wholegpt.generation import Engine
+from wholegpt.model import EncoderDecoder, flops_per_token, parameter_count
+from wholegpt.tokenizers import character_tokenizer
+
+SEPARATOR = 36
+MODERN = tiny_model(architecture=Architecture.encoder_decoder, separator=SEPARATOR)
+CLASSIC = tiny_model(
+    architecture=Architecture.encoder_decoder,
+    separator=SEPARATOR,
+    positions=Positions.none,
+    norm=Norm.layer_norm,
+    norm_epsilon=1e-5,
+    query_key_norm=QueryKeyNorm.none,
+    feed_forward=FeedForward.relu,
+    bias=Bias.all,
+    n_kv_heads=0,
+)
+TOKENIZER = character_tokenizer(["abcdefghijklmnopqrstuvwxyz0123456789"])
+
+
+def randomized(config: ModelConfig) -> EncoderDecoder:
+    generator = torch.Generator().manual_seed(1)
+    model = EncoderDecoder(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator).mul_(0.4)
+    return model
+
+
+def copied(model: EncoderDecoder, theirs: nn.Transformer) -> None:
+    """Our weights into PyTorch's layers."""
+    ours, target = model.state_dict(), dict[str, Tensor]()
+    for kind in ("weight", "bias"):
+        if model.config.norm_placement is NormPlacement.pre:
+            target[f"encoder.norm.{kind}"] = ours[f"encoder_norm.{kind}"]
+            target[f"decoder.norm.{kind}"] = ours[f"decoder_norm.{kind}"]
+        for layer in range(model.config.n_layers):
+            for half in ("encoder", "decoder"):
+                here, there = f"{half}.{layer}", f"{half}.layers.{layer}"
+                target[f"{there}.self_attn.in_proj_{kind}"] = ours[f"{here}.attention.query_key_value.{kind}"]
+                target[f"{there}.self_attn.out_proj.{kind}"] = ours[f"{here}.attention.output.{kind}"]
+                target[f"{there}.linear1.{kind}"] = ours[f"{here}.feed_forward.expand.{kind}"]
+                target[f"{there}.linear2.{kind}"] = ours[f"{here}.feed_forward.output.{kind}"]
+                target[f"{there}.norm1.{kind}"] = ours[f"{here}.attention_norm.{kind}"]
+                last = "norm3" if half == "decoder" else "norm2"
+                target[f"{there}.{last}.{kind}"] = ours[f"{here}.feed_forward_norm.{kind}"]
+            here, there = f"decoder.{layer}", f"decoder.layers.{layer}"
+            parts = [ours[f"{here}.cross_attention.{name}.{kind}"] for name in ("query", "key_value")]
+            target[f"{there}.multihead_attn.in_proj_{kind}"] = torch.cat(parts)
+            target[f"{there}.multihead_attn.out_proj.{kind}"] = ours[f"{here}.cross_attention.output.{kind}"]
+            target[f"{there}.norm2.{kind}"] = ours[f"{here}.cross_norm.{kind}"]
+    theirs.load_state_dict(target)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("placement", list(NormPlacement))
+def test_states_equal_those_of_torch(placement: NormPlacement) -> None:
+    model = randomized(replace(CLASSIC, norm_placement=placement))
+    pre = placement is NormPlacement.pre
+    theirs = nn.Transformer(16, 4, 2, 2, 64, 0.0, "relu", batch_first=True, norm_first=pre).double().eval()
+    if not pre:  # whose blocks end in a norm already
+        theirs.encoder.norm = theirs.decoder.norm = None
+    copied(model, theirs)
+    source = torch.tensor([[3, 4, 5, 6, SEPARATOR], [9, 8, 7, 1, SEPARATOR]])
+    target = torch.tensor([[1, 2, 3, 4], [5, 4, 3, 2]])
+    both = torch.cat((source, target), dim=1)
+    embedded = (model.token_embedding(part) for part in (source, both[:, 4:]))
+    mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs(*embedded, tgt_mask=mask)
+        ours = model.hidden_states(both)[:, 4:]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [MODERN, CLASSIC])
+def test_token_by_token_equals_at_once(config: ModelConfig) -> None:
+    """Targets, in whatever pieces they and their sources are read; sources of different lengths."""
+    model = randomized(config)
+    rows = [[1, 2, SEPARATOR, 4, 5, 6], [1, 2, 3, 4, SEPARATOR, 6], [SEPARATOR, 1, 2, 3, 4, 5]]
+    whole = model(torch.tensor(rows))
+    for pieces in ([6], [1, 5], [2, 2, 2], [1] * 6):
+        cache = model.new_cache(3)
+        parts = [model(piece, cache) for piece in torch.tensor(rows).split(pieces, dim=1)]
+        for row, token_ids in enumerate(rows):
+            first = token_ids.index(SEPARATOR)
+            read = torch.cat(parts, dim=1)[row, first:]
+            torch.testing.assert_close(read, whole[row, first:], rtol=0, atol=1e-10)
+
+
+def test_sequences_side_by_side_do_not_see_each_other() -> None:
+    model = randomized(MODERN)
+    first, second = [1, 2, SEPARATOR, 4], [7, SEPARATOR, 8, 9]
+    documents = torch.tensor([[0] * 4 + [1] * 4])
+    packed = model.logits_of(model.hidden_states(torch.tensor([first + second]), documents=documents))
+    alone = [model(torch.tensor([one]))[0] for one in (first, second)]
+    torch.testing.assert_close(packed[0, 2:4], alone[0][2:], rtol=0, atol=1e-10)
+    torch.testing.assert_close(packed[0, 5:], alone[1][1:], rtol=0, atol=1e-10)
+
+
+def test_what_follows_in_the_source_matters_and_in_the_target_not() -> None:
+    model = randomized(MODERN)
+    before = model(torch.tensor([[1, 2, SEPARATOR, 4, 5]]))
+    changed_source = model(torch.tensor([[1, 3, SEPARATOR, 4, 5]]))
+    changed_target = model(torch.tensor([[1, 2, SEPARATOR, 4, 6]]))
+    assert not torch.allclose(before[0, 2:], changed_source[0, 2:])
+    assert torch.equal(before[0, 2:4], changed_target[0, 2:4])
+
+
+@pytest.mark.parametrize("config", [MODERN, CLASSIC])
+def test_predicted_sizes(config: ModelConfig) -> None:
+    model = EncoderDecoder(config).double()
+    assert parameter_count(config).total == model.numbers
+    token_ids = torch.full((3, 12), SEPARATOR)
+    with FlopCounterMode(display=False) as counter:
+        model(token_ids).sum().backward()
+    assert counter.get_total_flops() == 3 * flops_per_token(config) * token_ids.numel()
+
+
+def test_batched_equals_alone() -> None:
+    model = randomized(MODERN)
+    prompts = [[1, 2, SEPARATOR], [5, 6, 7, 8, SEPARATOR], [1, 2, 9, SEPARATOR], [SEPARATOR]]
+
+    def written(slots: int) -> list[list[int]]:
+        engine = Engine(model, TOKENIZER, torch.device("cpu"), slots=slots)
+        requests = [engine.submit(prompt, GenerationConfig(5, 1.0, min_tokens=5)) for prompt in prompts]
+        engine.run()
+        return [request.token_ids for request in requests]
+
+    alone = written(1)
+    assert written(2) == alone and written(4) == alone
+    assert len({tuple(one) for one in alone}) > 2
