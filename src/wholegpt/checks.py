@@ -190,7 +190,7 @@ def _check_finetuning(config: Config) -> None:
     _check_unused(config, headless)
     if settings.task is TaskKind.pretraining:
         return
-    if not settings.model:
+    if not settings.model and config.model.architecture is not Architecture.encoder_decoder:
         raise ConfigError(
             f"finetuning.task is {settings.task}; name the model to begin from, finetuning.model"
         )

@@ -46,14 +46,14 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import scoring_windows
-from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns
+from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns, room_after
 from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
 from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import TaskModel, TokenModel
+from wholegpt.model import EncoderDecoder, TaskModel, TokenModel
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -201,6 +201,12 @@ class LanguageModel:
                 chosen["stop"] = (*chosen.get("stop", ()), *stops)
         config = from_mapping(chosen, GenerationConfig(), "generate")
         header = header_for(control, self.control) if control else ""
+        if isinstance(self.model, EncoderDecoder):  # a prompt is a source
+            template = self.answering_template()
+            asked = [[Message("user", prompt or " ")] for prompt in prompts]
+            encoded = [template.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
+            room = min(room_after(self.model, one, config.max_tokens) for one in encoded)
+            return dataclasses.replace(config, max_tokens=room), encoded
         begun = {
             prompt: encode_prompt(self.model, self.tokenizer, header, prompt, allow_special, console)
             for prompt in dict.fromkeys(prompts)

@@ -23,7 +23,7 @@ from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.finetuning.beginning import architecture_of, begin_model
-from wholegpt.finetuning.instructions import begin_instructions
+from wholegpt.finetuning.instructions import begin_instructions, begin_pairs
 from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.loading import model_folder
 from wholegpt.mapping import to_mapping, to_yaml
@@ -58,6 +58,8 @@ def start_run(
             f"finetuning.task is {config.finetuning.task} and finetuning.model '{config.finetuning.model}'; `wholegpt "
             "finetune` begins from a model"
         )
+    if config.model.architecture is Architecture.encoder_decoder and not budget:
+        return start_pairs(config, out, overwrite, console)
     if budget:
         check(config)
         refuse_planned(budget.minutes, changed_settings(config))
@@ -128,19 +130,42 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
             begun = begin_instructions(config, parent, target)
         else:
             begun = begin_task(config, parent, target)
-        resolved = decide(begun.config)
+        resolved = _write_begun(target, begun, [origin])
         if settings.task is TaskKind.pretraining:
             _begin_forgetting(resolved, begun, target, console)
-        begun.tokenizer.save(target / "tokenizer.json")
-        if begun.facts.chat_template:
-            write_text_atomic(target / CHAT_TEMPLATE, begun.facts.chat_template)
-        write_json_atomic(target / "lineage.json", lineage_of(resolved, begun.source, [origin]))
-        write_text_atomic(target / "config.yaml", to_yaml(resolved))
-        training = TrainingFiles({}, TrainingState().to_json())
-        CheckpointStore(target).save(begun.model, begun.tokenizer, training, 0, None, begun.facts)
 
     write_folder_atomic(folder, fill)
     return folder
+
+
+def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
+    """Write the folder of an encoder–decoder's run, which learns to write the target of each of its sources."""
+    if len(config.data.source) != 1:
+        raise ConfigError(
+            f"data.source is {list(config.data.source)}; an encoder_decoder learns from one table, of sources and "
+            "targets"
+        )
+    (source,) = config.data.source
+    settings = dataclasses.replace(config.finetuning, task=TaskKind.instruct, data=source)
+    reading = dataclasses.replace(config.data, source=())
+    config = _decided(dataclasses.replace(config, finetuning=settings, data=reading), console)
+    folder = out or free_name(RUNS / Path(source).stem)
+    check_free(folder, config, overwrite)
+    write_folder_atomic(folder, lambda target: _write_begun(target, begin_pairs(config, target), []))
+    return folder
+
+
+def _write_begun(folder: Path, begun: Begun, parents: list[Parent]) -> Config:
+    """Everything of a run but its data, with the checkpoint of step 0; its config, decided."""
+    resolved = decide(begun.config)
+    begun.tokenizer.save(folder / "tokenizer.json")
+    if begun.facts.chat_template:
+        write_text_atomic(folder / CHAT_TEMPLATE, begun.facts.chat_template)
+    write_json_atomic(folder / "lineage.json", lineage_of(resolved, begun.source, parents))
+    write_text_atomic(folder / "config.yaml", to_yaml(resolved))
+    training = TrainingFiles({}, TrainingState().to_json())
+    CheckpointStore(folder).save(begun.model, begun.tokenizer, training, 0, None, begun.facts)
+    return resolved
 
 
 def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path, console: Console) -> Begun:

@@ -1,13 +1,15 @@
 """The encoder–decoder against torch.nn.Transformer, and its two ways to read a sequence against each other."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import tiny_model
+from tests.helpers import tiny_config, tiny_model
+from wholegpt import api
 from wholegpt.config import (
     Architecture,
     Bias,
@@ -19,10 +21,13 @@ from wholegpt.config import (
     Positions,
     QueryKeyNorm,
 )
+from wholegpt.console import Console
+from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine
 from wholegpt.model import EncoderDecoder, flops_per_token, parameter_count
 from wholegpt.tokenizers import character_tokenizer
 
+QUIET = Console(quiet=True)
 SEPARATOR = 36
 MODERN = tiny_model(architecture=Architecture.encoder_decoder, separator=SEPARATOR)
 CLASSIC = tiny_model(
@@ -151,3 +156,27 @@ def test_batched_equals_alone() -> None:
     alone = written(1)
     assert written(2) == alone and written(4) == alone
     assert len({tuple(one) for one in alone}) > 2
+
+
+def test_text_to_text(tmp_path: Path) -> None:
+    """Words turned around are learned, resumed, measured and written; by the commands of any other model."""
+    rows = [f"{a}{b}\t{b}{a}" for a in "abcdefgh" for b in "abcdefgh"]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["source\ttarget", *rows]))
+    config = tiny_config(
+        tmp_path / "pairs.tsv",
+        model={"architecture": "encoder_decoder", "d_model": 32},
+        training={"steps": 250, "batch_size": 8},
+        optimizer={"learning_rate": 0.01},
+        evaluation={"every": 200},
+        checkpointing={"every": 0},
+    )
+    run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert run.validation.metrics["nats_per_token"].value < 0.5
+    assert run.validation.metrics["stopped"].value == 1
+    lm = run.load()
+    assert lm.generate("ab", temperature=0, console=QUIET).text == "ba"
+    assert [one.text for one in lm.generate_all(["gh", "ea"], temperature=0, console=QUIET)] == ["hg", "ae"]
+    score = lm.evaluate_task(tmp_path / "pairs.tsv", console=QUIET)
+    assert score.examples == 64 and score.metrics["nats_per_token"].value < 0.3
+    with pytest.raises(ConfigError, match="learns from one table, of sources and targets"):
+        api.train(tmp_path / "pairs.tsv", tmp_path / "other.tsv", config=config, console=QUIET)

@@ -19,6 +19,16 @@ DEFAULT_TEMPLATE = (
     "{% if message.role == 'assistant' %}" + END_OF_TEXT + "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+SEPARATOR = "<|answer|>"
+PAIR_TEMPLATE = (
+    "{% for message in messages %}{{ message.content }}"
+    "{% if message.role == 'assistant' %}"
+    + END_OF_TEXT
+    + "{% else %}"
+    + SEPARATOR
+    + "{% endif %}{% endfor %}"
+)
+"""Source, separator, target: what an encoder–decoder reads."""
 MOST_CHARACTERS = 20_000
 SPECIAL = re.compile(r"<\|\w+\|>")
 BEFORE, AFTER = "\ue000", "\ue001"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,19 +24,30 @@ def begin(
     examples_hash: str,
 ) -> Begun:
     """A run over examples of which a pass reads ``per_pass``, kept already under ``examples_hash``."""
-    training = config.training
-    steps = training.steps or max(1, round(training.epochs * per_pass / training.batch_size))
-    architecture = architecture_of(config, parent, tokenizer.vocab_size)
+    config = with_steps(config, per_pass)
+    architecture, steps = architecture_of(config, parent, tokenizer.vocab_size), config.training.steps
     frozen = config.finetuning.unfreeze_every * (architecture.n_layers + 1)
     if frozen >= steps:
         raise ConfigError(
             f"finetuning.unfreeze_every frees the embeddings after {frozen:,} steps, and there are {steps:,}; the new "
             "tokens would never be learned: free sooner, or train longer"
         )
-    config = replace(config, model=architecture, training=replace(training, steps=steps, epochs=0.0))
-    corpus = Path(config.finetuning.data).name
-    source = {"corpus": corpus, "provenance": None, "data": examples_hash, "data_card": ""}
+    config = replace(config, model=architecture)
+    source = source_of_examples(config, examples_hash)
     return Begun(config, begin_model(config, parent, facts), tokenizer, facts, source)
+
+
+def with_steps(config: Config, per_pass: int) -> Config:
+    """``config`` with steps in place of passes, each over so many examples or rows."""
+    training = config.training
+    steps = training.steps or max(1, round(training.epochs * per_pass / training.batch_size))
+    return replace(config, training=replace(training, steps=steps, epochs=0.0))
+
+
+def source_of_examples(config: Config, examples_hash: str) -> dict[str, Any]:
+    """What ``lineage.json`` says of a table of examples."""
+    corpus = Path(config.finetuning.data).name
+    return {"corpus": corpus, "provenance": None, "data": examples_hash, "data_card": ""}
 
 
 def architecture_of(config: Config, parent: ModelFolder, vocab_size: int) -> ModelConfig:

@@ -9,23 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFacts, ModelFolder
-from wholegpt.config import Config, Dtype, GenerationConfig
+from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
+from wholegpt.checks import complete_model
+from wholegpt.config import Config, Dtype, GenerationConfig, TokenizerKind
 from wholegpt.console import Console
-from wholegpt.data.chat_template import ChatTemplate, Conversation, EncodedConversation, Message
+from wholegpt.data.chat_template import (
+    PAIR_TEMPLATE,
+    SEPARATOR,
+    ChatTemplate,
+    Conversation,
+    EncodedConversation,
+    Message,
+)
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.packing import ConversationLoader, batches_of, collate_conversations, pack
 from wholegpt.data.reading import read_text
 from wholegpt.data.task_columns import DETECTED
+from wholegpt.data.vocabulary import make_tokenizer
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
-from wholegpt.finetuning.beginning import begin
+from wholegpt.finetuning.beginning import begin, source_of_examples, with_steps
 from wholegpt.finetuning.prediction import TOKENS_AT_ONCE
 from wholegpt.generation import Completion, generate
 from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
-from wholegpt.model import TokenModel
+from wholegpt.model import EncoderDecoder, TokenModel
 from wholegpt.runtime import compute_in
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
@@ -191,7 +200,15 @@ def answers(
     """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
     prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
     chosen = answering(config, template, tokenizer)
-    return generate(model, tokenizer, prompts, [chosen] * len(prompts), model.device, console, emit)
+    configs = [replace(chosen, max_tokens=room_after(model, prompt, chosen.max_tokens)) for prompt in prompts]
+    return generate(model, tokenizer, prompts, configs, model.device, console, emit)
+
+
+def room_after(model: TokenModel, prompt_ids: Sequence[int], max_tokens: int) -> int:
+    """How many tokens can be written: to an encoder–decoder, whose source stays, no more than the context holds."""
+    if not isinstance(model, EncoderDecoder):
+        return max_tokens
+    return min(max_tokens, max(0, model.context_length - len(prompt_ids)))
 
 
 def fitting_turns(
@@ -299,6 +316,33 @@ def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, o
         "empty": not text,
         **(Generation(asked[-1].content, reference).generated_record(text) if overlap else {}),
     }
+
+
+def begin_pairs(config: Config, folder: Path) -> Begun:
+    """Read sources and targets, keep them in a run's new ``folder``, and make tokenizer and model for them.
+
+    Raises ``DataError`` for conversations of more than one turn.
+    """
+    data = ConversationData.read(config)
+    everything = [*data.train, *data.validation]
+    if any([one.role for one in pair] != ["user", "assistant"] for pair in everything):
+        raise DataError(f"{config.finetuning.data}: has conversations; expected a source and a target each")
+    fingerprint = data.save(folder / "data")
+    template, names = ChatTemplate(PAIR_TEMPLATE), config.tokenizer.special_tokens
+    learned = everything if config.tokenizer.kind is TokenizerKind.character else data.train
+    texts = [message.content for pair in learned for message in pair]
+    settings = replace(config.tokenizer, special_tokens=(*names, *({SEPARATOR} - {*names})))
+    tokenizer = make_tokenizer(settings, lambda: iter(texts), sum(map(len, texts)))
+    separator = tokenizer.id_of(SEPARATOR)
+    assert separator is not None
+    model = complete_model(replace(config.model, vocab_size=tokenizer.vocab_size, separator=separator))
+    fitted = fit_conversations(data.train, template, tokenizer, model.context_length)
+    fit_conversations(data.validation, template, tokenizer, model.context_length)
+    rows = len(pack([len(one.encoded.token_ids) - 1 for one in fitted], model.context_length))
+    facts = ModelFacts(columns=data.columns, chat_template=template.source)
+    config = replace(with_steps(config, rows), model=model, tokenizer=settings)
+    torch.manual_seed(config.runtime.seed)
+    return Begun(config, make_model(model), tokenizer, facts, source_of_examples(config, fingerprint))
 
 
 def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Begun:
