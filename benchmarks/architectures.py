@@ -1,0 +1,199 @@
+"""Kinds of transformers beside the plain one: experts at equal FLOPs, an encoder beside a decoder, long texts."""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wholegpt as wg
+from benchmarks.tables import conditions, machine_line, publish, spread
+from benchmarks.transfer import difference
+from wholegpt.config import Attention, AttentionKernel, Config, ModelConfig, Positions
+from wholegpt.console import Console
+from wholegpt.files import write_json_atomic
+from wholegpt.model import Transformer, flops_per_token, parameter_count
+from wholegpt.run import Run
+
+SEEDS = (1, 2, 3)
+LENGTHS = (1024, 2048, 4096, 8192, 16_384)
+
+
+def run_of(out: Path, console: Console, *sources: Path, config: Config) -> Run[Any]:
+    """A finished run, trained or gone on with where it is not."""
+    if (out / "config.yaml").exists():
+        return wg.resume(out, console=console)
+    return wg.train(*sources, config=config, out=out, console=console)
+
+
+def experts(data: Path, out: Path, steps: int, console: Console) -> None:
+    """Dense against mixtures whose tokens cost as much."""
+    base = wg.configure(
+        {
+            "model": {"preset": "modern-tiny"},
+            "tokenizer": {"vocab_size": 4096},
+            "training": {"steps": steps, "batch_size": 16},
+            "schedule": {"kind": "warmup_stable_decay", "decay_fraction": 0.8, "final_fraction": 0.0},
+            "evaluation": {"every": max(1, steps // 4), "patience": 0},
+            "logging": {"every": 10, "sample_every": 0},
+        }
+    )
+    kinds = {
+        "dense": {},
+        "Switch, 8 experts, 1 a token": {"experts": 8},
+        "8 experts of half the width, 2 a token": {"experts": 8, "experts_per_token": 2, "d_ff": 352},
+    }
+    rows: list[str] = []
+    for name, changes in kinds.items():
+        config = wg.configure({"model": changes}, base=base)
+        folder = out / f"experts-{len(rows)}"
+        run = run_of(folder, console, data / "english.jsonl", config=config)
+        model = run.config.model
+        lines = [line for line in _log(folder) if line["kind"] == "train"][3:]
+        pace = [line["tokens_per_second"] for line in lines]
+        routed = ""
+        if "load_entropy" in lines[-1]:
+            late = lines[len(lines) // 2 :]
+            entropy, dropped = (
+                sum(line[field] for line in late) / len(late) for field in ("load_entropy", "dropped_share")
+            )
+            routed = f"{entropy:.3f} | {dropped:.1%}"
+        count = parameter_count(model)
+        rows.append(
+            f"| {name} | {count.total:,} | {count.active:,} | {flops_per_token(model):,} | "
+            f"{run.validation.nats_per_token:.4f} | {spread(pace, '{:,.0f}')} | {routed or '– | –'} |"
+        )
+    header = [
+        "| model | parameters | met by a token | forward FLOPs a token | validation, nats a token | tokens/s in training "
+        "| entropy of the load ÷ ln E | dropped |",
+        "|" + " --- |" * 8,
+    ]
+    publish("Experts", "\n".join([machine_line(), "", *header, *rows]))
+
+
+def _log(run: Path) -> list[dict[str, Any]]:
+    from wholegpt.training.callbacks import MetricsLog
+
+    return MetricsLog(run / "metrics.jsonl").read()
+
+
+def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
+    """BERT's way and GPT's way: the same text, size, steps and windows, then SST-2 with λ = 0."""
+    shared: dict[str, dict[str, Any]] = {
+        "tokenizer": {"vocab_size": 8192, "lowercase": True},
+        "training": {"steps": steps, "batch_size": 16},
+        "schedule": {"kind": "warmup_stable_decay", "decay_fraction": 0.6, "final_fraction": 0.0},
+        "evaluation": {"every": max(1, steps // 4), "patience": 0},
+        "logging": {"sample_every": 0},
+    }
+    results: dict[str, list[dict[str, Any]]] = {}
+    pretrained: dict[str, str] = {}
+    for kind in ("transformer", "encoder"):
+        config = wg.configure({**shared, "model": {"preset": "modern-tiny", "architecture": kind}})
+        run = run_of(out / f"pretrained-{kind}", console, data / "english.jsonl", config=config)
+        figure = next(iter(run.validation.to_json().items())) if kind == "transformer" else None
+        pretrained[kind] = (
+            f"{figure[1]:.4f} nats a token"
+            if figure
+            else f"{run.validation.metrics['nats_per_masked_token'].value:.4f} nats a hidden token"
+        )
+        results[kind] = [_tuned(run.path, data, out / f"sst2-{kind}-{seed}", seed, console) for seed in SEEDS]
+    rows: list[str] = []
+    for kind, found in results.items():
+        each = [one["accuracy"] for one in found]
+        rows.append(
+            f"| {kind} | {pretrained[kind]} | {sum(each) / len(each):.4f} ({', '.join(f'{x:.4f}' for x in each)}) |"
+        )
+    gain = difference(results["encoder"], results["transformer"])
+    last = f"Encoder − decoder: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}, 95%, paired)."
+    header = [
+        "| pretrained as | held-out text | SST-2 test accuracy, mean (each seed) |",
+        "| --- | --- | --- |",
+    ]
+    publish("Encoder beside decoder", "\n".join([machine_line(), "", *header, *rows, "", last]))
+
+
+def _tuned(base: Path, data: Path, out: Path, seed: int, console: Console) -> dict[str, Any]:
+    kept = out / "test.json"
+    if not kept.exists():
+        if (out / "config.yaml").exists():
+            run = wg.resume(out, console=console)
+        else:
+            settings = {
+                "finetuning": {"language_modeling": 0.0},
+                "training": {"epochs": 2},
+                "evaluation": {"every": 100},
+                "runtime": {"seed": seed},
+            }
+            config = wg.configure(settings, base=wg.recipe("finetune"))
+            files = {"validation": data / "sst2/dev.tsv", "config": config, "out": out, "console": console}
+            run = wg.finetune(base, data / "sst2/train.tsv", task="classification", **files)
+        score = run.load().evaluate_task(data / "sst2/test.tsv", console=console)
+        correct = [float(one["correct"]) for one in score.records]
+        write_json_atomic(kept, {"accuracy": score.metrics["accuracy"].value, "correct": correct})
+    from wholegpt.files import read_json
+
+    return read_json(kept)
+
+
+@torch.inference_mode()
+def long_texts(rounds: int) -> None:
+    """Time and memory of one more token after texts of different lengths."""
+    base = ModelConfig(vocab_size=512, context_length=LENGTHS[-1], n_layers=4, d_model=256, n_heads=4)
+    kinds = {
+        "full": base,
+        "sliding window, W = 256": dataclasses.replace(
+            base, attention=Attention.sliding_window, attention_window=256
+        ),
+        "linear": dataclasses.replace(base, attention=Attention.linear, positions=Positions.none),
+    }
+    rows: list[str] = []
+    for name, config in kinds.items():
+        model = Transformer(config, AttentionKernel.fused).eval()
+        milliseconds: list[str] = []
+        megabytes: list[str] = []
+        for length in LENGTHS:
+            cache = model.new_cache(1, length + 4 * rounds + 8)
+            for piece in torch.randint(512, (1, length)).split(512, dim=1):
+                model.read(piece, cache)
+            found: list[float] = []
+            for _ in range(4 * rounds + 4):
+                started = time.perf_counter()
+                model(torch.zeros(1, 1, dtype=torch.long), cache)
+                found.append(1000 * (time.perf_counter() - started))
+            milliseconds.append(f"{sorted(found[4:])[2 * rounds]:.2f}")
+            megabytes.append(f"{model.cache_bytes(1, length) / 1e6:.2f}")
+        rows += [
+            f"| {name} | ms a token | {' | '.join(milliseconds)} |",
+            f"| | MB of cache | {' | '.join(megabytes)} |",
+        ]
+    header = [
+        f"| attention | | {' | '.join(f'{length:,}' for length in LENGTHS)} |",
+        "| --- | --- |" + " ---: |" * len(LENGTHS),
+    ]
+    what = "A model of 4 layers, 256 wide, after a text of so many tokens; medians."
+    publish("Long texts", "\n".join([conditions(rounds), "", what, "", *header, *rows]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/architectures"))
+    parser.add_argument("--only", default="", help="experts, encoder or long")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    console, data, out = Console(), arguments.data, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.only in ("", "long"):
+        long_texts(arguments.rounds)
+    if arguments.only in ("", "experts"):
+        experts(data, out, arguments.steps, console)
+    if arguments.only in ("", "encoder"):
+        encoder(data, out, arguments.steps, console)
+
+
+if __name__ == "__main__":
+    main()
