@@ -66,7 +66,7 @@ def experts(data: Path, out: Path, steps: int, console: Console) -> None:
             f"{run.validation.nats_per_token:.4f} | {spread(pace, '{:,.0f}')} | {routed or '– | –'} |"
         )
     header = [
-        "| model | parameters | met by a token | forward FLOPs a token | validation, nats a token | tokens/s in training "
+        "| model | parameters | met by a token | forward FLOPs a token | held out, nats a token | tokens/s in training "
         "| entropy of the load ÷ ln E | dropped |",
         "|" + " --- |" * 8,
     ]

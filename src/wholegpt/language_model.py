@@ -33,6 +33,7 @@ from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
     Difference,
+    PseudoPerplexity,
     Published,
     TaskScore,
     TextEvaluation,
@@ -42,6 +43,7 @@ from wholegpt.evaluation import (
     evaluate_text,
     is_task_file,
     plain_text,
+    pseudo_perplexity,
     read_examples,
     score_tokens,
 )
@@ -53,7 +55,7 @@ from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import EncoderDecoder, TaskModel, TokenModel
+from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
@@ -248,8 +250,10 @@ class LanguageModel:
         on_bad_text: OnBadText = "stop",
         on_bad_line: OnBadLine = "stop",
         console: Console | None = None,
-    ) -> TextEvaluation:
+    ) -> TextEvaluation | PseudoPerplexity:
         """Cross-entropy on text files, folders or JSON lines, documents joined with end-of-text.
+
+        Of an encoder the pseudo-perplexity, which is another thing.
 
         Documents are context to those after them, unless the model was trained on separate ones. Windows hold
         ``context`` tokens (0: the model's context length); a smaller ``stride`` gives the later ones of each more
@@ -296,9 +300,15 @@ class LanguageModel:
         console: Console,
         words: int | None = None,
         context: int = 0,
-    ) -> TextEvaluation:
+    ) -> TextEvaluation | PseudoPerplexity:
         """``evaluate`` for text that is tokens already, of so many ``words``, or of those that they spell."""
         device, chosen = self.model.device, self._precision(dtype)
+        if isinstance(self.model, Encoder):
+            if stride:
+                raise ConfigError(
+                    "stride is for models that read from the left; an encoder sees whole windows"
+                )
+            return pseudo_perplexity(self.model, tokens, self.tokenizer, chosen, console, context)
         return evaluate_text(
             self.model,
             tokens,
@@ -496,7 +506,11 @@ def compare(
         return compare_tasks(
             *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
         )
-    return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
+    found = [lm.evaluate(*sources, console=console, **settings) for lm in (first, second)]
+    texts = [one for one in found if isinstance(one, TextEvaluation)]
+    if len(texts) < len(found):
+        raise ConfigError("an encoder's pseudo-perplexity cannot be compared; compare models that write")
+    return compare_texts(*texts)
 
 
 def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "utf-8") -> bool:

@@ -142,7 +142,23 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     assert run.validation.metrics["nats_per_masked_token"].value < 3.5
-    (tmp_path / "data.csv").write_text("text,label\n" + "the of and,a\nto in is,b\n" * 20)
+    lm = run.load()
+    (tmp_path / "other.txt").write_text(text_of(300, seed=4))
+    pseudo = lm.evaluate(tmp_path / "other.txt", console=QUIET)
+    ids = lm.tokenizer.encode(text_of(300, seed=4))
+    mask_id, nats = lm.tokenizer.id_of(MASK), list[float]()
+    for start in range(0, len(ids), 24):
+        window = ids[start : start + 24]
+        for place, token_id in enumerate(window):
+            hidden = [*window[:place], mask_id, *window[place + 1 :]]
+            logits = lm.model(torch.tensor([hidden]))[0, place]
+            nats.append(-torch.log_softmax(logits, 0)[token_id].item())
+    assert pseudo.tokens == len(ids)
+    assert pseudo.pseudo_nats_per_token == pytest.approx(np.mean(nats), rel=1e-5)
+    assert pseudo.low < pseudo.pseudo_nats_per_token < pseudo.high
+    lines = text_of(2_000, seed=5).splitlines()
+    rows = [f"{line[:20]},{'ab'[number % 2]}" for number, line in enumerate(lines)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
     from wholegpt.presets import configure, recipe
 
     settings = {"training": {"steps": 3, "epochs": 0}, "runtime": {"device": "cpu"}}

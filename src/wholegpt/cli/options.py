@@ -142,6 +142,8 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 def score_table(score: dict[str, Any]) -> str:
     """The figures of a text for people: those measured in training, or all of an evaluation with their intervals."""
     names = {
+        "pseudo_nats_per_token": "nats per token, the others of its window seen",
+        "pseudo_perplexity": "pseudo-perplexity (no perplexity: what follows is seen)",
         "nats_per_token": "nats per token",
         "perplexity": "perplexity per token",
         "bits_per_token": "bits per token",

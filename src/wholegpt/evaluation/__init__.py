@@ -4,6 +4,7 @@ from wholegpt.evaluation.comparison import Difference, compare_tasks, compare_te
 from wholegpt.evaluation.detokenization import Published, plain_text
 from wholegpt.evaluation.likelihood import Likelihood, Request, score_continuations
 from wholegpt.evaluation.perplexity import TextScore, evaluate_tokens, score_tokens
+from wholegpt.evaluation.pseudo_perplexity import PseudoPerplexity, pseudo_perplexity
 from wholegpt.evaluation.task import (
     GREEDY_LINE,
     Examples,
@@ -19,6 +20,7 @@ __all__ = [
     "Difference",
     "Examples",
     "Likelihood",
+    "PseudoPerplexity",
     "Published",
     "Request",
     "TaskScore",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate_tokens",
     "is_task_file",
     "plain_text",
+    "pseudo_perplexity",
     "read_examples",
     "score_continuations",
     "score_tokens",
