@@ -46,6 +46,9 @@ def test_the_commands(
         if "my.txt" in arguments and "--minutes" in arguments:
             arguments[arguments.index("--minutes") + 1] = "0.6"
             arguments += ["--logging.sample-tokens", "4"]
+        elif arguments[0] == "ladder":
+            arguments[arguments.index("--minutes") + 1] = "0.005"
+            arguments += ["--rung", "n-gram", "--rung", "GPT-2", "--quiet"]
         elif arguments[0] == "train":
             arguments += FEW_STEPS
         elif arguments[0] == "finetune":

@@ -1,0 +1,115 @@
+"""Kinds of models that make no sense, and what a kind cannot do: one clear line, before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Fails, text_of
+from wholegpt.cli import main
+
+WRONG = {
+    "a window larger than the context": (
+        [
+            "--model.attention",
+            "sliding_window",
+            "--model.attention-window",
+            "999",
+            "--model.context-length",
+            "64",
+        ],
+        "model.attention_window is 999; expected a value from 1 to model.context_length, 64",
+    ),
+    "a window of nothing": (
+        ["--model.attention", "strided"],
+        "model.attention_window is 0; expected a value from 1 to model.context_length",
+    ),
+    "a window that nothing has": (
+        ["--model.attention-window", "8"],
+        "model.attention_window is 8, and full attention has none",
+    ),
+    "linear attention with rotary positions": (
+        ["--model.attention", "linear"],
+        "model.positions are rotary, and linear attention has no product of query and key to turn; try none",
+    ),
+    "separate documents of linear attention": (
+        ["--model.attention", "linear", "--model.positions", "none", "--windows.documents", "separate"],
+        "which linear attention cannot: its past is one sum",
+    ),
+    "cut windows of a recurrent network": (
+        ["--model.architecture", "gru", "--windows.truncation", "0.5"],
+        "which gru cannot: its past is one sum",
+    ),
+    "more experts a token than there are": (
+        ["--model.experts", "4", "--model.experts-per-token", "5"],
+        "model.experts_per_token is 5; expected a value from 1 to model.experts, 4",
+    ),
+    "a capacity of nothing": (
+        ["--model.experts", "4", "--model.capacity-factor", "0"],
+        "model.capacity_factor is 0.0; expected a value above 0, and finite",
+    ),
+    "experts of none": (
+        ["--model.experts-per-token", "2"],
+        "model.experts_per_token is set, and model.experts is 0, which is none",
+    ),
+    "layers that cannot be shared": (
+        ["--model.n-layers", "6", "--model.distinct-layers", "4"],
+        "model.distinct_layers is 4; expected 0 or a divisor of model.n_layers, 6",
+    ),
+    "attention of an LSTM": (
+        ["--model.architecture", "lstm", "--model.n-kv-heads", "2"],
+        "model.n_kv_heads means nothing for lstm; leave it out",
+    ),
+    "segments of a decoder": (["--model.segments", "2"], "model.segments means nothing for transformer"),
+    "n-grams of a transformer": (
+        ["--model.ngram-order", "3"],
+        "model.ngram_order means nothing for transformer",
+    ),
+    "n-grams without end": (
+        ["--model.architecture", "ngram", "--model.ngram-order", "99"],
+        "model.ngram_order is 99; expected a value from 0 to 20",
+    ),
+    "an encoder that looks back": (
+        [
+            "--model.architecture",
+            "encoder",
+            "--model.attention",
+            "sliding_window",
+            "--model.attention-window",
+            "4",
+        ],
+        "model.attention is sliding_window, which looks back only; of encoder it is full",
+    ),
+    "text for an encoder–decoder": (
+        ["--model.architecture", "encoder_decoder"],
+        "is no table; expected a name that ends in .csv",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_settings_that_make_no_sense(what: str, tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "text.txt").write_text(text_of(5_000))
+    options, message = WRONG[what]
+    assert message in fails("train", tmp_path / "text.txt", "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_other_programs_cannot_express(tmp_path: Path, fails: Fails) -> None:
+    """Said before it is trained, and when it is exported."""
+    (tmp_path / "text.txt").write_text(text_of(5_000))
+    options = ["--model.attention", "linear", "--model.positions", "none", "--model.context-length", "32"]
+    small = [
+        "--model.n-layers",
+        "1",
+        "--model.d-model",
+        "16",
+        "--training.steps",
+        "2",
+        "--tokenizer.kind",
+        "byte",
+    ]
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "text.txt"), "--out", str(run), *options, *small, "--quiet"]) == 0
+    message = fails("export", run, "--to", "huggingface")
+    assert "does not have model.positions = none" in message and "model.attention = linear" in message
+    assert "wrong guesses cannot be taken back" in fails("generate", run, "the", "--draft", "prompt")
