@@ -1,6 +1,7 @@
 """The n-gram model against NLTK, against counting by hand, and as a model like any other."""
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.helpers import text_of, tiny_config
 from wholegpt import api
 from wholegpt.baselines import NGram
 from wholegpt.baselines.ngram import count_ngrams, estimated_discount
+from wholegpt.cli import main
 from wholegpt.config import Architecture, GenerationConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError
@@ -97,7 +99,7 @@ def test_too_little_text() -> None:
         NGram.counted(np.array([1, 2, 3]), ngram_config(5, 5))
 
 
-def test_a_run_of_counting(tmp_path: Path) -> None:
+def test_a_run_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is trained, resumed, evaluated, opened and asked to write by what does that for every model."""
     (tmp_path / "text.txt").write_text(text_of(20_000))
     wrong = tiny_config(tmp_path / "text.txt", model={"architecture": "ngram"})
@@ -111,6 +113,8 @@ def test_a_run_of_counting(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
     again = api.resume(tmp_path / "run", console=QUIET)
     assert again.validation == run.validation
+    assert main(["info", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == run.parameters
     lm = load(tmp_path / "run")
     assert lm.model.numbers == run.parameters
     text = lm.generate("the ", max_tokens=20, seed=1, console=QUIET).text

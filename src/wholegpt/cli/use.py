@@ -18,7 +18,7 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Dtype, GenerationConfig, ModelConfig, WeightFormat
+from wholegpt.config import Architecture, Dtype, GenerationConfig, ModelConfig, WeightFormat
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.mapping import to_mapping
 
@@ -254,6 +254,11 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     from wholegpt.model.accounting import flops_per_token, parameter_count, training_memory_bytes
 
     count = parameter_count(config)
+    if config.architecture is Architecture.ngram and run not in presets.PRESETS:  # which its text decided
+        from wholegpt.loading import load
+
+        counted = load(run, checkpoint=checkpoint, console=common.console).model.numbers
+        count = dataclasses.replace(count, blocks=counted)
     result: dict[str, Any] = {
         "parameters": count.total,
         **({"active_parameters": count.active} if count.unused else {}),
