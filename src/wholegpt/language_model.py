@@ -204,9 +204,9 @@ class LanguageModel:
         config = from_mapping(chosen, GenerationConfig(), "generate")
         header = header_for(control, self.control) if control else ""
         if isinstance(self.model, EncoderDecoder):  # a prompt is a source
-            template = self.answering_template()
+            chat = self.answering_template()
             asked = [[Message("user", prompt or " ")] for prompt in prompts]
-            encoded = [template.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
+            encoded = [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
             room = min(room_after(self.model, one, config.max_tokens) for one in encoded)
             return dataclasses.replace(config, max_tokens=room), encoded
         begun = {
@@ -250,28 +250,41 @@ class LanguageModel:
         on_bad_text: OnBadText = "stop",
         on_bad_line: OnBadLine = "stop",
         console: Console | None = None,
-    ) -> TextEvaluation | PseudoPerplexity:
+    ) -> TextEvaluation:
         """Cross-entropy on text files, folders or JSON lines, documents joined with end-of-text.
-
-        Of an encoder the pseudo-perplexity, which is another thing.
 
         Documents are context to those after them, unless the model was trained on separate ones. Windows hold
         ``context`` tokens (0: the model's context length); a smaller ``stride`` gives the later ones of each more
         context (0: none is carried over). ``detokenize`` undoes what the published form of WikiText or the Penn
         Treebank did to the text. The large products run in ``dtype``; automatic is what the run was trained in, where
         that is known and possible, or what training would choose here.
+
+        Raises ``ConfigError`` for an encoder, whose figure is ``pseudo_perplexity``; ``DataError`` where there is no
+        text.
         """
         console = console or Console()
+        if isinstance(self.model, Encoder):
+            raise ConfigError(
+                "an encoder sees what follows, so it has no perplexity; use pseudo_perplexity()"
+            )
+        tokens, words = self._read(
+            sources,
+            Published(detokenize),
+            DataConfig(
+                encoding=encoding, text_field=text_field, on_bad_text=on_bad_text, on_bad_line=on_bad_line
+            ),
+            console,
+        )
+        return self.evaluate_tokens(tokens, stride, dtype, console, words, context)
+
+    def _read(
+        self, sources: tuple[str | Path, ...], published: Published, reading: DataConfig, console: Console
+    ) -> tuple[TokenShards, int]:
+        """All that the sources hold as one stream, and its words."""
         if self.control:
             console.note(
                 f"the model's training texts began with a line for {', '.join(self.control)}; these are read without"
             )
-        reading = DataConfig(
-            encoding=encoding,
-            text_field=text_field,
-            on_bad_text=on_bad_text,
-            on_bad_line=on_bad_line,
-        )
         stream: list[np.ndarray] = []
         words = n_bytes = n_characters = 0
         for source in sources:
@@ -279,7 +292,7 @@ class LanguageModel:
                 raise DataError(f"{source}: no such file or folder")
             report = ReadingReport()
             for text in read_documents(Path(source), reading, report):
-                plain = plain_text(text, Published(detokenize))
+                plain = plain_text(text, published)
                 words += plain.words
                 n_bytes += len(plain.text.encode())
                 n_characters += len(plain.text)
@@ -289,8 +302,7 @@ class LanguageModel:
                 console.note(f"{source}: {report}")
         if not stream:
             raise DataError(f"{', '.join(map(str, sources)) or 'no source'}: holds no text")
-        tokens = TokenShards([np.concatenate(stream)], TextSizes(n_bytes, n_characters))
-        return self.evaluate_tokens(tokens, stride, dtype, console, words, context)
+        return TokenShards([np.concatenate(stream)], TextSizes(n_bytes, n_characters)), words
 
     def evaluate_tokens(
         self,
@@ -300,27 +312,46 @@ class LanguageModel:
         console: Console,
         words: int | None = None,
         context: int = 0,
-    ) -> TextEvaluation | PseudoPerplexity:
+    ) -> TextEvaluation:
         """``evaluate`` for text that is tokens already, of so many ``words``, or of those that they spell."""
-        device, chosen = self.model.device, self._precision(dtype)
-        if isinstance(self.model, Encoder):
-            if stride:
-                raise ConfigError(
-                    "stride is for models that read from the left; an encoder sees whole windows"
-                )
-            return pseudo_perplexity(self.model, tokens, self.tokenizer, chosen, console, context)
         return evaluate_text(
             self.model,
             tokens,
             self.tokenizer,
-            device,
-            chosen,
+            self.model.device,
+            self._precision(dtype),
             console,
             stride,
             words,
             context,
             self.documents,
         )
+
+    def pseudo_perplexity(
+        self,
+        *sources: str | Path,
+        context: int = 0,
+        detokenize: Published | str = Published.none,
+        dtype: Dtype = Dtype.automatic,
+        console: Console | None = None,
+        **reading: Any,
+    ) -> PseudoPerplexity:
+        """How well an encoder fills in each token of a text, all others of its window of ``context`` tokens seen.
+
+        The rest as in ``evaluate``; ``reading`` is its ``encoding``, ``text_field``, ``on_bad_text``,
+        ``on_bad_line``. Raises ``ConfigError`` for a model that is no encoder; ``DataError`` where there is no text.
+        """
+        console = console or Console()
+        tokens, _ = self._read(sources, Published(detokenize), DataConfig(**reading), console)
+        return self.pseudo_perplexity_of_tokens(tokens, dtype, console, context)
+
+    def pseudo_perplexity_of_tokens(
+        self, tokens: TokenShards, dtype: Dtype, console: Console, context: int = 0
+    ) -> PseudoPerplexity:
+        """``pseudo_perplexity`` for text that is tokens already."""
+        if not isinstance(self.model, Encoder):
+            raise ConfigError("pseudo-perplexity is of an encoder; of this model use evaluate()")
+        return pseudo_perplexity(self.model, tokens, self.tokenizer, self._precision(dtype), console, context)
 
     def evaluate_task(
         self,
@@ -506,11 +537,7 @@ def compare(
         return compare_tasks(
             *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
         )
-    found = [lm.evaluate(*sources, console=console, **settings) for lm in (first, second)]
-    texts = [one for one in found if isinstance(one, TextEvaluation)]
-    if len(texts) < len(found):
-        raise ConfigError("an encoder's pseudo-perplexity cannot be compared; compare models that write")
-    return compare_texts(*texts)
+    return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
 
 
 def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "utf-8") -> bool:

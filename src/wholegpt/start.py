@@ -151,7 +151,11 @@ def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Cons
     config = _decided(dataclasses.replace(config, finetuning=settings, data=reading), console)
     folder = out or free_name(RUNS / Path(source).stem)
     check_free(folder, config, overwrite)
-    write_folder_atomic(folder, lambda target: _write_begun(target, begin_pairs(config, target), []))
+
+    def fill(target: Path) -> None:
+        _write_begun(target, begin_pairs(config, target), [])
+
+    write_folder_atomic(folder, fill)
     return folder
 
 

@@ -21,6 +21,7 @@ from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.language_model import LanguageModel
 from wholegpt.presets import gpt1, gpt2
+from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")
@@ -33,7 +34,7 @@ def theirs_on(model: Any, token_ids: Tensor) -> Tensor:
         return model(token_ids).logits
 
 
-def ours_on(model: TokenModel, token_ids: Tensor) -> Tensor:
+def ours_on(model: CausalLanguageModel, token_ids: Tensor) -> Tensor:
     with torch.inference_mode():
         return model(token_ids)
 

@@ -23,6 +23,7 @@ from wholegpt.config import (
 from wholegpt.console import Console
 from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
 from wholegpt.errors import ConfigError
+from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED
 from wholegpt.model import Encoder, parameter_count
 from wholegpt.tokenizers import MASK, train_character
@@ -141,10 +142,11 @@ def test_what_is_hidden() -> None:
 def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert isinstance(run.validation, TaskScore)
     assert run.validation.metrics["nats_per_masked_token"].value < 3.5
     lm = run.load()
     (tmp_path / "other.txt").write_text(text_of(300, seed=4))
-    pseudo = lm.evaluate(tmp_path / "other.txt", console=QUIET)
+    pseudo = lm.pseudo_perplexity(tmp_path / "other.txt", console=QUIET)
     ids = lm.tokenizer.encode(text_of(300, seed=4))
     mask_id, nats = lm.tokenizer.id_of(MASK), list[float]()
     for start in range(0, len(ids), 24):
@@ -155,6 +157,8 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
             nats.append(-torch.log_softmax(logits, 0)[token_id].item())
     assert pseudo.tokens == len(ids)
     assert pseudo.pseudo_nats_per_token == pytest.approx(np.mean(nats), rel=1e-5)
+    with pytest.raises(ConfigError, match="has no perplexity"):
+        lm.evaluate(tmp_path / "other.txt", console=QUIET)
     assert pseudo.low < pseudo.pseudo_nats_per_token < pseudo.high
     lines = text_of(2_000, seed=5).splitlines()
     rows = [f"{line[:20]},{'ab'[number % 2]}" for number, line in enumerate(lines)]

@@ -23,6 +23,7 @@ from wholegpt.config import (
 )
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
+from wholegpt.evaluation import TaskScore
 from wholegpt.generation import Engine
 from wholegpt.model import EncoderDecoder, flops_per_token, parameter_count
 from wholegpt.tokenizers import character_tokenizer
@@ -171,6 +172,7 @@ def test_text_to_text(tmp_path: Path) -> None:
         checkpointing={"every": 0},
     )
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
+    assert isinstance(run.validation, TaskScore)
     assert run.validation.metrics["nats_per_token"].value < 0.5
     assert run.validation.metrics["stopped"].value == 1
     lm = run.load()

@@ -116,8 +116,12 @@ def evaluate(
             _write_records(Path(records), score.records)
         return
     _refuse({**task_settings, **_settings(records=records)}, "text")
+    encoder = lm.model.config.architecture is Architecture.encoder
+    if encoder:
+        _refuse(_settings(stride=stride), "an encoder, which sees whole windows")
     if sources:
-        text = lm.evaluate(*sources, dtype=dtype, console=common.console, **settings)
+        measure = lm.pseudo_perplexity if encoder else lm.evaluate
+        text = measure(*sources, dtype=dtype, console=common.console, **settings)
     elif not (Path(run) / "config.yaml").exists():
         raise DataError(
             f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
@@ -127,7 +131,10 @@ def evaluate(
 
         _refuse(_settings(detokenize=detokenize, **reading.given()), "a run's own held-out text")
         held_out = run_data(Path(run)).validation
-        text = lm.evaluate_tokens(held_out, stride or 0, dtype, common.console, context=context or 0)
+        if encoder:
+            text = lm.pseudo_perplexity_of_tokens(held_out, dtype, common.console, context or 0)
+        else:
+            text = lm.evaluate_tokens(held_out, stride or 0, dtype, common.console, context=context or 0)
     common.show(text.to_json(), score_table(text.to_json()))
 
 

@@ -243,7 +243,9 @@ class EncoderDecoder(NeuralModel):
         for half in (self.encoder, self.decoder):
             for module in half.modules():
                 if isinstance(module, Linear):
-                    yield module.weight, module.stacked_rows or [len(module.weight)]
+                    for parameter in module.parameters():
+                        if parameter.ndim == 2:
+                            yield parameter, module.stacked_rows or [len(parameter)]
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> "SourceCache":
         """An empty cache for sources and targets of up to ``capacity`` tokens together (0: τ)."""
