@@ -4,6 +4,7 @@ Every rung is searched for in the same way before: ``TRIALS`` short trainings, e
 of n-grams as many orders.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ TRIAL_SHARE = 1 / 8
 PACE_STEPS = 6
 LEARNING_RATES = (0.003, 0.01)
 WIDTHS = (128, 256)
-NARROWEST, STEP, WIDEST = 32, 16, 2048
+NARROWEST, STEP, WIDEST = 32, 8, 2048
 """Widths among which the one with as many parameters as another model is looked for."""
 ORDERS = (2, 3, 4, 6)
 TRIAL_TOKENS = 20_000
@@ -61,12 +62,11 @@ def _transformer(like: ModelConfig, **changes: Any) -> Callable[[int], ModelConf
     """A transformer like a published one: a layer for each 64 of width, two at least; heads of 32."""
 
     def of_width(width: int) -> ModelConfig:
-        heads = max(1, width // 32)
         sizes = {
             "d_model": width,
             "n_layers": max(2, round(width / 64)),
-            "n_heads": heads,
-            "d_head": width // heads,
+            "n_heads": max(1, width // 32),
+            "d_head": 32,
         }
         return dataclasses.replace(like, **{**sizes, "n_kv_heads": 0, "d_ff": 0, "dropout": 0.0, **changes})
 
@@ -179,7 +179,7 @@ def climb(
     for rung, one in zip(chosen, done, strict=True):
         if rung.of_width is None:
             continue
-        width = _width_of(rung.of_width, parameters, data)
+        width = width_of_size(rung.of_width, parameters, data.tokenizer.vocab_size, base.model.context_length)
         rate = one["choice"]["learning_rate"]
         same = folder / (_name(rung) if width == one["choice"]["size"] else f"{_name(rung)}-equal")
         one["equal"] = asdict(_train(rung, width, rate, base, data, minutes, same, console))
@@ -295,14 +295,19 @@ def _result(run: Run[Any]) -> Result:
     )
 
 
-def _width_of(of_width: Callable[[int], ModelConfig], parameters: int, data: PreparedData) -> int:
-    """The width whose model has about as many ``parameters``."""
+def width_of_size(
+    of_width: Callable[[int], ModelConfig], parameters: int, vocab_size: int, context_length: int
+) -> int:
+    """The width whose model has about as many ``parameters``, of which a wider one has more."""
 
-    def distance(width: int) -> float:
-        config = dataclasses.replace(of_width(width), vocab_size=data.tokenizer.vocab_size)
-        return abs(math.log(parameter_count(complete_model(config)).total / parameters))
+    def parameters_of(width: int) -> int:
+        config = dataclasses.replace(of_width(width), vocab_size=vocab_size, context_length=context_length)
+        return parameter_count(complete_model(config)).total
 
-    return min(range(NARROWEST, WIDEST, STEP), key=distance)
+    widths = range(NARROWEST, WIDEST, STEP)
+    above = bisect.bisect_left(widths, parameters, key=parameters_of)
+    nearest = widths[max(0, above - 1) : above + 1]
+    return min(nearest, key=lambda width: abs(math.log(parameters_of(width) / parameters)))
 
 
 def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:

@@ -38,8 +38,9 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
         )
     for place, one in zip(places, rungs, strict=True):
         value = one["result"]["bits_per_byte"]
+        rightmost = max(value, one["equal"]["bits_per_byte"] if one.get("equal") else 0)
         axes.annotate(
-            f"{value:.3f}", (value, place), (8, 0), textcoords="offset points", va="center", color=GREY
+            f"{value:.3f}", (rightmost, place), (8, 0), textcoords="offset points", va="center", color=GREY
         )
     axes.set_yticks(list(places), [one["name"] for one in rungs])
     axes.invert_yaxis()

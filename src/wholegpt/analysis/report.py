@@ -111,6 +111,8 @@ def _certainty(record: dict[str, Any]) -> float:
 
 def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict[str, str]]:
     train, validation = records["train"], records["validation"]
+    if train and "gradient_norm" not in train[0]:
+        return []  # a model that is counted takes no steps
     unit = next(
         (name for name in ("nats_per_token", "nats_per_masked_token") if train and name in train[0]), "loss"
     )

@@ -149,8 +149,8 @@ class NGram(TokenModel):
         self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: "TokenCache | None" = None
     ) -> Float[Tensor, "R V"]:
         """``forward`` at some ``places`` only, row by row."""
-        seen = self.config.ngram_order - 1
-        before = token_ids.new_full((len(token_ids), max(seen, 0)), -1) if cache is None else cache.last(seen)
+        seen = max(self.config.ngram_order - 1, 0)
+        before = token_ids.new_full((len(token_ids), seen), -1) if cache is None else cache.last(seen)
         if cache is not None:
             cache.append(token_ids)
         length = token_ids.shape[1]
