@@ -11,7 +11,8 @@ import torch
 import wholegpt as wg
 from benchmarks.tables import conditions, machine_line, publish, spread
 from benchmarks.transfer import difference
-from wholegpt.config import Attention, AttentionKernel, Config, ModelConfig, Positions
+from wholegpt.choices import Attention, AttentionKernel, Positions
+from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.files import write_json_atomic
 from wholegpt.model import Transformer, flops_per_token, parameter_count

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.tables import conditions, publish, spread
 from wholegpt import presets, runtime
-from wholegpt.config import Dtype, PrecisionConfig
+from wholegpt.choices import Dtype
+from wholegpt.config import PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.evaluation import Request, score_continuations
 from wholegpt.model import Transformer

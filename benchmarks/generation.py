@@ -17,7 +17,8 @@ import torch
 from benchmarks.tables import conditions, publish, spread
 from wholegpt import presets
 from wholegpt.checkpoint import save_model
-from wholegpt.config import Dtype, GenerationConfig, WeightFormat
+from wholegpt.choices import Dtype, WeightFormat
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.generation import Engine

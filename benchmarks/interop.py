@@ -13,7 +13,8 @@ import torch
 from benchmarks.tables import machine_line, publish
 from wholegpt import presets
 from wholegpt.checkpoint import load_model, save_model
-from wholegpt.config import GenerationConfig, Positions
+from wholegpt.choices import Positions
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import Export, export_model, import_model
 from wholegpt.generation import Sampler, generate_ids

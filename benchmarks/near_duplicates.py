@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import publish
-from wholegpt.config import DataConfig, Split
+from wholegpt.choices import Split
+from wholegpt.config import DataConfig
 from wholegpt.data import contamination, plan_split, write_documents
 from wholegpt.data.deduplication import find_duplicates
 from wholegpt.data.formats import Piece

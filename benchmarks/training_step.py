@@ -18,17 +18,8 @@ import torch
 
 from benchmarks.tables import conditions, publish, spread
 from wholegpt import runtime
-from wholegpt.config import (
-    Bias,
-    Config,
-    Dtype,
-    Execution,
-    FeedForward,
-    ModelConfig,
-    OptimizerConfig,
-    OptimizerKind,
-    TrainingConfig,
-)
+from wholegpt.choices import Bias, Dtype, Execution, FeedForward, OptimizerKind
+from wholegpt.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from wholegpt.data import Batch
 from wholegpt.model import Transformer, parameter_count
 from wholegpt.presets import gpt2

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from wholegpt.config import Attention, Bias, Config, FeedForward, GenerationConfig, ModelConfig, Positions
+from wholegpt.choices import Attention, Bias, FeedForward, Positions
+from wholegpt.config import Config, GenerationConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter

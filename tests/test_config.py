@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from wholegpt.checks import check, check_generation, complete_model
-from wholegpt.config import Bias, Config, FeedForward, GenerationConfig, ModelConfig, TrainingConfig
+from wholegpt.choices import Bias, FeedForward
+from wholegpt.config import Config, GenerationConfig, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping, to_mapping, to_yaml
 from wholegpt.presets import (

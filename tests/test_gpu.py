@@ -8,7 +8,7 @@ import torch
 from tests.helpers import text_of, tiny_config, tiny_model
 from tests.training.test_runs import weights
 from wholegpt import api
-from wholegpt.config import AttentionKernel
+from wholegpt.choices import AttentionKernel
 from wholegpt.console import Console
 from wholegpt.model import Transformer
 

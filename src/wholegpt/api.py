@@ -8,7 +8,8 @@ from typing import Any
 
 from wholegpt import presets, runtime
 from wholegpt.checks import check
-from wholegpt.config import Config, TaskKind
+from wholegpt.choices import TaskKind
+from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore

@@ -21,7 +21,8 @@ from wholegpt.adapters import add_lora, train_new_embeddings
 from wholegpt.baselines import NGram, RecurrentNetwork
 from wholegpt.baselines.ngram import ngram_sizes
 from wholegpt.checks import TRANSFORMERS
-from wholegpt.config import Architecture, AttentionKernel, LoraConfig, ModelConfig, Recompute
+from wholegpt.choices import Architecture, AttentionKernel, Recompute
+from wholegpt.config import LoraConfig, ModelConfig
 from wholegpt.data.control import Values
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.tasks import Task

@@ -3,22 +3,24 @@
 import dataclasses
 import math
 
-from wholegpt.config import (
+from wholegpt.choices import (
     Architecture,
     Attention,
     ClassWeights,
-    Config,
-    DataConfig,
     Documents,
     FeedForward,
+    OptimizerKind,
+    Positions,
+    TaskKind,
+)
+from wholegpt.config import (
+    Config,
+    DataConfig,
     FinetuningConfig,
     GenerationConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
-    OptimizerKind,
-    Positions,
-    TaskKind,
     TokenizerConfig,
     WindowsConfig,
 )

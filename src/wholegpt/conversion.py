@@ -23,7 +23,8 @@ from wholegpt.checkpoint import (
     load_model,
     save_model,
 )
-from wholegpt.config import ModelConfig, Positions
+from wholegpt.choices import Positions
+from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.data.chat_template import ChatTemplate

@@ -19,7 +19,8 @@ from wholegpt import api, presets
 from wholegpt.analysis.ladder_page import write_ladder_page
 from wholegpt.baselines import NGram
 from wholegpt.checks import complete_model
-from wholegpt.config import Architecture, Attention, Config, ModelConfig, Positions
+from wholegpt.choices import Architecture, Attention, Positions
+from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError

@@ -11,15 +11,8 @@ import numpy as np
 
 from wholegpt import runtime
 from wholegpt.checkpoint import NO_FACTS, ModelFacts
-from wholegpt.config import (
-    DataConfig,
-    Documents,
-    Dtype,
-    GenerationConfig,
-    OnBadLine,
-    OnBadText,
-    PrecisionConfig,
-)
+from wholegpt.choices import Documents, Dtype, OnBadLine, OnBadText
+from wholegpt.config import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation

@@ -8,7 +8,8 @@ import torch
 from wholegpt import presets, runtime
 from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
-from wholegpt.config import AttentionKernel, Documents, Dtype, PrecisionConfig, WeightFormat
+from wholegpt.choices import AttentionKernel, Documents, Dtype, WeightFormat
+from wholegpt.config import PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.language_model import LanguageModel

@@ -6,19 +6,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wholegpt.config import (
+from wholegpt.choices import (
     Architecture,
     Attention,
     Bias,
-    Config,
     FeedForward,
-    ModelConfig,
     Norm,
     NormPlacement,
     Positions,
     QueryKeyNorm,
     TaskKind,
 )
+from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping, nearest, read_yaml, to_mapping
 

@@ -21,7 +21,8 @@ from wholegpt.checkpoint import (
     load_training,
     make_model,
 )
-from wholegpt.config import Architecture, Config, Determinism, TaskKind
+from wholegpt.choices import Architecture, Determinism, TaskKind
+from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.task_data import TaskData

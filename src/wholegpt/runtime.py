@@ -20,16 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wholegpt.config import (
-    AttentionKernel,
-    Config,
-    Determinism,
-    Dtype,
-    Execution,
-    PrecisionConfig,
-    RuntimeConfig,
-    WeightFormat,
-)
+from wholegpt.choices import AttentionKernel, Determinism, Dtype, Execution, WeightFormat
+from wholegpt.config import Config, PrecisionConfig, RuntimeConfig
 from wholegpt.errors import ConfigError, NumericsError
 
 

@@ -17,7 +17,8 @@ from wholegpt.checkpoint import (
     load_model,
 )
 from wholegpt.checks import check
-from wholegpt.config import Architecture, Config, Execution, ModelConfig, TaskKind, TokenizerConfig
+from wholegpt.choices import Architecture, Execution, TaskKind
+from wholegpt.config import Config, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.errors import ConfigError, DataError, RunError

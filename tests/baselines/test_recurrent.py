@@ -11,7 +11,8 @@ from tests.helpers import tiny_config, tiny_model
 from wholegpt import api
 from wholegpt.baselines import RecurrentNetwork
 from wholegpt.baselines.recurrent import STEPS, run_steps
-from wholegpt.config import Architecture, ModelConfig
+from wholegpt.choices import Architecture
+from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count

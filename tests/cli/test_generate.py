@@ -9,8 +9,8 @@ import pytest
 
 import wholegpt as wg
 from tests.helpers import Fails
+from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Dtype
 from wholegpt.console import Console
 from wholegpt.errors import TokenizerError
 

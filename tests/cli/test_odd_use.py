@@ -13,8 +13,8 @@ import wholegpt as wg
 from tests.helpers import TINY, Fails, text_of, tiny, tiny_config
 from wholegpt import api, run_folder
 from wholegpt.checkpoint import CheckpointStore
+from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Dtype
 from wholegpt.console import Console
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers import Tokenizer, train_bpe

@@ -14,18 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import text_of, tiny_models
-from wholegpt.config import (
-    AttentionKernel,
-    DataConfig,
-    Documents,
-    Dtype,
-    ModelConfig,
-    Split,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainingConfig,
-    WindowsConfig,
-)
+from wholegpt.choices import AttentionKernel, Documents, Dtype, Split, TokenizerKind
+from wholegpt.config import DataConfig, ModelConfig, TokenizerConfig, TrainingConfig, WindowsConfig
 from wholegpt.console import Console
 from wholegpt.data import (
     Batch,

@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers import text_of
 from wholegpt.checks import check
-from wholegpt.config import Config, DataConfig, TokenizerConfig, TokenizerKind
+from wholegpt.choices import TokenizerKind
+from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.data.card import card_page

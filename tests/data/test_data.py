@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import text_of
-from wholegpt.config import DataConfig, Split, TokenizerConfig, TokenizerKind, TrainingConfig
+from wholegpt.choices import Split, TokenizerKind
+from wholegpt.config import DataConfig, TokenizerConfig, TrainingConfig
 from wholegpt.console import Console
 from wholegpt.data import (
     Corpus,

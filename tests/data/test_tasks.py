@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wholegpt.config import TaskKind
+from wholegpt.choices import TaskKind
 from wholegpt.data.tables import Table, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.task_data import read_labelled, shares

@@ -9,7 +9,8 @@ import torch
 
 from tests.helpers import text_of, tiny_config
 from wholegpt import api
-from wholegpt.config import Dtype, GenerationConfig
+from wholegpt.choices import Dtype
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.evaluation.harness import generation_of

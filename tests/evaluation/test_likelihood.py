@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers import tiny_models
 from tests.interop.models import random_model
-from wholegpt.config import Dtype
+from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.evaluation.likelihood import Likelihood, Request, score_continuations
 from wholegpt.model import Transformer

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import LogitsOnly
 from tests.parity.test_plain import randomized
-from wholegpt.config import Dtype
+from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.helpers import Fails
+from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Dtype
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError, NumericsError
 from wholegpt.evaluation import read_examples

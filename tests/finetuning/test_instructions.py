@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.helpers import tiny_config, tiny_models
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
+from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Config, Dtype, GenerationConfig
+from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message

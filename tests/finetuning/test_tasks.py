@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_config, tiny_models
-from wholegpt.config import TaskKind
+from wholegpt.choices import TaskKind
 from wholegpt.data.task_batches import TaskBatch, TaskLoader, collate
 from wholegpt.data.tasks import EncodedExample
 from wholegpt.finetuning.task_stage import ACCURACY

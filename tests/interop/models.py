@@ -5,7 +5,8 @@ import string
 import torch
 
 from tests.helpers import shrink, tiny_model
-from wholegpt.config import Embeddings, FeedForward, ModelConfig
+from wholegpt.choices import Embeddings, FeedForward
+from wholegpt.config import ModelConfig
 from wholegpt.model import Transformer
 from wholegpt.presets import gpt1, gpt2
 from wholegpt.tokenizers import Tokenizer, train_bpe, train_character

@@ -9,7 +9,7 @@ import torch
 from tests.helpers import Fails, shrink
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import save_model
-from wholegpt.config import FeedForward
+from wholegpt.choices import FeedForward
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.interop import gguf as ours

@@ -14,8 +14,9 @@ from torch import Tensor
 from tests.helpers import Fails, shrink, text_of, tiny_model
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import load_model, save_model
+from wholegpt.choices import Bias, Embeddings, FeedForward, Norm
 from wholegpt.cli import main
-from wholegpt.config import Bias, Embeddings, FeedForward, GenerationConfig, Norm
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids

@@ -14,7 +14,8 @@ import transformers
 
 from tests.helpers import shrink, tiny_models
 from wholegpt.adapters import add_lora, lora_layers, merge
-from wholegpt.config import Embeddings, LoraConfig, Norm
+from wholegpt.choices import Embeddings, Norm
+from wholegpt.config import LoraConfig
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
 from wholegpt.interop.peft import BASE, CONFIG, WEIGHTS, base_hash, load_adapter, save_adapter

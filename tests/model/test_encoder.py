@@ -9,17 +9,17 @@ from torch import Tensor
 
 from tests.helpers import text_of, tiny_config, tiny_model
 from wholegpt import api
-from wholegpt.config import (
+from wholegpt.choices import (
     Architecture,
     AttentionKernel,
     Bias,
     FeedForward,
-    ModelConfig,
     Norm,
     NormPlacement,
     Positions,
     QueryKeyNorm,
 )
+from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
 from wholegpt.errors import ConfigError

@@ -10,17 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import tiny_config, tiny_model
 from wholegpt import api
-from wholegpt.config import (
-    Architecture,
-    Bias,
-    FeedForward,
-    GenerationConfig,
-    ModelConfig,
-    Norm,
-    NormPlacement,
-    Positions,
-    QueryKeyNorm,
-)
+from wholegpt.choices import Architecture, Bias, FeedForward, Norm, NormPlacement, Positions, QueryKeyNorm
+from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wholegpt.config import Dtype
+from wholegpt.choices import Dtype
 from wholegpt.losses import IGNORED, language_modeling, linear_cross_entropy, negative_log_likelihood
 from wholegpt.model import blocked_attention, linear
 from wholegpt.model.attention import attention

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.helpers import shrink, tiny_models, write_one
 from wholegpt import presets
-from wholegpt.config import GenerationConfig, ModelConfig, WeightFormat
+from wholegpt.choices import WeightFormat
+from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer, lay_out
 from wholegpt.model.layout import GROUP, INT8_ROWS, LAYOUTS, quantize_int4, quantize_int8

@@ -9,18 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import tiny_model, tiny_models, tiny_variants
 from wholegpt.checks import WINDOWED
-from wholegpt.config import (
+from wholegpt.choices import (
     Attention,
     AttentionKernel,
     Bias,
     Embeddings,
     FeedForward,
-    ModelConfig,
     Norm,
     Positions,
     QueryKeyNorm,
     Recompute,
 )
+from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.metrics import uniform_nats

@@ -6,7 +6,7 @@ import torch
 
 from tests.helpers import tiny_models, tiny_variants
 from tests.parity import plain
-from wholegpt.config import AttentionKernel
+from wholegpt.choices import AttentionKernel
 from wholegpt.model import Transformer
 
 MODELS = tiny_models() | tiny_variants()

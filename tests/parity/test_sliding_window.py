@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import tiny_config
 from wholegpt import api
-from wholegpt.config import Dtype
+from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 

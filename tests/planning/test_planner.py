@@ -13,8 +13,9 @@ import torch
 from tests.helpers import Fails, make_plans_small, text_of
 from wholegpt import api, presets, runtime, start
 from wholegpt.checkpoint import CheckpointStore
+from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Config, Dtype, ModelConfig, PrecisionConfig, TrainingConfig
+from wholegpt.config import Config, ModelConfig, PrecisionConfig, TrainingConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import Fails, text_of
+from wholegpt.choices import Normalization
 from wholegpt.cli import main
-from wholegpt.config import Normalization
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers import (
     Tokenizer,

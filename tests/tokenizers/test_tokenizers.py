@@ -9,7 +9,8 @@ import pytest
 import tokenizers as library
 
 from tests.helpers import text_of
-from wholegpt.config import TokenizerConfig, TokenizerKind
+from wholegpt.choices import TokenizerKind
+from wholegpt.config import TokenizerConfig
 from wholegpt.data.vocabulary import make_tokenizer
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers import (

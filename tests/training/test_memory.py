@@ -16,16 +16,8 @@ from benchmarks.training_step import RandomBatch
 from tests.helpers import shrink, tiny_model
 from wholegpt import runtime
 from wholegpt.checks import complete_model
-from wholegpt.config import (
-    AttentionKernel,
-    Config,
-    Dtype,
-    FeedForward,
-    ModelConfig,
-    QueryKeyNorm,
-    Recompute,
-    TrainingConfig,
-)
+from wholegpt.choices import AttentionKernel, Dtype, FeedForward, QueryKeyNorm, Recompute
+from wholegpt.config import Config, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping
 from wholegpt.model import Transformer, saved_activations

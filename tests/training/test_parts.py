@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_model
-from wholegpt.config import Config, OptimizerConfig, OptimizerKind, ScheduleConfig, ScheduleKind
+from wholegpt.choices import OptimizerKind, ScheduleKind
+from wholegpt.config import Config, OptimizerConfig, ScheduleConfig
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, negative_log_likelihood
 from wholegpt.mapping import from_mapping

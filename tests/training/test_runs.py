@@ -18,7 +18,7 @@ import torch
 from tests.helpers import text_of, tiny_config
 from wholegpt import api, run_folder, runtime
 from wholegpt.checkpoint import CheckpointStore
-from wholegpt.config import Dtype, Execution
+from wholegpt.choices import Dtype, Execution
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, windows_before
 from wholegpt.errors import Interrupted, NumericsError, RunError

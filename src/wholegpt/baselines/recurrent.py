@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.checks import check_separable
-from wholegpt.config import Architecture, ModelConfig
+from wholegpt.choices import Architecture
+from wholegpt.config import ModelConfig
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.model.dropout import dropout

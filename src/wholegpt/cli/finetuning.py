@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check
+from wholegpt.choices import Architecture, Dtype, TaskKind, WeightFormat
 from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
     ChosenSettings,
@@ -26,7 +27,7 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Architecture, Config, Dtype, TaskKind, WeightFormat
+from wholegpt.config import Config
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:

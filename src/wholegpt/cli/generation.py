@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from wholegpt.choices import WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
-from wholegpt.config import GenerationConfig, WeightFormat
+from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError, Interrupted
 from wholegpt.mapping import to_mapping
 

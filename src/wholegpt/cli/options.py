@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 from cyclopts import App, Parameter
 from cyclopts.argument import ArgumentCollection
 
-from wholegpt.config import Config, OnBadLine, OnBadText
+from wholegpt.choices import OnBadLine, OnBadText
+from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, RunError
 from wholegpt.mapping import to_mapping

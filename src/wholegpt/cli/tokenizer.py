@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from wholegpt.checks import check
+from wholegpt.choices import Normalization, TokenizerKind
 from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
-from wholegpt.config import Config, DataConfig, Normalization, TokenizerConfig, TokenizerKind
+from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.errors import ConfigError, RunError, TokenizerError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
+from wholegpt.choices import Architecture, Dtype, WeightFormat
 from wholegpt.cli.options import (
     Common,
     CommonOptions,
@@ -18,7 +19,7 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import Architecture, Dtype, GenerationConfig, ModelConfig, WeightFormat
+from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.mapping import to_mapping
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wholegpt.config import DataConfig, Split
+from wholegpt.choices import Split
+from wholegpt.config import DataConfig
 from wholegpt.data.formats import Piece, Source, read_records
 from wholegpt.data.reading import ReadingReport, identity, read_pieces
 from wholegpt.data.shards import PreparedData

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wholegpt.config import Config, Documents, TrainingConfig, WindowsConfig
+from wholegpt.choices import Documents
+from wholegpt.config import Config, TrainingConfig, WindowsConfig
 from wholegpt.data.permutation import interleave, permute, uniform
 from wholegpt.data.shards import PreparedData, TokenShards
 from wholegpt.errors import ConfigError, DataError

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from wholegpt.config import DataConfig, Split
+from wholegpt.choices import Split
+from wholegpt.config import DataConfig
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.permutation import permute
 from wholegpt.errors import DataError

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from wholegpt.config import TaskKind
+from wholegpt.choices import TaskKind
 from wholegpt.data.tables import Table, number_of
 from wholegpt.errors import DataError
 

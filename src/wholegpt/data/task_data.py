@@ -7,7 +7,8 @@ from statistics import fmean, pstdev
 
 import msgspec
 
-from wholegpt.config import Config, TaskKind
+from wholegpt.choices import TaskKind
+from wholegpt.config import Config
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
 from wholegpt.data.tables import read_table

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wholegpt.config import TaskKind
+from wholegpt.choices import TaskKind
 from wholegpt.data.tables import Table, number_of
 from wholegpt.data.task_columns import TaskColumns, columns_in, detect_choices, detect_columns, only_texts
 from wholegpt.errors import DataError

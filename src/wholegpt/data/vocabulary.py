@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wholegpt.config import TokenizerConfig, TokenizerKind
+from wholegpt.choices import TokenizerKind
+from wholegpt.config import TokenizerConfig
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.splitting import SplitPlan
 from wholegpt.files import sha256_file

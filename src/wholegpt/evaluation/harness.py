@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wholegpt.config import Dtype, GenerationConfig
+from wholegpt.choices import Dtype
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.evaluation.likelihood import Request, score_continuations
 from wholegpt.generation import encode_prompt, generate

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wholegpt.config import Dtype
+from wholegpt.choices import Dtype
 from wholegpt.console import Console, Progress
 from wholegpt.errors import DataError, NumericsError
 from wholegpt.evaluation.perplexity import TOKENS_AT_ONCE

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wholegpt.config import Documents, Dtype
+from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError, DataError

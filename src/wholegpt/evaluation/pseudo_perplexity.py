@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.config import Dtype
+from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import DataError, TokenizerError

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import torch
 
-from wholegpt.config import Dtype, GenerationConfig
+from wholegpt.choices import Dtype
+from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import JSON_LINES_SUFFIXES, read_lines
 from wholegpt.errors import ConfigError, DataError, TokenizerError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.config import Documents, Dtype
+from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError

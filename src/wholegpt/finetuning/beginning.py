@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
-from wholegpt.config import Config, Initialization, ModelConfig
+from wholegpt.choices import Initialization
+from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model import TokenModel
 from wholegpt.model.heads import extend_vocabulary

@@ -11,7 +11,8 @@ import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.checks import complete_model
-from wholegpt.config import Config, Dtype, GenerationConfig, TokenizerKind
+from wholegpt.choices import Dtype, TokenizerKind
+from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data.chat_template import (
     PAIR_TEMPLATE,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wholegpt.config import Dtype, TaskKind
+from wholegpt.choices import Dtype, TaskKind
 from wholegpt.console import Console
 from wholegpt.data.packing import batches_of
 from wholegpt.data.task_batches import collate

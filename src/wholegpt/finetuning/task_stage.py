@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, listed
-from wholegpt.config import ClassWeights, Config
+from wholegpt.choices import ClassWeights
+from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.task_batches import TaskLoader
 from wholegpt.data.task_data import TaskData

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from wholegpt.checks import complete_model
-from wholegpt.config import Embeddings, FeedForward, ModelConfig, Positions
+from wholegpt.choices import Embeddings, FeedForward, Positions
+from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.foreign import completed, number_in
 from wholegpt.interop.names import LAYER, Table, both, name

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wholegpt.config import Bias, FeedForward, ModelConfig
+from wholegpt.choices import Bias, FeedForward
+from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError, TokenizerError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
 from wholegpt.interop.certificate import ForeignModel

@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.config import Bias, Embeddings, ModelConfig
+from wholegpt.choices import Bias, Embeddings
+from wholegpt.config import ModelConfig
 from wholegpt.data.chat_template import ChatTemplate
 from wholegpt.errors import CheckpointError
 from wholegpt.files import write_json_atomic, write_text_atomic

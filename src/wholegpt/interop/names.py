@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wholegpt.config import Bias, ModelConfig
+from wholegpt.choices import Bias
+from wholegpt.config import ModelConfig
 from wholegpt.model import Transformer
 
 LAYER = "{layer}"

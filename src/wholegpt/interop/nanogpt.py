@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholegpt.config import Bias, FeedForward, ModelConfig
+from wholegpt.choices import Bias, FeedForward
+from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError
 from wholegpt.interop.foreign import ForeignTensors, completed, number_in, without_copy
 from wholegpt.interop.names import LAYER, Table, both, name, own_shapes

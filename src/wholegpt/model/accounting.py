@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 
 from wholegpt.checks import TRANSFORMERS, WINDOWED, complete_model
-from wholegpt.config import (
+from wholegpt.choices import (
     Architecture,
     Attention,
     AttentionKernel,
     Bias,
     Embeddings,
     FeedForward,
-    ModelConfig,
     Norm,
     NormPlacement,
     Positions,
     QueryKeyNorm,
 )
+from wholegpt.config import ModelConfig
 from wholegpt.model.blocked_attention import query_block
 from wholegpt.model.linear_attention import CHUNK
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wholegpt.checks import WINDOWED
-from wholegpt.config import Architecture, Attention, AttentionKernel, Bias, ModelConfig, QueryKeyNorm
+from wholegpt.choices import Architecture, Attention, AttentionKernel, Bias, QueryKeyNorm
+from wholegpt.config import ModelConfig
 from wholegpt.model.blocked_attention import blocked_causal_attention
 from wholegpt.model.cache import KeyValueCache, ModelCache
 from wholegpt.model.dropout import dropout as drop

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wholegpt.config import Embeddings, ModelConfig
+from wholegpt.choices import Embeddings
+from wholegpt.config import ModelConfig
 from wholegpt.model.linear import Linear
 
 INITIAL_STANDARD_DEVIATION = 0.02

@@ -3,7 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.config import Attention, AttentionKernel, FeedForward, ModelConfig, NormPlacement
+from wholegpt.choices import Attention, AttentionKernel, FeedForward, NormPlacement
+from wholegpt.config import ModelConfig
 from wholegpt.model.attention import SelfAttention, SequenceContext
 from wholegpt.model.dropout import dropout
 from wholegpt.model.experts import MixtureOfExperts

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wholegpt.config import Attention, ModelConfig, Positions
+from wholegpt.choices import Attention, Positions
+from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.sparse_attention import is_seen
 

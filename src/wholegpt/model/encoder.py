@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement, Recompute
+from wholegpt.choices import AttentionKernel, NormPlacement, Recompute
+from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.feed_forward import ACTIVATIONS

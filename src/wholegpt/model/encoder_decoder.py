@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wholegpt.checks import complete_model
-from wholegpt.config import AttentionKernel, Bias, ModelConfig, NormPlacement
+from wholegpt.choices import AttentionKernel, Bias, NormPlacement
+from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext, attention
 from wholegpt.model.base import NeuralModel

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.config import Bias, FeedForward, ModelConfig
+from wholegpt.choices import Bias, FeedForward
+from wholegpt.config import ModelConfig
 from wholegpt.model.linear import Linear
 
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.config import AttentionKernel, ModelConfig, Recompute
+from wholegpt.choices import AttentionKernel, Recompute
+from wholegpt.config import ModelConfig
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, TokenModel
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.transformer import Transformer

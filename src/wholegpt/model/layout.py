@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.config import WeightFormat
+from wholegpt.choices import WeightFormat
 from wholegpt.errors import ConfigError
 from wholegpt.model.base import TokenModel
 from wholegpt.model.linear import Linear

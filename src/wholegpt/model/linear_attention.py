@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.config import Attention, Bias, ModelConfig
+from wholegpt.choices import Attention, Bias
+from wholegpt.config import ModelConfig
 from wholegpt.model.attention import SelfAttention, SequenceContext
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.model.linear import Linear

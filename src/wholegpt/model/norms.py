@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wholegpt.config import ModelConfig, Norm
+from wholegpt.choices import Norm
+from wholegpt.config import ModelConfig
 
 
 class LayerNorm(nn.LayerNorm):

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.config import ModelConfig, Positions
+from wholegpt.choices import Positions
+from wholegpt.config import ModelConfig
 
 SINUSOIDAL_BASE = 10_000.0
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wholegpt.config import Attention, ModelConfig
+from wholegpt.choices import Attention
+from wholegpt.config import ModelConfig
 from wholegpt.model.dropout import dropout as drop
 
 

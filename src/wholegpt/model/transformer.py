@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wholegpt.checks import RECURRENT, check_separable, complete_model
-from wholegpt.config import AttentionKernel, ModelConfig, NormPlacement, Recompute
+from wholegpt.choices import AttentionKernel, NormPlacement, Recompute
+from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel

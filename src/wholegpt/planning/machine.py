@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from wholegpt import runtime
-from wholegpt.config import Config, Dtype, OptimizerKind
+from wholegpt.choices import Dtype, OptimizerKind
+from wholegpt.config import Config
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
 from wholegpt.training.muon import ITERATIONS

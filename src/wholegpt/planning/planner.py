@@ -12,15 +12,13 @@ import torch
 
 from wholegpt import runtime
 from wholegpt.checks import complete_model, complete_optimizer
+from wholegpt.choices import AttentionKernel, Dtype, ScheduleKind
 from wholegpt.config import (
-    AttentionKernel,
     Config,
-    Dtype,
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
-    ScheduleKind,
     TrainingConfig,
 )
 from wholegpt.console import Console, Silent

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
-from wholegpt.config import Normalization
+from wholegpt.choices import Normalization
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_level_alphabet

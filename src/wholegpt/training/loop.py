@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from wholegpt.config import Config, Dtype, Execution
+from wholegpt.choices import Dtype, Execution
+from wholegpt.config import Config
 from wholegpt.errors import NumericsError
 from wholegpt.model import Transformer, router_losses, take_counts
 from wholegpt.runtime import compute_in, mix_seed

@@ -4,16 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wholegpt.checks import TRANSFORMERS, complete_model
-from wholegpt.config import (
-    Architecture,
-    Config,
-    Documents,
-    Dtype,
-    FeedForward,
-    ModelConfig,
-    OptimizerKind,
-    Recompute,
-)
+from wholegpt.choices import Architecture, Documents, Dtype, FeedForward, OptimizerKind, Recompute
+from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
 from wholegpt.model import parameter_count, saved_activations

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from wholegpt.adapters import partly_frozen
-from wholegpt.config import Config, Dtype, OptimizerConfig, OptimizerKind
+from wholegpt.choices import Dtype, OptimizerKind
+from wholegpt.config import Config, OptimizerConfig
 from wholegpt.model import NeuralModel, TaskModel
 from wholegpt.training.muon import Muon
 

@@ -6,7 +6,8 @@ import torch
 
 from wholegpt import runtime
 from wholegpt.checks import check, complete_model, complete_optimizer
-from wholegpt.config import Architecture, Config, TokenizerKind
+from wholegpt.choices import Architecture, TokenizerKind
+from wholegpt.config import Config
 from wholegpt.data import PreparedData, make_loader, windows_before
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.training.memory import fitting_micro_batch

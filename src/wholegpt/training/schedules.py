@@ -2,7 +2,8 @@
 
 import math
 
-from wholegpt.config import OptimizerConfig, ScheduleConfig, ScheduleKind
+from wholegpt.choices import ScheduleKind
+from wholegpt.config import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
