@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 import wholegpt as wg
-from benchmarks.tables import conditions, machine_line, publish, spread
+from benchmarks.generation import ratio
+from benchmarks.tables import conditions, machine_line, publish
+from benchmarks.training_step import alternate, ours
 from benchmarks.transfer import difference
 from wholegpt.choices import Attention, AttentionKernel, Positions
 from wholegpt.config import Config, ModelConfig
@@ -29,8 +31,8 @@ def run_of(out: Path, console: Console, *sources: Path, config: Config) -> Run[A
     return wg.train(*sources, config=config, out=out, console=console)
 
 
-def experts(data: Path, out: Path, steps: int, console: Console) -> None:
-    """Dense against mixtures whose tokens cost as much."""
+def experts(data: Path, out: Path, steps: int, rounds: int, console: Console) -> None:
+    """Dense against mixtures whose tokens cost as much: what they learn, and how long their steps take in turn."""
     base = wg.configure(
         {
             "model": {"preset": "modern-tiny"},
@@ -46,14 +48,24 @@ def experts(data: Path, out: Path, steps: int, console: Console) -> None:
         "Switch, 8 experts, 1 a token": {"experts": 8},
         "8 experts of half the width, 2 a token": {"experts": 8, "experts_per_token": 2, "d_ff": 352},
     }
+    runs = {
+        name: run_of(
+            out / f"experts-{number}",
+            console,
+            data / "english.jsonl",
+            config=wg.configure({"model": changes}, base=base),
+        )
+        for number, (name, changes) in enumerate(kinds.items())
+    }
+    sides = [
+        dataclasses.replace(ours(run.config.model, base.training.batch_size), name=name)
+        for name, run in runs.items()
+    ]
+    alternate(sides, rounds)
     rows: list[str] = []
-    for name, changes in kinds.items():
-        config = wg.configure({"model": changes}, base=base)
-        folder = out / f"experts-{len(rows)}"
-        run = run_of(folder, console, data / "english.jsonl", config=config)
+    for side, (name, run) in zip(sides, runs.items(), strict=True):
         model = run.config.model
-        lines = [line for line in _log(folder) if line["kind"] == "train"][3:]
-        pace = [line["tokens_per_second"] for line in lines]
+        lines = [line for line in _log(run.path) if line["kind"] == "train"]
         routed = ""
         if "load_entropy" in lines[-1]:
             late = lines[len(lines) // 2 :]
@@ -64,14 +76,15 @@ def experts(data: Path, out: Path, steps: int, console: Console) -> None:
         count = parameter_count(model)
         rows.append(
             f"| {name} | {count.total:,} | {count.active:,} | {flops_per_token(model):,} | "
-            f"{run.validation.nats_per_token:.4f} | {spread(pace, '{:,.0f}')} | {routed or '– | –'} |"
+            f"{run.validation.nats_per_token:.4f} | {ratio(side.seconds, sides[0].seconds)} | {routed or '– | –'} |"
         )
     header = [
-        "| model | parameters | met by a token | forward FLOPs a token | held out, nats a token | tokens/s in training "
+        "| model | parameters | met by a token | forward FLOPs a token | held out, nats a token | step ÷ dense "
         "| entropy of the load ÷ ln E | dropped |",
         "|" + " --- |" * 8,
     ]
-    publish("Experts", "\n".join([machine_line(), "", *header, *rows]))
+    what = f"Trained on english.jsonl for {steps:,} steps of {base.training.batch_size} windows each."
+    publish("Experts", "\n".join([conditions(rounds), "", what, "", *header, *rows]))
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
@@ -191,7 +204,7 @@ def main() -> None:
     if arguments.only in ("", "long"):
         long_texts(arguments.rounds)
     if arguments.only in ("", "experts"):
-        experts(data, out, arguments.steps, console)
+        experts(data, out, arguments.steps, arguments.rounds, console)
     if arguments.only in ("", "encoder"):
         encoder(data, out, arguments.steps, console)
 

@@ -14,7 +14,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "wholegpt"
 # Lowest first. A folder is one place: neighbours on a level may not import each other.
 # Single files of a level may use those written above them.
 LEVELS: list[list[str]] = [
-    ["errors", "choices", "config", "mapping", "checks", "presets", "files", "console", "runtime", "protocols"],
+    [
+        "errors",
+        "choices",
+        "config",
+        "mapping",
+        "checks",
+        "presets",
+        "files",
+        "console",
+        "runtime",
+        "protocols",
+    ],
     ["tokenizers", "model", "losses", "metrics"],
     ["data", "baselines"],
     ["adapters", "checkpoint"],
