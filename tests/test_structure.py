@@ -32,7 +32,7 @@ LEVELS: list[list[str]] = [
     ["training", "generation"],
     ["evaluation"],
     ["pretraining", "masked_pretraining", "finetuning", "analysis", "planning", "interop"],
-    ["language_model", "loading", "conversion", "run_folder", "run", "start", "api", "ladder"],
+    ["language_model", "comparing", "loading", "conversion", "run_folder", "run", "start", "api", "ladder"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

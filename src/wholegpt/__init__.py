@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wholegpt.api import finetune, plan, resume, train
+    from wholegpt.comparing import compare
     from wholegpt.config import Config
     from wholegpt.conversion import export_model, import_model
     from wholegpt.errors import WholeGPTError
-    from wholegpt.language_model import LanguageModel, compare
+    from wholegpt.language_model import LanguageModel
     from wholegpt.loading import load
     from wholegpt.presets import configure, preset, recipe
     from wholegpt.run import Run
@@ -23,7 +24,7 @@ _HOMES = {
     "LanguageModel": "language_model",
     "Run": "run",
     "WholeGPTError": "errors",
-    "compare": "language_model",
+    "compare": "comparing",
     "configure": "presets",
     "export_model": "conversion",
     "finetune": "api",

@@ -25,16 +25,12 @@ from wholegpt.data.task_data import read_labelled
 from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
-    Difference,
     PseudoPerplexity,
     Published,
     TaskScore,
     TextEvaluation,
-    compare_tasks,
-    compare_texts,
     evaluate_task,
     evaluate_text,
-    is_task_file,
     plain_text,
     pseudo_perplexity,
     read_examples,
@@ -505,52 +501,3 @@ class LanguageModel:
     def _precision(self, dtype: Dtype) -> Dtype:
         chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
         return runtime.decide_precision(chosen, self.model.device).dtype
-
-
-def compare(
-    first: LanguageModel,
-    second: LanguageModel,
-    *sources: str | Path,
-    console: Console | None = None,
-    **settings: Any,
-) -> dict[str, Difference]:
-    """Two models on the same text, or the same file of examples: each figure of both, and how certain its difference.
-
-    ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
-    """
-    encoding = settings.get("encoding", "utf-8")
-    asks = [answers_examples(lm, *sources, encoding=encoding) for lm in (first, second)]
-    asked = any(asks)
-    if asked and not all(asks):
-        which = ("first", "second")[asks.index(False)]
-        raise ConfigError(f"the {which} model was not fine-tuned for such examples, which the other answers")
-    if asked or task_file(*sources, text_field=settings.get("text_field")):
-        if len(sources) != 1:
-            raise DataError("models with heads are compared on one table of examples; name one")
-        return compare_tasks(
-            *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
-        )
-    return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
-
-
-def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "utf-8") -> bool:
-    """Whether a model is measured on examples, not on text: by its head, or by its answers to questions in a table."""
-    if lm.task or not sources:
-        return lm.task is not None or lm.chat_template is not None
-    path = Path(sources[0])
-    return (
-        lm.chat_template is not None
-        and is_table(path)
-        and path.is_file()
-        and holds_conversations(path, encoding, lm.columns)
-    )
-
-
-def task_file(*sources: str | Path, text_field: str | None = None) -> bool:
-    """Whether the sources are one file of examples. Raises ``DataError`` where there are other sources besides."""
-    tasks = [source for source in sources if is_task_file(Path(source), text_field or "text")]
-    if tasks and len(sources) > 1:
-        raise DataError(
-            f"{tasks[0]}: is a file of examples; it is evaluated by itself, without other sources"
-        )
-    return bool(tasks)

@@ -302,7 +302,7 @@ def test_compare(tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest
 
 
 def test_compare_finds_the_better_model(tmp_path: Path, trained_run: Path) -> None:
-    from wholegpt.language_model import compare
+    from wholegpt.comparing import compare
 
     trained = load(trained_run)
     worse = load(trained_run)

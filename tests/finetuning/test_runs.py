@@ -15,11 +15,12 @@ from tests.helpers import Fails, tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_model
 from wholegpt.cli import main
+from wholegpt.comparing import compare
 from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.tasks import SPECIAL_TOKENS
 from wholegpt.errors import ConfigError, DataError, RunError, WholeGPTError
-from wholegpt.language_model import LanguageModel, compare
+from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
 from wholegpt.presets import configure
 from wholegpt.run import open_stage

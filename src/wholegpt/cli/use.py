@@ -78,7 +78,7 @@ def evaluate(
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.language_model import answers_examples, task_file
+    from wholegpt.comparing import answers_examples, task_file
     from wholegpt.loading import load
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
@@ -188,7 +188,7 @@ def compare(
         best, last, or the step of a checkpoint, of both.
 
     """
-    from wholegpt import language_model, loading
+    from wholegpt import comparing, loading
 
     if not sources:
         raise DataError("name what both are to be measured on: texts, or a file of examples")
@@ -199,8 +199,8 @@ def compare(
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
     encoding = reading.encoding or "utf-8"
-    by_table = any(language_model.answers_examples(lm, *sources, encoding=encoding) for lm in models)
-    if by_table or language_model.task_file(*sources, text_field=reading.text_field):
+    by_table = any(comparing.answers_examples(lm, *sources, encoding=encoding) for lm in models)
+    if by_table or comparing.task_file(*sources, text_field=reading.text_field):
         by_encoding = _taken(for_texts, "encoding") if by_table else {}
         _refuse(for_texts, "a file of examples")
         generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
@@ -212,7 +212,7 @@ def compare(
     else:
         _refuse(for_tasks, "text")
         settings = for_texts
-    compared = language_model.compare(
+    compared = comparing.compare(
         models[0], models[1], *sources, dtype=dtype, console=common.console, **settings
     )
     result = {name: one.to_json() for name, one in compared.items()}

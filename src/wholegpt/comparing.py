@@ -1,0 +1,60 @@
+"""Two models on the same text or examples, and what a model is measured on."""
+
+from pathlib import Path
+from typing import Any
+
+from wholegpt.console import Console
+from wholegpt.data.conversations import holds_conversations
+from wholegpt.data.tables import is_table
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.evaluation import Difference, compare_tasks, compare_texts, is_task_file
+from wholegpt.language_model import LanguageModel
+
+
+def compare(
+    first: LanguageModel,
+    second: LanguageModel,
+    *sources: str | Path,
+    console: Console | None = None,
+    **settings: Any,
+) -> dict[str, Difference]:
+    """Two models on the same text, or the same file of examples: each figure of both, and how certain its difference.
+
+    ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
+    """
+    encoding = settings.get("encoding", "utf-8")
+    asks = [answers_examples(lm, *sources, encoding=encoding) for lm in (first, second)]
+    asked = any(asks)
+    if asked and not all(asks):
+        which = ("first", "second")[asks.index(False)]
+        raise ConfigError(f"the {which} model was not fine-tuned for such examples, which the other answers")
+    if asked or task_file(*sources, text_field=settings.get("text_field")):
+        if len(sources) != 1:
+            raise DataError("models with heads are compared on one table of examples; name one")
+        return compare_tasks(
+            *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
+        )
+    return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
+
+
+def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "utf-8") -> bool:
+    """Whether a model is measured on examples, not on text: by its head, or by its answers to questions in a table."""
+    if lm.task or not sources:
+        return lm.task is not None or lm.chat_template is not None
+    path = Path(sources[0])
+    return (
+        lm.chat_template is not None
+        and is_table(path)
+        and path.is_file()
+        and holds_conversations(path, encoding, lm.columns)
+    )
+
+
+def task_file(*sources: str | Path, text_field: str | None = None) -> bool:
+    """Whether the sources are one file of examples. Raises ``DataError`` where there are other sources besides."""
+    tasks = [source for source in sources if is_task_file(Path(source), text_field or "text")]
+    if tasks and len(sources) > 1:
+        raise DataError(
+            f"{tasks[0]}: is a file of examples; it is evaluated by itself, without other sources"
+        )
+    return bool(tasks)
