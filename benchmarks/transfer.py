@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 import wholegpt as wg
 from benchmarks.runs import finished
 from benchmarks.tables import machine_line, publish
-from wholegpt.config import TaskKind
+from wholegpt.choices import TaskKind
 from wholegpt.console import Console
 from wholegpt.data.tables import read_table
 from wholegpt.data.task_columns import TaskColumns
