@@ -16,7 +16,15 @@ from benchmarks.training_step import RandomBatch
 from tests.helpers import shrink, tiny_model
 from wholegpt import runtime
 from wholegpt.checks import complete_model
-from wholegpt.choices import AttentionKernel, Dtype, FeedForward, QueryKeyNorm, Recompute
+from wholegpt.choices import (
+    Attention,
+    AttentionKernel,
+    Dtype,
+    FeedForward,
+    Positions,
+    QueryKeyNorm,
+    Recompute,
+)
 from wholegpt.config import Config, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping
@@ -37,10 +45,11 @@ def kept_bytes(config: ModelConfig, kernel: AttentionKernel, rows: int) -> int:
     """Bytes of different tensors that autograd keeps in a forward pass, beside the weights and their copies."""
     model = Transformer(config, kernel).train()
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
+    experts = {p.numel() for p in model.parameters() if p.ndim == 2} if config.experts else set[int]()
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) not in shapes:
+        if tuple(tensor.shape) not in shapes and tensor.numel() not in experts:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -62,6 +71,12 @@ WIDE = {"d_model": 128, "n_heads": 4, "context_length": 64, "n_layers": 3}
         tiny_model(**WIDE, query_key_norm=QueryKeyNorm.none, feed_forward=FeedForward.gelu),
         shrink(gpt2(), **WIDE),
         shrink(gpt2(), **{**WIDE, "dropout": 0.2}),
+        tiny_model(**WIDE, feed_forward=FeedForward.relu),
+        tiny_model(**WIDE, feed_forward=FeedForward.relu_squared),
+        tiny_model(**WIDE, attention=Attention.average, positions=Positions.learned),
+        tiny_model(**{**WIDE, "context_length": 256}, attention=Attention.linear, positions=Positions.none),
+        tiny_model(**{**WIDE, "context_length": 256}, experts=4),
+        tiny_model(**WIDE, positions=Positions.sinusoidal, distinct_layers=1),
     ],
 )
 def test_predicted_activations_are_those_that_autograd_keeps(config: ModelConfig) -> None:

@@ -166,7 +166,8 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
             c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model
         )
     attention = _saved_by_attention(c, kernel, dropped)
-    feed_forward = (4 if c.feed_forward is FeedForward.swiglu else 2) * c.d_ff
+    inner = {FeedForward.swiglu: 4, FeedForward.relu: 1}  # what ReLU lets through says what entered it
+    feed_forward = inner.get(c.feed_forward, 2) * c.d_ff
     if c.experts:  # places for as many tokens as the experts take, what enters and what leaves them
         feed_forward += 2 * c.d_model
         feed_forward = round(c.capacity_factor * c.experts_per_token * feed_forward)

@@ -33,7 +33,8 @@ def linear_attention_step(
     """The recurrent form: S ← S + φ(k)·[v, 1]ᵀ, then [n, z] = φ(q)ᵀ·S, and n / z (Katharopoulos et al. 2020, 3.4)."""
     extended = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     state = state + feature_map(key)[..., :, None] * extended[..., None, :]
-    mixed = (feature_map(query)[..., None, :] @ state).squeeze(-2)
+    with torch.autocast(value.device.type, enabled=False):
+        mixed = (feature_map(query)[..., None, :] @ state).squeeze(-2)
     return mixed[..., :-1] / mixed[..., -1:], state
 
 
@@ -45,16 +46,18 @@ def linear_attention(
 ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H K K+1"]]:
     """The parallel form: Σ_{j≤i} φ(q_i)·φ(k_j)·v_j / Σ_{j≤i} φ(q_i)·φ(k_j), with the ``state`` of what came before.
 
-    Within chunks of C positions by masked products, from chunk to chunk by the sum S. Returns S after the last.
+    Within chunks of C positions by masked products, from chunk to chunk by the sum S, in the number format of what is
+    given, also under autocast: these are sums of many numbers. Returns S after the last.
     """
     length = queries.shape[2]
     ones = torch.ones_like(values[..., :1])
     parts = (feature_map(queries), feature_map(keys), torch.cat((values, ones), dim=-1))
     # φ(0) is not 0, so what fills the last chunk up is cut off by the mask of its zeros in [v, 1].
     q, k, v = (F.pad(x, (0, 0, 0, -length % CHUNK)).unflatten(2, (-1, CHUNK)) for x in parts)
-    sums = (k.transpose(-2, -1) @ v).cumsum(dim=2) + state.unsqueeze(2)
-    before = torch.cat((state.unsqueeze(2), sums[:, :, :-1]), dim=2)
-    mixed = (q @ k.transpose(-2, -1)).tril() @ v + q @ before
+    with torch.autocast(values.device.type, enabled=False):
+        sums = (k.transpose(-2, -1) @ v).cumsum(dim=2) + state.unsqueeze(2)
+        before = torch.cat((state.unsqueeze(2), sums[:, :, :-1]), dim=2)
+        mixed = (q @ k.transpose(-2, -1)).tril() @ v + q @ before
     mixed = mixed.flatten(2, 3)[:, :, :length]
     return mixed[..., :-1] / mixed[..., -1:], sums[:, :, -1]
 
@@ -76,7 +79,12 @@ class LinearAttention(SelfAttention):
         if not isinstance(context.cache, RecurrentCache):
             state = values.new_zeros(len(queries), self.n_heads, self.d_head, self.d_head + 1)
             return linear_attention(queries, keys, values, state)[0]
-        mixed, state = linear_attention(queries, keys, values, context.cache.states[layer].to(values.dtype))
+        state = context.cache.states[layer].to(values.dtype)
+        if queries.shape[2] == 1:
+            mixed, state = linear_attention_step(queries[:, :, 0], keys[:, :, 0], values[:, :, 0], state)
+            mixed = mixed.unsqueeze(2)
+        else:
+            mixed, state = linear_attention(queries, keys, values, state)
         context.cache.states[layer] = state
         return mixed
 
