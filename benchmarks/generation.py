@@ -25,16 +25,23 @@ from wholegpt.generation import Engine
 from wholegpt.generation.speculation import PromptLookup
 from wholegpt.loading import load
 from wholegpt.metrics import bootstrap
-from wholegpt.model import Transformer, lay_out
+from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
 from wholegpt.run_folder import run_data
-from wholegpt.runtime import peak_bytes
+from wholegpt.runtime import has_bfloat16, peak_bytes
 from wholegpt.tokenizers import Tokenizer, gpt2_tokenizer
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 PROMPT, WRITTEN, LONG = 64, 128, 512
 BATCH = 32
-FORMATS = {"bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
+FORMATS = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 """Bytes a weight, scales included."""
+PEERS = {"float32": "F16", "bfloat16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+"""Of llama.cpp."""
+HALF = has_bfloat16(CPU)
+THEIRS = "transformers " + ("bfloat16" if HALF else "float32")
+COMPILED = ", compiled"
+WITHOUT = "" if HALF else ", on a processor without bfloat16"
+TITLES = {"decoding": f"Writing one text{WITHOUT}", "batches": f"Writing many texts{WITHOUT}"}
 Side = Callable[[], float]
 
 
@@ -87,7 +94,7 @@ def greedy(n: int) -> GenerationConfig:
 
 
 def write(
-    model: Transformer,
+    model: TokenModel,
     tokenizer: Tokenizer,
     requests: list[tuple[list[int], GenerationConfig]],
     slots: int,
@@ -110,7 +117,7 @@ def write(
     return sum(config.max_tokens for _, config in requests) / (time.perf_counter() - started)
 
 
-def prefill(model: Transformer, tokenizer: Tokenizer) -> float:
+def prefill(model: TokenModel, tokenizer: Tokenizer) -> float:
     """Tokens a second of reading a long prompt, its first token drawn."""
     prompt = random_ids(LONG, 1)
     return LONG / seconds(lambda: write(model, tokenizer, [(prompt, greedy(1))], 1))
@@ -169,7 +176,7 @@ def llama_sides(folder: Path, exported: Path) -> dict[str, tuple[Side, Side]]:
 
 
 def decoding(
-    models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, llama: bool, rounds: int
+    models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, llama: bool, rounds: int
 ) -> None:
     """The table of one text and of reading, and that of a batch."""
     prompt = random_ids(PROMPT, 1)
@@ -178,10 +185,12 @@ def decoding(
         for name, model in models.items()
     }
     reads: dict[str, Side] = {
-        name: lambda model=model: prefill(model, tokenizer) for name, model in models.items()
+        name: lambda model=model: prefill(model, tokenizer)
+        for name, model in models.items()
+        if not name.endswith(COMPILED)
     }
     writes["memory"] = read_gigabytes_a_second
-    writes["transformers bfloat16"] = lambda: theirs_writes(theirs, [prompt], WRITTEN)
+    writes[THEIRS] = lambda: theirs_writes(theirs, [prompt], WRITTEN)
     with tempfile.TemporaryDirectory() as folder:
         if llama:
             exported = Path(folder) / "gpt2"
@@ -196,15 +205,15 @@ def decoding(
         for name, p in Transformer(presets.preset("gpt2-small")).named_parameters()
         if p.ndim == 2 and "position" not in name
     )
-    peers = {"bfloat16": "llama.cpp F16", "int8": "llama.cpp Q8_0", "int4": "llama.cpp Q4_0"}
     rows: list[str] = []
     for name, values in written.items():
-        to_theirs = ratio(values, written["transformers bfloat16"])
-        peer = peers.get(name, "")
+        to_theirs = ratio(values, written[THEIRS])
+        form = name.removesuffix(COMPILED)
+        peer = f"llama.cpp {PEERS.get(form)}"
         to_llama = ratio(values, written[peer]) if peer in written else "–"
         share = "–"
-        if name in FORMATS:
-            needed = weights * FORMATS[name] / 1e9
+        if form in FORMATS:
+            needed = weights * FORMATS[form] / 1e9
             share = spread(
                 [rate * needed / read for rate, read in zip(values, bandwidth, strict=True)], "{:.0%}"
             )
@@ -219,7 +228,7 @@ def decoding(
             f"| {reading} | {reading_ratio} |"
         )
     publish(
-        "Writing one text",
+        TITLES["decoding"],
         "\n".join(
             [
                 f"{conditions(rounds)} GPT-2 124 M, random weights; a prompt of {PROMPT} tokens and {WRITTEN} more, "
@@ -236,14 +245,14 @@ def decoding(
     )
 
 
-def batches(models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, rounds: int) -> None:
+def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, rounds: int) -> None:
     """A batch of equal requests, and requests of mixed lengths that come over time."""
     prompts = [random_ids(PROMPT, seed) for seed in range(BATCH)]
     equal = [(prompt, greedy(WRITTEN)) for prompt in prompts]
     sides: dict[str, Side] = {
         name: lambda model=model: write(model, tokenizer, equal, BATCH) for name, model in models.items()
     }
-    sides["transformers bfloat16"] = lambda: theirs_writes(theirs, prompts, WRITTEN)
+    sides[THEIRS] = lambda: theirs_writes(theirs, prompts, WRITTEN)
     batch = alternating(sides, rounds)
     generator = random.Random(0)
     mixed = [
@@ -261,7 +270,7 @@ def batches(models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, r
             )
         return wanted / (time.perf_counter() - started)
 
-    model = models["bfloat16"]
+    name, model = next(iter(models.items()))
     over_time = alternating(
         {
             "one engine, a request every second step": lambda: write(model, tokenizer, mixed, BATCH, every=2),
@@ -276,7 +285,7 @@ def batches(models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, r
     write(model, tokenizer, mixed, BATCH, every=2)
     planned, grown = model.cache_bytes(BATCH, capacity) / 1e6, (peak_bytes(CPU) - before) / 1e6
     publish(
-        "Writing many texts",
+        TITLES["batches"],
         "\n".join(
             [
                 f"{conditions(rounds)} GPT-2 124 M, random weights. "
@@ -285,11 +294,11 @@ def batches(models: dict[str, Transformer], theirs: Any, tokenizer: Tokenizer, r
                 "| weights | tokens/s | to transformers |",
                 "| --- | ---: | ---: |",
                 *(
-                    f"| {name} | {spread(values, '{:.0f}')} | {ratio(values, batch['transformers bfloat16'])} |"
+                    f"| {name} | {spread(values, '{:.0f}')} | {ratio(values, batch[THEIRS])} |"
                     for name, values in batch.items()
                 ),
                 "",
-                f"64 requests, prompts of 16 to 128 tokens and 32 to 192 to write ({wanted:,} in all), bfloat16; "
+                f"64 requests, prompts of 16 to 128 tokens and 32 to 192 to write ({wanted:,} in all), {name}; "
                 f"{max(1, rounds // 2)} rounds. transformers writes two batches of {BATCH}, each to its longest; only "
                 f"what was asked for counts. The cache was planned at {planned:.0f} MB; once it had been used, another "
                 f"run grew the peak of the process by {grown:.0f} MB.",
@@ -344,7 +353,7 @@ def guesses(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int)
     )
 
 
-def forms(model: Transformer, tokenizer: Tokenizer, rounds: int) -> None:
+def forms(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -> None:
     """What holding a text to a form costs."""
     schema = (
         '{"type": "object", "properties": {"name": {"type": "string", "maxLength": 400}, "tags": {"type": "array", '
@@ -373,7 +382,7 @@ def forms(model: Transformer, tokenizer: Tokenizer, rounds: int) -> None:
         "Texts of a form",
         "\n".join(
             [
-                f"{conditions(rounds)} GPT-2 124 M in bfloat16, random weights, temperature 1, after the first token.",
+                f"{conditions(rounds)} GPT-2 124 M in {weights}, random weights, temperature 1, after the first token.",
                 "",
                 "| form | ms a token | to a free text |",
                 "| --- | ---: | ---: |",
@@ -427,17 +436,23 @@ def main() -> None:
     tokenizer = gpt2_tokenizer(Path(os.environ["WHOLEGPT_DATA"]) / "gpt2")
     torch.manual_seed(0)
     exact = Transformer(presets.preset("gpt2-small"))
-    models = {name: lay_out(copy.deepcopy(exact), WeightFormat(name)) for name in FORMATS}
-    theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().bfloat16()
+    numbers = torch.bfloat16 if HALF else torch.float32
+    names = [name for name in FORMATS if name != ("float32" if HALF else "bfloat16")]
+    models = {name: lay_out(copy.deepcopy(exact), WeightFormat(name), numbers) for name in names}
+    both: dict[str, TokenModel] = {
+        **models,
+        **{f"{name}{COMPILED}": CompiledTransformer(model) for name, model in models.items()},
+    }
+    theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().to(numbers)
     chosen, rounds = arguments.only, arguments.rounds
     if chosen in ("", "decoding"):
-        decoding(models, theirs, tokenizer, arguments.llama, rounds)
+        decoding(both, theirs, tokenizer, arguments.llama, rounds)
     if chosen in ("", "batches"):
-        batches(models, theirs, tokenizer, rounds)
+        batches(both, theirs, tokenizer, rounds)
     if chosen in ("", "guesses"):
         guesses({**models, "float32": exact}[arguments.weights], arguments.weights, tokenizer, rounds)
     if chosen in ("", "forms"):
-        forms(models["bfloat16"], tokenizer, rounds)
+        forms(models[names[0]], names[0], tokenizer, rounds)
 
 
 if __name__ == "__main__":

@@ -73,11 +73,14 @@ class LanguageModel:
         dtype: Dtype = Dtype.automatic,
         documents: Documents = Documents.joined,
         facts: ModelFacts = NO_FACTS,
+        writer: TokenModel | None = None,
     ) -> None:
         """``dtype`` and ``documents`` are how the model was trained, and so how it is measured.
 
-        ``facts`` are what its folder says besides: what it can be asked for, what its head answers.
+        ``facts`` are what its folder says besides: what it can be asked for, what its head answers. Texts are written
+        by ``writer``, a faster form of the model, where there is one.
         """
+        self.writer = writer or model
         self.model, self.control, self.task = model.eval(), facts.control, facts.task
         self.columns = facts.columns or DETECTED
         self.chat_template = ChatTemplate(facts.chat_template) if facts.chat_template else None
@@ -138,7 +141,7 @@ class LanguageModel:
             raise ConfigError(
                 f"draft is on {draft.model.device} and the model on {self.model.device}; load both on one"
             )
-        guesser = draft.model if isinstance(draft, LanguageModel) else draft
+        guesser = draft.writer if isinstance(draft, LanguageModel) else draft
         configs = [dataclasses.replace(config, seed=config.seed + i) for i in range(len(prompts))]
         device = self.model.device
         return generate(model, self.tokenizer, encoded, configs, device, console, emit, guesser)
@@ -212,7 +215,7 @@ class LanguageModel:
         guidance: float,
     ) -> CausalLanguageModel:
         header = header_for(control, self.control) if control else ""
-        return guided(self.model, self.tokenizer, header, prompts, config, guidance)
+        return guided(self.writer, self.tokenizer, header, prompts, config, guidance)
 
     def score(self, text: str) -> TokenScores:
         """The surprisal of each token of ``text``, in float32, or in the format that the weights are laid out in."""
@@ -435,7 +438,7 @@ class LanguageModel:
         if len(kept) < len(said):
             console.note(f"the first {len(said) - len(kept)} messages no longer fit into the model's context")
         emit_first = None if emit is None else lambda _, text: emit(text)
-        return answers(self.model, self.tokenizer, template, [kept], config, console, emit_first)[0]
+        return answers(self.writer, self.tokenizer, template, [kept], config, console, emit_first)[0]
 
     def answering_template(self) -> ChatTemplate:
         """How its conversations are written. Raises ``ConfigError`` for a model that was not taught to answer."""

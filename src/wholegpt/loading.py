@@ -8,12 +8,12 @@ import torch
 from wholegpt import presets, runtime
 from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
-from wholegpt.choices import AttentionKernel, Documents, Dtype, WeightFormat
+from wholegpt.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
 from wholegpt.config import PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.language_model import LanguageModel
-from wholegpt.model import Transformer, lay_out
+from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
 from wholegpt.tokenizers import byte_tokenizer
 
 
@@ -24,6 +24,7 @@ def load(
     device: str = "automatic",
     threads: int = 0,
     weights: WeightFormat | str = WeightFormat.float32,
+    execution: Execution | str = Execution.eager,
     console: Console | None = None,
 ) -> LanguageModel:
     """A run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
@@ -32,14 +33,18 @@ def load(
     this program does not contain, so they take token ids only.
 
     ``weights`` other than float32 are laid out for reading and writing only: bfloat16, int8 or int4; automatic is
-    bfloat16 where the device multiplies in it.
+    bfloat16 where the device multiplies in it. Texts are written by a ``CompiledTransformer`` where ``execution`` is
+    compiled, and PyTorch's compiler works.
 
     Raises ``CheckpointError`` for a folder that holds none, or only damaged ones, ``ConfigError`` or ``NumericsError``
-    where the device lacks what ``weights`` need.
+    where the device lacks what ``weights`` need, or the model cannot be compiled.
     """
+    console = console or Console()
     chosen = runtime.choose_device(device)
     if weights not in list(WeightFormat):
         raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
+    if execution not in list(Execution):
+        raise ConfigError(f"execution is '{execution}'; expected one of {', '.join(Execution)}")
     layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
     if threads:
         torch.set_num_threads(threads)
@@ -49,15 +54,29 @@ def load(
             tokenizer = byte_tokenizer()
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
         fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
-        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic))
-    folder = model_folder(Path(path), checkpoint, console or Console())
+        writer = _writer(fresh, Execution(execution), console)
+        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), writer=writer)
+    folder = model_folder(Path(path), checkpoint, console)
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
     if loaded.facts.lora:
         merge(loaded.model)
         remove_lora(loaded.model)
     model = lay_out(loaded.model, layout, numbers)
-    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.facts)
+    writer = _writer(model, Execution(execution), console)
+    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.facts, writer)
+
+
+def _writer(model: TokenModel, execution: Execution, console: Console) -> TokenModel:
+    """What writes texts: the model itself, or its compiled form. Raises ``ConfigError`` where that cannot be."""
+    if execution is Execution.eager:
+        return model
+    compiled = CompiledTransformer(model.eval())
+    if problem := runtime.compiler_problem(model.device):
+        console.warn(f"compiling fails here ({problem}); texts are written operation by operation instead")
+        return model
+    console.note("the first token waits for PyTorch's compiler: half a minute to two, less the next time")
+    return compiled
 
 
 def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:

@@ -18,7 +18,8 @@ from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine, GenerationRequest, Sampler, generate, generate_ids
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
-from wholegpt.model import Transformer
+from wholegpt.model import CompiledTransformer, Transformer
+from wholegpt.model.compiled import compilable
 from wholegpt.tokenizers import character_tokenizer, train_character
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
@@ -26,6 +27,12 @@ TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
 MODELS = {name: randomized(name) for name in test_plain.MODELS}
 KINDS = st.sampled_from(sorted(MODELS))
 REWINDING = st.sampled_from([name for name, model in sorted(MODELS.items()) if model.new_cache(1).rewinds])
+FIXED = {
+    name: CompiledTransformer(model, compiler=lambda one, **_: one)
+    for name, model in MODELS.items()
+    if compilable(model)
+}
+"""Steps of fixed shapes, as they are compiled, but one operation after the other."""
 PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=20)
 
 
@@ -70,6 +77,7 @@ def test_the_smallest_windows(kind: str, context_length: int) -> None:
     st.integers(1, 4),
     st.integers(1, 30),
     st.integers(1, 30),
+    st.booleans(),
 )
 def test_a_text_does_not_depend_on_its_companions(
     kind: str,
@@ -78,17 +86,19 @@ def test_a_text_does_not_depend_on_its_companions(
     slots: int,
     read_at_once: int,
     beyond_window: int,
+    fixed: bool,
 ) -> None:
     """Whatever comes when, in however many slots, in whatever pieces the prompts are read, or copied where alike.
 
-    Nor on how many positions more than its window a cache keeps.
+    Nor on how many positions more than its window a cache keeps, nor whether steps have fixed shapes.
     """
     model = MODELS[kind]
     requests = [(beginning + end, chosen, arrival) for end, chosen, arrival in ends]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
         patch.setattr("wholegpt.model.cache.READ_AT_ONCE", beyond_window)
-        engine = Engine(model, TOKENIZER, CPU, slots=slots)
+        writer = FIXED.get(kind, model) if fixed else model
+        engine = Engine(writer, TOKENIZER, CPU, slots=slots)
         waiting = sorted(enumerate(requests), key=lambda one: one[1][2])
         submitted: dict[int, GenerationRequest] = {}
         for step in range(10_000):

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check
-from wholegpt.choices import Architecture, Dtype, TaskKind, WeightFormat
+from wholegpt.choices import Architecture, Dtype, Execution, TaskKind, WeightFormat
 from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
     ChosenSettings,
@@ -249,6 +249,7 @@ def chat(
     system: str | None = None,
     checkpoint: str = "best",
     weights: WeightFormat = WeightFormat.float32,
+    execution: Execution = Execution.eager,
     generation: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
     common: CommonOptions = Common(),
 ) -> None:
@@ -267,6 +268,9 @@ def chat(
         best, last, or the step of a checkpoint.
     weights
         How the weights are held: float32, or laid out in bfloat16, int8 or int4.
+    execution
+        eager, or compiled: a token then takes half to nine tenths of the time, but the first waits for PyTorch's
+        compiler (half a minute to two, less the next time), which needs a C++ compiler.
 
     """
     from wholegpt.data.chat_template import Message
@@ -277,7 +281,8 @@ def chat(
     settings = to_mapping(generation)
     if common.seed is not None:
         settings["seed"] = common.seed
-    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
+    opening = {"weights": weights, "execution": execution, "console": common.console, **common.placement()}
+    lm = load(run, checkpoint=checkpoint, **opening)
     lm.answering_template()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt.choices import WeightFormat
+from wholegpt.choices import Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError, Interrupted
@@ -50,6 +50,7 @@ def generate(
     show_probabilities: Annotated[bool, Parameter(negative="")] = False,
     draft: str = "",
     weights: WeightFormat = WeightFormat.automatic,
+    execution: Execution = Execution.eager,
     settings: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
     checkpoint: str = "best",
     common: CommonOptions = Common(),
@@ -86,6 +87,9 @@ def generate(
     weights
         How the weights are held: float32, bfloat16, int8 or int4, each smaller and faster than the one before;
         automatic is bfloat16 where the machine multiplies in it.
+    execution
+        eager, or compiled: a token then takes half to nine tenths of the time, but the first waits for PyTorch's
+        compiler (half a minute to two, less the next time), which needs a C++ compiler.
     checkpoint
         best, last, or the step of a checkpoint.
 
@@ -108,17 +112,14 @@ def generate(
         chosen["seed"] = common.seed
     if show_probabilities:
         chosen["alternatives"] = settings.alternatives or SHOWN_ALTERNATIVES
-    lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
+    opening = {"weights": weights, "execution": execution, "console": common.console, **common.placement()}
+    lm = load(run, checkpoint=checkpoint, **opening)
     if beams:
         if show_probabilities or draft:
             raise ConfigError("--show-probabilities and --draft mean nothing for beam search; leave them out")
         _search(lm, prompt, shown, completions, beams, length_penalty, common, {**asked, **chosen})
         return
-    guesser = (
-        draft
-        if draft in ("", "prompt")
-        else load(draft, weights=weights, console=common.console, **common.placement())
-    )
+    guesser = draft if draft in ("", "prompt") else load(draft, **opening)
     _draw(
         lm, [prompt] * completions, shown, show_probabilities, common, {**asked, **chosen, "draft": guesser}
     )

@@ -8,6 +8,7 @@ from wholegpt.model.accounting import (
 )
 from wholegpt.model.base import NeuralModel, TokenModel
 from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.compiled import CompiledTransformer
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.encoder_decoder import EncoderDecoder
 from wholegpt.model.experts import router_losses, take_counts
@@ -16,6 +17,7 @@ from wholegpt.model.layout import lay_out
 from wholegpt.model.transformer import Transformer
 
 __all__ = [
+    "CompiledTransformer",
     "Encoder",
     "EncoderDecoder",
     "KeyValueCache",

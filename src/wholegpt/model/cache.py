@@ -40,6 +40,8 @@ class KeyValueCache:
         self._layers = list(zip(keys.unbind(0), values.unbind(0), strict=True))
         self._columns: slice | tuple[Tensor, Tensor] = slice(0)
         self._end, self._fresh = 0, True
+        self.whole = self
+        """The cache whose first sequences these are."""
 
     @classmethod
     def empty(
@@ -101,6 +103,23 @@ class KeyValueCache:
         self._columns = rows, positions % capacity
         return positions, self._seen(positions).unsqueeze(1)
 
+    def reserve_at_lengths(self) -> tuple[Int[Tensor, "B 1"], Bool[Tensor, "B 1 1 S"]]:
+        """``reserve(1)`` in shapes that do not depend on how long the sequences are: all of the memory is attended to.
+
+        For a sequence that has no room left, and so does not go on, the position is the last one.
+        """
+        lengths = (
+            self.lengths.clamp_max(self.capacity - 1) if bounded_positions(self._config) else self.lengths
+        )
+        positions = lengths[:, None].to(self.keys.device)
+        rows = torch.arange(len(lengths), device=positions.device)[:, None]
+        self._columns, self._end, self._fresh = (rows, positions % self.capacity), self.capacity, False
+        return positions, self._seen(positions).unsqueeze(1)
+
+    def layers(self) -> list[Tensor]:
+        """The keys and the values of each layer."""
+        return [one for layer in self._layers for one in layer]
+
     def _seen(self, positions: Int[Tensor, "*B T"]) -> Bool[Tensor, "*B T S"]:
         """Which columns hold a position that each of the new ones sees."""
         columns = torch.arange(self._end, device=positions.device)
@@ -133,7 +152,10 @@ class KeyValueCache:
     def rows(self, first: int, last: int) -> "KeyValueCache":
         """Sequences ``first`` to ``last`` − 1, in the same memory."""
         some = slice(first, last)
-        return KeyValueCache(self.keys[:, some], self.values[:, some], self.lengths[some], self._config)
+        rows = KeyValueCache(self.keys[:, some], self.values[:, some], self.lengths[some], self._config)
+        if first == 0:
+            rows.whole = self.whole
+        return rows
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
         """Make sequence ``target`` hold what ``source`` does, or its first ``length`` positions."""

@@ -1,0 +1,141 @@
+"""One token more of each sequence in one compiled call: no Python between its operations.
+
+Shapes: B sequences that go on, R sequences that the cache has room for, T tokens, N places, V vocabulary.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from wholegpt.checks import RECURRENT
+from wholegpt.errors import ConfigError
+from wholegpt.model.attention import SequenceContext
+from wholegpt.model.base import TokenModel
+from wholegpt.model.cache import KeyValueCache
+from wholegpt.model.transformer import Transformer
+
+CAPACITY_UNIT = 256
+"""Caches have room for a multiple of so many positions, so that one compiled step serves texts of different lengths."""
+MOST_SHAPES = 64
+"""Caches of different sizes that steps are compiled for in one process."""
+FOR_CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+"""The weights are constants, and of the kernels for a product that is taken which is the fastest when tried."""
+FOR_GPU = {"triton.cudagraphs": True}
+"""The kernels of a step are launched as one graph."""
+
+
+class CompiledTransformer(TokenModel):
+    """A transformer whose steps of one token are compiled by PyTorch (``torch.compile``), once for each size of cache.
+
+    Every step is of all R sequences that the cache has room for, and attends to its whole capacity, so that no shape
+    changes from token to token; longer pieces are read by the model itself. The logits are the model's but for their
+    last bits: fused operations round in other places.
+    """
+
+    def __init__(self, model: TokenModel, compiler: Callable[..., Any] = torch.compile) -> None:
+        """Raises ``ConfigError`` for a kind of model whose steps have no fixed shapes."""
+        if not compilable(model):
+            raise ConfigError(
+                "execution is compiled, which is for transformers with softmax attention and without experts; "
+                "leave it out"
+            )
+        super().__init__(model.config)
+        self.model = model
+        self._compiled = compiler(step, fullgraph=True, dynamic=False)
+        self._shapes: set[tuple[int, ...]] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def ends_at_context(self) -> bool:
+        """Whether there are no more than τ positions."""
+        return self.model.ends_at_context
+
+    def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each position; of one token more of each sequence by the compiled step."""
+        if cache is None or token_ids.shape[1] > 1:
+            return self.model(token_ids, cache)
+        whole: KeyValueCache = cache.whole
+        padded = F.pad(token_ids, (0, 0, 0, len(whole.lengths) - len(token_ids)))
+        positions, visible = whole.reserve_at_lengths()
+        logits = self._step(padded, positions, visible, whole)
+        cache.advance(1)
+        return logits[: len(token_ids)].clone()  # the next step may write where these stand
+
+    def _step(
+        self,
+        token_ids: Int[Tensor, "R 1"],
+        positions: Int[Tensor, "R 1"],
+        visible: Bool[Tensor, "R 1 1 S"],
+        cache: KeyValueCache,
+    ) -> Float[Tensor, "R 1 V"]:
+        shape = tuple(cache.keys.shape)
+        if shape in self._shapes:
+            return self._compiled(self.model, token_ids, positions, visible, cache)
+        options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
+        with (
+            torch._inductor.config.patch({**options, "autotune_num_choices_displayed": 0}),
+            torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=MOST_SHAPES),
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),  # which the compiler writes to, whatever its settings
+        ):
+            warnings.simplefilter("ignore")
+            logits = self._compiled(self.model, token_ids, positions, visible, cache)
+        self._shapes.add(shape)
+        return logits
+
+    def logits_at(
+        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+    ) -> Float[Tensor, "N V"]:
+        """The logits of ``forward`` at some ``places`` only."""
+        return self.model.logits_at(token_ids, places, cache)
+
+    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by T positions whose logits nobody needs."""
+        self.model.read(token_ids, cache)
+
+    def new_cache(self, batch_size: int, capacity: int = 0) -> KeyValueCache:
+        """The model's, of a size that others have too; on a GPU its place in memory is part of the graph."""
+        cache = self.model.new_cache(batch_size, self._rounded(capacity))
+        assert isinstance(cache, KeyValueCache)
+        if self.device.type != "cpu":
+            for tensor in cache.layers():
+                torch._dynamo.mark_static_address(tensor)
+        return cache
+
+    def cache_bytes(self, batch_size: int, capacity: int) -> int:
+        """Bytes of such a cache."""
+        return self.model.cache_bytes(batch_size, self._rounded(capacity))
+
+    def _rounded(self, capacity: int) -> int:
+        most = self.context_length
+        return min(-(-(capacity or most) // CAPACITY_UNIT) * CAPACITY_UNIT, most)
+
+
+def compilable(model: TokenModel) -> TypeGuard[Transformer]:
+    """Whether the steps of a model can have fixed shapes."""
+    keys_and_values = isinstance(model, Transformer) and model.config.attention not in RECURRENT
+    return keys_and_values and not model.config.experts
+
+
+def step(
+    model: Transformer,
+    token_ids: Int[Tensor, "R 1"],
+    positions: Int[Tensor, "R 1"],
+    visible: Bool[Tensor, "R 1 1 S"],
+    cache: KeyValueCache,
+) -> Float[Tensor, "R 1 V"]:
+    """``Transformer.forward`` of one token of each sequence, for which ``cache`` is ready."""
+    stream = model.embedded(token_ids, positions)
+    context = SequenceContext(visible, model.rotation(positions, stream), cache)
+    return model.logits_of(model.through_blocks(stream, context))

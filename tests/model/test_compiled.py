@@ -1,0 +1,118 @@
+"""Steps compiled by PyTorch, in a process of their own: where something is compiled, shapes are not checked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import wholegpt as wg
+from wholegpt.errors import ConfigError
+from wholegpt.loading import load
+from wholegpt.model import CompiledTransformer, KeyValueCache, Transformer
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
+)
+PROGRAM = """
+import dataclasses, sys, torch
+from tests.helpers import tiny_models, write_one
+from wholegpt.config import GenerationConfig
+from wholegpt.generation import Engine
+from wholegpt.model import CompiledTransformer, Transformer, lay_out
+from wholegpt.tokenizers import byte_tokenizer
+
+DEVICE, TOKENIZER = torch.device(sys.argv[1]), byte_tokenizer()
+
+@torch.inference_mode()
+def logits(model):
+    cache = model.new_cache(1, 64)
+    model.read(torch.arange(12)[None], cache)
+    return torch.cat([model(torch.tensor([[token_id]]), cache) for token_id in range(20)])
+
+for name in ("gpt2", "modern"):
+    torch.manual_seed(0)
+    config = dataclasses.replace(tiny_models()[name], vocab_size=TOKENIZER.vocab_size, d_model=64)
+    model = Transformer(config).double().eval().to(DEVICE)
+    engine = Engine(CompiledTransformer(model), TOKENIZER, DEVICE, 3, 40)
+    settings = [GenerationConfig(6 + 5 * i, temperature=i % 2, seed=i) for i in range(5)]
+    prompts = [list(range(60 + i, 62 + 2 * i)) for i in range(5)]
+    requests = [engine.submit(*one) for one in zip(prompts, settings)]
+    engine.run()
+    alone = [write_one(model.cpu(), TOKENIZER, *one).token_ids for one in zip(prompts, settings)]
+    assert [one.token_ids for one in requests] == alone, name
+for weights in ("float32", "int8", "int4") if DEVICE.type == "cpu" else ():
+    torch.manual_seed(0)
+    model = lay_out(Transformer(config).eval(), weights, torch.float32)
+    eager = logits(model)
+    difference = (logits(CompiledTransformer(model)) - eager).abs().max() / eager.std()
+    print(f"{weights}: logits differ by {difference:.1e} of their standard deviation at most")
+    assert difference < {"float32": 1e-5, "int8": 0.05, "int4": 0.05}[weights]
+"""
+
+
+@NEEDS_COMPILER
+def test_compiled_steps_write_the_same_texts() -> None:
+    """Token for token in float64; the largest difference of logits is printed for the other formats."""
+    print(shown := written_on("cpu"))
+    assert shown.count("\n") == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_graph_of_kernels_writes_the_same_texts() -> None:
+    assert not written_on("cuda")
+
+
+def written_on(device: str) -> str:
+    """What the program prints, which warns of nothing."""
+    command = [sys.executable, "-c", PROGRAM, device]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0 and not process.stderr, process.stderr
+    return process.stdout
+
+
+@NEEDS_COMPILER
+def test_the_command_writes_by_compiled_steps(trained_run: Path) -> None:
+    command = [sys.executable, "-m", "wholegpt.cli", "generate", str(trained_run), "the", "--seed", "3"]
+    command += ["--max-tokens", "20"]
+    eager, compiled = (
+        subprocess.run([*command, "--execution", one], capture_output=True, text=True)
+        for one in ("eager", "compiled")
+    )
+    assert compiled.stdout == eager.stdout != ""
+    assert "the first token waits for PyTorch's compiler" in compiled.stderr
+
+
+def test_without_a_compiler_texts_are_written_operation_by_operation(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "wholegpt.cli", "generate", str(trained_run), "the", "--max-tokens", "3"]
+    environment = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    process = subprocess.run(
+        [*command, "--execution", "compiled"], capture_output=True, text=True, env=environment
+    )
+    assert process.returncode == 0 and process.stdout.startswith("the")
+    assert "compiling fails here" in process.stderr and "operation by operation" in process.stderr
+
+
+@pytest.mark.parametrize("kind", [{"attention": "linear", "positions": "none"}, {"experts": 2}])
+def test_models_whose_steps_have_no_fixed_shapes_are_refused(kind: dict[str, object]) -> None:
+    config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32, **kind}}).model
+    with pytest.raises(ConfigError, match="softmax attention and without experts"):
+        CompiledTransformer(Transformer(config))
+
+
+def test_an_unknown_execution_is_refused(trained_run: Path) -> None:
+    with pytest.raises(ConfigError, match="execution is 'fast'; expected one of eager, compiled"):
+        load(trained_run, execution="fast")
+
+
+def test_caches_have_few_sizes() -> None:
+    config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32}}).model
+    model = CompiledTransformer(Transformer(config))
+    caches = [model.new_cache(2, capacity) for capacity in (1, 200, 256, 0)]
+    assert all(isinstance(one, KeyValueCache) and one.capacity == 256 for one in caches)
+    assert model.cache_bytes(2, 1) == 2 * caches[0].keys.nbytes
