@@ -232,9 +232,9 @@ def decoding(
         "\n".join(
             [
                 f"{conditions(rounds)} GPT-2 124 M, random weights; a prompt of {PROMPT} tokens and {WRITTEN} more, "
-                f"the likeliest each; reading is of {LONG} tokens. Of llama.cpp the same format (F16, Q8_0, Q4_0; "
-                "reading: F16), tokens fed without sampling. The limit is reading the weights once a token "
-                f"({spread(bandwidth, '{:.0f}')} GB/s measured in the same rounds).",
+                f"the likeliest each; reading is of {LONG} tokens. Of llama.cpp the same format (Q8_0, Q4_0; F16 "
+                "for the others and for reading), tokens fed without sampling. The limit is reading the weights once a "
+                f"token ({spread(bandwidth, '{:.0f}')} GB/s measured in the same rounds).",
                 "",
                 "| weights | tokens/s | to transformers | to llama.cpp | of the limit | reading, tokens/s "
                 "| to llama.cpp |",
@@ -441,7 +441,7 @@ def main() -> None:
     models = {name: lay_out(copy.deepcopy(exact), WeightFormat(name), numbers) for name in names}
     both: dict[str, TokenModel] = {
         **models,
-        **{f"{name}{COMPILED}": CompiledTransformer(model) for name, model in models.items()},
+        **{f"{name}{COMPILED}": CompiledTransformer(model, QUIET) for name, model in models.items()},
     }
     theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().to(numbers)
     chosen, rounds = arguments.only, arguments.rounds

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 import wholegpt as wg
+from benchmarks.runs import finished
 from benchmarks.tables import machine_line, publish
 from wholegpt.analysis.report import BLUE, GREY, ORANGE, svg_of
 from wholegpt.console import Console
 from wholegpt.files import write_text_atomic
+from wholegpt.metrics import Estimate, bootstrap
 from wholegpt.run_folder import run_data
 
 SYMBOLS = "abcdef"
@@ -19,6 +21,7 @@ CONCENTRATION = 0.3
 LENGTH = 400_000
 ORDERS, CONTEXTS = (1, 2, 3), (1, 2, 3, 4, 8)
 SCORED = 40_000
+KINDS = {"gpt": "GPT", "ngram": "n-gram"}
 
 
 def random_chain(order: int, seed: int) -> np.ndarray:
@@ -60,24 +63,33 @@ def text_of(chain: np.ndarray, length: int, seed: int) -> str:
     return "".join(SYMBOLS[one] for one in places[order:])
 
 
+def conditional(chain: np.ndarray, context: int) -> np.ndarray:
+    """p(next | last ``context`` symbols), of shape (A, …, A, A) with at most ``order`` symbols before the next."""
+    joint = stationary(chain)[..., None] * chain
+    seen = joint.sum(axis=tuple(range(max(0, chain.ndim - 1 - context))))
+    return seen / seen.sum(axis=-1, keepdims=True)
+
+
 @torch.inference_mode()
-def nats_in_full_context(run: Path, context: int) -> float:
-    """Nats per token of the held-out text, each token after exactly ``context`` others."""
-    model = wg.load(run, console=Console(quiet=True)).model
+def nats_above(run: Path, chain: np.ndarray, context: int) -> np.ndarray:
+    """−ln p of held-out symbols by a model less that by the chain itself, each after exactly ``context`` symbols."""
+    lm = wg.load(run, console=Console(quiet=True))
     text = run_data(run).validation
     ids = torch.from_numpy(text.read(0, min(len(text), SCORED + context)).astype(np.int64))
     windows = ids.unfold(0, context + 1, 1)
-    total = 0.0
+    found: list[np.ndarray] = []
     for chunk in windows.split(4096):
-        logits = model(chunk[:, :-1])[:, -1].float()
-        total += float(torch.nn.functional.cross_entropy(logits, chunk[:, -1], reduction="sum"))
-    return total / len(windows)
+        logits = lm.model(chunk[:, :-1])[:, -1].float()
+        found.append(torch.nn.functional.cross_entropy(logits, chunk[:, -1], reduction="none").numpy())
+    symbol_of = np.array([SYMBOLS.find(lm.tokenizer.decode([i])) for i in range(lm.tokenizer.vocab_size)])
+    symbols = symbol_of[windows.numpy()]
+    exact = conditional(chain, context)
+    least = -np.log(exact[tuple(symbols[:, -exact.ndim :].T)])
+    return np.concatenate(found) - least
 
 
 def learned(text: Path, context: int, kind: str, out: Path, steps: int, console: Console) -> Path:
     """A model with so much context, trained if it is not there."""
-    if (out / "report.html").exists():
-        return out
     model: dict[str, object] = {"context_length": max(context, 2)}
     if kind == "ngram":
         model |= {"architecture": "ngram", "ngram_order": context + 1}
@@ -96,7 +108,8 @@ def learned(text: Path, context: int, kind: str, out: Path, steps: int, console:
         "evaluation": {"every": steps},
         "logging": {"sample_every": 0, "sample_prompt": SYMBOLS[0]},
     }
-    return wg.train(text, config=wg.configure(settings), out=out, overwrite=True, console=console).path
+    config = wg.configure(settings)
+    return finished(out, lambda: wg.train(text, config=config, out=out, console=console), console)
 
 
 def main() -> None:
@@ -106,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console, out = Console(), arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[int, str, int], float] = {}
+    found: dict[tuple[int, str, int], Estimate] = {}
     rows: list[str] = []
     for order in ORDERS:
         chain = random_chain(order, seed=order)
@@ -116,29 +129,36 @@ def main() -> None:
         for context in CONTEXTS:
             bound = conditional_entropy(chain, context)
             cells: list[str] = []
-            for kind in ("gpt", "ngram"):
+            for kind in KINDS:
                 run = learned(
-                    text, context, kind, out / f"{kind}-{order}-{context}", arguments.steps, console
+                    text,
+                    context,
+                    kind,
+                    out / f"{kind}-{order}-{context}-{arguments.steps}",
+                    arguments.steps,
+                    console,
                 )
-                found[order, kind, context] = nats_in_full_context(run, context)
-                cells.append(
-                    f"{found[order, kind, context]:.4f} ({found[order, kind, context] - bound:+.4f})"
-                )
+                above = nats_above(run, chain, context)
+                gap = bootstrap(len(above), lambda chosen, above=above: float(above[chosen].mean()))
+                found[order, kind, context] = gap
+                cells.append(f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
             rows.append(f"| {order} | {context} | {bound:.4f} | {' | '.join(cells)} |")
     header = [
-        "| order k | context τ | the least possible, nats | GPT (above it) | n-gram of order τ + 1 (above it) |",
+        "| order k | context τ | the least possible, nats | GPT, above it | n-gram of order τ + 1, above it |",
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     what = (
-        f"Chains over {len(SYMBOLS)} symbols, {LENGTH:,} of text; every scored symbol has τ before it. The least "
-        "possible is H(next | last τ), computed from the chain: its entropy rate where τ is k or more.\n\n"
+        f"Chains over {len(SYMBOLS)} symbols, {LENGTH:,} of text; each of the {SCORED:,} scored symbols has exactly "
+        "τ before it. The least possible is H(next | last τ), computed from the chain: its entropy rate where τ is k "
+        "or more, and above that by H(next | last τ) − H(next | last k) where it is less. What a model is above it "
+        "is the mean of its −ln p less that of the chain given the same τ symbols, with its 95% interval.\n\n"
         "![nats per symbol over the context](markov.svg)"
     )
     publish("A source of known entropy", "\n".join([machine_line(), "", what, "", *header, *rows]))
     draw(found)
 
 
-def draw(found: dict[tuple[int, str, int], float]) -> None:
+def draw(found: dict[tuple[int, str, int], Estimate]) -> None:
     """The losses over the context, a panel of lines for each order."""
 
     def lines(axes: object) -> None:
@@ -147,9 +167,13 @@ def draw(found: dict[tuple[int, str, int], float]) -> None:
             bounds = [conditional_entropy(chain, context) for context in CONTEXTS]
             plot = axes.plot  # type: ignore[attr-defined]
             plot(CONTEXTS, bounds, color=color, linewidth=1, label=f"order {order}: least possible")
-            for kind, marker in (("gpt", "o"), ("ngram", "x")):
-                values = [found[order, kind, context] for context in CONTEXTS]
-                plot(CONTEXTS, values, color=color, marker=marker, linestyle="", label=f"{kind}")
+            for kind, marker in zip(KINDS, "ox", strict=True):
+                values = [
+                    bound + found[order, kind, context].value
+                    for bound, context in zip(bounds, CONTEXTS, strict=True)
+                ]
+                label = KINDS[kind] if order == ORDERS[-1] else None
+                plot(CONTEXTS, values, color=color, marker=marker, linestyle="", label=label)
         axes.set_ylabel("nats per symbol")  # type: ignore[attr-defined]
         axes.legend(frameon=False, fontsize=8, ncols=3)  # type: ignore[attr-defined]
 

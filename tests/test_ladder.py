@@ -11,6 +11,10 @@ from tests.helpers import Fails, text_of
 from wholegpt import ladder
 from wholegpt.checks import complete_model
 from wholegpt.cli import main
+from wholegpt.config import Config
+from wholegpt.console import Console
+from wholegpt.data import PreparedData
+from wholegpt.errors import NumericsError
 from wholegpt.model import parameter_count
 
 
@@ -23,7 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_ladder_goes_from_uniform_to_gpt(
-    short: None, charts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short: None, charts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     """One table of the rungs; a second call changes nothing and trains nothing."""
     (tmp_path / "text.txt").write_text(text_of(40_000))
@@ -49,7 +53,7 @@ def test_the_ladder_goes_from_uniform_to_gpt(
     last = rungs["modern"]["result"]["parameters"]
     for name in ("average", "LSTM", "modern"):
         assert rungs[name]["equal"]["parameters"] == pytest.approx(last, rel=0.1)
-        assert len(rungs[name]["choice"]["tried"]) == ladder.TRIALS
+        assert len(rungs[name]["tried"]) == 4
         assert rungs[name]["result"]["train_flops"] > 0
     page = (tmp_path / "ladder" / "ladder.html").read_text()
     assert "<svg" in page and all(name in page for name in rungs)
@@ -58,6 +62,31 @@ def test_the_ladder_goes_from_uniform_to_gpt(
     assert main([*command[:-1]]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("rung") and shown[1].startswith("uniform")
+    message = fails(*[one if one != "0.02" else "0.03" for one in command[:-1]])
+    assert "was begun with minutes: 0.02, not minutes: 0.03; give the same, or another --out" in message
+
+
+def test_a_trial_that_diverges_is_not_chosen(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    (tmp_path / "text.txt").write_text(text_of(40_000))
+    real = ladder._trial_nats
+
+    def diverging(config: Config, data: PreparedData, console: Console) -> float:
+        if config.optimizer.learning_rate in diverges:
+            raise NumericsError("the loss is nan")
+        return real(config, data, console)
+
+    monkeypatch.setattr(ladder, "_trial_nats", diverging)
+    command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.01", "--rung", "LSTM", "--quiet"]
+    command += ["--tokenizer.kind", "character", "--model.context-length", "16"]
+    diverges = ladder.LEARNING_RATES[:1]
+    assert main([*command, "--out", str(tmp_path / "some"), "--json"]) == 0
+    diverges = ladder.LEARNING_RATES
+    assert "LSTM: every trial diverged" in fails(*command, "--out", str(tmp_path / "all"))
+    (rung,) = json.loads((tmp_path / "some" / "ladder.json").read_text())["rungs"]
+    assert rung["result"]["learning_rate"] == ladder.LEARNING_RATES[1]
+    assert [one[2] is None for one in rung["tried"]] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("rung", [rung for rung in ladder.RUNGS if rung.of_width], ids=lambda rung: rung.name)
@@ -83,3 +112,6 @@ def test_what_cannot_be_climbed(tmp_path: Path, fails: Fails) -> None:
     )
     message = fails("ladder", text, "--minutes", "1", "--rung", "GPT-3", "--out", tmp_path / "l")
     assert "there is no rung 'GPT-3'" in message
+    message = fails("ladder", text, "--minutes", "1", "--model.d-model", "64", "--out", tmp_path / "l")
+    assert "the ladder decides model.d_model itself; leave it out" in message
+    assert not (tmp_path / "l").exists()

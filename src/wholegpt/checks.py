@@ -8,6 +8,7 @@ from wholegpt.choices import (
     Attention,
     ClassWeights,
     Documents,
+    Execution,
     FeedForward,
     OptimizerKind,
     Positions,
@@ -32,6 +33,8 @@ LEAST_WEIGHT = 1e-5
 
 TRANSFORMERS = (Architecture.transformer, Architecture.encoder, Architecture.encoder_decoder)
 NGRAM = ("ngram_order", "ngram_discount")
+WHOLE = ("distinct_layers", "experts")
+"""Settings of a single stack of layers."""
 OWN = {
     "segments": Architecture.encoder,
     "separator": Architecture.encoder_decoder,
@@ -106,6 +109,12 @@ def check(config: Config) -> None:
     _check_windows(config.windows, config.model.context_length)
     if config.windows.documents is Documents.separate or config.windows.truncation:
         check_separable(config.model, "windows.documents separate and windows.truncation")
+    kind, execution = config.model.architecture, config.precision.execution
+    if execution is Execution.compiled and kind not in (Architecture.transformer, Architecture.encoder):
+        raise ConfigError(
+            f"precision.execution is compiled, which is for the blocks of a transformer or an encoder, not {kind}; "
+            "leave it eager"
+        )
     if config.finetuning.task is TaskKind.instruct:
         check_separable(config.model, "finetuning.task instruct, which packs conversations,")
     _check_finetuning(config)
@@ -332,8 +341,10 @@ def _check_architecture(model: ModelConfig) -> None:
     kind, used, default = model.architecture, USED.get(model.architecture), ModelConfig()
     for name in (field.name for field in dataclasses.fields(model)):
         meant = OWN.get(name, kind) is kind if used is None else name in used
+        meant = meant and not (kind is Architecture.encoder_decoder and name in WHOLE)
         if name != "architecture" and not meant and getattr(model, name) != getattr(default, name):
             raise ConfigError(f"model.{name} means nothing for {kind}; leave it out")
+    _require("model.segments", model.segments, model.segments in (0, 2), "of 0 or 2")
     encodes = kind in (Architecture.encoder, Architecture.encoder_decoder)
     if encodes and model.attention is not Attention.full:
         raise ConfigError(
@@ -372,6 +383,8 @@ def _check_experts(model: ModelConfig) -> None:
                     f"model.{name} is set, and model.experts is 0, which is none; set both or neither"
                 )
         return
+    if model.distinct_layers:
+        raise ConfigError("model.experts are chosen layer by layer; leave model.distinct_layers 0")
     chosen, expected = model.experts_per_token, f"from 1 to model.experts, {model.experts}"
     _require("model.experts_per_token", chosen, 1 <= chosen <= model.experts, expected)
     _require(
@@ -386,8 +399,8 @@ def _check_attention(model: ModelConfig) -> None:
     """The checks of what attention sees."""
     pattern, window = model.attention, model.attention_window
     if pattern in WINDOWED:
-        expected = f"from 1 to model.context_length, {model.context_length}, for {pattern} attention"
-        _require("model.attention_window", window, 1 <= window <= model.context_length, expected)
+        expected = f"from 2 to model.context_length, {model.context_length}, for {pattern} attention"
+        _require("model.attention_window", window, 2 <= window <= model.context_length, expected)
     elif window:
         raise ConfigError(
             f"model.attention_window is {window}, and {pattern} attention has none; leave it 0, or set model.attention "

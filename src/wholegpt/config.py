@@ -98,7 +98,7 @@ class ModelConfig:
     separator: int = -1
     """Id of the token between source and target of an encoder_decoder; that of its template where it is trained."""
     segments: int = 0
-    """Segment embeddings of an encoder, for the first and the second text. 0: none."""
+    """Segment embeddings of an encoder: 2, for the first and the second text of a task; or 0."""
     ngram_order: int = 5
     """Tokens of the longest runs that are counted (ngram): 1 is the unigram, 0 the uniform distribution."""
     ngram_discount: float = 0.0

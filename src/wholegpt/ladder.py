@@ -1,7 +1,7 @@
 """The ladder that led to GPT: each kind of model trained on the same text for the same time, and at the same size.
 
-Every rung is searched for in the same way before: ``TRIALS`` short trainings, each a share of the time that it gets;
-of n-grams as many orders.
+Every rung is searched for in the same way before: short trainings of each width and learning rate, each a share of the
+time that it gets, and of each rate again at the size that all have; of n-grams as many orders.
 """
 
 import bisect
@@ -23,16 +23,16 @@ from wholegpt.choices import Architecture, Attention, Positions
 from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import read_json, write_json_atomic
+from wholegpt.mapping import to_mapping
 from wholegpt.model import flops_per_token, parameter_count
 from wholegpt.planning.trial import run_trial
 from wholegpt.run import Run
 from wholegpt.start import open_text, prepared_text
 from wholegpt.training.resolution import resolve
 
-TRIALS = 4
 TRIAL_SHARE = 1 / 8
 """Of the time of a rung that each trial takes."""
 PACE_STEPS = 6
@@ -43,7 +43,9 @@ NARROWEST, STEP, WIDEST = 32, 8, 2048
 ORDERS = (2, 3, 4, 6)
 TRIAL_TOKENS = 20_000
 """Held-out tokens that a trial is measured on."""
-CHOICE = "choice.json"
+CHOICE, SETTINGS = "choice.json", "settings.json"
+DECIDED = ("optimizer.learning_rate", "training.steps", "training.epochs")
+"""Settings that the ladder decides itself, besides all of the model's but its context."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,16 @@ class Choice:
     size: int
     """The width, or the order of n-grams."""
     learning_rate: float
-    tried: list[list[float]]
-    """Size, learning rate and nats per token of each trial."""
+    tried: list[list[float | None]]
+    """Size, learning rate and nats per token of each trial; none of one that diverged."""
 
 
 @dataclass(frozen=True)
 class Result:
     """A trained rung."""
 
+    size: int
+    learning_rate: float
     parameters: int
     bits_per_byte: float
     nats_per_token: float
@@ -132,7 +136,7 @@ class Ladder:
     """Where the page and the runs are."""
     minutes: float
     rungs: list[dict[str, Any]]
-    """Of each its name, what it does, its choice, its result, and that at the size of the last (``equal``)."""
+    """Of each its name, what it does, what was tried, its result, and that at the size of the last (``equal``)."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -151,7 +155,8 @@ def climb(
 
     Settings that all share come from ``config``, or from the recipe ``ladder``. Everything is kept in ``out``
     (``runs/ladder-NAME`` unless given), and a second call goes on there. Raises ``ConfigError`` for a time that is
-    none, and for a rung that does not exist.
+    none, for a rung that does not exist, for settings that the ladder decides itself, and for a folder where other
+    ones were begun with; ``NumericsError`` where every trial of a rung diverges.
     """
     console = console or Console()
     if not 0 < minutes < math.inf:
@@ -165,25 +170,27 @@ def climb(
     base = config or presets.recipe("ladder")
     if sources:
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=tuple(map(str, sources))))
-    folder, data, base = _prepared(base, Path(out) if out else None, console)
+    _refuse_decided(base)
+    folder, data, base = _prepared(base, minutes, Path(out) if out else None, console)
     done: list[dict[str, Any]] = []
     for rung in chosen:
         console.note(f"{rung.name}: {rung.words}")
-        choice = _search(rung, base, data, minutes, folder / _name(rung), console)
-        result = _train(
-            rung, choice.size, choice.learning_rate, base, data, minutes, folder / _name(rung), console
-        )
-        done.append(
-            {"name": rung.name, "words": rung.words, "choice": asdict(choice), "result": asdict(result)}
-        )
+        sizes = rung.orders if rung.of_width is None else WIDTHS
+        place = folder / _name(rung)
+        choice = _search(rung, sizes, base, data, minutes, place, console)
+        result = _train(rung, choice, base, data, minutes, place, console)
+        done.append({"name": rung.name, "words": rung.words, "tried": choice.tried, "result": asdict(result)})
     parameters = done[-1]["result"]["parameters"]
     for rung, one in zip(chosen, done, strict=True):
         if rung.of_width is None:
             continue
         width = width_of_size(rung.of_width, parameters, data.tokenizer.vocab_size, base.model.context_length)
-        rate = one["choice"]["learning_rate"]
-        same = folder / (_name(rung) if width == one["choice"]["size"] else f"{_name(rung)}-equal")
-        one["equal"] = asdict(_train(rung, width, rate, base, data, minutes, same, console))
+        if width == one["result"]["size"]:
+            one["equal"] = one["result"]
+            continue
+        place = folder / f"{_name(rung)}-equal"
+        choice = _search(rung, [width], base, data, minutes, place, console)
+        one["equal"] = asdict(_train(rung, choice, base, data, minutes, place, console))
     ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
     write_json_atomic(folder / "ladder.json", ladder.to_json())
     write_ladder_page(folder / "ladder.html", ladder.to_json())
@@ -194,36 +201,77 @@ def _name(rung: Rung) -> str:
     return rung.name.lower()
 
 
-def _prepared(config: Config, out: Path | None, console: Console) -> tuple[Path, PreparedData, Config]:
-    """The text, prepared once for all rungs."""
+def _refuse_decided(config: Config) -> None:
+    """Raise ``ConfigError`` for settings that would change nothing."""
+    given, usual = (
+        dict(field.split(": ", 1) for field in _flat(one)) for one in (config, presets.recipe("ladder"))
+    )
+    decided = [
+        name
+        for name, value in given.items()
+        if value != usual[name]
+        and (name in DECIDED or (name.startswith("model.") and name != "model.context_length"))
+    ]
+    if decided:
+        raise ConfigError(f"the ladder decides {', '.join(decided)} itself; leave it out")
+
+
+def _flat(config: Config) -> list[str]:
+    """Each setting as ``SECTION.FIELD: value``."""
+    return [
+        f"{section}.{name}: {value}"
+        for section, fields in to_mapping(config).items()
+        for name, value in fields.items()
+    ]
+
+
+def _prepared(
+    config: Config, minutes: float, out: Path | None, console: Console
+) -> tuple[Path, PreparedData, Config]:
+    """The text, prepared once for all rungs, in a folder that is of these settings alone."""
     config, corpus = open_text(config, console)
     name = corpus.name if corpus else Path(config.data.source[0]).name
     folder = out or Path("runs") / f"ladder-{name}"
-    data = folder / "data"
+    data, settings = folder / "data", [f"minutes: {minutes:g}", *_flat(config)]
+    kept = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else settings
+    if kept != settings:
+        old, new = next((a, b) for a, b in zip(kept, settings, strict=True) if a != b)
+        raise ConfigError(f"{folder}: was begun with {old}, not {new}; give the same, or another --out")
     if not PreparedData.exists(data):
         folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(folder / SETTINGS, settings)
         prepared_text(config, corpus, data, console)
     source = dataclasses.replace(config.data, source=(str(data.resolve()),))
     return folder, PreparedData.open(data), dataclasses.replace(config, data=source)
 
 
 def _search(
-    rung: Rung, base: Config, data: PreparedData, minutes: float, folder: Path, console: Console
+    rung: Rung,
+    sizes: Sequence[int],
+    base: Config,
+    data: PreparedData,
+    minutes: float,
+    folder: Path,
+    console: Console,
 ) -> Choice:
-    """The best of ``TRIALS`` sizes and learning rates, or orders."""
+    """The best of some ``sizes``, each with every learning rate, or of orders."""
     kept = folder.with_suffix(f".{CHOICE}")
     if kept.exists():
         return msgspec.convert(read_json(kept), Choice)
-    if rung.of_width is None:
-        candidates = [(order, 0.0) for order in rung.orders]
-    else:
-        candidates = [(width, rate) for width in WIDTHS for rate in LEARNING_RATES]
-    tried: list[list[float]] = []
+    rates = (0.0,) if rung.of_width is None else LEARNING_RATES
+    candidates = [(size, rate) for size in sizes for rate in rates]
+    nats: dict[tuple[int, float], float] = {}
     for size, rate in candidates if len(candidates) > 1 else []:
         config = _config(rung, size, rate, base, data, 60 * minutes * TRIAL_SHARE, console)
-        tried.append([size, rate, _trial_nats(config, data, console)])
-    size, rate, _ = min(tried, key=lambda one: one[2]) if tried else (*candidates[0], 0.0)
-    choice = Choice(int(size), rate, tried)
+        try:
+            nats[size, rate] = _trial_nats(config, data, console)
+        except NumericsError as error:
+            console.note(f"{rung.name}, size {size}, learning rate {rate:g}: {error}")
+    if len(candidates) > 1 and not nats:
+        raise NumericsError(f"{rung.name}: every trial diverged; try another text, or a longer time")
+    size, rate = min(nats, key=lambda one: nats[one]) if nats else candidates[0]
+    tried = [[*one, nats.get(one)] for one in candidates] if nats else []
+    choice = Choice(size, rate, tried)
     write_json_atomic(kept, asdict(choice))
     return choice
 
@@ -261,8 +309,7 @@ def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
 
 def _train(
     rung: Rung,
-    size: int,
-    rate: float,
+    choice: Choice,
     base: Config,
     data: PreparedData,
     minutes: float,
@@ -275,16 +322,18 @@ def _train(
         if (folder / "config.yaml").exists():
             run: Run[Any] = api.resume(folder, console=console)
         else:
-            config = _config(rung, size, rate, base, data, 60 * minutes, console)
+            config = _config(rung, choice.size, choice.learning_rate, base, data, 60 * minutes, console)
             run = api.train(config=config, out=folder, console=console)
-        write_json_atomic(kept, asdict(_result(run)))
+        write_json_atomic(kept, asdict(_result(run, choice)))
     return msgspec.convert(read_json(kept), Result)
 
 
-def _result(run: Run[Any]) -> Result:
+def _result(run: Run[Any], choice: Choice) -> Result:
     state, validation = run.state, run.validation.to_json()
     flops = 3 * flops_per_token(run.config.model) * state.tokens
     return Result(
+        size=choice.size,
+        learning_rate=choice.learning_rate,
         parameters=run.parameters,
         bits_per_byte=validation["bits_per_byte"],
         nats_per_token=validation["nats_per_token"],
@@ -326,8 +375,8 @@ def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:
         ]
     ]
     for one in ladder["rungs"]:
-        result, choice, equal = one["result"], one["choice"], one.get("equal")
-        rate = f", {choice['learning_rate']:g}" if choice["learning_rate"] else ""
+        result, equal = one["result"], one.get("equal")
+        rate = f", {result['learning_rate']:g}" if result["learning_rate"] else ""
         rows.append(
             [
                 one["name"],
@@ -336,7 +385,7 @@ def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:
                 f"{result['train_flops']:.2e}" if result["train_flops"] else "–",
                 f"{result['train_seconds']:.0f}",
                 f"{result['tokens_per_second']:,.0f}",
-                f"{choice['size']}{rate}",
+                f"{result['size']}{rate}",
                 f"{equal['bits_per_byte']:.4f} ({equal['parameters']:,})" if equal else "–",
             ]
         )

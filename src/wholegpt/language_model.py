@@ -142,7 +142,10 @@ class LanguageModel:
                 f"draft is on {draft.model.device} and the model on {self.model.device}; load both on one"
             )
         guesser = draft.writer if isinstance(draft, LanguageModel) else draft
-        configs = [dataclasses.replace(config, seed=config.seed + i) for i in range(len(prompts))]
+        rooms = [room_after(self.model, one, config.max_tokens) for one in encoded]
+        configs = [
+            dataclasses.replace(config, seed=config.seed + i, max_tokens=room) for i, room in enumerate(rooms)
+        ]
         device = self.model.device
         return generate(model, self.tokenizer, encoded, configs, device, console, emit, guesser)
 
@@ -166,6 +169,8 @@ class LanguageModel:
         console = console or Console()
         config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
+        room = room_after(self.model, encoded[0], config.max_tokens)
+        config = dataclasses.replace(config, max_tokens=room)
         return beam_search(
             model, self.tokenizer, encoded[0], config, beams, length_penalty, self.model.device, console
         )
@@ -198,9 +203,7 @@ class LanguageModel:
         if isinstance(self.model, EncoderDecoder):  # a prompt is a source
             chat = self.answering_template()
             asked = [[Message("user", prompt or " ")] for prompt in prompts]
-            encoded = [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
-            room = min(room_after(self.model, one, config.max_tokens) for one in encoded)
-            return dataclasses.replace(config, max_tokens=room), encoded
+            return config, [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
         begun = {
             prompt: encode_prompt(self.model, self.tokenizer, header, prompt, allow_special, console)
             for prompt in dict.fromkeys(prompts)
@@ -219,6 +222,7 @@ class LanguageModel:
 
     def score(self, text: str) -> TokenScores:
         """The surprisal of each token of ``text``, in float32, or in the format that the weights are laid out in."""
+        check_predicts_next_token(self.model)
         token_ids = self.tokenizer.encode(text)
         if not token_ids:
             raise DataError("the text is empty; there is nothing to score")
@@ -251,14 +255,10 @@ class LanguageModel:
         Treebank did to the text. The large products run in ``dtype``; automatic is what the run was trained in, where
         that is known and possible, or what training would choose here.
 
-        Raises ``ConfigError`` for an encoder, whose figure is ``pseudo_perplexity``; ``DataError`` where there is no
-        text.
+        Raises ``ConfigError`` for a model that predicts no next token of a text, ``DataError`` where there is no text.
         """
         console = console or Console()
-        if isinstance(self.model, Encoder):
-            raise ConfigError(
-                "an encoder sees what follows, so it has no perplexity; use pseudo_perplexity()"
-            )
+        check_predicts_next_token(self.model)
         tokens, words = self._read(
             sources,
             Published(detokenize),
@@ -504,3 +504,14 @@ class LanguageModel:
     def _precision(self, dtype: Dtype) -> Dtype:
         chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
         return runtime.decide_precision(chosen, self.model.device).dtype
+
+
+def check_predicts_next_token(model: TokenModel) -> None:
+    """Raise ``ConfigError`` for a model that gives the tokens of a text no probabilities."""
+    if isinstance(model, Encoder):
+        raise ConfigError("an encoder sees what follows, so it has no perplexity; use pseudo_perplexity()")
+    if isinstance(model, EncoderDecoder):
+        raise ConfigError(
+            "an encoder–decoder goes on from a source, so a text by itself has no perplexity; give a table of sources "
+            "and targets"
+        )

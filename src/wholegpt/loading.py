@@ -71,7 +71,7 @@ def _writer(model: TokenModel, execution: Execution, console: Console) -> TokenM
     """What writes texts: the model itself, or its compiled form. Raises ``ConfigError`` where that cannot be."""
     if execution is Execution.eager:
         return model
-    compiled = CompiledTransformer(model.eval())
+    compiled = CompiledTransformer(model.eval(), console)
     if problem := runtime.compiler_problem(model.device):
         console.warn(f"compiling fails here ({problem}); texts are written operation by operation instead")
         return model

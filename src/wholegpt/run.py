@@ -252,7 +252,7 @@ def _say_plan(
         f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
     )
     nearest, differing = presets.published_architecture(config.model)
-    if differing and config.model.architecture is Architecture.transformer:
+    if differing:
         console.note(
             f"this model will not open in other programs: it is nearest to {nearest}, but for {', '.join(differing)}"
         )

@@ -17,15 +17,39 @@ WRONG = {
             "--model.context-length",
             "64",
         ],
-        "model.attention_window is 999; expected a value from 1 to model.context_length, 64",
+        "model.attention_window is 999; expected a value from 2 to model.context_length, 64",
     ),
     "a window of nothing": (
         ["--model.attention", "strided"],
-        "model.attention_window is 0; expected a value from 1 to model.context_length",
+        "model.attention_window is 0; expected a value from 2 to model.context_length",
     ),
     "a window that nothing has": (
         ["--model.attention-window", "8"],
         "model.attention_window is 8, and full attention has none",
+    ),
+    "a window that sees only itself": (
+        ["--model.attention", "sliding_window", "--model.attention-window", "1"],
+        "model.attention_window is 1; expected a value from 2",
+    ),
+    "experts of shared layers": (
+        ["--model.experts", "2", "--model.distinct-layers", "1"],
+        "model.experts are chosen layer by layer; leave model.distinct_layers 0",
+    ),
+    "shared layers of an encoder–decoder": (
+        ["--model.architecture", "encoder_decoder", "--model.distinct-layers", "1"],
+        "model.distinct_layers means nothing for encoder_decoder",
+    ),
+    "experts of an encoder–decoder": (
+        ["--model.architecture", "encoder_decoder", "--model.experts", "2"],
+        "model.experts means nothing for encoder_decoder",
+    ),
+    "fewer segments than none": (
+        ["--model.architecture", "encoder", "--model.segments", "-1"],
+        "model.segments is -1; expected a value of 0 or 2",
+    ),
+    "a compiled recurrent network": (
+        ["--model.architecture", "lstm", "--precision.execution", "compiled"],
+        "precision.execution is compiled, which is for the blocks of a transformer or an encoder, not lstm",
     ),
     "linear attention with rotary positions": (
         ["--model.attention", "linear"],

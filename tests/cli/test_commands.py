@@ -119,6 +119,8 @@ def test_info(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     assert result["parameters_without_embeddings"] == 85_056_000
     assert result["memory_bytes"] == 16 * 124_439_808
     assert result["config"]["n_layers"] == 12
+    assert result["cache_bytes"] == 2 * 12 * 768 * 1024 * 4
+    assert result["activation_bytes_per_token"] > 12 * 16 * 768 * 4
     result, _ = call(capsys, "info", trained_run)
     assert result["parameters"] == sum(p.numel() for p in wg.load(trained_run).model.parameters())
 

@@ -37,7 +37,7 @@ SINGLE = {kind: fresh(kind, outputs=1) for kind in tiny_models()}
 
 
 def encoded(*sequences: tuple[int, ...]) -> EncodedExample:
-    return EncodedExample(sequences, 0)
+    return EncodedExample(sequences, 0, tuple(map(len, sequences)))
 
 
 @given(KINDS, st.lists(SEQUENCES, min_size=1, max_size=4))

@@ -1,30 +1,41 @@
 """Steps compiled by PyTorch, in a process of their own: where something is compiled, shapes are not checked."""
 
 import os
+import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import wholegpt as wg
+from tests.helpers import tiny_models, write_one
+from wholegpt.config import GenerationConfig
+from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.loading import load
 from wholegpt.model import CompiledTransformer, KeyValueCache, Transformer
+from wholegpt.tokenizers import character_tokenizer
 
+QUIET = Console(quiet=True)
+TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
 NEEDS_COMPILER = pytest.mark.skipif(
     " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
 )
 PROGRAM = """
 import dataclasses, sys, torch
 from tests.helpers import tiny_models, write_one
+from torch._dynamo.utils import counters
 from wholegpt.config import GenerationConfig
+from wholegpt.console import Console
 from wholegpt.generation import Engine
 from wholegpt.model import CompiledTransformer, Transformer, lay_out
 from wholegpt.tokenizers import byte_tokenizer
 
 DEVICE, TOKENIZER = torch.device(sys.argv[1]), byte_tokenizer()
+QUIET = Console(quiet=True)
 
 @torch.inference_mode()
 def logits(model):
@@ -36,18 +47,19 @@ for name in ("gpt2", "modern"):
     torch.manual_seed(0)
     config = dataclasses.replace(tiny_models()[name], vocab_size=TOKENIZER.vocab_size, d_model=64)
     model = Transformer(config).double().eval().to(DEVICE)
-    engine = Engine(CompiledTransformer(model), TOKENIZER, DEVICE, 3, 40)
+    engine = Engine(CompiledTransformer(model, QUIET), TOKENIZER, DEVICE, 3, 40)
     settings = [GenerationConfig(6 + 5 * i, temperature=i % 2, seed=i) for i in range(5)]
     prompts = [list(range(60 + i, 62 + 2 * i)) for i in range(5)]
     requests = [engine.submit(*one) for one in zip(prompts, settings)]
     engine.run()
     alone = [write_one(model.cpu(), TOKENIZER, *one).token_ids for one in zip(prompts, settings)]
     assert [one.token_ids for one in requests] == alone, name
+assert not counters["inductor"]["cudagraph_skips"]
 for weights in ("float32", "int8", "int4") if DEVICE.type == "cpu" else ():
     torch.manual_seed(0)
     model = lay_out(Transformer(config).eval(), weights, torch.float32)
     eager = logits(model)
-    difference = (logits(CompiledTransformer(model)) - eager).abs().max() / eager.std()
+    difference = (logits(CompiledTransformer(model, QUIET)) - eager).abs().max() / eager.std()
     print(f"{weights}: logits differ by {difference:.1e} of their standard deviation at most")
     assert difference < {"float32": 1e-5, "int8": 0.05, "int4": 0.05}[weights]
 """
@@ -102,7 +114,7 @@ def test_without_a_compiler_texts_are_written_operation_by_operation(
 def test_models_whose_steps_have_no_fixed_shapes_are_refused(kind: dict[str, object]) -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32, **kind}}).model
     with pytest.raises(ConfigError, match="softmax attention and without experts"):
-        CompiledTransformer(Transformer(config))
+        CompiledTransformer(Transformer(config), QUIET)
 
 
 def test_an_unknown_execution_is_refused(trained_run: Path) -> None:
@@ -112,7 +124,42 @@ def test_an_unknown_execution_is_refused(trained_run: Path) -> None:
 
 def test_caches_have_few_sizes() -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32}}).model
-    model = CompiledTransformer(Transformer(config))
+    model = CompiledTransformer(Transformer(config), QUIET)
     caches = [model.new_cache(2, capacity) for capacity in (1, 200, 256, 0)]
     assert all(isinstance(one, KeyValueCache) and one.capacity == 256 for one in caches)
     assert model.cache_bytes(2, 1) == 2 * caches[0].keys.nbytes
+
+
+def test_memory_that_nobody_uses_any_more_is_used_again() -> None:
+    config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32}}).model
+    model = CompiledTransformer(Transformer(config), QUIET)
+    first = model.new_cache(2, 10)
+    second = model.new_cache(2, 10)
+    assert first.keys.data_ptr() != second.keys.data_ptr()
+    rows, place = second.rows(0, 1), second.keys.data_ptr()
+    second.lengths += 3
+    del first, second
+    third = model.new_cache(2, 10)
+    assert third.keys.data_ptr() != place  # its rows are in use
+    place = third.keys.data_ptr()
+    del third, rows
+    last = model.new_cache(2, 10)
+    assert last.keys.data_ptr() == place and not last.lengths.any()
+    assert model.new_cache(3, 10).keys.data_ptr() != place
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(one: object, **_: object) -> Callable[..., object]:
+        def call(*inputs: object) -> object:
+            raise RuntimeError("no compiler for this\nand more")
+
+        return call
+
+    torch.manual_seed(0)
+    model = Transformer(tiny_models()["gpt2"]).double().eval()
+    compiled = CompiledTransformer(model, QUIET, compiler=failing)
+    settings = GenerationConfig(8, temperature=0)
+    texts = [write_one(one, TOKENIZER, [1, 2], settings).token_ids for one in (model, compiled)]
+    assert texts[0] == texts[1]
+    warning = "warning: the step cannot be compiled (no compiler for this); it runs operation by operation"
+    assert capsys.readouterr().err.split("\n") == [warning, ""]

@@ -18,14 +18,19 @@ from wholegpt.choices import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
+    TaskKind,
 )
 from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
+from wholegpt.data.task_batches import collate
+from wholegpt.data.tasks import SPECIAL_TOKENS, encode_example
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore
+from wholegpt.finetuning.tasks import read
 from wholegpt.losses import IGNORED
 from wholegpt.model import Encoder, parameter_count
+from wholegpt.model.heads import TaskEncoder
 from wholegpt.tokenizers import MASK, train_character
 
 QUIET = Console(quiet=True)
@@ -185,3 +190,23 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
         run.load().generate("the", console=QUIET)
     with pytest.raises(ConfigError, match="is an encoder, which does not write"):
         api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)
+
+
+def test_segments_tell_the_two_texts_of_a_task_apart() -> None:
+    tokenizer = train_character(["abc"]).with_special_tokens(SPECIAL_TOKENS)
+    pair, single = (encode_example([parts], tokenizer, 12) for parts in (("aab", "bc"), ("aab",)))
+    assert [tokenizer.decode([pair.sequences[0][place]]) for place in range(pair.second[0], 7)] == ["b", "c"]
+    assert single.second == (len(single.sequences[0]),)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": tokenizer.vocab_size, "segments": 2, "architecture": Architecture.encoder}
+    model = TaskEncoder(tiny_model(**sizes), 2).double().eval()
+    batch = collate([pair, single], [0, 1])
+    with torch.inference_mode():
+        _, outputs = read(model, batch, TaskKind.classification)
+        for example, output in zip((pair, single), outputs, strict=True):
+            ids = torch.tensor(example.sequences)
+            segments = (torch.arange(ids.shape[1]) >= example.second[0]).long()[None]
+            last = model.hidden_states(ids, segments=segments)[0, -1]
+            torch.testing.assert_close(output, model.head(last))
+        unlike = model.head(model.hidden_states(torch.tensor(pair.sequences))[0, -1])
+    assert (unlike - outputs[0]).abs().max() > 1e-4

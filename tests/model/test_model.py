@@ -26,7 +26,7 @@ from wholegpt.losses import negative_log_likelihood
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import Transformer, flops_per_token, parameter_count, training_memory_bytes
 from wholegpt.model.attention import attention, fused_attention
-from wholegpt.model.linear_attention import CHUNK
+from wholegpt.model.linear_attention import CHUNK, linear_attention, linear_attention_step
 from wholegpt.presets import PRESETS, preset
 
 PUBLISHED = {
@@ -212,3 +212,31 @@ def test_rotary_positions_go_on_beyond_the_context() -> None:
     with torch.no_grad():
         difference = (model(ids) - model(changed)).abs().amax(dim=-1)[0]
     assert (difference > 0).nonzero().flatten().tolist() == list(range(5, 17))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_linear_attention_by_chunks_equals_its_recurrent_form(dtype: torch.dtype, tolerance: float) -> None:
+    """Over several chunks, in two pieces, going on from what came before (Katharopoulos et al. 2020, section 3.4)."""
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, 3 * CHUNK + 8, 5, dtype=dtype) for _ in range(3))
+    state = torch.rand(2, 3, 5, 6, dtype=dtype)
+    first, between = linear_attention(*(x[:, :, : CHUNK + 7] for x in (queries, keys, values)), state)
+    second, last = linear_attention(*(x[:, :, CHUNK + 7 :] for x in (queries, keys, values)), between)
+    steps: list[torch.Tensor] = []
+    for place in range(queries.shape[2]):
+        mixed, state = linear_attention_step(*(x[:, :, place] for x in (queries, keys, values)), state)
+        steps.append(mixed)
+    by_chunks, by_steps = torch.cat([first, second], dim=2), torch.stack(steps, dim=2)
+    torch.testing.assert_close(by_chunks, by_steps, rtol=0, atol=tolerance)
+    torch.testing.assert_close(last, state, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_what_fits_a_window_is_read_at_once() -> None:
+    """A cache no longer than the window takes whole texts, until something would be overwritten."""
+    config = tiny_model(attention=Attention.sliding_window, attention_window=8, context_length=64)
+    cache = Transformer(config).new_cache(1, 8)
+    assert cache.most_at_once == 8
+    cache.advance(5)
+    assert cache.most_at_once == 3
+    cache.advance(5)
+    assert cache.most_at_once == 1

@@ -28,7 +28,7 @@ MODELS = {name: randomized(name) for name in test_plain.MODELS}
 KINDS = st.sampled_from(sorted(MODELS))
 REWINDING = st.sampled_from([name for name, model in sorted(MODELS.items()) if model.new_cache(1).rewinds])
 FIXED = {
-    name: CompiledTransformer(model, compiler=lambda one, **_: one)
+    name: CompiledTransformer(model, QUIET, compiler=lambda one, **_: one)
     for name, model in MODELS.items()
     if compilable(model)
 }

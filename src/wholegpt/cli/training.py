@@ -189,8 +189,8 @@ def ladder(
     """Train each kind of model that led to GPT on the same text for the same time: one table, one chart.
 
     Each gets four short trials of an eighth of the time for its size and learning rate (n-grams four orders), then is
-    trained for all of it, and once more with as many parameters as the last one has: two and a half times the minutes
-    for each. What is done is kept; the same call goes on.
+    trained for all of it, and once more, after two trials, with as many parameters as the last one has: two and three
+    quarter times the minutes for each. What is done is kept; the same call goes on.
 
     Parameters
     ----------

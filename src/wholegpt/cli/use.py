@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
-from wholegpt.choices import Architecture, Dtype, WeightFormat
+from wholegpt.choices import Architecture, AttentionKernel, Dtype, WeightFormat
 from wholegpt.cli.options import (
     Common,
     CommonOptions,
@@ -259,7 +259,12 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
 
     """
     config, taught = _known(run, checkpoint, common)
-    from wholegpt.model.accounting import flops_per_token, parameter_count, training_memory_bytes
+    from wholegpt.model.accounting import (
+        flops_per_token,
+        parameter_count,
+        saved_activations,
+        training_memory_bytes,
+    )
 
     count = parameter_count(config)
     if config.architecture is Architecture.ngram and run not in presets.PRESETS:  # which its text decided
@@ -273,9 +278,13 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
         "parameters_without_embeddings": count.blocks,
         "flops_per_token": flops_per_token(config),
         "memory_bytes": training_memory_bytes(config),
+        "activation_bytes_per_token": 4 * saved_activations(config, AttentionKernel.fused),
+        "cache_bytes": _cache_bytes(config),
         "config": to_mapping(config),
         **taught,
     }
+    cache = result["cache_bytes"]
+    written = [("cache of a text as long as the context, float32", f"{cache:,} bytes")] if cache else []
     active = [("of them met by a token", f"{count.active:,}")] if count.unused else []
     rows = [
         ("parameters", f"{count.total:,}"),
@@ -283,9 +292,26 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
         ("without embeddings", f"{count.blocks:,}"),
         ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
         ("weights, gradients and AdamW's moments in float32", f"{result['memory_bytes']:,} bytes"),
+        (
+            "kept for the backward pass in float32, a token",
+            f"{result['activation_bytes_per_token']:,} bytes",
+        ),
+        *written,
     ]
     told = {**result["config"], **taught}
     common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
+
+
+def _cache_bytes(config: ModelConfig) -> int | None:
+    """Of one text of τ tokens; none of a model that writes none."""
+    import torch
+
+    from wholegpt.checkpoint import make_model
+
+    if config.architecture is Architecture.encoder:
+        return None
+    with torch.device("meta"):
+        return make_model(config).cache_bytes(1, config.context_length)
 
 
 def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:

@@ -30,6 +30,8 @@ class TaskBatch:
     token_ids: Int[Tensor, "B C T"]
     last: Int[Tensor, "B C"]
     """Place of the last real token of each sequence; what stands after it is padding."""
+    second: Int[Tensor, "B C"]
+    """Place of the first token of each sequence's second text."""
     targets: Int[Tensor, " B"] | Float[Tensor, " B"]
     """The class, or the place of the right answer, of each example; or its score."""
 
@@ -38,11 +40,16 @@ class TaskBatch:
 
     def rows(self, start: int, end: int) -> "TaskBatch":
         """Examples ``start`` to ``end``: a micro-batch."""
-        return TaskBatch(self.token_ids[start:end], self.last[start:end], self.targets[start:end])
+        return TaskBatch(*(tensor[start:end] for tensor in self.tensors))
 
     def to(self, device: torch.device) -> "TaskBatch":
         """The batch on ``device``."""
-        return TaskBatch(self.token_ids.to(device), self.last.to(device), self.targets.to(device))
+        return TaskBatch(*(tensor.to(device) for tensor in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, each with a row for each example."""
+        return self.token_ids, self.last, self.second, self.targets
 
 
 def collate(examples: Sequence[EncodedExample], targets: Sequence[int] | Sequence[float]) -> TaskBatch:
@@ -53,8 +60,12 @@ def collate(examples: Sequence[EncodedExample], targets: Sequence[int] | Sequenc
     for row, sequence in enumerate(sequences):
         token_ids[row, : len(sequence)] = torch.tensor(sequence)
     last = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    second = torch.tensor([example.second for example in examples])
     return TaskBatch(
-        token_ids.view(len(examples), -1, longest), last.view(len(examples), -1), torch.tensor(targets)
+        token_ids.view(len(examples), -1, longest),
+        last.view(len(examples), -1),
+        second,
+        torch.tensor(targets),
     )
 
 

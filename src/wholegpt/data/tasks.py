@@ -187,6 +187,8 @@ class EncodedExample:
     sequences: tuple[tuple[int, ...], ...]
     cut: int
     """Tokens that were left out to make them fit."""
+    second: tuple[int, ...]
+    """Where the second text of each sequence begins; its end where it has one text."""
 
 
 def encode_example(
@@ -199,7 +201,7 @@ def encode_example(
     start, delimiter, classify = (_required(tokenizer, name) for name in SPECIAL_TOKENS)
     token_ids = {text: tokenizer.encode(text) for text in {text for texts in parts for text in texts}}
     sequences: list[tuple[int, ...]] = []
-    cut = 0
+    cut, second = 0, list[int]()
     for texts in parts:
         encoded = [token_ids[text] for text in texts]
         lengths = _fitting([len(ids) for ids in encoded], context_length - len(texts) - 1)
@@ -208,7 +210,8 @@ def encode_example(
         for number, (ids, length) in enumerate(zip(encoded, lengths, strict=True)):
             sequence += [*([delimiter] if number else []), *ids[:length]]
         sequences.append((*sequence, classify))
-    return EncodedExample(tuple(sequences), cut)
+        second.append(2 + lengths[0] if len(texts) > 1 else len(sequences[-1]))
+    return EncodedExample(tuple(sequences), cut, tuple(second))
 
 
 def _fitting(lengths: Sequence[int], room: int) -> list[int]:

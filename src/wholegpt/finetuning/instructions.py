@@ -209,7 +209,13 @@ def room_after(model: TokenModel, prompt_ids: Sequence[int], max_tokens: int) ->
     """How many tokens can be written: to an encoder–decoder, whose source stays, no more than the context holds."""
     if not isinstance(model, EncoderDecoder):
         return max_tokens
-    return min(max_tokens, max(0, model.context_length - len(prompt_ids)))
+    room = model.context_length - len(prompt_ids)
+    if room < 1:
+        raise DataError(
+            f"the source has {len(prompt_ids):,} tokens, and the model's context is {model.context_length:,}, which "
+            "holds what is written too; shorten it"
+        )
+    return min(max_tokens, room)
 
 
 def fitting_turns(

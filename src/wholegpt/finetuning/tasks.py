@@ -57,11 +57,14 @@ def read(
     model: TaskModel, batch: TaskBatch, task: TaskKind
 ) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "B O"]]:
     """The hidden states of all N = B·C sequences, and the head's outputs."""
-    token_ids, documents = batch.token_ids.flatten(0, 1), None
+    token_ids = batch.token_ids.flatten(0, 1)
     if isinstance(model, Encoder):  # which would see what fills a row up
         places = torch.arange(token_ids.shape[1], device=token_ids.device)
         documents = (places > batch.last.flatten()[:, None]).long()
-    hidden = model.hidden_states(token_ids, documents=documents)
+        segments = (places >= batch.second.flatten()[:, None]).long()
+        hidden = model.hidden_states(token_ids, documents=documents, segments=segments)
+    else:
+        hidden = model.hidden_states(token_ids)
     by_example = hidden.view(*batch.token_ids.shape, -1)
     return hidden, read_out(model.head, by_example, batch.last, summed=task is not TaskKind.choice)
 

@@ -40,8 +40,7 @@ class KeyValueCache:
         self._layers = list(zip(keys.unbind(0), values.unbind(0), strict=True))
         self._columns: slice | tuple[Tensor, Tensor] = slice(0)
         self._end, self._fresh = 0, True
-        self.whole = self
-        """The cache whose first sequences these are."""
+        self._whole: KeyValueCache | None = None
 
     @classmethod
     def empty(
@@ -66,6 +65,11 @@ class KeyValueCache:
     rewinds = True
 
     @property
+    def whole(self) -> "KeyValueCache":
+        """The cache whose first sequences these are."""
+        return self._whole or self
+
+    @property
     def capacity(self) -> int:
         """Positions that each sequence has memory for."""
         return self.keys.shape[3]
@@ -73,7 +77,9 @@ class KeyValueCache:
     @property
     def most_at_once(self) -> int:
         """Tokens that can be read together without one of them taking the place of what another still sees."""
-        return 1 + self.capacity - self.reach if windowed(self._config) else self.capacity
+        if not windowed(self._config):
+            return self.capacity
+        return max(1 + self.capacity - self.reach, self.capacity - int(self.lengths.max()))
 
     def reserve(self, n_tokens: int) -> tuple[Int[Tensor, "*B T"], Bool[Tensor, "*M T S"] | None]:
         """Make ready for T tokens more of every sequence: their positions, and which keys each may see (``None``: all).
@@ -154,7 +160,7 @@ class KeyValueCache:
         some = slice(first, last)
         rows = KeyValueCache(self.keys[:, some], self.values[:, some], self.lengths[some], self._config)
         if first == 0:
-            rows.whole = self.whole
+            rows._whole = self.whole
         return rows
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:

@@ -6,6 +6,7 @@ Shapes: B sequences that go on, R sequences that the cache has room for, T token
 import contextlib
 import io
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wholegpt.checks import RECURRENT
+from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.base import TokenModel
@@ -39,7 +41,9 @@ class CompiledTransformer(TokenModel):
     last bits: fused operations round in other places.
     """
 
-    def __init__(self, model: TokenModel, compiler: Callable[..., Any] = torch.compile) -> None:
+    def __init__(
+        self, model: TokenModel, console: Console, compiler: Callable[..., Any] = torch.compile
+    ) -> None:
         """Raises ``ConfigError`` for a kind of model whose steps have no fixed shapes."""
         if not compilable(model):
             raise ConfigError(
@@ -47,9 +51,12 @@ class CompiledTransformer(TokenModel):
                 "leave it out"
             )
         super().__init__(model.config)
-        self.model = model
-        self._compiled = compiler(step, fullgraph=True, dynamic=False)
-        self._shapes: set[tuple[int, ...]] = set()
+        self.model, self._console = model, console
+        self._step = compiler(step, fullgraph=True, dynamic=False)
+        self._compiled_for: set[tuple[torch.Size, int]] = set()
+        """Shapes of caches, and numbers of threads."""
+        self._kept: tuple[Tensor, Tensor, weakref.ref[KeyValueCache]] | None = None
+        """The keys and values of the last cache, and who uses them."""
 
     @property
     def device(self) -> torch.device:
@@ -67,32 +74,29 @@ class CompiledTransformer(TokenModel):
             return self.model(token_ids, cache)
         whole: KeyValueCache = cache.whole
         padded = F.pad(token_ids, (0, 0, 0, len(whole.lengths) - len(token_ids)))
-        positions, visible = whole.reserve_at_lengths()
-        logits = self._step(padded, positions, visible, whole)
+        inputs = self.model, padded, *whole.reserve_at_lengths(), whole
+        kind = whole.keys.shape, torch.get_num_threads()
+        logits = self._step(*inputs) if kind in self._compiled_for else self._first_step(*inputs)
+        self._compiled_for.add(kind)
         cache.advance(1)
         return logits[: len(token_ids)].clone()  # the next step may write where these stand
 
-    def _step(
-        self,
-        token_ids: Int[Tensor, "R 1"],
-        positions: Int[Tensor, "R 1"],
-        visible: Bool[Tensor, "R 1 1 S"],
-        cache: KeyValueCache,
-    ) -> Float[Tensor, "R 1 V"]:
-        shape = tuple(cache.keys.shape)
-        if shape in self._shapes:
-            return self._compiled(self.model, token_ids, positions, visible, cache)
+    def _first_step(self, *inputs: Any) -> Float[Tensor, "R 1 V"]:
+        """A step with caches of a new shape, for which it is compiled; where that fails it stays as it is."""
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
-        with (
-            torch._inductor.config.patch({**options, "autotune_num_choices_displayed": 0}),
-            torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=MOST_SHAPES),
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),  # which the compiler writes to, whatever its settings
-        ):
-            warnings.simplefilter("ignore")
-            logits = self._compiled(self.model, token_ids, positions, visible, cache)
-        self._shapes.add(shape)
-        return logits
+        try:
+            with (
+                torch._inductor.config.patch({**options, "autotune_num_choices_displayed": 0}),
+                torch._dynamo.config.patch(recompile_limit=MOST_SHAPES),
+                warnings.catch_warnings(action="ignore"),
+                contextlib.redirect_stderr(io.StringIO()),  # where the compiler writes, whatever its settings
+            ):
+                return self._step(*inputs)
+        except (RuntimeError, OSError) as error:  # what the compiler raises has no narrower public name
+            problem = str(error).strip().splitlines()[0]
+            self._console.warn(f"the step cannot be compiled ({problem}); it runs operation by operation")
+            self._step = step
+            return step(*inputs)
 
     def logits_at(
         self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
@@ -105,12 +109,21 @@ class CompiledTransformer(TokenModel):
         self.model.read(token_ids, cache)
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> KeyValueCache:
-        """The model's, of a size that others have too; on a GPU its place in memory is part of the graph."""
-        cache = self.model.new_cache(batch_size, self._rounded(capacity))
+        """The model's, of a size that others have too; in the memory of the last one where nobody uses that any more.
+
+        The place of that memory is part of what is compiled for a GPU.
+        """
+        capacity = self._rounded(capacity)
+        keys, values, user = self._kept or (torch.empty(0), torch.empty(0), lambda: None)
+        if keys.shape == KeyValueCache.shape(self.config, batch_size, capacity) and user() is None:
+            cache = KeyValueCache(keys, values, torch.zeros(batch_size, dtype=torch.long), self.config)
+        else:
+            cache = self.model.new_cache(batch_size, capacity)
         assert isinstance(cache, KeyValueCache)
         if self.device.type != "cpu":
             for tensor in cache.layers():
                 torch._dynamo.mark_static_address(tensor)
+        self._kept = cache.keys, cache.values, weakref.ref(cache)
         return cache
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
