@@ -443,7 +443,8 @@ def main() -> None:
         **models,
         **{f"{name}{COMPILED}": CompiledTransformer(model, QUIET) for name, model in models.items()},
     }
-    theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval().to(numbers)
+    theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    theirs = theirs.to(numbers)
     chosen, rounds = arguments.only, arguments.rounds
     if chosen in ("", "decoding"):
         decoding(both, theirs, tokenizer, arguments.llama, rounds)

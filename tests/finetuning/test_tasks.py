@@ -93,7 +93,7 @@ def test_nothing_beside_an_example_changes_its_prediction(
             torch.testing.assert_close(alone[0], together[row])
         filled = data.draw(st.integers(0, 36))
         longer = F.pad(batch.token_ids, (0, min(padding, most - length)), value=filled)
-        _, padded = read(model, TaskBatch(longer, batch.last, batch.targets), task)
+        _, padded = read(model, TaskBatch(longer, batch.last, batch.second, batch.targets), task)
         torch.testing.assert_close(padded, together)
         left = torch.full((1, min(padding, most - len(sequences[0]))), filled)
         on_the_left = torch.cat([left, torch.tensor([sequences[0]])], dim=1)

@@ -220,11 +220,14 @@ def test_linear_attention_by_chunks_equals_its_recurrent_form(dtype: torch.dtype
     torch.manual_seed(0)
     queries, keys, values = (torch.randn(2, 3, 3 * CHUNK + 8, 5, dtype=dtype) for _ in range(3))
     state = torch.rand(2, 3, 5, 6, dtype=dtype)
-    first, between = linear_attention(*(x[:, :, : CHUNK + 7] for x in (queries, keys, values)), state)
-    second, last = linear_attention(*(x[:, :, CHUNK + 7 :] for x in (queries, keys, values)), between)
+    cut = [CHUNK + 7, queries.shape[2] - CHUNK - 7]
+    (q1, q2), (k1, k2), (v1, v2) = (x.split(cut, dim=2) for x in (queries, keys, values))
+    first, between = linear_attention(q1, k1, v1, state)
+    second, last = linear_attention(q2, k2, v2, between)
     steps: list[torch.Tensor] = []
     for place in range(queries.shape[2]):
-        mixed, state = linear_attention_step(*(x[:, :, place] for x in (queries, keys, values)), state)
+        q, k, v = queries[:, :, place], keys[:, :, place], values[:, :, place]
+        mixed, state = linear_attention_step(q, k, v, state)
         steps.append(mixed)
     by_chunks, by_steps = torch.cat([first, second], dim=2), torch.stack(steps, dim=2)
     torch.testing.assert_close(by_chunks, by_steps, rtol=0, atol=tolerance)

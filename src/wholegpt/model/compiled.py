@@ -83,11 +83,14 @@ class CompiledTransformer(TokenModel):
 
     def _first_step(self, *inputs: Any) -> Float[Tensor, "R 1 V"]:
         """A step with caches of a new shape, for which it is compiled; where that fails it stays as it is."""
+        from torch._dynamo import config as tracing
+        from torch._inductor import config as compiling  # which take a second to import
+
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
         try:
             with (
-                torch._inductor.config.patch({**options, "autotune_num_choices_displayed": 0}),
-                torch._dynamo.config.patch(recompile_limit=MOST_SHAPES),
+                compiling.patch({**options, "autotune_num_choices_displayed": 0}),
+                tracing.patch(recompile_limit=MOST_SHAPES),
                 warnings.catch_warnings(action="ignore"),
                 contextlib.redirect_stderr(io.StringIO()),  # where the compiler writes, whatever its settings
             ):
@@ -121,8 +124,10 @@ class CompiledTransformer(TokenModel):
             cache = self.model.new_cache(batch_size, capacity)
         assert isinstance(cache, KeyValueCache)
         if self.device.type != "cpu":
+            from torch._dynamo import mark_static_address
+
             for tensor in cache.layers():
-                torch._dynamo.mark_static_address(tensor)
+                mark_static_address(tensor)
         self._kept = cache.keys, cache.values, weakref.ref(cache)
         return cache
 
@@ -131,8 +136,8 @@ class CompiledTransformer(TokenModel):
         return self.model.cache_bytes(batch_size, self._rounded(capacity))
 
     def _rounded(self, capacity: int) -> int:
-        most = self.context_length
-        return min(-(-(capacity or most) // CAPACITY_UNIT) * CAPACITY_UNIT, most)
+        wanted = capacity or self.context_length
+        return min(-(-wanted // CAPACITY_UNIT) * CAPACITY_UNIT, max(wanted, self.context_length))
 
 
 def compilable(model: TokenModel) -> TypeGuard[Transformer]:
