@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,30 @@ def test_the_width_of_a_size(rung: ladder.Rung) -> None:
     for wanted in (10_000, 123_456, 1_000_000):
         found = ladder.width_of_size(rung.of_width, wanted, **sizes)
         assert found == min(counts, key=lambda width: abs(math.log(counts[width] / wanted)))
+
+
+def test_an_interrupted_ladder_goes_on(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(text_of(40_000))
+    command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.01", "--out", str(tmp_path / "l")]
+    command += ["--rung", "unigram", "--rung", "lstm", "--tokenizer.kind", "character"]
+    real, trained = ladder._train, list[str]()
+
+    def interrupted(rung: ladder.Rung, *rest: Any) -> ladder.Result:
+        trained.append(rung.name)
+        if trained == ["unigram", "LSTM"]:
+            raise KeyboardInterrupt
+        return real(rung, *rest)
+
+    monkeypatch.setattr(ladder, "_train", interrupted)
+    assert main(command) == 130
+    error = capsys.readouterr().err
+    assert f"interrupted; what is done is kept in {tmp_path / 'l'}, and the same command goes on" in error
+    first = (tmp_path / "l" / "unigram" / "result.json").stat().st_mtime_ns
+    assert main([*command, "--quiet"]) == 0
+    assert (tmp_path / "l" / "unigram" / "result.json").stat().st_mtime_ns == first
+    assert (tmp_path / "l" / "ladder.html").exists()
 
 
 def test_what_cannot_be_climbed(tmp_path: Path, fails: Fails) -> None:

@@ -23,7 +23,7 @@ from wholegpt.choices import Architecture, Attention, Positions
 from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
-from wholegpt.errors import ConfigError, NumericsError
+from wholegpt.errors import ConfigError, Interrupted, NumericsError
 from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import read_json, write_json_atomic
 from wholegpt.mapping import to_mapping
@@ -161,17 +161,40 @@ def climb(
     console = console or Console()
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes:g}; expected a finite time above 0")
-    unknown = [name for name in rungs if name not in {rung.name for rung in RUNGS}]
+    named = {_name(rung): rung for rung in RUNGS}
+    unknown = [name for name in rungs if name.lower() not in named]
     if unknown:
         raise ConfigError(
             f"there is no rung {unknown[0]!r}; {presets.nearest(unknown[0], [r.name for r in RUNGS])}"
         )
-    chosen = [rung for rung in RUNGS if not rungs or rung.name in rungs]
+    asked = [name.lower() for name in rungs]
+    chosen = [rung for name, rung in named.items() if not asked or name in asked]
     base = config or presets.recipe("ladder")
     if sources:
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=tuple(map(str, sources))))
     _refuse_decided(base)
     folder, data, base = _prepared(base, minutes, Path(out) if out else None, console)
+    try:
+        done = _climbed(chosen, base, data, minutes, folder, console)
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(
+            f"interrupted; what is done is kept in {folder}, and the same command goes on"
+        ) from None
+    ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
+    write_json_atomic(folder / "ladder.json", ladder.to_json())
+    write_ladder_page(folder / "ladder.html", ladder.to_json())
+    return ladder
+
+
+def _climbed(
+    chosen: Sequence[Rung],
+    base: Config,
+    data: PreparedData,
+    minutes: float,
+    folder: Path,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Every rung, searched for and trained, then each at the size of the last."""
     done: list[dict[str, Any]] = []
     for rung in chosen:
         console.note(f"{rung.name}: {rung.words}")
@@ -189,12 +212,10 @@ def climb(
             one["equal"] = one["result"]
             continue
         place = folder / f"{_name(rung)}-equal"
+        console.note(f"{rung.name}, with about as many parameters as {chosen[-1].name}: {width} wide")
         choice = _search(rung, [width], base, data, minutes, place, console)
         one["equal"] = asdict(_train(rung, choice, base, data, minutes, place, console))
-    ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
-    write_json_atomic(folder / "ladder.json", ladder.to_json())
-    write_ladder_page(folder / "ladder.html", ladder.to_json())
-    return ladder
+    return done
 
 
 def _name(rung: Rung) -> str:
@@ -291,6 +312,8 @@ def _config(
     with console.progress("measuring its pace", PACE_STEPS) as progress:
         pace = run_trial(config, data, progress, sample=1).rates.step_seconds
     steps = max(PACE_STEPS, round(seconds / pace))
+    if steps * pace > 2 * seconds:
+        console.warn(f"{rung.name}: {steps} steps, the fewest, take {steps * pace:.1f} s, not {seconds:.1f}")
     return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
 
 

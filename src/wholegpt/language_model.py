@@ -202,7 +202,9 @@ class LanguageModel:
         header = header_for(control, self.control) if control else ""
         if isinstance(self.model, EncoderDecoder):  # a prompt is a source
             chat = self.answering_template()
-            asked = [[Message("user", prompt or " ")] for prompt in prompts]
+            if not all(prompt.strip() for prompt in prompts):
+                raise DataError("the source is empty; give a text that something is to be made of")
+            asked = [[Message("user", prompt)] for prompt in prompts]
             return config, [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
         begun = {
             prompt: encode_prompt(self.model, self.tokenizer, header, prompt, allow_special, console)

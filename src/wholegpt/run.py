@@ -192,12 +192,13 @@ def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, c
     assert isinstance(stage, Pretraining)
     store, log = CheckpointStore(path), callbacks.MetricsLog(path / "metrics.jsonl")
     model, state = NGram(config.model), TrainingState()
-    _say_plan(path, config, stage, model, state, console)
+    text = stage.data.train
+    console.note(f"counting runs of up to {config.model.ngram_order} of {len(text):,} tokens; run {path}")
     log.rewind(-1)
     started = time.perf_counter()
     with console.working("counting runs of tokens"):
-        text = stage.data.train
         model = NGram.counted(text.read(0, len(text)), config.model).to(device)
+    console.note(f"{model.numbers:,} parameters")
     state.step, state.tokens, state.train_seconds = 1, len(text), time.perf_counter() - started
     log.append("train", state.step, {"tokens": state.tokens, "train_seconds": state.train_seconds})
     callbacks.Validate(

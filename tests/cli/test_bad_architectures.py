@@ -118,7 +118,19 @@ def test_settings_that_make_no_sense(what: str, tmp_path: Path, fails: Fails) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_what_other_programs_cannot_express(tmp_path: Path, fails: Fails) -> None:
+def test_an_encoder_needs_its_mask_in_prepared_data(tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "text.txt").write_text(text_of(5_000))
+    options = ["--tokenizer.kind", "character", "--quiet"]
+    assert (
+        main(["data", "prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "data"), *options]) == 0
+    )
+    message = fails("train", tmp_path / "data", "--model.architecture", "encoder", "--out", tmp_path / "run")
+    assert "was prepared without the token <|mask|>, by which an encoder learns" in message
+
+
+def test_what_other_programs_cannot_express(
+    tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Said before it is trained, and when it is exported."""
     (tmp_path / "text.txt").write_text(text_of(5_000))
     options = ["--model.attention", "linear", "--model.positions", "none", "--model.context-length", "32"]
@@ -133,7 +145,8 @@ def test_what_other_programs_cannot_express(tmp_path: Path, fails: Fails) -> Non
         "byte",
     ]
     run = tmp_path / "run"
-    assert main(["train", str(tmp_path / "text.txt"), "--out", str(run), *options, *small, "--quiet"]) == 0
+    assert main(["train", str(tmp_path / "text.txt"), "--out", str(run), *options, *small]) == 0
+    assert "this model will not open in other programs" in capsys.readouterr().err
     message = fails("export", run, "--to", "huggingface")
     assert "does not have model.positions = none" in message and "model.attention = linear" in message
     assert "wrong guesses cannot be taken back" in fails("generate", run, "the", "--draft", "prompt")

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.helpers import tiny_config, tiny_model
 from wholegpt import api
 from wholegpt.choices import Architecture, Bias, FeedForward, Norm, NormPlacement, Positions, QueryKeyNorm
+from wholegpt.cli import main
 from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.console import Console
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.generation import Engine
 from wholegpt.model import EncoderDecoder, flops_per_token, parameter_count
@@ -150,7 +151,7 @@ def test_batched_equals_alone() -> None:
     assert len({tuple(one) for one in alone}) > 2
 
 
-def test_text_to_text(tmp_path: Path) -> None:
+def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Words turned around are learned, resumed, measured and written; by the commands of any other model."""
     rows = [f"{a}{b}\t{b}{a}" for a in "abcdefgh" for b in "abcdefgh"]
     (tmp_path / "pairs.tsv").write_text("\n".join(["source\ttarget", *rows]))
@@ -169,6 +170,19 @@ def test_text_to_text(tmp_path: Path) -> None:
     lm = run.load()
     assert lm.generate("ab", temperature=0, console=QUIET).text == "ba"
     assert [one.text for one in lm.generate_all(["gh", "ea"], temperature=0, console=QUIET)] == ["hg", "ae"]
+    long = "ab" * (lm.model.context_length // 2 - 2)
+    settings = {"temperature": 0, "max_tokens": 8, "min_tokens": 8, "console": QUIET}
+    alone, beside = lm.generate("ab", **settings), lm.generate_all(["ab", long], **settings)
+    assert beside[0] == alone and len(beside[1].token_ids) < 8  # each has the room that its own source leaves
+    with pytest.raises(DataError, match="which holds what is written too; shorten it"):
+        lm.generate(long + "abab", console=QUIET)
+    with pytest.raises(DataError, match="the source is empty"):
+        lm.generate(" ", console=QUIET)
+    with pytest.raises(ConfigError, match="a text by itself has no perplexity"):
+        lm.score("ab")
+    capsys.readouterr()
+    assert main(["generate", str(run.path), "ab", "--temperature", "0", "--quiet"]) == 0
+    assert capsys.readouterr().out.strip() == "ba"
     score = lm.evaluate_task(tmp_path / "pairs.tsv", console=QUIET)
     assert score.examples == 64 and score.metrics["nats_per_token"].value < 0.3
     with pytest.raises(ConfigError, match="learns from one table, of sources and targets"):

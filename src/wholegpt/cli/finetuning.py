@@ -223,7 +223,12 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     ]
     if result["steps"] < result["planned_steps"]:
         lines += [f"  {program} train --resume {path}    # go on to the last step"]
-    if run.config.finetuning.task is TaskKind.instruct:
+    if run.config.model.architecture is Architecture.encoder_decoder:
+        lines += [
+            f'  {program} generate {path} "A SOURCE"    # what it makes of it',
+            f"  {program} evaluate {path} TEST.csv    # on others",
+        ]
+    elif run.config.finetuning.task is TaskKind.instruct:
         lines += [
             f"  {program} chat {path}    # talk to it",
             f"  {program} evaluate {path} TEST.json    # on others",

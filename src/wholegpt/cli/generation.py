@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt.choices import Execution, WeightFormat
+from wholegpt.choices import Architecture, Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError, Interrupted
@@ -114,6 +114,8 @@ def generate(
         chosen["alternatives"] = settings.alternatives or SHOWN_ALTERNATIVES
     opening = {"weights": weights, "execution": execution, "console": common.console, **common.placement()}
     lm = load(run, checkpoint=checkpoint, **opening)
+    if lm.model.config.architecture is Architecture.encoder_decoder:
+        shown = ""  # the text does not go on from its source
     if beams:
         if show_probabilities or draft:
             raise ConfigError("--show-probabilities and --draft mean nothing for beam search; leave them out")
@@ -153,6 +155,8 @@ def _draw(
         sys.stdout.flush()
         begun.append(text)
 
+    from wholegpt.model import CompiledTransformer
+
     started = time.perf_counter()
     stream = not (common.json or show_probabilities or len(prompts) > 1)
     try:
@@ -162,6 +166,8 @@ def _draw(
         if common.json or any(one.text for one in texts):
             _show(shown, texts, bool(begun), show_probabilities, started, common)
         raise Interrupted("interrupted") from None
+    if isinstance(lm.writer, CompiledTransformer):
+        started += lm.writer.compiling_seconds
     _show(shown, texts, bool(begun), show_probabilities, started, common)
 
 

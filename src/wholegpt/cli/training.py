@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check, complete_optimizer, derive_sizes
+from wholegpt.choices import Architecture
 from wholegpt.cli.finetuning import show_finetuned
 from wholegpt.cli.options import (
     ChosenSettings,
@@ -283,13 +284,16 @@ def _show(run: "Run[Any]", common: Common) -> None:
         "",
     ]
     program, path = program_name(), quote(str(run.path))
+    labels = [f"  {program} finetune {path} --task classification --data YOUR.csv    # teach it your labels"]
+    if run.config.model.architecture is not Architecture.transformer:  # which alone tasks begin from
+        labels = []
     lines += ["Next:"]
     if result["steps"] < result["planned_steps"]:
         lines += [f"  {program} train --resume {path}    # go on to the last step"]
     lines += [
         f'  {program} generate {path} "The"    # let it write',
         f"  {program} evaluate {path} YOUR.txt    # how well it knows another text",
-        f"  {program} finetune {path} --task classification --data YOUR.csv    # teach it your labels",
+        *labels,
         f"  {program} train YOUR.txt    # a model of your own text",
         f"Report: {run.path / 'report.html'}",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wholegpt import presets
-from wholegpt.checks import complete_model
+from wholegpt.checks import USED, complete_model
 from wholegpt.choices import Architecture, AttentionKernel, Dtype, WeightFormat
 from wholegpt.cli.options import (
     Common,
@@ -286,9 +286,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     cache = result["cache_bytes"]
     written = [("cache of a text as long as the context, float32", f"{cache:,} bytes")] if cache else []
     active = [("of them met by a token", f"{count.active:,}")] if count.unused else []
-    rows = [
-        ("parameters", f"{count.total:,}"),
-        *active,
+    trained = [
         ("without embeddings", f"{count.blocks:,}"),
         ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
         ("weights, gradients and AdamW's moments in float32", f"{result['memory_bytes']:,} bytes"),
@@ -296,9 +294,12 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
             "kept for the backward pass in float32, a token",
             f"{result['activation_bytes_per_token']:,} bytes",
         ),
-        *written,
     ]
-    told = {**result["config"], **taught}
+    counted = config.architecture is Architecture.ngram
+    rows = [("parameters", f"{count.total:,}"), *active, *([] if counted else trained), *written]
+    used = USED.get(config.architecture, tuple(result["config"]))
+    told = {name: value for name, value in result["config"].items() if name in ("architecture", *used)}
+    told |= taught
     common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
 
 

@@ -161,6 +161,8 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     """
     c = complete_model(config)
     dropped = c.dropout > 0
+    if c.architecture is Architecture.ngram:
+        return 0
     if c.architecture not in TRANSFORMERS:  # gates and states of each position, and what enters
         return (
             c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model

@@ -5,6 +5,7 @@ Shapes: B sequences that go on, R sequences that the cache has room for, T token
 
 import contextlib
 import io
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -57,6 +58,8 @@ class CompiledTransformer(TokenModel):
         """Shapes of caches, and numbers of threads."""
         self._kept: tuple[Tensor, Tensor, weakref.ref[KeyValueCache]] | None = None
         """The keys and values of the last cache, and who uses them."""
+        self.compiling_seconds = 0.0
+        """What its first steps took."""
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +90,7 @@ class CompiledTransformer(TokenModel):
         from torch._inductor import config as compiling  # which take a second to import
 
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
+        started = time.perf_counter()
         try:
             with (
                 compiling.patch({**options, "autotune_num_choices_displayed": 0}),
@@ -100,6 +104,8 @@ class CompiledTransformer(TokenModel):
             self._console.warn(f"the step cannot be compiled ({problem}); it runs operation by operation")
             self._step = step
             return step(*inputs)
+        finally:
+            self.compiling_seconds += time.perf_counter() - started
 
     def logits_at(
         self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
@@ -142,8 +148,8 @@ class CompiledTransformer(TokenModel):
 
 def compilable(model: TokenModel) -> TypeGuard[Transformer]:
     """Whether the steps of a model can have fixed shapes."""
-    keys_and_values = isinstance(model, Transformer) and model.config.attention not in RECURRENT
-    return keys_and_values and not model.config.experts
+    writes = type(model) is Transformer  # and no encoder, which is one too
+    return writes and model.config.attention not in RECURRENT and not model.config.experts
 
 
 def step(
