@@ -79,7 +79,7 @@ def test_a_trial_that_diverges_is_not_chosen(
         return real(config, data, console)
 
     monkeypatch.setattr(ladder, "_trial_nats", diverging)
-    command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.01", "--rung", "LSTM", "--quiet"]
+    command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.05", "--rung", "LSTM", "--quiet"]
     command += ["--tokenizer.kind", "character", "--model.context-length", "16"]
     diverges = ladder.LEARNING_RATES[:1]
     assert main([*command, "--out", str(tmp_path / "some"), "--json"]) == 0

@@ -43,12 +43,12 @@ def test_the_commands(
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
-        if "my.txt" in arguments and "--minutes" in arguments:
-            arguments[arguments.index("--minutes") + 1] = "0.6"
-            arguments += ["--logging.sample-tokens", "4"]
-        elif arguments[0] == "ladder":
+        if arguments[0] == "ladder":
             arguments[arguments.index("--minutes") + 1] = "0.005"
             arguments += ["--rung", "n-gram", "--rung", "GPT-2", "--quiet"]
+        elif "my.txt" in arguments and "--minutes" in arguments:
+            arguments[arguments.index("--minutes") + 1] = "0.6"
+            arguments += ["--logging.sample-tokens", "4"]
         elif arguments[0] == "train":
             arguments += FEW_STEPS
         elif arguments[0] == "finetune":

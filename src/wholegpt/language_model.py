@@ -37,7 +37,7 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import scoring_windows
-from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns, room_after
+from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns, with_room
 from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
 from wholegpt.generation.guidance import guided
@@ -142,9 +142,9 @@ class LanguageModel:
                 f"draft is on {draft.model.device} and the model on {self.model.device}; load both on one"
             )
         guesser = draft.writer if isinstance(draft, LanguageModel) else draft
-        rooms = [room_after(self.model, one, config.max_tokens) for one in encoded]
         configs = [
-            dataclasses.replace(config, seed=config.seed + i, max_tokens=room) for i, room in enumerate(rooms)
+            dataclasses.replace(with_room(self.model, one, config), seed=config.seed + i)
+            for i, one in enumerate(encoded)
         ]
         device = self.model.device
         return generate(model, self.tokenizer, encoded, configs, device, console, emit, guesser)
@@ -169,8 +169,7 @@ class LanguageModel:
         console = console or Console()
         config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
-        room = room_after(self.model, encoded[0], config.max_tokens)
-        config = dataclasses.replace(config, max_tokens=room)
+        config = with_room(self.model, encoded[0], config)
         return beam_search(
             model, self.tokenizer, encoded[0], config, beams, length_penalty, self.model.device, console
         )

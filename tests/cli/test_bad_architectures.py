@@ -124,7 +124,8 @@ def test_an_encoder_needs_its_mask_in_prepared_data(tmp_path: Path, fails: Fails
     assert (
         main(["data", "prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "data"), *options]) == 0
     )
-    message = fails("train", tmp_path / "data", "--model.architecture", "encoder", "--out", tmp_path / "run")
+    encoder = ["--model.architecture", "encoder", "--quiet"]
+    message = fails("train", tmp_path / "data", *encoder, "--out", tmp_path / "run")
     assert "was prepared without the token <|mask|>, by which an encoder learns" in message
 
 

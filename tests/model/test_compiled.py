@@ -61,7 +61,8 @@ if DEVICE.type == "cpu":
     print(f"int8: logits differ by {difference:.3f} of their standard deviation at most")
     assert 0 < difference < 0.05
     eager, compiled = (load(sys.argv[2], execution=one, console=QUIET) for one in ("eager", "compiled"))
-    assert compiled.generate("the", max_tokens=20).text == eager.generate("the", max_tokens=20).text
+    texts = [one.generate("the", max_tokens=20, console=QUIET).text for one in (eager, compiled)]
+    assert texts[0] == texts[1]
 """
 
 

@@ -201,21 +201,24 @@ def answers(
     """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
     prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
     chosen = answering(config, template, tokenizer)
-    configs = [replace(chosen, max_tokens=room_after(model, prompt, chosen.max_tokens)) for prompt in prompts]
+    configs = [with_room(model, prompt, chosen) for prompt in prompts]
     return generate(model, tokenizer, prompts, configs, model.device, console, emit)
 
 
-def room_after(model: TokenModel, prompt_ids: Sequence[int], max_tokens: int) -> int:
-    """How many tokens can be written: to an encoder–decoder, whose source stays, no more than the context holds."""
+def with_room(model: TokenModel, prompt_ids: Sequence[int], config: GenerationConfig) -> GenerationConfig:
+    """``config`` with no more tokens than an encoder–decoder, whose source stays, has room for.
+
+    Raises ``DataError`` for a source that leaves none.
+    """
     if not isinstance(model, EncoderDecoder):
-        return max_tokens
+        return config
     room = model.context_length - len(prompt_ids)
     if room < 1:
         raise DataError(
             f"the source has {len(prompt_ids):,} tokens, and the model's context is {model.context_length:,}, which "
             "holds what is written too; shorten it"
         )
-    return min(max_tokens, room)
+    return replace(config, max_tokens=min(config.max_tokens, room), min_tokens=min(config.min_tokens, room))
 
 
 def fitting_turns(
