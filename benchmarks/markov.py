@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from wholegpt.console import Console
 from wholegpt.files import write_text_atomic
 from wholegpt.metrics import Estimate, bootstrap
 from wholegpt.run_folder import run_data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SYMBOLS = "abcdef"
 CONCENTRATION = 0.3
@@ -161,11 +165,11 @@ def main() -> None:
 def draw(found: dict[tuple[int, str, int], Estimate]) -> None:
     """The losses over the context, a panel of lines for each order."""
 
-    def lines(axes: object) -> None:
+    def lines(axes: "Axes") -> None:
         for order, color in zip(ORDERS, (BLUE, ORANGE, GREY), strict=True):
             chain = random_chain(order, seed=order)
             bounds = [conditional_entropy(chain, context) for context in CONTEXTS]
-            plot = axes.plot  # type: ignore[attr-defined]
+            plot = axes.plot
             plot(CONTEXTS, bounds, color=color, linewidth=1, label=f"order {order}: least possible")
             for kind, marker in zip(KINDS, "ox", strict=True):
                 values = [
@@ -174,8 +178,8 @@ def draw(found: dict[tuple[int, str, int], Estimate]) -> None:
                 ]
                 label = KINDS[kind] if order == ORDERS[-1] else None
                 plot(CONTEXTS, values, color=color, marker=marker, linestyle="", label=label)
-        axes.set_ylabel("nats per symbol")  # type: ignore[attr-defined]
-        axes.legend(frameon=False, fontsize=8, ncols=3)  # type: ignore[attr-defined]
+        axes.set_ylabel("nats per symbol")
+        axes.legend(frameon=False, fontsize=8, ncols=3)
 
     write_text_atomic(Path("docs/markov.svg"), svg_of("markov", lines, "context τ"))
 

@@ -191,8 +191,7 @@ def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, c
     """A run whose model is counted: one step over the whole text, saved, measured and reported like any other."""
     assert isinstance(stage, Pretraining)
     store, log = CheckpointStore(path), callbacks.MetricsLog(path / "metrics.jsonl")
-    model, state = NGram(config.model), TrainingState()
-    text = stage.data.train
+    state, text = TrainingState(), stage.data.train
     console.note(f"counting runs of up to {config.model.ngram_order} of {len(text):,} tokens; run {path}")
     log.rewind(-1)
     started = time.perf_counter()

@@ -155,20 +155,25 @@ def _draw(
         sys.stdout.flush()
         begun.append(text)
 
-    from wholegpt.model import CompiledTransformer
-
     started = time.perf_counter()
     stream = not (common.json or show_probabilities or len(prompts) > 1)
     try:
         texts = lm.generate_all(prompts, emit=emit if stream else None, console=common.console, **settings)
     except KeyboardInterrupt as interruption:
         texts = _kept(interruption)
+        started += _compiling_seconds(lm)
         if common.json or any(one.text for one in texts):
             _show(shown, texts, bool(begun), show_probabilities, started, common)
         raise Interrupted("interrupted") from None
-    if isinstance(lm.writer, CompiledTransformer):
-        started += lm.writer.compiling_seconds
+    started += _compiling_seconds(lm)
     _show(shown, texts, bool(begun), show_probabilities, started, common)
+
+
+def _compiling_seconds(lm: "LanguageModel") -> float:
+    """Of the time of writing, what PyTorch's compiler took."""
+    from wholegpt.model import CompiledTransformer
+
+    return lm.writer.compiling_seconds if isinstance(lm.writer, CompiledTransformer) else 0.0
 
 
 def _show(
