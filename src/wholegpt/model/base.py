@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wholegpt.choices import Embeddings
 from wholegpt.config import ModelConfig
 from wholegpt.model.linear import Linear
+from wholegpt.model.positions import Rotation, make_positions
 
 INITIAL_STANDARD_DEVIATION = 0.02
 
@@ -135,3 +136,27 @@ class NeuralModel(TokenModel):
         if self.unembedding.weight is self.token_embedding.weight:
             del tensors["unembedding.weight"]
         return tensors
+
+
+class PositionedModel(NeuralModel):
+    """A network that is told where each token is: added to its embedding, or by turning queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.position_embedding, self.rotary = make_positions(config)
+
+    def embedded(
+        self, token_ids: Int[Tensor, "B T"], positions: Int[Tensor, "*B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """h₀ = W_e[x] + W_p[t] (E3)."""
+        stream = self.token_embedding(token_ids)
+        if self.position_embedding is None:
+            return stream
+        return stream + self.position_embedding(positions).to(stream.dtype)
+
+    def rotation(self, positions: Int[Tensor, "*B T"], stream: Float[Tensor, "B T D"]) -> Rotation | None:
+        """By which queries and keys are turned, where they are."""
+        if self.rotary is None:
+            return None
+        of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions
+        return self.rotary(of_heads, torch.promote_types(stream.dtype, torch.float32))

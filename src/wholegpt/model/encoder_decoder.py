@@ -18,13 +18,13 @@ from wholegpt.choices import AttentionKernel, Bias, NormPlacement
 from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext, attention
-from wholegpt.model.base import NeuralModel
+from wholegpt.model.base import PositionedModel
 from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.dropout import dropout
 from wholegpt.model.linear import Linear
 from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import make_positions, restarted_positions
+from wholegpt.model.positions import restarted_positions
 from wholegpt.model.transformer import initialize
 from wholegpt.runtime import compute_dtype
 
@@ -93,13 +93,12 @@ class DecoderBlock(Block):
         return self.feed_forward_norm(stream + dropout(self.feed_forward(stream), p))
 
 
-class EncoderDecoder(NeuralModel):
+class EncoderDecoder(PositionedModel):
     """L encoder blocks over the source, L decoder blocks over the target; one embedding for all."""
 
     def __init__(self, config: ModelConfig) -> None:
         config = complete_model(config)
         super().__init__(config)
-        self.position_embedding, self.rotary = make_positions(config)
         blocks = range(config.n_layers)
         # Masks here are of documents and of sources, which only the plain kernel reads.
         self.encoder = nn.ModuleList(Block(config, AttentionKernel.plain) for _ in blocks)
@@ -203,15 +202,10 @@ class EncoderDecoder(NeuralModel):
         cache: KeyValueCache | None,
     ) -> tuple[Float[Tensor, "B T D"], SequenceContext]:
         """h₀ of either half, and what its attention layers share."""
-        stream = self.token_embedding(token_ids)
-        rotation = None
-        if self.rotary is not None:
-            of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions
-            rotation = self.rotary(of_heads, torch.promote_types(stream.dtype, torch.float32))
-        if self.position_embedding is not None:
-            stream = stream + self.position_embedding(positions).to(stream.dtype)
+        stream = self.embedded(token_ids, positions)
+        context = SequenceContext(visible, self.rotation(positions, stream), cache)
         p = self.config.dropout if self.training else 0.0
-        return dropout(stream.to(compute_dtype(stream)), p), SequenceContext(visible, rotation, cache)
+        return dropout(stream.to(compute_dtype(stream)), p), context
 
     def _encoded(
         self,

@@ -16,7 +16,7 @@ from wholegpt.choices import AttentionKernel, NormPlacement, Recompute
 from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
-from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel
+from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, PositionedModel
 from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
 from wholegpt.model.dropout import dropout
@@ -24,12 +24,12 @@ from wholegpt.model.experts import ExpertLinear
 from wholegpt.model.linear import Linear
 from wholegpt.model.linear_attention import state_shape
 from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import Rotation, make_positions, restarted_positions
+from wholegpt.model.positions import restarted_positions
 from wholegpt.model.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
 
 
-class Transformer(NeuralModel):
+class Transformer(PositionedModel):
     """A decoder-only transformer, GPT-1, GPT-2 or modern by its config.
 
     h₀ = W_e[x] + W_p[t] (E3), L blocks (E5), then logits LN(h_L)·W_eᵀ (E7; post-norm blocks end
@@ -46,7 +46,6 @@ class Transformer(NeuralModel):
         super().__init__(config)
         self.recompute = recompute
         pre_norm = config.norm_placement is NormPlacement.pre
-        self.position_embedding, self.rotary = make_positions(config)
         distinct = config.distinct_layers or config.n_layers
         self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(distinct))
         self.final_norm = make_norm(config, config.d_model) if pre_norm else nn.Identity()
@@ -86,22 +85,6 @@ class Transformer(NeuralModel):
         if cache is not None:
             cache.advance(length)
         return stream
-
-    def embedded(
-        self, token_ids: Int[Tensor, "B T"], positions: Int[Tensor, "*B T"]
-    ) -> Float[Tensor, "B T D"]:
-        """h₀ = W_e[x] + W_p[t] (E3)."""
-        stream = self.token_embedding(token_ids)
-        if self.position_embedding is None:
-            return stream
-        return stream + self.position_embedding(positions).to(stream.dtype)
-
-    def rotation(self, positions: Int[Tensor, "*B T"], stream: Float[Tensor, "B T D"]) -> Rotation | None:
-        """By which queries and keys are turned, where they are."""
-        if self.rotary is None:
-            return None
-        of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions
-        return self.rotary(of_heads, torch.promote_types(stream.dtype, torch.float32))
 
     def through_blocks(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext
