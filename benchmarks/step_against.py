@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -52,19 +51,23 @@ def seconds(worker: subprocess.Popen[str]) -> float:
     return float(worker.stdout.readline())
 
 
-def compared(other: Path, name: str, steps: int) -> str:
-    """A row: seconds of both, and the ratio of neighbouring steps, which of them comes first by turns."""
-    workers = start(HERE, name), start(other, name)
-    found = np.empty((steps, 2))
-    for number in range(steps):
-        for side in (0, 1) if number % 2 else (1, 0):
-            found[number, side] = seconds(workers[side])
-    for worker in workers:
-        worker.communicate()
-    # Two steps together, each side first in one of them.
-    pairs = np.log(found[:, 0] / found[:, 1])[: steps // 2 * 2].reshape(-1, 2).mean(axis=1)
-    ratio = bootstrap(len(pairs), lambda chosen: float(np.exp(np.median(pairs[chosen]))))
-    here, there = (statistics.median(found[:, side]) for side in (0, 1))
+def compared(other: Path, name: str, pairs: int, steps: int) -> str:
+    """A row: seconds of both, and their ratio; which of the two takes the first step goes by turns.
+
+    The steps of a process are alike, by where its memory happens to lie, more than those of two: so the interval is
+    over pairs of processes, each of which counts as its median.
+    """
+    found = np.empty((pairs, steps, 2))
+    for pair in range(pairs):
+        workers = [start(checkout, name) for checkout in (HERE, other)]
+        for number in range(steps):
+            for side in (0, 1) if number % 2 else (1, 0):
+                found[pair, number, side] = seconds(workers[side])
+        for worker in workers:
+            worker.communicate()
+    logs = np.median(np.log(found[..., 0] / found[..., 1]), axis=1)
+    ratio = bootstrap(pairs, lambda chosen: float(np.exp(logs[chosen].mean())))
+    here, there = (float(np.median(found[..., side])) for side in (0, 1))
     return f"| {name} | {here:.3f} | {there:.3f} | {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) |"
 
 
@@ -72,14 +75,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", type=Path, help="another checkout of this project")
     parser.add_argument("--model", choices=MODELS, action="append", help="all of them unless given")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=12, help="of processes, one of each checkout")
+    parser.add_argument("--steps", type=int, default=20, help="of each process")
     arguments = parser.parse_args()
     other: Path = arguments.other.resolve()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True, check=True
     ).stdout.strip()
-    rows = [compared(other, name, arguments.steps) for name in arguments.model or MODELS]
-    what = f"{machine_line()} {arguments.steps} steps of each side in turn; here against commit {commit}."
+    rows = [compared(other, name, arguments.pairs, arguments.steps) for name in arguments.model or MODELS]
+    what = (
+        f"{machine_line()} {arguments.pairs} pairs of processes, {arguments.steps} steps of each in turn; here against "
+        f"commit {commit}; intervals are over the pairs."
+    )
     header = ["| model | seconds a step here | there | here ÷ there (95%) |", "| --- | ---: | ---: | --- |"]
     publish("Training step, before and after", "\n".join([what, "", *header, *rows]))
 

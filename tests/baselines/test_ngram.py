@@ -95,6 +95,13 @@ def test_reading_in_pieces_equals_reading_at_once() -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
 
 
+def test_numbers_learned() -> None:
+    """Three of four tokens occur, in seven different runs of two."""
+    ids = np.array([0, 1, 2, 0, 2, 1, 0, 0])
+    learned = [NGram.counted(ids, ngram_config(4, order)).numbers for order in range(3)]
+    assert learned == [0, 4, 4 + 7 + 3]
+
+
 def test_too_little_text() -> None:
     with pytest.raises(DataError, match="3 tokens are too few for runs of 5"):
         NGram.counted(np.array([1, 2, 3]), ngram_config(5, 5))

@@ -173,8 +173,10 @@ class NGram(TokenModel):
 
     @property
     def numbers(self) -> int:
-        """α of every run, γ of every context, and p of every token alone."""
-        return sum(len(table) for table in (self.alphas, self.gammas, self.base))
+        """p of every token alone, α of every longer run and γ of what these go on from; the uniform has none."""
+        if not self.sizes:
+            return 0
+        return len(self.base) + sum(self.sizes[1:]) + len(self.gammas)
 
     def _level(self, size: int) -> slice:
         """Where the runs of so many tokens are in the tables."""
