@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import statistics
 import time
 from pathlib import Path
@@ -18,14 +19,17 @@ from benchmarks.transfer import difference
 from wholegpt.choices import Attention, AttentionKernel, Positions
 from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
-from wholegpt.files import write_json_atomic
+from wholegpt.data import TokenShards
+from wholegpt.files import read_json, write_json_atomic
 from wholegpt.metrics import bootstrap
 from wholegpt.model import KeyValueCache, Transformer, flops_per_token, parameter_count
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.run import Run
+from wholegpt.run_folder import run_data
 
 SEEDS = (1, 2, 3)
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)
+PSEUDO_TOKENS, PSEUDO_CONTEXT = 4096, 128
 STEPS = 8
 """Tokens written at once of each model and length, which take turns."""
 
@@ -62,7 +66,7 @@ def experts(data: Path, out: Path, steps: int, rounds: int, console: Console) ->
         )
         for name, one in configs.items()
     ]
-    alternate(sides, rounds)  # before anything is trained here: it forks
+    alternate(sides, rounds)
     runs = {
         name: run_of(out / f"experts-{number}", console, data / "english.jsonl", config=one)
         for number, (name, one) in enumerate(configs.items())
@@ -112,6 +116,7 @@ def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
     }
     results: dict[str, list[dict[str, Any]]] = {}
     pretrained: dict[str, str] = {}
+    pseudo = ""
     for kind in ("transformer", "encoder"):
         config = wg.configure({**shared, "model": {"preset": "modern-tiny", "architecture": kind}})
         run = run_of(out / f"pretrained-{kind}", console, data / "english.jsonl", config=config)
@@ -120,6 +125,8 @@ def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
         else:
             hidden = run.validation.metrics["nats_per_masked_token"]
             pretrained[kind] = f"{hidden.value:.4f} nats a hidden token"
+            pseudo = pseudo_of(run, console)
+        pretrained[kind] += f" | {run.parameters:,}"
         results[kind] = [_tuned(run.path, data, out / f"sst2-{kind}-{seed}", seed, console) for seed in SEEDS]
     rows: list[str] = []
     for kind, found in results.items():
@@ -134,13 +141,22 @@ def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
     what = (
         f"modern-tiny, with and without a mask, on english.jsonl: {steps:,} steps of 16 windows of 256 tokens, of each "
         "of which the decoder learns, the encoder of the 15% that are hidden. Then SST-2 in two passes, λ = 0, the "
-        "same learning rate, three seeds. Intervals: 95%, over the test examples."
+        "same learning rate, three seeds. Intervals: 95%, over the test examples. The masked model's "
+        f"pseudo-perplexity, which is no perplexity, since what follows is seen: {pseudo}."
     )
     header = [
-        "| pretrained as | held-out text | SST-2 test accuracy (95%) | each seed |",
-        "| --- | --- | --- | --- |",
+        "| pretrained as | held-out text | parameters | SST-2 test accuracy (95%) | each seed |",
+        "| --- | --- | ---: | --- | --- |",
     ]
     publish("Encoder beside decoder", "\n".join([f"{machine_line()} {what}", "", *header, *rows, "", last]))
+
+
+def pseudo_of(run: Run[Any], console: Console) -> str:
+    """Pseudo-perplexity of the first of its held-out tokens."""
+    some = TokenShards([run_data(run.path).validation.read(0, PSEUDO_TOKENS)])
+    found = run.load().pseudo_perplexity_of_tokens(some, run.config.precision.dtype, console, PSEUDO_CONTEXT)
+    interval = f"{found.pseudo_perplexity:.1f} ({math.exp(found.low):.1f} to {math.exp(found.high):.1f})"
+    return f"{interval} on {found.tokens:,} held-out tokens in windows of {PSEUDO_CONTEXT}"
 
 
 def _tuned(base: Path, data: Path, out: Path, seed: int, console: Console) -> dict[str, Any]:
@@ -161,8 +177,6 @@ def _tuned(base: Path, data: Path, out: Path, seed: int, console: Console) -> di
         score = run.load().evaluate_task(data / "sst2/test.tsv", console=console)
         correct = [float(one["correct"]) for one in score.records]
         write_json_atomic(kept, {"accuracy": score.metrics["accuracy"].value, "correct": correct})
-    from wholegpt.files import read_json
-
     return read_json(kept)
 
 
@@ -223,10 +237,10 @@ def main() -> None:
     arguments = parser.parse_args()
     console, data, out = Console(), arguments.data, arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.only in ("", "experts"):  # first: it forks, which threads do not survive
+        experts(data, out, arguments.steps, arguments.rounds, console)
     if arguments.only in ("", "long"):
         long_texts(arguments.rounds)
-    if arguments.only in ("", "experts"):
-        experts(data, out, arguments.steps, arguments.rounds, console)
     if arguments.only in ("", "encoder"):
         encoder(data, out, arguments.steps, console)
 

@@ -51,6 +51,9 @@ def test_the_ladder_goes_from_uniform_to_gpt(
     bits = {name: one["result"]["bits_per_byte"] for name, one in rungs.items()}
     assert bits["uniform"] > bits["unigram"] > bits["n-gram"]
     assert all(value < bits["uniform"] for name, value in bits.items() if name != "uniform")
+    for one in rungs.values():
+        low, high = one["result"]["intervals"]["bits_per_byte"]
+        assert low < one["result"]["bits_per_byte"] < high or one["name"] == "uniform"
     last = rungs["modern"]["result"]["parameters"]
     for name in ("average", "LSTM", "modern"):
         assert rungs[name]["equal"]["parameters"] == pytest.approx(last, rel=0.1)
@@ -65,6 +68,18 @@ def test_the_ladder_goes_from_uniform_to_gpt(
     assert shown[0].startswith("rung") and shown[1].startswith("uniform")
     message = fails(*[one if one != "0.02" else "0.03" for one in command[:-1]])
     assert "was begun with minutes: 0.02, not minutes: 0.03; give the same, or another --out" in message
+
+
+def test_the_size_of_the_last_rung_decides_the_equal_one(short: None, tmp_path: Path) -> None:
+    """Whichever rungs an earlier call in the same folder had."""
+    (tmp_path / "text.txt").write_text(text_of(20_000))
+    command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.005", "--out", str(tmp_path / "l")]
+    command += ["--tokenizer.kind", "character", "--model.context-length", "16", "--quiet"]
+    for rungs in (["average"], ["average", "LSTM"]):
+        assert main([*command, *(part for rung in rungs for part in ("--rung", rung))]) == 0
+        done = json.loads((tmp_path / "l" / "ladder.json").read_text())["rungs"]
+        wanted = done[-1]["result"]["parameters"]
+        assert done[0]["equal"]["parameters"] == pytest.approx(wanted, rel=0.2)
 
 
 def test_a_trial_that_diverges_is_not_chosen(

@@ -12,6 +12,7 @@ from wholegpt.choices import (
     FeedForward,
     OptimizerKind,
     Positions,
+    Recompute,
     TaskKind,
 )
 from wholegpt.config import (
@@ -49,6 +50,8 @@ USED = {
     Architecture.ngram: ("vocab_size", "context_length", *NGRAM),
 }
 """Settings of the model that architectures other than the transformer have."""
+BLOCKWISE = (Architecture.transformer, Architecture.encoder)
+"""Whose blocks can be compiled, and computed anew in the backward pass."""
 MOST_ORDER = 20
 WINDOWED = (Attention.sliding_window, Attention.strided)
 """Kinds of attention that have a W."""
@@ -110,11 +113,16 @@ def check(config: Config) -> None:
     if config.windows.documents is Documents.separate or config.windows.truncation:
         check_separable(config.model, "windows.documents separate and windows.truncation")
     kind, execution = config.model.architecture, config.precision.execution
-    if execution is Execution.compiled and kind not in (Architecture.transformer, Architecture.encoder):
-        raise ConfigError(
-            f"precision.execution is compiled, which is for the blocks of a transformer or an encoder, not {kind}; "
-            "leave it eager"
-        )
+    if kind not in BLOCKWISE:
+        for name, value, usual in (
+            ("precision.execution", execution, Execution.eager),
+            ("training.recompute", training.recompute, Recompute.nothing),
+        ):
+            if value is not usual:
+                raise ConfigError(
+                    f"{name} is {value}, which is for the blocks of a transformer or an encoder, not {kind}; "
+                    f"leave it {usual}"
+                )
     if config.finetuning.task is TaskKind.instruct:
         check_separable(config.model, "finetuning.task instruct, which packs conversations,")
     _check_finetuning(config)

@@ -10,7 +10,7 @@ Clean = Literal["none", "ftfy"]
 
 
 class Architecture(StrEnum):
-    """What kind of model predicts the next token."""
+    """What kind of model predicts tokens."""
 
     transformer = "transformer"
     encoder = "encoder"

@@ -41,7 +41,7 @@ from wholegpt.choices import (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture: a decoder-only transformer, or one of its predecessors."""
+    """The architecture: a transformer of any kind, or what came before it."""
 
     architecture: Architecture = Architecture.transformer
     """A transformer; one that sees both sides and finds hidden tokens (encoder); both of them, from text to text

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ class Result:
     learning_rate: float
     parameters: int
     bits_per_byte: float
+    """Of the held-out text, by the last weights."""
+    bytes: int
+    """Of the held-out text, all of them scored but those of its first token."""
+    intervals: dict[str, list[float]]
+    """95%, of ``bits_per_byte`` and ``nats_per_token``: a bootstrap over pieces of the text, not over trainings."""
     nats_per_token: float
     train_flops: float
     """3 · forward FLOPs a token · tokens."""
@@ -173,6 +179,10 @@ def climb(
     if sources:
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=tuple(map(str, sources))))
     _refuse_decided(base)
+    networks = sum(rung.of_width is not None for rung in chosen)
+    console.note(
+        f"{networks} networks, up to 2.75 × {minutes:g} min each: {networks * 2.75 * minutes:.3g} min"
+    )
     folder, data, base = _prepared(base, minutes, Path(out) if out else None, console)
     try:
         done = _climbed(chosen, base, data, minutes, folder, console)
@@ -211,7 +221,7 @@ def _climbed(
         if width == one["result"]["size"]:
             one["equal"] = one["result"]
             continue
-        place = folder / f"{_name(rung)}-equal"
+        place = folder / f"{_name(rung)}-equal-{width}"
         console.note(f"{rung.name}, with about as many parameters as {chosen[-1].name}: {width} wide")
         choice = _search(rung, [width], base, data, minutes, place, console)
         one["equal"] = asdict(_train(rung, choice, base, data, minutes, place, console))
@@ -256,7 +266,8 @@ def _prepared(
     data, settings = folder / "data", [f"minutes: {minutes:g}", *_flat(config)]
     kept = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else settings
     if kept != settings:
-        old, new = next((a, b) for a, b in zip(kept, settings, strict=True) if a != b)
+        pairs = zip_longest(kept, settings, fillvalue="nothing")
+        old, new = next((a, b) for a, b in pairs if a != b)
         raise ConfigError(f"{folder}: was begun with {old}, not {new}; give the same, or another --out")
     if not PreparedData.exists(data):
         folder.mkdir(parents=True, exist_ok=True)
@@ -347,19 +358,23 @@ def _train(
         else:
             config = _config(rung, choice.size, choice.learning_rate, base, data, 60 * minutes, console)
             run = api.train(config=config, out=folder, console=console)
-        write_json_atomic(kept, asdict(_result(run, choice)))
+        write_json_atomic(kept, asdict(_result(run, choice, data, console)))
     return msgspec.convert(read_json(kept), Result)
 
 
-def _result(run: Run[Any], choice: Choice) -> Result:
-    state, validation = run.state, run.validation.to_json()
+def _result(run: Run[Any], choice: Choice, data: PreparedData, console: Console) -> Result:
+    state, lm = run.state, run.load(checkpoint="last")
+    score = lm.evaluate_tokens(data.validation, 0, run.config.precision.dtype, console)
+    intervals = {name: score.intervals[name] for name in ("bits_per_byte", "nats_per_token")}
     flops = 3 * flops_per_token(run.config.model) * state.tokens
     return Result(
         size=choice.size,
         learning_rate=choice.learning_rate,
         parameters=run.parameters,
-        bits_per_byte=validation["bits_per_byte"],
-        nats_per_token=validation["nats_per_token"],
+        bits_per_byte=score.bits_per_byte,
+        bytes=score.bytes,
+        intervals={name: [one.low, one.high] for name, one in intervals.items()},
+        nats_per_token=score.nats_per_token,
         train_flops=flops,
         train_seconds=state.train_seconds,
         tokens=state.tokens,
@@ -383,18 +398,24 @@ def width_of_size(
     return min(nearest, key=lambda width: abs(math.log(parameters_of(width) / parameters)))
 
 
+def sure_bits(result: Mapping[str, Any]) -> str:
+    """Bits per byte with their interval."""
+    low, high = result["intervals"]["bits_per_byte"]
+    return f"{result['bits_per_byte']:.4f} ({low:.4f} to {high:.4f})"
+
+
 def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:
     """The table for people, its first row the names of the columns."""
     rows = [
         [
             "rung",
-            "bits per byte",
+            "bits per byte (95%)",
             "parameters",
             "training FLOPs",
-            "seconds",
+            "training seconds",
             "tokens/s",
-            "size, rate",
-            "equal: bits per byte",
+            "width or order, rate",
+            "equal parameters: bits per byte",
         ]
     ]
     for one in ladder["rungs"]:
@@ -403,7 +424,7 @@ def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 one["name"],
-                f"{result['bits_per_byte']:.4f}",
+                sure_bits(result),
                 f"{result['parameters']:,}",
                 f"{result['train_flops']:.2e}" if result["train_flops"] else "–",
                 f"{result['train_seconds']:.0f}",

@@ -332,7 +332,8 @@ class LanguageModel:
         """How well an encoder fills in each token of a text, all others of its window of ``context`` tokens seen.
 
         The rest as in ``evaluate``; ``reading`` is its ``encoding``, ``text_field``, ``on_bad_text``,
-        ``on_bad_line``. Raises ``ConfigError`` for a model that is no encoder; ``DataError`` where there is no text.
+        ``on_bad_line``. Raises ``ConfigError`` for a model that is no encoder, and for more context than
+        it has; ``DataError`` where there is no text.
         """
         console = console or Console()
         tokens, _ = self._read(sources, Published(detokenize), DataConfig(**reading), console)
@@ -344,7 +345,10 @@ class LanguageModel:
         """``pseudo_perplexity`` for text that is tokens already."""
         if not isinstance(self.model, Encoder):
             raise ConfigError("pseudo-perplexity is of an encoder; of this model use evaluate()")
-        return pseudo_perplexity(self.model, tokens, self.tokenizer, self._precision(dtype), console, context)
+        precision = self._precision(dtype)
+        return pseudo_perplexity(
+            self.model, tokens, self.tokenizer, precision, console, context, self.documents
+        )
 
     def evaluate_task(
         self,

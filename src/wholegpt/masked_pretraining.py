@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from wholegpt.choices import Documents
 from wholegpt.config import Config
 from wholegpt.data import PreparedData, make_loader
+from wholegpt.data.loader import document_numbers
 from wholegpt.data.masking import MaskedLoader, hide_tokens
 from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED, class_negative_log_likelihood
@@ -33,12 +35,16 @@ class MaskedPretraining(Pretraining):
         self.batches = MaskedLoader(make_loader(data, config), data.tokenizer, config.runtime.seed)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
-        """How well the hidden 15% of the held-out text are found, always the same ones; of all of it with intervals."""
+        """How well the hidden 15% of the held-out text are found, always the same ones, in whole windows.
+
+        Of all of them with intervals, or of ``evaluation.tokens`` tokens, in a window at least.
+        """
         assert isinstance(model, Encoder)
         text, length = self.data.validation, min(model.context_length, len(self.data.validation))
         starts = np.arange(0, len(text) - length + 1, length)
-        wanted = 0 if whole else self.config.evaluation.tokens // length
-        if 0 < wanted < len(starts):
+        sample = 0 if whole else self.config.evaluation.tokens
+        wanted = max(1, sample // length) if sample else len(starts)
+        if wanted < len(starts):
             starts = starts[np.unique(np.linspace(0, len(starts) - 1, wanted).round().astype(int))]
         counts = np.concatenate(
             [self._found(model, starts[rows], length, device) for rows in _batches(starts, length)]
@@ -61,9 +67,13 @@ class MaskedPretraining(Pretraining):
         seen, targets = hide_tokens(
             torch.from_numpy(windows).long(), self.tokenizer, mix_seed(0, int(starts[0]))
         )
-        asked = targets != IGNORED
+        asked, documents = targets != IGNORED, None
+        if self.config.windows.documents is Documents.separate:
+            numbers = document_numbers(windows, self.tokenizer.end_of_text_id)
+            documents = torch.from_numpy(numbers).to(device)
         with torch.inference_mode(), compute_in(self.config.precision.dtype, device):
-            logits = model.logits_of(model.hidden_states(seen.to(device))[asked.to(device)]).cpu()
+            hidden = model.hidden_states(seen.to(device), documents=documents)
+            logits = model.logits_of(hidden[asked.to(device)]).cpu()
         rows, expected = asked.nonzero()[:, 0].numpy(), targets[asked]
         nats = class_negative_log_likelihood(logits, expected).double().numpy()
         right = (logits.argmax(-1) == expected).numpy()

@@ -22,7 +22,7 @@ from wholegpt.checkpoint import (
     make_model,
 )
 from wholegpt.choices import Architecture, Determinism, TaskKind
-from wholegpt.config import Config
+from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.task_data import TaskData
@@ -198,6 +198,7 @@ def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, c
     with console.working("counting runs of tokens"):
         model = NGram.counted(text.read(0, len(text)), config.model).to(device)
     console.note(f"{model.numbers:,} parameters")
+    _say_other_programs(config.model, console)
     state.step, state.tokens, state.train_seconds = 1, len(text), time.perf_counter() - started
     log.append("train", state.step, {"tokens": state.tokens, "train_seconds": state.train_seconds})
     callbacks.Validate(
@@ -241,6 +242,14 @@ def _restore(
     return model, optimizer, state
 
 
+def _say_other_programs(model: ModelConfig, console: Console) -> None:
+    nearest, differing = presets.published_architecture(model)
+    if differing:
+        console.note(
+            f"this model will not open in other programs: it is nearest to {nearest}, but for {', '.join(differing)}"
+        )
+
+
 def _say_plan(
     path: Path, config: Config, stage: Stage, model: TokenModel, state: TrainingState, console: Console
 ) -> None:
@@ -251,11 +260,7 @@ def _say_plan(
         f"{model.numbers:,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "
         f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
     )
-    nearest, differing = presets.published_architecture(config.model)
-    if differing:
-        console.note(
-            f"this model will not open in other programs: it is nearest to {nearest}, but for {', '.join(differing)}"
-        )
+    _say_other_programs(config.model, console)
     if config.runtime.determinism is Determinism.strict:
         console.note(
             "strict determinism: operations that do not repeat bit for bit are refused; on a GPU the steps "

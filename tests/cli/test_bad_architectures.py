@@ -51,6 +51,10 @@ WRONG = {
         ["--model.architecture", "lstm", "--precision.execution", "compiled"],
         "precision.execution is compiled, which is for the blocks of a transformer or an encoder, not lstm",
     ),
+    "a recurrent network computed anew": (
+        ["--model.architecture", "lstm", "--training.recompute", "blocks"],
+        "training.recompute is blocks, which is for the blocks of a transformer or an encoder, not lstm; leave it nothing",
+    ),
     "linear attention with rotary positions": (
         ["--model.attention", "linear"],
         "model.positions are rotary, and linear attention has no product of query and key to turn; try none",
@@ -151,3 +155,6 @@ def test_what_other_programs_cannot_express(
     message = fails("export", run, "--to", "huggingface")
     assert "does not have model.positions = none" in message and "model.attention = linear" in message
     assert "wrong guesses cannot be taken back" in fails("generate", run, "the", "--draft", "prompt")
+    counted = ["--model.architecture", "ngram", "--tokenizer.kind", "byte"]
+    assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "counted"), *counted]) == 0
+    assert "this model will not open in other programs" in capsys.readouterr().err

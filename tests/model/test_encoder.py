@@ -13,6 +13,8 @@ from wholegpt.choices import (
     Architecture,
     AttentionKernel,
     Bias,
+    Documents,
+    Dtype,
     FeedForward,
     Norm,
     NormPlacement,
@@ -22,11 +24,12 @@ from wholegpt.choices import (
 )
 from wholegpt.config import ModelConfig
 from wholegpt.console import Console
+from wholegpt.data import TokenShards
 from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
 from wholegpt.data.task_batches import collate
 from wholegpt.data.tasks import SPECIAL_TOKENS, encode_example
 from wholegpt.errors import ConfigError
-from wholegpt.evaluation import TaskScore
+from wholegpt.evaluation import TaskScore, pseudo_perplexity
 from wholegpt.finetuning.tasks import read
 from wholegpt.losses import IGNORED
 from wholegpt.model import Encoder, parameter_count
@@ -144,6 +147,27 @@ def test_what_is_hidden() -> None:
     assert not torch.equal(hide_tokens(token_ids, tokenizer, 4)[0], seen)
 
 
+def test_pseudo_perplexity_of_separate_documents() -> None:
+    """Each is scored as if it stood alone; what stands between them is not scored, and begins the second."""
+    tokenizer = train_character([text_of(500)]).with_special_tokens([MASK])
+    end, mask_id = tokenizer.end_of_text_id, tokenizer.id_of(MASK)
+    words = tokenizer.encode(text_of(100))
+    first, second = words[:5], [end, *words[5:11]]
+    model = randomized(tiny_model(architecture=Architecture.encoder, vocab_size=tokenizer.vocab_size))
+    nats: list[float] = []
+    for document in (first, second):
+        for place, token_id in enumerate(document):
+            if token_id != end:
+                hidden = torch.tensor([[*document[:place], mask_id, *document[place + 1 :]]])
+                nats.append(-torch.log_softmax(model(hidden)[0, place], 0)[token_id].item())
+    tokens = TokenShards([np.array([*first, *second])])
+    found = pseudo_perplexity(model, tokens, tokenizer, Dtype.float32, QUIET, documents=Documents.separate)
+    assert found.tokens == 11
+    assert found.pseudo_nats_per_token == pytest.approx(np.mean(nats), rel=1e-6)
+    joined = pseudo_perplexity(model, tokens, tokenizer, Dtype.float32, QUIET)
+    assert joined.tokens == 11 and joined.pseudo_nats_per_token != pytest.approx(np.mean(nats), rel=1e-3)
+
+
 def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
@@ -162,6 +186,9 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
             nats.append(-torch.log_softmax(logits, 0)[token_id].item())
     assert pseudo.tokens == len(ids)
     assert pseudo.pseudo_nats_per_token == pytest.approx(np.mean(nats), rel=1e-5)
+    for context in (-1, 25):
+        with pytest.raises(ConfigError, match=f"context is {context}; expected 1 to 24"):
+            lm.pseudo_perplexity(tmp_path / "other.txt", context=context, console=QUIET)
     with pytest.raises(ConfigError, match="has no perplexity"):
         lm.evaluate(tmp_path / "other.txt", console=QUIET)
     assert pseudo.low < pseudo.pseudo_nats_per_token < pseudo.high

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers import shrink, tiny_models, write_one
+from tests.helpers import shrink, tiny_model, tiny_models, write_one
 from wholegpt import presets
 from wholegpt.choices import WeightFormat
 from wholegpt.config import GenerationConfig, ModelConfig
@@ -143,6 +143,15 @@ def test_they_write(kind: str, weights: WeightFormat) -> None:
 def test_a_format_that_the_sizes_do_not_allow() -> None:
     with pytest.raises(ConfigError, match="groups of 32 do not divide a layer's 16 inputs"):
         lay_out(Transformer(tiny_models()["modern"]), WeightFormat.int4)
+
+
+def test_experts_have_no_kernel() -> None:
+    """Of fewer than 16 bits: the router alone would be laid out, and choose others."""
+    mixture = tiny_model(d_model=64, d_ff=64, experts=4)
+    for weights in (WeightFormat.int8, WeightFormat.int4):
+        with pytest.raises(ConfigError, match=f"weights are {weights}, which experts have no kernel for"):
+            lay_out(Transformer(mixture), weights)
+    lay_out(Transformer(mixture), WeightFormat.bfloat16)
 
 
 def test_memory_is_that_of_the_format() -> None:

@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.training_step import RandomBatch
 from tests.helpers import shrink, tiny_model
 from wholegpt import runtime
+from wholegpt.checkpoint import make_model
 from wholegpt.checks import complete_model
 from wholegpt.choices import (
+    Architecture,
     Attention,
     AttentionKernel,
     Dtype,
@@ -29,6 +31,7 @@ from wholegpt.config import Config, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import from_mapping
 from wholegpt.model import Transformer, saved_activations
+from wholegpt.model.base import NeuralModel
 from wholegpt.presets import gpt2, modern
 from wholegpt.runtime import compute_in
 from wholegpt.training.loop import train_step
@@ -43,7 +46,8 @@ MEGABYTE = 2**20
 
 def kept_bytes(config: ModelConfig, kernel: AttentionKernel, rows: int) -> int:
     """Bytes of different tensors that autograd keeps in a forward pass, beside the weights and their copies."""
-    model = Transformer(config, kernel).train()
+    model = make_model(config, kernel=kernel).train()
+    assert isinstance(model, NeuralModel)
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
     experts = {p.numel() for p in model.parameters() if p.ndim == 2} if config.experts else set[int]()
     kept: dict[int, torch.Tensor] = {}
@@ -77,6 +81,9 @@ WIDE = {"d_model": 128, "n_heads": 4, "context_length": 64, "n_layers": 3}
         tiny_model(**{**WIDE, "context_length": 256}, attention=Attention.linear, positions=Positions.none),
         tiny_model(**{**WIDE, "context_length": 256}, experts=4),
         tiny_model(**WIDE, positions=Positions.sinusoidal, distinct_layers=1),
+        tiny_model(**WIDE, architecture=Architecture.encoder),
+        tiny_model(**WIDE, architecture=Architecture.encoder_decoder, separator=1),
+        tiny_model(**WIDE, architecture=Architecture.encoder_decoder, separator=1, dropout=0.1),
     ],
 )
 def test_predicted_activations_are_those_that_autograd_keeps(config: ModelConfig) -> None:

@@ -5,6 +5,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wholegpt.analysis.report import BLUE, GREY, ORANGE, svg_of
 from wholegpt.files import write_text_atomic
 
@@ -23,25 +25,21 @@ def write_ladder_page(path: Path, ladder: Mapping[str, Any]) -> None:
 
 
 def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
-    """A point for each rung, from the first down to GPT, and one for a model with as many parameters."""
+    """A point for each rung with its interval, from the first down to GPT, and one for as many parameters."""
     rungs = ladder["rungs"]
     places = range(len(rungs))
     for name, color, marker, size in (("result", BLUE, "o", 7), ("equal", ORANGE, "D", 5)):
-        shown = [
-            (one[name]["bits_per_byte"], place)
-            for place, one in zip(places, rungs, strict=True)
-            if one.get(name)
-        ]
+        shown = [(place, one[name]) for place, one in zip(places, rungs, strict=True) if one.get(name)]
+        bits = [one["bits_per_byte"] for _, one in shown]
+        low, high = zip(*(one["intervals"]["bits_per_byte"] for _, one in shown), strict=True)
+        around = [np.subtract(bits, low), np.subtract(high, bits)]
         label = f"{ladder['minutes']:g} min each" if name == "result" else "the same with equal parameters"
-        axes.plot(
-            *zip(*shown, strict=True), linestyle="", marker=marker, markersize=size, color=color, label=label
-        )
+        at = [place for place, _ in shown]
+        axes.errorbar(bits, at, xerr=around, fmt=marker, markersize=size, color=color, label=label)
     for place, one in zip(places, rungs, strict=True):
         value = one["result"]["bits_per_byte"]
-        rightmost = max(value, one["equal"]["bits_per_byte"] if one.get("equal") else 0)
-        axes.annotate(
-            f"{value:.3f}", (rightmost, place), (8, 0), textcoords="offset points", va="center", color=GREY
-        )
+        above = {"textcoords": "offset points", "ha": "center", "va": "bottom", "color": GREY}
+        axes.annotate(f"{value:.3f}", (value, place), (0, 5), **above)
     axes.set_yticks(list(places), [one["name"] for one in rungs])
     axes.invert_yaxis()
     axes.set_xlim(left=0)

@@ -30,7 +30,10 @@ def elman_step(
 def gru_step(
     from_input: Float[Tensor, "B G"], from_state: Float[Tensor, "B G"], state: Float[Tensor, "B D"]
 ) -> Float[Tensor, "B D"]:
-    """r = σ(·), z = σ(·), n = tanh(W_n·x + b_n + r ⊙ (U_n·h + c_n)), h′ = (1 − z) ⊙ n + z ⊙ h (Cho et al. 2014)."""
+    """r, z = σ(W·x + b + U·h + c), n = tanh(W_n·x + b_n + r ⊙ (U_n·h + c_n)), h′ = (1 − z) ⊙ n + z ⊙ h.
+
+    r and z have matrices of their own (Cho et al. 2014); r comes after the product U_n·h, as in cuDNN, not before.
+    """
     (r_x, z_x, n_x), (r_h, z_h, n_h) = (part.chunk(3, dim=-1) for part in (from_input, from_state))
     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
     n = torch.tanh(n_x + r * n_h)
@@ -40,9 +43,10 @@ def gru_step(
 def lstm_step(
     from_input: Float[Tensor, "B G"], from_state: Float[Tensor, "B G"], state: Float[Tensor, "B S"]
 ) -> Float[Tensor, "B S"]:
-    """i, f, o = σ(·), g = tanh(·), c′ = f ⊙ c + i ⊙ g, h′ = o ⊙ tanh(c′) (Hochreiter and Schmidhuber 1997).
+    """i, f, o = σ(W·x + b + U·h + c), g = tanh(the same), c′ = f ⊙ c + i ⊙ g, h′ = o ⊙ tanh(c′).
 
-    With the forget gate f of Gers et al. (2000). The state is h and c, one after the other.
+    Each has matrices of its own (Hochreiter and Schmidhuber 1997; the forget gate f is of Gers et al. 2000). The state
+    is h and c, one after the other.
     """
     i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
     cell = torch.sigmoid(f) * state.chunk(2, dim=-1)[1] + torch.sigmoid(i) * torch.tanh(g)
@@ -82,7 +86,10 @@ def run_steps(
 
 
 class RecurrentNetwork(NeuralModel):
-    """L layers of one kind over the token embeddings, dropout between them; every window begins with the state 0."""
+    """L layers of one kind over the token embeddings; every window begins with the state 0.
+
+    Dropout is on the embeddings and on what each layer makes.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

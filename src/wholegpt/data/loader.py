@@ -153,8 +153,7 @@ class WindowLoader:
             return None
         numbers = np.zeros(inputs.shape, dtype=np.int64)
         if self.windows.documents is Documents.separate:
-            # End-of-text begins a document; the one before only predicts it.
-            numbers += (inputs == self.end_of_text).cumsum(axis=1)
+            numbers += document_numbers(inputs, self.end_of_text)
         chosen = uniform(places, mix_seed(self.seed, 1)) < self.windows.truncation
         cuts = 1 + (uniform(places, mix_seed(self.seed, 2)) * (self.context_length - 1)).astype(np.int64)
         return numbers + (chosen[:, None] & (np.arange(self.context_length) >= cuts[:, None]))
@@ -176,6 +175,11 @@ def make_loader(data: PreparedData, config: Config) -> WindowLoader:
         data.tokenizer.end_of_text_id,
         data.manifest.train.source_tokens,
     )
+
+
+def document_numbers(token_ids: Int[np.ndarray, "*B T"], end_of_text: int) -> Int[np.ndarray, "*B T"]:
+    """The number of the document that each token is in; end-of-text begins one, the token before only predicts it."""
+    return (token_ids == end_of_text).cumsum(axis=-1)
 
 
 def windows_before(step: int, training: TrainingConfig) -> int:

@@ -17,7 +17,7 @@ from wholegpt.runtime import mix_seed
 from wholegpt.tokenizers import MASK, Tokenizer
 
 SHARE, MASKED, RANDOM = 0.15, 0.8, 0.1
-"""Of all tokens are to be found; of these are masked, and are another token drawn at random; the rest stay."""
+"""Shares: of all tokens, those to be found; of these, those masked and those replaced at random; the rest stay."""
 
 
 def hide_tokens(

@@ -135,6 +135,12 @@ def evaluate_tokens(
     return text_score(nats, *(round(size) for size in sizes * text_scale(tokens, tokenizer)))
 
 
+def check_context(context: int, most: int) -> None:
+    """Raise ``ConfigError`` for windows that are longer than what the model can see."""
+    if not 0 <= context <= most:
+        raise ConfigError(f"context is {context}; expected 1 to {most}, or 0 for that")
+
+
 def text_scale(tokens: TokenShards, tokenizer: Tokenizer) -> Float[np.ndarray, "2"]:
     """Bytes and characters of the text itself for each that its tokens spell; 1 where the tokenizer keeps text.
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.choices import Dtype
+from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
+from wholegpt.data.loader import document_numbers
 from wholegpt.errors import DataError, TokenizerError
+from wholegpt.evaluation.perplexity import check_context
 from wholegpt.losses import class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, perplexity
 from wholegpt.model import Encoder
@@ -31,6 +33,7 @@ class PseudoPerplexity:
     pseudo_perplexity: float
     """exp of it."""
     tokens: int
+    """Scored ones: all but special tokens, which an encoder never learns to find."""
     low: float
     """Of the nats."""
     high: float
@@ -50,29 +53,40 @@ def pseudo_perplexity(
     dtype: Dtype,
     console: Console,
     context: int = 0,
+    documents: Documents = Documents.joined,
 ) -> PseudoPerplexity:
     """Each token hidden in turn, in windows of ``context`` tokens (0: τ) that do not overlap: as many passes as tokens.
 
-    Raises ``DataError`` for an empty text, ``TokenizerError`` for a vocabulary without the token that hides.
+    Separate ``documents`` do not see each other. Raises ``ConfigError`` for more context than the model has,
+    ``DataError`` for a text without tokens, ``TokenizerError`` for a vocabulary without the token that hides.
     """
+    check_context(context, model.context_length)
     mask_id = tokenizer.id_of(MASK)
     if mask_id is None:
         raise TokenizerError(f"the tokenizer has no {MASK}, in whose place tokens are hidden")
-    if not len(tokens):
+    special = sorted(tokenizer.special_ids)
+    counted = tokens.counts
+    scored = len(tokens) - int(sum(counted[token_id] for token_id in special if token_id < len(counted)))
+    if not scored:
         raise DataError("the text is empty; there is nothing to score")
-    length = min(context or model.context_length, model.context_length, len(tokens))
+    length = min(context or model.context_length, len(tokens))
     starts = range(0, len(tokens), length)
     sums, counts = np.zeros(len(starts)), np.zeros(len(starts))
-    with console.progress("evaluating", len(tokens)) as progress:
+    with console.progress("evaluating", scored) as progress:
         for number, start in enumerate(starts):
             window = torch.from_numpy(tokens.read(start, min(length, len(tokens) - start)).astype(np.int64))
-            for places in torch.arange(len(window)).split(max(1, TOKENS_AT_ONCE // length)):
+            numbers = None
+            if documents is Documents.separate:
+                numbers = torch.from_numpy(document_numbers(window.numpy(), tokenizer.end_of_text_id))
+            ordinary = torch.from_numpy(~np.isin(window.numpy(), special)).nonzero()[:, 0]
+            for places in ordinary.split(max(1, TOKENS_AT_ONCE // length)):
                 seen = window.repeat(len(places), 1)
                 rows = torch.arange(len(places))
                 seen[rows, places] = mask_id
                 with compute_in(dtype, model.device):
-                    hidden = model.hidden_states(seen.to(model.device))[rows, places]
-                    logits = model.logits_of(hidden)
+                    of_rows = None if numbers is None else numbers.expand_as(seen).to(model.device)
+                    hidden = model.hidden_states(seen.to(model.device), documents=of_rows)
+                    logits = model.logits_of(hidden[rows, places])
                 nats = class_negative_log_likelihood(logits, window[places].to(model.device))
                 sums[number] += float(nats.double().sum())
                 counts[number] += len(places)

@@ -10,8 +10,14 @@ import torch
 from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
-from wholegpt.errors import ConfigError
-from wholegpt.evaluation.perplexity import TextScore, score_tokens, text_scale, text_score, windows_over
+from wholegpt.evaluation.perplexity import (
+    TextScore,
+    check_context,
+    score_tokens,
+    text_scale,
+    text_score,
+    windows_over,
+)
 from wholegpt.metrics import Estimate, bootstrap_ratio, nats_to_bits, perplexity
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.tokenizers import Tokenizer
@@ -70,8 +76,7 @@ def evaluate_text(
     over 100 equal pieces of the text, so they say how much another text of this kind might differ, not another
     training.
     """
-    if not 0 <= context <= model.context_length:
-        raise ConfigError(f"context is {context}; expected 1 to {model.context_length}, or 0 for that")
+    check_context(context, model.context_length)
     windows = windows_over(tokens, context or model.context_length, stride, tokenizer, documents)
     nats = score_tokens(model, tokens, windows, device, dtype, console)
     token_ids = tokens.read(0, len(tokens))

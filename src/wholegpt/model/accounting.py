@@ -107,8 +107,9 @@ def flops_per_token(config: ModelConfig) -> int:
     (Kaplan et al. 2020, section 2.1): about 6·N + 12·L·D·τ.
 
     In place of τ: 2·W in a sliding window, 2·W + τ/W strided; linear attention takes
-    2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C, the average nothing. Of a mixture the experts count that a token
-    goes through, and the router; training takes capacity_factor times as many of theirs.
+    2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C, the average nothing. An encoder–decoder counts both stacks and
+    attention to the source for every position; a recurrent network 2·(2·L·G·D² + V·D) with G gates. Of a mixture the
+    experts count that a token goes through, and the router; training takes capacity_factor times as many of theirs.
     """
     c = complete_model(config)
     if c.architecture not in TRANSFORMERS:
@@ -157,7 +158,8 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
 
     In the number format of the products. By layer: the residual stream before each norm and after it, what
     enters and leaves attention and its weights, what enters and leaves the activation of the feed-forward
-    layer, and where there is dropout one mask for each place. The fused kernel keeps no weights.
+    layer, and where there is dropout one mask for each place. The fused kernel keeps no weights. An encoder–decoder
+    has both stacks, with the plain kernel always, and between the decoder's layers attention to the source.
     """
     c = complete_model(config)
     dropped = c.dropout > 0
@@ -167,14 +169,19 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
         return (
             c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model
         )
-    attention = _saved_by_attention(c, kernel, dropped)
+    both = c.architecture is Architecture.encoder_decoder
+    attention = _saved_by_attention(c, AttentionKernel.plain if both else kernel, dropped)
     inner = {FeedForward.swiglu: 4, FeedForward.relu: 1}  # what ReLU lets through says what entered it
     feed_forward = inner.get(c.feed_forward, 2) * c.d_ff
     if c.experts:  # places for as many tokens as the experts take, what enters and what leaves them
         feed_forward += 2 * c.d_model
         feed_forward = round(c.capacity_factor * c.experts_per_token * feed_forward)
     block = (4 + 2 * dropped) * c.d_model + attention + feed_forward
-    return c.n_layers * block + (2 + dropped) * c.d_model
+    ends = (2 + dropped) * c.d_model
+    if both:
+        crossing = (2 + dropped) * c.d_model + c.n_heads * (4 * c.d_head + (1 + dropped) * c.context_length)
+        return c.n_layers * (2 * block + crossing) + 2 * ends
+    return c.n_layers * block + ends
 
 
 def _saved_by_attention(c: ModelConfig, kernel: AttentionKernel, dropped: bool) -> int:

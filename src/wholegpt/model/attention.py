@@ -54,8 +54,8 @@ def fused_attention(
 ) -> Float[Tensor, "B H T K"]:
     """``attention`` through PyTorch's fused kernels, which never hold the B·H·T·S weights.
 
-    ``visible``, where given, must be causal: a square one for all sequences is not read, the kernel skips the upper
-    half.
+    Where ``visible`` is square and the same for all sequences, it must be the causal one: it is not read, the kernel
+    skips the upper half.
     """
     n_queries, n_keys = queries.shape[2], keys.shape[2]
     causal = visible is not None and visible.ndim == 2 and n_queries == n_keys
@@ -134,7 +134,7 @@ class SequenceContext:
     """What every attention layer of one forward pass shares."""
 
     visible: Bool[Tensor, "*M T S"] | None
-    """Which keys each query may see: none after its own position, none of another document; ``None``: all."""
+    """Which keys each query may see: in a decoder none after it, and none of another document; ``None``: all."""
     rotation: Rotation | None
     """Turns queries and keys to their positions, where the model does that."""
     cache: ModelCache | None
@@ -142,7 +142,7 @@ class SequenceContext:
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention with an output projection W_O.
+    """Multi-head self-attention with an output projection W_O.
 
     Groups of H/G query heads share a key-value head (Ainslie et al. 2023).
     """
@@ -164,7 +164,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
     ) -> Float[Tensor, "B T D"]:
-        """Each position's weighted mean of the values at and before it, projected by W_O."""
+        """Each position's weighted mean of the values that it may see, projected by W_O."""
         batch, length, _ = stream.shape
         heads = self.query_key_value(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
         queries, keys, values = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)

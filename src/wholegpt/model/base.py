@@ -33,7 +33,7 @@ class TokenModel(nn.Module, ABC):
 
     @property
     def context_length(self) -> int:
-        """τ: the length of a training window; positions that attention sees, and where they are learned all."""
+        """τ: the length of a training window, and the most positions attention sees; learned ones end there."""
         return self.config.context_length
 
     @property

@@ -1,5 +1,7 @@
 """One block of the transformer (E5). Shapes: B batch, T positions, D model width."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -47,9 +49,14 @@ class Block(nn.Module):
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
     ) -> Float[Tensor, "B T D"]:
         """The residual stream after this block, as the model's layer of this number."""
+        stream = self.add(stream, self.attention_norm, lambda h: self.attention(h, context, layer))
+        return self.add(stream, self.feed_forward_norm, self.feed_forward)
+
+    def add(
+        self, stream: Float[Tensor, "B T D"], norm: nn.Module, sublayer: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "B T D"]:
+        """h + f(LN(h)), or LN(h + f(h))."""
         p = self.dropout if self.training else 0.0
         if self.placement is NormPlacement.pre:
-            stream = stream + dropout(self.attention(self.attention_norm(stream), context, layer), p)
-            return stream + dropout(self.feed_forward(self.feed_forward_norm(stream)), p)
-        stream = self.attention_norm(stream + dropout(self.attention(stream, context, layer), p))
-        return self.feed_forward_norm(stream + dropout(self.feed_forward(stream), p))
+            return stream + dropout(sublayer(norm(stream)), p)
+        return norm(stream + dropout(sublayer(stream), p))

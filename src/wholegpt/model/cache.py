@@ -23,8 +23,9 @@ READ_AT_ONCE = 512
 class KeyValueCache:
     """Keys and values of every layer for up to ``capacity`` positions of each sequence, allocated once.
 
-    Bytes: 2 · L · B · capacity · H · K · (bytes of one number). Position p of a sequence stands at p mod capacity:
-    beyond its capacity a model without learned positions goes on, and each token takes the place of the oldest.
+    Bytes: 2 · L · B · capacity · H · K · (bytes of one number); that of a window has a capacity of W + 511 at most.
+    Position p of a sequence stands at p mod capacity: beyond its capacity a model without learned positions goes on,
+    and each token takes the place of the oldest.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class KeyValueCache:
 
     @classmethod
     def bytes(cls, config: ModelConfig, batch_size: int, capacity: int, dtype: torch.dtype) -> int:
-        """2 · L · B · capacity · H · K · (bytes of one number)."""
+        """Of both."""
         return 2 * math.prod(cls.shape(config, batch_size, capacity)) * dtype.itemsize
 
     rewinds = True

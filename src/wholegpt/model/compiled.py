@@ -29,7 +29,7 @@ CAPACITY_UNIT = 256
 MOST_SHAPES = 64
 """Caches of different sizes that steps are compiled for in one process."""
 FOR_CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-"""The weights are constants, and of the kernels for a product that is taken which is the fastest when tried."""
+"""Weights are constants; for each product the fastest of several kernels is chosen by trying them."""
 FOR_GPU = {"triton.cudagraphs": True}
 """The kernels of a step are launched as one graph."""
 

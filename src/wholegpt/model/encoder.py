@@ -21,8 +21,9 @@ from wholegpt.model.transformer import Transformer, initialize
 
 
 class Encoder(Transformer):
-    """h₀ = W_e[x] + W_p[t] + W_s[segment], blocks without a mask, logits LN(a(V·h + c))·W_eᵀ + b.
+    """h₀ = W_e[x] + W_p[t] + W_s[segment], blocks without a mask, logits LN(act(W·h + c))·W_eᵀ + b.
 
+    act is the activation of the feed-forward layers; the logits are of what stands at each position itself.
     Post-norm blocks, BERT's, are entered through a norm of h₀.
     """
 
@@ -75,7 +76,7 @@ class Encoder(Transformer):
         return self.unembedding(self.predicted(hidden)) + self.prediction_bias
 
     def predicted(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """LN(a(V·h + c))."""
+        """LN(act(W·h + c))."""
         return self.prediction_norm(self.activation(self.prediction(hidden)))
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> Any:

@@ -82,15 +82,10 @@ class DecoderBlock(Block):
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int, source: Source
     ) -> Float[Tensor, "B T D"]:
         """The residual stream after this block."""
-        p = self.dropout if self.training else 0.0
         memory, visible = source.memories[layer], source.visible
-        if self.placement is NormPlacement.pre:
-            stream = stream + dropout(self.attention(self.attention_norm(stream), context, layer), p)
-            stream = stream + dropout(self.cross_attention(self.cross_norm(stream), memory, visible), p)
-            return stream + dropout(self.feed_forward(self.feed_forward_norm(stream)), p)
-        stream = self.attention_norm(stream + dropout(self.attention(stream, context, layer), p))
-        stream = self.cross_norm(stream + dropout(self.cross_attention(stream, memory, visible), p))
-        return self.feed_forward_norm(stream + dropout(self.feed_forward(stream), p))
+        stream = self.add(stream, self.attention_norm, lambda h: self.attention(h, context, layer))
+        stream = self.add(stream, self.cross_norm, lambda h: self.cross_attention(h, memory, visible))
+        return self.add(stream, self.feed_forward_norm, self.feed_forward)
 
 
 class EncoderDecoder(PositionedModel):

@@ -52,7 +52,7 @@ def linear_attention(
     length = queries.shape[2]
     ones = torch.ones_like(values[..., :1])
     parts = (feature_map(queries), feature_map(keys), torch.cat((values, ones), dim=-1))
-    # φ(0) is not 0, so what fills the last chunk up is cut off by the mask of its zeros in [v, 1].
+    # Filled up after φ, with zeros that add nothing to the sums.
     q, k, v = (F.pad(x, (0, 0, 0, -length % CHUNK)).unflatten(2, (-1, CHUNK)) for x in parts)
     with torch.autocast(values.device.type, enabled=False):
         sums = (k.transpose(-2, -1) @ v).cumsum(dim=2) + state.unsqueeze(2)

@@ -128,7 +128,7 @@ class Transformer(PositionedModel):
         """An empty cache for ``capacity`` positions (0: τ) on the weights' device.
 
         It is in the weights' number format; for a single sequence on a CPU in 32 bits at least, where the product of
-        one query with all keys takes a third of the time (docs/decisions.md). A sum of what was read is so always.
+        one query with all keys takes a third of the time (docs/decisions.md). The sum of linear attention always is.
         """
         if self.config.attention in RECURRENT:
             return RecurrentCache.empty(state_shape(self.config, batch_size), self.device, self._sum_dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from wholegpt.checks import TRANSFORMERS, complete_model
+from wholegpt.checks import BLOCKWISE, TRANSFORMERS, complete_model
 from wholegpt.choices import Architecture, Documents, Dtype, FeedForward, OptimizerKind, Recompute
 from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
@@ -33,7 +33,8 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     averages = count.total if training.average_decay else 0
     held = FLOAT32_BYTES * (2 * count.total + moments + averages) + (0 if single else size * count.total)
     tokens = micro_batch_size * model.context_length
-    if config.windows.documents is Documents.separate or config.windows.truncation:
+    both = model.architecture is Architecture.encoder_decoder
+    if config.windows.documents is Documents.separate or config.windows.truncation or both:
         held += 2 * micro_batch_size * model.context_length**2  # which keys each query sees, and which not
     kept = saved_activations(model, config.precision.attention)
     if training.recompute is Recompute.blocks:
@@ -77,10 +78,12 @@ def fitting_micro_batch(config: Config, free_bytes: float) -> int:
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """Configs that need less and less memory, each with the options that make it."""
-    training = replace(config.training, recompute=Recompute.blocks)
-    config, words = replace(config, training=training), "--training.recompute blocks"
-    yield words, config
+    words: list[str] = []
+    if config.model.architecture in BLOCKWISE:
+        config = replace(config, training=replace(config.training, recompute=Recompute.blocks))
+        words.append("--training.recompute blocks")
+        yield words[0], config
     while config.model.n_layers > 1:
         layers = config.model.n_layers // 2
         config = replace(config, model=replace(config.model, n_layers=layers, distinct_layers=0))
-        yield f"{words} --model.n-layers {layers}", config
+        yield " ".join([*words, f"--model.n-layers {layers}"]), config
