@@ -53,7 +53,7 @@ WRONG = {
     ),
     "a recurrent network computed anew": (
         ["--model.architecture", "lstm", "--training.recompute", "blocks"],
-        "training.recompute is blocks, which is for the blocks of a transformer or an encoder, not lstm; leave it nothing",
+        "training.recompute is blocks, which is for the blocks of a transformer or an encoder, not lstm",
     ),
     "linear attention with rotary positions": (
         ["--model.attention", "linear"],
