@@ -42,7 +42,7 @@ bench: $(DEVELOPMENT)  ## long measurements; see benchmarks/README.md
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.generation)
 	$(if $(WHOLEGPT_DATA),$(VENV)/bin/python -m benchmarks.architectures --data $(WHOLEGPT_DATA))
 	$(VENV)/bin/python -m benchmarks.markov
-	$(VENV)/bin/wholegpt ladder tinyshakespeare --minutes 2
+	$(VENV)/bin/python -m benchmarks.ladder
 	$(VENV)/bin/python -m benchmarks.interop
 	$(if $(LLAMA_CPP),$(VENV)/bin/pip install --quiet llama-cpp-python && $(VENV)/bin/python -m benchmarks.interop --gguf $(LLAMA_CPP))
 
