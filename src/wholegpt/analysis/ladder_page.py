@@ -32,7 +32,9 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
         shown = [(place, one[name]) for place, one in zip(places, rungs, strict=True) if one.get(name)]
         bits = [one["bits_per_byte"] for _, one in shown]
         low, high = zip(*(one["intervals"]["bits_per_byte"] for _, one in shown), strict=True)
-        around = [np.subtract(bits, low), np.subtract(high, bits)]
+        around = np.maximum(
+            [np.subtract(bits, low), np.subtract(high, bits)], 0
+        )  # uniform: 0, but for rounding
         label = f"{ladder['minutes']:g} min each" if name == "result" else "the same with equal parameters"
         at = [place for place, _ in shown]
         axes.errorbar(bits, at, xerr=around, fmt=marker, markersize=size, color=color, label=label)

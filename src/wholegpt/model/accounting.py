@@ -16,6 +16,7 @@ from wholegpt.choices import (
     QueryKeyNorm,
 )
 from wholegpt.config import ModelConfig
+from wholegpt.model.attention import used_kernel
 from wholegpt.model.blocked_attention import query_block
 from wholegpt.model.linear_attention import CHUNK
 
@@ -170,7 +171,7 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
             c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model
         )
     both = c.architecture is Architecture.encoder_decoder
-    attention = _saved_by_attention(c, AttentionKernel.plain if both else kernel, dropped)
+    attention = _saved_by_attention(c, used_kernel(c.architecture, kernel), dropped)
     inner = {FeedForward.swiglu: 4, FeedForward.relu: 1}  # what ReLU lets through says what entered it
     feed_forward = inner.get(c.feed_forward, 2) * c.d_ff
     if c.experts:  # places for as many tokens as the experts take, what enters and what leaves them
@@ -179,8 +180,10 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     block = (4 + 2 * dropped) * c.d_model + attention + feed_forward
     ends = (2 + dropped) * c.d_model
     if both:
-        crossing = (2 + dropped) * c.d_model + c.n_heads * (4 * c.d_head + (1 + dropped) * c.context_length)
-        return c.n_layers * (2 * block + crossing) + 2 * ends
+        weights = c.n_heads * (1 + 2 * dropped) * c.context_length
+        crossing = (2 + dropped) * c.d_model + 6 * c.n_heads * c.d_head + weights
+        masks = 3 * c.context_length // 2  # a byte for each key
+        return c.n_layers * (2 * block + crossing + masks) + 2 * ends
     return c.n_layers * block + ends
 
 
@@ -197,7 +200,8 @@ def _saved_by_attention(c: ModelConfig, kernel: AttentionKernel, dropped: bool) 
     if c.attention in WINDOWED and kernel is not AttentionKernel.plain:
         return attention + (1 + dropped) * c.n_heads * scored_keys(c) + 4 * heads
     if kernel is not AttentionKernel.fused:
-        attention += (1 + dropped) * c.n_heads * mean_keys(c.context_length, kernel)
+        copies = 1 + dropped * (2 if kernel is AttentionKernel.plain else 1)
+        attention += copies * c.n_heads * mean_keys(c.context_length, kernel)
     return attention
 
 

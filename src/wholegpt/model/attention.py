@@ -106,10 +106,22 @@ KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
 }
 
 
+def used_kernel(architecture: Architecture, kernel: AttentionKernel) -> AttentionKernel:
+    """What computes attention where ``kernel`` is asked for.
+
+    Blocks are for causal masks: an encoder, which has none, takes the fused kernel in their place. The masks of an
+    encoder–decoder are read by the plain one alone.
+    """
+    if architecture is Architecture.encoder_decoder:
+        return AttentionKernel.plain
+    if architecture is Architecture.encoder and kernel is AttentionKernel.blocked:
+        return AttentionKernel.fused
+    return kernel
+
+
 def make_kernel(config: ModelConfig, kernel: AttentionKernel) -> Callable[..., Tensor]:
     """The implementation of ``kernel`` that computes no scores which ``config.attention`` leaves out."""
-    if config.architecture is Architecture.encoder and kernel is AttentionKernel.blocked:
-        return fused_attention  # blocks are for causal masks
+    kernel = used_kernel(config.architecture, kernel)
     if config.attention not in WINDOWED or kernel is AttentionKernel.plain:
         return KERNELS[kernel]
     strided = config.attention is Attention.strided

@@ -95,7 +95,6 @@ class EncoderDecoder(PositionedModel):
         config = complete_model(config)
         super().__init__(config)
         blocks = range(config.n_layers)
-        # Masks here are of documents and of sources, which only the plain kernel reads.
         self.encoder = nn.ModuleList(Block(config, AttentionKernel.plain) for _ in blocks)
         self.decoder = nn.ModuleList(DecoderBlock(config, AttentionKernel.plain) for _ in blocks)
         pre = config.norm_placement is NormPlacement.pre
