@@ -40,8 +40,15 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
         axes.errorbar(bits, at, xerr=around, fmt=marker, markersize=size, color=color, label=label)
     for place, one in zip(places, rungs, strict=True):
         value = one["result"]["bits_per_byte"]
-        above = {"textcoords": "offset points", "ha": "center", "va": "bottom", "color": GREY}
-        axes.annotate(f"{value:.3f}", (value, place), (0, 5), **above)
+        axes.annotate(
+            f"{value:.3f}",
+            (value, place),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            color=GREY,
+        )
     axes.set_yticks(list(places), [one["name"] for one in rungs])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
