@@ -28,7 +28,7 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
     """A point for each rung with its interval, from the first down to GPT, and one for as many parameters."""
     rungs = ladder["rungs"]
     places = range(len(rungs))
-    for name, color, marker, size in (("result", BLUE, "o", 7), ("equal", ORANGE, "D", 5)):
+    for name, color, marker, size in (("result", BLUE, "o", 5), ("equal", ORANGE, "D", 7)):
         shown = [(place, one[name]) for place, one in zip(places, rungs, strict=True) if one.get(name)]
         bits = [one["bits_per_byte"] for _, one in shown]
         low, high = zip(*(one["intervals"]["bits_per_byte"] for _, one in shown), strict=True)
@@ -36,14 +36,16 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
             [np.subtract(bits, low), np.subtract(high, bits)], 0
         )  # uniform: 0, but for rounding
         label = f"{ladder['minutes']:g} min each" if name == "result" else "the same with equal parameters"
+        face = "none" if name == "equal" else color  # both can lie at one place
         at = [place for place, _ in shown]
-        axes.errorbar(bits, at, xerr=around, fmt=marker, markersize=size, color=color, label=label)
+        axes.errorbar(bits, at, xerr=around, fmt=marker, markersize=size, color=color, mfc=face, label=label)
     for place, one in zip(places, rungs, strict=True):
         value = one["result"]["bits_per_byte"]
         axes.annotate(
             f"{value:.3f}",
             (value, place),
-            (0, 5),
+            (0, 6),
+            fontsize=9,
             textcoords="offset points",
             ha="center",
             va="bottom",
@@ -53,4 +55,4 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.margins(x=0.12)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
