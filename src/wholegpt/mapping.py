@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import msgspec
-import yaml
-
 from wholegpt.errors import ConfigError
 
 T = TypeVar("T")
@@ -16,6 +13,8 @@ T = TypeVar("T")
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """A config dataclass as nested plain dicts, ready for JSON or YAML."""
+    import msgspec
+
     return msgspec.to_builtins(config)
 
 
@@ -25,6 +24,8 @@ def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> 
     Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
     value of the wrong type.
     """
+    import msgspec
+
     _check_names(mapping, type(base), where, prefix="")
     merged = _merge(to_mapping(base), mapping)
     try:
@@ -38,11 +39,15 @@ def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> 
 
 def to_yaml(config: Any) -> str:
     """A config as YAML, in the order of its fields."""
+    import yaml
+
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ``ConfigError`` naming file and line."""
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

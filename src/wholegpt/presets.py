@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,7 +161,7 @@ def preset(name: str) -> ModelConfig:
 
 def recipe_folder() -> Path:
     """Where the recipes are: inside the installed package, or at the root of a checkout."""
-    installed = Path(str(resources.files("wholegpt"))) / "recipes"
+    installed = Path(__file__).with_name("recipes")
     return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
 
 

@@ -9,10 +9,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import cyclopts
 
+from wholegpt import __version__
 from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
 from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
@@ -39,7 +39,7 @@ def make_app() -> cyclopts.App:
     app = cyclopts.App(
         name="wholegpt",
         help="Text in, a GPT of your own out: train, generate, evaluate.",
-        version=lambda: version("wholegpt"),
+        version=__version__,
         config=[ChosenSettings.remember],
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
