@@ -52,18 +52,19 @@ def seconds(worker: subprocess.Popen[str]) -> float:
 
 
 def compared(other: Path, name: str, pairs: int, steps: int) -> str:
-    """A row: seconds of both, and their ratio; which of the two takes the first step goes by turns.
+    """A row: seconds of both, and their ratio; which of the two is started first, and steps first, goes by turns.
 
     The steps of a process are alike, by where its memory happens to lie, more than those of two: so the interval is
     over pairs of processes, each of which counts as its median.
     """
     found = np.empty((pairs, steps, 2))
     for pair in range(pairs):
-        workers = [start(checkout, name) for checkout in (HERE, other)]
+        first, second = (0, 1) if pair % 2 else (1, 0)
+        workers = {side: start((HERE, other)[side], name) for side in (first, second)}
         for number in range(steps):
-            for side in (0, 1) if number % 2 else (1, 0):
+            for side in (first, second) if number % 2 else (second, first):
                 found[pair, number, side] = seconds(workers[side])
-        for worker in workers:
+        for worker in workers.values():
             worker.communicate()
     logs = np.median(np.log(found[..., 0] / found[..., 1]), axis=1)
     ratio = bootstrap(pairs, lambda chosen: float(np.exp(logs[chosen].mean())))

@@ -132,7 +132,8 @@ def train_step(
     optimizer.step()
     if config.training.average_decay:
         update_average(optimizer, config.training.average_decay, step + 1)
-    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started, take_counts(model))
+    routing = take_counts(model) if config.model.experts else {}
+    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started, routing)
 
 
 def accumulate_gradients(
@@ -154,8 +155,10 @@ def accumulate_gradients(
         with compute_in(dtype, device):
             some = batch.rows(start, start + rows)
             share = objective.total(model, some) / count
-        routed = router_losses(model, config.training.balance_loss, config.training.router_z_loss)
-        minimised = share + routed * len(some) / len(batch)
+        minimised = share
+        if config.model.experts:
+            routed = router_losses(model, config.training.balance_loss, config.training.router_z_loss)
+            minimised = share + routed * len(some) / len(batch)
         (minimised * scale if scale != 1 else minimised).backward()
         total += float(share.detach())
     return total
