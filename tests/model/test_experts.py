@@ -107,7 +107,10 @@ def test_the_losses_are_minimised_and_counted() -> None:
     ids = torch.randint(37, (6, 13))
     batch = Batch(ids[:, :-1], ids[:, 1:].clone())
     settings = tiny_config(
-        "unused", training={"balance_loss": 0.3, "router_z_loss": 0.2}, precision={"dtype": "float32"}
+        "unused",
+        model={"experts": 4},
+        training={"balance_loss": 0.3, "router_z_loss": 0.2},
+        precision={"dtype": "float32"},
     )
     logged = accumulate_gradients(model, LanguageModeling(), batch, settings, step=0)
     counts = take_counts(model)
