@@ -125,7 +125,7 @@ def learned(text: Path, context: int, kind: str, out: Path, steps: int, console:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/markov"))
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1500)
     arguments = parser.parse_args()
     console, out = Console(), arguments.out
     out.mkdir(parents=True, exist_ok=True)
