@@ -1,4 +1,7 @@
-"""Configs as plain mappings and as YAML, both ways."""
+"""Configs as plain mappings and as YAML, both ways.
+
+Its libraries are imported where they are used: the help of the command line needs neither.
+"""
 
 import dataclasses
 import difflib

@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,7 +11,7 @@ import safetensors
 import tokenizers
 import torch
 
-from wholegpt import presets, runtime
+from wholegpt import __version__, presets, runtime
 from wholegpt.checks import check
 from wholegpt.config import Config
 from wholegpt.data import PreparedData
@@ -85,7 +84,7 @@ def lineage_of(config: Config, source: dict[str, Any], parents: Sequence[Parent]
         "parents": [asdict(parent) for parent in parents],
         "seed": config.runtime.seed,
         "versions": {
-            "wholegpt": version("wholegpt"),
+            "wholegpt": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "tokenizers": tokenizers.__version__,

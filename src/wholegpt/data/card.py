@@ -4,12 +4,12 @@ import hashlib
 import json
 import shlex
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wholegpt import __version__
 from wholegpt.config import DataConfig, TokenizerConfig
 from wholegpt.data.corpora import Corpus
 from wholegpt.data.documents import DocumentStore
@@ -84,7 +84,7 @@ def write_card(
         "origin": {
             "sources": [source.provenance for source in corpus.sources],
             "command": command_line(),
-            "wholegpt": version("wholegpt"),
+            "wholegpt": __version__,
             "settings": {"data": to_mapping(data), "tokenizer": to_mapping(tokenizer)},
         },
     }
