@@ -3,6 +3,8 @@
 Everything below is imported when it is first used, so ``import wholegpt`` costs nothing.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from wholegpt.run import Run
 
 __version__ = "0.1.0"
+
+# GNU OpenMP reads this when torch is imported. By default a waiting thread spins for milliseconds, which makes a step
+# many times slower where another program holds a core (docs/decisions.md, "Threads").
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _HOMES = {
     "Config": "config",

@@ -266,5 +266,7 @@ def _say_plan(
             "strict determinism: operations that do not repeat bit for bit are refused; on a GPU the steps "
             "are slower, without cuDNN's search for the fastest kernel, and cuBLAS holds 32 MiB a stream"
         )
+    if config.runtime.device == "cpu" and (problem := runtime.overload(config.runtime.threads)):
+        console.warn(problem)
     if state.step:
         console.note(f"going on after step {state.step:,}")

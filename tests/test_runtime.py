@@ -1,0 +1,62 @@
+"""What a process is given of the machine: threads, and a warning where other programs hold the cores."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from wholegpt import runtime
+
+SPIN = "import os, wholegpt; print(os.environ.get('GOMP_SPINCOUNT'))"
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "expected"),
+    [
+        ({}, SPIN, "2000"),
+        ({"GOMP_SPINCOUNT": "7"}, SPIN, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, SPIN, "None"),
+        ({}, f"import torch; {SPIN}", "None"),
+    ],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(
+    given: dict[str, str], code: str, expected: str
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == expected
+
+
+def test_overload_names_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(runtime, "cores_used_by_others", lambda: 2.25)
+    assert runtime.overload(4).startswith("other programs use 2.2 of 4 cores, so 4 threads wait")
+    assert "--threads 1" in runtime.overload(3)
+    assert runtime.overload(2) == "" and runtime.overload(1) == ""
+
+
+def test_cores_used_by_others_leaves_out_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others use two cores; this process works all the time."""
+    clock = {"elapsed": 0.0, "own": 5.0}
+
+    def work(seconds: float) -> None:
+        clock["elapsed"] += seconds
+        clock["own"] += seconds
+
+    monkeypatch.setattr(runtime, "_busy_seconds", lambda: 100 + 3 * clock["elapsed"])
+    monkeypatch.setattr(time, "sleep", work)
+    monkeypatch.setattr(time, "process_time", lambda: clock["own"])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["elapsed"])
+    assert runtime.cores_used_by_others(0.5) == pytest.approx(2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how busy it is")
+def test_busy_seconds_grow_with_work() -> None:
+    before, until = runtime._busy_seconds(), time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    assert runtime._busy_seconds() - before >= 0.15
