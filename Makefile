@@ -10,7 +10,7 @@ endif
 
 PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-avx2 lint bench clean
 
 demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
@@ -18,6 +18,10 @@ demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about t
 test: lint  ## lint, types, tests; two processes of one thread take half as long as one of two
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
 	$(VENV)/bin/pytest -m timed
+
+test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
+		tests/model tests/parity tests/baselines tests/training/test_parts.py tests/finetuning/test_tasks.py
 
 lint: $(DEVELOPMENT)
 	$(VENV)/bin/ruff check .

@@ -90,6 +90,7 @@ def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:
         "evaluation": {"every": 6},
         "checkpointing": {"every": 4},
         "logging": {"every": 1, "sample_every": 6, "sample_tokens": 8, "sample_prompt": "the"},
+        "precision": {"dtype": "float32"},  # automatic is bfloat16 on some processors only
         "runtime": {"device": "cpu"},
     }
     for name, fields in sections.items():

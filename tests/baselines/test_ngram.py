@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_a_run_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     config = dataclasses.replace(tiny_config(tmp_path / "text.txt"), model=kind)
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     assert run.state.step == 1 and run.parameters > 1_000
-    assert run.validation.nats_per_token < 1.5
+    assert run.validation.nats_per_token < math.log(run.load().tokenizer.vocab_size) / 2
     assert (tmp_path / "run" / "report.html").exists()
     again = api.resume(tmp_path / "run", console=QUIET)
     assert again.validation == run.validation

@@ -1,6 +1,7 @@
 """Conversations: how they are read, written, packed, learned from and answered."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ FAST: dict[str, Any] = {
     "evaluation": {"every": 20, "patience": 0},
     "checkpointing": {"every": 0},
     "logging": {"every": 1, "sample_every": 0, "sample_tokens": 4},
+    "precision": {"dtype": "float32"},
     "runtime": {"device": "cpu"},
 }
 
@@ -386,7 +388,9 @@ def test_it_learns_to_answer_and_to_end(talker: Path, tmp_path: Path) -> None:
     assert "".join(pieces) == "fish"
     score = lm.evaluate_task(conversations(tmp_path / "test.json", 20, seed=4), console=QUIET)
     assert score.metrics["stopped"].value == 1 and score.metrics["empty"].value == 0
-    assert score.metrics["median_length_ratio"].value == 1 and score.metrics["nats_per_token"].value < 0.2
+    assert score.metrics["median_length_ratio"].value == 1
+    which_of_two = math.log(2) / 5  # over four letters and the end, for a model that knows all but the kind
+    assert score.metrics["nats_per_token"].value < which_of_two
     assert score.metrics["rouge1"].value == 1
     with pytest.raises(ConfigError, match="user and assistant have to take turns"):
         lm.chat([{"role": "assistant", "content": "bird"}])

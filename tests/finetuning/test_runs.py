@@ -36,6 +36,7 @@ FAST: dict[str, dict[str, Any]] = {
     "evaluation": {"every": 10, "patience": 0},
     "checkpointing": {"every": 0},
     "logging": {"every": 1, "sample_every": 0, "sample_tokens": 0},
+    "precision": {"dtype": "float32"},
     "runtime": {"device": "cpu"},
 }
 WAYS: dict[str, dict[str, dict[str, Any]]] = {

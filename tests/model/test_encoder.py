@@ -1,5 +1,6 @@
 """The encoder against BERT of transformers, and what it must not be asked for."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -172,8 +173,8 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     assert isinstance(run.validation, TaskScore)
-    assert run.validation.metrics["nats_per_masked_token"].value < 3.5
     lm = run.load()
+    assert run.validation.metrics["nats_per_masked_token"].value < math.log(lm.tokenizer.vocab_size)
     (tmp_path / "other.txt").write_text(text_of(300, seed=4))
     pseudo = lm.pseudo_perplexity(tmp_path / "other.txt", console=QUIET)
     ids = lm.tokenizer.encode(text_of(300, seed=4))

@@ -1,5 +1,6 @@
 """The encoder–decoder against torch.nn.Transformer, and its two ways to read a sequence against each other."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,7 +166,9 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     )
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     assert isinstance(run.validation, TaskScore)
-    assert run.validation.metrics["nats_per_token"].value < 0.5
+    # Of a target's three tokens two are one of eight letters, as far as one knows who has not read the source.
+    without_source = 2 * math.log(8) / 3
+    assert run.validation.metrics["nats_per_token"].value < without_source / 2
     assert run.validation.metrics["stopped"].value == 1
     lm = run.load()
     assert lm.generate("ab", temperature=0, console=QUIET).text == "ba"
@@ -185,6 +188,6 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["generate", str(run.path), "ab", "--temperature", "0", "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == "ba"
     score = lm.evaluate_task(tmp_path / "pairs.tsv", console=QUIET)
-    assert score.examples == 64 and score.metrics["nats_per_token"].value < 0.3
+    assert score.examples == 64 and score.metrics["nats_per_token"].value < without_source / 4
     with pytest.raises(ConfigError, match="learns from one table, of sources and targets"):
         api.train(tmp_path / "pairs.tsv", tmp_path / "other.tsv", config=config, console=QUIET)
