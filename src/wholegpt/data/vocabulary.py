@@ -77,7 +77,8 @@ def _sample(store: DocumentStore, plan: SplitPlan) -> tuple[Callable[[], Iterato
     sizes = np.diff(store.pieces["end"].astype(np.int64), prepend=0)[plan.train]
     share = VOCABULARY_BYTES / max(int(sizes.sum()), 1)
     drawn = np.random.default_rng(0).random(len(plan.train)) < share
-    characters = int(store.pieces["characters"][plan.train][drawn].sum(dtype=np.int64))
+    numbers, sizes = plan.train[drawn].tolist(), store.pieces["characters"][plan.train][drawn].tolist()
+    characters = sum(plan.cuts.get(number, size) for number, size in zip(numbers, sizes, strict=True))
     return lambda: (
         plan.headed_text(store, "train", int(place)) for place in np.flatnonzero(drawn)
     ), characters

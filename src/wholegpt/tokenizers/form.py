@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
-KEEPING = {"ByteLevel", "Split", "Punctuation", "Digits", "UnicodeScripts", "FixedLength"}
+KEEPING = {"ByteLevel", "Split", "Punctuation", "Digits", "FixedLength"}
 """Pre-tokenizers that cut a text and change nothing, where their options do not say otherwise."""
 
 

@@ -263,11 +263,11 @@ class Tokenizer:
         """Raise ``TokenizerError`` for a foreign tokenizer that changes text, or decodes unlike this class."""
         reason = fault(self._library)
         if not reason and not self._gives_back(self._probe()):
-            reason = "does not give text back unchanged"
+            reason = "does not give text back unchanged, so no figure per byte would be true"
         if reason:
             raise TokenizerError(
-                f"{path}: {reason}, so no figure per byte would be true; only byte-level and character tokenizers "
-                "are supported, and GPT-1's"
+                f"{path}: {reason}; only byte-level and character tokenizers that keep all of a text are supported, "
+                "and GPT-1's"
             )
 
     def _probe(self) -> str:
