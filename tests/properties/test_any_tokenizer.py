@@ -151,7 +151,9 @@ def loaded(made: library.Tokenizer) -> Tokenizer | None:
             return None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 @given(libraries(), st.lists(TEXTS, min_size=1, max_size=4))
 def test_one_way_of_encoding_and_text_that_comes_back(made: library.Tokenizer, texts: list[str]) -> None:
     tokenizer = loaded(made)

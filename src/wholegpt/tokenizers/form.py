@@ -47,9 +47,10 @@ def fault(library: Library) -> str:
         return f"has {len(ids):,} entries with ids up to {max(ids, default=0):,}; expected each id from 0 on once"
     if getattr(library.model, "dropout", None):
         return "has a model with dropout, which cuts the same text differently each time"
-    if word_end(library):
-        return _added_token_fault(library)
-    return _added_token_fault(library) or _normalizer_fault(library) or _model_fault(library)
+    changes = _added_token_fault(library)
+    if not word_end(library):
+        changes = changes or _normalizer_fault(library) or _model_fault(library)
+    return changes and f"does not give text back unchanged: it {changes}"
 
 
 def _added_token_fault(library: Library) -> str:
