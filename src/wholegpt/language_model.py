@@ -58,7 +58,7 @@ class TokenScores:
 
     token_ids: list[int]
     tokens: list[str]
-    """The text of each token; one that is part of a character shows as U+FFFD."""
+    """What each token adds to the text; joined they are the text. A character of several tokens comes with its last."""
     surprisal_bits: list[float]
     """−log₂ p of each token given those before it in its window of τ; the first is given end-of-text."""
 
@@ -232,8 +232,9 @@ class LanguageModel:
         nats = score_tokens(
             self.model, stream, windows, self.model.device, Dtype.float32, Console(quiet=True)
         )
-        tokens = [self.tokenizer.decode([token_id]) for token_id in token_ids]
-        return TokenScores(token_ids, tokens, [nats_to_bits(float(n)) for n in nats])
+        return TokenScores(
+            token_ids, self.tokenizer.texts_of(token_ids), [nats_to_bits(float(n)) for n in nats]
+        )
 
     def evaluate(
         self,

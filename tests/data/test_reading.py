@@ -178,6 +178,14 @@ def test_long_texts_come_in_pieces_that_make_the_whole(text: str, size: int) -> 
         assert not before.text[-1].isspace() and after.text[0] in " \n"
 
 
+def test_pieces_end_with_a_word_where_there_is_one() -> None:
+    """Tokenizers like GPT-4's join a line end to the punctuation before it."""
+    assert formats._last_cut("one two!\nthree.\n") == 3
+    assert formats._last_cut("!! ??   \n..") == 5
+    assert formats._last_cut(" !!") == formats._last_cut("  ") == 0
+    assert formats._last_cut(5_000_000 * " ") == 0
+
+
 def test_texts_without_a_place_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)

@@ -133,6 +133,7 @@ def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"expected encoder\.json and vocab\.bpe"):
         gpt2_tokenizer(tmp_path)
     no_end = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    no_end.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(r"[\s\S]"), "isolated")
     broken.write_text(no_end.to_str())
     with pytest.raises(TokenizerError, match=r"has no <\|endoftext\|> token"):
         _ = open_tokenizer(tmp_path).end_of_text_id

@@ -59,11 +59,10 @@ def train(
     check(Config(tokenizer=config))
     with (
         tempfile.TemporaryDirectory() as folder,
-        common.console.working(f"learning a vocabulary from {corpus.name}"),
         write_documents(Path(folder), corpus.pieces()) as store,
     ):
         plan = plan_split(store, corpus.name, corpus.split, data)
-        made, measured = learn_vocabulary(config, store, plan)
+        made, measured = learn_vocabulary(config, store, plan, common.console)
         merges = list(learn_merges(plan.texts(store, "train"), explain)) if explain else []
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
@@ -106,7 +105,7 @@ def encode(
     """
     opened = _open(tokenizer)
     token_ids = opened.encode(text, allow_special)
-    result = {"token_ids": token_ids, "tokens": [opened.decode([token_id]) for token_id in token_ids]}
+    result = {"token_ids": token_ids, "tokens": opened.texts_of(token_ids)}
     common.show(result, " ".join(map(str, token_ids)))
 
 
@@ -127,7 +126,7 @@ def show(tokenizer: str, text: str, *, common: CommonOptions = Common()) -> None
 
     opened = _open(tokenizer)
     token_ids = opened.encode(text)
-    tokens = [opened.decode([token_id]) for token_id in token_ids]
+    tokens = opened.texts_of(token_ids)
     if common.json:
         common.show({"token_ids": token_ids, "tokens": tokens}, "")
         return

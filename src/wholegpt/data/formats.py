@@ -4,6 +4,8 @@ import codecs
 import csv
 import io
 import json
+import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ PIECE_CHARACTERS = 2**21
 """A longer text comes in pieces, each at least this long."""
 LONGEST_RECORD = 2**26
 """Characters of a line or record that is read at all; also of text without a place to cut it."""
+CUT_CHARACTERS = 2**16
+"""How far from the end of a portion a good place to cut it is looked for."""
+AFTER_WORD, AFTER_ANYTHING = re.compile(r"(?<=[^\W_])[ \n]"), re.compile(r"(?<=\S)[ \n]")
 FIELDS_NAMED = 50
 """Fields of records that are kept, about, to say which there are."""
 LIKELY_FIELDS = ("text", "content", "body", "article", "document")
@@ -131,7 +136,7 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
 
 
 def read_text(source: Source) -> Iterator[Piece]:
-    """One document; a long one in pieces, cut where no tokenizer joins anything: before white space after text."""
+    """One document; a long one in pieces, cut where tokenizers join nothing: before white space after text."""
     _refuse_control(source)
     yield from checked(source, _pieces(source))
 
@@ -157,13 +162,14 @@ def _pieces(source: Source) -> Iterator[Piece]:
 
 
 def _last_cut(text: str) -> int:
-    """Where the last line end, or else the last space, follows something else than white space; 0 for nowhere."""
-    for space in ("\n", " "):
-        at = text.rfind(space)
-        while at > 0 and text[at - 1].isspace():
-            at = text.rfind(space, 0, at)
-        if at > 0:
-            return at
+    """The last space or line end after a letter or digit, near the end, or else after anything; 0 for none.
+
+    Some tokenizers join a line end to the punctuation before it, none joins white space to the letter before it.
+    """
+    for pattern, start in ((AFTER_WORD, max(0, len(text) - CUT_CHARACTERS)), (AFTER_ANYTHING, 0)):
+        last = deque(pattern.finditer(text, start), maxlen=1)
+        if last:
+            return last[0].start()
     return 0
 
 

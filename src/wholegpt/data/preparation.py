@@ -250,8 +250,7 @@ def _learn(
     config: TokenizerConfig, store: DocumentStore, plan: SplitPlan, work: Path, console: Console
 ) -> dict[str, Any]:
     """Make the tokenizer and save it in ``work``; what the card says of it."""
-    with console.working(f"{'measuring' if config.path else 'learning'} the vocabulary"):
-        made, measured = learn_vocabulary(config, store, plan)
+    made, measured = learn_vocabulary(config, store, plan, console)
     made.save(work / "tokenizer.json")
     shares = {name: getattr(measured, name) for name in ("bytes_per_token", "unknown_share", "unused_share")}
     return {"sha256": made.sha256, "vocab_size": made.vocab_size, **shares}

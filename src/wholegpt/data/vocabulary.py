@@ -8,6 +8,7 @@ import numpy as np
 
 from wholegpt.choices import TokenizerKind
 from wholegpt.config import TokenizerConfig
+from wholegpt.console import Console, Progress
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.splitting import SplitPlan
 from wholegpt.files import sha256_file
@@ -30,16 +31,24 @@ PIECE_SAMPLED, QUALITY_CHARACTERS = 100_000, 1_000_000
 
 
 def learn_vocabulary(
-    config: TokenizerConfig, store: DocumentStore, plan: SplitPlan
+    config: TokenizerConfig, store: DocumentStore, plan: SplitPlan, console: Console
 ) -> tuple[Tokenizer, Quality]:
     """The tokenizer that ``config`` names, learned from the training side, and how it does on held-out text.
 
     A character vocabulary is that of all text: it must be able to write what is held out. Raises ``TokenizerError``,
     with the figure, for one that would spoil a model.
     """
-    texts = store.texts if config.kind is TokenizerKind.character else _sample(store, plan)
-    made = make_tokenizer(config, texts, int(store.pieces["characters"].sum(dtype=np.int64)))
-    measured = quality(made, _held_out_sample(store, plan))
+    total = int(store.pieces["characters"].sum(dtype=np.int64))
+    if config.kind is TokenizerKind.character:
+        texts, characters = store.texts, total
+    else:
+        texts, characters = _sample(store, plan)
+    with console.progress(
+        f"{'opening' if config.path else 'learning'} the vocabulary", characters
+    ) as progress:
+        made = make_tokenizer(config, lambda: _watched(texts(), progress), total)
+    with console.working("trying the vocabulary on held-out text"):
+        measured = quality(made, _held_out_sample(store, plan))
     measured.check()
     return made, measured
 
@@ -56,12 +65,23 @@ def _held_out_sample(store: DocumentStore, plan: SplitPlan) -> Iterator[str]:
             return
 
 
-def _sample(store: DocumentStore, plan: SplitPlan) -> Callable[[], Iterator[str]]:
-    """The training side, or pieces of it drawn evenly where that is very large."""
+def _watched(texts: Iterable[str], progress: Progress) -> Iterator[str]:
+    for text in texts:
+        yield text
+        progress.advance(len(text))
+    progress.advance(0, "joining pairs")
+
+
+def _sample(store: DocumentStore, plan: SplitPlan) -> tuple[Callable[[], Iterator[str]], int]:
+    """The training side, or pieces of it drawn evenly where that is very large, and its characters, headers aside."""
     sizes = np.diff(store.pieces["end"].astype(np.int64), prepend=0)[plan.train]
     share = VOCABULARY_BYTES / max(int(sizes.sum()), 1)
     drawn = np.random.default_rng(0).random(len(plan.train)) < share
-    return lambda: (plan.headed_text(store, "train", int(place)) for place in np.flatnonzero(drawn))
+    numbers, sizes = plan.train[drawn].tolist(), store.pieces["characters"][plan.train][drawn].tolist()
+    characters = sum(plan.cuts.get(number, size) for number, size in zip(numbers, sizes, strict=True))
+    return lambda: (
+        plan.headed_text(store, "train", int(place)) for place in np.flatnonzero(drawn)
+    ), characters
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], characters: int) -> Tokenizer:

@@ -41,14 +41,16 @@ class Request:
     def of(cls, tokenizer: Tokenizer, context: str, continuation: str) -> "Request":
         """The ids of both texts as of one: spaces that end the context go to the continuation.
 
-        The context's ids are as many as it has by itself, and the continuation's the rest, at least one. Before an
-        empty context stands end-of-text, or, where the vocabulary has none, the first token of the continuation.
+        The context's ids are those that spell nothing of the continuation; a token that spells the end of the one and
+        the beginning of the other belongs to the continuation, which has at least one. Before an empty context, or
+        one that its first token goes beyond, stands end-of-text, or, where the vocabulary has none, the first token
+        of the continuation.
         Raises ``DataError`` for two texts of which nothing is left to score.
         """
         stripped = context.rstrip()
         whole = tokenizer.encode(context + continuation)
-        n_context = len(tokenizer.encode(stripped))
-        if not stripped and tokenizer.has_end_of_text:
+        n_context = tokenizer.tokens_within(whole, stripped)
+        if not n_context and tokenizer.has_end_of_text:
             whole, n_context = [tokenizer.end_of_text_id, *whole], 1
         if len(whole) < 2:
             raise DataError(f"after {context!r} nothing of {continuation!r} is left to score")

@@ -128,10 +128,13 @@ def encode_prompt(
 ) -> list[int]:
     """The ids of a prompt, at least one: an empty one is end-of-text. Says so, and where a prompt is too long.
 
-    A ``header`` begins a document, so it stands after end-of-text. Raises ``TokenizerError`` for what cannot be
-    encoded.
+    A ``header`` begins a document, so it stands after end-of-text, and is encoded with the prompt as one text, as in
+    training, unless ``allow_special``. Raises ``TokenizerError`` for what cannot be encoded.
     """
-    prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=allow_special)
+    if allow_special:
+        prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=True)
+    else:
+        prompt_ids = tokenizer.encode(header + prompt)
     if header and tokenizer.has_end_of_text:
         prompt_ids = [tokenizer.end_of_text_id, *prompt_ids]
     if not prompt_ids:

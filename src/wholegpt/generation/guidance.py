@@ -155,4 +155,10 @@ def guided(
             f"prompt and max_tokens take {longest} tokens; with guidance they have to fit the {model.context_length} "
             "that the model sees; try fewer max_tokens"
         )
-    return GuidedModel(model, tokenizer.end_of_text_id, len(tokenizer.encode(header)), guidance)
+    header_ids = tokenizer.encode(header)
+    if any(list(one[1 : 1 + len(header_ids)]) != header_ids for one in prompts):
+        raise ConfigError(
+            "the prompt and the line of control before it share a token, so guidance cannot leave that line out; "
+            "begin the prompt with a letter"
+        )
+    return GuidedModel(model, tokenizer.end_of_text_id, len(header_ids), guidance)

@@ -1,5 +1,6 @@
 """Text to token ids and back."""
 
+from wholegpt.tokenizers.form import byte_level_alphabet
 from wholegpt.tokenizers.published import TOKENIZER_FILES, gpt2_tokenizer, open_tokenizer
 from wholegpt.tokenizers.quality import Quality, quality
 from wholegpt.tokenizers.tokenizer import (
@@ -11,7 +12,6 @@ from wholegpt.tokenizers.tokenizer import (
     START,
     StreamDecoder,
     Tokenizer,
-    byte_level_alphabet,
 )
 from wholegpt.tokenizers.training import (
     byte_tokenizer,

@@ -1,5 +1,7 @@
 """Byte-level byte-pair encoding of much text, by tiktoken where it gives the same ids.
 
+tiktoken knows no added tokens that occur in ordinary text, so a vocabulary that has some is left to ``tokenizers``.
+
 The ``tokenizers`` library applies a list of merges; tiktoken joins whatever pair makes the entry of least id. Both are
 the same where each entry stands for one merge, in the order of the ids, and is what its own bytes come to just before
 it: then no border of a token inside a word depends on what stands beyond it. All of that is checked.
@@ -29,6 +31,7 @@ def fast_encoding(tokenizer_json: str, token_bytes: Sequence[bytes]) -> tiktoken
     plain = (
         model["type"] == "BPE"
         and content["normalizer"] is None
+        and all(token["special"] for token in content["added_tokens"])
         and split.get("type") == "ByteLevel"
         and split["use_regex"]
         and not split["add_prefix_space"]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from tokenizers import pre_tokenizers
 
+from wholegpt.tokenizers.training import LONGEST_WORD
+
 Pair = tuple[int, int]
 
 
@@ -57,9 +59,17 @@ def learn_merges(texts: Iterable[str], merges: int) -> Iterator[Merge]:
 
 
 def _words(texts: Iterable[str]) -> Counter[str]:
-    """Words as GPT-2 cuts them, in the characters that stand for their bytes, and how often they occur."""
+    """Words as GPT-2 cuts them, in the characters that stand for their bytes, and how often they occur.
+
+    Long ones are cut into several, as ``train_bpe`` does.
+    """
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    parts: Counter[str] = Counter()
+    for word, times in words.items():
+        for start in range(0, len(word), LONGEST_WORD):
+            parts[word[start : start + LONGEST_WORD]] += times
+    return parts
 
 
 def _joined(word: list[int], pair: Pair, token: int) -> list[int]:

@@ -16,6 +16,7 @@ import tokenizers
 from wholegpt.errors import TokenizerError
 from wholegpt.files import write_text_atomic
 from wholegpt.tokenizers.fast import encode_fast, fast_encoding
+from wholegpt.tokenizers.form import BYTES, fault, is_byte_level, word_end
 
 END_OF_TEXT = "<|endoftext|>"
 START, DELIMITER, CLASSIFY, PADDING = "<|start|>", "<|delimiter|>", "<|classify|>", "<|padding|>"
@@ -32,17 +33,21 @@ class Tokenizer:
     ``decode(encode(text)) == text`` for every string that UTF-8 can express, under byte-level BPE and
     the byte tokenizer; under the character tokenizer for strings of its characters. Others open here too that change
     text (``keeps_text`` is false): GPT-1's lower-cases it and sets a space between its words, Qwen's composes
-    characters (NFC).
+    characters (NFC). What they give back is the text as their normalizer leaves it; ``form`` says what is refused.
+
+    Any number of threads may encode with one tokenizer at once.
     """
 
     def __init__(self, library: tokenizers.Tokenizer, content: str = "") -> None:
         self._library = library
+        self._library.encode_special_tokens = True  # those written in a text are plain text
         # A loaded file is kept as it is, so that another version of the library changes no hash.
         self._content = content or library.to_str(pretty=True)
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
         self.has_end_of_text = library.token_to_id(END_OF_TEXT) is not None
+        self._added = library.get_added_tokens_decoder()
         # GPT-1's vocabulary marks the entries that end a word.
-        self._word_end: str = getattr(library.model, "end_of_word_suffix", None) or ""
+        self._word_end = word_end(library)
         self.marks_word_ends = bool(self._word_end)
         self.keeps_text = not self._word_end and library.normalizer is None
 
@@ -61,10 +66,17 @@ class Tokenizer:
         """The id of an entry by its name; none where there is no such entry."""
         return self._library.token_to_id(token)
 
-    @property
-    def special_ids(self) -> set[int]:
-        """The ids that no text becomes."""
-        return set(self._library.get_added_tokens_decoder())
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that no text becomes: those of special tokens, unless the model also uses the entry for text."""
+        special = {token_id: token.content for token_id, token in self._added.items() if token.special}
+        return frozenset(token_id for token_id, name in special.items() if not self._spells(name, token_id))
+
+    def _spells(self, text: str, token_id: int) -> bool:
+        try:
+            return self._library.encode(text, add_special_tokens=False).ids == [token_id]
+        except Exception:  # the library raises nothing more specific for characters that it does not know
+            return False
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -103,23 +115,11 @@ class Tokenizer:
 
         Raises ``TokenizerError`` naming the first character the vocabulary cannot express.
         """
-        ordinary = text
-        if allow_special:
-            for token in self._library.get_added_tokens_decoder().values():
-                ordinary = ordinary.replace(token.content, "")
-        self._check(ordinary)
-        self._library.encode_special_tokens = not allow_special
-        return self._library.encode(text, add_special_tokens=False).ids
-
-    def known_part(self, text: str) -> str:
-        """``text`` without the characters that the vocabulary cannot express."""
-        if self._characters is None:
-            return text
-        return "".join(character for character in text if character in self._characters)
+        _check_characters(text)
+        return self._ids_of(self._reading_special if allow_special else self._library, [text])[0]
 
     def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """``encode`` of many texts, in their order, on all cores; a few megabytes of them are held at a time."""
-        self._library.encode_special_tokens = True
         workers = os.cpu_count() or 1
         waiting: deque[Future[list[np.ndarray]]] = deque()
         with ThreadPoolExecutor(workers) as pool:
@@ -135,20 +135,50 @@ class Tokenizer:
 
     def _encode_portion(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:
-            self._check(text)
+            _check_characters(text)
         ids = [encode_fast(self._fast, text) if self._fast else None for text in texts]
         slow = [text for text, one in zip(texts, ids, strict=True) if one is None]
-        encoded = iter(self._library.encode_batch_fast(slow, add_special_tokens=False))
-        return [np.array(next(encoded).ids, dtype=np.uint32) if one is None else one for one in ids]
+        encoded = iter(self._ids_of(self._library, slow))
+        return [np.array(next(encoded), dtype=np.uint32) if one is None else one for one in ids]
+
+    def _ids_of(self, library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+        """The ids that ``library`` gives each text, whose length is not bounded: the one long call into it."""
+        try:
+            ids = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # the library raises nothing more specific
+            raise self._cannot_express(texts, str(error)) from None
+        if self._characters is not None and not self._word_end:
+            for text, token_ids in zip(texts, ids, strict=True):
+                if not self._spelled_by(token_ids, text):
+                    raise self._cannot_express([text], "the tokens spell another text")
+        return ids
+
+    @cached_property
+    def _reading_special(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which special tokens written in a text are those tokens."""
+        library = tokenizers.Tokenizer.from_str(self._library.to_str())
+        library.encode_special_tokens = False
+        return library
 
     @cached_property
     def _fast(self) -> tiktoken.Encoding | None:
-        return fast_encoding(self._content, self.token_bytes)
+        return fast_encoding(self._library.to_str(), self.token_bytes)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ``token_ids``; bytes that are not whole UTF-8 characters become U+FFFD."""
+        return "".join(self.texts_of(token_ids))
+
+    def texts_of(self, token_ids: Iterable[int]) -> list[str]:
+        """What each token adds to the text, which is all of them joined.
+
+        A character of several tokens comes with the one that completes it; what is left incomplete, as U+FFFD, with
+        the last.
+        """
         decoder = self.stream()
-        return "".join([*map(decoder.push, token_ids), decoder.finish()])
+        texts = [decoder.push(token_id) for token_id in token_ids]
+        if texts:
+            texts[-1] += decoder.finish()
+        return texts
 
     def stream(self, after: int | None = None) -> "StreamDecoder":
         """``decode`` token by token; ``after`` is the token before them, whose word's end they begin with."""
@@ -160,45 +190,56 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes each token stands for; a special token stands for its own name.
+        """The bytes each token stands for; an added token stands for its own name.
 
         The end of a word is a space, where the vocabulary marks it.
         """
-        special = {token.content for token in self._library.get_added_tokens_decoder().values()}
-        byte_level = isinstance(self._library.decoder, tokenizers.decoders.ByteLevel)
-        to_byte = {character: byte for byte, character in enumerate(byte_level_alphabet())}
+        byte_level = is_byte_level(self._library)
         by_id = {token_id: token for token, token_id in self._library.get_vocab().items()}
         return [
-            bytes(to_byte[character] for character in by_id[token_id])
-            if byte_level and by_id[token_id] not in special
-            else self._text_of(by_id[token_id]).encode()
+            bytes(BYTES[character] for character in by_id[token_id])
+            if byte_level and token_id not in self._added
+            else self._text_of(token_id, by_id[token_id]).encode()
             for token_id in range(self.vocab_size)
         ]
 
-    def _text_of(self, entry: str) -> str:
-        ends_word = self._word_end and entry.endswith(self._word_end)
+    def _text_of(self, token_id: int, entry: str) -> str:
+        ends_word = self._word_end and entry.endswith(self._word_end) and token_id not in self._added
         return entry.removesuffix(self._word_end) + " " if ends_word else entry
 
     @cached_property
     def text_sizes(self) -> np.ndarray:
-        """Text bytes and characters each token adds, shape (V, 2); 0 and 0 for special tokens.
+        """Text bytes and characters each token adds, shape (V, 2); 0 and 0 for ``special_ids``.
 
         A character is counted where it starts, at a byte that does not continue another, so that
         sums over the tokens of a text are the text's own sizes.
         """
-        special = set(self._library.get_added_tokens_decoder())
         sizes = [
-            (0, 0) if i in special else (len(b), sum(byte & 0xC0 != 0x80 for byte in b))
+            (0, 0) if i in self.special_ids else (len(b), sum(byte & 0xC0 != 0x80 for byte in b))
             for i, b in enumerate(self.token_bytes)
         ]
         return np.array(sizes, dtype=np.int64)
 
+    def tokens_within(self, token_ids: Sequence[int], beginning: str) -> int:
+        """How many of the first ``token_ids`` spell nothing beyond ``beginning``, which their text begins with."""
+        ends = self.text_sizes[list(token_ids), 0].cumsum()
+        beginning_bytes = self.text_sizes[self.encode(beginning), 0].sum()
+        return int(np.searchsorted(ends, beginning_bytes, side="right"))
+
     @cached_property
     def _characters(self) -> frozenset[str] | None:
-        """The only characters that can be encoded, or None where all can."""
-        if isinstance(self._library.model, tokenizers.models.WordLevel):
-            return frozenset(self._library.get_vocab(with_added_tokens=False))
-        return None
+        """The only characters that can be encoded, or None where all can, or those unknown have an entry."""
+        if is_byte_level(self._library) or self._word_end:
+            return None
+        entries = self._library.get_vocab(with_added_tokens=False)
+        added = {token.content for token in self._added.values() if token.special}
+        return frozenset(entry for entry in entries if len(entry) == 1 and entry not in added)
+
+    def known_part(self, text: str) -> str:
+        """``text`` without the characters that the vocabulary cannot express."""
+        if self._characters is None:
+            return text
+        return "".join(character for character in text if character in self._characters)
 
     def with_unused(self, vocab_size: int) -> "Tokenizer":
         """The tokenizer with entries that no text has, up to ``vocab_size``: for models padded to a round size."""
@@ -220,39 +261,68 @@ class Tokenizer:
 
     def _check_round_trip(self, path: str | Path) -> None:
         """Raise ``TokenizerError`` for a foreign tokenizer that changes text, or decodes unlike this class."""
-        probe = "A naïve café: 東京 🙂\n  don't 42"
-        if self._characters is not None:
-            probe = "".join(sorted(self._characters))
+        reason = fault(self._library)
+        if not reason and not self._gives_back(self._probe()):
+            reason = "does not give text back unchanged, so no figure per byte would be true"
+        if reason:
+            raise TokenizerError(
+                f"{path}: {reason}; only byte-level and character tokenizers that keep all of a text are supported, "
+                "and GPT-1's"
+            )
+
+    def _probe(self) -> str:
+        if self._characters is None:
+            return "A naïve café: 東京 🙂\n  don't 42"
+        # Each character twice, so that one is told from a run of it.
+        return "".join(2 * character for character in sorted(self._characters))
+
+    def _gives_back(self, probe: str) -> bool:
         try:
             token_ids = self.encode(probe)
             given_back = self.decode(token_ids)
-            if not self.keeps_text:
-                probe = self._library.decode(token_ids, skip_special_tokens=False)
-        except Exception:  # the library raises nothing more specific
-            given_back = ""
-        if given_back != probe:
-            raise TokenizerError(
-                f"{path}: does not give text back unchanged, so no figure per byte would be true; only byte-level "
-                "and character tokenizers without normalisation are supported, and GPT-1's"
-            )
+        except TokenizerError:
+            return False
+        if self.keeps_text:
+            return given_back == probe
+        expected = given_back if self._word_end else self._normalized(probe)
+        return given_back == expected == self._library.decode(token_ids, skip_special_tokens=False)
 
-    def _check(self, text: str) -> None:
-        if self._characters is not None and self._library.normalizer is not None:
-            text = self._library.normalizer.normalize_str(text)
-        if self._characters is not None and not self._characters.issuperset(text):
-            place, character = next((i, c) for i, c in enumerate(text) if c not in self._characters)
-            raise TokenizerError(
-                f"character {character!r} (U+{ord(character):04X}) at position {place} is not among the "
-                f"{len(self._characters)} characters this tokenizer was trained on; leave it out, or train "
-                "with --tokenizer.kind bpe, which knows every character"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TokenizerError(
-                f"position {error.start} holds a lone surrogate (U+{ord(text[error.start]):04X}), "
-                "which is not a character"
-            ) from None
+    def _normalized(self, text: str) -> str:
+        normalizer = self._library.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
+    def _spelled_by(self, token_ids: list[int], text: str) -> bool:
+        """Whether the tokens spell ``text``: none of it was dropped, or replaced by an unknown token."""
+        spelled = b"".join([self.token_bytes[token_id] for token_id in token_ids])
+        if self._library.normalizer is None:
+            return spelled == text.encode()
+        # The text of an added token may not be normalized.
+        return self._normalized(spelled.decode(errors="replace")) == self._normalized(text)
+
+    def _cannot_express(self, texts: Sequence[str], reason: str) -> TokenizerError:
+        """The error that names the first character that the vocabulary lacks, or else gives the ``reason``."""
+        known = self._characters or frozenset()
+        for text in map(self._normalized, texts):
+            for token in self._added.values():
+                text = text.replace(token.content, next(iter(known), "") * len(token.content))
+            for place, character in enumerate(text):
+                if known and character not in known:
+                    return TokenizerError(
+                        f"character {character!r} (U+{ord(character):04X}) at position {place} is not among the "
+                        f"{len(known)} characters this tokenizer was trained on; leave it out, or train "
+                        "with --tokenizer.kind bpe, which knows every character"
+                    )
+        return TokenizerError(f"the tokenizer cannot encode this text: {reason}")
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"position {error.start} holds a lone surrogate (U+{ord(text[error.start]):04X}), "
+            "which is not a character"
+        ) from None
 
 
 def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -267,17 +337,6 @@ def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
             portion, characters = [], 0
     if portion:
         yield portion
-
-
-def byte_level_alphabet() -> str:
-    """The 256 printable characters that stand for the bytes 0–255 in GPT-2's vocabulary, in byte order.
-
-    A byte that is a printable Latin-1 character other than the space stands for itself; the others
-    take U+0100 onwards, in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
 class StreamDecoder:

@@ -8,11 +8,15 @@ from tokenizers import Tokenizer as Library
 
 from wholegpt.choices import Normalization
 from wholegpt.errors import TokenizerError
+from wholegpt.tokenizers.form import byte_level_alphabet
 from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
-from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_level_alphabet
+from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 MOST_SYMBOLS = 100_000
 """More than any text has; merges beyond those asked for are left out again."""
+LONGEST_WORD = 256
+"""Symbols in a word that merges are learned from; a longer word counts as several. GPT-2's longest entry has 128 bytes.
+The time that a word takes grows with the square of its length."""
 
 
 def train_bpe(
@@ -26,7 +30,7 @@ def train_bpe(
     E1: starting from the 256 bytes, join the most frequent adjacent pair of tokens inside the words
     of ``texts``, again and again; ties go to the pair of smaller ids. The vocabulary is the bytes,
     the joined pairs and, last, end-of-text: at most ``vocab_size`` entries. The plain twin is
-    ``plain.learn_merges``.
+    ``plain.learn_merges``. Words of more than ``LONGEST_WORD`` bytes are cut, for learning only.
     """
     library = Library(models.BPE())
     _normalize(library, normalization, lowercase)
@@ -37,9 +41,17 @@ def train_bpe(
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    library.train_from_iterator(texts, trainer)
+    _learn_merges(library, trainer, texts)
     library.add_special_tokens([END_OF_TEXT])
     return Tokenizer(library)
+
+
+def _learn_merges(library: Library, trainer: trainers.BpeTrainer, texts: Iterable[str]) -> None:
+    """Train ``library`` on words of at most ``LONGEST_WORD`` symbols; it still encodes words of any length."""
+    split = library.pre_tokenizer
+    library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.FixedLength(LONGEST_WORD)])
+    library.train_from_iterator(texts, trainer)
+    library.pre_tokenizer = split
 
 
 def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
@@ -55,7 +67,7 @@ def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
         special_tokens=[UNKNOWN],
         end_of_word_suffix=WORD_END,
     )
-    library.train_from_iterator(texts, trainer)
+    _learn_merges(library, trainer, texts)
     model = json.loads(library.to_str())["model"]
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     learned = [(left, right) for left, right in pairs]

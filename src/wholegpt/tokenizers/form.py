@@ -1,0 +1,112 @@
+"""Which tokenizers give text back.
+
+A tokenizer is accepted when the texts of its tokens, joined, are the text that was encoded, as its normalizer leaves
+it. That follows from its parts: no pre-tokenizer, model or added token may drop or add a character. GPT-1's form, which
+marks the ends of words, is the one exception.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models
+
+KEEPING = {"ByteLevel", "Split", "Punctuation", "Digits", "FixedLength"}
+"""Pre-tokenizers that cut a text and change nothing, where their options do not say otherwise."""
+
+
+def byte_level_alphabet() -> str:
+    """The 256 printable characters that stand for the bytes 0–255 in GPT-2's vocabulary, in byte order.
+
+    A byte that is a printable Latin-1 character other than the space stands for itself; the others
+    take U+0100 onwards, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+BYTES = {character: byte for byte, character in enumerate(byte_level_alphabet())}
+
+
+def is_byte_level(library: Library) -> bool:
+    """Whether the entries are written in the characters of ``byte_level_alphabet``."""
+    return isinstance(library.decoder, decoders.ByteLevel)
+
+
+def word_end(library: Library) -> str:
+    """What marks the entries that end a word, in GPT-1's form; empty elsewhere."""
+    return getattr(library.model, "end_of_word_suffix", None) or ""
+
+
+def fault(library: Library) -> str:
+    """Why encoded text would not come back as it was, or differ from time to time; empty when nothing is wrong."""
+    ids = sorted(library.get_vocab(with_added_tokens=True).values())
+    if ids != list(range(len(ids))):
+        return f"has {len(ids):,} entries with ids up to {max(ids, default=0):,}; expected each id from 0 on once"
+    if getattr(library.model, "dropout", None):
+        return "has a model with dropout, which cuts the same text differently each time"
+    changes = _added_token_fault(library)
+    if not word_end(library):
+        changes = changes or _normalizer_fault(library) or _model_fault(library)
+    return changes and f"does not give text back unchanged: it {changes}"
+
+
+def _added_token_fault(library: Library) -> str:
+    entries = library.get_vocab(with_added_tokens=False)
+    for token in library.get_added_tokens_decoder().values():
+        if (token.lstrip or token.rstrip) and not (token.special and is_byte_level(library)):
+            return f"has the added token {token.content!r} with lstrip or rstrip, which drops white space beside it"
+        if is_byte_level(library) and token.content in entries:
+            spelled = bytes(BYTES[character] for character in token.content if character in BYTES)
+            if spelled != token.content.encode():
+                return f"has the added token {token.content!r} under the id of an entry that stands for other bytes"
+    return ""
+
+
+def _normalizer_fault(library: Library) -> str:
+    """A text is normalized in parts, between added tokens: that must come to the same as the whole."""
+    if library.normalizer is None:
+        return ""
+    normalized = library.normalizer.normalize_str
+    one, other = " A é ", " B ﬁ "
+    if normalized(normalized(one) + normalized(other)) != normalized(one + other):
+        return "has a normalizer that changes the beginning or the end of each text"
+    return ""
+
+
+def _model_fault(library: Library) -> str:
+    if isinstance(library.model, models.WordPiece):
+        return "is WordPiece, which drops spaces and long words"
+    if getattr(library.model, "continuing_subword_prefix", None):
+        return "marks the entries that continue a word"
+    steps = list(_steps(library.pre_tokenizer))
+    for step in steps:
+        if step["type"] not in KEEPING:
+            return f"has the pre-tokenizer {step['type']}, which does not keep white space as it is"
+        if step.get("add_prefix_space"):
+            return "puts a space before each text (add_prefix_space)"
+        if step.get("behavior") == "Removed":
+            return f"has the pre-tokenizer {step['type']} that removes what it cuts at"
+    if is_byte_level(library):
+        if isinstance(library.model, models.WordLevel) or all(step["type"] != "ByteLevel" for step in steps):
+            return "decodes bytes that it does not encode"
+        missing = set(byte_level_alphabet()) - set(library.get_vocab(with_added_tokens=False))
+        if missing:
+            return f"lacks {len(missing)} of the 256 bytes, so it would drop characters"
+    return ""
+
+
+def _steps(pre_tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """The settings of each pre-tokenizer, those of a sequence one by one."""
+
+    def flat(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if settings["type"] == "Sequence":
+            for one in settings["pretokenizers"]:
+                yield from flat(one)
+        else:
+            yield settings
+
+    if pre_tokenizer is not None:
+        yield from flat(json.loads(pre_tokenizer.__getstate__()))
