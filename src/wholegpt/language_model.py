@@ -18,6 +18,7 @@ from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
 from wholegpt.data.control import NO_CONTROL, header_for
 from wholegpt.data.conversations import holds_conversations, read_like
+from wholegpt.data.messages import read_message
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.data.tables import is_table, read_table
 from wholegpt.data.task_columns import DETECTED
@@ -383,7 +384,7 @@ class LanguageModel:
         ):
             if shots or examples or generation:
                 raise ConfigError("answers are measured without solved examples, the likeliest token each")
-            conversations = read_like(Path(path), encoding, self.columns)
+            conversations = read_like(Path(path), encoding, self.columns, console=console or Console())
             return self.evaluate_conversations(conversations, dtype, console)
         return evaluate_task(
             self.model,
@@ -420,7 +421,7 @@ class LanguageModel:
 
     def chat(
         self,
-        messages: Sequence[Message | Mapping[str, str]],
+        messages: Sequence[Message | Mapping[str, Any]],
         *,
         emit: Callable[[str], None] | None = None,
         console: Console | None = None,
@@ -434,7 +435,10 @@ class LanguageModel:
         console, template = console or Console(), self.answering_template()
         if isinstance(messages, str):
             raise DataError("messages is one text; give a list of messages, each with its role and content")
-        said = [one if isinstance(one, Message) else from_mapping(one, Message("", "")) for one in messages]
+        said = [
+            one if isinstance(one, Message) else read_message(one, f"chat: message {number}")
+            for number, one in enumerate(messages, 1)
+        ]
         if not all(one.content for one in said):
             raise DataError("a message has no content")
         check_conversation(said, "chat")

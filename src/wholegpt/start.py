@@ -128,7 +128,7 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
         if settings.task is TaskKind.pretraining:
             begun = _begin_text(config, parent, source, target, console)
         elif settings.task is TaskKind.instruct:
-            begun = begin_instructions(config, parent, target)
+            begun = begin_instructions(config, parent, target, console)
         else:
             begun = begin_task(config, parent, target)
         resolved = _write_begun(target, begun, [origin])
@@ -154,7 +154,7 @@ def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Cons
     check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:
-        _write_begun(target, begin_pairs(config, target), [])
+        _write_begun(target, begin_pairs(config, target, console), [])
 
     write_folder_atomic(folder, fill)
     return folder
