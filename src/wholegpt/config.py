@@ -286,8 +286,8 @@ class ScheduleConfig:
 
     kind: ScheduleKind = ScheduleKind.cosine
     """Shape after the warm-up."""
-    warmup_steps: int = 50
-    """Steps of linear rise to the peak."""
+    warmup_steps: int = 0
+    """Steps of linear rise to the peak. 0: a tenth of all steps, at most 20. 1: none."""
     final_fraction: float = 0.1
     """Where cosine and warmup_stable_decay end, as a share of the peak."""
     decay_fraction: float = 0.2

@@ -16,7 +16,7 @@ from wholegpt.checkpoint import (
     TrainingFiles,
     load_model,
 )
-from wholegpt.checks import check
+from wholegpt.checks import check, complete_schedule
 from wholegpt.choices import Architecture, Execution, TaskKind
 from wholegpt.config import Config, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
@@ -228,6 +228,8 @@ def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> 
 def _decided(config: Config, console: Console) -> Config:
     """``config``, checked, and known to be possible on this machine before anything is read."""
     check(config)
+    if config.training.steps and config.model.architecture is not Architecture.ngram:
+        complete_schedule(config.schedule, config.training.steps)
     config = _eager_without_compiler(config, console)
     runtime.decide(config)
     return config

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.checks import check, complete_optimizer, derive_sizes
+from wholegpt.checks import check, complete_optimizer, complete_schedule, derive_sizes
 from wholegpt.choices import Architecture
 from wholegpt.cli.finetuning import show_finetuned
 from wholegpt.cli.options import (
@@ -104,6 +104,9 @@ def train(
             chosen,
             model=derive_sizes(chosen.model),
             optimizer=complete_optimizer(chosen.optimizer),
+            schedule=complete_schedule(chosen.schedule, chosen.training.steps)
+            if chosen.training.steps
+            else chosen.schedule,
         )
         _show_config(runtime.decide(chosen), common)
         return
