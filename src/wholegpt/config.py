@@ -158,9 +158,10 @@ class DataConfig:
     near_words: int = 3
     """Words in a row that are compared; a changed word changes so many runs."""
     split: Split = Split.automatic
-    """What is held out. automatic: whole documents where there are at least 50, else the end of the text."""
+    """What is held out. automatic: whole documents where there are at least 50 and enough small ones, else the end of
+    each source's text."""
     validation_fraction: float = 0.1
-    """Share of the documents, or of the characters, that is held out."""
+    """Share of the text that is held out: of its bytes in whole documents, or of its characters."""
     licence: str = ""
     """Licence of the text, for its data card."""
     card: str = ""

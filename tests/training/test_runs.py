@@ -197,10 +197,10 @@ def test_the_warm_up_is_decided_before_the_first_step(text_file: Path, tmp_path:
     path = api.start_run(config, tmp_path / "run", False, QUIET)
     assert recipe(str(path / "config.yaml")).schedule.warmup_steps == 5
     config = tiny_config(tmp_path / "none.txt", schedule={"warmup_steps": 12})
-    with pytest.raises(ConfigError, match="schedule.warmup_steps is 12 and the run has 12 steps"):
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps is 12 and the run has 12 steps"):
         api.start_run(config, tmp_path / "other", False, QUIET)
     config = tiny_config(text_file, schedule={"warmup_steps": 1000}, training={"steps": 0, "epochs": 0.1})
-    with pytest.raises(ConfigError, match="schedule.warmup_steps is 1,000"):
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps is 1,000"):
         api.start_run(config, tmp_path / "other", False, QUIET)
     assert not (tmp_path / "other").exists()
 
