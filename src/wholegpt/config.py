@@ -353,7 +353,8 @@ class LoggingConfig:
     sample_every: int = 200
     """Steps between sample texts; one more follows the last step. 0: only that one."""
     sample_prompt: str = ""
-    """What the samples continue. Empty: they start from end-of-text."""
+    """What the samples continue. Empty: they start from end-of-text, or from a line break where the training text is
+    one document, which has none."""
     sample_tokens: int = 120
     """Length of a sample in tokens."""
 

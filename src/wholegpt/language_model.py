@@ -83,7 +83,7 @@ class LanguageModel:
         """
         self.writer = writer or model
         self.model, self.control, self.task = model.eval(), facts.control, facts.task
-        self.columns = facts.columns or DETECTED
+        self.columns, self.start_text = facts.columns or DETECTED, facts.start_text
         self.chat_template = ChatTemplate(facts.chat_template) if facts.chat_template else None
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
@@ -207,7 +207,9 @@ class LanguageModel:
             asked = [[Message("user", prompt)] for prompt in prompts]
             return config, [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
         begun = {
-            prompt: encode_prompt(self.model, self.tokenizer, header, prompt, allow_special, console)
+            prompt: encode_prompt(
+                self.model, self.tokenizer, header, prompt, allow_special, console, self.start_text
+            )
             for prompt in dict.fromkeys(prompts)
         }
         return config, [begun[prompt] for prompt in prompts]

@@ -185,7 +185,9 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
             f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
         )
     lora = config.lora if config.lora.rank else None
-    facts = dataclasses.replace(parent.facts, control=data.manifest.control, lora=lora, new_tokens=0)
+    facts = dataclasses.replace(
+        parent.facts, control=data.manifest.control, start_text=data.start_text, lora=lora, new_tokens=0
+    )
     config = resolve(config, data)
     return Begun(config, begin_model(config, parent, facts), parent.tokenizer, facts, source_of(data))
 

@@ -26,6 +26,7 @@ from wholegpt.cli.options import (
     section,
 )
 from wholegpt.config import Config
+from wholegpt.console import visible
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import to_mapping, to_yaml
 
@@ -264,7 +265,9 @@ def _show(run: "Run[Any]", common: Common) -> None:
     if run.config.finetuning.model or "kind" in result["validation"]:
         show_finetuned(run, common)
         return
-    lines = ["Sample:", "", run.sample, "", "Validation:", score_table(result["validation"])]
+    writes = run.config.logging.sample_tokens and run.config.model.architecture is not Architecture.encoder
+    sample = ["Sample:", "", visible(run.sample), ""] if writes else []
+    lines = [*sample, "Validation:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:
         lines += [

@@ -13,7 +13,7 @@ from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.checks import complete_model
 from wholegpt.choices import Dtype, TokenizerKind
 from wholegpt.config import Config, GenerationConfig
-from wholegpt.console import Console
+from wholegpt.console import Console, visible
 from wholegpt.data.chat_template import (
     PAIR_TEMPLATE,
     SEPARATOR,
@@ -102,7 +102,7 @@ class InstructionTuning:
             return ""
         config = GenerationConfig(max_tokens=tokens, temperature=0.0)
         (answer,) = answers(model, self.tokenizer, self.template, [asked], config, QUIET)
-        return f"{asked[-1].content}\n→ {answer.text}"
+        return f"{asked[-1].content}\n→ {visible(answer.text)}"
 
     def masks(self) -> list[list[tuple[str, bool]]]:
         """The first training conversations token by token, and whether each is learned."""
@@ -397,7 +397,13 @@ def begin_instructions(config: Config, parent: ModelFolder, folder: Path, consol
     new = [name for name in template.special_tokens if parent.tokenizer.id_of(name) is None]
     tokenizer = parent.tokenizer.with_special_tokens(new) if new else parent.tokenizer
     lora = config.lora if config.lora.rank else None
-    facts = ModelFacts(lora=lora, new_tokens=len(new), columns=data.columns, chat_template=template.source)
+    facts = ModelFacts(
+        lora=lora,
+        new_tokens=len(new),
+        columns=data.columns,
+        start_text=parent.facts.start_text,
+        chat_template=template.source,
+    )
     length = parent.model.context_length
     fitted = fit_conversations(data.train, template, tokenizer, length)
     fit_conversations(data.validation, template, tokenizer, length)
