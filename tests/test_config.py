@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wholegpt.checks import check, check_generation, complete_model
+from wholegpt.checks import check, check_generation, complete_model, complete_schedule
 from wholegpt.choices import Bias, FeedForward
 from wholegpt.config import Config, GenerationConfig, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
@@ -196,3 +196,17 @@ def test_a_model_that_opens_nowhere_else_is_told_by_its_fields() -> None:
     grouped = dataclasses.replace(gpt2(), n_kv_heads=4)
     assert published_architecture(grouped) == ("GPT-2", ["model.n_kv_heads"])
     assert published_architecture(dataclasses.replace(gpt2(), bias=Bias.none)) == ("GPT-2", [])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("steps", [1, 17, 50, 5000])
+def test_the_warm_up_of_every_recipe_fits_the_steps_that_are_asked_for(name: str, steps: int) -> None:
+    config = configure({"training": {"steps": steps}}, recipe(name))
+    assert complete_schedule(config.schedule, config.training.steps).warmup_steps <= steps // 2
+
+
+def test_a_warm_up_that_is_asked_for_stays() -> None:
+    asked = configure({"training": {"steps": 50}, "schedule": {"warmup_steps": 715}}, recipe("gpt2-small"))
+    assert asked.schedule.warmup_steps == 715
+    with pytest.raises(ConfigError, match="the run has 50 steps, so the learning rate would only rise"):
+        complete_schedule(asked.schedule, asked.training.steps)

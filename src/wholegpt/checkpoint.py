@@ -62,6 +62,8 @@ class ModelFacts:
     """The last entries of the vocabulary, which were new when it was fine-tuned."""
     columns: TaskColumns | None = None
     """Of the tables with the conversations that it learned to answer from."""
+    start_text: str = ""
+    """What its texts start from without a prompt; empty: end-of-text."""
     chat_template: str = ""
     """How conversations with it are written, in a file of its own beside the tokenizer."""
 

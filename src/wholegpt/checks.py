@@ -23,6 +23,7 @@ from wholegpt.config import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    ScheduleConfig,
     TokenizerConfig,
     WindowsConfig,
 )
@@ -91,6 +92,25 @@ def complete_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
     """``optimizer`` with a learning rate of 0 replaced by what it stands for."""
     return dataclasses.replace(
         optimizer, learning_rate=optimizer.learning_rate or LEARNING_RATES[optimizer.kind]
+    )
+
+
+WARMUP_SHARE, MOST_WARMUP_STEPS = 0.1, 20
+
+
+def complete_schedule(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
+    """``schedule`` for a run of so many ``steps``, with a warm-up of 0 replaced by what it stands for.
+
+    Raises ``ConfigError`` for a given warm-up that lasts as long as the run, whose rate would end at its highest.
+    """
+    warmup = schedule.warmup_steps
+    if warmup > 1 and steps <= warmup:
+        raise ConfigError(
+            f"schedule.warmup_steps is {warmup:,} and the run has {steps:,} steps, so the learning rate would only "
+            "rise; give fewer, or 0 for a tenth of all steps"
+        )
+    return dataclasses.replace(
+        schedule, warmup_steps=warmup or min(int(WARMUP_SHARE * steps), MOST_WARMUP_STEPS)
     )
 
 

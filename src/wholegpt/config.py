@@ -158,9 +158,10 @@ class DataConfig:
     near_words: int = 3
     """Words in a row that are compared; a changed word changes so many runs."""
     split: Split = Split.automatic
-    """What is held out. automatic: whole documents where there are at least 50, else the end of the text."""
+    """What is held out. automatic: whole documents where there are at least 50 and enough small ones, else the end of
+    each source's text."""
     validation_fraction: float = 0.1
-    """Share of the documents, or of the characters, that is held out."""
+    """Share of the text that is held out: of its bytes in whole documents, or of its characters."""
     licence: str = ""
     """Licence of the text, for its data card."""
     card: str = ""
@@ -286,8 +287,8 @@ class ScheduleConfig:
 
     kind: ScheduleKind = ScheduleKind.cosine
     """Shape after the warm-up."""
-    warmup_steps: int = 50
-    """Steps of linear rise to the peak."""
+    warmup_steps: int = 0
+    """Steps of linear rise to the peak. 0: a tenth of all steps, at most 20. 1: none."""
     final_fraction: float = 0.1
     """Where cosine and warmup_stable_decay end, as a share of the peak."""
     decay_fraction: float = 0.2
@@ -352,7 +353,8 @@ class LoggingConfig:
     sample_every: int = 200
     """Steps between sample texts; one more follows the last step. 0: only that one."""
     sample_prompt: str = ""
-    """What the samples continue. Empty: they start from end-of-text."""
+    """What the samples continue. Empty: they start from end-of-text, or from a line break where the training text is
+    one document, which has none."""
     sample_tokens: int = 120
     """Length of a sample in tokens."""
 

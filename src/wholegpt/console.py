@@ -21,6 +21,13 @@ class Progress(Protocol):
         ...
 
 
+def visible(text: str) -> str:
+    """A text that a model wrote, for people: where there is nothing to see, what says so."""
+    if not text:
+        return "(nothing: the model ended the text at once)"
+    return text if text.strip() else f"(white space alone: {text[:40]!r})"
+
+
 class Console:
     """Notes and progress on standard error, or nothing when quiet."""
 

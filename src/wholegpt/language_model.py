@@ -18,6 +18,7 @@ from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
 from wholegpt.data.control import NO_CONTROL, header_for
 from wholegpt.data.conversations import holds_conversations, read_like
+from wholegpt.data.messages import read_message
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.data.tables import is_table, read_table
 from wholegpt.data.task_columns import DETECTED
@@ -82,7 +83,7 @@ class LanguageModel:
         """
         self.writer = writer or model
         self.model, self.control, self.task = model.eval(), facts.control, facts.task
-        self.columns = facts.columns or DETECTED
+        self.columns, self.start_text = facts.columns or DETECTED, facts.start_text
         self.chat_template = ChatTemplate(facts.chat_template) if facts.chat_template else None
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
@@ -206,7 +207,9 @@ class LanguageModel:
             asked = [[Message("user", prompt)] for prompt in prompts]
             return config, [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
         begun = {
-            prompt: encode_prompt(self.model, self.tokenizer, header, prompt, allow_special, console)
+            prompt: encode_prompt(
+                self.model, self.tokenizer, header, prompt, allow_special, console, self.start_text
+            )
             for prompt in dict.fromkeys(prompts)
         }
         return config, [begun[prompt] for prompt in prompts]
@@ -384,7 +387,7 @@ class LanguageModel:
         ):
             if shots or examples or generation:
                 raise ConfigError("answers are measured without solved examples, the likeliest token each")
-            conversations = read_like(Path(path), encoding, self.columns)
+            conversations = read_like(Path(path), encoding, self.columns, console=console or Console())
             return self.evaluate_conversations(conversations, dtype, console)
         return evaluate_task(
             self.model,
@@ -421,7 +424,7 @@ class LanguageModel:
 
     def chat(
         self,
-        messages: Sequence[Message | Mapping[str, str]],
+        messages: Sequence[Message | Mapping[str, Any]],
         *,
         emit: Callable[[str], None] | None = None,
         console: Console | None = None,
@@ -435,7 +438,10 @@ class LanguageModel:
         console, template = console or Console(), self.answering_template()
         if isinstance(messages, str):
             raise DataError("messages is one text; give a list of messages, each with its role and content")
-        said = [one if isinstance(one, Message) else from_mapping(one, Message("", "")) for one in messages]
+        said = [
+            one if isinstance(one, Message) else read_message(one, f"chat: message {number}")
+            for number, one in enumerate(messages, 1)
+        ]
         if not all(one.content for one in said):
             raise DataError("a message has no content")
         check_conversation(said, "chat")

@@ -11,7 +11,8 @@ from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
 from wholegpt.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
 from wholegpt.config import PrecisionConfig
 from wholegpt.console import Console
-from wholegpt.errors import CheckpointError, ConfigError
+from wholegpt.data import PreparedData
+from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
 from wholegpt.tokenizers import byte_tokenizer
@@ -62,9 +63,22 @@ def load(
     if loaded.facts.lora:
         merge(loaded.model)
         remove_lora(loaded.model)
+    facts = loaded.facts
+    if folder.parent == Path(path) / "checkpoints" and not facts.start_text:
+        facts = dataclasses.replace(facts, start_text=_start_text(Path(path)))
     model = lay_out(loaded.model, layout, numbers)
     writer = _writer(model, Execution(execution), console)
-    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, loaded.facts, writer)
+    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, facts, writer)
+
+
+def _start_text(run: Path) -> str:
+    """What texts start from, by the data of a run that does not say so itself: earlier versions did not."""
+    folders = [run / "data", *map(Path, presets.recipe(str(run)).data.source[:1])]
+    folder = next((one for one in folders if PreparedData.exists(one)), None)
+    try:
+        return PreparedData.open(folder).start_text if folder else ""
+    except (DataError, TokenizerError, OSError):
+        return ""
 
 
 def _writer(model: TokenModel, execution: Execution, console: Console) -> TokenModel:

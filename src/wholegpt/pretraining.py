@@ -65,6 +65,11 @@ def _score(model: TokenModel, text: TokenShards, tokenizer: Tokenizer, config: C
     return evaluate_tokens(model, text, tokenizer, model.device, dtype, QUIET, documents=documents)
 
 
+def facts_of(data: PreparedData) -> ModelFacts:
+    """What a model that is trained on ``data`` can be asked for, and what its texts start from."""
+    return ModelFacts(data.manifest.control, start_text=data.start_text)
+
+
 class Pretraining:
     """The next token of text."""
 
@@ -73,7 +78,7 @@ class Pretraining:
     def __init__(self, config: Config, data: PreparedData, facts: ModelFacts | None = None) -> None:
         """``config`` is decided, and ``data`` its tokens; ``facts`` are those of a model that goes on."""
         self.config, self.data = config, data
-        self.tokenizer, self.facts = data.tokenizer, facts or ModelFacts(data.manifest.control)
+        self.tokenizer, self.facts = data.tokenizer, facts or facts_of(data)
         self.objective, self.batches = LanguageModeling(), make_loader(data, config)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
@@ -90,12 +95,13 @@ class Pretraining:
         )
 
     def write(self, model: TokenModel, device: torch.device) -> str:
-        """A continuation of ``logging.sample_prompt``, with it."""
+        """A continuation of ``logging.sample_prompt``, with it; of what ``facts`` say where that is empty."""
         logging = self.config.logging
         settings = GenerationConfig(max_tokens=logging.sample_tokens, seed=self.config.runtime.seed)
-        prompt_ids = encode_prompt(model, self.tokenizer, "", logging.sample_prompt, False, QUIET)
+        prompt, start = logging.sample_prompt, self.facts.start_text
+        prompt_ids = encode_prompt(model, self.tokenizer, "", prompt, False, QUIET, start)
         (completion,) = generate(model, self.tokenizer, [prompt_ids], [settings], device, QUIET)
-        return logging.sample_prompt + completion.text
+        return prompt + completion.text
 
     def masks(self) -> list[list[tuple[str, bool]]]:
         """None: every token counts."""

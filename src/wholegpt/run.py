@@ -155,6 +155,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
 
     _say_plan(path, config, stage, model, state, console)
     planned = read_json(path / PLAN) if (path / PLAN).exists() else None
+    writes = stage.facts.task is None and config.model.architecture is not Architecture.encoder
     tuned, unfreeze_every = cast(Transformer, model), config.finetuning.unfreeze_every
     with (
         callbacks.StopOnSignal(console) as signals,
@@ -167,7 +168,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
             *([callbacks.Unfreeze(tuned, unfreeze_every, state.step)] if unfreeze_every else []),
             callbacks.LogMetrics(stage.objective.unit, log, config),
             validate,
-            callbacks.Sample(write_sample, log, config, console),
+            *([callbacks.Sample(write_sample, log, config, console)] if writes else []),
             *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,

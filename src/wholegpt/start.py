@@ -16,7 +16,7 @@ from wholegpt.checkpoint import (
     TrainingFiles,
     load_model,
 )
-from wholegpt.checks import check
+from wholegpt.checks import check, complete_schedule
 from wholegpt.choices import Architecture, Execution, TaskKind
 from wholegpt.config import Config, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
@@ -128,7 +128,7 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
         if settings.task is TaskKind.pretraining:
             begun = _begin_text(config, parent, source, target, console)
         elif settings.task is TaskKind.instruct:
-            begun = begin_instructions(config, parent, target)
+            begun = begin_instructions(config, parent, target, console)
         else:
             begun = begin_task(config, parent, target)
         resolved = _write_begun(target, begun, [origin])
@@ -154,7 +154,7 @@ def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Cons
     check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:
-        _write_begun(target, begin_pairs(config, target), [])
+        _write_begun(target, begin_pairs(config, target, console), [])
 
     write_folder_atomic(folder, fill)
     return folder
@@ -185,7 +185,9 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
             f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
         )
     lora = config.lora if config.lora.rank else None
-    facts = dataclasses.replace(parent.facts, control=data.manifest.control, lora=lora, new_tokens=0)
+    facts = dataclasses.replace(
+        parent.facts, control=data.manifest.control, start_text=data.start_text, lora=lora, new_tokens=0
+    )
     config = resolve(config, data)
     return Begun(config, begin_model(config, parent, facts), parent.tokenizer, facts, source_of(data))
 
@@ -228,6 +230,8 @@ def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> 
 def _decided(config: Config, console: Console) -> Config:
     """``config``, checked, and known to be possible on this machine before anything is read."""
     check(config)
+    if config.training.steps and config.model.architecture is not Architecture.ngram:
+        complete_schedule(config.schedule, config.training.steps)
     config = _eager_without_compiler(config, console)
     runtime.decide(config)
     return config

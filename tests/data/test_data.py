@@ -26,7 +26,7 @@ from wholegpt.data import (
 from wholegpt.data.corpora import tinyshakespeare
 from wholegpt.data.formats import Piece
 from wholegpt.data.loader import permute, windows_before
-from wholegpt.data.splitting import SIDES, plan_split
+from wholegpt.data.splitting import SIDES, draw_documents, plan_split
 from wholegpt.data.vocabulary import fitting_vocabulary
 from wholegpt.errors import DataError
 
@@ -97,6 +97,55 @@ def test_documents_split_always_has_both_sides(tmp_path: Path) -> None:
             plan = plan_split(store, "x", Split.documents, DataConfig(validation_fraction=0.01))
             assert len(plan.train) and len(plan.validation)
             assert len(plan.train) + len(plan.validation) == count
+
+
+@given(
+    st.lists(st.integers(0, 200) | st.integers(0, 100_000), min_size=2, max_size=200),
+    st.floats(0.02, 0.6),
+)
+def test_as_much_is_held_out_as_whole_documents_allow(sizes: list[int], fraction: float) -> None:
+    """No further document left alone would come nearer, and the same documents always give the same split."""
+    bytes_of = np.array(sizes)
+    held_out = draw_documents(bytes_of, fraction)
+    assert held_out.any() and not held_out.all()
+    assert (held_out == draw_documents(bytes_of, fraction)).all()
+    if (bytes_of > 0).sum() < 2:
+        return
+    wanted, found = fraction * sum(sizes), int(bytes_of[held_out].sum())
+    assert found > 0 and found < sum(sizes)
+    left = bytes_of[~held_out]
+    if held_out.sum() > 1 and len(left) > 1:
+        assert min(abs(found + one - wanted) for one in left.tolist()) >= abs(found - wanted) - 1e-6
+
+
+SKEWED: dict[str, list[int]] = {
+    "many alike": [100] * 500,
+    "one huge": [1_000_000] + [100] * 500,
+    "half of it huge": [50_000] + [100] * 500,
+    "a few files and 200 short rows": [90_000, 110_000, 60_000, 100_000, 95_000] + [60] * 200,
+    "from tiny to huge": [2**i for i in range(18)] * 4,
+}
+
+
+@pytest.mark.parametrize("name", SKEWED)
+def test_a_tenth_of_the_bytes_is_held_out_whatever_the_sizes(name: str, tmp_path: Path) -> None:
+    texts = ["x" * size for size in SKEWED[name]]
+    with write_documents(tmp_path, map(Piece, texts)) as store:
+        plan = plan_split(store, "x", Split.automatic, DataConfig())
+        found = [sum(map(len, plan.texts(store, side))) for side in SIDES]
+    assert sum(found) == sum(SKEWED[name])
+    assert found[1] / sum(found) == pytest.approx(0.1, abs=0.003)
+
+
+def test_what_whole_documents_come_to_is_said(tmp_path: Path) -> None:
+    with write_documents(tmp_path, map(Piece, ["x" * 10_000, *["y" * 20] * 59])) as store:
+        plan = plan_split(store, "x", Split.automatic, DataConfig(split=Split.documents))
+    assert plan.description == "56 of 60 documents, drawn at random, are held out, 10% of the bytes"
+    with write_documents(tmp_path, map(Piece, ["x" * 10_000, *["y"] * 59])) as store:
+        plan = plan_split(store, "x", Split.automatic, DataConfig(split=Split.documents))
+    assert len(plan.train) == 1 and plan.description.endswith(
+        "0.587% of the bytes (whole documents come no nearer to 10%; --data.split fraction does)"
+    )
 
 
 def test_pieces_of_a_document_stay_on_one_side(tmp_path: Path) -> None:

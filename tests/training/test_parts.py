@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_model
+from wholegpt.checks import complete_schedule
 from wholegpt.choices import OptimizerKind, ScheduleKind
 from wholegpt.config import Config, OptimizerConfig, ScheduleConfig
 from wholegpt.data import Batch
+from wholegpt.errors import ConfigError
 from wholegpt.losses import IGNORED, negative_log_likelihood
 from wholegpt.mapping import from_mapping
 from wholegpt.model import Transformer
@@ -24,7 +27,7 @@ from wholegpt.training.optimizers import (
     optimizer_tensors,
     set_learning_rate,
 )
-from wholegpt.training.schedules import inverse_square_root, learning_rate
+from wholegpt.training.schedules import decay_steps, inverse_square_root, learning_rate
 from wholegpt.training.state import LossScale, TrainingState
 
 PEAK = OptimizerConfig(learning_rate=0.5)
@@ -42,6 +45,46 @@ def test_every_schedule_stays_between_zero_and_its_peak(kind: ScheduleKind, step
     assert all(0 < rate <= 0.5 * (1 + 1e-12) for rate in rates)
     after = rates[max(warmup - 1, 0) :]
     assert after == sorted(after, reverse=True)
+
+
+FALLING = sorted({*ScheduleKind} - {ScheduleKind.constant})
+
+
+@given(
+    st.sampled_from(FALLING),
+    st.integers(3, 3000),
+    st.integers(0, 3000),
+    st.floats(0.01, 1),
+    st.floats(0, 0.9),
+)
+def test_every_run_reaches_the_peak_and_comes_down_from_it(
+    kind: ScheduleKind, steps: int, warmup: int, decay_fraction: float, final: float
+) -> None:
+    """By default, and with any warm-up that leaves two steps: the rate after the last step is the final one."""
+    given_warmup = min(warmup, steps - 2)
+    asked = ScheduleConfig(kind, given_warmup, final, decay_fraction)
+    schedule = complete_schedule(asked, steps)
+    rates = [learning_rate(step, steps, PEAK, schedule) for step in range(steps + 1)]
+    assert max(rates) == pytest.approx(0.5)
+    assert rates[-2] < 0.5
+    if kind is not ScheduleKind.inverse_square_root:
+        assert rates[-1] == pytest.approx(0.5 * final)
+    falls = [earlier - later for earlier, later in pairwise(rates[schedule.warmup_steps :])]
+    if kind is ScheduleKind.warmup_stable_decay:  # straight down from the peak, without a jump
+        assert max(falls) == pytest.approx(
+            0.5 * (1 - final) / decay_steps(steps, schedule.warmup_steps, decay_fraction)
+        )
+
+
+def test_the_warm_up_is_a_tenth_of_the_run_at_most() -> None:
+    def warmup(steps: int, given: int = 0) -> int:
+        return complete_schedule(ScheduleConfig(warmup_steps=given), steps).warmup_steps
+
+    assert [warmup(steps) for steps in (1, 9, 17, 50, 199, 200, 10**6)] == [0, 0, 1, 5, 19, 20, 20]
+    assert (warmup(100, 40), warmup(3, 1)) == (40, 1)
+    for steps in (1, 17, 40):
+        with pytest.raises(ConfigError, match=f"warmup_steps is 40 and the run has {steps} steps"):
+            warmup(steps, 40)
 
 
 @pytest.mark.parametrize("kind", list(ScheduleKind))

@@ -191,6 +191,9 @@ def _show(
                 print(BETWEEN_TEXTS, end="")
             _show_probabilities(shown, one)
         return
+    empty = sum(not one.text for one in texts)
+    if empty:
+        common.console.note(f"{empty:,} of {len(texts):,} texts are empty: the model ended them at once")
     rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)
     result = {"completions": [_completion_json(one) for one in texts], "tokens_per_second": rate}
     common.show(result, "" if written else BETWEEN_TEXTS.join(shown + one.text for one in texts))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.checks import check, complete_optimizer, derive_sizes
+from wholegpt.checks import check, complete_optimizer, complete_schedule, derive_sizes
 from wholegpt.choices import Architecture
 from wholegpt.cli.finetuning import show_finetuned
 from wholegpt.cli.options import (
@@ -26,6 +26,7 @@ from wholegpt.cli.options import (
     section,
 )
 from wholegpt.config import Config
+from wholegpt.console import visible
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import to_mapping, to_yaml
 
@@ -104,6 +105,9 @@ def train(
             chosen,
             model=derive_sizes(chosen.model),
             optimizer=complete_optimizer(chosen.optimizer),
+            schedule=complete_schedule(chosen.schedule, chosen.training.steps)
+            if chosen.training.steps
+            else chosen.schedule,
         )
         _show_config(runtime.decide(chosen), common)
         return
@@ -261,7 +265,9 @@ def _show(run: "Run[Any]", common: Common) -> None:
     if run.config.finetuning.model or "kind" in result["validation"]:
         show_finetuned(run, common)
         return
-    lines = ["Sample:", "", run.sample, "", "Validation:", score_table(result["validation"])]
+    writes = run.config.logging.sample_tokens and run.config.model.architecture is not Architecture.encoder
+    sample = ["Sample:", "", visible(run.sample), ""] if writes else []
+    lines = [*sample, "Validation:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:
         lines += [

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 from wholegpt.errors import ConfigError
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
@@ -201,15 +200,19 @@ class _ChangesContents(ConfigError):
 
 def check_conversation(messages: Sequence[Message], where: str) -> None:
     """Raise ``ConfigError`` where sides do not take turns, beginning with the user after at most one system message."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
     if any(one.role not in ROLES for one in messages):
         role = next(one.role for one in messages if one.role not in ROLES)
         raise ConfigError(f"{where}: the role '{role}' is unknown; there are {', '.join(ROLES)}")
-    alternate = all(a.role != b.role for a, b in pairwise(turns)) and all(
-        one.role != "system" for one in turns
-    )
-    if not turns or turns[0].role != "user" or not alternate:
-        raise ConfigError(f"{where}: user and assistant have to take turns, beginning with the user")
+    roles = [one.role for one in messages]
+    told = roles[:1] == ["system"]
+    expected = ["system"] * told + [("user", "assistant")[i % 2] for i in range(len(roles) - told)]
+    wrong = next((i for i, pair in enumerate(zip(roles, expected, strict=True)) if pair[0] != pair[1]), None)
+    if wrong is not None or len(roles) == told:
+        found = f"message {wrong + 1} is of the {roles[wrong]}" if wrong is not None else "there are none"
+        raise ConfigError(
+            f"{where}: user and assistant have to take turns, beginning with the user, after at most one message of "
+            f"the system; {found}"
+        )
 
 
 def _split(text: str) -> Iterator[tuple[str, str]]:

@@ -4,13 +4,16 @@
 form                    columns
 ======================  =====================================================================================
 messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``; or of ``from``
-                        (system, human, gpt) and ``value``
+                        (system, human, gpt) and ``value``; ``data.messages`` has the other names and contents
 instructions            ``instruction``, perhaps ``input`` or ``context``, ``output``
 pairs                   ``prompt`` and ``response``, or other names of a text and what is to follow
 ======================  =====================================================================================
+
+A column ``system`` beside these is the system's message, and ``history``, a list of pairs of a question and an answer,
+the turns before an instruction or a prompt. All other columns are named in a note.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,15 @@ from typing import Any
 import msgspec
 
 from wholegpt.config import Config
-from wholegpt.data.chat_template import Conversation, Message, check_conversation
+from wholegpt.console import Console
+from wholegpt.data.chat_template import Conversation, Message
 from wholegpt.data.example_files import open_examples, save_examples
+from wholegpt.data.messages import (
+    decode_list,
+    read_messages,
+    refuse_tools_and_media,
+    unused_fields,
+)
 from wholegpt.data.permutation import held_out_places
 from wholegpt.data.tables import Table, read_table
 from wholegpt.data.task_columns import DETECTED, TaskColumns
@@ -32,10 +42,16 @@ GIVEN = ("input", "context")
 CHOICES = ("choices", "options", "answers")
 """Columns of questions with answers to choose from, which are no conversations."""
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
-SPEAKERS = {"human": "user", "gpt": "assistant"}
-"""Other names of roles."""
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns of what the system says, where that is no message."""
+HISTORY = "history"
 JOINED_BY = "\n\n"
 """Between an instruction and its input."""
+ASKING = ("user", "assistant")
+"""Who says what in a pair."""
+NAMED_ROWS = 3
+"""Skipped conversations that a note names."""
+QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
@@ -48,16 +64,21 @@ class ConversationData:
     """Where the training ones stood."""
 
     @classmethod
-    def read(cls, config: Config) -> "ConversationData":
-        """From the tables that ``config.finetuning`` names. Raises ``DataError`` for tables that hold none."""
+    def read(cls, config: Config, console: Console = QUIET) -> "ConversationData":
+        """From the tables that ``config.finetuning`` names. Raises ``DataError`` for tables that hold none.
+
+        What is not a conversation of text is skipped where ``config.data`` says so of text or of lines.
+        """
         settings, encoding = config.finetuning, config.data.encoding
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
         table = read_table(Path(settings.data), encoding)
         columns = TaskColumns(settings.text_columns, (), settings.label_column)
-        train, columns = read_conversations(table, columns)
+        skips = "skip" in (config.data.on_bad_text, config.data.on_bad_line)
+        train, columns = read_conversations(table, columns, skips, console)
         if settings.validation:
-            return cls(train, read_like(Path(settings.validation), encoding, columns), columns)
+            held_out = read_like(Path(settings.validation), encoding, columns, skips, console)
+            return cls(train, held_out, columns)
         fraction = config.data.validation_fraction
         copies: dict[Conversation, list[int]] = {}
         for place, one in enumerate(train):
@@ -95,10 +116,13 @@ def holds_conversations(path: Path, encoding: str = "utf-8", known: TaskColumns 
     return not names.isdisjoint(MESSAGES) or not (names.isdisjoint(ASKED) or names.isdisjoint(ANSWERED))
 
 
-def read_like(path: Path, encoding: str, known: TaskColumns) -> list[Conversation]:
+def read_like(
+    path: Path, encoding: str, known: TaskColumns, skips: bool = False, console: Console = QUIET
+) -> list[Conversation]:
     """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
     table = read_table(path, encoding, _named(known))
-    return read_conversations(table, known if {*_named(known)} <= {*table.columns} else DETECTED)[0]
+    columns = known if {*_named(known)} <= {*table.columns} else DETECTED
+    return read_conversations(table, columns, skips, console)[0]
 
 
 def _named(columns: TaskColumns) -> list[str]:
@@ -106,23 +130,106 @@ def _named(columns: TaskColumns) -> list[str]:
 
 
 def read_conversations(
-    table: Table, columns: TaskColumns = DETECTED
+    table: Table, columns: TaskColumns = DETECTED, skips: bool = False, console: Console = QUIET
 ) -> tuple[list[Conversation], TaskColumns]:
     """The conversations of a table, and the columns that they were found in; ``columns`` names those of pairs.
 
-    Raises ``DataError`` naming the line of one without an answer, and listing the columns where none is an answer.
+    What is not a conversation of text is skipped where ``skips`` is set, with a warning that counts it. Raises
+    ``DataError`` naming the line of it else, and listing the columns where none is an answer.
     """
+    form = _form_of(table, columns)
+    found, skipped = list[Conversation](), list[str]()
+    for row in range(len(table.rows)):
+        try:
+            found.append(form.conversation(table.rows[row], table.where(row)))
+        except DataError as error:
+            if not skips:
+                raise
+            skipped.append(str(error))
+    if not found:
+        raise DataError(f"{table.path}: none of {len(skipped):,} rows is a conversation; {skipped[0]}")
+    if skipped:
+        more = "; ..." if len(skipped) > NAMED_ROWS else ""
+        console.warn(
+            f"{len(skipped):,} of {len(table.rows):,} conversations are skipped: "
+            f"{'; '.join(skipped[:NAMED_ROWS])}{more}"
+        )
+    unused = [name for name in table.columns if name not in form.names]
+    if unused:
+        console.note(f"{table.path}: columns that are not used: {', '.join(unused)}")
+    fields = sorted(set[str]().union(*(unused_fields(row.get(form.messages)) for row in table.rows)))
+    if fields:
+        console.note(f"{table.path}: fields of messages that are not used: {', '.join(fields)}")
+    return found, form.columns
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which columns of a table hold what of a conversation; empty where none does."""
+
+    messages: str
+    texts: tuple[str, ...]
+    answers: str
+    system: str
+    history: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (self.messages, *self.texts, self.answers, self.system, self.history)
+
+    @property
+    def columns(self) -> TaskColumns:
+        """Those that other tables of the same form are to have."""
+        return (
+            TaskColumns(target=self.messages) if self.messages else TaskColumns(self.texts, (), self.answers)
+        )
+
+    def conversation(self, row: Mapping[str, Any], where: str) -> Conversation:
+        """That of a row. Raises ``DataError`` for one that is none."""
+        refuse_tools_and_media(row, where)
+        messages = read_messages(row.get(self.messages), where) if self.messages else self._pair(row, where)
+        told = row.get(self.system)
+        if told is None or (isinstance(told, str) and not told.strip()):
+            return messages
+        if not isinstance(told, str):
+            raise DataError(f"{where}: expected a text in '{self.system}', found {told!r:.40}")
+        if messages[0].role != "system":
+            return (Message("system", told), *messages)
+        if messages[0].content.strip() != told.strip():
+            raise DataError(
+                f"{where}: the system says one thing in '{self.system}' and another in the messages"
+            )
+        return messages
+
+    def _pair(self, row: Mapping[str, Any], where: str) -> Conversation:
+        said = [(name, row.get(name)) for name in self.texts]
+        for name, one in said[1:]:
+            if one is not None and not isinstance(one, str):
+                raise DataError(f"{where}: expected a text in '{name}', found {one!r:.40}")
+        given = [one for _, one in said if isinstance(one, str) and one.strip()]
+        if not given:
+            raise DataError(f"{where}: has an empty text in '{self.texts[0]}'")
+        answer = row.get(self.answers)
+        if not isinstance(answer, str) or not answer.strip():
+            raise DataError(f"{where}: has no answer in '{self.answers}'")
+        before = _turns(row.get(self.history), f"{where}: {self.history}")
+        return (*before, Message("user", JOINED_BY.join(given)), Message("assistant", answer))
+
+
+def _form_of(table: Table, columns: TaskColumns) -> _Form:
+    """The form of a table's conversations. Raises ``DataError`` that lists the columns where there is none."""
     by_name = {column.lower(): column for column in table.columns}
-    listed = next((by_name[name] for name in MESSAGES if name in by_name), "")
+
+    def first(names: Sequence[str], *others: str) -> str:
+        return next((by_name[name] for name in names if name in by_name and by_name[name] not in others), "")
+
+    listed = first(MESSAGES)
     if listed and not columns.texts and columns.target in ("", listed):
-        found = [_messages(table.rows[row].get(listed), table.where(row)) for row in range(len(table.rows))]
-        return found, TaskColumns(target=listed)
-    answers = columns.target or next((by_name[name] for name in ANSWERED if name in by_name), "")
-    names = [by_name[name] for name in ASKED if name in by_name and by_name[name] != answers]
-    about = [
-        by_name[name] for name in GIVEN if name in by_name and by_name[name] not in (*names[:1], answers)
-    ]
-    texts = columns.texts or tuple(names[:1] + about[:1])
+        return _Form(listed, (), "", first(SYSTEM), "")
+    answers = columns.target or first(ANSWERED)
+    asked = first(ASKED, answers)
+    texts = columns.texts or tuple(name for name in (asked, first(GIVEN, asked, answers)) if name)
     if not texts or not answers:
         lacking = (
             "answers (output, response, ...)" if texts else "prompts (instruction, prompt, ...), nor messages"
@@ -130,36 +237,26 @@ def read_conversations(
         raise DataError(f"{table.path}: has no column of {lacking}; there are {', '.join(table.columns)}")
     for name in (*texts, answers):
         table.column(name)
-    pairs = [_pair(table, row, texts, answers) for row in range(len(table.rows))]
-    return pairs, TaskColumns(texts, (), answers)
+    return _Form("", texts, answers, first(SYSTEM, *texts, answers), first((HISTORY,), *texts, answers))
 
 
-def _pair(table: Table, row: int, texts: Sequence[str], answers: str) -> Conversation:
-    said = [table.rows[row].get(name) for name in texts]
-    given = [one for one in said if isinstance(one, str) and one.strip()]
-    if not given:
-        raise DataError(f"{table.where(row)}: has an empty text in '{texts[0]}'")
-    answer = table.rows[row].get(answers)
-    if not isinstance(answer, str) or not answer.strip():
-        raise DataError(f"{table.where(row)}: has no answer in '{answers}'")
-    return (Message("user", JOINED_BY.join(given)), Message("assistant", answer))
-
-
-def _messages(value: Any, where: str) -> Conversation:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: expected a list of messages, found {value!r:.60}")
-    found: list[Message] = []
-    for one in value:
-        said = one if isinstance(one, dict) else {}
-        role, content = said.get("role", said.get("from")), said.get("content", said.get("value"))
-        role = SPEAKERS.get(role, role) if isinstance(role, str) else None
-        if role is None or not isinstance(content, str) or not content.strip():
-            raise DataError(f"{where}: a message needs a role and a content that is text, found {one!r:.60}")
-        found.append(Message(role, content))
-    try:
-        check_conversation(found, where)
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    if not any(one.role == "assistant" for one in found):
-        raise DataError(f"{where}: has no answer, a message of the assistant")
-    return tuple(found)
+def _turns(history: Any, where: str) -> Conversation:
+    """Earlier turns: pairs of a question and an answer, or messages."""
+    history = decode_list(history)
+    if history is None or history == [] or (isinstance(history, str) and not history.strip()):
+        return ()
+    if isinstance(history, list) and isinstance(history[0], Mapping):
+        messages = read_messages(history, where)
+        if messages[-1].role != "assistant":
+            raise DataError(f"{where}: ends without an answer")
+        return messages
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        raise DataError(
+            f"{where}: expected a list of pairs, a question and its answer, found {history!r:.60}"
+        )
+    sides = [
+        {"role": role, "content": text} for pair in history for role, text in zip(ASKING, pair, strict=True)
+    ]
+    return read_messages(sides, where)

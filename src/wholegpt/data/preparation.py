@@ -22,7 +22,7 @@ from wholegpt.data.deduplication import Duplicates, find_duplicates
 from wholegpt.data.documents import DocumentStore, write_documents
 from wholegpt.data.encoding import encode_side
 from wholegpt.data.shards import FORMAT_VERSION, MANIFEST, Manifest, PreparedData, write_manifest
-from wholegpt.data.splitting import SIDES, SplitPlan, plan_split
+from wholegpt.data.splitting import SIDES, SPLIT_VERSION, SplitPlan, plan_split
 from wholegpt.data.statistics import TextStatistics
 from wholegpt.data.vocabulary import learn_vocabulary, tokenizer_hashes
 from wholegpt.errors import DataError
@@ -59,6 +59,7 @@ def prepare(
     """
     request = {
         "format_version": FORMAT_VERSION,
+        "split_version": SPLIT_VERSION,
         "sources": corpus.identity(),
         "data": {**to_mapping(data), "card": ""},
         "tokenizer": to_mapping(tokenizer),

@@ -1,5 +1,6 @@
 """Token ids on disk: raw little-endian shards, read through memory maps, and a manifest that describes them."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,14 @@ import msgspec
 import numpy as np
 
 from wholegpt.console import Console
-from wholegpt.errors import DataError
+from wholegpt.errors import DataError, TokenizerError
 from wholegpt.files import read_json, sha256_file, write_json_atomic
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST, CARD = "manifest.json", "card.json"
+START_TOKENS = 2**20
+"""Of the training text, in which ``start_text`` is looked for."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,23 @@ class PreparedData:
             console.warn(
                 f"this is not the data that data.card names ({card[:12]}…), so a run will be another"
             )
+
+    @property
+    def start_text(self) -> str:
+        """What a text without a prompt starts from, where the training text has no end-of-text; else empty.
+
+        That is a line break, or else a space, where it occurs as a token of its own; or else the text's first token.
+        """
+        if self.manifest.train.documents > 1 or not len(self.train):
+            return ""
+        token_ids = self.train.read(0, START_TOKENS)
+        first = self.tokenizer.decode([int(token_ids[0])])
+        for text in ("\n", "\n\n", " ", first):
+            with contextlib.suppress(TokenizerError):
+                encoded = self.tokenizer.encode(text)
+                if len(encoded) == 1 and encoded[0] in token_ids:
+                    return text
+        return ""
 
     def verify(self) -> None:
         """Raise ``DataError`` if a shard's bytes are not those that were written."""

@@ -16,6 +16,10 @@ from wholegpt.errors import DataError
 
 DOCUMENTS_FOR_SPLIT = 50
 """Documents from which on whole ones are held out, unless the corpus or the user says otherwise."""
+LARGEST_SHARE = 0.5
+"""Of the text in documents no larger than what is to be held out: the most that is held out in whole documents."""
+SPLIT_VERSION = 2
+"""Of the rules in this module: what was split by other ones is not gone on with."""
 
 Side = Literal["train", "validation"]
 SIDES: tuple[Side, Side] = ("train", "validation")
@@ -82,28 +86,63 @@ def plan_split(
 ) -> SplitPlan:
     """Decide what is held out; the same documents always give the same split.
 
-    By documents: each with probability ``validation_fraction``, from a fixed seed; the others are shuffled within
-    their source. By fraction: the last part of the characters of each source, even in the middle of a document.
-    ``usual`` is the corpus's own way; ``kept`` says which documents are used at all, one truth value each. Raises
-    ``DataError`` for one document that is to be split by documents.
+    By documents: whole ones in an order drawn from a fixed seed, as many as come nearest to ``validation_fraction`` of
+    the bytes; the others are shuffled within their source. By fraction: the last part of the characters of each source,
+    even in the middle of a document. ``usual`` is the corpus's own way; ``kept`` says which documents are used at all,
+    one truth value each. Raises ``DataError`` for one document that is to be split by documents.
     """
     of_document = store.pieces["begins"].cumsum() - 1
     everything = np.arange(len(store)) if kept is None else np.flatnonzero(kept[of_document])
-    begins = store.pieces["begins"][everything]
-    documents = int(begins.sum())
+    begins, fraction = store.pieces["begins"][everything], config.validation_fraction
+    bytes_of_pieces = np.diff(store.pieces["end"].astype(np.int64), prepend=0)[everything]
+    sizes = np.add.reduceat(bytes_of_pieces, np.flatnonzero(begins))
     split = config.split if config.split is not Split.automatic else usual
     if split is Split.automatic:
-        split = Split.documents if documents >= DOCUMENTS_FOR_SPLIT else Split.fraction
+        split = Split.documents if _splits_whole(sizes, fraction) else Split.fraction
     if split is Split.fraction:
-        return _split_ends(store, everything, config.validation_fraction)
-    if documents < 2:
+        return _split_ends(store, everything, fraction)
+    if len(sizes) < 2:
         raise DataError(f"{name}: one document cannot be split by documents; use --data.split fraction")
-    draws = np.random.default_rng(0).random(documents)
-    held_out = draws < max(config.validation_fraction, float(draws.min()) + 1e-12)
-    held_out[draws.argmax()] = False
+    held_out = draw_documents(sizes, fraction)
     chosen = held_out[begins.cumsum() - 1]
-    description = f"{held_out.sum():,} of {documents:,} documents, drawn at random, are held out"
+    share = float(sizes[held_out].sum() / max(sizes.sum(), 1))
+    description = (
+        f"{held_out.sum():,} of {len(sizes):,} documents, drawn at random, are held out, "
+        f"{100 * share:.3g}% of the bytes"
+    )
+    if not fraction / 2 <= share <= 2 * fraction:
+        description += (
+            f" (whole documents come no nearer to {100 * fraction:.3g}%; --data.split fraction does)"
+        )
     return SplitPlan(description, _shuffled(store, everything[~chosen]), everything[chosen])
+
+
+def _splits_whole(sizes: np.ndarray, fraction: float) -> bool:
+    """Whether documents of so many bytes can be divided whole, without holding out nearly all that are small."""
+    wanted = fraction * int(sizes.sum())
+    return len(sizes) >= DOCUMENTS_FOR_SPLIT and wanted <= LARGEST_SHARE * int(sizes[sizes <= wanted].sum())
+
+
+def draw_documents(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """Which documents, of so many bytes each, are held out: a truth value each, some of either.
+
+    In an order drawn from a fixed seed, each that is no larger than what is missing is taken; in the end one more, the
+    one that comes nearest to ``fraction`` of all bytes, where that is nearer than without it.
+    """
+    held_out = np.zeros(len(sizes), dtype=bool)
+    missing, smallest, taken = fraction * int(sizes.sum()), int(sizes.min()), 0
+    for document in np.random.default_rng(0).random(len(sizes)).argsort(kind="stable").tolist():
+        if missing < smallest or taken == len(sizes) - 1:
+            break
+        if sizes[document] <= missing:
+            held_out[document] = True
+            missing, taken = missing - int(sizes[document]), taken + 1
+    left = np.flatnonzero(~held_out & (sizes > 0))
+    if len(left) > 1:
+        nearest = left[np.abs(sizes[left] - missing).argmin()]
+        if not sizes[held_out].any() or abs(int(sizes[nearest]) - missing) < missing:
+            held_out[nearest] = True
+    return held_out
 
 
 def _split_ends(store: DocumentStore, numbers: np.ndarray, fraction: float) -> SplitPlan:

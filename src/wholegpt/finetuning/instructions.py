@@ -13,7 +13,7 @@ from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.checks import complete_model
 from wholegpt.choices import Dtype, TokenizerKind
 from wholegpt.config import Config, GenerationConfig
-from wholegpt.console import Console
+from wholegpt.console import Console, visible
 from wholegpt.data.chat_template import (
     PAIR_TEMPLATE,
     SEPARATOR,
@@ -102,7 +102,7 @@ class InstructionTuning:
             return ""
         config = GenerationConfig(max_tokens=tokens, temperature=0.0)
         (answer,) = answers(model, self.tokenizer, self.template, [asked], config, QUIET)
-        return f"{asked[-1].content}\n→ {answer.text}"
+        return f"{asked[-1].content}\n→ {visible(answer.text)}"
 
     def masks(self) -> list[list[tuple[str, bool]]]:
         """The first training conversations token by token, and whether each is learned."""
@@ -160,17 +160,30 @@ def fit_conversations(
         if any(seen.scored[1:]):
             cut = len(whole.token_ids) > most
             places = [i for i, message in enumerate(one) if message.role == "assistant"]
-            while cut and len(places) > 1:
-                if len(template.encode(one[: places[-1]], tokenizer, asking=True).token_ids) < context_length:
-                    break
-                places.pop()
-            fitted.append(FittedConversation(one, seen, cut, places[-1]))
+            last = _last_begun(one, places, template, tokenizer, context_length) if cut else places[-1]
+            fitted.append(FittedConversation(one, seen, cut, last))
     if not fitted:
         raise DataError(
             f"of {len(conversations):,} conversations none has an answer that begins within the model's context of "
             f"{context_length:,} tokens; shorten what stands before the answers, or take a model with a longer context"
         )
     return fitted
+
+
+def _last_begun(
+    messages: Conversation,
+    places: Sequence[int],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    context_length: int,
+) -> int:
+    """Which of the ``places`` of answers is the last with a beginning within the context; the first in any case."""
+
+    def begins(number: int) -> bool:
+        before = messages[: places[number]]
+        return len(template.encode(before, tokenizer, asking=True).token_ids) < context_length
+
+    return places[last_that(begins, len(places) - 1) or 0]
 
 
 @torch.inference_mode()
@@ -226,22 +239,40 @@ def fitting_turns(
 ) -> list[Message]:
     """A conversation without its oldest turns, as far as an answer of ``room`` tokens needs their place.
 
-    The system's message and the last question stay. Raises ``DataError`` where these alone are beyond the context.
+    The system's message and the last question stay. Takes time in proportion to what is kept, however long the
+    conversation is. Raises ``DataError`` where these alone are beyond the context.
     """
     system = [one for one in messages[:1] if one.role == "system"]
-    turns = list(messages[len(system) :])
-    while True:
-        tokens = len(template.encode([*system, *turns], tokenizer, asking=True).token_ids)
-        if tokens + min(room, context_length // 4) <= context_length:
-            return [*system, *turns]
-        if len(turns) < 3:
-            if tokens < context_length:
-                return [*system, *turns]
-            what = "the system's message and the question have" if system else "the question has"
-            raise DataError(
-                f"{what} {tokens:,} tokens; the model sees {context_length:,}, its answer among them"
-            )
-        turns = turns[2:]
+    turns = messages[len(system) :]
+    shortest = 2 - len(turns) % 2  # begins with the user, as the whole does
+
+    def kept(exchanges: int) -> list[Message]:
+        return [*system, *turns[len(turns) - shortest - 2 * exchanges :]]
+
+    def tokens_of(exchanges: int) -> int:
+        return len(template.encode(kept(exchanges), tokenizer, asking=True).token_ids)
+
+    limit = context_length - min(room, context_length // 4)
+    most = last_that(lambda exchanges: tokens_of(exchanges) <= limit, (len(turns) - shortest) // 2)
+    if most is None and (tokens := tokens_of(0)) >= context_length:
+        what = "the system's message and the question have" if system else "the question has"
+        raise DataError(f"{what} {tokens:,} tokens; the model sees {context_length:,}, its answer among them")
+    return kept(most or 0)
+
+
+def last_that(holds: Callable[[int], bool], most: int) -> int | None:
+    """The largest number from 0 to ``most`` for which ``holds`` is true, where it is true up to there and not beyond.
+
+    None where it is not even for 0. Asks of no number beyond twice the one that it finds, and one.
+    """
+    low, high = -1, 0
+    while high <= most and holds(high):
+        low, high = high, 2 * high + 1
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low if low >= 0 else None
 
 
 def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Tokenizer) -> GenerationConfig:
@@ -328,12 +359,12 @@ def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, o
     }
 
 
-def begin_pairs(config: Config, folder: Path) -> Begun:
+def begin_pairs(config: Config, folder: Path, console: Console) -> Begun:
     """Read sources and targets, keep them in a run's new ``folder``, and make tokenizer and model for them.
 
     Raises ``DataError`` for conversations of more than one turn.
     """
-    data = ConversationData.read(config)
+    data = ConversationData.read(config, console)
     everything = [*data.train, *data.validation]
     if any([one.role for one in pair] != ["user", "assistant"] for pair in everything):
         raise DataError(f"{config.finetuning.data}: has conversations; expected a source and a target each")
@@ -355,9 +386,9 @@ def begin_pairs(config: Config, folder: Path) -> Begun:
     return Begun(config, make_model(model), tokenizer, facts, source_of_examples(config, fingerprint))
 
 
-def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Begun:
+def begin_instructions(config: Config, parent: ModelFolder, folder: Path, console: Console) -> Begun:
     """Read the conversations, keep them in a run's new ``folder``, and put the template's tokens to the ``parent``."""
-    data = ConversationData.read(config)
+    data = ConversationData.read(config, console)
     fingerprint = data.save(folder / "data")
     path = config.finetuning.chat_template
     template = ChatTemplate(read_text(Path(path), "utf-8")) if path else ChatTemplate()
@@ -366,7 +397,13 @@ def begin_instructions(config: Config, parent: ModelFolder, folder: Path) -> Beg
     new = [name for name in template.special_tokens if parent.tokenizer.id_of(name) is None]
     tokenizer = parent.tokenizer.with_special_tokens(new) if new else parent.tokenizer
     lora = config.lora if config.lora.rank else None
-    facts = ModelFacts(lora=lora, new_tokens=len(new), columns=data.columns, chat_template=template.source)
+    facts = ModelFacts(
+        lora=lora,
+        new_tokens=len(new),
+        columns=data.columns,
+        start_text=parent.facts.start_text,
+        chat_template=template.source,
+    )
     length = parent.model.context_length
     fitted = fit_conversations(data.train, template, tokenizer, length)
     fit_conversations(data.validation, template, tokenizer, length)

@@ -125,8 +125,11 @@ def encode_prompt(
     prompt: str,
     allow_special: bool,
     console: Console,
+    start_text: str = "",
 ) -> list[int]:
-    """The ids of a prompt, at least one: an empty one is end-of-text. Says so, and where a prompt is too long.
+    """The ids of a prompt, at least one: an empty one is ``start_text``, or else end-of-text.
+
+    Says so, and where a prompt is too long.
 
     A ``header`` begins a document, so it stands after end-of-text, and is encoded with the prompt as one text, as in
     training, unless ``allow_special``. Raises ``TokenizerError`` for what cannot be encoded.
@@ -137,6 +140,11 @@ def encode_prompt(
         prompt_ids = tokenizer.encode(header + prompt)
     if header and tokenizer.has_end_of_text:
         prompt_ids = [tokenizer.end_of_text_id, *prompt_ids]
+    if not prompt_ids and start_text:
+        console.note(
+            f"no prompt: starting from {start_text!r}, as the training text was one document, without end-of-text"
+        )
+        return tokenizer.encode(start_text)
     if not prompt_ids:
         console.note("no prompt: starting from end-of-text")
         return [tokenizer.end_of_text_id]

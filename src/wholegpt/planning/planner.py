@@ -133,9 +133,7 @@ def planned_config(base: Config, width: int, text: Text, tokens: float) -> Confi
         model=model,
         training=TrainingConfig(steps=steps, batch_size=batch),
         optimizer=dataclasses.replace(optimizer, weight_decay=weight_decay),
-        schedule=ScheduleConfig(
-            ScheduleKind.warmup_stable_decay, warmup_steps=20, final_fraction=0.0, decay_fraction=0.8
-        ),
+        schedule=ScheduleConfig(ScheduleKind.warmup_stable_decay, final_fraction=0.0, decay_fraction=0.8),
         evaluation=EvaluationConfig(every=math.ceil(steps / EVALUATIONS), patience=0),
         logging=dataclasses.replace(base.logging, sample_every=math.ceil(steps / 2)),
     )

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from wholegpt import runtime
-from wholegpt.checks import check, complete_model, complete_optimizer
+from wholegpt.checks import check, complete_model, complete_optimizer, complete_schedule
 from wholegpt.choices import Architecture, TokenizerKind
 from wholegpt.config import Config
 from wholegpt.data import PreparedData, make_loader, windows_before
@@ -53,10 +53,15 @@ def resolve(config: Config, data: PreparedData) -> Config:
 
 
 def decide(config: Config) -> Config:
-    """``config``, whose model and steps are known, with what this machine decides: device, precision, micro-batch."""
+    """``config``, whose model and steps are known, with what these and this machine decide.
+
+    That is the warm-up, device, precision and micro-batch.
+    """
     training = config.training
-    optimizer = complete_optimizer(config.optimizer)
-    config = runtime.decide(dataclasses.replace(config, optimizer=optimizer))
+    optimizer, schedule = complete_optimizer(config.optimizer), config.schedule
+    if config.model.architecture is not Architecture.ngram:  # which is counted, at no rate
+        schedule = complete_schedule(schedule, training.steps)
+    config = runtime.decide(dataclasses.replace(config, optimizer=optimizer, schedule=schedule))
     device = torch.device(config.runtime.device)
     rows = training.micro_batch_size or fitting_micro_batch(config, runtime.free_memory(device))
     training = dataclasses.replace(training, micro_batch_size=min(rows, training.batch_size))

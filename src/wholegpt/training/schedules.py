@@ -22,7 +22,7 @@ def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: S
         case ScheduleKind.inverse_square_root:
             return inverse_square_root(step + 1, max(warmup, 1), peak)
         case ScheduleKind.warmup_stable_decay:
-            return stable_decay(step, steps, peak, final, schedule.decay_fraction)
+            return stable_decay(step, steps, peak, final, decay_steps(steps, warmup, schedule.decay_fraction))
         case ScheduleKind.constant:
             return peak
 
@@ -37,9 +37,15 @@ def inverse_square_root(t: int, warmup: int, peak: float) -> float:
     return peak * min(t / warmup, math.sqrt(warmup / t))
 
 
-def stable_decay(step: int, steps: int, peak: float, final: float, decay_fraction: float) -> float:
-    """The peak, then over the last ``decay_fraction`` of the steps a straight line down to ``final``."""
-    decay_steps = round(steps * decay_fraction)
+def decay_steps(steps: int, warmup: int, decay_fraction: float) -> int:
+    """Steps in which warmup_stable_decay goes down: at least two, so that it does, and none of the warm-up's."""
+    if not decay_fraction:
+        return 0
+    return min(max(2, round(steps * decay_fraction)), max(0, steps - max(warmup, 1) + 1))
+
+
+def stable_decay(step: int, steps: int, peak: float, final: float, decay_steps: int) -> float:
+    """The peak, then over the last ``decay_steps`` a straight line down to ``final`` at step ``steps``."""
     left = steps - step
     if left >= decay_steps:
         return peak

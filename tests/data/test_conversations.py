@@ -1,0 +1,257 @@
+"""Conversations as other programs write them: what is understood, what is skipped on request, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import tiny_config
+from wholegpt.console import Console
+from wholegpt.data.chat_template import ChatTemplate, Conversation, Message
+from wholegpt.data.conversations import ConversationData, read_conversations
+from wholegpt.data.tables import Table, read_table
+from wholegpt.errors import DataError
+from wholegpt.finetuning import instructions
+from wholegpt.finetuning.instructions import fit_conversations, fitting_turns
+from wholegpt.tokenizers import byte_tokenizer
+
+ADD = (Message("user", "Add 1 1"), Message("assistant", "2"))
+TOLD = (Message("system", "Be brief"), *ADD)
+USER, ANSWER = {"role": "user", "content": "Add 1 1"}, {"role": "assistant", "content": "2"}
+
+
+def table_of(path: Path, *records: Any) -> Table:
+    path.write_text("\n".join(map(json.dumps, records)))
+    return read_table(path)
+
+
+def said(*messages: dict[str, Any], **columns: Any) -> dict[str, Any]:
+    return {"messages": list(messages), **columns}
+
+
+UNDERSTOOD: dict[str, tuple[dict[str, Any], Conversation]] = {
+    "system beside messages": (said(USER, ANSWER, system="Be brief"), TOLD),
+    "system beside a ShareGPT conversation": (
+        {
+            "system": "Be brief",
+            "conversations": [{"from": "human", "value": "Add 1 1"}, {"from": "gpt", "value": "2"}],
+        },
+        TOLD,
+    ),
+    "the same system message twice": (
+        said({"role": "system", "content": "Be brief"}, USER, ANSWER, system="Be brief"),
+        TOLD,
+    ),
+    "system beside Alpaca columns": (
+        {"system": "Be brief", "instruction": "Add 1 1", "input": "", "output": "2"},
+        TOLD,
+    ),
+    "system prompt of a question": (
+        {"System_Prompt": "Be brief", "question": "Add 1 1", "response": "2"},
+        TOLD,
+    ),
+    "empty system column": ({"system": "", "instruction": "Add 1 1", "output": "2"}, ADD),
+    "null system column": (said(USER, ANSWER, system=None), ADD),
+    "empty system message": (said({"role": "system", "content": ""}, USER, ANSWER), ADD),
+    "history of an instruction": (
+        {"instruction": "Add 1 1", "output": "2", "history": [["Hi", "Hello"], ["You?", "A model"]]},
+        (
+            *(Message("user", "Hi"), Message("assistant", "Hello")),
+            *(Message("user", "You?"), Message("assistant", "A model")),
+            *ADD,
+        ),
+    ),
+    "history and system": (
+        {"prompt": "Add 1 1", "response": "2", "history": [["Hi", "Hello"]], "system": "Be brief"},
+        (TOLD[0], Message("user", "Hi"), Message("assistant", "Hello"), *ADD),
+    ),
+    "empty history": ({"prompt": "Add 1 1", "response": "2", "history": []}, ADD),
+    "developer": (said({"role": "developer", "content": "Be brief"}, USER, ANSWER), TOLD),
+    "upper case": (
+        said({"role": "USER", "content": "Add 1 1"}, {"role": "Assistant", "content": "2"}),
+        ADD,
+    ),
+    "chatgpt": (said({"from": "Human", "value": "Add 1 1"}, {"from": "chatgpt", "value": "2"}), ADD),
+    "model": (said(USER, {"role": "model", "content": "2"}), ADD),
+    "parts": (
+        said(
+            {"role": "user", "content": [{"type": "text", "text": "Add "}, {"type": "text", "text": "1 1"}]},
+            ANSWER,
+        ),
+        ADD,
+    ),
+    "parts of the other kinds of text": (
+        said(
+            {"role": "user", "content": [{"type": "input_text", "text": "Add 1 1"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "2"}]},
+        ),
+        ADD,
+    ),
+    "messages as JSON text": ({"messages": json.dumps([USER, ANSWER])}, ADD),
+    "a message that calls no tools": (said(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
+    "no tools": (said(USER, ANSWER, tools=[]), ADD),
+    "ends with a question": (said(USER, ANSWER, USER), (*ADD, ADD[0])),
+}
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+def test_what_has_one_meaning_is_understood(name: str, tmp_path: Path) -> None:
+    record, expected = UNDERSTOOD[name]
+    assert read_conversations(table_of(tmp_path / "data.jsonl", record))[0] == [expected]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "assistant first": (
+        said(ANSWER, USER, ANSWER),
+        "line 2: user and assistant .*; message 1 is of the assistant",
+    ),
+    "two user turns": (said(USER, USER, ANSWER), "line 2: user and assistant .*; message 2 is of the user"),
+    "two answers": (
+        said(USER, ANSWER, ANSWER),
+        "line 2: user and assistant .*; message 3 is of the assistant",
+    ),
+    "system in the middle": (
+        said(USER, ANSWER, {"role": "system", "content": "Now rhyme"}, USER, ANSWER),
+        "line 2: user and assistant .*; message 3 is of the system",
+    ),
+    "two system messages": (
+        said({"role": "system", "content": "a"}, {"role": "developer", "content": "b"}, USER, ANSWER),
+        "line 2: user and assistant .*; message 2 is of the system",
+    ),
+    "system says two things": (
+        said({"role": "system", "content": "Rhyme"}, USER, ANSWER, system="Be brief"),
+        "line 2: the system says one thing in 'system' and another in the messages",
+    ),
+    "system that is no text": (said(USER, ANSWER, system=["a"]), "line 2: expected a text in 'system'"),
+    "empty content": (
+        said(USER, {"role": "assistant", "content": " "}),
+        "line 2: message 2: a message needs a content",
+    ),
+    "no content": (
+        said(USER, {"role": "assistant", "content": None}),
+        "line 2: message 2: .*content that is text",
+    ),
+    "no parts": (
+        said(USER, {"role": "assistant", "content": []}),
+        "line 2: message 2: a message needs a content",
+    ),
+    "an image": (
+        said({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER),
+        "line 2: message 1: a part of its content is not text: type 'image_url'",
+    ),
+    "images beside": (
+        said(USER, ANSWER, images=["a.png"]),
+        "line 2: has 'images', and images, sound and video",
+    ),
+    "calls of tools": (
+        said(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+        "line 2: message 2: has 'tool_calls', and calls of tools are not supported",
+    ),
+    "call of a function": (
+        said(USER, {**ANSWER, "function_call": {"name": "f"}}),
+        "line 2: message 2: has 'function_call'",
+    ),
+    "answer of a tool": (
+        said(USER, {"role": "tool", "content": "2"}, ANSWER),
+        "line 2: message 2: the role 'tool' is of tools, which are not supported",
+    ),
+    "tools beside": (said(USER, ANSWER, tools=[{"name": "f"}]), "line 2: has 'tools'"),
+    "an answer not to be learned": (
+        said(USER, {**ANSWER, "weight": 0}),
+        "line 2: message 2: weight is 0, and every answer of a conversation is learned",
+    ),
+    "a role that nobody knows": (
+        said(USER, {"role": "narrator", "content": "2"}),
+        "line 2: message 2: the role 'narrator' is unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, message = REFUSED[name]
+    good = said(USER, ANSWER)
+    table = table_of(tmp_path / "data.jsonl", good, record, good)
+    with pytest.raises(DataError, match=message):
+        read_conversations(table)
+    assert read_conversations(table, skips=True)[0] == [ADD, ADD]
+    assert "warning: 1 of 3 conversations are skipped: " in capsys.readouterr().err
+
+
+def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
+    record = {"instruction": "Add", "output": "2", "history": [["Hi"]]}
+    with pytest.raises(DataError, match="line 1: history: expected a list of pairs"):
+        read_conversations(table_of(tmp_path / "data.jsonl", record))
+
+
+@pytest.mark.parametrize("setting", ["on_bad_text", "on_bad_line"])
+def test_skipping_is_a_setting(setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "data.jsonl"
+    good = [said({"role": "user", "content": f"Say {i}"}, ANSWER) for i in range(20)]
+    table_of(path, *good, said(ANSWER), {"messages": []}, said(USER), said(USER, USER))
+    stops = tiny_config("none", finetuning={"task": "instruct", "model": "m", "data": str(path)})
+    with pytest.raises(DataError, match="line 21"):
+        ConversationData.read(stops)
+    config = tiny_config(
+        "none", data={setting: "skip"}, finetuning={"task": "instruct", "model": "m", "data": str(path)}
+    )
+    data = ConversationData.read(config)
+    assert (len(data.train), len(data.validation)) == (18, 2)
+    said_of_it = capsys.readouterr().err
+    assert "4 of 24 conversations are skipped" in said_of_it
+    assert all(f"line {line}" in said_of_it for line in (21, 22, 23)) and "line 24" not in said_of_it
+
+
+def test_a_table_of_nothing_but_odd_conversations(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "data.jsonl", said(ANSWER), said(USER))
+    with pytest.raises(DataError, match=r"none of 2 rows is a conversation; .*line 1"):
+        read_conversations(table, skips=True)
+
+
+def test_unused_fields_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = said({**USER, "name": "Ann", "note": ""}, {**ANSWER, "reasoning": "1 + 1"}, id=3, mood="calm")
+    read_conversations(table_of(tmp_path / "data.jsonl", record), console=Console())
+    notes = capsys.readouterr().err
+    assert "columns that are not used: id, mood" in notes
+    assert "fields of messages that are not used: name, reasoning" in notes
+
+
+def test_room_for_an_answer_is_found_without_reading_the_whole_conversation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    template, tokenizer = ChatTemplate(), byte_tokenizer().with_special_tokens(["<|user|>", "<|assistant|>"])
+    talk = [Message(("user", "assistant")[i % 2], "x" * 20) for i in range(20_001)]
+    read: list[int] = []
+    encode = ChatTemplate.encode
+
+    def counted(self: ChatTemplate, messages: Any, *arguments: Any, **named: Any) -> Any:
+        read.append(len(messages))
+        return encode(self, messages, *arguments, **named)
+
+    monkeypatch.setattr(ChatTemplate, "encode", counted)
+    kept = fitting_turns(talk, template, tokenizer, 200, 20)
+    assert kept == talk[-len(kept) :] and kept[0].role == "user" and len(kept) > 5
+    assert sum(read) < 100
+    assert fitting_turns(talk[:4], template, tokenizer, 200, 20) == talk[:4]  # nothing asked: the whole fits
+    read.clear()
+    long = (Message("user", "Hi"), *talk[1:2000])
+    (fitted,) = fit_conversations([long], template, tokenizer, 200)
+    assert fitted.cut and len(fitted.question) % 2 == 1
+    assert len(encode(template, fitted.question, tokenizer, asking=True).token_ids) < 200
+    assert sum(read) < len(long) + 100  # once whole, then what fits
+
+
+def test_the_largest_number_that_fits() -> None:
+    for most in range(12):
+        for last in range(-1, most + 1):
+            asked: list[int] = []
+
+            def holds(number: int, last: int = last, asked: list[int] = asked) -> bool:
+                asked.append(number)
+                return number <= last
+
+            assert instructions.last_that(holds, most) == (None if last < 0 else last)
+            assert max(asked) <= 2 * max(last, 0) + 1
