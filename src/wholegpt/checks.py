@@ -53,6 +53,8 @@ USED = {
 BLOCKWISE = (Architecture.transformer, Architecture.encoder)
 """Whose blocks can be compiled, and computed anew in the backward pass."""
 MOST_ORDER = 20
+LARGEST_SIZE, MOST_LAYERS = 2**24, 10_000
+"""Of any size of a model, and of layers; a config may come from anywhere."""
 WINDOWED = (Attention.sliding_window, Attention.strided)
 """Kinds of attention that have a W."""
 RECURRENT = (Attention.linear, Attention.average)
@@ -362,6 +364,19 @@ def check_model(model: ModelConfig) -> None:
         _at_least(f"model.{name}", getattr(model, name), 1)
     for name in ("vocab_size", "n_kv_heads", "d_head", "d_ff"):
         _at_least(f"model.{name}", getattr(model, name), 0)
+    for name in (
+        "context_length",
+        "d_model",
+        "n_heads",
+        "vocab_size",
+        "n_kv_heads",
+        "d_head",
+        "d_ff",
+        "experts",
+    ):
+        value = getattr(model, name)
+        _require(f"model.{name}", value, value <= LARGEST_SIZE, f"of at most {LARGEST_SIZE:,}")
+    _require("model.n_layers", model.n_layers, model.n_layers <= MOST_LAYERS, f"of at most {MOST_LAYERS:,}")
     _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1")
     if model.architecture not in TRANSFORMERS:
         return

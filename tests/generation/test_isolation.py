@@ -75,7 +75,7 @@ def break_sampler(request: GenerationRequest, calls: int) -> None:
             raise CallerError("sampler")
         return draw(logits, written)
 
-    request.sampler.draw = failing  # pyright: ignore[reportAttributeAccessIssue]
+    request.sampler.draw = failing
 
 
 @settings(max_examples=20)
@@ -144,15 +144,16 @@ def test_the_error_of_emit_reaches_the_caller() -> None:
 
 
 def test_an_error_of_settings_in_emit_is_no_forbidden_token() -> None:
-    """A caller's ``ConfigError`` is not taken for one of the settings."""
+    """A caller's ``ConfigError`` is not taken for one of the settings, which would end the text with a warning."""
+    shown: list[str] = []
 
-    def emit(text: str) -> None:
-        raise ConfigError("mine")
+    def emit(number: int, text: str) -> None:
+        shown.append(text)
+        if len(shown) == 3:
+            raise ConfigError("mine")
 
     with pytest.raises(ConfigError, match="mine"):
-        generate(
-            MODELS["modern"], TOKENIZER, [[1]], [GenerationConfig(5)], CPU, QUIET, lambda _, text: emit(text)
-        )
+        generate(MODELS["modern"], TOKENIZER, [[1]], [GenerationConfig(9)], CPU, QUIET, emit)
 
 
 def test_an_error_of_the_model_ends_what_is_running_and_nothing_else() -> None:
@@ -268,7 +269,9 @@ def test_beam_search_and_draft_models_find_nan() -> None:
     engine = Engine(Rows({}, 0), TOKENIZER, CPU)
     request = engine.submit([9], config, drafter=drafter)
     engine.run()
-    assert isinstance(request.error, NumericsError) and "draft: the model gives no numbers" in str(request.error)
+    assert isinstance(request.error, NumericsError) and "draft: the model gives no numbers" in str(
+        request.error
+    )
 
 
 TEXT_LIMITS: list[tuple[dict[str, Any], str]] = [
@@ -331,7 +334,7 @@ def test_a_draft_model_counts_in_the_plan_of_memory(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("wholegpt.generation.decoding.Engine", Watched)
     configs = [GenerationConfig(8, 0)] * 4
-    for given in ("", draft):
-        generate(model, tokenizer, [[1, 2]] * 4, configs, CPU, QUIET, draft=given)
+    for drafting in ("", draft):
+        generate(model, tokenizer, [[1, 2]] * 4, configs, CPU, QUIET, draft=drafting)
     assert slots == [3, 1]
     assert max(capacities) == 10

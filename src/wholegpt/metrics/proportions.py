@@ -1,21 +1,22 @@
-"""How sure a proportion is: exact intervals, where the bootstrap's are too narrow (near 0 and 1, and of few examples)."""
+"""Intervals and tests of proportions, for which a bootstrap is too narrow near 0 and 1, and of few examples."""
 
 import math
-from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Bool, Real
 
 from wholegpt.metrics.intervals import CONFIDENCE, Estimate
 
 TAIL = (1 - CONFIDENCE) / 2
-HALVINGS = 60
-"""Of an interval that a quantile is found in: to the precision of a float."""
+HALVINGS = 44
+"""Of an interval that a quantile is found in: to 13 digits."""
+PRECISION, MOST_TERMS = 1e-14, 100_000
+"""Of the beta distribution's continued fraction."""
 
 
 def proportion(right: float, count: float) -> Estimate:
-    """``right`` of ``count`` with its interval of Clopper and Pearson (1934), which covers at least as often as it says.
+    """``right`` of ``count`` with the interval of Clopper and Pearson (1934), which never covers less than it says.
 
     Its ends are quantiles of beta distributions: B(2.5%; k, n − k + 1) and B(97.5%; k + 1, n − k). Of nothing the value
     is not a number, and the interval all there is.
@@ -32,8 +33,8 @@ def clustered_proportion(right: Real[np.ndarray, " N"], counts: Real[np.ndarray,
     """``proportion`` of Σ right of Σ counts where the examples of a cluster are alike (Korn and Graubard 1998).
 
     The interval is that of n/d examples, d the variance between clusters over that of as many independent examples
-    (1 at least). Where the clusters do not show how alike theirs are (there is one, or all are right, or all wrong) each
-    counts as one example.
+    (1 at least). Where the clusters do not show how alike theirs are (there is one, or all are right, or all wrong)
+    each counts as one example.
     """
     count = float(counts.sum())
     if not count:
@@ -47,25 +48,25 @@ def clustered_proportion(right: Real[np.ndarray, " N"], counts: Real[np.ndarray,
     return proportion(value * effective, effective)
 
 
-def paired_difference(first: Real[np.ndarray, " N"], second: Real[np.ndarray, " N"]) -> Estimate:
-    """Mean of ``second`` less that of ``first``, both 0 or 1, with the interval of Bonett and Price (2012).
+def paired_difference(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> Estimate:
+    """The share of ``second`` that is true less that of ``first``, with the interval of Bonett and Price (2012).
 
     With b examples that only the first has right, c only the second, and b′ = (b + 1)/(n + 2), c′ likewise:
     c′ − b′ ± z·√((b′ + c′ − (c′ − b′)²)/(n + 2)).
     """
     count = len(first)
-    lost, won = float((first > second).sum()), float((second > first).sum())
+    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
     b, c = (lost + 1) / (count + 2), (won + 1) / (count + 2)
     half = NormalDist().inv_cdf(1 - TAIL) * math.sqrt((b + c - (c - b) ** 2) / (count + 2))
     return Estimate((won - lost) / count, max(-1.0, c - b - half), min(1.0, c - b + half))
 
 
-def mcnemar_p_value(first: Real[np.ndarray, " N"], second: Real[np.ndarray, " N"]) -> float:
-    """Of two models, how often chance divides the examples that one alone has right at least as unevenly (McNemar 1947).
+def mcnemar_p_value(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> float:
+    """How often chance divides the examples that one model alone has right at least as unevenly (McNemar 1947).
 
     Exact and two-sided: 2·P(X ≤ min(b, c)), X binomial of b + c coins, b and c as in ``paired_difference``.
     """
-    lost, won = int((first > second).sum()), int((second > first).sum())
+    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
     # P(X ≤ k) of n coins is the beta distribution's I(1/2; n − k, k + 1).
     fewer = min(lost, won)
     return min(1.0, 2 * _beta_cdf(0.5, lost + won - fewer, fewer + 1)) if lost != won else 1.0
@@ -95,24 +96,16 @@ def _beta_cdf(x: float, a: float, b: float) -> float:
     front = math.exp(
         math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
     )
-    return front / a / _continued_fraction(lambda m: _term(m, x, a, b))
-
-
-def _term(m: int, x: float, a: float, b: float) -> float:
-    half = m // 2
-    if m % 2:
-        return -(a + half) * (a + b + half) * x / ((a + m - 1) * (a + m))
-    return half * (b - half) * x / ((a + m - 1) * (a + m))
-
-
-def _continued_fraction(term: Callable[[int], float]) -> float:
-    """1 + d₁/(1 + d₂/(1 + …))."""
+    # 1 + d₁/(1 + d₂/(1 + …)), as a product of the ratios of successive convergents.
     value = above = 1.0
-    below = 0.0
-    for m in range(1, 100_000):
-        below = 1 / (1 + term(m) * below)
-        above = 1 + term(m) / above
-        value *= above * below
-        if abs(above * below - 1) < 1e-14:
-            break
-    return value
+    below, m, ratio = 0.0, 0, math.inf
+    while abs(ratio - 1) > PRECISION and m < MOST_TERMS:
+        m += 1
+        half = m // 2
+        top = -(a + half) * (a + b + half) if m % 2 else half * (b - half)
+        term = top * x / ((a + m - 1) * (a + m))
+        below = 1 / (1 + term * below)
+        above = 1 + term / above
+        ratio = above * below
+        value *= ratio
+    return front / a / value
