@@ -44,7 +44,12 @@ def clustered_proportion(right: Real[np.ndarray, " N"], counts: Real[np.ndarray,
     if clusters > 1 and 0 < value < 1:
         residuals = right - value * counts
         variance = clusters / (clusters - 1) * float((residuals**2).sum()) / count**2
-        effective = min(count, max(value * (1 - value) / variance if variance else count, 1.0))
+        effective = value * (1 - value) / variance if variance else count
+        # The fewer the clusters, the less certain their variance: the normal quantile over Student's, both squared.
+        degrees = clusters - 1
+        share = _beta_quantile(2 * TAIL, degrees / 2, 0.5)
+        effective *= NormalDist().inv_cdf(1 - TAIL) ** 2 * share / (degrees * (1 - share))
+        effective = min(count, max(effective, 1.0))
     return proportion(value * effective, effective)
 
 
