@@ -5,11 +5,12 @@ model folder with ``training/`` (optimiser state, and the integers that are the 
 and random numbers) and ``checksums.json``. It is written whole or not at all.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import safetensors
@@ -17,10 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.adapters import add_lora, train_new_embeddings
+from wholegpt.adapters import add_lora, lora_layers, train_new_embeddings
 from wholegpt.baselines import NGram, RecurrentNetwork
 from wholegpt.baselines.ngram import ngram_sizes
-from wholegpt.checks import TRANSFORMERS
+from wholegpt.checks import MOST_ORDER, TRANSFORMERS, complete_model
 from wholegpt.choices import Architecture, AttentionKernel, Recompute
 from wholegpt.config import LoraConfig, ModelConfig
 from wholegpt.data.control import Values
@@ -46,6 +47,10 @@ WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tok
 CHAT_TEMPLATE = "chat_template.jinja"
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 STEP_PREFIX = "step-"
+FLOATING = ("F64", "F32", "F16", "BF16")
+"""Formats of weights that are read, by safetensors' names; models hold them in 32 bits."""
+LARGEST_JSON = 2**28
+"""Bytes of a JSON file that is read at all."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,12 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
-    Raises ``CheckpointError`` when the disk refuses, and for weights that are not finite, so that
-    the last good checkpoint is never followed by a broken one.
+    Raises as ``save_model`` does, so that the last good checkpoint is never followed by a broken one.
     """
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{folder}: not saved: {name} holds values that are not finite")
+    tensors = _tensors_to_save(folder, model, facts)
 
     def fill(target: Path) -> None:
-        _fill_model(target, model, tokenizer, facts)
+        _fill_model(target, model, tensors, tokenizer, facts)
         (target / OPTIMIZER).parent.mkdir()
         safetensors.torch.save_file(training.optimizer, target / OPTIMIZER)
         write_json_atomic(target / STATE, training.state)
@@ -125,8 +127,13 @@ def save_checkpoint(
 
 
 def save_model(folder: Path, model: TokenModel, tokenizer: Tokenizer, facts: ModelFacts = NO_FACTS) -> None:
-    """Write a model folder, whole or not at all. Raises ``CheckpointError`` when the disk refuses."""
-    _write(folder, lambda target: _fill_model(target, model, tokenizer, facts))
+    """Write a model folder, whole or not at all.
+
+    Raises ``CheckpointError`` when the disk refuses, for weights that are not finite, and for tensors that are not
+    those of the model's config and ``facts``; ``ConfigError`` for quantized weights and for LoRA that is merged.
+    """
+    tensors = _tensors_to_save(folder, model, facts)
+    _write(folder, lambda target: _fill_model(target, model, tensors, tokenizer, facts))
 
 
 def load_model(
@@ -138,7 +145,8 @@ def load_model(
     """Read a model folder onto ``device``.
 
     Raises ``CheckpointError`` for what is missing, damaged, newer than this program, or whose parts
-    do not fit together.
+    do not fit together. What the config claims is compared with the header of the weights before anything is built of
+    that size or read.
     """
     config, facts = load_model_config(folder), load_facts(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -147,17 +155,29 @@ def load_model(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}; "
             "they do not belong together"
         )
-    tensors = _read_tensors(folder / WEIGHTS)
-    sizes = ngram_sizes(tensors)
-    with torch.device("meta"):
-        model = make_model(config, facts, kernel, recompute, sizes)
-    expected = {name: tensor.shape for name, tensor in model.own_tensors().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if expected != found:
-        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        raise CheckpointError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {listed(wrong)}")
+    path = folder / WEIGHTS
+    found = _header(path)
+    blocks = config.distinct_layers or config.n_layers
+    if config.architecture in TRANSFORMERS and blocks > len(found):
+        raise CheckpointError(
+            f"{path}: does not fit {CONFIG}: holds {len(found):,} tensors, too few for {blocks:,} layers"
+        )
+    sizes = _ngram_sizes(path, found) if config.architecture is Architecture.ngram else ()
+    try:
+        expected = _expected(config, facts, sizes)
+    except RuntimeError as error:  # sizes whose product no tensor can have
+        raise CheckpointError(f"{path}: does not fit {CONFIG}: {str(error).splitlines()[0]}") from None
+    wrong = _differing({name: one.shape for name, one in found.items()}, expected)
+    if wrong:
+        raise CheckpointError(f"{path}: does not fit {CONFIG}: {listed(wrong)}")
+    for name, one in found.items():
+        accepted = FLOATING if expected[name].is_floating_point() else ("I64",)
+        if one.dtype not in accepted:
+            raise CheckpointError(f"{path}: {name} holds {one.dtype}; expected {', '.join(accepted)}")
     fresh = make_model(config, facts, kernel, recompute, sizes)
-    fresh.load_state_dict(tensors, strict=False)
+    fresh.load_state_dict(_read_tensors(path), strict=False)
+    if broken := not_finite(fresh.own_tensors()):
+        raise CheckpointError(f"{path}: {broken} holds values that are not finite in 32 bits")
     return ModelFolder(fresh.to(device), tokenizer, facts)
 
 
@@ -166,9 +186,10 @@ def load_model_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     content = _read_versioned(path)
     try:
-        return from_mapping(content["model"], ModelConfig(), str(path))
+        return complete_model(from_mapping(content["model"], ModelConfig(), str(path)))
     except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path}: {problem.removeprefix(f'{path}: ')}") from None
 
 
 def load_facts(folder: Path) -> ModelFacts:
@@ -179,6 +200,8 @@ def load_facts(folder: Path) -> ModelFacts:
         facts = msgspec.convert({name: content[name] for name in FACTS if name in content}, ModelFacts)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    if not 0 <= facts.new_tokens <= load_model_config(folder).vocab_size:
+        raise CheckpointError(f"{path}: new_tokens is {facts.new_tokens}, which is none of its vocabulary")
     try:
         return replace(facts, chat_template=(folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -348,8 +371,67 @@ class NewerFormatError(CheckpointError):
     """Written by a newer version of this program."""
 
 
-def _fill_model(target: Path, model: TokenModel, tokenizer: Tokenizer, facts: ModelFacts) -> None:
-    safetensors.torch.save_file(model.own_tensors(), target / WEIGHTS)
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first tensor that holds NaN or infinity; empty where none does."""
+    for name, tensor in tensors.items():
+        # NaN is both the least and the largest to PyTorch, so two numbers tell of all of them.
+        if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            return name
+    return ""
+
+
+def _tensors_to_save(folder: Path, model: TokenModel, facts: ModelFacts) -> dict[str, Tensor]:
+    """All of a model's tensors, and no others than ``load_model`` will ask for."""
+    if any(layer.merged for _, layer in lora_layers(model)):
+        raise ConfigError(
+            f"{folder}: not saved: the model's LoRA is merged; take it off by remove_lora, or unmerge it"
+        )
+    tensors = model.own_tensors()
+    if broken := not_finite(tensors):
+        raise CheckpointError(f"{folder}: not saved: {broken} holds values that are not finite")
+    sizes = model.sizes if isinstance(model, NGram) else ()
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if wrong := _differing(found, _expected(model.config, facts, sizes)):
+        raise CheckpointError(
+            f"{folder}: not saved: these tensors of the model are not those of its config: {listed(wrong)}"
+        )
+    return tensors
+
+
+def _expected(config: ModelConfig, facts: ModelFacts, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """What a model folder holds of such a model: tensors that have shapes and types, but no memory."""
+    with torch.device("meta"):
+        return make_model(config, facts, sizes=sizes).own_tensors()
+
+
+def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> list[str]:
+    """Names that one side lacks, or that have another shape there."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    given = {name: tuple(shape) for name, shape in found.items()}
+    return sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+
+
+class _Stored(NamedTuple):
+    """A tensor of a safetensors file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _header(path: Path) -> dict[str, _Stored]:
+    """What a safetensors file says that it holds, without reading that."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
+            return {name: _Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _fill_model(
+    target: Path, model: TokenModel, tensors: dict[str, Tensor], tokenizer: Tokenizer, facts: ModelFacts
+) -> None:
+    safetensors.torch.save_file(tensors, target / WEIGHTS)
     told = {name: value for name, value in to_mapping(facts).items() if value}
     if template := told.pop("chat_template", ""):
         write_text_atomic(target / CHAT_TEMPLATE, template)
@@ -380,8 +462,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
+def _ngram_sizes(path: Path, found: Mapping[str, _Stored]) -> list[int]:
+    """``ngram_sizes`` of a file, of which one small tensor is read."""
+    if "ends" not in found or math.prod(found["ends"].shape) > MOST_ORDER:
+        return []
+    with safetensors.safe_open(path, framework="pt") as file:
+        return ngram_sizes({"ends": file.get_tensor("ends")})
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise CheckpointError(f"{path}: larger than {LARGEST_JSON:,} bytes; it is not read")
         content = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

@@ -54,12 +54,34 @@ USED = {
 BLOCKWISE = (Architecture.transformer, Architecture.encoder)
 """Whose blocks can be compiled, and computed anew in the backward pass."""
 MOST_ORDER = 20
+LARGEST_SIZE, MOST_LAYERS = 2**24, 10_000
+"""Of any size of a model, and of layers; a config may come from anywhere."""
 WINDOWED = (Attention.sliding_window, Attention.strided)
 """Kinds of attention that have a W."""
 RECURRENT = (Attention.linear, Attention.average)
 """Those that keep a sum in place of keys and values."""
 MOST_ADDED = 1e6
 """To a logit; more would leave no differences between the others in 32 bits."""
+
+# Limits of generation, all in one place (docs/generation.md lists them). They bound memory and the time of one token.
+MOST_GENERATED = 2**20
+"""max_tokens."""
+MOST_PROMPT_TOKENS = 2**20
+MOST_WAITING = 2**16
+"""Requests in the engine's queue."""
+MOST_BEAMS = 256
+MOST_LISTED = 100
+"""alternatives, and texts in stop, banned and forced."""
+MOST_LISTED_TOKENS = 10**7
+"""alternatives times max_tokens."""
+LONGEST_TEXT = 1000
+"""Characters of a text in stop, banned or forced."""
+MOST_BIASES = 100_000
+MOST_NGRAM = 1000
+LARGEST_TOP_K = 2**24
+LARGEST_SEED = 2**63 - 1
+MOST_CHARACTERS = 25_000
+"""Characters of a regular expression or schema; the slowest take 0.6 s to read or refuse, growing with the square."""
 
 
 def complete_model(model: ModelConfig) -> ModelConfig:
@@ -297,14 +319,31 @@ def check_lora(lora: LoraConfig) -> None:
 
 def check_generation(generation: GenerationConfig) -> None:
     """``check`` for the settings of generation."""
-    _at_least("max_tokens", generation.max_tokens, 0)
+    for name, most in (
+        ("max_tokens", MOST_GENERATED),
+        ("min_tokens", MOST_GENERATED),
+        ("top_k", LARGEST_TOP_K),
+        ("no_repeat_ngram", MOST_NGRAM),
+        ("alternatives", MOST_LISTED),
+        ("seed", LARGEST_SEED),
+    ):
+        value = getattr(generation, name)
+        _require(name, value, 0 <= value <= most, f"from 0 to {most:,}")
+    listed = generation.alternatives * generation.max_tokens
+    if listed > MOST_LISTED_TOKENS:
+        raise ConfigError(
+            f"alternatives times max_tokens is {listed:,}; expected at most {MOST_LISTED_TOKENS:,}; lower either"
+        )
+    if len(generation.logit_bias) > MOST_BIASES:
+        raise ConfigError(
+            f"logit_bias has {len(generation.logit_bias):,} entries; expected at most {MOST_BIASES:,}"
+        )
     _require(
         "temperature",
         generation.temperature,
         0 <= generation.temperature < math.inf,
         "of 0 or more, and finite",
     )
-    _at_least("top_k", generation.top_k, 0)
     _require("top_p", generation.top_p, 0 < generation.top_p <= 1, "above 0 and at most 1")
     _require("min_p", generation.min_p, 0 <= generation.min_p <= 1, "from 0 to 1")
     penalty = generation.repetition_penalty
@@ -312,16 +351,22 @@ def check_generation(generation: GenerationConfig) -> None:
     added = {name: getattr(generation, name) for name in ("frequency_penalty", "presence_penalty")}
     for name, value in [*added.items(), *(("logit_bias", bias) for _, bias in generation.logit_bias)]:
         _require(name, value, abs(value) <= MOST_ADDED, f"from -{MOST_ADDED:g} to {MOST_ADDED:g}")
-    for name in ("no_repeat_ngram", "min_tokens", "max_seconds", "alternatives", "seed"):
-        _at_least(name, getattr(generation, name), 0)
+    _at_least("max_seconds", generation.max_seconds, 0)
     if generation.min_tokens > generation.max_tokens:
         raise ConfigError(
             f"min_tokens is {generation.min_tokens}, more than max_tokens, {generation.max_tokens}"
         )
     for name in ("stop", "banned", "forced"):
-        if "" in getattr(generation, name):
+        texts = getattr(generation, name)
+        if len(texts) > MOST_LISTED:
+            raise ConfigError(f"{name} has {len(texts):,} texts; expected at most {MOST_LISTED}")
+        if (longest := max(map(len, texts), default=0)) > LONGEST_TEXT:
+            raise ConfigError(
+                f"{name} holds a text of {longest:,} characters; expected at most {LONGEST_TEXT:,}"
+            )
+        if "" in texts:
             raise ConfigError(f"{name} holds an empty text, which every text holds; leave it out")
-        if any("\ud800" <= character <= "\udfff" for text in getattr(generation, name) for character in text):
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
             raise ConfigError(f"{name} holds a lone surrogate, which is not a character")
     forms = [name for name in ("regex", "json_schema") if getattr(generation, name)]
     others = [name for name in ("forced", "stop", "min_tokens") if getattr(generation, name)]
@@ -339,6 +384,19 @@ def check_model(model: ModelConfig) -> None:
         _at_least(f"model.{name}", getattr(model, name), 1)
     for name in ("vocab_size", "n_kv_heads", "d_head", "d_ff"):
         _at_least(f"model.{name}", getattr(model, name), 0)
+    for name in (
+        "context_length",
+        "d_model",
+        "n_heads",
+        "vocab_size",
+        "n_kv_heads",
+        "d_head",
+        "d_ff",
+        "experts",
+    ):
+        value = getattr(model, name)
+        _require(f"model.{name}", value, value <= LARGEST_SIZE, f"of at most {LARGEST_SIZE:,}")
+    _require("model.n_layers", model.n_layers, model.n_layers <= MOST_LAYERS, f"of at most {MOST_LAYERS:,}")
     _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "at least 0 and below 1")
     if model.architecture not in TRANSFORMERS:
         return

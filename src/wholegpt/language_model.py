@@ -37,7 +37,7 @@ from wholegpt.evaluation import (
     read_examples,
     score_tokens,
 )
-from wholegpt.evaluation.perplexity import scoring_windows
+from wholegpt.evaluation.perplexity import check_numbers, scoring_windows
 from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns, with_room
 from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
@@ -235,6 +235,7 @@ class LanguageModel:
         nats = score_tokens(
             self.model, stream, windows, self.model.device, Dtype.float32, Console(quiet=True)
         )
+        check_numbers(nats, "tokens")
         return TokenScores(
             token_ids, self.tokenizer.texts_of(token_ids), [nats_to_bits(float(n)) for n in nats]
         )

@@ -13,7 +13,7 @@ from wholegpt.data.loader import document_numbers
 from wholegpt.data.masking import MaskedLoader, hide_tokens
 from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED, class_negative_log_likelihood
-from wholegpt.metrics import bootstrap_ratio
+from wholegpt.metrics import bootstrap_ratio, clustered_proportion
 from wholegpt.model import Encoder, TokenModel
 from wholegpt.pretraining import Pretraining
 from wholegpt.runtime import compute_in, mix_seed
@@ -55,7 +55,7 @@ class MaskedPretraining(Pretraining):
             return QuickScore(dict(zip(("nats_per_masked_token", "accuracy"), figures, strict=True)))
         metrics = {
             "nats_per_masked_token": bootstrap_ratio(nats, hidden),
-            "accuracy": bootstrap_ratio(right, hidden),
+            "accuracy": clustered_proportion(right, hidden),
         }
         return TaskScore("masked tokens", int(hidden.sum()), 0, metrics, {}, 0, [])
 

@@ -14,8 +14,8 @@ from tests.parity.test_plain import randomized
 from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
-from wholegpt.errors import ConfigError, DataError
-from wholegpt.evaluation import evaluate_tokens, score_tokens
+from wholegpt.errors import ConfigError, DataError, NumericsError
+from wholegpt.evaluation import evaluate_text, evaluate_tokens, score_tokens
 from wholegpt.evaluation.perplexity import scoring_windows
 from wholegpt.metrics import bits_per_unit, nats_to_bits, perplexity, uniform_nats
 from wholegpt.tokenizers import byte_tokenizer
@@ -111,3 +111,27 @@ def test_units() -> None:
     assert bits_per_unit(math.log(2) * 10, 5) == pytest.approx(2)
     assert math.isnan(bits_per_unit(1.0, 0))
     assert uniform_nats(66) == pytest.approx(4.1897, abs=1e-4)
+
+
+def test_a_model_without_numbers_has_no_figures() -> None:
+    """Not even where only what follows one token is no number."""
+
+    class Damaged(LogitsOnly):
+        def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+            logits = torch.zeros(*token_ids.shape, self.vocab_size)
+            logits[token_ids == ord("z")] = math.nan
+            return logits
+
+    tokenizer = byte_tokenizer()
+    model = Damaged(tokenizer.vocab_size, 8)
+    for text, damaged in (("a text about nothing", 0), ("a lazy text", 1)):
+        tokens = TokenShards([np.array(tokenizer.encode(text))])
+
+        def evaluate(tokens: TokenShards = tokens) -> float:
+            return evaluate_text(model, tokens, tokenizer, CPU, Dtype.float32, QUIET).nats_per_token
+
+        if damaged:
+            with pytest.raises(NumericsError, match=r"no numbers \(NaN\) for 1 of 10 tokens"):
+                evaluate()
+        else:
+            assert evaluate() == pytest.approx(math.log(tokenizer.vocab_size))

@@ -15,11 +15,12 @@ from tests.helpers import Fails, tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_model
 from wholegpt.cli import main
+from wholegpt.cli.options import task_table
 from wholegpt.comparing import compare
 from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.tasks import SPECIAL_TOKENS
-from wholegpt.errors import ConfigError, DataError, RunError, WholeGPTError
+from wholegpt.errors import ConfigError, DataError, NumericsError, RunError, WholeGPTError
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
 from wholegpt.presets import configure
@@ -602,3 +603,9 @@ def test_texts_beyond_the_context_are_cut_and_counted(base: Path, tmp_path: Path
         training={"steps": 1},
     )
     assert run.validation.truncated == run.validation.examples == 2
+    assert "2 too long, without the ends of their longest texts" in task_table(run.validation.to_json())
+    with torch.no_grad():
+        lm = load(run.path)
+        next(lm.model.parameters()).fill_(float("nan"))
+    with pytest.raises(NumericsError, match="no numbers"):
+        lm.predict("a text")  # and not the first label

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from wholegpt.checks import MOST_BEAMS, MOST_CHARACTERS
 from wholegpt.choices import Architecture, Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
 from wholegpt.config import GenerationConfig
@@ -130,8 +131,8 @@ def generate(
 def _check_counts(completions: int, beams: int, length_penalty: float) -> None:
     if not 1 <= completions <= MOST_TEXTS:
         raise ConfigError(f"--completions is {completions}; expected 1 to {MOST_TEXTS:,}")
-    if beams < 0:
-        raise ConfigError(f"--beams is {beams}; expected at least 0")
+    if not 0 <= beams <= MOST_BEAMS:
+        raise ConfigError(f"--beams is {beams}; expected 0 to {MOST_BEAMS}")
     if length_penalty != 1 and not beams:
         raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
     if beams and completions > beams:
@@ -267,7 +268,10 @@ def _schema_text(given: str) -> str:
     if not given or given.lstrip().startswith("{"):
         return given
     try:
-        text = Path(given).read_text(encoding="utf-8")
+        with Path(given).open(encoding="utf-8") as file:
+            text = file.read(
+                MOST_CHARACTERS + 1
+            )  # one more than is accepted, so that a longer one is refused
     except (OSError, ValueError):
         text = ""
     if not text.strip():

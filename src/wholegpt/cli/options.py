@@ -172,7 +172,7 @@ def task_table(score: dict[str, Any]) -> str:
         if isinstance(figure, dict)
     ]
     counted = f"{score['examples']:,} examples ({score['kind']}), {score['shots']} shots"
-    cut = f"; {score['truncated']:,} too long, without their beginning" if score["truncated"] else ""
+    cut = f"; {score['truncated']:,} too long, without {score['left_out']}" if score["truncated"] else ""
     return table([*rows, ("over", counted + cut)])
 
 
@@ -184,8 +184,10 @@ def comparison_table(compared: dict[str, Any]) -> str:
                 name.replace("_", " "),
                 f"{_digits(one['first'])} → {_digits(one['second'])}: difference "
                 + _with_interval(one["difference"], one["difference_low"], one["difference_high"])
-                + f", p = {one['p_value']:.4f}; "
-                + {"uncertain": "no certain difference"}.get(one["better"], f"the {one['better']} is better"),
+                + f", p = {_digits(one['p_value'])} ({one['test']}); "
+                + {"uncertain": "no significant difference"}.get(
+                    one["better"], f"the {one['better']} is better"
+                ),
             )
             for name, one in compared.items()
         ]

@@ -34,8 +34,8 @@ PARQUET = (".parquet", ".pq")
 JSON_LINES_SUFFIXES = frozenset((".jsonl", ".ndjson"))
 COMPRESSED = (".gz", ".zst")
 SNIFFED_BYTES = 8192
-COMPRESSED_BLOCK_BYTES = 16_384
-"""Small, since a few bytes can stand for many."""
+COMPRESSED_BLOCK_BYTES = 1024
+"""Of zstd that are decompressed at once. Four bytes can stand for 128 KiB, so these hold 32 MiB at most."""
 
 
 @dataclass

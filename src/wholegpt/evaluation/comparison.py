@@ -1,4 +1,4 @@
-"""Two models on the same examples: by how much one is better, and whether that is certain."""
+"""Two models on the same examples: by how much one is better, and whether a paired test finds that significant."""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +9,21 @@ import numpy as np
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation.task import TaskScore
 from wholegpt.evaluation.text import TextEvaluation
-from wholegpt.metrics import Estimate, bootstrap, bootstrap_ratio, nats_to_bits, paired_p_value
+from wholegpt.metrics import (
+    Estimate,
+    bootstrap,
+    bootstrap_ratio,
+    mcnemar_p_value,
+    nats_to_bits,
+    paired_difference,
+    paired_p_value,
+)
 
+ALPHA = 0.05
+"""Level of significance: where two models are equally good, one is called better in at most so many cases."""
 LESS_IS_BETTER = ("nats", "squared_error", "empty")
 """Fields of records; of all others more is better."""
+RANDOM_SIGNS = "random signs"
 
 
 @dataclass(frozen=True)
@@ -22,15 +33,18 @@ class Difference:
     first: float
     second: float
     difference: Estimate
-    """Second less first, with the interval of a bootstrap over examples, or pieces of the text."""
+    """Second less first, with its interval: of proportions ``paired_difference``, else a bootstrap over the examples
+    or the pieces of the text."""
     p_value: float
-    """How often chance alone makes a difference as large, by random signs of the examples' differences."""
+    """How often chance alone makes a difference as large."""
+    test: str
+    """How that is found: ``McNemar`` (exact) for proportions, else ``random signs`` of the examples' differences."""
     less_is_better: bool
 
     @property
     def better(self) -> str:
-        """``first`` or ``second`` where the interval of the difference leaves out 0, else ``uncertain``."""
-        if not (self.difference.low > 0 or self.difference.high < 0):
+        """``first`` or ``second`` where the p-value is below ``ALPHA``, else ``uncertain``."""
+        if not self.p_value < ALPHA:
             return "uncertain"
         return "second" if (self.difference.value < 0) == self.less_is_better else "first"
 
@@ -43,7 +57,9 @@ class Difference:
             "difference": ends["value"],
             "difference_low": ends["low"],
             "difference_high": ends["high"],
-            "p_value": self.p_value,
+            "p_value": self.p_value if math.isfinite(self.p_value) else None,
+            "alpha": ALPHA,
+            "test": self.test,
             "better": self.better,
         }
 
@@ -64,6 +80,7 @@ def compare_texts(first: TextEvaluation, second: TextEvaluation) -> dict[str, Di
             second.bits_per_byte,
             bootstrap(len(first.piece_nats), difference),
             paired_p_value(change),
+            RANDOM_SIGNS,
             less_is_better=True,
         )
     }
@@ -76,15 +93,19 @@ def compare_tasks(first: TaskScore, second: TaskScore) -> dict[str, Difference]:
     """
     if [r["line"] for r in first.records] != [r["line"] for r in second.records]:
         raise ConfigError("the two models were scored on different examples")
-    compared: dict[str, Difference] = {}
-    for name, column in first.means.items():
-        one, other = (np.array([float(r[column]) for r in score.records]) for score in (first, second))
-        difference = bootstrap_ratio(other - one, np.ones(len(one)))
-        compared[name] = Difference(
-            float(one.mean()),
-            float(other.mean()),
-            difference,
-            paired_p_value(other - one),
-            less_is_better=column in LESS_IS_BETTER,
+    return {name: _means(column, first, second) for name, column in first.means.items()}
+
+
+def _means(column: str, first: TaskScore, second: TaskScore) -> Difference:
+    one, other = (np.array([record[column] for record in score.records]) for score in (first, second))
+    if one.dtype == bool:
+        difference, p_value, test = paired_difference(one, other), mcnemar_p_value(one, other), "McNemar"
+    else:
+        change = other.astype(np.float64) - one
+        difference, p_value, test = (
+            bootstrap_ratio(change, np.ones(len(change))),
+            paired_p_value(change),
+            RANDOM_SIGNS,
         )
-    return compared
+    less = column in LESS_IS_BETTER
+    return Difference(float(one.mean()), float(other.mean()), difference, p_value, test, less)

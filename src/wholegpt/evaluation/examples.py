@@ -38,6 +38,7 @@ from wholegpt.metrics import (
     matthews_correlation,
     pearson_correlation,
     perplexity,
+    proportion,
     rouge,
     spearman_correlation,
 )
@@ -392,6 +393,12 @@ def _column(records: Sequence[Record], name: str) -> np.ndarray:
 
 
 def means_of(records: Sequence[Record], columns: Mapping[str, str]) -> dict[str, Estimate]:
-    """Figures that are the means of columns of the ``records``, each with its interval."""
-    ones = np.ones(len(records))
-    return {name: bootstrap_ratio(_column(records, column), ones) for name, column in columns.items()}
+    """Figures that are the means of columns of the ``records``, each with its interval, exact for truth values."""
+    means: dict[str, Estimate] = {}
+    for name, column in columns.items():
+        values = np.array([record[column] for record in records])
+        if values.dtype == bool:
+            means[name] = proportion(int(values.sum()), len(values))
+        else:
+            means[name] = bootstrap_ratio(values.astype(np.float64), np.ones(len(values)))
+    return means

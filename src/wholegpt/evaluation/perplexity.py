@@ -13,7 +13,7 @@ from jaxtyping import Float
 from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, NumericsError
 from wholegpt.losses import IGNORED, negative_log_likelihood
 from wholegpt.metrics import bits_per_unit, perplexity
 from wholegpt.protocols import CausalLanguageModel
@@ -104,6 +104,15 @@ def score_tokens(
             pieces.append(nats[targets != IGNORED].numpy())
             progress.advance(len(chunk))
     return np.concatenate(pieces)
+
+
+def check_numbers(values: np.ndarray, what: str) -> None:
+    """Raise ``NumericsError`` where some of the ``values`` that a model gave for ``what`` are NaN."""
+    if broken := int(np.isnan(values).sum()):
+        raise NumericsError(
+            f"the model gives no numbers (NaN) for {broken:,} of {values.size:,} {what}; its weights are damaged or "
+            "training has diverged"
+        )
 
 
 def evaluate_tokens(

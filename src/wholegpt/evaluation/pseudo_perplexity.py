@@ -14,7 +14,7 @@ from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.loader import document_numbers
 from wholegpt.errors import DataError, TokenizerError
-from wholegpt.evaluation.perplexity import check_context
+from wholegpt.evaluation.perplexity import check_context, check_numbers
 from wholegpt.losses import class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, perplexity
 from wholegpt.model import Encoder
@@ -91,5 +91,6 @@ def pseudo_perplexity(
                 sums[number] += float(nats.double().sum())
                 counts[number] += len(places)
                 progress.advance(len(places))
+    check_numbers(sums, "windows")
     nats = bootstrap_ratio(sums, counts)
     return PseudoPerplexity(nats.value, perplexity(nats.value), int(counts.sum()), nats.low, nats.high)

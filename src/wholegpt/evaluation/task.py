@@ -41,9 +41,11 @@ class TaskScore:
     means: Mapping[str, str]
     """Those of the figures that are means over the examples, and the field of the records that they are the mean of."""
     truncated: int
-    """Examples that are longer than the model's context, whose beginning was left out."""
+    """Examples that are longer than the model's context."""
     records: list[Record]
     """What became of each example, with the number of its line."""
+    left_out: str = "their beginning"
+    """What these were read without."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, without the records."""
@@ -52,6 +54,7 @@ class TaskScore:
             "examples": self.examples,
             "shots": self.shots,
             "truncated": self.truncated,
+            "left_out": self.left_out,
             **{name: estimate.to_json() for name, estimate in self.metrics.items()},
         }
 

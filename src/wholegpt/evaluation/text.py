@@ -13,6 +13,7 @@ from wholegpt.data import TokenShards
 from wholegpt.evaluation.perplexity import (
     TextScore,
     check_context,
+    check_numbers,
     score_tokens,
     text_scale,
     text_score,
@@ -79,6 +80,7 @@ def evaluate_text(
     check_context(context, model.context_length)
     windows = windows_over(tokens, context or model.context_length, stride, tokenizer, documents)
     nats = score_tokens(model, tokens, windows, device, dtype, console)
+    check_numbers(nats, "tokens")
     token_ids = tokens.read(0, len(tokens))
     sizes = tokenizer.text_sizes[token_ids[1:]] * text_scale(tokens, tokenizer)
     words = _words(token_ids, tokenizer) if words is None else words

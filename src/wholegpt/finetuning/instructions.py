@@ -30,6 +30,7 @@ from wholegpt.data.vocabulary import make_tokenizer
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
+from wholegpt.evaluation.perplexity import check_numbers
 from wholegpt.finetuning.beginning import begin, source_of_examples, with_steps
 from wholegpt.finetuning.prediction import TOKENS_AT_ONCE
 from wholegpt.generation import Completion, generate
@@ -318,6 +319,7 @@ def score_answers(
     the given ones come with them where sacreBLEU and rouge-score are installed.
     """
     nats = answer_nats(model, [one.encoded for one in conversations], dtype)
+    check_numbers(nats, "answers")
     config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
     questions = [one.question for one in conversations]
     written = answers(model, tokenizer, template, questions, config, console)
@@ -338,7 +340,7 @@ def score_answers(
         if overlap:
             metrics |= Generation.metrics(records)
     cut = sum(one.cut for one in conversations)
-    return TaskScore("instruct", len(records), 0, metrics, MEANS, cut, records)
+    return TaskScore("instruct", len(records), 0, metrics, MEANS, cut, records, "their end")
 
 
 def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, overlap: bool) -> Record:

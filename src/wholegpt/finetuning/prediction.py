@@ -17,6 +17,7 @@ from wholegpt.data.packing import batches_of
 from wholegpt.data.task_batches import collate
 from wholegpt.data.tasks import EncodedExample, Task, TaskExample, encode_example
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
+from wholegpt.evaluation.perplexity import check_numbers
 from wholegpt.evaluation.task import TaskScore
 from wholegpt.finetuning.tasks import read
 from wholegpt.model import TaskModel
@@ -83,6 +84,7 @@ def predict(
             f"{model.context_length:,} tokens; they were read without the ends of their longest texts"
         )
     outputs = outputs_of(model, examples, task, dtype, console)
+    check_numbers(outputs, "outputs")
     return [_prediction(task, one, row) for one, row in zip(parts, outputs, strict=True)]
 
 
@@ -97,6 +99,7 @@ def evaluate_head(
     """How good a model's answers to some examples are."""
     encoded = [encode_example(one.parts, tokenizer, model.context_length) for one in examples]
     outputs = outputs_of(model, encoded, task, dtype, console)
+    check_numbers(outputs, "outputs")
     with console.working("resampling for the intervals"):
         return score_predictions(task, examples, encoded, outputs)
 
@@ -119,7 +122,8 @@ def score_predictions(
         metrics, means = means_of(records, MEANS), MEANS
         if task.labels:
             metrics = {**Classification.metrics(records), **metrics}
-    return TaskScore(task.kind, len(records), 0, metrics, means, truncated, records)
+    left_out = "the ends of their longest texts"
+    return TaskScore(task.kind, len(records), 0, metrics, means, truncated, records, left_out)
 
 
 def _texts(task: Task, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wholegpt.checks import MOST_BEAMS
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, NumericsError
+from wholegpt.generation.engine import check_prompt
 from wholegpt.generation.memory import check_memory
+from wholegpt.generation.processors import NO_NUMBERS, have_numbers
 from wholegpt.generation.request import InterruptedWriting
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.stopping import text_before_stop
@@ -56,7 +59,8 @@ def beam_search(
     Of all B·V continuations, each step keeps the B likeliest that go on, and of the B likeliest those that end. It
     stops when what goes on can no longer reach the worst of B texts that have ended. Nothing is drawn: temperature,
     top-k, top-p, min-p and seed have no part in it. Raises ``ConfigError`` for settings that make no sense, and for
-    texts that do not fit the model's context, ``InterruptedWriting`` on Ctrl-C.
+    texts that do not fit the model's context, ``NumericsError`` where the model gives no numbers,
+    ``InterruptedWriting`` on Ctrl-C.
     """
     _check(model, prompt_ids, config, beams, length_penalty)
     if not config.max_tokens:
@@ -88,6 +92,9 @@ def beam_search(
         for written in console.track("searching", range(1, config.max_tokens + 1)):
             rows = cache.rows(0, len(running))
             logits = model(torch.tensor(unread, device=device)[:, None], rows)[:, -1].cpu()
+            if not have_numbers(logits).all():
+                cache.clear()  # its memory may serve the next text
+                raise NumericsError(NO_NUMBERS)
             chosen: list[tuple[int, _Beam]] = []
             for rank, (row, token_id, log_probability) in enumerate(
                 _best(running, logits, samplers, 2 * beams)
@@ -158,8 +165,9 @@ def _check(
     beams: int,
     length_penalty: float,
 ) -> None:
-    if beams < 1:
-        raise ConfigError(f"beams is {beams}; expected at least 1")
+    check_prompt(prompt_ids, model.vocab_size)
+    if not 1 <= beams <= MOST_BEAMS:
+        raise ConfigError(f"beams is {beams}; expected 1 to {MOST_BEAMS}")
     if not abs(length_penalty) <= MOST_LENGTH_PENALTY:
         raise ConfigError(
             f"length_penalty is {length_penalty}; expected -{MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}"

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from wholegpt.checks import MOST_CHARACTERS
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation.json_schema import check_pattern, read_schema
@@ -24,8 +25,6 @@ from wholegpt.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MOST_CHARACTERS = 25_000
-"""Longest regular expression or schema; the slowest take 0.6 s to read or refuse, growing with the square."""
 MOST_WORK = 5_000_000
 """Most work for one token, in the library's units: at most 0.1 s seen. Its own 200,000 stop many bounded repeats."""
 ONE_SPACE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -33,6 +32,10 @@ ONE_SPACE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separat
 _vocabularies: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()
 _last_read: "WeakKeyDictionary[Tokenizer, tuple[str, LLMatcher]]" = WeakKeyDictionary()
 """The grammar that was read last for a vocabulary: many texts are of one form, and copies cost nothing."""
+
+
+class NothingLeftError(ConfigError):
+    """The settings forbid every token that could follow."""
 
 
 class Constraint:
@@ -66,7 +69,7 @@ class Constraint:
     def allowed(self, written: Sequence[int]) -> Bool[Tensor, " V"]:
         """Which tokens may follow ``written``: end-of-text where the text may end, no other special token.
 
-        Raises ``ConfigError`` where ``written`` begins nothing that matches.
+        Raises ``NothingLeftError`` where ``written`` begins nothing that matches.
         """
         self._follow(written)
         return self._allowed
@@ -91,7 +94,7 @@ class Constraint:
             if not self._matcher.consume_tokens(followed[known:]):
                 problem = _problem(self._matcher)
                 self._start()
-                raise ConfigError(f"{self.name}: the text so far cannot be gone on with: {problem}")
+                raise NothingLeftError(f"{self.name}: the text so far cannot be gone on with: {problem}")
             self._look()
             self._followed = followed
 
@@ -100,7 +103,7 @@ class Constraint:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(bits, count=self._tokenizer.vocab_size + 1, bitorder="little").view(np.bool_)
         if self._matcher.is_error():
-            raise ConfigError(f"{self.name}: {_problem(self._matcher)}")
+            raise NothingLeftError(f"{self.name}: {_problem(self._matcher)}")
         self._may_end, self._may_go_on = bool(allowed[-1]), bool(allowed[:-1].any())
         if self._end is not None:
             allowed[self._end] = self._may_end

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from wholegpt.checks import MOST_WAITING
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
@@ -58,19 +59,22 @@ def generate(
     "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on. Raises
     ``ConfigError`` for settings out of range or that allow no token at all, ``InterruptedWriting`` on Ctrl-C.
     """
+    if len(prompts) > MOST_WAITING:
+        raise ConfigError(f"{len(prompts):,} texts are asked for at once; expected at most {MOST_WAITING:,}")
+    drafting = None if isinstance(draft, str) else draft
+    if drafting:
+        check_rewinds(drafting.new_cache(1, 1))
     needed = [
         min(model.context_length, len(prompt_ids) + config.max_tokens)
         for prompt_ids, config in zip(prompts, configs, strict=True)
     ]
     capacity = max(needed, default=1)
-    slots = plan_slots(model, len(prompts), capacity, device, console)
+    slots = plan_slots(model, len(prompts), capacity, device, console, drafting)
     engine = Engine(model, tokenizer, device, slots, capacity)
 
     def emit_for(number: int) -> Callable[[str], None]:
         return lambda text: emit(number, text) if emit else None
 
-    if draft and not isinstance(draft, str):
-        check_rewinds(draft.new_cache(1, 1))
     requests: list[GenerationRequest] = []
     for number, (prompt_ids, config) in enumerate(zip(prompts, configs, strict=True)):
         drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)
@@ -86,6 +90,9 @@ def generate(
                 shown = done
     except KeyboardInterrupt:
         raise InterruptedWriting([request.completion() for request in requests]) from None
+    for request in requests:
+        if request.error:
+            raise request.error
     _say_forbidden(requests, console)
     return [request.completion() for request in requests]
 

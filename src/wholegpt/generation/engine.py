@@ -5,16 +5,24 @@ Shapes: n requests that are written, T tokens of each that are read in a step, V
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from wholegpt.checks import MOST_PROMPT_TOKENS, MOST_WAITING
 from wholegpt.config import GenerationConfig
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, NumericsError
+from wholegpt.generation.processors import NO_NUMBERS, have_numbers
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.speculation import Drafter, common_length
 from wholegpt.protocols import Cache, CausalLanguageModel
 from wholegpt.runtime import at_least_float32
 from wholegpt.tokenizers import Tokenizer
+
+R = TypeVar("R")
 
 ROWS_AT_ONCE = 16
 """Rows of a step within which guesses are read too: so many take little longer than one."""
@@ -28,6 +36,9 @@ class Engine:
     What a request gets does not depend on its companions, but for the last bits of the logits: matrix products of
     another number of rows add in another order. In float64 that changes no token; in bfloat16 it can, where two are
     nearly equally likely.
+
+    Nor does it depend on their failures. An exception in a request's own code (``emit``, drafter, settings), or logits
+    that are not numbers, end that request alone: its ``finish_reason`` is ``error`` and its ``error`` the exception.
     """
 
     def __init__(
@@ -66,11 +77,15 @@ class Engine:
     ) -> GenerationRequest:
         """Queue a request, whose prompt has at least one token; of one longer than τ the last τ are read.
 
-        A ``drafter`` makes it faster where it guesses well. Raises ``ConfigError`` for a text that does not fit a slot,
-        and for settings that are out of range or that the vocabulary cannot meet.
+        A ``drafter`` makes it faster where it guesses well. Raises ``ConfigError`` for ids that are no tokens of the
+        model, for a text that does not fit a slot, for settings that are out of range or that the vocabulary cannot
+        meet, and where too many requests wait already.
         """
         if drafter:
             check_rewinds(self._pool)
+        check_prompt(prompt_ids, self.model.vocab_size)
+        if len(self._waiting) >= MOST_WAITING:
+            raise ConfigError(f"{MOST_WAITING:,} requests are waiting, which is the limit; submit it later")
         needed = min(len(prompt_ids) + config.max_tokens, self.model.context_length)
         if needed > self.capacity:
             raise ConfigError(f"prompt and max_tokens take {needed} positions; a slot has {self.capacity}")
@@ -84,25 +99,58 @@ class Engine:
     def step(self) -> list[GenerationRequest]:
         """Read some of the prompts that wait, write one token of each request whose prompt is read.
 
-        Returns the requests that ended.
+        Returns the requests that ended. An exception of the model while it reads for all of them ends all that were
+        running, and is raised.
         """
-        self._read_prompts()
+        try:
+            return [*self._read_prompts(), *self._decode()]
+        except BaseException as error:  # Ctrl-C too: after half a step no text can go on
+            if isinstance(error, Exception):
+                for request in self._running:
+                    request.fail(error)
+            self._running.clear()
+            raise
+
+    def _decode(self) -> list[GenerationRequest]:
+        """One token, and those after right guesses, of each request whose prompt is read; returns those that ended."""
         ready = len(self._running) - self._reading
         if not ready:
             return []
         guesses = self._guess(self._running[:ready])
         width = 1 + max(map(len, guesses))
-        batch = [
-            [*request.unread, *guessed, *[0] * (width - 1 - len(guessed))]
-            for request, guessed in zip(self._running, guesses, strict=False)
-        ]
+        batch: list[list[int]] = []
+        for request, guessed in zip(self._running, guesses, strict=False):
+            real = [*request.unread, *guessed]
+            # Padded with its own last token: that of another could be one whose weights are damaged.
+            batch.append([*real, *real[-1:] * (width - len(real))])
         logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready])
         logits = at_least_float32(logits.cpu())
-        for row, guessed in enumerate(guesses):
-            read = self._running[row].draw(logits[row], guessed)
-            self._pool.lengths[row] -= width - read
+        for row, numbers in enumerate(have_numbers(logits).all(dim=-1).tolist()):
+            self._draw(row, logits[row], guesses[row], numbers)
         ended = [row for row in range(ready) if self._running[row].finish_reason]
         return [self._remove(row) for row in reversed(ended)]
+
+    def _draw(self, row: int, logits: Float[Tensor, "T V"], guessed: Sequence[int], numbers: bool) -> None:
+        """Draw a request's tokens, unless it has failed; of one that fails nothing is kept in its slot."""
+        request = self._running[row]
+        if not request.error:
+            if numbers:
+                read = self._attempt(request, lambda: request.draw(logits, guessed), 0)
+                self._pool.lengths[row] -= len(logits) - read
+            else:
+                request.fail(NumericsError(NO_NUMBERS))
+        if request.error:
+            # NaN that is left in a slot would reach the next request in it: its weight is 0, and 0 · NaN is NaN.
+            self._pool.rows(row, row + 1).clear()
+
+    @staticmethod
+    def _attempt(request: GenerationRequest, action: Callable[[], R], otherwise: R) -> R:
+        """The result of an action for one request, or ``otherwise`` where that fails, which ends this request alone."""
+        try:
+            return action()
+        except Exception as error:  # a caller's code may raise anything
+            request.fail(error)
+            return otherwise
 
     def run(self) -> None:
         """Write until every request has ended."""
@@ -118,20 +166,36 @@ class Engine:
         """What each request's drafter expects next, as far as there is room for it."""
         longest = int(self._pool.lengths[: len(requests)].max())
         most = min(self.capacity - longest, ROWS_AT_ONCE // len(requests)) - 1
-        return [request.guess(most) for request in requests]
+        return [self._attempt(request, partial(self._guess_one, request, most), []) for request in requests]
 
-    def _read_prompts(self) -> None:
-        """All but the last token of each, which goes with the others' in one batch."""
-        for row, request in enumerate(self._running):
+    def _guess_one(self, request: GenerationRequest, most: int) -> list[int]:
+        guessed = request.guess(most)
+        if len(guessed) > max(most, 0) or not all(0 <= one < self.model.vocab_size for one in guessed):
+            raise ValueError(
+                f"the drafter guessed {guessed[:20]}; expected at most {most} ids of the vocabulary"
+            )
+        return guessed
+
+    def _read_prompts(self) -> list[GenerationRequest]:
+        """All but the last token of each, which goes with the others' in one batch; returns those that failed."""
+        failed: list[GenerationRequest] = []
+        for row in reversed(range(len(self._running))):
+            request = self._running[row]
             if request.token_ids and self._full(row):
-                self._restart(row, request)
+                self._attempt(request, partial(self._restart, row, request), None)
+                if request.error:
+                    failed.append(self._remove(row))
         left = READ_AT_ONCE
         while left > 0:
             if not self._reading:
                 if not self._waiting or len(self._running) == self.slots:
-                    return
+                    break
                 self._begin(self._waiting.popleft())
-            left -= self._read(len(self._running) - 1, left)
+            row, request = len(self._running) - 1, self._running[-1]
+            left -= self._attempt(request, partial(self._read, row, left), 0)
+            if request.error:
+                failed.append(self._remove(row))
+        return failed
 
     def _begin(self, request: GenerationRequest) -> None:
         """Give a request the next slot; what a companion's prompt begins with too is copied, not read again."""
@@ -178,12 +242,21 @@ class Engine:
         request = self._running[row]
         gap = row
         for last in sorted({len(self._running) - 1 - self._reading, len(self._running) - 1}):
-            if gap != last:
+            if last > gap:
                 self._pool.copy_row(last, gap)
                 self._running[gap] = self._running[last]
-            gap = last
+                gap = last
         self._running.pop()
         return request
+
+
+def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
+    """Raise ``ConfigError`` for a prompt that is empty, too long, or holds ids that a vocabulary does not have."""
+    if not 0 < len(prompt_ids) <= MOST_PROMPT_TOKENS:
+        raise ConfigError(f"the prompt has {len(prompt_ids):,} tokens; expected 1 to {MOST_PROMPT_TOKENS:,}")
+    outside = next((one for one in (min(prompt_ids), max(prompt_ids)) if not 0 <= one < vocab_size), None)
+    if outside is not None:
+        raise ConfigError(f"the prompt holds token id {outside}; ids go from 0 to {vocab_size - 1}")
 
 
 def check_rewinds(cache: Cache) -> None:

@@ -24,23 +24,33 @@ def check_memory(model: CausalLanguageModel, beams: int, capacity: int, device: 
 
 
 def plan_slots(
-    model: CausalLanguageModel, n_texts: int, capacity: int, device: torch.device, console: Console
+    model: CausalLanguageModel,
+    n_texts: int,
+    capacity: int,
+    device: torch.device,
+    console: Console,
+    draft: CausalLanguageModel | None = None,
 ) -> int:
     """How many texts of up to ``capacity`` tokens are written at once, the others waiting; says so where memory is why.
 
-    Raises ``ConfigError`` where there is not memory for one.
+    Each has a cache of the ``draft`` model too. Raises ``ConfigError`` where there is not memory for one.
     """
+
+    def cache_bytes(n: int) -> int:
+        drafts = n * draft.cache_bytes(1, min(capacity, draft.context_length)) if draft else 0
+        return model.cache_bytes(n, capacity) + drafts
+
     wanted = max(1, min(n_texts, MOST_AT_ONCE))
     available = SHARE_OF_MEMORY * free_memory(device)
-    fitting = next((n for n in range(wanted, 0, -1) if model.cache_bytes(n, capacity) <= available), 0)
+    fitting = next((n for n in range(wanted, 0, -1) if cache_bytes(n) <= available), 0)
     if not fitting:
         raise ConfigError(
-            f"the cache of one text of {capacity:,} tokens takes {model.cache_bytes(1, capacity) / 1e6:,.0f} MB, and "
+            f"the cache of one text of {capacity:,} tokens takes {cache_bytes(1) / 1e6:,.0f} MB, and "
             f"{available / 1e6:,.0f} MB can be spared; try a shorter prompt or fewer max_tokens"
         )
     if fitting < wanted:
         console.note(
             f"memory for {fitting} of {n_texts} texts at once "
-            f"({model.cache_bytes(fitting, capacity) / 1e6:,.0f} MB); the others wait"
+            f"({cache_bytes(fitting) / 1e6:,.0f} MB); the others wait"
         )
     return fitting

@@ -11,6 +11,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 NEVER = float("-inf")
+NO_NUMBERS = "the model gives no numbers (NaN or infinite) for a text; its weights are damaged or training has diverged"
+
+
+def have_numbers(logits: Float[Tensor, "*B V"]) -> Bool[Tensor, "*B"]:
+    """Whether a token can be drawn from each row: none is NaN or +∞, and not all are −∞.
+
+    The largest tells: NaN and +∞ are larger than any number, to PyTorch's ``amax``.
+    """
+    return logits.amax(dim=-1).isfinite()
 
 
 def penalize_repetition(

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.config import GenerationConfig
-from wholegpt.errors import ConfigError, NumericsError
-from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.speculation import Drafter
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.tokenizers import Tokenizer
@@ -43,7 +42,7 @@ class Completion:
     """The tokens drawn, end-of-text left out."""
     finish_reason: str
     """``length``, ``stop`` (a stop text was written, or all that ``regex`` or ``json_schema`` allows), ``end_of_text``,
-    ``time``, ``forbidden`` (the settings allow no further token) or ``interrupted``."""
+    ``time``, ``forbidden`` (the settings allow no further token), ``interrupted`` or ``error``."""
     tokens_per_second: float
     """Tokens drawn over wall clock, reading the prompt included."""
     choices: list[TokenChoice]
@@ -81,6 +80,8 @@ class GenerationRequest:
         """What the model has not read yet, the last token drawn included."""
         self.finish_reason = "" if config.max_tokens else "length"
         """Empty while the text goes on."""
+        self.error: Exception | None = None
+        """What went wrong in this request, where that ended the text."""
         self.problem = ""
         """Why no further token is allowed, where that ended the text."""
         self._end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
@@ -102,21 +103,21 @@ class GenerationRequest:
             return []
         return self._drafter.guess([*self.prompt_ids, *self.token_ids], most)
 
+    def fail(self, error: Exception) -> None:
+        """End the text because of an exception in this request."""
+        self.finish_reason, self.error, self._drafter = "error", error, None
+
     def draw(self, logits: Float[Tensor, "T V"], guessed: Sequence[int]) -> int:
         """Draw one token, and one more after each that was ``guessed``; returns how many.
 
-        Row t of the logits is of the token after t guesses. Raises ``NumericsError`` where they are no numbers.
+        Row t of the logits is of the token after t guesses. Raises whatever ``emit`` or the drafter does.
         """
-        if bool(logits[0, 0].isnan()):
-            raise NumericsError(
-                "the model gives no numbers (NaN); its weights are damaged or training has diverged"
-            )
         right = 0
         for guess in [*guessed, None]:
             try:
                 token_id = self.sampler.draw(logits[right], self.token_ids)
                 piece = self.accept(token_id)
-            except ConfigError as error:  # this text's alone: its companions go on
+            except NothingLeftError as error:
                 self.problem = str(error)
                 self._finish("forbidden")
                 break

@@ -15,13 +15,9 @@ from wholegpt.checks import check_generation
 from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation import processors
-from wholegpt.generation.constraints import Constraint
+from wholegpt.generation.constraints import Constraint, NothingLeftError
 from wholegpt.runtime import mix_seed
 from wholegpt.tokenizers import Tokenizer
-
-
-class NothingLeftError(ConfigError):
-    """The settings forbid every token."""
 
 
 class Sampler:

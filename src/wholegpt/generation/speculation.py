@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from wholegpt.errors import NumericsError
+from wholegpt.generation.processors import NO_NUMBERS, have_numbers
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.protocols import Cache, CausalLanguageModel
 
@@ -98,15 +100,18 @@ class DraftModel:
         length = min(self._eagerness.length(), most, self._model.context_length - len(token_ids))
         if length <= 0:
             return []
+        n_prompt = len(self._sampler.prompt)
         known = common_length(self._read, token_ids[:-1])
-        cache = self._cache = self._cache or self._model.new_cache(1)
+        capacity = min(self._model.context_length, n_prompt + self._sampler.config.max_tokens)
+        cache = self._cache = self._cache or self._model.new_cache(1, capacity)
         cache.lengths[0] = known
         if len(token_ids) - known > 1:  # without the logits of each, as many as there are entries
             self._model.read(torch.tensor([token_ids[known:-1]], device=self._device), cache)
         unread, guessed = [token_ids[-1]], list[int]()
-        n_prompt = len(self._sampler.prompt)
         while len(guessed) < length:
             logits = self._model(torch.tensor([unread], device=self._device), cache)[0, -1]
+            if not have_numbers(logits):
+                raise NumericsError(f"draft: {NO_NUMBERS}")
             written = [*token_ids[n_prompt:], *guessed]
             try:
                 unread = [self._sampler.draw(logits.float().cpu(), written)]

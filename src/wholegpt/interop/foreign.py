@@ -66,9 +66,10 @@ class ForeignTensors:
             raise CheckpointError(
                 f"{self.where}: does not hold the model of its config: {'; '.join(sorted(problems))}"
             )
-        return to_ours(self._read_numbers, names)
+        return to_ours(self.read_numbers, names)
 
-    def _read_numbers(self, name: str) -> Tensor:
+    def read_numbers(self, name: str) -> Tensor:
+        """A tensor in float32. Raises ``CheckpointError`` for integers, and for what is not finite."""
         tensor = self.read(name)
         if not tensor.is_floating_point():
             raise CheckpointError(

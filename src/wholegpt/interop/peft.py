@@ -163,7 +163,7 @@ def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
     changes = {
         ours: (
             _one_down(found, theirs),
-            torch.cat([found.read(f"{module}.lora_B.weight") for module in theirs]),
+            torch.cat([found.read_numbers(f"{module}.lora_B.weight") for module in theirs]),
         )
         for ours, theirs in _changed(found, model.config, rows).items()
     }
@@ -183,7 +183,7 @@ def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
         layer.down.data, layer.up.data = down.to(layer.down), up.to(layer.up)
     for ours, name in rows.items():
         weight = model.get_submodule(ours).get_parameter("weight")
-        weight.data[-new:] = found.read(name).to(weight)
+        weight.data[-new:] = found.read_numbers(name).to(weight)
     return config
 
 
@@ -266,7 +266,7 @@ def _changed(found: ForeignTensors, config: ModelConfig, rows: dict[str, str]) -
 
 def _one_down(found: ForeignTensors, theirs: Sequence[str]) -> Tensor:
     """The A of a layer, which its parts have to share."""
-    first, *others = (found.read(f"{module}.lora_A.weight") for module in theirs)
+    first, *others = (found.read_numbers(f"{module}.lora_A.weight") for module in theirs)
     if not all(torch.equal(first, other) for other in others):
         raise CheckpointError(
             f"{found.where}: {', '.join(theirs)} differ in A; here they are one layer, with one A"

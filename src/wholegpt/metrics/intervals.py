@@ -1,4 +1,7 @@
-"""How sure a figure is: the bootstrap (Efron 1979), and paired tests of two models on the same examples."""
+"""How sure a figure is: the bootstrap (Efron 1979), and the paired test of two models on the same examples.
+
+Proportions have intervals of their own (``proportions``).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ def bootstrap(n_examples: int, statistic: Statistic, seed: int = 0) -> Estimate:
     """``statistic`` of all examples, and the 2.5% and 97.5% quantiles of it over resamples with replacement."""
     generator = np.random.default_rng(seed)
     resampled = [statistic(generator.integers(n_examples, size=n_examples)) for _ in range(RESAMPLES)]
-    low, high = _quantiles(np.array(resampled))
+    low, high = _quantiles(np.array(resampled), n_examples)
     return Estimate(statistic(np.arange(n_examples)), low, high)
 
 
@@ -45,7 +48,7 @@ def bootstrap_counts(
     """``bootstrap`` of a figure of confusion matrices, of all resamples at once."""
     n_examples = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(n_examples, counts.ravel() / n_examples, RESAMPLES)
-    low, high = _quantiles(statistic(drawn.reshape(RESAMPLES, *counts.shape)))
+    low, high = _quantiles(statistic(drawn.reshape(RESAMPLES, *counts.shape)), n_examples)
     return Estimate(float(statistic(counts)), low, high)
 
 
@@ -59,7 +62,7 @@ def bootstrap_ratio(
     )
     below = counts @ denominators
     resampled = np.divide(counts @ numerators, below, out=np.full(RESAMPLES, np.nan), where=below > 0)
-    low, high = _quantiles(resampled)
+    low, high = _quantiles(resampled, n_examples)
     whole = float(denominators.sum())
     return Estimate(float(numerators.sum()) / whole if whole else np.nan, low, high)
 
@@ -67,8 +70,11 @@ def bootstrap_ratio(
 def paired_p_value(differences: Real[np.ndarray, " N"], seed: int = 0) -> float:
     """How often a mean at least as far from 0 arises when the sign of each difference is a coin's (Fisher 1935).
 
-    Two-sided, from 10,000 random assignments, the observed one counted among them.
+    Two-sided, from 10,000 random assignments, the observed one counted among them; not a number where a difference is
+    not finite.
     """
+    if not np.isfinite(differences).all():
+        return np.nan
     generator, resamples = np.random.default_rng(seed), 10_000
     observed = abs(float(differences.sum()))
     as_far = 1
@@ -78,9 +84,10 @@ def paired_p_value(differences: Real[np.ndarray, " N"], seed: int = 0) -> float:
     return as_far / (resamples + 1)
 
 
-def _quantiles(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
+def _quantiles(values: Float[np.ndarray, " R"], n_examples: int) -> tuple[float, float]:
+    """Not numbers where the resamples tell nothing: all those of a single example are the same."""
     known = values[np.isfinite(values)]
-    if not len(known):
+    if not len(known) or n_examples < 2:
         return np.nan, np.nan
     tail = (1 - CONFIDENCE) / 2
     return float(np.quantile(known, tail)), float(np.quantile(known, 1 - tail))

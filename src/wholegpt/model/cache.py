@@ -180,7 +180,14 @@ class KeyValueCache:
         self.lengths[: len(chosen)] = self.lengths[chosen]
 
     def clear(self) -> None:
-        """Forget everything, keeping the memory."""
+        """Forget everything, keeping the memory, which is set to 0 as far as it was used.
+
+        NaN would remain else: attention gives what is not seen a weight of 0, and 0 · NaN is NaN. The position after
+        the last one is where a compiled step of other sequences writes.
+        """
+        used = min(int(self.lengths.max()) + 1, self.capacity)
+        for held in (self.keys, self.values):
+            held[:, :, :, :used] = 0
         self.lengths.zero_()
 
     def repeated(self, batch_size: int, capacity: int) -> "KeyValueCache":

@@ -341,7 +341,8 @@ class SourceCache:
         self.decoder.reorder(chosen)
 
     def clear(self) -> None:
-        """Forget everything, keeping the memory."""
+        """Forget everything, keeping the memory, which is set to 0 as far as it was used."""
+        self.memories[..., : int(self.lengths.max()) + 1, :] = 0
         self.source_lengths.zero_()
         self.lengths.zero_()
         self.decoder.clear()

@@ -4,7 +4,7 @@ Shapes: I inputs, O outputs, N rows, C weights that share a scale.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -54,8 +54,29 @@ def lay_out(model: M, weights: WeightFormat, numbers: torch.dtype = torch.bfloat
     return model.eval()
 
 
-class PackedLinear(nn.Module):
+class LaidOut(nn.Module):
+    """A layer whose weight is in the layout of a kernel, from which it cannot be saved, nor loaded into it."""
+
+    weights: WeightFormat
+
+    def _refuse(self) -> None:
+        raise ConfigError(
+            f"the weights are laid out as {self.weights}, which cannot be saved or loaded; load the model with "
+            "weights=float32 for that"
+        )
+
+    def _save_to_state_dict(self, *arguments: Any, **named: Any) -> None:
+        """Refuse, where nothing would be saved else: what a kernel takes is no parameter."""
+        self._refuse()
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        self._refuse()
+
+
+class PackedLinear(LaidOut):
     """x·Wᵀ + b in bfloat16, the weight in oneDNN's own layout."""
+
+    weights = WeightFormat.bfloat16
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
@@ -68,8 +89,10 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(LaidOut):
     """x·(s ⊙ Q)ᵀ + b with q = round(w/s) in −127…127 and s = max|w|/127 for each output (E13, symmetric)."""
+
+    weights = WeightFormat.int8
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
@@ -88,8 +111,10 @@ class Int8Linear(nn.Module):
         return _with_bias(product, self.bias).view(*x.shape[:-1], -1)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(LaidOut):
     """x·Ŵᵀ + b with ŵ = s·(q − 8) + z, q in 0…15, for each group of C inputs of an output (E13, asymmetric)."""
+
+    weights = WeightFormat.int4
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()

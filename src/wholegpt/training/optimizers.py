@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from wholegpt.adapters import partly_frozen
 from wholegpt.choices import Dtype, OptimizerKind
 from wholegpt.config import Config, OptimizerConfig
+from wholegpt.errors import CheckpointError
 from wholegpt.model import NeuralModel, TaskModel
 from wholegpt.training.muon import Muon
 
@@ -113,9 +114,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave."""
+    """Put back what ``optimizer_tensors`` gave.
+
+    Raises ``CheckpointError`` for tensors that are not of this optimizer's parameters.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
-        parameter = parameters[int(number)]
+        parameter = parameters[int(number)] if number.isdecimal() and int(number) < len(parameters) else None
+        if parameter is None or tensor.shape not in (parameter.shape, ()) or not tensor.is_floating_point():
+            raise CheckpointError(
+                f"the optimizer's state does not fit the model: {key[:100]} is {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}"
+            )
         optimizer.state[parameter][name] = tensor.to(parameter.device)

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from wholegpt.errors import CheckpointError
+
 
 @dataclass
 class Best:
@@ -67,5 +69,8 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainingState":
-        """Back from ``to_json``."""
-        return msgspec.convert(value, cls)
+        """Back from ``to_json``. Raises ``CheckpointError`` for what is none."""
+        try:
+            return msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
+            raise CheckpointError(f"the state of the training is damaged: {error}") from None
