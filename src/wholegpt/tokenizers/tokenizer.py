@@ -15,6 +15,7 @@ import tokenizers
 
 from wholegpt.errors import TokenizerError
 from wholegpt.files import write_text_atomic
+from wholegpt.interrupts import THREAD_NAME, interruptible
 from wholegpt.tokenizers.fast import encode_fast, fast_encoding
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,6 +25,8 @@ MASK = "<|mask|>"
 """Of tokens that are hidden from an encoder."""
 PORTION_CHARACTERS = 500_000
 """Characters that a thread encodes at once."""
+LONG_CHARACTERS = 100_000
+"""Of a text whose encoding can be interrupted; a thread for each short one would take longer than the text."""
 
 
 class Tokenizer:
@@ -109,7 +112,9 @@ class Tokenizer:
                 ordinary = ordinary.replace(token.content, "")
         self._check(ordinary)
         self._library.encode_special_tokens = not allow_special
-        return self._library.encode(text, add_special_tokens=False).ids
+        if len(text) < LONG_CHARACTERS:
+            return self._library.encode(text, add_special_tokens=False).ids
+        return interruptible(lambda: self._library.encode(text, add_special_tokens=False).ids)
 
     def known_part(self, text: str) -> str:
         """``text`` without the characters that the vocabulary cannot express."""
@@ -122,16 +127,16 @@ class Tokenizer:
         self._library.encode_special_tokens = True
         workers = os.cpu_count() or 1
         waiting: deque[Future[list[np.ndarray]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for portion in _portions(texts):
-                    waiting.append(pool.submit(self._encode_portion, portion))
-                    if len(waiting) > 2 * workers:
-                        yield from waiting.popleft().result()
-                while waiting:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix=THREAD_NAME)
+        try:
+            for portion in _portions(texts):
+                waiting.append(pool.submit(self._encode_portion, portion))
+                if len(waiting) > 2 * workers:
                     yield from waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode_portion(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Library
 
 from wholegpt.choices import Normalization
 from wholegpt.errors import TokenizerError
+from wholegpt.interrupts import interruptible
 from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_level_alphabet
 
@@ -37,7 +38,7 @@ def train_bpe(
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    library.train_from_iterator(texts, trainer)
+    interruptible(lambda: library.train_from_iterator(texts, trainer))
     library.add_special_tokens([END_OF_TEXT])
     return Tokenizer(library)
 
@@ -55,7 +56,7 @@ def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
         special_tokens=[UNKNOWN],
         end_of_word_suffix=WORD_END,
     )
-    library.train_from_iterator(texts, trainer)
+    interruptible(lambda: library.train_from_iterator(texts, trainer))
     model = json.loads(library.to_str())["model"]
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     learned = [(left, right) for left, right in pairs]
