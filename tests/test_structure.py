@@ -22,6 +22,7 @@ LEVELS: list[list[str]] = [
         "checks",
         "presets",
         "files",
+        "interrupts",
         "console",
         "runtime",
         "protocols",

@@ -1,5 +1,6 @@
 """What `import wholegpt` does with runs: train, plan, fine-tune, resume."""
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -13,7 +14,7 @@ from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore
-from wholegpt.files import write_json_atomic, write_text_atomic
+from wholegpt.files import lock_folder, write_json_atomic, write_text_atomic
 from wholegpt.mapping import to_yaml
 from wholegpt.planning import (
     ENGLISH,
@@ -59,8 +60,9 @@ def train(
         )
     chosen = config or (presets.recipe(recipe) if recipe else Config())
     chosen = _with_sources(chosen, sources)
-    run = start_run(chosen, Path(out) if out else None, overwrite, console, budget)
-    return continue_run(run, max_seconds=max_seconds, console=console)
+    with contextlib.ExitStack() as locks:
+        run = start_run(chosen, Path(out) if out else None, overwrite, console, budget, locks)
+        return continue_run(run, max_seconds=max_seconds, console=console)
 
 
 def finetune(
@@ -97,10 +99,12 @@ def finetune(
             )
         chosen = _with_sources(chosen, (data,))
     else:
-        settings = dataclasses.replace(settings, data=str(data), validation=str(validation))
+        held_out = str(validation) or settings.validation
+        settings = dataclasses.replace(settings, data=str(data), validation=held_out)
     chosen = dataclasses.replace(chosen, finetuning=settings)
-    run = start_finetuning(chosen, Path(out) if out else None, overwrite, console)
-    return continue_run(run, max_seconds=max_seconds, console=console)
+    with contextlib.ExitStack() as locks:
+        run = start_finetuning(chosen, Path(out) if out else None, overwrite, console, locks)
+        return continue_run(run, max_seconds=max_seconds, console=console)
 
 
 def plan(
@@ -158,6 +162,14 @@ def resume(
     """
     console = console or Console()
     path = Path(run)
+    recorded_config(path)  # before a lock beside what is no run
+    with lock_folder(path, "train"):
+        _accept_numerics(path, allow_different_numerics, console)
+        return continue_run(path, max_seconds=max_seconds, console=console)
+
+
+def _accept_numerics(path: Path, allow_different_numerics: bool, console: Console) -> None:
+    """Raise ``NumericsError`` where the recorded numerics are not available; or record others, where allowed."""
     config = recorded_config(path)
     problems = runtime.check_available(config, read_lineage(path).get("machine", {}))
     if problems and not allow_different_numerics:
@@ -170,4 +182,3 @@ def resume(
         config = runtime.decide(runtime.without_unavailable(config))
         write_text_atomic(path / "config.yaml", to_yaml(config))
         write_json_atomic(path / "lineage.json", {**read_lineage(path), "machine": runtime.machine()})
-    return continue_run(path, max_seconds=max_seconds, console=console)

@@ -30,7 +30,10 @@ from wholegpt.data.tasks import Task
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
     TEMPORARY_PREFIX,
+    file_inside,
+    lock_folder,
     read_json,
+    recover_folder,
     remove_folder,
     sha256_file,
     write_folder_atomic,
@@ -46,7 +49,9 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tokenizer.json", "checksums.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
-STEP_PREFIX = "step-"
+MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER, CHAT_TEMPLATE)
+CHECKPOINT_FILES = (*MODEL_FILES, OPTIMIZER, STATE, CHECKSUMS)
+CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Formats of weights that are read, by safetensors' names; models hold them in 32 bits."""
 LARGEST_JSON = 2**28
@@ -123,17 +128,20 @@ def save_checkpoint(
         checksums = {name: sha256_file(target / name) for name in names}
         write_json_atomic(target / CHECKSUMS, {"format_version": FORMAT_VERSION, "sha256": checksums})
 
-    _write(folder, fill)
+    _write(folder, fill, CHECKPOINT_FILES)
 
 
 def save_model(folder: Path, model: TokenModel, tokenizer: Tokenizer, facts: ModelFacts = NO_FACTS) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model folder, whole or not at all; replaces one that is there, but no other file in it.
 
     Raises ``CheckpointError`` when the disk refuses, for weights that are not finite, and for tensors that are not
-    those of the model's config and ``facts``; ``ConfigError`` for quantized weights and for LoRA that is merged.
+    those of the model's config and ``facts``; ``ConfigError`` for quantized weights and for LoRA that is merged;
+    ``RunError`` for files of the same names that are not ours.
     """
     tensors = _tensors_to_save(folder, model, facts)
-    _write(folder, lambda target: _fill_model(target, model, tensors, tokenizer, facts))
+    with lock_folder(folder, "saving a model"):
+        own = MODEL_FILES if is_model_folder(folder) else ()
+        _write(folder, lambda target: _fill_model(target, model, tensors, tokenizer, facts), own)
 
 
 def load_model(
@@ -244,7 +252,7 @@ def make_model(
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder is one by itself, written by this program."""
     try:
-        return "format_version" in _read_json(folder / CONFIG)
+        return _read_json(folder / CONFIG).keys() >= {"format_version", "model"}
     except CheckpointError:
         return False
 
@@ -258,11 +266,13 @@ def verify(folder: Path) -> None:
     """Raise ``CheckpointError`` naming the file that is missing, truncated or altered."""
     content = _read_versioned(folder / CHECKSUMS)
     for name, expected in content.get("sha256", {}).items():
-        path = folder / name
         try:
+            path = file_inside(folder, name)
             found = sha256_file(path)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / CHECKSUMS}: {error}") from None
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
         if found != expected:
             raise CheckpointError(f"{path}: damaged: its sha256 is not the one in {CHECKSUMS}")
 
@@ -271,7 +281,7 @@ class CheckpointStore:
     """The checkpoints of one run, by step, and which of them is last and which is best."""
 
     def __init__(self, run: Path, keep: int = 1) -> None:
-        self.folder, self.index, self.keep = run / "checkpoints", run / "checkpoints.json", keep
+        self.folder, self.index, self.keep = run / CHECKPOINTS, run / "checkpoints.json", keep
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after ``step`` steps."""
@@ -279,13 +289,15 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending, damaged ones included."""
-        names = [path.name for path in self.folder.glob(f"{STEP_PREFIX}*") if path.is_dir()]
+        folders = [path for path in self.folder.glob(f"{STEP_PREFIX}*") if path.is_dir()]
+        names = [path.name for path in folders if any((path / name).exists() for name in CHECKPOINT_FILES)]
         numbers = [name.removeprefix(STEP_PREFIX) for name in names]
         return sorted(int(number) for number in numbers if number.isdecimal() and len(number) >= 8)
 
     def best_step(self) -> int | None:
         """The step whose validation loss was lowest, as last recorded."""
-        return self._read_index().get("best")
+        best = self._read_index().get("best")
+        return best if isinstance(best, int) else None
 
     def save(
         self,
@@ -302,11 +314,11 @@ class CheckpointStore:
             self.record(step, best)
             # Steps beyond this one are damaged checkpoints that the run went back behind.
             kept = {best, *[s for s in self.steps() if s <= step][-self.keep :]}
+            for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+                recover_folder(unfinished.with_name(unfinished.name.removeprefix(TEMPORARY_PREFIX)))
             for old in self.steps():
                 if old not in kept:
-                    remove_folder(self.path(old))
-            for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-                remove_folder(unfinished)
+                    remove_folder(self.path(old), CHECKPOINT_FILES)
         except OSError as error:
             raise _disk_error(self.folder, error) from None
 
@@ -362,9 +374,10 @@ class CheckpointStore:
 
     def _read_index(self) -> dict[str, Any]:
         try:
-            return read_json(self.index)
+            content = read_json(self.index)
         except (OSError, ValueError):
             return {}
+        return content if isinstance(content, dict) else {}
 
 
 class NewerFormatError(CheckpointError):
@@ -440,9 +453,9 @@ def _fill_model(
     tokenizer.save(target / TOKENIZER)
 
 
-def _write(folder: Path, fill: Any) -> None:
+def _write(folder: Path, fill: Any, own: Sequence[str]) -> None:
     try:
-        write_folder_atomic(folder, fill)
+        write_folder_atomic(folder, fill, own)
     except (OSError, safetensors.SafetensorError) as error:
         raise _disk_error(folder, error) from None
 

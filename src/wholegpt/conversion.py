@@ -1,5 +1,6 @@
 """Models out to other programs, with the proof that they are the same there, and in from them."""
 
+import glob
 import tempfile
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -12,10 +13,8 @@ from torch import Tensor
 from wholegpt.adapters import base_tensors, merge, remove_lora
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
-    CONFIG,
     NO_FACTS,
     TOKENIZER,
-    WEIGHTS,
     ModelFacts,
     ModelFolder,
     is_model_folder,
@@ -29,7 +28,7 @@ from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.data.chat_template import ChatTemplate
 from wholegpt.errors import CheckpointError, ConfigError, DataError, RunError, TokenizerError
-from wholegpt.files import write_folder_atomic, write_json_atomic, write_text_atomic
+from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
 from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare
 from wholegpt.interop.foreign import PICKLES, pickled, read_object
@@ -113,7 +112,23 @@ def export_model(
     whole = source.resolve()
     kind = f"{format_}-{stored}" if format_ is Format.gguf else format_
     folder = Path(out) if out else whole.with_name(f"{whole.name}-{kind}")
-    _check_free(folder, overwrite, _files_of_export(folder), "an export")
+    with lock_folder(folder, "export"):
+        own = _files_of_export(folder)
+        _check_free(folder, overwrite, bool(own), "an export")
+        return _export(source, folder, own, format_, stored, checkpoint, console)
+
+
+def _export(
+    source: Path,
+    folder: Path,
+    own: list[str],
+    format_: Format,
+    stored: TensorType,
+    checkpoint: str,
+    console: Console,
+) -> Export:
+    """Write the export into ``folder``, in place of the files that are its ``own``."""
+    whole = source.resolve()
     loaded = load_model(model_folder(source, checkpoint, console))
     lora, template = loaded.facts.lora, loaded.facts.chat_template
     if format_ is Format.peft and lora is None:
@@ -150,7 +165,7 @@ def export_model(
         export = Export(folder, files, certificates, unchecked)
         write_json_atomic(target / CERTIFICATE, export.to_json())
 
-    write_folder_atomic(folder, fill)
+    write_folder_atomic(folder, fill, own)
     assert export
     return export
 
@@ -179,24 +194,29 @@ def chosen(kind: type[T], value: str, option: str) -> T:
     return kind(value)
 
 
-def _check_free(folder: Path, overwrite: bool, own: set[str], what: str) -> None:
-    """Raise ``RunError`` for a folder that may not be replaced: ``own`` are the names of files that may."""
+def _check_free(folder: Path, overwrite: bool, ours: bool, what: str) -> None:
+    """Raise ``RunError`` for a folder that may not be replaced: ``ours`` says whether it is ``what`` it has to be."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not folder.is_dir() or not own:
+    if not ours:
         raise RunError(f"{folder}: exists and is not {what}; name another --out")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
-    if others:
-        raise RunError(f"{folder}: holds {listed(others)}, which would be lost; name another --out")
     if not overwrite:
         raise RunError(f"{folder}: exists; name another --out, or add --overwrite to replace it")
 
 
-def _files_of_export(folder: Path) -> set[str]:
+def _files_of_export(folder: Path) -> list[str]:
     """Names of the files that an export wrote into ``folder``; none where it is no export."""
-    if not (folder / CERTIFICATE).is_file():
-        return set()
-    return {CERTIFICATE, *map(str, read_object(folder / CERTIFICATE).get("files", []))}
+    try:
+        content = read_object(folder / CERTIFICATE)
+    except CheckpointError:
+        return []
+    files, certificates = content.get("files"), content.get("certificates")
+    if not isinstance(files, list) or not isinstance(certificates, list):
+        return []
+    return [
+        CERTIFICATE,
+        *(glob.escape(name) for name in files if isinstance(name, str) and Path(name).name == name),
+    ]
 
 
 def _reopened_huggingface(
@@ -303,13 +323,27 @@ def import_model(
     source = _model_in(path)
     name = source.parent.resolve().name if source.is_file() else source.resolve().name
     folder = Path(out) if out else Path("models") / name
-    own = {CONFIG, WEIGHTS, TOKENIZER} if is_model_folder(folder) else set()
-    _check_free(folder, overwrite, own, "a model folder")
+    with lock_folder(folder, "import"):
+        _check_free(folder, overwrite, is_model_folder(folder), "a model folder")
+        _import(path, source, folder, tokenizer, vocabulary_from, onto, console)
+    return folder
+
+
+def _import(
+    path: Path,
+    source: Path,
+    folder: Path,
+    tokenizer: str | Path | None,
+    vocabulary_from: str | Path | None,
+    onto: str | Path | None,
+    console: Console,
+) -> None:
+    """Write the model folder of what is in ``path``, whose model is in ``source``."""
     if (path / peft.CONFIG).is_file():
         if onto is None:
             raise ConfigError(f"{path}: is an adapter; name the run or model that it is for by --onto")
         _import_adapter(path, load_model(model_folder(Path(onto), "best", console)), folder)
-        return folder
+        return
     if onto is not None:
         raise ConfigError(f"{path}: is no adapter; --onto is for those")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
@@ -319,7 +353,6 @@ def import_model(
             f"the vocabulary has no {END_OF_TEXT}; a token of another name that ends texts is not taken for one here"
         )
     save_model(folder, _built(config, tensors), vocabulary, _chat_facts(source, vocabulary, console))
-    return folder
 
 
 def _chat_facts(source: Path, tokenizer: Tokenizer, console: Console) -> ModelFacts:

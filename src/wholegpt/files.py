@@ -1,21 +1,35 @@
-"""Writing files so that a crash at any moment leaves either the old content or the new, never half of it.
+"""Writing files and folders so that a crash leaves the old content or the new, and two processes never write at once.
 
 Everything the project writes to disk goes through these functions, so that one test can make
 each of their file-system calls fail in turn.
+
+Beside a folder ``NAME`` there may be, hidden: ``.partial-NAME`` (the new content while it is written, the old one while
+it is replaced), ``.unfinished-NAME`` (work that a later call continues) and ``.wholegpt-lock-NAME``.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from wholegpt.errors import WholeGPTError
+from wholegpt.errors import RunError, WholeGPTError
 
 TEMPORARY_PREFIX, RESUMABLE_PREFIX = ".partial-", ".unfinished-"
+FILE_PREFIX, LOCK_PREFIX = ".wholegpt-partial-", ".wholegpt-lock-"
+MARK = "wholegpt.json"
+"""The file by which a hidden folder of ours is known, so that one that somebody else made is never touched."""
+LOCK_SECONDS = 0.2
+"""How long the holder of a lock may take to record who it is."""
 
 
 def sha256_file(path: Path) -> str:
@@ -44,9 +58,9 @@ def sync_folder(path: Path) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that replaces the one at ``path`` when the block ends: temporary name, sync, rename, sync of folder."""
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    temporary = path.with_name(FILE_PREFIX + secrets.token_hex(8))
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -73,54 +87,306 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_folder_atomic(path: Path, fill: Callable[[Path], None]) -> None:
-    """Create the folder ``path`` whole: ``fill`` writes into a temporary sibling, which is synced and renamed.
-
-    A folder already at ``path`` is replaced, and so is one that a link at ``path`` leads to. A failure leaves whatever
-    stood there before.
-    """
-    path = path.resolve() if path.is_symlink() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    remove_folder(temporary)
-    temporary.mkdir()
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises ``OSError`` or ``ValueError``."""
     try:
-        fill(temporary)
-        _sync_tree(temporary)
-        remove_folder(path)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(path.parent)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """The path of a file that a listing in ``folder`` names. Raises ``ValueError`` for one outside the folder."""
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
+        raise ValueError(f"names the file {name!r}, which is not inside {folder}")
+    return folder / path
+
+
+# --- Locks ---------------------------------------------------------------------------------------
+
+_held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
+
+
+class FolderBusyError(RunError):
+    """Another process, or another thread, writes into the folder."""
 
 
 @contextlib.contextmanager
-def resumable_folder(path: Path, request: Any) -> Iterator[Path]:
+def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
+    """Let no other process, and no other thread, write into the folder ``path`` within the block.
+
+    The lock is the operating system's, which releases it when the process dies. Locking a folder again inside the block
+    is allowed. What a crash left beside the folder is put in order first. Raises ``FolderBusyError`` at once, naming
+    the process that holds the lock, and ``RunError`` where the file system has no locks.
+    """
+    folder = _real(path)
+    if folder in _held.get():
+        yield path
+        return
+    from filelock import FileLock, SoftFileLock, Timeout  # slow to import
+
+    if not folder.name:
+        raise RunError(f"{path}: is the root of the file system; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(LOCK_PREFIX + folder.name)
+    lock = FileLock(file)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not lock.is_locked:
+        try:
+            with warnings.catch_warnings():
+                # Without flock the library falls back to a file that exists while the lock is held.
+                warnings.simplefilter("ignore")
+                lock.acquire(blocking=False)
+        except Timeout:
+            holder = _holder(file)
+            if not holder and time.monotonic() < deadline:
+                time.sleep(LOCK_SECONDS / 20)
+                continue
+            raise FolderBusyError(
+                f"{path}: {holder or 'another process'} is writing into it; wait until it has ended, or name "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be locked against other processes ({error.strerror or error}); name a folder "
+                "on another file system"
+            ) from None
+    previous = _held.set(_held.get() | {folder})
+    native = not isinstance(lock, SoftFileLock)  # the other one has a content of its own
+    try:
+        if native:
+            started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            record = {"process": os.getpid(), "started": started, "purpose": purpose}
+            file.write_text(json.dumps(record), encoding="utf-8")
+        recover_folder(folder)
+        yield path
+    finally:
+        _held.reset(previous)
+        if native:
+            # While it is locked: whoever opened the file before finds that it has no name, and opens the next one.
+            with contextlib.suppress(OSError):
+                file.unlink()
+        lock.release()
+
+
+def _holder(lock_file: Path) -> str:
+    """Who holds a lock; empty until it has recorded that, after a process that died with the lock."""
+    try:
+        holder = read_json(lock_file)
+        if os.name != "nt":
+            os.kill(holder["process"], 0)
+    except PermissionError:
+        pass  # somebody else's process
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"process {holder['process']} ({holder['purpose']}, started {holder['started']})"
+
+
+@contextlib.contextmanager
+def claim_name(wanted: Path, purpose: str) -> Iterator[Path]:
+    """``wanted``, or with the first number from 2 on that makes it new; locked within the block."""
+    for number in itertools.count(1):
+        name = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        lock = contextlib.ExitStack()
+        try:
+            if not name.exists():
+                lock.enter_context(lock_folder(name, purpose))
+        except FolderBusyError:
+            continue
+        with lock:
+            if not name.exists():
+                yield name
+                return
+
+
+# --- Folders -------------------------------------------------------------------------------------
+
+Patterns = Sequence[str]
+"""Relative paths of files with ``*`` and ``?`` in their parts, such as ``step-*/config.json``."""
+
+
+def write_folder_atomic(path: Path, fill: Callable[[Path], None], own: Patterns | None = None) -> None:
+    """Create the folder ``path`` whole: ``fill`` writes into a temporary one, which is synced and put in its place.
+
+    A folder already at ``path`` is replaced, and so is one that a link at ``path`` leads to; files in it that are not
+    among its ``own`` (all unless given) are kept. A failure leaves whatever stood there before. Where another process
+    may write to ``path``, the caller locks it.
+    """
+    path = _real(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _work_folder(path, f"{TEMPORARY_PREFIX}{path.name}/new") as work:
+        new = work / "new"
+        new.mkdir()
+        fill(new)
+        _sync_tree(new)
+        _put_in_place(new, path, work / "old", own)
+
+
+@contextlib.contextmanager
+def resumable_folder(path: Path, request: Any, own: Patterns | None = None) -> Iterator[Path]:
     """A folder to fill in steps that a crash does not undo: what was finished for the same ``request`` is still there.
 
-    It becomes ``path`` when the block ends, whole, replacing what stood there; until then it is a hidden sibling, which
-    an error of the user's ends. The block itself says what is finished, by files it writes whole. ``request`` is
-    anything that JSON can hold.
+    It becomes ``path`` when the block ends, whole, replacing what stood there as ``write_folder_atomic`` does; until
+    then it is a hidden sibling, which an error of the user's ends. The block itself says what is finished, by files it
+    writes whole. ``request`` is anything that JSON can hold.
     """
+    path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(RESUMABLE_PREFIX + path.name)
-    note = work / "request.json"
-    wanted = json.loads(json.dumps(request))
-    if not (note.exists() and read_json(note) == wanted):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        write_json_atomic(note, wanted)
+    unfinished = path.with_name(RESUMABLE_PREFIX + path.name)
+    mark = {"request": json.loads(json.dumps(request))}
+    if _mark_of(unfinished) != mark:
+        _make_hidden(unfinished, mark)
+    for partial in unfinished.glob(f"{FILE_PREFIX}*"):
+        partial.unlink()
+    try:
+        yield unfinished
+    except WholeGPTError:  # the same call would fail again
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _sync_tree(unfinished)
+    with _work_folder(path, unfinished.name) as work:
+        _put_in_place(
+            unfinished, path, work / "old", own
+        )  # with its mark, so that a crash before loses nothing
+    (path / MARK).unlink()
+
+
+def remove_folder(path: Path, own: Patterns | None = None) -> None:
+    """Delete the ``own`` files of a folder (all unless given), and the folder where it holds no others.
+
+    A half-deleted folder is never taken for whole.
+    """
+    if not path.exists():
+        return
+    if own is not None and next(_others_in(path, own), None):
+        write_folder_atomic(path, lambda _: None, own)
+        return
+    with _work_folder(path, "nothing") as work:
+        path.rename(work / "deleted")
+
+
+def recover_folder(path: Path) -> None:
+    """Put in order what a crash left beside the folder ``path``: give the old content back, delete the rest."""
+    work = path.with_name(TEMPORARY_PREFIX + path.name)
+    if not _is_ours(work):
+        return
+    old = work / "old"
+    if old.exists() and not path.exists():
+        old.rename(path)
+        sync_folder(path.parent)
+    elif old.exists() and (path.parent / _mark_of(work).get("new", "")).exists():
+        raise RunError(
+            f"{path}: exists, and {old} is what stood there before a crash; delete or rename one of them"
+        )
+    shutil.rmtree(work)
+
+
+def recover_unlocked(path: Path) -> None:
+    """``recover_folder`` for a reader that misses ``path``, unless another process is about to put it there."""
+    if path.name and _is_ours(_real(path).with_name(TEMPORARY_PREFIX + path.name)):
+        with contextlib.suppress(FolderBusyError), lock_folder(path, "recovery"):
+            pass
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def _work_folder(path: Path, new: str) -> Iterator[Path]:
+    """The hidden sibling that ``path`` is replaced in, by the folder ``new`` beside ``path``; deleted at the end."""
+    recover_folder(path)
+    work = path.with_name(TEMPORARY_PREFIX + path.name)
+    _make_hidden(work, {"new": new})
     try:
         yield work
-    except WholeGPTError:  # the same call would fail again
-        shutil.rmtree(work, ignore_errors=True)
+    except BaseException:
+        if not (work / "old").exists():
+            shutil.rmtree(work, ignore_errors=True)
         raise
-    _sync_tree(work)
-    remove_folder(path)
-    work.rename(path)  # with its note, so that a crash before this loses nothing
+    shutil.rmtree(work)
+
+
+def _make_hidden(folder: Path, mark: dict[str, Any]) -> None:
+    """A new hidden folder with the mark that it is ours; an older one is deleted, unless somebody else made it."""
+    if folder.exists():
+        if not _is_ours(folder):
+            raise RunError(f"{folder}: is in the way, and was not made by wholegpt; rename or move it")
+        shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / MARK).write_text(json.dumps(mark), encoding="utf-8")
+
+
+def _mark_of(folder: Path) -> dict[str, Any]:
+    """The mark in a hidden folder; empty where there is none."""
+    try:
+        content = read_json(folder / MARK)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a hidden folder was made here: it has our mark, or a crash came just before that."""
+    return folder.is_dir() and ((folder / MARK).is_file() or not any(folder.iterdir()))
+
+
+def _put_in_place(new: Path, path: Path, old: Path, own: Patterns | None) -> None:
+    """Make ``new`` the folder ``path``; what stood there, but for what is not its ``own``, becomes ``old``."""
+    if path.exists():
+        if own is not None:
+            for other in _others_in(path, own):
+                _keep(path, new, other)
+        shutil.copymode(path, new)
+        try:
+            path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
+    else:
+        new.rename(path)
     sync_folder(path.parent)
-    (path / note.name).unlink()
+
+
+def _others_in(folder: Path, own: Patterns) -> Iterator[PurePath]:
+    """Relative paths of the files, and of the empty folders, that are not among a folder's ``own``."""
+    patterns = [PurePath(pattern).parts for pattern in (*own, MARK, f"{FILE_PREFIX}*")]
+
+    def matches(path: PurePath, whole: bool) -> bool:
+        return any(
+            (len(parts) == len(path.parts) if whole else len(parts) > len(path.parts))
+            and all(map(fnmatchcase, path.parts, parts))
+            for parts in patterns
+        )
+
+    for place, folders, names in os.walk(folder):
+        here = PurePath(place).relative_to(folder)
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        yield from (here / name for name in (*names, *links) if not matches(here / name, whole=True))
+        if not folders and not names and here.parts and not matches(here, whole=False):
+            yield here
+
+
+def _keep(old: Path, new: Path, name: PurePath) -> None:
+    """Let the file, or the empty folder, ``name`` in ``old`` be in ``new`` too."""
+    source, target = old / name, new / name
+    if os.path.lexists(target):
+        raise RunError(f"{source}: is in the way, and was not made by wholegpt; rename or move it")
+    for parent in reversed(name.parents):
+        if not (new / parent).exists():
+            (new / parent).mkdir()
+            shutil.copymode(old / parent, new / parent)
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir()
+        shutil.copymode(source, target)
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # not every file system has links
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _sync_tree(path: Path) -> None:
@@ -128,23 +394,3 @@ def _sync_tree(path: Path) -> None:
         for name in names:
             sync_file(Path(folder) / name)
         sync_folder(Path(folder))
-
-
-def remove_folder(path: Path) -> None:
-    """Delete a folder and what is in it, if it exists, so that a half-deleted one is never taken for whole."""
-    if not path.exists():
-        return
-    if not path.name.startswith(TEMPORARY_PREFIX):
-        doomed = path.with_name(TEMPORARY_PREFIX + "deleted-" + path.name)
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        path = doomed
-    shutil.rmtree(path)
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises ``OSError`` or ``ValueError``."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None

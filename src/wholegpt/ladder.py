@@ -23,14 +23,16 @@ from wholegpt.checks import complete_model
 from wholegpt.choices import Architecture, Attention, Positions
 from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
-from wholegpt.data import PreparedData
-from wholegpt.errors import ConfigError, Interrupted, NumericsError
+from wholegpt.data import Corpus, PreparedData
+from wholegpt.errors import ConfigError, Interrupted, NumericsError, RunError
 from wholegpt.evaluation import evaluate_tokens
-from wholegpt.files import read_json, write_json_atomic
+from wholegpt.files import lock_folder, read_json, write_json_atomic
+from wholegpt.interrupts import interruptible
 from wholegpt.mapping import to_mapping
 from wholegpt.model import flops_per_token, parameter_count
 from wholegpt.planning.trial import run_trial
 from wholegpt.run import Run
+from wholegpt.run_folder import with_absolute_paths
 from wholegpt.start import open_text, prepared_text
 from wholegpt.training.resolution import resolve
 
@@ -183,8 +185,24 @@ def climb(
     console.note(
         f"{networks} networks, up to 2.75 × {minutes:g} min each: {networks * 2.75 * minutes:.3g} min"
     )
-    folder, data, base = _prepared(base, minutes, Path(out) if out else None, console)
+    base, corpus = open_text(with_absolute_paths(base), console)
+    name = corpus.name if corpus else Path(base.data.source[0]).name
+    folder = Path(out) if out else Path("runs") / f"ladder-{name}"
+    with lock_folder(folder, "ladder"):
+        return _climb(chosen, base, corpus, minutes, folder, console)
+
+
+def _climb(
+    chosen: Sequence[Rung],
+    base: Config,
+    corpus: Corpus | None,
+    minutes: float,
+    folder: Path,
+    console: Console,
+) -> Ladder:
+    """``climb`` in a folder that is locked."""
     try:
+        data, base = _prepared(base, corpus, minutes, folder, console)
         done = _climbed(chosen, base, data, minutes, folder, console)
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(
@@ -257,14 +275,11 @@ def _flat(config: Config) -> list[str]:
 
 
 def _prepared(
-    config: Config, minutes: float, out: Path | None, console: Console
-) -> tuple[Path, PreparedData, Config]:
+    config: Config, corpus: Corpus | None, minutes: float, folder: Path, console: Console
+) -> tuple[PreparedData, Config]:
     """The text, prepared once for all rungs, in a folder that is of these settings alone."""
-    config, corpus = open_text(config, console)
-    name = corpus.name if corpus else Path(config.data.source[0]).name
-    folder = out or Path("runs") / f"ladder-{name}"
     data, settings = folder / "data", [f"minutes: {minutes:g}", *_flat(config)]
-    kept = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else settings
+    kept = _begun_with(folder, settings)
     if kept != settings:
         pairs = zip_longest(kept, settings, fillvalue="nothing")
         old, new = next((a, b) for a, b in pairs if a != b)
@@ -274,7 +289,17 @@ def _prepared(
         write_json_atomic(folder / SETTINGS, settings)
         prepared_text(config, corpus, data, console)
     source = dataclasses.replace(config.data, source=(str(data.resolve()),))
-    return folder, PreparedData.open(data), dataclasses.replace(config, data=source)
+    return PreparedData.open(data), dataclasses.replace(config, data=source)
+
+
+def _begun_with(folder: Path, settings: list[str]) -> list[str]:
+    """The settings of the ladder in ``folder``; those given for a new one. Raises ``RunError`` for another folder."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return settings
+    try:
+        return msgspec.convert(read_json(folder / SETTINGS), list[str])
+    except (OSError, ValueError):
+        raise RunError(f"{folder}: exists and is not a ladder; name another --out") from None
 
 
 def _search(
@@ -331,7 +356,7 @@ def _config(
 def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
     """Nats per token of the held-out text after a short training, or counting."""
     if config.model.architecture is Architecture.ngram:
-        model = NGram.counted(data.train.read(0, len(data.train)), config.model)
+        model = interruptible(lambda: NGram.counted(data.train.read(0, len(data.train)), config.model))
         dtype, device = config.precision.dtype, torch.device("cpu")
         tokens, quiet = data.validation, Console(quiet=True)
         score = evaluate_tokens(model, tokens, data.tokenizer, device, dtype, quiet, sample=TRIAL_TOKENS)

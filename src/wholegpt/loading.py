@@ -7,12 +7,13 @@ import torch
 
 from wholegpt import presets, runtime
 from wholegpt.adapters import merge, remove_lora
-from wholegpt.checkpoint import CHECKSUMS, CheckpointStore, load_model, verify
+from wholegpt.checkpoint import CHECKPOINTS, CHECKSUMS, CheckpointStore, load_model, verify
 from wholegpt.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
 from wholegpt.config import PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from wholegpt.files import recover_unlocked
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
 from wholegpt.tokenizers import byte_tokenizer
@@ -49,7 +50,7 @@ def load(
     layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
     if threads:
         torch.set_num_threads(threads)
-    if str(path) in presets.PRESETS:
+    if presets.is_preset(str(path)):
         config, tokenizer = presets.preset(str(path)), None
         if config.vocab_size == 0:
             tokenizer = byte_tokenizer()
@@ -101,10 +102,9 @@ def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:
 def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
     """The number format that a run's config records, where ``device`` has it, and whether documents saw each other."""
     # A checkpoint is a model folder by itself; its run is two folders up.
-    recorded = next(
-        (one for one in (run, *run.absolute().parents[1:2]) if (one / "config.yaml").exists()), None
-    )
-    if recorded is None:
+    checkpoints = run.absolute().parent
+    recorded = checkpoints.parent if checkpoints.name == CHECKPOINTS else run
+    if not presets.is_run(recorded):
         return Dtype.automatic, Documents.joined
     config = presets.recipe(str(recorded / "config.yaml"))
     dtype = config.precision.dtype
@@ -118,16 +118,20 @@ def _attention(device: torch.device) -> AttentionKernel:
 
 def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
     """The model folder that ``path`` is or, for a run, that ``checkpoint`` picks; warns of damaged ones."""
+    if not path.exists():
+        recover_unlocked(path)
+    elif str(path) in presets.PRESETS:
+        console.note(f"{path} is read from the folder of that name; the preset has it too")
     if (path / "model.safetensors").exists():
         if (path / CHECKSUMS).exists():
             verify(path)
         return path
-    if (path / "checkpoints").is_dir():
+    if (path / CHECKPOINTS).is_dir():
         folder, problems = CheckpointStore(path).choose(checkpoint)
         for problem in problems:
             console.warn(f"{problem}; using {folder.name}")
         return folder
-    if str(path) in presets.PRESETS and not path.exists():
+    if presets.is_preset(str(path)):
         raise CheckpointError(
             f"{path}: is a preset, which has no trained weights; name a run or a model folder"
         )

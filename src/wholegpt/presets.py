@@ -1,6 +1,7 @@
 """Published architectures and named recipes. A preset is a function that returns a ``ModelConfig``."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,6 +160,11 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]()
 
 
+def is_preset(name: str) -> bool:
+    """Whether ``name`` is a preset here: a file or folder of that name comes first."""
+    return name in PRESETS and not Path(name).exists()
+
+
 def recipe_folder() -> Path:
     """Where the recipes are: inside the installed package, or at the root of a checkout."""
     installed = Path(__file__).with_name("recipes")
@@ -175,13 +181,22 @@ def finetuning_recipe(task: TaskKind) -> str:
     return "instruct" if task is TaskKind.instruct else "finetune"
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run of this program: ``lineage.json`` beside ``config.yaml`` names its version."""
+    try:
+        lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
+        return (folder / "config.yaml").is_file() and isinstance(lineage["versions"]["wholegpt"], str)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
 def recipe(name_or_path: str) -> Config:
     """A named recipe, or the config in a YAML file or in a run's folder.
 
     Beside the fields of ``Config``, a recipe's ``model`` section may name a ``preset`` to start from.
     """
     path = Path(name_or_path)
-    if (path / "config.yaml").is_file():
+    if is_run(path):
         path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():

@@ -23,7 +23,7 @@ from wholegpt.training.stage import Criterion, Score
 QUIET = Console(quiet=True)
 
 
-OLD_TEXT, BEFORE = "old_text.npy", "old_text.json"
+FORGETTING_FILES = OLD_TEXT, BEFORE = "old_text.npy", "old_text.json"
 
 
 @dataclass(frozen=True)

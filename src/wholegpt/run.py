@@ -27,15 +27,16 @@ from wholegpt.console import Console
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.task_data import TaskData
 from wholegpt.errors import CheckpointError, Interrupted
-from wholegpt.files import read_json
+from wholegpt.files import lock_folder, read_json
 from wholegpt.finetuning.instructions import InstructionTuning
 from wholegpt.finetuning.task_stage import TaskTuning
+from wholegpt.interrupts import interruptible
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
 from wholegpt.masked_pretraining import MaskedPretraining
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.pretraining import Forgetting, Pretraining
-from wholegpt.run_folder import recorded_config, run_data, run_examples
+from wholegpt.run_folder import PLAN, recorded_config, run_data, run_examples
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange
@@ -45,7 +46,6 @@ from wholegpt.training.optimizers import load_optimizer_tensors, make_run_optimi
 from wholegpt.training.stage import Score, Stage
 from wholegpt.training.state import TrainingState
 
-PLAN = "plan.json"
 S = TypeVar("S", bound=Score)
 
 
@@ -97,8 +97,10 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
 
     Raises ``Interrupted`` when the user stops it, in the loop or outside it.
     """
+    recorded_config(path)  # before a lock beside what is no run
     try:
-        return _continue_run(path, max_seconds, console)
+        with lock_folder(path, "train"):
+            return _continue_run(path, max_seconds, console)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; what was saved is kept; go on with `wholegpt train --resume {quote(str(path))}`"
@@ -197,7 +199,7 @@ def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, c
     log.rewind(-1)
     started = time.perf_counter()
     with console.working("counting runs of tokens"):
-        model = NGram.counted(text.read(0, len(text)), config.model).to(device)
+        model = interruptible(lambda: NGram.counted(text.read(0, len(text)), config.model)).to(device)
     console.note(f"{model.numbers:,} parameters")
     _say_other_programs(config.model, console)
     state.step, state.tokens, state.train_seconds = 1, len(text), time.perf_counter() - started

@@ -1,8 +1,9 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
+import contextlib
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,12 +13,25 @@ import tokenizers
 import torch
 
 from wholegpt import __version__, presets, runtime
+from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PREFIX
 from wholegpt.checks import check
 from wholegpt.config import Config
-from wholegpt.data import PreparedData
-from wholegpt.data.example_files import examples_hash
+from wholegpt.data import CORPORA, PreparedData
+from wholegpt.data.corpora import HUB_PREFIX
+from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
+from wholegpt.data.shards import PREPARED_FILES
 from wholegpt.errors import DataError, RunError
-from wholegpt.files import read_json
+from wholegpt.files import claim_name, lock_folder, read_json, recover_unlocked
+from wholegpt.pretraining import FORGETTING_FILES
+
+PLAN = "plan.json"
+RUN_FILES = (
+    *("config.yaml", "lineage.json", "tokenizer.json", CHAT_TEMPLATE, PLAN, *FORGETTING_FILES),
+    *("metrics.jsonl", "checkpoints.json", "report.html", "result.json"),
+    *(f"data/{name}" for name in (*PREPARED_FILES, *EXAMPLE_FILES)),
+    *(f"{CHECKPOINTS}/{STEP_PREFIX}*/{name}" for name in CHECKPOINT_FILES),
+)
+"""Patterns of the files that a run consists of; whatever else lies in its folder is somebody's, and kept."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ def run_data(path: Path) -> PreparedData:
 
 def recorded_config(path: Path) -> Config:
     """The settings of the run at ``path``, checked. Raises ``RunError`` where there is none."""
+    if not path.exists():
+        recover_unlocked(path)
     if not (path / "config.yaml").exists():
         raise RunError(f"{path}: not a run (it has no config.yaml)")
     config = presets.recipe(str(path / "config.yaml"))
@@ -105,7 +121,7 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     ]:
         if source and Path(source).resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{folder}: holds {source}, which the run {use}; name another --out")
-    holds_run = (folder / "config.yaml").exists()
+    holds_run = presets.is_run(folder)
     if holds_run and not overwrite:
         raise RunError(
             f"{folder}: already holds a run; go on with it by `wholegpt train --resume {quote(str(folder))}`, "
@@ -115,9 +131,45 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
         raise RunError(f"{folder}: exists and is not a run; name another --out")
 
 
-def free_name(wanted: Path) -> Path:
-    """``wanted``, or with the first number from 2 on that makes it new."""
-    number, free = 2, wanted
-    while free.exists():
-        number, free = number + 1, wanted.with_name(f"{wanted.name}-{number}")
-    return free
+@contextlib.contextmanager
+def new_folder(out: Path | None, name: str, config: Config, overwrite: bool) -> Iterator[Path]:
+    """The folder of a new run, locked within the block: ``out``, or a new one called ``name``.
+
+    Raises ``RunError`` where the run would overwrite something that it may not.
+    """
+    with lock_folder(out, "train") if out else claim_name(Path("runs") / name, "train") as folder:
+        check_free(folder, config, overwrite)
+        yield folder
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """``config`` whose paths are absolute, so that it means the same in every folder."""
+    data, finetuning = config.data, config.finetuning
+    return replace(
+        config,
+        data=replace(data, source=tuple(map(_absolute_source, data.source))),
+        tokenizer=replace(config.tokenizer, path=_absolute(config.tokenizer.path)),
+        finetuning=replace(
+            finetuning,
+            **{
+                name: _absolute(getattr(finetuning, name))
+                for name in ("model", "data", "validation", "chat_template")
+            },
+        ),
+    )
+
+
+def _absolute_source(source: str) -> str:
+    if source in CORPORA:
+        return source
+    if source.startswith(HUB_PREFIX):
+        name = source.removeprefix(HUB_PREFIX)
+        return HUB_PREFIX + _absolute(name) if Path(name).exists() else source
+    return _absolute(source)
+
+
+def _absolute(path: str) -> str:
+    """``path`` from the root on; nothing of nothing. Links stay, but for ``..``, which may be behind one."""
+    if not path:
+        return path
+    return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())

@@ -1,7 +1,9 @@
 """Beginning a run: everything is decided and written into its folder, ready for the first step."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +24,13 @@ from wholegpt.config import Config, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.errors import ConfigError, DataError, RunError
-from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
+from wholegpt.files import (
+    recover_unlocked,
+    sha256_file,
+    write_folder_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 from wholegpt.finetuning.beginning import architecture_of, begin_model
 from wholegpt.finetuning.instructions import begin_instructions, begin_pairs
 from wholegpt.finetuning.task_stage import begin_task
@@ -31,44 +39,50 @@ from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.model import Encoder, Transformer
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting
-from wholegpt.run import PLAN
 from wholegpt.run_folder import (
+    PLAN,
+    RUN_FILES,
     Parent,
-    check_free,
-    free_name,
     lineage_of,
+    new_folder,
     read_lineage,
     recorded_config,
     run_data,
     source_of,
+    with_absolute_paths,
 )
 from wholegpt.tokenizers import MASK
 from wholegpt.training.resolution import decide, resolve
 from wholegpt.training.stage import Begun
 from wholegpt.training.state import TrainingState
 
-RUNS = Path("runs")
-
 
 def start_run(
-    config: Config, out: Path | None, overwrite: bool, console: Console, budget: Budget | None = None
+    config: Config,
+    out: Path | None,
+    overwrite: bool,
+    console: Console,
+    budget: Budget | None = None,
+    locks: contextlib.ExitStack | None = None,
 ) -> Path:
-    """Prepare the data, decide everything, and write the run's folder, ready for its first step."""
+    """Prepare the data, decide everything, and write the run's folder, ready for its first step.
+
+    The folder is locked until ``locks`` are released, or until this returns.
+    """
+    config = _as_given(with_absolute_paths(config))
     if config.finetuning.task is not TaskKind.pretraining or config.finetuning.model:
         raise ConfigError(
             f"finetuning.task is {config.finetuning.task} and finetuning.model '{config.finetuning.model}'; `wholegpt "
             "finetune` begins from a model"
         )
     if config.model.architecture is Architecture.encoder_decoder and not budget:
-        return start_pairs(config, out, overwrite, console)
+        return start_pairs(config, out, overwrite, console, locks)
     if budget:
         check(config)
         refuse_planned(budget.minutes, changed_settings(config))
     config = _decided(_with_mask(config), console)
     config, corpus = open_text(config, console)
     name = corpus.name if corpus else Path(config.data.source[0]).name
-    folder = out or free_name(RUNS / name)
-    check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:
         data = prepared_text(config, corpus, target / "data", console)
@@ -85,17 +99,49 @@ def start_run(
         write_text_atomic(target / "config.yaml", to_yaml(resolved))
 
     # Whole or not at all: a source that turns out to be bad costs no run that was there before.
-    write_folder_atomic(folder, fill)
+    return _write(fill, out, name, config, overwrite, locks)
+
+
+def _write(
+    fill: Callable[[Path], None],
+    out: Path | None,
+    name: str,
+    config: Config,
+    overwrite: bool,
+    locks: contextlib.ExitStack | None,
+) -> Path:
+    """The folder of a new run, which is locked before it is filled."""
+    with contextlib.ExitStack() as until_written:
+        folder = (locks or until_written).enter_context(new_folder(out, name, config, overwrite))
+        write_folder_atomic(folder, fill, RUN_FILES)
     return folder
 
 
-def start_finetuning(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
+def _as_given(config: Config) -> Config:
+    """What repeats an encoder–decoder's run: its table is a source again."""
+    table = config.finetuning.data
+    if config.model.architecture is not Architecture.encoder_decoder or not table or config.finetuning.model:
+        return config
+    finetuning = dataclasses.replace(config.finetuning, task=TaskKind.pretraining, data="")
+    source = config.data.source or (table,)
+    return dataclasses.replace(
+        config, finetuning=finetuning, data=dataclasses.replace(config.data, source=source)
+    )
+
+
+def start_finetuning(
+    config: Config,
+    out: Path | None,
+    overwrite: bool,
+    console: Console,
+    locks: contextlib.ExitStack | None = None,
+) -> Path:
     """Write the folder of a run that begins from another model, which is its checkpoint of step 0.
 
-    Nothing but this folder is needed from then on.
+    Nothing but this folder is needed from then on. It is locked until ``locks`` are released, or until this returns.
     """
+    config = _decided(with_absolute_paths(config), console)
     settings = config.finetuning
-    config = _decided(config, console)
     source = model_folder(Path(settings.model), "best", console)
     parent = load_model(source)
     headless = settings.task in (TaskKind.pretraining, TaskKind.instruct)
@@ -121,8 +167,7 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
         merge(parent.model)
         remove_lora(parent.model)
     origin = Parent(str(Path(settings.model).resolve()), source.name, sha256_file(source / WEIGHTS))
-    folder = out or free_name(RUNS / f"{Path(settings.model).resolve().name}-{settings.task}")
-    check_free(folder, config, overwrite)
+    name = f"{Path(settings.model).resolve().name}-{settings.task}"
 
     def fill(target: Path) -> None:
         if settings.task is TaskKind.pretraining:
@@ -135,11 +180,16 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
         if settings.task is TaskKind.pretraining:
             _begin_forgetting(resolved, begun, target, console)
 
-    write_folder_atomic(folder, fill)
-    return folder
+    return _write(fill, out, name, config, overwrite, locks)
 
 
-def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Console) -> Path:
+def start_pairs(
+    config: Config,
+    out: Path | None,
+    overwrite: bool,
+    console: Console,
+    locks: contextlib.ExitStack | None = None,
+) -> Path:
     """Write the folder of an encoder–decoder's run, which learns to write the target of each of its sources."""
     if len(config.data.source) != 1:
         raise ConfigError(
@@ -150,14 +200,11 @@ def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Cons
     settings = dataclasses.replace(config.finetuning, task=TaskKind.instruct, data=source)
     reading = dataclasses.replace(config.data, source=())
     config = _decided(dataclasses.replace(config, finetuning=settings, data=reading), console)
-    folder = out or free_name(RUNS / Path(source).stem)
-    check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:
         _write_begun(target, begin_pairs(config, target, console), [])
 
-    write_folder_atomic(folder, fill)
-    return folder
+    return _write(fill, out, Path(source).stem, config, overwrite, locks)
 
 
 def _write_begun(folder: Path, begun: Begun, parents: list[Parent]) -> Config:
@@ -240,6 +287,8 @@ def _decided(config: Config, console: Console) -> Config:
 def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
     """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
     folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
+    if folder and not folder.exists():
+        recover_unlocked(folder)
     if folder is None or not PreparedData.exists(folder):
         return config, open_corpus(config.data)
     # Absolute, so that the run can be resumed from any folder.

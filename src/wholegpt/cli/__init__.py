@@ -16,9 +16,11 @@ from wholegpt import __version__
 from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
 from wholegpt.cli.options import ChosenSettings, program_name
 from wholegpt.errors import WholeGPTError
+from wholegpt.interrupts import end_process
 
 STANDARD_INPUT = "/dev/stdin"
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
+NOTHING_SAVED = "interrupted; nothing was saved; the same command begins again"
 EXTRAS = {
     "datasets": "datasets",
     "ftfy": "ftfy",
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WholeGPTError as error:
         return _complain(tokens, error, error.exit_code)
     except KeyboardInterrupt as error:
-        return _complain(tokens, error, INTERRUPTED, "interrupted")
+        return _complain(tokens, error, INTERRUPTED, NOTHING_SAVED)
     except BrokenPipeError:
         # The reader went away, as `head` does; Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,4 +108,6 @@ def _complain(tokens: list[str], error: BaseException, code: int, message: str =
         traceback.print_exception(error)
     line = message or " ".join(str(error).split())
     print(f"wholegpt: {line.replace('`wholegpt ', f'`{program_name()} ')}", file=sys.stderr)
+    if code == INTERRUPTED:
+        end_process(code)
     return code

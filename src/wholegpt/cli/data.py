@@ -70,18 +70,19 @@ def prepare(
 
     """
     from wholegpt import data as library
+    from wholegpt.files import lock_folder
 
     changes = section(ChosenSettings.of(Config(data=data, tokenizer=tokenizer)), "data", **reading.given())
     changes = section(changes, "data", source=list(source) or None)
     config = presets.configure(changes, where="command line")
     check(config)
     folder = Path(out)
-    occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
-    if occupied and not (overwrite and library.PreparedData.exists(folder)):
-        raise RunError(
-            f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
-        )
-    with _going_on_later(folder):
+    with _going_on_later(folder), lock_folder(folder, "data prepare"):
+        occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+        if occupied and not (overwrite and library.PreparedData.is_ours(folder)):
+            raise RunError(
+                f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
+            )
         corpus = library.open_corpus(config.data)
         prepared = library.prepare(corpus, config.data, config.tokenizer, folder, common.console)
     prepared.warn_unless(config.data.card, common.console)

@@ -46,14 +46,14 @@ def train(
 
     """
     from wholegpt.data import learn_vocabulary, open_corpus, plan_split, write_documents
+    from wholegpt.files import lock_folder
     from wholegpt.tokenizers.plain import learn_merges
 
     if explain and (config.kind is not TokenizerKind.bpe or config.normalization is not Normalization.none):
         raise ConfigError(
             "--explain is for --kind bpe without normalization, whose merges it learns once more"
         )
-    if Path(out).exists() and not overwrite:
-        raise RunError(f"{out}: already exists; name another --out, or add --overwrite to replace it")
+    _check_free(Path(out), overwrite)
     data = dataclasses.replace(DataConfig(source=source), **reading.given())
     corpus = open_corpus(data)
     check(Config(tokenizer=config))
@@ -65,7 +65,9 @@ def train(
         made, measured = learn_vocabulary(config, store, plan, common.console)
         merges = list(learn_merges(plan.texts(store, "train"), explain)) if explain else []
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    made.save(out)
+    with lock_folder(Path(out), "tokenizer train"):
+        _check_free(Path(out), overwrite)
+        made.save(out)
     result = {
         "tokenizer": out,
         "vocab_size": made.vocab_size,
@@ -81,6 +83,22 @@ def train(
         *((f"merge {i}", f"{m.left} + {m.right}, {m.count:,} times") for i, m in enumerate(merges, 1)),
     ]
     common.show(result, table(rows))
+
+
+def _check_free(file: Path, overwrite: bool) -> None:
+    """Raise ``RunError`` where a tokenizer may not be written: only another one is replaced."""
+    from wholegpt.files import read_json
+
+    if not file.exists():
+        return
+    if not overwrite:
+        raise RunError(f"{file}: already exists; name another --out, or add --overwrite to replace it")
+    try:
+        tokenizer = read_json(file)
+    except (OSError, ValueError):
+        tokenizer = None
+    if not isinstance(tokenizer, dict) or not tokenizer.keys() >= {"model", "added_tokens"}:
+        raise RunError(f"{file}: exists and is not a tokenizer; name another --out")
 
 
 @app.command

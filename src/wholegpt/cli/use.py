@@ -123,7 +123,7 @@ def evaluate(
     if sources:
         measure = lm.pseudo_perplexity if encoder else lm.evaluate
         text = measure(*sources, dtype=dtype, console=common.console, **settings)
-    elif not (Path(run) / "config.yaml").exists():
+    elif not presets.is_run(Path(run)):
         raise DataError(
             f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
         )
@@ -267,7 +267,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     )
 
     count = parameter_count(config)
-    if config.architecture is Architecture.ngram and run not in presets.PRESETS:  # which its text decided
+    if config.architecture is Architecture.ngram and not presets.is_preset(run):  # which its text decided
         from wholegpt.loading import load
 
         counted = load(run, checkpoint=checkpoint, console=common.console).model.numbers
@@ -317,7 +317,7 @@ def _cache_bytes(config: ModelConfig) -> int | None:
 
 def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
     """The architecture, and what the model was taught besides: the fields that it is controlled by, a task, LoRA."""
-    if run not in presets.PRESETS:
+    if not presets.is_preset(run):
         from wholegpt.checkpoint import load_facts, load_model_config
         from wholegpt.loading import model_folder
 

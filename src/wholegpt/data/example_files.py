@@ -11,6 +11,7 @@ from wholegpt.errors import DataError
 from wholegpt.files import sha256_file, write_json_atomic, write_text_atomic
 
 ABOUT, SIDES = "examples.json", ("train.jsonl", "validation.jsonl")
+EXAMPLE_FILES = (ABOUT, *SIDES)
 
 
 def save_examples(folder: Path, about: Any, train: Sequence[Any], validation: Sequence[Any]) -> str:

@@ -21,12 +21,21 @@ from wholegpt.data.corpora import Corpus
 from wholegpt.data.deduplication import Duplicates, find_duplicates
 from wholegpt.data.documents import DocumentStore, write_documents
 from wholegpt.data.encoding import encode_side
-from wholegpt.data.shards import FORMAT_VERSION, MANIFEST, Manifest, PreparedData, write_manifest
+from wholegpt.data.shards import (
+    DUPLICATES,
+    FORMAT_VERSION,
+    MANIFEST,
+    PREPARED_FILES,
+    Manifest,
+    PreparedData,
+    write_manifest,
+)
 from wholegpt.data.splitting import SIDES, SPLIT_VERSION, SplitPlan, plan_split
 from wholegpt.data.statistics import TextStatistics
 from wholegpt.data.vocabulary import learn_vocabulary, tokenizer_hashes
 from wholegpt.errors import DataError
 from wholegpt.files import (
+    lock_folder,
     read_json,
     resumable_folder,
     write_bytes_atomic,
@@ -36,7 +45,7 @@ from wholegpt.files import (
 from wholegpt.mapping import nearest, to_mapping
 from wholegpt.tokenizers import Tokenizer
 
-DOCUMENTS, KEPT, DUPLICATES = "documents", "kept", "duplicates.jsonl"
+DOCUMENTS, KEPT = "documents", "kept"
 CHECKED_CHARACTERS = 50_000_000
 """About the most of the training text that held-out text is looked for in; of that a tenth is taken."""
 OVERLAP_WORDS = 13
@@ -65,7 +74,7 @@ def prepare(
         "tokenizer": to_mapping(tokenizer),
         "vocabulary": tokenizer_hashes(tokenizer),
     }
-    with resumable_folder(folder, request) as work:
+    with lock_folder(folder, "data prepare"), resumable_folder(folder, request, PREPARED_FILES) as work:
         if not (work / MANIFEST).exists():
             _fill(work, corpus, data, tokenizer, console)
         _clear(work)

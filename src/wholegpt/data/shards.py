@@ -12,11 +12,14 @@ import numpy as np
 
 from wholegpt.console import Console
 from wholegpt.errors import DataError, TokenizerError
-from wholegpt.files import read_json, sha256_file, write_json_atomic
+from wholegpt.files import file_inside, read_json, sha256_file, write_json_atomic
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
-MANIFEST, CARD = "manifest.json", "card.json"
+MANIFEST, CARD, DUPLICATES, TOKENIZER = "manifest.json", "card.json", "duplicates.jsonl", "tokenizer.json"
+PREPARED_FILES = (MANIFEST, CARD, "card.md", DUPLICATES, TOKENIZER, "train-*.bin", "validation-*.bin")
+"""Patterns of the files that prepared data consists of."""
+DTYPES = ("<u2", "<u4")
 START_TOKENS = 2**20
 """Of the training text, in which ``start_text`` is looked for."""
 
@@ -116,7 +119,15 @@ class PreparedData:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether ``folder`` holds prepared data."""
-        return (folder / MANIFEST).is_file() and (folder / "tokenizer.json").is_file()
+        return (folder / MANIFEST).is_file() and (folder / TOKENIZER).is_file()
+
+    @staticmethod
+    def is_ours(folder: Path) -> bool:
+        """Whether ``folder`` provably holds data that was prepared here, whole or damaged."""
+        try:
+            return read_json(folder / MANIFEST).keys() >= {"format_version", "tokenizer_sha256", "provenance"}
+        except (OSError, ValueError, AttributeError):
+            return False
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedData":
@@ -130,9 +141,13 @@ class PreparedData:
                     f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update wholegpt"
                 )
             manifest = msgspec.convert(content, Manifest)
+            if manifest.dtype not in DTYPES:
+                raise ValueError(f"dtype is {manifest.dtype!r}; expected one of {', '.join(DTYPES)}")
+            for shard in (*manifest.train.shards, *manifest.validation.shards):
+                file_inside(folder, shard.file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable manifest ({error}); prepare the data again") from None
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
         if tokenizer.sha256 != manifest.tokenizer_sha256:
             raise DataError(
                 f"{folder}: tokenizer.json is not the one the tokens were made with; prepare the data again"

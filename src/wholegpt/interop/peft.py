@@ -20,7 +20,7 @@ from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, r
 from wholegpt.checkpoint import listed
 from wholegpt.config import LoraConfig, ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
-from wholegpt.files import write_folder_atomic, write_json_atomic
+from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic
 from wholegpt.interop import huggingface
 from wholegpt.interop.architectures import architecture_of
 from wholegpt.interop.certificate import ForeignModel
@@ -45,8 +45,9 @@ PLAIN = {
 
 
 def save_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:
-    """``write_adapter`` into a new ``folder``, whole or not at all."""
-    write_folder_atomic(folder, lambda target: write_adapter(target, model, config, new_tokens))
+    """``write_adapter`` into ``folder``, whole or not at all. Raises ``RunError`` for files of these names there."""
+    with lock_folder(folder, "saving an adapter"):
+        write_folder_atomic(folder, lambda target: write_adapter(target, model, config, new_tokens), ())
 
 
 def write_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:

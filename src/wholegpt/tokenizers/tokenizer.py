@@ -15,6 +15,7 @@ import tokenizers
 
 from wholegpt.errors import TokenizerError
 from wholegpt.files import write_text_atomic
+from wholegpt.interrupts import THREAD_NAME, interruptible
 from wholegpt.tokenizers.fast import encode_fast, fast_encoding
 from wholegpt.tokenizers.form import BYTES, fault, is_byte_level, word_end
 
@@ -25,6 +26,8 @@ MASK = "<|mask|>"
 """Of tokens that are hidden from an encoder."""
 PORTION_CHARACTERS = 500_000
 """Characters that a thread encodes at once."""
+LONG_CHARACTERS = 100_000
+"""Of a text whose encoding can be interrupted; a thread for each short one would take longer than the text."""
 
 
 class Tokenizer:
@@ -116,22 +119,25 @@ class Tokenizer:
         Raises ``TokenizerError`` naming the first character the vocabulary cannot express.
         """
         _check_characters(text)
-        return self._ids_of(self._reading_special if allow_special else self._library, [text])[0]
+        library = self._reading_special if allow_special else self._library
+        if len(text) < LONG_CHARACTERS:
+            return self._ids_of(library, [text])[0]
+        return interruptible(lambda: self._ids_of(library, [text])[0])
 
     def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """``encode`` of many texts, in their order, on all cores; a few megabytes of them are held at a time."""
         workers = os.cpu_count() or 1
         waiting: deque[Future[list[np.ndarray]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for portion in _portions(texts):
-                    waiting.append(pool.submit(self._encode_portion, portion))
-                    if len(waiting) > 2 * workers:
-                        yield from waiting.popleft().result()
-                while waiting:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix=THREAD_NAME)
+        try:
+            for portion in _portions(texts):
+                waiting.append(pool.submit(self._encode_portion, portion))
+                if len(waiting) > 2 * workers:
                     yield from waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode_portion(self, texts: list[str]) -> list[np.ndarray]:
         for text in texts:

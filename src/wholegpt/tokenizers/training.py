@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Library
 
 from wholegpt.choices import Normalization
 from wholegpt.errors import TokenizerError
+from wholegpt.interrupts import interruptible
 from wholegpt.tokenizers.form import byte_level_alphabet
 from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
@@ -50,7 +51,7 @@ def _learn_merges(library: Library, trainer: trainers.BpeTrainer, texts: Iterabl
     """Train ``library`` on words of at most ``LONGEST_WORD`` symbols; it still encodes words of any length."""
     split = library.pre_tokenizer
     library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.FixedLength(LONGEST_WORD)])
-    library.train_from_iterator(texts, trainer)
+    interruptible(lambda: library.train_from_iterator(texts, trainer))
     library.pre_tokenizer = split
 
 

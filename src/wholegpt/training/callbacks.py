@@ -226,14 +226,17 @@ class WatchPace:
 
 
 class StopOnSignal:
-    """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once."""
+    """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once.
+
+    Before the end of the first step, which may wait for PyTorch's compiler, there is nothing to save: it stops at once.
+    """
 
     is_training = True
 
     REASON = "interrupted"
 
     def __init__(self, console: Console) -> None:
-        self.console, self.asked = console, False
+        self.console, self.asked, self.stepped = console, False, False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -250,10 +253,13 @@ class StopOnSignal:
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Stop when asked."""
+        self.stepped = True
         if self.asked and not state.stop_reason:
             state.stop_reason = self.REASON
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.stepped:
+            raise KeyboardInterrupt
         if self.asked:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

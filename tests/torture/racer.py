@@ -1,0 +1,89 @@
+"""Processes that run the same command line at the same moment: ``python -m tests.torture.racer``.
+
+Reads lines of JSON, each ``[commands, waits, folder]``, and answers with a line of JSON: of each command line its exit
+code, its process id and its standard error. They run in forked processes, since importing takes longer than a tiny run. With
+``waits``, whoever trains or encodes waits until the others have ended, so that it is not done before they begin.
+"""
+
+import contextlib
+import io
+import json
+import mmap
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wholegpt.api
+import wholegpt.cli
+import wholegpt.data.preparation
+import wholegpt.run
+
+WAIT_SECONDS = 20.0
+ended = mmap.mmap(-1, 1)
+"""How many processes have ended, in memory that all of them share."""
+
+
+def race(commands: list[list[str]], waits: bool, place: str, folder: Path) -> list[dict[str, Any]]:
+    """What became of each command; they start within a few milliseconds."""
+    ended[0] = 0 if waits else len(commands)
+    start = time.monotonic() + 0.02
+    children = [
+        _start(command, start, place, folder / str(number)) for number, command in enumerate(commands)
+    ]
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        ended[0] = max(ended[0], len(codes))
+    errors = [(folder / str(number)).read_text() for number in range(len(commands))]
+    return [
+        {"code": codes[child], "process": child, "error": error}
+        for child, error in zip(children, errors, strict=True)
+    ]
+
+
+def after_the_others(function: Any, others: int) -> Any:
+    """``function``, called when the others have ended."""
+
+    def waiting(*arguments: Any, **named: Any) -> Any:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while ended[0] < others and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return function(*arguments, **named)
+
+    return waiting
+
+
+def _start(command: list[str], start: float, place: str, error: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    written = io.StringIO()
+    code = 1
+    try:
+        os.chdir(place)
+        time.sleep(max(0.0, start - time.monotonic()))
+        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(io.StringIO()):
+            code = wholegpt.cli.main(command)
+    finally:
+        error.write_text(written.getvalue())
+        os._exit(code)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    wholegpt.run.run_loop = after_the_others(wholegpt.run.run_loop, 3)
+    preparation = wholegpt.data.preparation
+    preparation.plan_split = after_the_others(preparation.plan_split, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in sys.stdin:
+            print(json.dumps(race(*json.loads(line), Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
