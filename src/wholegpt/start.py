@@ -18,9 +18,10 @@ from wholegpt.checkpoint import (
 )
 from wholegpt.checks import check
 from wholegpt.choices import Architecture, Execution, TaskKind
-from wholegpt.config import Config, ModelConfig, TokenizerConfig
+from wholegpt.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
+from wholegpt.data.reading import READING_OPTIONS
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.finetuning.beginning import architecture_of, begin_model
@@ -130,7 +131,7 @@ def start_finetuning(config: Config, out: Path | None, overwrite: bool, console:
         elif settings.task is TaskKind.instruct:
             begun = begin_instructions(config, parent, target)
         else:
-            begun = begin_task(config, parent, target)
+            begun = begin_task(config, parent, target, console)
         resolved = _write_begun(target, begun, [origin])
         if settings.task is TaskKind.pretraining:
             _begin_forgetting(resolved, begun, target, console)
@@ -238,6 +239,11 @@ def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
     folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
     if folder is None or not PreparedData.exists(folder):
         return config, open_corpus(config.data)
+    for name in (*READING_OPTIONS, "clean", "deduplicate"):
+        if getattr(config.data, name) != getattr(DataConfig(), name):
+            raise ConfigError(
+                f"data.{name} changes nothing here: {folder} is prepared data, which is read already; leave it out"
+            )
     # Absolute, so that the run can be resumed from any folder.
     console.note(f"{folder} is prepared data: its own tokenizer and split are used")
     data = dataclasses.replace(config.data, source=(str(folder.resolve()),))

@@ -21,7 +21,7 @@ from wholegpt.config import Config
 from wholegpt.data.chat_template import Conversation, Message, check_conversation
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
-from wholegpt.data.tables import Table, read_table
+from wholegpt.data.tables import Reading, Table
 from wholegpt.data.task_columns import DETECTED, TaskColumns
 from wholegpt.errors import ConfigError, DataError
 
@@ -50,14 +50,15 @@ class ConversationData:
     @classmethod
     def read(cls, config: Config) -> "ConversationData":
         """From the tables that ``config.finetuning`` names. Raises ``DataError`` for tables that hold none."""
-        settings, encoding = config.finetuning, config.data.encoding
+        settings = config.finetuning
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
-        table = read_table(Path(settings.data), encoding)
+        reading = Reading.of(config.data, settings.data, settings.validation)
+        table = reading.table(Path(settings.data))
         columns = TaskColumns(settings.text_columns, (), settings.label_column)
         train, columns = read_conversations(table, columns)
         if settings.validation:
-            return cls(train, read_like(Path(settings.validation), encoding, columns), columns)
+            return cls(train, read_like(Path(settings.validation), reading, columns), columns)
         fraction = config.data.validation_fraction
         copies: dict[Conversation, list[int]] = {}
         for place, one in enumerate(train):
@@ -84,9 +85,9 @@ class ConversationData:
         return save_examples(folder, self.columns, self.train, self.validation)
 
 
-def holds_conversations(path: Path, encoding: str = "utf-8", known: TaskColumns = DETECTED) -> bool:
+def holds_conversations(path: Path, reading: Reading, known: TaskColumns = DETECTED) -> bool:
     """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
-    columns = read_table(path, encoding, _named(known)).columns
+    columns = reading.table(path, _named(known)).columns
     if known.target and {*_named(known)} <= {*columns}:
         return True
     names = {column.lower() for column in columns}
@@ -95,9 +96,9 @@ def holds_conversations(path: Path, encoding: str = "utf-8", known: TaskColumns 
     return not names.isdisjoint(MESSAGES) or not (names.isdisjoint(ASKED) or names.isdisjoint(ANSWERED))
 
 
-def read_like(path: Path, encoding: str, known: TaskColumns) -> list[Conversation]:
+def read_like(path: Path, reading: Reading, known: TaskColumns) -> list[Conversation]:
     """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
-    table = read_table(path, encoding, _named(known))
+    table = reading.table(path, _named(known))
     return read_conversations(table, known if {*_named(known)} <= {*table.columns} else DETECTED)[0]
 
 
