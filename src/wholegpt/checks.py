@@ -251,12 +251,25 @@ def _check_finetuning(config: Config) -> None:
     _check_unused(config, headless)
     if settings.task is TaskKind.pretraining:
         return
+    _check_example_data(config)
     if not settings.model and config.model.architecture is not Architecture.encoder_decoder:
         raise ConfigError(
             f"finetuning.task is {settings.task}; name the model to begin from, finetuning.model"
         )
     if config.training.batch_growth_steps:
         raise ConfigError("training.batch_growth_steps is for pretraining; tasks have batches of one size")
+
+
+def _check_example_data(config: Config) -> None:
+    """Raise ``ConfigError`` for settings of text that tables of examples do not have."""
+    names = ["text_field", "control", "clean", "deduplicate", "split"]
+    names += ["validation_fraction"] if config.finetuning.validation else []
+    for name in names:
+        if getattr(config.data, name) != getattr(DataConfig(), name):
+            why = "held-out examples are given" if name == "validation_fraction" else "it is for text"
+            raise ConfigError(
+                f"data.{name} changes nothing for examples of {config.finetuning.task}: {why}; leave it out"
+            )
 
 
 def _check_unused(config: Config, headless: bool) -> None:

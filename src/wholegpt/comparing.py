@@ -1,11 +1,12 @@
 """Two models on the same text or examples, and what a model is measured on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from wholegpt.console import Console
 from wholegpt.data.conversations import holds_conversations
-from wholegpt.data.tables import is_table
+from wholegpt.data.tables import Reading, is_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import Difference, compare_tasks, compare_texts, is_task_file
 from wholegpt.language_model import LanguageModel
@@ -22,13 +23,13 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
-    encoding = settings.get("encoding", "utf-8")
-    asks = [answers_examples(lm, *sources, encoding=encoding) for lm in (first, second)]
+    reading = reading_of(settings)
+    asks = [answers_examples(lm, *sources, reading=reading) for lm in (first, second)]
     asked = any(asks)
     if asked and not all(asks):
         which = ("first", "second")[asks.index(False)]
         raise ConfigError(f"the {which} model was not fine-tuned for such examples, which the other answers")
-    if asked or task_file(*sources, text_field=settings.get("text_field")):
+    if asked or task_file(*sources, text_field=settings.get("text_field"), encoding=reading.encoding):
         if len(sources) != 1:
             raise DataError("models with heads are compared on one table of examples; name one")
         return compare_tasks(
@@ -37,7 +38,13 @@ def compare(
     return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
 
 
-def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "utf-8") -> bool:
+def reading_of(settings: Mapping[str, Any]) -> Reading:
+    """Those of the settings of an evaluation that say how tables are read."""
+    names = ("encoding", "on_bad_text", "on_bad_line")
+    return Reading(**{name: settings[name] for name in names if name in settings})
+
+
+def answers_examples(lm: LanguageModel, *sources: str | Path, reading: Reading) -> bool:
     """Whether a model is measured on examples, not on text: by its head, or by its answers to questions in a table."""
     if lm.task or not sources:
         return lm.task is not None or lm.chat_template is not None
@@ -46,13 +53,13 @@ def answers_examples(lm: LanguageModel, *sources: str | Path, encoding: str = "u
         lm.chat_template is not None
         and is_table(path)
         and path.is_file()
-        and holds_conversations(path, encoding, lm.columns)
+        and holds_conversations(path, reading, lm.columns)
     )
 
 
-def task_file(*sources: str | Path, text_field: str | None = None) -> bool:
+def task_file(*sources: str | Path, text_field: str | None = None, encoding: str = "utf-8") -> bool:
     """Whether the sources are one file of examples. Raises ``DataError`` where there are other sources besides."""
-    tasks = [source for source in sources if is_task_file(Path(source), text_field or "text")]
+    tasks = [source for source in sources if is_task_file(Path(source), text_field or "", encoding)]
     if tasks and len(sources) > 1:
         raise DataError(
             f"{tasks[0]}: is a file of examples; it is evaluated by itself, without other sources"

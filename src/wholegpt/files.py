@@ -78,8 +78,11 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 def write_text_atomic(path: Path, content: str) -> None:
-    """``write_bytes_atomic`` for text, in UTF-8."""
-    write_bytes_atomic(path, content.encode("utf-8"))
+    r"""``write_bytes_atomic`` for text, in UTF-8.
+
+    Names of files that are not UTF-8 hold surrogates, which are written as JSON, YAML and Python do: ``\udce9``.
+    """
+    write_bytes_atomic(path, content.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

@@ -18,9 +18,10 @@ from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
 from wholegpt.data.control import NO_CONTROL, header_for
 from wholegpt.data.conversations import holds_conversations, read_like
+from wholegpt.data.formats import ReadingReport
 from wholegpt.data.messages import read_message
-from wholegpt.data.reading import ReadingReport, read_documents
-from wholegpt.data.tables import is_table, read_table
+from wholegpt.data.reading import check_options, read_documents, useful_options
+from wholegpt.data.tables import Reading, is_table
 from wholegpt.data.task_columns import DETECTED
 from wholegpt.data.task_data import read_labelled
 from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
@@ -288,6 +289,12 @@ class LanguageModel:
         for source in sources:
             if not Path(source).exists():
                 raise DataError(f"{source}: no such file or folder")
+        check_options(
+            reading,
+            lambda: set[str]().union(*(useful_options(Path(one), reading) for one in sources)),
+            ", ".join(map(str, sources)),
+        )
+        for source in sources:
             report = ReadingReport()
             for text in read_documents(Path(source), reading, report):
                 plain = plain_text(text, published)
@@ -296,8 +303,9 @@ class LanguageModel:
                 n_characters += len(plain.text)
                 joint = [self.tokenizer.end_of_text_id] if stream and self.tokenizer.has_end_of_text else []
                 stream.append(np.array(joint + self.tokenizer.encode(plain.text), dtype=np.int64))
-            if report.skipped:
-                console.note(f"{source}: {report}")
+            if report.remarkable:
+                for line in report.lines():
+                    console.note(f"{source}: {line}")
         if not stream:
             raise DataError(f"{', '.join(map(str, sources)) or 'no source'}: holds no text")
         return TokenShards([np.concatenate(stream)], TextSizes(n_bytes, n_characters)), words
@@ -364,6 +372,8 @@ class LanguageModel:
         seed: int = 1337,
         generation: GenerationConfig | None = None,
         encoding: str = "utf-8",
+        on_bad_text: OnBadText = "stop",
+        on_bad_line: OnBadLine = "stop",
         dtype: Dtype = Dtype.automatic,
         console: Console | None = None,
     ) -> TaskScore:
@@ -372,33 +382,41 @@ class LanguageModel:
         Before each stand ``shots`` solved examples, drawn with ``seed`` from the file ``examples``, or from ``path``
         itself, of which they are then left out. ``generation`` is how texts are written, where those are asked.
 
-        A model that was fine-tuned for a task answers by its head instead; ``path`` is then a table of such examples,
-        in this ``encoding``.
+        A model that was fine-tuned for a task answers by its head instead; ``path`` is then a table of such examples.
+        Files are in this ``encoding``; ``on_bad_text`` and ``on_bad_line`` say what becomes of rows that are no
+        examples.
         """
+        console = console or Console()
+        reading = Reading(encoding, on_bad_text, on_bad_line)
         if self.task:
             if shots or examples or generation:
                 raise ConfigError(
                     "the model answers by its head, which takes no solved examples and writes nothing"
                 )
-            return self.evaluate_examples(read_labelled(Path(path), encoding, self.task), dtype, console)
+            labelled = read_labelled(Path(path), reading, self.task)
+            reading.show(console)
+            return self.evaluate_examples(labelled, dtype, console)
         if (
             self.chat_template
             and is_table(Path(path))
-            and holds_conversations(Path(path), encoding, self.columns)
+            and holds_conversations(Path(path), reading, self.columns)
         ):
             if shots or examples or generation:
                 raise ConfigError("answers are measured without solved examples, the likeliest token each")
-            conversations = read_like(Path(path), encoding, self.columns, console=console or Console())
+            conversations = read_like(Path(path), reading, self.columns, console)
+            reading.show(console)
             return self.evaluate_conversations(conversations, dtype, console)
+        asked = read_examples(Path(path), reading)
+        reading.show(console)
         return evaluate_task(
             self.model,
             self.tokenizer,
-            read_examples(Path(path)),
+            asked,
             self.model.device,
             self._precision(dtype),
-            console or Console(),
+            console,
             shots=shots,
-            pool=None if examples is None else read_examples(Path(examples)),
+            pool=None if examples is None else read_examples(Path(examples), reading),
             seed=seed,
             generation=generation,
         )
@@ -486,11 +504,11 @@ class LanguageModel:
     ) -> list[Prediction]:
         """``predict`` for each row of a table, whose answers need not be known."""
         task = self._head()
-        table = read_table(Path(path), encoding, (*task.columns.texts, *task.columns.answers))
+        console, reading = console or Console(), Reading(encoding)
+        table = reading.table(Path(path), (*task.columns.texts, *task.columns.answers))
         parts = read_parts(table, task)
-        (console or Console()).note(
-            f"{path}: {len(parts):,} examples; its columns are {', '.join(table.columns)}"
-        )
+        reading.show(console)
+        console.note(f"{path}: {len(parts):,} examples; its columns are {', '.join(table.columns)}")
         return self._predictions(parts, dtype, console)
 
     def _predictions(

@@ -20,9 +20,10 @@ from wholegpt.checkpoint import (
 )
 from wholegpt.checks import check, complete_schedule
 from wholegpt.choices import Architecture, Execution, TaskKind
-from wholegpt.config import Config, ModelConfig, TokenizerConfig
+from wholegpt.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
+from wholegpt.data.reading import READING_OPTIONS
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import (
     recover_unlocked,
@@ -175,7 +176,7 @@ def start_finetuning(
         elif settings.task is TaskKind.instruct:
             begun = begin_instructions(config, parent, target, console)
         else:
-            begun = begin_task(config, parent, target)
+            begun = begin_task(config, parent, target, console)
         resolved = _write_begun(target, begun, [origin])
         if settings.task is TaskKind.pretraining:
             _begin_forgetting(resolved, begun, target, console)
@@ -291,6 +292,11 @@ def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
         recover_unlocked(folder)
     if folder is None or not PreparedData.exists(folder):
         return config, open_corpus(config.data)
+    for name in (*READING_OPTIONS, "clean", "deduplicate"):
+        if getattr(config.data, name) != getattr(DataConfig(), name):
+            raise ConfigError(
+                f"data.{name} changes nothing here: {folder} is prepared data, which is read already; leave it out"
+            )
     # Absolute, so that the run can be resumed from any folder.
     console.note(f"{folder} is prepared data: its own tokenizer and split are used")
     data = dataclasses.replace(config.data, source=(str(folder.resolve()),))

@@ -121,14 +121,14 @@ def test_links_in_circles(refused: Refused, tmp_path: Path) -> None:
 def test_a_file_that_changes(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text_of(50, seed)}) + "\n" for seed in range(10)))
-    read = formats.read_json_lines
+    read = reading.read_table
 
     def changing(source: formats.Source) -> Iterator[formats.Piece]:
         yield from read(source)
         with path.open("a") as file:
             file.write('{"text": "more"}\n')
 
-    monkeypatch.setitem(reading.TABLES, ".jsonl", changing)
+    monkeypatch.setattr(reading, "read_table", changing)
     message = fails("data", "prepare", path, "--out", tmp_path / "out", "--quiet")
     assert "t.jsonl: changed while it was read; try again when it is at rest" in message
     assert list(tmp_path.iterdir()) == [path]
@@ -142,7 +142,7 @@ def test_a_file_that_grows_while_it_is_read(
     path = tmp_path / "t.jsonl"
     line = json.dumps({"text": text_of(50)}) + "\n"
     path.write_text(line * 50)
-    read = formats.read_json_lines
+    read = reading.read_table
 
     def growing(source: formats.Source) -> Iterator[formats.Piece]:
         for piece in read(source):
@@ -150,7 +150,7 @@ def test_a_file_that_grows_while_it_is_read(
                 file.write(line)
             yield piece
 
-    monkeypatch.setitem(reading.TABLES, ".jsonl", growing)
+    monkeypatch.setattr(reading, "read_table", growing)
     assert "t.jsonl: changed while it was read" in refused(path)
 
 

@@ -169,7 +169,7 @@ def test_long_texts_come_in_pieces_that_make_the_whole(text: str, size: int) -> 
         patch.setattr(formats, "PIECE_CHARACTERS", size)
         patch.setattr(formats, "BLOCK_BYTES", 7)
         source = formats.Source("x", io.BytesIO(text.encode()), DataConfig(), ReadingReport())
-        if "\0" in text[:7] or text.startswith("\ufeff"):
+        if "\0" in text or text.startswith("\ufeff"):
             return
         pieces = list(formats.read_text(source))
     assert "".join(piece.text for piece in pieces) == text
@@ -196,7 +196,7 @@ def test_texts_without_a_place_to_cut(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "a.jsonl").write_text('{"text": "' + "a" * 20_000)
     with pytest.raises(DataError, match=r"line 1 is longer than 10,000 characters"):
         read(tmp_path / "a.jsonl")
-    (tmp_path / "a.json").write_text("[" + "1," * 20_000)
+    (tmp_path / "a.json").write_text('["' + "a" * 30_000)
     with pytest.raises(DataError, match=r"longer than 10,000 characters; .*\.jsonl"):
         read(tmp_path / "a.json")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wholegpt.choices import TaskKind
-from wholegpt.data.tables import Table, read_table
+from wholegpt.data.tables import Reading, Table, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.task_data import read_labelled, shares
 from wholegpt.data.tasks import (
@@ -19,7 +19,6 @@ from wholegpt.data.tasks import (
     START,
     Task,
     TaskExample,
-    check_labels,
     encode_example,
     label_names,
     read_examples,
@@ -114,7 +113,7 @@ def test_columns_of_another_table_as_far_as_they_are_there(tmp_path: Path) -> No
     task = Task(CLASSIFICATION, ("x", "y"), columns=TaskColumns(("title",), (), "label"))
     assert read_parts(table(row), task) == [(("short",),)]
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    assert read_labelled(tmp_path / "a.jsonl", "utf-8", task) == [TaskExample((("short",),), "x")]
+    assert read_labelled(tmp_path / "a.jsonl", Reading(), task) == [TaskExample((("short",),), "x")]
 
 
 def test_large_numbers_are_labels_to_the_last_digit() -> None:
@@ -149,7 +148,7 @@ def test_labels_in_order() -> None:
         label_names([*labelled("a", "b"), TaskExample((("a",),), "c")], "x")
     seen = table({"text": "a", "label": "good"}, {"text": "b", "label": "godo"})
     with pytest.raises(DataError, match=r"line 2: the label 'godo' is that of no training example; .*good"):
-        check_labels(read_examples(seen, CLASSIFICATION)[0], ["bad", "good"], seen)
+        read_examples(seen, CLASSIFICATION, labels=["bad", "good"])
 
 
 @given(

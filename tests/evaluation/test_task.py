@@ -236,7 +236,7 @@ def test_files_of_no_kind(name: str, tmp_path: Path) -> None:
         ({"context": "a", "choices": ["b", "b "], "answer": 1}, "choices holds 'b' twice"),
         ({"context": "a", "choices": ["b", " "], "answer": 0}, "choices holds an empty text"),
         ({"prompt": "a", "choices": ["1", "nan"], "score": 1}, "'nan', which is no number"),
-        ({"prompt": "a", "choices": ["1", "2"], "score": float("inf")}, "score is inf"),
+        ({"prompt": "a", "choices": ["1", "2"], "score": float("inf")}, "line 1 holds Infinity"),
     ],
 )
 def test_examples_that_make_no_sense(line: dict[str, Any], expected: str, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_options_that_mean_nothing_are_refused(trained_run: Path, tmp_path: Path
     assert "but shots is 0" in fails("evaluate", trained_run, path, "--examples", path)
     assert "shots is -1; expected 0 or more" in fails("evaluate", trained_run, path, "--shots", "-1")
     path.write_bytes(path.read_bytes() + b'{"context": "\xe9"}\n')
-    assert "is not UTF-8, as files of examples are" in fails("evaluate", trained_run, path)
+    assert "byte 230 (0xe9) is not utf-8" in fails("evaluate", trained_run, path)
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(LINES["multiple choice"][0]).encode())
     assert len(read_examples(path).by_line) == 1
 

@@ -23,6 +23,8 @@ from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.mapping import to_mapping
 
+ROW_OPTIONS = ("encoding", "on_bad_text", "on_bad_line")
+"""Options of reading that tables of examples have too."""
 ASSUMED_VOCABULARY = 4096
 """Tokens to count with where only a text would say how many."""
 
@@ -78,7 +80,7 @@ def evaluate(
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.comparing import answers_examples, task_file
+    from wholegpt.comparing import answers_examples, reading_of, task_file
     from wholegpt.loading import load
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
@@ -88,16 +90,17 @@ def evaluate(
     task_settings = _settings(shots=shots, examples=examples, **generation)
     check_new_file(records, "--records")
     lm = load(run, checkpoint=checkpoint, weights=weights, console=common.console, **common.placement())
-    by_table = answers_examples(lm, *sources, encoding=reading.encoding or "utf-8")
-    if by_table or task_file(*sources, text_field=reading.text_field):
-        encoding = _taken(settings, "encoding") if by_table and sources else {}
+    for_tables = reading_of(reading.given())
+    by_table = answers_examples(lm, *sources, reading=for_tables)
+    if by_table or task_file(*sources, text_field=reading.text_field, encoding=for_tables.encoding):
+        for_rows = _taken(settings, *ROW_OPTIONS) if sources else {}
         _refuse(settings, "a file of examples")
         if len(sources) > 1:
             raise DataError("examples are evaluated one table at a time; name one")
         if sources:
             chosen = _settings(shots=shots, examples=examples, seed=common.seed)
             score = lm.evaluate_task(
-                sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen, **encoding
+                sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen, **for_rows
             )
         else:
             from wholegpt.data.conversations import ConversationData
@@ -198,16 +201,16 @@ def compare(
         loading.load(one, checkpoint=checkpoint, weights=held, console=common.console, **common.placement())
         for one, held in ((first, WeightFormat.float32), (second, weights))
     ]
-    encoding = reading.encoding or "utf-8"
-    by_table = any(comparing.answers_examples(lm, *sources, encoding=encoding) for lm in models)
-    if by_table or comparing.task_file(*sources, text_field=reading.text_field):
-        by_encoding = _taken(for_texts, "encoding") if by_table else {}
+    for_tables = comparing.reading_of(reading.given())
+    by_table = any(comparing.answers_examples(lm, *sources, reading=for_tables) for lm in models)
+    if by_table or comparing.task_file(*sources, text_field=reading.text_field, encoding=for_tables.encoding):
+        for_rows = _taken(for_texts, *ROW_OPTIONS)
         _refuse(for_texts, "a file of examples")
         generation = _greedy(_settings(max_tokens=max_tokens, stop=stop))
         settings = {
             **_settings(shots=shots, examples=examples, seed=common.seed),
             **generation,
-            **by_encoding,
+            **for_rows,
         }
     else:
         _refuse(for_tasks, "text")
@@ -231,9 +234,9 @@ def _settings(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _taken(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """One of the settings, if it is there, taken out of them."""
-    return {name: settings.pop(name)} if name in settings else {}
+def _taken(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of the settings, those that are there, taken out of them."""
+    return {name: settings.pop(name) for name in names if name in settings}
 
 
 def _refuse(settings: dict[str, Any], measured: str) -> None:

@@ -6,7 +6,7 @@ from wholegpt.data.corpora import CORPORA, Corpus, of_texts, open_corpus
 from wholegpt.data.documents import DocumentStore, write_documents
 from wholegpt.data.loader import Batch, WindowLoader, make_loader, windows_before
 from wholegpt.data.preparation import find_in_store, prepare
-from wholegpt.data.reading import JSON_LINES_SUFFIXES, read_lines, read_text
+from wholegpt.data.reading import read_text
 from wholegpt.data.shards import PreparedData, TextSizes, TokenShards
 from wholegpt.data.splitting import plan_split
 from wholegpt.data.statistics import TextStatistics
@@ -14,7 +14,6 @@ from wholegpt.data.vocabulary import learn_vocabulary
 
 __all__ = [
     "CORPORA",
-    "JSON_LINES_SUFFIXES",
     "Batch",
     "Corpus",
     "DocumentStore",
@@ -34,7 +33,6 @@ __all__ = [
     "open_corpus",
     "plan_split",
     "prepare",
-    "read_lines",
     "read_text",
     "windows_before",
     "write_documents",

@@ -31,7 +31,7 @@ from wholegpt.data.messages import (
     unused_fields,
 )
 from wholegpt.data.permutation import held_out_places
-from wholegpt.data.tables import Table, read_table
+from wholegpt.data.tables import Reading, Table
 from wholegpt.data.task_columns import DETECTED, TaskColumns
 from wholegpt.errors import ConfigError, DataError
 
@@ -69,15 +69,15 @@ class ConversationData:
 
         What is not a conversation of text is skipped where ``config.data`` says so of text or of lines.
         """
-        settings, encoding = config.finetuning, config.data.encoding
+        settings = config.finetuning
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
-        table = read_table(Path(settings.data), encoding)
+        reading = Reading.of(config.data, settings.data, settings.validation)
+        table = reading.table(Path(settings.data))
         columns = TaskColumns(settings.text_columns, (), settings.label_column)
-        skips = "skip" in (config.data.on_bad_text, config.data.on_bad_line)
-        train, columns = read_conversations(table, columns, skips, console)
+        train, columns = read_conversations(table, columns, reading.skips_examples, console)
         if settings.validation:
-            held_out = read_like(Path(settings.validation), encoding, columns, skips, console)
+            held_out = read_like(Path(settings.validation), reading, columns, console)
             return cls(train, held_out, columns)
         fraction = config.data.validation_fraction
         copies: dict[Conversation, list[int]] = {}
@@ -105,9 +105,9 @@ class ConversationData:
         return save_examples(folder, self.columns, self.train, self.validation)
 
 
-def holds_conversations(path: Path, encoding: str = "utf-8", known: TaskColumns = DETECTED) -> bool:
+def holds_conversations(path: Path, reading: Reading, known: TaskColumns = DETECTED) -> bool:
     """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
-    columns = read_table(path, encoding, _named(known)).columns
+    columns = reading.table(path, _named(known)).columns
     if known.target and {*_named(known)} <= {*columns}:
         return True
     names = {column.lower() for column in columns}
@@ -117,12 +117,12 @@ def holds_conversations(path: Path, encoding: str = "utf-8", known: TaskColumns 
 
 
 def read_like(
-    path: Path, encoding: str, known: TaskColumns, skips: bool = False, console: Console = QUIET
+    path: Path, reading: Reading, known: TaskColumns, console: Console = QUIET
 ) -> list[Conversation]:
     """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
-    table = read_table(path, encoding, _named(known))
+    table = reading.table(path, _named(known))
     columns = known if {*_named(known)} <= {*table.columns} else DETECTED
-    return read_conversations(table, columns, skips, console)[0]
+    return read_conversations(table, columns, reading.skips_examples, console)[0]
 
 
 def _named(columns: TaskColumns) -> list[str]:

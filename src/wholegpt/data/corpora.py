@@ -19,8 +19,9 @@ from typing import Any
 
 from wholegpt.choices import Split
 from wholegpt.config import DataConfig
-from wholegpt.data.formats import Piece, Source, read_records
-from wholegpt.data.reading import ReadingReport, identity, read_pieces
+from wholegpt.data.formats import Piece, ReadingReport, Source
+from wholegpt.data.reading import READING_OPTIONS, check_options, identity, read_pieces, useful_options
+from wholegpt.data.records import read_records
 from wholegpt.data.shards import PreparedData
 from wholegpt.errors import DataError
 from wholegpt.files import write_bytes_atomic
@@ -87,6 +88,11 @@ def open_corpus(config: DataConfig) -> Corpus:
     if not config.source:
         raise DataError(f"no text given; name a file, a folder or a corpus ({', '.join(CORPORA)})")
     parts = tuple(_cleaned(_open_one(source, config), config) for source in config.source)
+    check_options(
+        config,
+        lambda: set().union(*(_useful_options(one, config) for one in config.source)),
+        ", ".join(config.source),
+    )
     if len(parts) == 1:
         return parts[0]
 
@@ -109,6 +115,14 @@ def open_corpus(config: DataConfig) -> Corpus:
         parts=parts,
         identity=lambda: [entry for part in parts for entry in part.identity()],
     )
+
+
+def _useful_options(source: str, config: DataConfig) -> set[str]:
+    if source in CORPORA:
+        return set()
+    if source.startswith(HUB_PREFIX):
+        return {*READING_OPTIONS} - {"encoding"}
+    return useful_options(Path(source), config)
 
 
 def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
@@ -145,15 +159,11 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
         raise DataError(
             f"{source}: is prepared data, no text; train on it as the only source, or name the text it was made from"
         )
-    try:
-        source.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{source!r}: the name is not valid UTF-8; rename the file") from None
     return Corpus(
         path.stem or path.resolve().stem,
         lambda report, advance: read_pieces(path, config, report, advance),
         provenance={"path": str(path.resolve())},
-        identity=lambda: identity(path),
+        identity=lambda: identity(path, config.encoding),
     )
 
 

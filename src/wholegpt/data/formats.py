@@ -1,22 +1,19 @@
-"""One reader for each form of file: text, JSON, JSON lines, comma- or tab-separated values, Parquet."""
+"""Text out of the bytes of files, and documents out of text: in pieces, where it is long."""
 
 import codecs
-import csv
+import hashlib
 import io
-import json
+import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from wholegpt.config import DataConfig
-from wholegpt.data.control import Attributes, attributes_of
+from wholegpt.data.control import Attributes
+from wholegpt.data.file_types import SNIFFED_BYTES, check_encoding, is_binary
 from wholegpt.errors import DataError
-
-if TYPE_CHECKING:
-    from wholegpt.data.reading import ReadingReport
 
 BLOCK_BYTES = 2**20
 PIECE_CHARACTERS = 2**21
@@ -26,9 +23,9 @@ LONGEST_RECORD = 2**26
 CUT_CHARACTERS = 2**16
 """How far from the end of a portion a good place to cut it is looked for."""
 AFTER_WORD, AFTER_ANYTHING = re.compile(r"(?<=[^\W_])[ \n]"), re.compile(r"(?<=\S)[ \n]")
-FIELDS_NAMED = 50
-"""Fields of records that are kept, about, to say which there are."""
-LIKELY_FIELDS = ("text", "content", "body", "article", "document")
+BAD_BYTE = "\udc80"
+NAMED = 3
+"""Places of what is passed over that a report names, of each reason."""
 
 
 class Piece(NamedTuple):
@@ -44,6 +41,86 @@ class Piece(NamedTuple):
 
 
 @dataclass
+class ReadingReport:
+    """What was read and what was passed over."""
+
+    files: int = 0
+    bytes: int = 0
+    """As they lie on disk."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> how many files, folders, lines or documents."""
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the first of what was skipped: files, or lines."""
+    notes: dict[str, None] = field(default_factory=dict)
+    """What else is to be said, in order."""
+    fields: dict[str, int] = field(default_factory=dict)
+    """Field that a text was taken from, where it was found and not named -> how many files."""
+    other_fields: dict[str, None] = field(default_factory=dict)
+    """Of records that lack a field for control: what they have, in order."""
+    hashes: list[Any] = field(default_factory=list)
+    """SHA-256 of each file read, in order."""
+
+    def skip(self, reason: str, count: int = 1, what: str = "") -> None:
+        """Count something as passed over; ``what`` names it, and the first few are kept."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if what and len(self.named.setdefault(reason, [])) < NAMED:
+            self.named[reason].append(what)
+
+    def note(self, message: str) -> None:
+        """Keep something that is to be said once."""
+        self.notes[message] = None
+
+    def add(self, other: "ReadingReport") -> None:
+        """Count what another report counted."""
+        self.files += other.files
+        self.bytes += other.bytes
+        self.hashes += other.hashes
+        for reason, count in other.skipped.items():
+            self.skip(reason, count)
+        for reason, names in other.named.items():
+            self.named[reason] = [*self.named.get(reason, []), *names][:NAMED]
+        self.notes.update(other.notes)
+        self.other_fields.update(other.other_fields)
+        for name, count in other.fields.items():
+            self.fields[name] = self.fields.get(name, 0) + count
+
+    @property
+    def sha256(self) -> str:
+        """Of the one file, or of the SHA-256s of all, in order."""
+        return (
+            self.hashes[0].hex()
+            if len(self.hashes) == 1
+            else hashlib.sha256(b"".join(self.hashes)).hexdigest()
+        )
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether there is more to say than how many files were read."""
+        return bool(self.skipped or self.fields or self.notes)
+
+    def skipped_text(self) -> str:
+        """How much was skipped, and why."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+
+    def lines(self) -> list[str]:
+        """The report, and the first of what was skipped for each reason, as lines to show."""
+        first = [
+            f"skipped {reason}: {'; '.join(names)}" + (", …" if self.skipped[reason] > len(names) else "")
+            for reason, names in sorted(self.named.items())
+        ]
+        return [str(self), *first]
+
+    def __str__(self) -> str:
+        found = ", ".join(f"'{name}'" for name in sorted(self.fields))
+        return (
+            f"{self.files} file{'s' * (self.files != 1)}"
+            + (f"; text taken from {found}" if found else "")
+            + "".join(f"; {note}" for note in self.notes)
+            + (f"; skipped {self.skipped_text()}" if self.skipped else "")
+        )
+
+
+@dataclass
 class Source:
     """A file that is being read."""
 
@@ -51,28 +128,25 @@ class Source:
     """What the errors name."""
     stream: io.BufferedIOBase
     config: DataConfig
-    report: "ReadingReport"
-
-
-Reader = Callable[[Source], Iterator[Piece]]
+    report: ReadingReport
+    format: str = ""
+    """The suffix that tells the format; empty for plain text."""
+    most_bytes: float = math.inf
+    """Of what is decompressed; more is refused."""
 
 
 def decoded(source: Source) -> Iterator[str]:
-    """The text of a file in blocks. Raises ``DataError`` with the offset of a byte that is no text."""
+    """The text of a file in blocks, without a byte-order mark.
+
+    Raises ``DataError`` with the offset of a byte that is no text. What ``on_bad_text`` skips comes as halves of
+    surrogate pairs, which no text holds.
+    """
     encoding = source.config.encoding
-    try:
-        utf8 = codecs.lookup(encoding).name == "utf-8"
-        decoder = codecs.getincrementaldecoder("utf-8-sig" if utf8 else encoding)(_errors(source))
-    except LookupError:
-        raise DataError(
-            f"data.encoding is '{encoding}', which Python does not know; try utf-8 or latin-1"
-        ) from None
-    position = 0
-    ended = False
+    check_encoding(encoding)
+    decoder = codecs.getincrementaldecoder(encoding)(_errors(source))
+    position, ended, began = 0, False, False
     while not ended:
         block = source.stream.read(BLOCK_BYTES)
-        if position == 0 and b"\0" in block[:8192] and "16" not in encoding and "32" not in encoding:
-            raise DataError(f"{source.where}: holds NUL bytes, so it is not a text file")
         ended = not block
         held = len(decoder.getstate()[0])
         try:
@@ -80,19 +154,54 @@ def decoded(source: Source) -> Iterator[str]:
         except UnicodeDecodeError as error:
             at = position - held + error.start
             raise DataError(
-                f"{source.where}: byte {at} (0x{error.object[error.start]:02x}) is not {encoding}; "
-                "name the file's encoding, for example --encoding latin-1, or go on with --on-bad-text replace or skip"
+                f"{source.where}: byte {at} (0x{error.object[error.start]:02x}) is not {encoding}"
+                + (
+                    ", and the file looks like a binary one; if it is text,"
+                    if is_binary(block[:SNIFFED_BYTES], encoding)
+                    else "; name the file's encoding, for example --encoding latin-1, or"
+                )
+                + " go on with --on-bad-text replace or skip"
             ) from None
+        except UnicodeError as error:
+            raise DataError(f"{source.where}: is not {encoding}: {error}") from None
+        if "\0" in text:
+            text = _without_nul(source, text, position + max(block.find(b"\0"), 0))
         position += len(block)
+        if position > source.most_bytes:
+            raise DataError(
+                f"{source.where}: holds more than {source.most_bytes:,} bytes; tables of examples are read whole"
+            )
         if text:
-            yield text
+            yield text if began else text.removeprefix("\ufeff")
+            began = True
+
+
+def too_large(source: Source) -> DataError:
+    """The error for a table with more bytes than are read whole."""
+    return DataError(
+        f"{source.where}: holds more than {source.most_bytes:,} bytes; tables of examples are read whole"
+    )
+
+
+def _without_nul(source: Source, text: str, at: int) -> str:
+    """``text`` with its NUL characters replaced, or by surrogates, as ``on_bad_text`` says."""
+    if source.config.on_bad_text == "stop":
+        raise DataError(
+            f"{source.where}: holds NUL bytes, the first at byte {at}, which no text does; go on with --on-bad-text "
+            "replace or skip"
+        )
+    if source.config.on_bad_text == "skip":
+        return text.replace("\0", BAD_BYTE)
+    source.report.skip("bad bytes, replaced by U+FFFD", text.count("\0"))
+    return text.replace("\0", "\ufffd")
 
 
 def _errors(source: Source) -> str:
     if source.config.on_bad_text == "stop":
         return "strict"
     if source.config.on_bad_text == "skip":
-        return "surrogateescape"  # no text holds these, so what does can be told and left out
+        codecs.register_error("wholegpt-skip", _marked)
+        return "wholegpt-skip"
 
     def replace(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeDecodeError):
@@ -102,6 +211,13 @@ def _errors(source: Source) -> str:
 
     codecs.register_error("wholegpt-replace", replace)
     return "wholegpt-replace"
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    """A half of a surrogate pair for bad bytes: no text holds one, so what does can be told and left out."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return BAD_BYTE, error.end
 
 
 def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterator[Piece]:
@@ -124,7 +240,9 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
                 ) from None
             if source.config.on_bad_text == "skip":
                 what = "documents with" if piece.begins else "ends of long documents, from"
-                source.report.skip(f"{what} bytes or characters that are no text")
+                source.report.skip(
+                    f"{what} bytes or characters that are no text", what=f"{source.where}{place}"
+                )
                 left_out = True
                 continue
             piece = piece._replace(text=piece.text.encode(errors="replace").decode())
@@ -137,7 +255,7 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
 
 def read_text(source: Source) -> Iterator[Piece]:
     """One document; a long one in pieces, cut where tokenizers join nothing: before white space after text."""
-    _refuse_control(source)
+    refuse_control(source)
     yield from checked(source, _pieces(source))
 
 
@@ -173,194 +291,8 @@ def _last_cut(text: str) -> int:
     return 0
 
 
-def _lines(source: Source) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers from 1, without their ends."""
-    held, number = "", 0
-    for block in decoded(source):
-        *lines, rest = (held + block).split("\n")
-        for line in lines:
-            number += 1
-            yield number, line
-        held = rest
-        if len(held) > LONGEST_RECORD:
-            raise DataError(
-                f"{source.where}: line {number + 1} is longer than {LONGEST_RECORD:,} characters; it is not read"
-            )
-    if held:
-        yield number + 1, held
-
-
-def read_json_lines(source: Source) -> Iterator[Piece]:
-    """One document a line: a JSON object with the text in a field."""
-    chosen = source.config.text_field
-    for number, line in _lines(source):
-        if not line.strip():
-            continue
-        place = f": line {number}"
-        try:
-            record = json.loads(line)
-            chosen = chosen or _found(source, record)
-            document = _document(source, record, chosen)
-        except (ValueError, RecursionError) as error:
-            kind = "is not JSON: " if not isinstance(error, _BadRecordError) else ""
-            _pass_over(source, place, f"{kind}{error}")
-            continue
-        yield from checked(source, iter((document,)), place)
-
-
-def read_json(source: Source) -> Iterator[Piece]:
-    """A list of texts, or of objects with the text in a field; any other JSON is a document as it stands."""
-    blocks: list[str] = []
-    size = 0
-    for block in decoded(source):
-        blocks.append(block)
-        size += len(block)
-        if size > LONGEST_RECORD:
-            raise DataError(
-                f"{source.where}: is longer than {LONGEST_RECORD:,} characters; JSON is read whole, so write one "
-                "object a line into a .jsonl file"
-            )
-    content = "".join(blocks)
-    try:
-        records = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source.where} is not JSON: {error}") from None
-    if not isinstance(records, list):
-        _refuse_control(source)
-        yield from checked(source, iter((Piece(content),)))
-        return
-    yield from read_records(source, records)
-
-
-def read_records(source: Source, records: Iterable[Any]) -> Iterator[Piece]:
-    """One document an entry: a text, or an object with the text in a field."""
-    chosen = source.config.text_field
-    for number, record in enumerate(records, 1):
-        place = f": entry {number}"
-        try:
-            if isinstance(record, str):
-                record, field = {"": record}, ""
-            else:
-                field = chosen = chosen or _found(source, record)
-            document = _document(source, record, field)
-        except _BadRecordError as error:
-            _pass_over(source, place, str(error))
-            continue
-        yield from checked(source, iter((document,)), place)
-
-
-def read_separated(source: Source) -> Iterator[Piece]:
-    """One document a row. The first row names the columns, unless the text's is given by its number, from 0."""
-    delimiter = "\t" if ".tsv" in source.where.lower() else ","
-    lines = (line + "\n" for _, line in _lines(source))
-    csv.field_size_limit(LONGEST_RECORD)
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
-    chosen, names, width = source.config.text_field, [], 0
-    while True:
-        before = rows.line_num
-        try:
-            row = next(rows, None)
-            if row is None:
-                return
-            if not row:
-                continue
-            if not width:
-                width = len(row)
-                names = [str(i) for i in range(width)] if chosen.isdecimal() else row
-                if names is row:
-                    continue
-            if len(row) != width:
-                raise _BadRecordError(f"has {len(row)} columns, the first row {width}")
-            record = dict(zip(names, row, strict=True))
-            chosen = chosen or _found(source, record)
-            document = _document(source, record, chosen)
-        except (csv.Error, _BadRecordError) as error:
-            # A quotation mark that is not closed takes all lines after it.
-            _pass_over(source, f": line {before + 1}", str(error), rows.line_num - before)
-            continue
-        yield from checked(source, iter((document,)), f": line {rows.line_num}")
-
-
-def read_parquet(path: Path, source: Source) -> Iterator[Piece]:
-    """One document a row."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        strings = [
-            column.name
-            for column in file.schema_arrow
-            if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-        ]
-        chosen = source.config.text_field
-        if chosen and chosen not in strings:
-            raise DataError(
-                f"{path}: has no text column '{chosen}' (found: {', '.join(file.schema_arrow.names)}); "
-                "name the column with --text-field"
-            )
-        if not chosen:
-            first = next(file.iter_batches(1, columns=strings), None) if strings else None
-            rows = first.to_pylist() if first is not None else []
-            chosen = _found(source, rows[0] if rows else dict.fromkeys(strings, ""))
-        fields = [name for name in source.config.control if name in file.schema_arrow.names]
-        if len(fields) < len(source.config.control):
-            source.report.other_fields.update(dict.fromkeys(file.schema_arrow.names))
-        number = 0
-        for batch in file.iter_batches(256, columns=[chosen, *fields]):
-            for record in batch.to_pylist():
-                number += 1
-                place = f": row {number}"
-                try:
-                    document = _document(source, {**record, chosen: record[chosen] or ""}, chosen)
-                except _BadRecordError as error:
-                    _pass_over(source, place, str(error))
-                    continue
-                yield from checked(source, iter((document,)), place)
-    except (pyarrow.ArrowException, _BadRecordError) as error:
-        raise DataError(f"{path}: {' '.join(str(error).split())}") from None
-
-
-class _BadRecordError(ValueError):
-    """A record without a text, or with what is no value for control."""
-
-
-def _found(source: Source, record: Any) -> str:
-    """The field of a record that holds its text: one with a likely name, else that with the longest text."""
-    if not isinstance(record, Mapping):
-        raise _BadRecordError(f"is no object but {type(record).__name__}")
-    control = source.config.control
-    texts = {name: value for name, value in record.items() if isinstance(value, str) and name not in control}
-    if not texts:
-        raise _BadRecordError(
-            f"has no field with a text (found: {', '.join(map(str, record))}); name the field with --text-field"
-        )
-    likely = [name for name in LIKELY_FIELDS if name in texts]
-    name = likely[0] if likely else max(texts, key=lambda name: len(texts[name]))
-    if name != "text":
-        source.report.fields[name] = source.report.fields.get(name, 0) + 1
-    return name
-
-
-def _document(source: Source, record: Any, chosen: str) -> Piece:
-    """What a record holds: the text in a field, and what ``data.control`` names."""
-    if not isinstance(record, Mapping) or not isinstance(record.get(chosen), str):
-        found = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-        raise _BadRecordError(
-            f"has no text in field '{chosen}' (found: {found}); name the field with --text-field"
-        )
-    fields = source.config.control
-    try:
-        attributes = attributes_of(record, record[chosen], fields)
-    except ValueError as error:
-        raise _BadRecordError(str(error)) from None
-    if len(attributes) < len(fields) and len(source.report.other_fields) < FIELDS_NAMED:
-        source.report.other_fields.update(dict.fromkeys(str(name) for name in record if name))
-    return Piece(record[chosen], attributes=attributes)
-
-
-def _refuse_control(source: Source) -> None:
+def refuse_control(source: Source) -> None:
+    """Raise ``DataError`` where fields for control are asked of plain text."""
     if source.config.control:
         raise DataError(
             f"{source.where}: is plain text, which has no fields for data.control; give records (JSON lines, JSON, "
@@ -368,10 +300,10 @@ def _refuse_control(source: Source) -> None:
         )
 
 
-def _pass_over(source: Source, place: str, problem: str, lines: int = 1) -> None:
+def pass_over(source: Source, place: str, problem: str, lines: int = 1) -> None:
     """Count a bad record of so many lines, or raise ``DataError``, as ``on_bad_line`` says."""
     if source.config.on_bad_line == "stop":
         raise DataError(
             f"{source.where}{place} {problem}; --on-bad-line skip leaves such records out"
         ) from None
-    source.report.skip("bad lines", lines)
+    source.report.skip("bad lines", lines, f"{source.where}{place}")

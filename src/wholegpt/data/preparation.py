@@ -163,8 +163,9 @@ def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Con
                     f"{corpus.name}: no document has the field '{name}' that data.control names; "
                     f"{nearest(name, list(corpus.report.other_fields))}"
                 )
-        if corpus.report.skipped or corpus.report.fields:
-            console.note(str(corpus.report))
+        if corpus.report.remarkable:
+            for line in corpus.report.lines():
+                console.note(line)
         return describe_text(corpus, statistics, store)
 
 

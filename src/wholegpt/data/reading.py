@@ -1,91 +1,50 @@
-"""Documents out of files of any common form, as a stream: a file's text is a document, and so is a record of a table.
+"""Documents out of files of any common format, as a stream: a file's text is a document, and so is a row of a table.
 
-``formats`` reads one form each; here files are found, opened, decompressed, hashed and watched.
+Here files are found, opened, decompressed, hashed and watched; ``formats``, ``rows``, ``records`` and ``markup`` read
+what is in them.
 """
 
-import codecs
-import gzip
+import contextlib
+import dataclasses
 import hashlib
-import importlib
 import io
 import math
 import mimetypes
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wholegpt.config import DataConfig
 from wholegpt.data import formats
-from wholegpt.data.formats import Piece, Source
+from wholegpt.data.compression import decompressed
+from wholegpt.data.file_types import (
+    COMPRESSED,
+    HTML,
+    NOTEBOOK,
+    PARQUET,
+    SNIFFED_BYTES,
+    TABLES,
+    check_encoding,
+    check_text,
+    file_format,
+    looks_like_text,
+)
+from wholegpt.data.formats import Piece, ReadingReport, Source
+from wholegpt.data.markup import read_notebook, read_page
+from wholegpt.data.records import read_table
+from wholegpt.data.row import Row
+from wholegpt.data.rows import read_rows
 from wholegpt.data.shards import PreparedData
-from wholegpt.errors import DataError
+from wholegpt.errors import ConfigError, DataError
 
-TABLES: dict[str, formats.Reader] = {
-    ".jsonl": formats.read_json_lines,
-    ".ndjson": formats.read_json_lines,
-    ".json": formats.read_json,
-    ".csv": formats.read_separated,
-    ".tsv": formats.read_separated,
-}
-PARQUET = (".parquet", ".pq")
-JSON_LINES_SUFFIXES = frozenset((".jsonl", ".ndjson"))
-COMPRESSED = (".gz", ".zst")
-SNIFFED_BYTES = 8192
-COMPRESSED_BLOCK_BYTES = 1024
-"""Of zstd that are decompressed at once. Four bytes can stand for 128 KiB, so these hold 32 MiB at most."""
-
-
-@dataclass
-class ReadingReport:
-    """What was read and what was passed over."""
-
-    files: int = 0
-    bytes: int = 0
-    """As they lie on disk."""
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many files, folders, lines or documents."""
-    fields: dict[str, int] = field(default_factory=dict)
-    """Field that a text was taken from, where it was found and not named -> how many files."""
-    other_fields: dict[str, None] = field(default_factory=dict)
-    """Of records that lack a field for control: what they have, in order."""
-    hashes: list[Any] = field(default_factory=list)
-    """SHA-256 of each file read, in order."""
-
-    def skip(self, reason: str, count: int = 1) -> None:
-        """Count something as passed over."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + count
-
-    def add(self, other: "ReadingReport") -> None:
-        """Count what another report counted."""
-        self.files += other.files
-        self.bytes += other.bytes
-        self.hashes += other.hashes
-        for reason, count in other.skipped.items():
-            self.skip(reason, count)
-        self.other_fields.update(other.other_fields)
-        for name, count in other.fields.items():
-            self.fields[name] = self.fields.get(name, 0) + count
-
-    @property
-    def sha256(self) -> str:
-        """Of the one file, or of the SHA-256s of all, in order."""
-        return (
-            self.hashes[0].hex()
-            if len(self.hashes) == 1
-            else hashlib.sha256(b"".join(self.hashes)).hexdigest()
-        )
-
-    def __str__(self) -> str:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-        found = ", ".join(f"'{name}'" for name in sorted(self.fields))
-        return (
-            f"{self.files} file{'s' * (self.files != 1)}"
-            + (f"; text taken from {found}" if found else "")
-            + (f"; skipped {skipped}" if skipped else "")
-        )
+T = TypeVar("T")
+READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")
+LARGEST_UNPACKED = 2**36
+"""Bytes of a compressed Parquet file, which is unpacked to disk."""
+STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
 
 
 def read_pieces(
@@ -96,11 +55,23 @@ def read_pieces(
     ``advance`` is told the bytes read. Raises ``DataError`` naming the file, and the line or byte, for what cannot be
     read.
     """
-    if path.is_dir():
-        for file in files_below(path, report):
-            yield from _read_file(file, config, report, advance)
-    else:
-        yield from _read_file(path, config, report, advance)
+    check_encoding(config.encoding)
+    for file in files_below(path, report, config.encoding) if path.is_dir() else [path]:
+        yield from _read_file(file, config, report, _read_documents, advance)
+
+
+def table_rows(
+    path: Path,
+    config: DataConfig,
+    report: ReadingReport,
+    expected: Sequence[str] = (),
+    most_bytes: float = math.inf,
+) -> Iterator[Row]:
+    """The rows of one table of any format and compression, as ``rows.read_rows`` reads them."""
+    check_encoding(config.encoding)
+    yield from _read_file(
+        path, config, report, lambda source: read_rows(source, expected), most_bytes=most_bytes
+    )
 
 
 def read_documents(path: Path, config: DataConfig, report: ReadingReport) -> Iterator[str]:
@@ -119,6 +90,10 @@ def read_text(path: Path, encoding: str) -> str:
     """A whole text file, line ends untouched. Raises ``DataError`` with the offset of a bad byte."""
     try:
         with path.open("rb") as stream:
+            check_encoding(encoding)
+            start = stream.read(SNIFFED_BYTES)
+            stream.seek(0)
+            check_text(start, encoding, str(path))
             source = Source(str(path), stream, DataConfig(encoding=encoding), ReadingReport())
             return "".join(formats.decoded(source))
     except FileNotFoundError:
@@ -127,12 +102,7 @@ def read_text(path: Path, encoding: str) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a file of JSON lines, whose strings may hold U+2028 and its like as they are."""
-    return read_text(path, encoding).split("\n")
-
-
-def files_below(folder: Path, report: ReadingReport) -> Iterator[Path]:
+def files_below(folder: Path, report: ReadingReport, encoding: str = "utf-8") -> Iterator[Path]:
     """The files of a folder and of those in it, in name order; hidden, linked and foreign ones are passed over."""
     try:
         entries = sorted(folder.iterdir())
@@ -143,44 +113,32 @@ def files_below(folder: Path, report: ReadingReport) -> Iterator[Path]:
             report.skip("hidden")
         elif path.is_dir():
             if path.is_symlink():
-                report.skip("linked folders")
+                report.skip("linked folders", what=path.name)
             elif PreparedData.exists(path) or (path / "lineage.json").exists():
                 report.skip("folders made by wholegpt")
             else:
-                yield from files_below(path, report)
+                yield from files_below(path, report, encoding)
         elif not path.is_file():
-            report.skip("broken links, pipes and devices")
-        elif form(path) in TABLES or form(path) in PARQUET or _looks_like_text(path):
+            report.skip("broken links, pipes and devices", what=path.name)
+        elif _is_text(path, encoding):
             yield path
         else:
-            report.skip(f"binary ({path.suffix.lower() or 'no suffix'})")
+            report.skip(f"binary ({path.suffix.lower() or 'no suffix'})", what=path.name)
 
 
-def form(path: Path) -> str:
-    """The suffix that tells a file's form, without that of its compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _looks_like_text(path: Path) -> bool:
-    """By its name and its first bytes."""
-    kind = mimetypes.guess_type(path.with_suffix(form(path)))[0] or ""
+def _is_text(path: Path, encoding: str) -> bool:
+    """Whether a file of a folder is read: by its name and its first bytes."""
+    if file_format(path) in TABLES:
+        return True
+    kind = mimetypes.guess_type(path.with_suffix(file_format(path)))[0] or ""
     if kind.partition("/")[0] in ("image", "audio", "font"):
         return False
     try:
-        with path.open("rb") as raw, _decompressed(raw, path) as stream:
+        with path.open("rb") as raw, decompressed(raw, path) as stream:
             start = stream.read(SNIFFED_BYTES)
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error, DataError):
         return path.suffix.lower() in COMPRESSED  # damaged: reading it says so
-    if b"\0" in start:
-        return False
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)
-    except UnicodeDecodeError:
-        return kind.startswith("text/")
-    return True
+    return looks_like_text(start, encoding, kind.startswith("text/"))
 
 
 class _Watched(io.RawIOBase):
@@ -207,28 +165,31 @@ class _Watched(io.RawIOBase):
 
 
 def _read_file(
-    path: Path, config: DataConfig, report: ReadingReport, advance: Callable[[int], None]
-) -> Iterator[Piece]:
+    path: Path,
+    config: DataConfig,
+    report: ReadingReport,
+    read: Callable[[Source], Iterator[T]],
+    advance: Callable[[int], None] = lambda read: None,
+    most_bytes: float = math.inf,
+) -> Iterator[T]:
+    """What ``read`` finds in a file."""
     report.files += 1
     try:
         before = path.stat()
-        if form(path) in PARQUET:
-            source = Source(str(path), io.BytesIO(), config, report)
-            yield from formats.read_parquet(path, source)
-            advance(before.st_size)
-            report.bytes += before.st_size
-            with path.open("rb") as raw:
-                report.hashes.append(hashlib.file_digest(raw, "sha256").digest())
-        else:
-            with path.open("rb") as raw:
-                yield from _read_stream(path, raw, config, report, advance)
+        with path.open("rb") as raw:
+            yield from _read_stream(
+                Source(str(path), raw, config, report, "", most_bytes), path, read, advance
+            )
         after = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; name a file") from None
+    except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: is damaged or cut short: {error}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        problem = f"cannot be read: {error.strerror}" if error.errno else f"is damaged or cut short: {error}"
+        raise DataError(f"{path}: {problem}") from None
     changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
     if changed and path.is_file():
         raise _changed(path)
@@ -239,85 +200,86 @@ def _changed(path: Path) -> DataError:
 
 
 def _read_stream(
-    path: Path,
-    raw: io.BufferedIOBase,
-    config: DataConfig,
-    report: ReadingReport,
-    advance: Callable[[int], None],
-) -> Iterator[Piece]:
-    watched = _Watched(raw, path, advance)
+    source: Source, path: Path, read: Callable[[Source], Iterator[T]], advance: Callable[[int], None]
+) -> Iterator[T]:
+    watched = _Watched(source.stream, path, advance)
     with io.BufferedReader(watched, formats.BLOCK_BYTES) as buffered:
-        with _decompressed(buffered, path) as stream:
-            reader = TABLES.get(form(path), formats.read_text)
-            if not path.is_file() and stream.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
-                reader = formats.read_json_lines  # a pipe has no name to tell its form by
-            yield from reader(Source(str(path), stream, config, report))
+        with decompressed(buffered, path) as stream, contextlib.ExitStack() as stack:
+            start = stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
+            opened = dataclasses.replace(source, stream=stream, format=_format(path, start))
+            if opened.format in PARQUET:
+                opened.stream = stack.enter_context(_seekable(path, stream))
+            else:
+                check_text(start, source.config.encoding, source.where)
+            yield from read(opened)
         while buffered.read(formats.BLOCK_BYTES):
             pass  # what a reader left, so that the hash is the whole file's
-    report.bytes += watched.read_bytes
-    report.hashes.append(watched.sha256.digest())
+    source.report.bytes += watched.read_bytes
+    source.report.hashes.append(watched.sha256.digest())
     if not watched.read_bytes:
-        report.skip("empty files")
+        source.report.skip("empty files", what=path.name)
 
 
-def _decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream), formats.BLOCK_BYTES)
-    if suffix == ".zst":
-        return io.BufferedReader(_Zstandard(stream), formats.BLOCK_BYTES)
-    return io.BufferedReader(_Shared(stream), formats.BLOCK_BYTES)
+def _seekable(path: Path, stream: io.BufferedIOBase) -> Any:
+    """A file with what is in ``stream``, to be read at any place: the one at ``path`` where it is not compressed."""
+    if path.suffix.lower() not in COMPRESSED:
+        return path.open("rb")
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    while block := stream.read(formats.BLOCK_BYTES):
+        file.write(block)
+        if file.tell() > LARGEST_UNPACKED:
+            file.close()
+            raise DataError(f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes; it is not read")
+    file.seek(0)
+    return file
 
 
-class _Shared(io.RawIOBase):
-    """A stream whose closing leaves the one below open."""
-
-    def __init__(self, below: io.BufferedIOBase) -> None:
-        self._below = below
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._below.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
+def _format(path: Path, start: bytes) -> str:
+    """By the name; what comes through a pipe has none, and is JSON lines where it begins with an object."""
+    if path.is_file() and path not in STANDARD_INPUT:
+        return file_format(path)
+    return ".jsonl" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" else ""
 
 
-class _Zstandard(io.RawIOBase):
-    """Decompressed frames; one that is cut short or damaged is an error."""
-
-    def __init__(self, below: io.BufferedIOBase) -> None:
-        self._below, self._ready = below, b""
-        self._library = importlib.import_module("zstandard")
-        self._frame: Any = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            block = self._below.read(COMPRESSED_BLOCK_BYTES)
-            if not block:
-                if self._frame is not None:
-                    raise EOFError("it ends in the middle of a frame")
-                return 0
-            while block:
-                self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
-                try:
-                    self._ready += self._frame.decompress(block)
-                except self._library.ZstdError as error:
-                    raise EOFError(str(error)) from None
-                block = self._frame.unused_data if self._frame.eof else b""
-                self._frame = None if self._frame.eof else self._frame
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size
+def _read_documents(source: Source) -> Iterator[Piece]:
+    if source.format in TABLES:
+        return read_table(source)
+    if source.format in HTML:
+        return read_page(source)
+    if source.format == NOTEBOOK:
+        return read_notebook(source)
+    return formats.read_text(source)
 
 
-def identity(path: Path) -> list[Any]:
+def useful_options(path: Path, config: DataConfig) -> set[str]:
+    """Those of ``READING_OPTIONS`` that can change how the files of a source are read."""
+    files = files_below(path, ReadingReport(), config.encoding) if path.is_dir() else [path]
+    useful: set[str] = set()
+    for file in files:
+        table = file_format(file) in TABLES or not file.is_file() or file in STANDARD_INPUT
+        useful |= {"on_bad_text", *(["text_field", "on_bad_line"] if table else [])}
+        useful |= {"encoding"} if file_format(file) not in PARQUET else set()
+        if len(useful) == len(READING_OPTIONS):
+            break
+    return useful
+
+
+def check_options(config: DataConfig, useful: Callable[[], set[str]], where: str) -> None:
+    """Raise ``ConfigError`` for a reading option that is given and changes nothing."""
+    given = [name for name in READING_OPTIONS if getattr(config, name) != getattr(DataConfig(), name)]
+    changing = useful() if given else set()
+    for name in given:
+        if name not in changing:
+            option = name.replace("_", "-")
+            fields = (
+                " has no fields and records" if name in ("text_field", "on_bad_line") else " is not read so"
+            )
+            raise ConfigError(f"--{option} changes nothing here: {where}{fields}; leave it out")
+
+
+def identity(path: Path, encoding: str = "utf-8") -> list[Any]:
     """Names, sizes and times of change of what ``read_pieces`` would read: equal ones, equal text."""
     if not path.is_dir() and not path.is_file():
         return [os.urandom(16).hex()]  # nothing is known of a pipe before it is read
-    files = files_below(path, ReadingReport()) if path.is_dir() else [path]
+    files = files_below(path, ReadingReport(), encoding) if path.is_dir() else [path]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,24 +1,71 @@
-"""Small tables, read whole: comma- or tab-separated values, JSON lines, JSON."""
+"""Tables of examples, read whole into memory."""
 
-import csv
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from wholegpt.data.reading import read_text
+from wholegpt.choices import OnBadLine, OnBadText
+from wholegpt.config import DataConfig
+from wholegpt.console import Console
+from wholegpt.data.file_types import TABLES, is_table
+from wholegpt.data.formats import ReadingReport, Source, pass_over
+from wholegpt.data.reading import check_options, table_rows, useful_options
+from wholegpt.data.row import LoneValue
+from wholegpt.data.separated_rows import number_of
 from wholegpt.errors import DataError
 
+__all__ = ["Reading", "Table", "is_table", "number_of", "read_table"]
+
 LARGEST_TABLE = 2**30
-"""Bytes of a file that is read."""
-LONGEST_CELL = 2**24
-"""Characters of one."""
-UNNAMED = "unnamed"
-"""A first column without a name, as pandas writes its index."""
+"""Bytes of a table that is read, decompressed."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How tables of examples are read, and what was left out of them."""
+
+    encoding: str = "utf-8"
+    on_bad_text: OnBadText = "stop"
+    on_bad_line: OnBadLine = "stop"
+    report: ReadingReport = field(default_factory=ReadingReport)
+
+    @classmethod
+    def of(cls, data: DataConfig, *paths: str) -> "Reading":
+        """As ``data`` says, of the tables at ``paths``. Raises ``ConfigError`` for an option that changes nothing."""
+        tables = [Path(path) for path in paths if path]
+        check_options(
+            data, lambda: set[str]().union(*(useful_options(one, data) for one in tables)), paths[0]
+        )
+        return cls(data.encoding, data.on_bad_text, data.on_bad_line)
+
+    @property
+    def config(self) -> DataConfig:
+        """The same for the rows of one file."""
+        return DataConfig(encoding=self.encoding, on_bad_text=self.on_bad_text, on_bad_line=self.on_bad_line)
+
+    def table(self, path: Path, expected: Sequence[str] = ()) -> "Table":
+        """``read_table`` so."""
+        return read_table(path, expected=expected, **vars(self))
+
+    @property
+    def skips_examples(self) -> bool:
+        """Whether a row that is no example, such as one without a text or a label, is left out."""
+        return "skip" in (self.on_bad_text, self.on_bad_line)
+
+    def pass_over(self, error: DataError, where: str) -> None:
+        """Count a row that is no example, or raise the ``error`` that says why."""
+        if not self.skips_examples:
+            raise error
+        self.report.skip("rows that are no examples", what=where)
+
+    def show(self, console: Console) -> None:
+        """Say what was left out, and how the columns were found."""
+        if self.report.remarkable:
+            for line in self.report.lines():
+                console.note(line)
 
 
 @dataclass(frozen=True)
@@ -43,119 +90,61 @@ class Table:
         return f"{self.path}: {self.places[row]}"
 
 
-def read_table(path: Path, encoding: str = "utf-8", expected: Sequence[str] = ()) -> Table:
-    """The table in a file, by the end of its name: .csv, .tsv (without quoting), .jsonl or .json (a list).
+def read_table(
+    path: Path,
+    encoding: str = "utf-8",
+    expected: Sequence[str] = (),
+    *,
+    on_bad_text: OnBadText = "stop",
+    on_bad_line: OnBadLine = "stop",
+    report: ReadingReport | None = None,
+) -> Table:
+    """The table in a file of any format that ``rows`` reads, compressed or not; its name says which.
 
     The first row of separated values names the columns where it has all that are ``expected``, and not where those are
-    numbers. Else it does unless one of its cells is a number or stands in its column again: then it is a row like the
-    others. Values that no comma separates may be separated by semicolons. Raises ``DataError`` naming file and line.
+    numbers; else where it looks like names. The ``report`` counts what ``on_bad_text`` and ``on_bad_line`` leave out.
+    Raises ``DataError`` naming file and line.
     """
     if not is_table(path):
-        raise DataError(f"{path}: is no table; expected a name that ends in {', '.join(READERS)}")
-    if path.is_file() and path.stat().st_size > LARGEST_TABLE:
-        raise DataError(f"{path}: larger than {LARGEST_TABLE:,} bytes; tables of examples are read whole")
-    text = read_text(path, encoding)
-    found = list(READERS[path.suffix.lower()](path, text, expected))
-    if not found:
-        raise DataError(f"{path}: holds no rows")
-    columns = tuple(dict.fromkeys(name for _, row in found for name in row))
-    return Table(path, columns, [row for _, row in found], [place for place, _ in found])
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file's name says that it is one."""
-    return path.suffix.lower() in READERS
-
-
-def number_of(text: str) -> float | None:
-    """The finite number that a text spells; none where it spells none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _separated(path: Path, text: str, expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    tabs = path.suffix.lower() == ".tsv"
-    csv.field_size_limit(LONGEST_CELL)
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    lines_of_text = text.split("\n" if "\n" in text else "\r")
-    semicolons = ";" in lines_of_text[0] and "," not in lines_of_text[0]
-    lines = csv.reader(
-        (line + "\n" for line in lines_of_text),
-        delimiter="\t" if tabs else ";" if semicolons else ",",
-        strict=not tabs,
-        quoting=quoting,
-    )
-    rows: list[tuple[str, list[str]]] = []
-    try:
-        for row in lines:
-            row = [cell.removesuffix("\r") for cell in row]
-            if any(row) or len(row) == 1:  # what is empty but for separators is no row
-                rows.append((f"line {lines.line_num}", row))
-    except csv.Error as error:
-        raise DataError(f"{path}: line {lines.line_num}: {error}") from None
+        raise DataError(
+            f"{path}: is no table; expected a name that ends in {', '.join(TABLES)}, or in these and .gz, .bz2, .xz or "
+            ".zst"
+        )
+    config = DataConfig(encoding=encoding, on_bad_text=on_bad_text, on_bad_line=on_bad_line)
+    report = report if report is not None else ReadingReport()
+    source = Source(str(path), io.BytesIO(), config, report)
+    rows: list[dict[str, Any]] = []
+    places: list[str] = []
+    for place, value in table_rows(path, config, report, expected, LARGEST_TABLE):
+        if isinstance(value, LoneValue):
+            raise DataError(f"{path}: holds one value; expected a list of objects, or one object a line")
+        if not isinstance(value, Mapping):
+            pass_over(source, f": {place}", f"is no object with named fields but {str(value)[:40]!r}")
+            continue
+        record = _text_only(source, place, dict(value))
+        if record is not None:
+            rows.append(record)
+            places.append(place)
     if not rows:
-        return
-    first = rows[0][1]
-    for place, row in rows:
-        if len(row) != len(first):
-            raise DataError(f"{path}: {place}: has {len(row)} columns, the first row {len(first)}")
-    named = _names_columns([row for _, row in rows], expected)
-    names = [name.strip() or UNNAMED for name in first] if named else [str(i) for i in range(len(first))]
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
-    for place, row in rows[named:]:
-        yield place, dict(zip(names, row, strict=True))
+        skipped = f"; skipped {report.skipped_text()}" if report.skipped else ""
+        raise DataError(f"{path}: holds no rows{skipped}")
+    return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), rows, places)
 
 
-def _names_columns(rows: list[list[str]], expected: Sequence[str]) -> bool:
-    first = [cell.strip() for cell in rows[0]]
-    if expected and ({*expected} <= {*first} or all(name.isdigit() for name in expected)):
-        return {*expected} <= {*first}
-    if not all(first[1:]) or any(number_of(cell) is not None for cell in first):
-        return False
-    counts = [Counter(cell.strip() for cell in column) for column in zip(*rows, strict=True)]
-    return all(count[cell] == 1 for cell, count in zip(first, counts, strict=True))
-
-
-def _json_lines(path: Path, text: str, _expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _record(path, f"line {number}", line)
-
-
-def _record(path: Path, place: str, line: str) -> dict[str, Any]:
+def _text_only(source: Source, place: str, record: dict[str, Any]) -> dict[str, Any] | None:
+    """A record that UTF-8 can express; another is left out, repaired or refused, as ``on_bad_text`` says."""
+    written = json.dumps(record, ensure_ascii=False, default=str)
     try:
-        record = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{path}: {place}: is not JSON: {error}") from None
-    return _checked(path, place, record)
-
-
-def _checked(path: Path, place: str, record: Any) -> dict[str, Any]:
-    if not isinstance(record, Mapping):
-        raise DataError(f"{path}: {place}: expected an object with named fields, found {str(record)[:40]!r}")
-    return dict(record)
-
-
-def _json(path: Path, text: str, _expected: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        records = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(records, list):
-        raise DataError(f"{path}: expected a list of objects")
-    for number, record in enumerate(records, 1):
-        yield f"entry {number}", _checked(path, f"entry {number}", record)
-
-
-READERS: dict[str, Callable[[Path, str, Sequence[str]], Iterator[tuple[str, dict[str, Any]]]]] = {
-    ".csv": _separated,
-    ".tsv": _separated,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json,
-}
-"""By the ends of names."""
+        written.encode()
+    except UnicodeEncodeError:
+        where = f"{source.where}: {place}"
+        if source.config.on_bad_text == "stop":
+            raise DataError(
+                f"{where} holds half of a surrogate pair, which is no character; --on-bad-text skip leaves it out"
+            ) from None
+        if source.config.on_bad_text == "skip":
+            source.report.skip("rows with bytes or characters that are no text", what=where)
+            return None
+        source.report.skip("rows with half characters, replaced by ?", what=where)
+        return json.loads(written.encode(errors="replace"))
+    return record

@@ -9,11 +9,12 @@ import msgspec
 
 from wholegpt.choices import TaskKind
 from wholegpt.config import Config
+from wholegpt.console import Console
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
-from wholegpt.data.tables import read_table
+from wholegpt.data.tables import Reading
 from wholegpt.data.task_columns import TaskColumns, columns_in
-from wholegpt.data.tasks import Task, TaskExample, check_labels, label_names, read_examples
+from wholegpt.data.tasks import Task, TaskExample, label_names, read_examples
 from wholegpt.errors import ConfigError, DataError
 
 
@@ -26,8 +27,8 @@ class TaskData:
     validation: list[TaskExample]
 
     @classmethod
-    def read(cls, config: Config) -> "TaskData":
-        """From the tables that ``config.finetuning`` names.
+    def read(cls, config: Config, console: Console | None = None) -> "TaskData":
+        """From the tables that ``config.finetuning`` names; ``console`` is told what was left out of them.
 
         Raises ``DataError`` for tables that do not hold what the task needs, and for too few examples.
         """
@@ -35,13 +36,15 @@ class TaskData:
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
         columns = TaskColumns(settings.text_columns, settings.answer_columns, settings.label_column)
-        table = read_table(Path(settings.data), data.encoding)
-        train, columns = read_examples(table, settings.task, columns)
+        reading = Reading.of(data, settings.data, settings.validation)
+        table = reading.table(Path(settings.data))
+        train, columns = read_examples(table, settings.task, columns, reading=reading)
         task = _task(settings.task, train, columns, settings.data)
         if settings.validation:
-            validation = read_labelled(Path(settings.validation), data.encoding, task)
+            validation = read_labelled(Path(settings.validation), reading, task)
         else:
             train, validation = _divide(train, settings.data, data.validation_fraction, config.runtime.seed)
+        reading.show(console or Console(quiet=True))
         return cls(task, train, validation)
 
     @classmethod
@@ -55,17 +58,15 @@ class TaskData:
         return save_examples(folder, self.task, self.train, self.validation)
 
 
-def read_labelled(path: Path, encoding: str, task: Task) -> list[TaskExample]:
+def read_labelled(path: Path, reading: Reading, task: Task) -> list[TaskExample]:
     """The examples of a further table, in the columns of the training ones where it has those.
 
     Raises ``DataError`` as ``read_examples`` does, and for a label that no training example has.
     """
     named = (*task.columns.texts, *task.columns.answers, task.columns.target)
-    table = read_table(path, encoding, [name for name in named if name])
-    examples, _ = read_examples(table, task.kind, columns_in(table, task.columns), task.scores)
-    if task.labels:
-        check_labels(examples, task.labels, table)
-    return examples
+    table = reading.table(path, [name for name in named if name])
+    columns = columns_in(table, task.columns)
+    return read_examples(table, task.kind, columns, task.scores, task.labels, reading)[0]
 
 
 def _task(kind: TaskKind, examples: Sequence[TaskExample], columns: TaskColumns, where: str) -> Task:

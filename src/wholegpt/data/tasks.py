@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wholegpt.choices import TaskKind
-from wholegpt.data.tables import Table, number_of
+from wholegpt.data.tables import Reading, Table, number_of
 from wholegpt.data.task_columns import TaskColumns, columns_in, detect_choices, detect_columns, only_texts
 from wholegpt.errors import DataError
 from wholegpt.mapping import nearest
@@ -74,29 +74,51 @@ class TaskExample:
 
 
 def read_examples(
-    table: Table, task: TaskKind, columns: TaskColumns | None = None, scores: bool | None = None
+    table: Table,
+    task: TaskKind,
+    columns: TaskColumns | None = None,
+    scores: bool | None = None,
+    labels: Sequence[str] = (),
+    reading: Reading | None = None,
 ) -> tuple[list[TaskExample], TaskColumns]:
     """The examples of a table, and the columns that they were found in.
 
     ``scores`` says whether a similarity is a number or a label; ``None``: a number where there are decimals or more
-    than ten different ones. Raises ``DataError`` naming the line of an empty text, a label that is missing, or an
-    answer out of range, and listing the columns where none fits.
+    than ten different ones. ``labels`` are those of the training examples, of which a further table has no others.
+    Raises ``DataError`` naming the line of an empty text, a label that is missing or unknown, or an answer out of
+    range, unless ``reading`` leaves such rows out; and listing the columns where none fits.
     """
-    found = detect_columns(table, task, columns or TaskColumns())
-    if task is TaskKind.choice:
-        return [_choice(table, row, found) for row in range(len(table.rows))], found
+    found, reading = detect_columns(table, task, columns or TaskColumns()), reading or Reading()
     values = [_cell(value) for value in table.column(found.target)]
-    numeric = task is TaskKind.similarity and (_are_scores(values) if scores is None else scores)
+    given = [value for value in values if value]
+    numeric = task is TaskKind.similarity and (_are_scores(given) if scores is None else scores)
     examples: list[TaskExample] = []
     for row, value in enumerate(values):
-        texts = tuple(_text(table, row, name) for name in found.texts)
-        if not value:
-            raise DataError(
-                f"{table.where(row)}: has no {'score' if numeric else 'label'} in '{found.target}'"
+        try:
+            example = (
+                _choice(table, row, found)
+                if task is TaskKind.choice
+                else _labelled(table, row, task, found, value, numeric)
             )
-        target = _score(table, row, value, found.target) if numeric else value
-        examples.append(TaskExample(_parts(table, row, task, texts), target))
+            if labels:
+                check_label(example, labels, table.where(row))
+        except DataError as error:
+            reading.pass_over(error, table.where(row))
+        else:
+            examples.append(example)
+    if not examples:
+        raise DataError(f"{table.path}: holds no examples; skipped {reading.report.skipped_text()}")
     return examples, found
+
+
+def _labelled(
+    table: Table, row: int, task: TaskKind, columns: TaskColumns, value: str, numeric: bool
+) -> TaskExample:
+    texts = tuple(_text(table, row, name) for name in columns.texts)
+    if not value:
+        raise DataError(f"{table.where(row)}: has no {'score' if numeric else 'label'} in '{columns.target}'")
+    target = _score(table, row, value, columns.target) if numeric else value
+    return TaskExample(_parts(table, row, task, texts), target)
 
 
 def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
@@ -170,14 +192,13 @@ def label_names(examples: Sequence[TaskExample], where: str) -> list[str]:
     return sorted(counts)
 
 
-def check_labels(examples: Sequence[TaskExample], labels: Sequence[str], table: Table) -> None:
+def check_label(example: TaskExample, labels: Sequence[str], where: str) -> None:
     """Raise ``DataError`` for a label that no training example has."""
-    for row, example in enumerate(examples):
-        if example.target not in labels:
-            raise DataError(
-                f"{table.where(row)}: the label '{example.target}' is that of no training example; "
-                f"{nearest(str(example.target), list(labels))}"
-            )
+    if example.target not in labels:
+        raise DataError(
+            f"{where}: the label '{example.target}' is that of no training example; "
+            f"{nearest(str(example.target), list(labels))}"
+        )
 
 
 @dataclass(frozen=True)
@@ -258,8 +279,8 @@ def _choice_texts(table: Table, row: int, columns: TaskColumns) -> list[str]:
 
 
 def _first_count(table: Table, columns: TaskColumns) -> int:
-    first = table.rows[0].get(columns.answers[0])
-    return len(first) if isinstance(first, list) else 0
+    lists = (row.get(columns.answers[0]) for row in table.rows)
+    return next((len(answers) for answers in lists if isinstance(answers, list) and len(answers) > 1), 0)
 
 
 def _right(table: Table, row: int, name: str, answers: Sequence[str]) -> int:
@@ -293,7 +314,7 @@ def _text(table: Table, row: int, name: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None or isinstance(value, list | dict):
+    if value is None or isinstance(value, list | dict | bytes):
         return ""
     return str(int(value)) if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,13 @@ import msgspec
 import torch
 
 from wholegpt.choices import Dtype
-from wholegpt.config import GenerationConfig
+from wholegpt.config import DataConfig, GenerationConfig
 from wholegpt.console import Console
-from wholegpt.data import JSON_LINES_SUFFIXES, read_lines
+from wholegpt.data.file_types import JSON, file_format
+from wholegpt.data.formats import ReadingReport
+from wholegpt.data.reading import table_rows
+from wholegpt.data.records import LIKELY_FIELDS
+from wholegpt.data.tables import LARGEST_TABLE, Reading
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
 from wholegpt.evaluation.likelihood import Request, score_continuations
@@ -74,64 +77,62 @@ class Examples:
         return type(next(iter(self.by_line.values())))
 
 
-def is_task_file(path: Path, text_field: str = "text") -> bool:
-    """Whether the first line of a file asks something; else it is a text, or holds one in ``text_field``."""
-    if path.suffix.lower() not in JSON_LINES_SUFFIXES or not path.is_file():
+def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> bool:
+    """Whether the first record of a JSON file asks something; else it is a text, or holds one in ``text_field``."""
+    if file_format(path) not in JSON or not path.is_file():
         return False
-    with path.open("rb") as file:
-        first = next((line for line in file if line.strip()), b"")
+    lenient = DataConfig(encoding=encoding, on_bad_text="replace", on_bad_line="skip")
     try:
-        record = json.loads(first)
-    except (ValueError, RecursionError):
+        record = next((row.record for row in table_rows(path, lenient, ReadingReport())), None)
+    except DataError:  # read as a text, which says what is wrong
         return False
     if not isinstance(record, dict):
         return False
     asks = "answer" in record or "choices" in record
-    return _kind_of(record) is not None or asks or not isinstance(record.get(text_field), str)
+    texts = [text_field] if text_field else LIKELY_FIELDS
+    return (
+        _kind_of(record) is not None or asks or not any(isinstance(record.get(name), str) for name in texts)
+    )
 
 
-def read_examples(path: Path) -> Examples:
-    """The examples of a file of JSON lines, all of one kind.
+def read_examples(path: Path, reading: Reading | None = None) -> Examples:
+    """The examples of a JSON file, all of one kind.
 
     Raises ``DataError`` naming the line, for a field that is missing, unknown or of the wrong type, and for an answer
-    that is no index.
+    that is no index, unless ``reading`` leaves such examples out.
     """
+    if file_format(path) not in JSON:
+        raise DataError(
+            f"{path}: holds no examples of a task; expected a name that ends in {', '.join(JSON)}"
+        )
+    reading = reading or Reading()
     kind: type[Example] | None = None
     by_line: dict[int, Example] = {}
     ids: dict[int, Any] = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON: {error}") from None
+    for place, record in table_rows(path, reading.config, reading.report, most_bytes=LARGEST_TABLE):
+        where = f"{path}: {place}"
         kind = kind or (_kind_of(record) if isinstance(record, dict) else None)
-        if kind is None:
-            known = "; ".join(f"{one.kind}: {', '.join(_fields(one)[0])}" for one in KINDS)
-            raise DataError(f"{where}: is no example; its fields are those of no kind ({known})")
-        by_line[number] = _example(kind, record, where)
+        try:
+            if kind is None:
+                known = "; ".join(f"{one.kind}: {', '.join(_fields(one)[0])}" for one in KINDS)
+                raise DataError(f"{where}: is no example; its fields are those of no kind ({known})")
+            example = _example(kind, record, where)
+        except DataError as error:
+            reading.pass_over(error, where)
+            continue
+        number = int(place.rpartition(" ")[2])
+        by_line[number] = example
         if "id" in record:
             ids[number] = record["id"]
     if not by_line:
-        raise DataError(f"{path}: holds no examples")
+        skipped = f"; skipped {reading.report.skipped_text()}" if reading.report.skipped else ""
+        raise DataError(f"{path}: holds no examples{skipped}")
     if kind is Classification:
         complete = Classification.complete(
             [one for one in by_line.values() if isinstance(one, Classification)]
         )
         by_line = dict(zip(by_line, complete, strict=True))
     return Examples(path, by_line, ids)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = read_lines(path)
-    except DataError as error:
-        if "is not utf-8" not in str(error):
-            raise
-        raise DataError(f"{path}: is not UTF-8, as files of examples are") from None
-    return [lines[0].removeprefix("\ufeff"), *lines[1:]]
 
 
 def _fields(kind: type[Example]) -> tuple[list[str], list[str]]:

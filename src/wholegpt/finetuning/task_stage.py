@@ -101,13 +101,13 @@ class TaskTuning:
         return [encode_example(one.parts, self.tokenizer, length) for one in examples]
 
 
-def begin_task(config: Config, parent: ModelFolder, folder: Path) -> Begun:
+def begin_task(config: Config, parent: ModelFolder, folder: Path, console: Console) -> Begun:
     """Read the examples, keep them in a run's new ``folder``, and put new tokens and a head to the ``parent``.
 
     Raises ``DataError`` for examples that do not fit the task, ``ModuleNotFoundError`` where a figure needs a module
     that is not installed.
     """
-    data = TaskData.read(config)
+    data = TaskData.read(config, console)
     if data.task.scores:
         importlib.import_module("scipy")
         if config.finetuning.class_weights is ClassWeights.balanced:
