@@ -1,5 +1,6 @@
 """Models out to other programs, with the proof that they are the same there, and in from them."""
 
+import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,12 +29,13 @@ from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.data.chat_template import ChatTemplate
-from wholegpt.errors import CheckpointError, ConfigError, DataError, RunError, TokenizerError
+from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
-from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare
-from wholegpt.interop.foreign import PICKLES, pickled, read_object
+from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare, encoder
+from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES, read_object
 from wholegpt.interop.gguf import TensorType
+from wholegpt.interop.sidecar import chat_template_in
 from wholegpt.loading import model_folder
 from wholegpt.mapping import nearest
 from wholegpt.model import TokenModel, Transformer
@@ -47,8 +49,15 @@ from wholegpt.tokenizers import (
 )
 
 CERTIFICATE, NANOGPT = "certificate.json", "ckpt.pt"
-PADDED_SHARE = 0.01
+PADDED_SHARE = 0.25
 """Of a vocabulary that may be rows without tokens, as published models have that are padded to a round size."""
+PADDED_MULTIPLE, MOST_PADDED_ROWS = 64, 256
+"""Of a small vocabulary more may be: up to the next multiple of 64, 128 or 256."""
+
+
+PICKLED_NAMES = ("pytorch_model", "adapter_model")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""How models on the Hugging Face hub are called."""
 
 
 class Format(StrEnum):
@@ -118,6 +127,11 @@ def export_model(
     lora, template = loaded.facts.lora, loaded.facts.chat_template
     if format_ is Format.peft and lora is None:
         raise ConfigError(f"{source}: has no LoRA; `wholegpt finetune --lora.rank 8` trains one")
+    if loaded.facts.control:
+        console.warn(
+            f"other programs do not know what the model can be asked for ({listed(sorted(loaded.facts.control))}): "
+            "there, write the line before a text yourself"
+        )
     if format_ is not Format.peft:
         loaded = _language_model(loaded, console)
     loaded.model.eval()
@@ -205,7 +219,9 @@ def _reopened_huggingface(
     config, tensors = huggingface.read(target)
     _refuse_changed(loaded.model, tensors)
     own = ForeignModel(
-        "wholegpt itself", _logits(_built(config, tensors)), Tokenizer.load(target / "tokenizer.json").encode
+        "wholegpt itself",
+        _logits(_built(config, tensors)),
+        encoder(Tokenizer.load(target / "tokenizer.json")),
     )
     try:
         with console.working("opening the export with transformers"):
@@ -231,14 +247,14 @@ def _reopened_adapter(
     with tempfile.TemporaryDirectory() as folder:
         try:
             huggingface.write(Path(folder), base, loaded.tokenizer)
-            opened = [peft.open_with_peft(Path(folder), target, loaded.tokenizer.encode)]
+            opened = [peft.open_with_peft(Path(folder), target, encoder(loaded.tokenizer))]
             unchecked: list[str] = []
         except ImportError as error:
             opened, unchecked = [], [f"peft did not open it ({error}): pip install peft, and export again"]
         except ConfigError as error:
             opened, unchecked = [], [f"peft cannot open it, as transformers does not have the model: {error}"]
     peft.load_adapter(target, base)
-    own = ForeignModel("wholegpt itself", _logits(base.eval()), Tokenizer.load(target / TOKENIZER).encode)
+    own = ForeignModel("wholegpt itself", _logits(base.eval()), encoder(Tokenizer.load(target / TOKENIZER)))
     return [own, *opened], unchecked
 
 
@@ -314,27 +330,36 @@ def import_model(
         raise ConfigError(f"{path}: is no adapter; --onto is for those")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
     vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
-    if source.is_dir() and not vocabulary.has_end_of_text:
-        console.note(
-            f"the vocabulary has no {END_OF_TEXT}; a token of another name that ends texts is not taken for one here"
-        )
-    save_model(folder, _built(config, tensors), vocabulary, _chat_facts(source, vocabulary, console))
+    facts = _chat_facts(source, vocabulary, console)
+    if source.is_dir():
+        ends = huggingface.end_ids(source, vocabulary.vocab_size)
+        facts = replace(facts, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
+        if not ends and not vocabulary.has_end_of_text:
+            console.note(
+                f"no token ends the texts of this model: it has no {END_OF_TEXT}, and neither config.json nor "
+                "generation_config.json gives an eos_token_id"
+            )
+    save_model(folder, _built(config, tensors), vocabulary, facts)
     return folder
 
 
 def _chat_facts(source: Path, tokenizer: Tokenizer, console: Console) -> ModelFacts:
     """How the model's conversations are written, where that is said beside it and can be done here."""
-    path = source / CHAT_TEMPLATE
-    if not path.is_file():
-        return NO_FACTS
+    path = source
     try:
-        template = ChatTemplate(read_text(path, "utf-8"))
-    except (ConfigError, DataError) as error:
-        console.warn(f"{path}: {error}; the model is imported without it")
+        found = chat_template_in(source)
+        if found is None:
+            return NO_FACTS
+        content, path = found
+        template = ChatTemplate(content)
+    except (ConfigError, CheckpointError) as error:
+        console.warn(f"{path}: {error}; the model is imported without a chat template")
         return NO_FACTS
     unknown = [name for name in template.special_tokens if tokenizer.id_of(name) is None]
     if unknown:
-        console.warn(f"{path}: writes {listed(unknown)}, which no token is; the model is imported without it")
+        console.warn(
+            f"{path}: writes {listed(unknown)}, which no token is; the model is imported without a chat template"
+        )
         return NO_FACTS
     return ModelFacts(chat_template=template.source)
 
@@ -361,19 +386,56 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
 def _model_in(path: Path) -> Path:
     """The folder that ``transformers`` saved, or nanoGPT's checkpoint file, that ``path`` is or holds or is part of."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder{_how_to_get(path)}")
+    if path.suffix in OTHER_FORMATS and path.is_file():
+        raise CheckpointError(f"{path}: {OTHER_FORMATS[path.suffix]}")
     if (path / NANOGPT).is_file():
         return path / NANOGPT
     if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX):
+        return path.parent
+    if path.is_file() and path.suffix in PICKLES and path.name.startswith(PICKLED_NAMES):
+        if (path.parent / huggingface.WEIGHTS).exists():
+            raise CheckpointError(
+                f"{path}: such files are pickles; beside it is {huggingface.WEIGHTS}, which is read: name the folder"
+            )
         return path.parent
     if path.suffix in (".safetensors", ".json"):
         raise CheckpointError(
             f"{path}: name the folder; the weights that are read are its {huggingface.WEIGHTS}, or what its "
             f"{huggingface.INDEX} lists"
         )
-    if path.is_file() and path.suffix in PICKLES and path.name.startswith("pytorch_model"):
-        raise CheckpointError(pickled(path.parent, [path.name]))
+    if path.is_file() and path.suffix not in PICKLES:
+        raise CheckpointError(
+            f"{path}: is no model; expected a folder that transformers saved, nanoGPT's {NANOGPT}, or the folder of "
+            "an adapter"
+        )
+    if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
+        raise CheckpointError(f"{path}: {_what_is_in(path)}")
     return path
+
+
+def _how_to_get(path: Path) -> str:
+    """What to do about a path that is missing and could be the name of a model on the Hugging Face hub."""
+    if not HUB_NAME.fullmatch(str(path)):
+        return ""
+    return (
+        f"; nothing is downloaded: if it is a model of the Hugging Face hub, `hf download {path} --local-dir "
+        f"{path.name}` gets it (pip install huggingface_hub), and `wholegpt import {path.name}` opens the folder"
+    )
+
+
+def _what_is_in(folder: Path) -> str:
+    """Why a folder without a model's config is none."""
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return "is empty; expected a folder that transformers saved, with config.json and the weights"
+    others = [name for name in names if Path(name).suffix in OTHER_FORMATS]
+    if others:
+        return f"holds {listed(others)}: {OTHER_FORMATS[Path(others[0]).suffix]}"
+    return (
+        f"holds no {huggingface.CONFIG}, which says what model the weights are of; it holds {listed(names)}. "
+        f"Expected a folder that transformers saved, nanoGPT's {NANOGPT}, or an adapter's folder"
+    )
 
 
 def _vocabulary(
@@ -404,12 +466,23 @@ def _vocabulary(
 def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Console) -> Tokenizer:
     """``tokenizer`` with as many entries as the model has; a few may be rows that no token has."""
     unused = config.vocab_size - tokenizer.vocab_size
-    if unused < 0 or unused > PADDED_SHARE * config.vocab_size:
-        raise TokenizerError(
-            f"{path}: the model has {config.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}; "
-            "they do not belong together"
-        )
     if not unused:
         return tokenizer
-    console.note(f"{unused} rows of the model's vocabulary have no token; they get the names <|unused_N|>")
+    sizes = f"{path}: the model has {config.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}"
+    if unused < 0:
+        beyond = [repr(tokenizer.name_of(i)) for i in range(config.vocab_size, tokenizer.vocab_size)]
+        raise TokenizerError(
+            f"{sizes}: ids {config.vocab_size:,} to {tokenizer.vocab_size - 1:,} ({listed(beyond)}) have no row in the "
+            f"model; name its own tokenizer with --tokenizer, take these tokens out of the tokenizer, or give the "
+            f"model rows for them: in transformers, resize_token_embeddings({tokenizer.vocab_size})"
+        )
+    padded = not config.vocab_size % PADDED_MULTIPLE and unused < MOST_PADDED_ROWS
+    if not padded and unused > PADDED_SHARE * config.vocab_size:
+        raise TokenizerError(
+            f"{sizes}, which is more than a padded vocabulary explains; name the model's own tokenizer with --tokenizer"
+        )
+    console.warn(
+        f"{unused} rows of the model's vocabulary have no token; they get the names <|unused_N|> and are never "
+        "generated"
+    )
     return tokenizer.with_unused(config.vocab_size)

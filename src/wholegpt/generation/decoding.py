@@ -128,12 +128,14 @@ def encode_prompt(
 ) -> list[int]:
     """The ids of a prompt, at least one: an empty one is end-of-text. Says so, and where a prompt is too long.
 
+    Before it stand the tokens that the tokenizer puts before every prompt, if any.
     A ``header`` begins a document, so it stands after end-of-text. Raises ``TokenizerError`` for what cannot be
     encoded.
     """
     prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=allow_special)
     if header and tokenizer.has_end_of_text:
         prompt_ids = [tokenizer.end_of_text_id, *prompt_ids]
+    prompt_ids = [*tokenizer.prefix_ids, *prompt_ids]
     if not prompt_ids:
         console.note("no prompt: starting from end-of-text")
         return [tokenizer.end_of_text_id]

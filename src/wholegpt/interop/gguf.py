@@ -17,7 +17,9 @@ from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError, TokenizerError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
 from wholegpt.interop.certificate import ForeignModel
+from wholegpt.interop.huggingface import ends_of_answers, special_ids
 from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
+from wholegpt.interop.sidecar import without_special_names
 from wholegpt.model import TokenModel
 from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
 
@@ -84,8 +86,9 @@ def write(
     _add_config(writer, config)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     _add_tokenizer(writer, tokenizer)
+    _add_ends(writer, tokenizer, chat_template)
     if chat_template:
-        writer.add_chat_template(chat_template)
+        writer.add_chat_template(without_special_names(chat_template))
     for their_name, tensor in to_theirs(model.own_tensors(), names_of(table, config), config).items():
         stored = gguf.GGMLQuantizationType[_stored_as(their_name, tensor, tensor_type).upper()]
         writer.add_tensor(their_name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
@@ -183,7 +186,7 @@ def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
         return torch.from_numpy(model.scores[: len(token_ids)].copy())
 
     def encode(text: str) -> list[int]:
-        return model.tokenize(text.encode(), add_bos=False)
+        return model.tokenize(text.encode(), add_bos=False, special=True)
 
     return ForeignModel(program, logits, encode)
 
@@ -211,12 +214,8 @@ QWEN2_SPLIT = "|".join(
 def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
     from gguf import TokenType
 
-    if not tokenizer.has_end_of_text:
-        raise TokenizerError(
-            "the tokenizer has no end-of-text token, in whose place llama.cpp would take an ordinary one; "
-            "export to huggingface instead"
-        )
     content = json.loads(tokenizer.to_json())
+    _refuse_what_llama_cpp_lacks(content)
     added = {token["id"]: token for token in content["added_tokens"]}
     entries = _byte_level_entries(content)
     tokens: list[str] = []
@@ -231,9 +230,65 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(_merges(content) or [NO_MERGE])
-    writer.add_add_bos_token(False)
-    writer.add_bos_token_id(tokenizer.end_of_text_id)
-    writer.add_eos_token_id(tokenizer.end_of_text_id)
+
+
+def _add_ends(writer: "GGUFWriter", tokenizer: Tokenizer, chat_template: str) -> None:
+    """The tokens that begin and end texts, as the export to Hugging Face has them."""
+    ids, ends = special_ids(tokenizer), ends_of_answers(tokenizer, chat_template)
+    if not ends:
+        raise TokenizerError(
+            "the tokenizer has no end-of-text token, in whose place llama.cpp would take an ordinary one; "
+            "export to huggingface instead"
+        )
+    writer.add_add_bos_token(bool(tokenizer.prefix_ids))
+    writer.add_bos_token_id(ids.get("bos_token_id", ends[0]))
+    writer.add_eos_token_id(ends[0])
+    if chat_template or len(ends) > 1:
+        writer.add_eot_token_id(ends[0] if chat_template else ends[1])
+    if "pad_token_id" in ids:
+        writer.add_pad_token_id(ids["pad_token_id"])
+
+
+def _refuse_what_llama_cpp_lacks(content: dict[str, Any]) -> None:
+    """Raise ``TokenizerError`` for parts of a ``tokenizer.json`` without which llama.cpp would give other ids."""
+    normalizer, model = content["normalizer"], content["model"]
+    if normalizer:
+        steps = [one["type"] for one in normalizer.get("normalizers", [normalizer])]
+        raise TokenizerError(
+            f"llama.cpp does not change text before it cuts it into tokens, and this tokenizer does "
+            f"({', '.join(steps)}): it would give other ids for some texts. Export to huggingface instead"
+        )
+    settings = (
+        "byte_fallback",
+        "continuing_subword_prefix",
+        "dropout",
+        "end_of_word_suffix",
+        "ignore_merges",
+    )
+    if used := [name for name in settings if model.get(name)]:
+        raise TokenizerError(
+            f"llama.cpp cannot repeat this tokenizer: its {' and '.join(used)} would be lost. Export to huggingface "
+            "instead"
+        )
+    for token in content["added_tokens"]:
+        if used := [flag for flag in ("lstrip", "rstrip", "single_word") if token[flag]]:
+            raise TokenizerError(
+                f"llama.cpp cannot repeat this tokenizer: its token {token['content']!r} is {' and '.join(used)}. "
+                "Export to huggingface instead"
+            )
+    names = [token["content"] for token in content["added_tokens"]]
+    if pair := next(((a, b) for a in names for b in names if _overlap(a, b)), None):
+        raise TokenizerError(
+            f"llama.cpp cannot repeat this tokenizer: its tokens {pair[0]!r} and {pair[1]!r} can overlap in a text, "
+            "where llama.cpp takes the longest one and not the first. Export to huggingface instead"
+        )
+
+
+def _overlap(left: str, right: str) -> bool:
+    """Whether a longer token can begin inside the one before it. Runs of one character are cut alike by both."""
+    if len(right) <= len(left) or len({*left, *right}) == 1:
+        return False
+    return any(right.startswith(left[place:]) for place in range(1, len(left)))
 
 
 NO_MERGE = "<|none|> <|none|>"
@@ -245,7 +300,8 @@ def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
     vocabulary = content["model"]["vocab"]
     if content["model"]["type"] == "BPE" and "ByteLevel" in json.dumps(content["pre_tokenizer"]):
         return {token_id: token for token, token_id in vocabulary.items()}
-    longer = [token for token in vocabulary if len(token.encode()) > 1]
+    # Entries of several characters are special, or no text becomes them.
+    longer = [token for token in vocabulary if len(token) == 1 and not token.isascii()]
     if content["model"]["type"] != "WordLevel" or longer:
         reason = (
             f"it has characters of several bytes, such as {longer[0]!r}"
@@ -257,22 +313,32 @@ def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
             "of ASCII only. Export to huggingface, or train with --tokenizer.kind bpe"
         )
     alphabet = byte_level_alphabet()
-    return {token_id: alphabet[token.encode()[0]] for token, token_id in vocabulary.items()}
+    return {
+        token_id: alphabet[ord(token)] if len(token) == 1 else token for token, token_id in vocabulary.items()
+    }
 
 
 def _splitting(content: dict[str, Any]) -> str:
     """llama.cpp's name for the way a text is cut into words before its tokens are joined."""
     first = content["pre_tokenizer"]
-    if not _merges(content) or (
-        first["type"] == "ByteLevel" and first["use_regex"] and not first["add_prefix_space"]
-    ):
+    parts = [
+        {name: value for name, value in part.items() if name != "trim_offsets"}
+        for part in (first["pretokenizers"] if first["type"] == "Sequence" else [first])
+    ]
+    spaced = any(part.get("add_prefix_space") for part in parts)
+    if (not _merges(content) and not spaced) or parts == [_byte_level(use_regex=True)]:
         return "gpt-2"
-    if QWEN2_SPLIT in [part.get("pattern", {}).get("Regex") for part in first.get("pretokenizers", [])]:
+    split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+    if parts == [split, _byte_level(use_regex=False)]:
         return "qwen2"
     raise TokenizerError(
         "llama.cpp has no name for the way this tokenizer cuts a text into words; it knows GPT-2's and Qwen2's. "
         "Export to huggingface instead"
     )
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}
 
 
 def _merges(content: dict[str, Any]) -> list[str]:
