@@ -176,10 +176,9 @@ def test_a_token_before_every_prompt(tmp_path: Path) -> None:
 
 
 def chat_folder(folder: Path) -> Path:
-    saved(transformers.GPT2Config(**{**GPT, "vocab_size": 260}), folder)
-    byte_tokenizer().with_special_tokens(["<|im_start|>", "<|im_end|>", "<|begin|>"]).save(
-        folder / "tokenizer.json"
-    )
+    saved(transformers.GPT2Config(**{**GPT, "vocab_size": 262}), folder)
+    names = ["<|im_start|>", "<|im_end|>", "<|begin|>", "</s>", "<start_of_turn>"]
+    byte_tokenizer().with_special_tokens(names).save(folder / "tokenizer.json")
     return folder
 
 
@@ -197,6 +196,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "older file": {"chat_template.json": {"chat_template": CHAT_ML}},
     "beginning": {
         "tokenizer_config.json": {"chat_template": "{{ bos_token }}" + CHAT_ML, "bos_token": "<|begin|>"}
+    },
+    "end of another form": {
+        "tokenizer_config.json": {
+            "chat_template": CHAT_ML.replace("<|im_end|>", "</s>").replace("<|im_start|>", "<start_of_turn>")
+        }
     },
     "end": {
         "tokenizer_config.json": {
@@ -225,7 +229,7 @@ def test_the_chat_template_is_found_where_transformers_finds_it(form: str, tmp_p
     template = lm.answering_template()
     messages = [Message(**one) for one in talk]
     assert template.encode(messages, lm.tokenizer, asking=True).token_ids == expected
-    assert template.end_of_turn == "<|im_end|>"
+    assert template.end_of_turn == ("</s>" if form == "end of another form" else "<|im_end|>")
     export = export_model(tmp_path / "ours", "huggingface", tmp_path / "again", console=QUIET).path
     theirs = transformers.AutoTokenizer.from_pretrained(export)
     assert theirs.apply_chat_template(talk, add_generation_prompt=True)["input_ids"] == expected

@@ -31,7 +31,8 @@ PAIR_TEMPLATE = (
 )
 """Source, separator, target: what an encoder–decoder reads."""
 MOST_CHARACTERS = 20_000
-SPECIAL = re.compile(r"<\|\w+\|>")
+SPECIAL = re.compile(r"<[|｜][^\s<>|｜]+[|｜]>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>")
+"""What a special token looks like: ``<|name|>``, and the names that published models use besides."""
 BEFORE, AFTER = "\ue000", "\ue001"
 """Private characters that stand around the number of a message in place of its content."""
 FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError, MemoryError)
