@@ -321,10 +321,10 @@ def import_model(
     folder = Path(out) if out else Path("models") / name
     own = {CONFIG, WEIGHTS, TOKENIZER} if is_model_folder(folder) else set()
     _check_free(folder, overwrite, own, "a model folder")
-    if (path / peft.CONFIG).is_file():
+    if (source / peft.CONFIG).is_file():
         if onto is None:
             raise ConfigError(f"{path}: is an adapter; name the run or model that it is for by --onto")
-        _import_adapter(path, load_model(model_folder(Path(onto), "best", console)), folder)
+        _import_adapter(source, load_model(model_folder(Path(onto), "best", console)), folder)
         return folder
     if onto is not None:
         raise ConfigError(f"{path}: is no adapter; --onto is for those")
@@ -391,7 +391,7 @@ def _model_in(path: Path) -> Path:
         raise CheckpointError(f"{path}: {OTHER_FORMATS[path.suffix]}")
     if (path / NANOGPT).is_file():
         return path / NANOGPT
-    if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX):
+    if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, peft.CONFIG, peft.WEIGHTS):
         return path.parent
     if path.is_file() and path.suffix in PICKLES and path.name.startswith(PICKLED_NAMES):
         if (path.parent / huggingface.WEIGHTS).exists():
@@ -429,6 +429,8 @@ def _what_is_in(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return "is empty; expected a folder that transformers saved, with config.json and the weights"
+    if {"config.yaml", "checkpoints.json"} <= {*names}:
+        return "is a run of wholegpt already; use it as it is"
     others = [name for name in names if Path(name).suffix in OTHER_FORMATS]
     if others:
         return f"holds {listed(others)}: {OTHER_FORMATS[Path(others[0]).suffix]}"

@@ -16,6 +16,7 @@ from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import Message
+from wholegpt.generation import encode_prompt
 from wholegpt.loading import load
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, open_tokenizer, train_bpe
 
@@ -173,6 +174,7 @@ def test_a_token_before_every_prompt(tmp_path: Path) -> None:
     expected = theirs.generate(prompt, do_sample=False, max_new_tokens=12)[0, prompt.shape[1] :].tolist()
     lm = load(import_model(tmp_path, tmp_path / "ours", console=QUIET), console=QUIET)
     assert lm.generate("bab", max_tokens=12, temperature=0.0).token_ids == expected
+    assert encode_prompt(lm.model, lm.tokenizer, "", "bab", False, QUIET) == prompt[0].tolist()
 
 
 def chat_folder(folder: Path) -> Path:
@@ -319,6 +321,12 @@ def test_what_is_no_model_is_named(
     message = fails("import", named, "--out", tmp_path / "out")
     assert said in message and str(named) in message
     assert "gguf" not in name or "nanoGPT" not in message
+
+
+def test_a_run_is_no_model_of_others(tmp_path: Path, fails: Fails) -> None:
+    for name in ("config.yaml", "checkpoints.json"):
+        (tmp_path / name).write_text("{}")
+    assert "is a run of wholegpt already; use it as it is" in fails("import", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])

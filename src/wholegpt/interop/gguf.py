@@ -212,8 +212,6 @@ QWEN2_SPLIT = "|".join(
 
 
 def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
-    from gguf import TokenType
-
     content = json.loads(tokenizer.to_json())
     _refuse_what_llama_cpp_lacks(content)
     added = {token["id"]: token for token in content["added_tokens"]}
@@ -223,13 +221,23 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
     for token_id in range(tokenizer.vocab_size):
         token = added.get(token_id)
         tokens.append(token["content"] if token else entries[token_id])
-        control = TokenType.CONTROL if token and token["special"] else TokenType.USER_DEFINED
-        types.append(control if token else TokenType.NORMAL)
+        types.append(_type_of(token_id, token, tokenizer))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_splitting(content))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(_merges(content) or [NO_MERGE])
+
+
+def _type_of(token_id: int, added: dict[str, Any] | None, tokenizer: Tokenizer) -> int:
+    """What llama.cpp calls the kind of an entry; ``added`` says how it was, if it was."""
+    from gguf import TokenType
+
+    if token_id in tokenizer.unused_ids:
+        return TokenType.UNUSED
+    if not added:
+        return TokenType.NORMAL
+    return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
 
 
 def _add_ends(writer: "GGUFWriter", tokenizer: Tokenizer, chat_template: str) -> None:

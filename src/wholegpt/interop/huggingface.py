@@ -62,10 +62,11 @@ def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: 
     tokenizer.save(folder / "tokenizer.json")
     if chat_template:
         write_text_atomic(folder / CHAT_TEMPLATE, without_special_names(chat_template))
+    first = {name: one[0] if isinstance(one, list) else one for name, one in ids.items()}
     names = {
         name.removesuffix("_id"): tokenizer.name_of(one)
-        for name, one in ids.items()
-        if not isinstance(one, list)
+        for name, one in first.items()
+        if one in tokenizer.special_ids  # transformers makes it one
     }
     write_json_atomic(
         folder / TOKENIZER_CONFIG,
