@@ -1,6 +1,5 @@
 """Models out to other programs, with the proof that they are the same there, and in from them."""
 
-import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -33,9 +32,11 @@ from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerErr
 from wholegpt.files import write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
 from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare, encoder
-from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES, read_object
+from wholegpt.interop.foreign import read_object
 from wholegpt.interop.gguf import TensorType
+from wholegpt.interop.gguf_tokenizer import read_tokenizer
 from wholegpt.interop.sidecar import chat_template_in
+from wholegpt.interop.source import model_in
 from wholegpt.loading import model_folder
 from wholegpt.mapping import nearest
 from wholegpt.model import TokenModel, Transformer
@@ -48,16 +49,11 @@ from wholegpt.tokenizers import (
     open_tokenizer,
 )
 
-CERTIFICATE, NANOGPT = "certificate.json", "ckpt.pt"
+CERTIFICATE = "certificate.json"
 PADDED_SHARE = 0.25
 """Of a vocabulary that may be rows without tokens, as published models have that are padded to a round size."""
 PADDED_MULTIPLE, MOST_PADDED_ROWS = 64, 256
 """Of a small vocabulary more may be: up to the next multiple of 64, 128 or 256."""
-
-
-PICKLED_NAMES = ("pytorch_model", "adapter_model")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""How models on the Hugging Face hub are called."""
 
 
 class Format(StrEnum):
@@ -260,7 +256,8 @@ def _reopened_adapter(
 
 def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[list[ForeignModel], list[str]]:
     config = loaded.model.config
-    own = ForeignModel("the gguf library", _logits(_built(config, gguf.read(file, config))), None)
+    tensors, encode = gguf.read(file, config), encoder(read_tokenizer(file))
+    own = ForeignModel("the gguf library", _logits(_built(config, tensors)), encode)
     try:
         with console.working("opening the export with llama.cpp"):
             return [own, gguf.open_with_llama_cpp(file, min(config.context_length, MOST_TOKENS))], []
@@ -316,7 +313,7 @@ def import_model(
     path = Path(path)
     if tokenizer and vocabulary_from:
         raise ConfigError("tokenizer and vocabulary_from are given; a model has one vocabulary")
-    source = _model_in(path)
+    source = model_in(path)
     name = source.parent.resolve().name if source.is_file() else source.resolve().name
     folder = Path(out) if out else Path("models") / name
     own = {CONFIG, WEIGHTS, TOKENIZER} if is_model_folder(folder) else set()
@@ -381,63 +378,6 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     chat = _chat_facts(adapter, tokenizer, Console(quiet=True))
     template = chat.chat_template or base.facts.chat_template
     save_model(folder, model, tokenizer, ModelFacts(lora=lora, new_tokens=new, chat_template=template))
-
-
-def _model_in(path: Path) -> Path:
-    """The folder that ``transformers`` saved, or nanoGPT's checkpoint file, that ``path`` is or holds or is part of."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder{_how_to_get(path)}")
-    if path.suffix in OTHER_FORMATS and path.is_file():
-        raise CheckpointError(f"{path}: {OTHER_FORMATS[path.suffix]}")
-    if (path / NANOGPT).is_file():
-        return path / NANOGPT
-    if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, peft.CONFIG, peft.WEIGHTS):
-        return path.parent
-    if path.is_file() and path.suffix in PICKLES and path.name.startswith(PICKLED_NAMES):
-        if (path.parent / huggingface.WEIGHTS).exists():
-            raise CheckpointError(
-                f"{path}: such files are pickles; beside it is {huggingface.WEIGHTS}, which is read: name the folder"
-            )
-        return path.parent
-    if path.suffix in (".safetensors", ".json"):
-        raise CheckpointError(
-            f"{path}: name the folder; the weights that are read are its {huggingface.WEIGHTS}, or what its "
-            f"{huggingface.INDEX} lists"
-        )
-    if path.is_file() and path.suffix not in PICKLES:
-        raise CheckpointError(
-            f"{path}: is no model; expected a folder that transformers saved, nanoGPT's {NANOGPT}, or the folder of "
-            "an adapter"
-        )
-    if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
-        raise CheckpointError(f"{path}: {_what_is_in(path)}")
-    return path
-
-
-def _how_to_get(path: Path) -> str:
-    """What to do about a path that is missing and could be the name of a model on the Hugging Face hub."""
-    if not HUB_NAME.fullmatch(str(path)):
-        return ""
-    return (
-        f"; nothing is downloaded: if it is a model of the Hugging Face hub, `hf download {path} --local-dir "
-        f"{path.name}` gets it (pip install huggingface_hub), and `wholegpt import {path.name}` opens the folder"
-    )
-
-
-def _what_is_in(folder: Path) -> str:
-    """Why a folder without a model's config is none."""
-    names = sorted(path.name for path in folder.iterdir())
-    if not names:
-        return "is empty; expected a folder that transformers saved, with config.json and the weights"
-    if {"config.yaml", "checkpoints.json"} <= {*names}:
-        return "is a run of wholegpt already; use it as it is"
-    others = [name for name in names if Path(name).suffix in OTHER_FORMATS]
-    if others:
-        return f"holds {listed(others)}: {OTHER_FORMATS[Path(others[0]).suffix]}"
-    return (
-        f"holds no {huggingface.CONFIG}, which says what model the weights are of; it holds {listed(names)}. "
-        f"Expected a folder that transformers saved, nanoGPT's {NANOGPT}, or an adapter's folder"
-    )
 
 
 def _vocabulary(

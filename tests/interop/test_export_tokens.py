@@ -20,7 +20,8 @@ from wholegpt.interop import certificate
 from wholegpt.interop.certificate import TEXT, ForeignModel, compare
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf import write as write_gguf
-from wholegpt.tokenizers import Tokenizer, train_bpe, train_character
+from wholegpt.interop.gguf_tokenizer import QWEN2_SPLIT, read_tokenizer
+from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_bpe, train_character
 
 gguf = pytest.importorskip("gguf")
 QUIET = Console(quiet=True)
@@ -102,6 +103,26 @@ def test_added_tokens_keep_their_kind(tmp_path: Path) -> None:
     assert found[" " * 8] == found["<think>"] == types.USER_DEFINED
     assert found["<|end|>"] == found["<|endoftext|>"] == types.CONTROL
     assert written["tokenizer.ggml.add_bos_token"] is False
+
+
+@pytest.mark.parametrize("kind", ["bytes", "BPE", "characters", "Qwen2", "added"])
+def test_the_tokenizer_in_the_file_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
+    """Read as llama.cpp reads it; compared in the export itself, whether or not llama.cpp is there."""
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = {
+        "bytes": byte_tokenizer(),
+        "BPE": BASE,
+        "characters": tokenizer_of(65),
+        "Qwen2": changed(BASE, pre_tokenizer=tokenizers.pre_tokenizers.Sequence([split, byte_level])),
+        "added": changed(BASE, tokens=[" " * 8, "<think>"]).with_special_tokens(["<|end|>"]),
+    }[kind]
+    save_model(tmp_path / "model", model_for(tokenizer), tokenizer)
+    made = export_model(tmp_path / "model", "gguf", tmp_path / "out", console=QUIET)
+    assert made.certificates[0].equal_token_ids is True
+    again = read_tokenizer(next(made.path.glob("*.gguf")))
+    text = tokenizer.known_part(TEXT) + "".join(tokenizer.name_of(i) for i in sorted(tokenizer.special_ids))
+    assert again.encode(text, allow_special=True) == tokenizer.encode(text, allow_special=True)
 
 
 def test_a_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ TABLE: Table = (
     *both(f"{_OURS}.feed_forward.output", f"{_THEIRS}.mlp.c_proj"),
     *both("final_norm", "transformer.ln_f"),
 )
+FILE = "ckpt.pt"
+"""What ``train.py`` calls its checkpoint."""
 SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "block_size",
