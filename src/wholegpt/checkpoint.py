@@ -76,6 +76,8 @@ class ModelFacts:
     """What its texts start from without a prompt; empty: end-of-text."""
     chat_template: str = ""
     """How conversations with it are written, in a file of its own beside the tokenizer."""
+    end_token_ids: tuple[int, ...] = ()
+    """The tokens that end its texts, where it is not end-of-text alone."""
 
 
 NO_FACTS = ModelFacts()
@@ -158,6 +160,8 @@ def load_model(
     """
     config, facts = load_model_config(folder), load_facts(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if facts.end_token_ids:
+        tokenizer = tokenizer.with_ends(facts.end_token_ids)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}; "

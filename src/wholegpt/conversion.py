@@ -27,12 +27,15 @@ from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.data.chat_template import ChatTemplate
-from wholegpt.errors import CheckpointError, ConfigError, DataError, RunError, TokenizerError
+from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
-from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare
-from wholegpt.interop.foreign import PICKLES, pickled, read_object
+from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare, encoder
+from wholegpt.interop.foreign import read_object
 from wholegpt.interop.gguf import TensorType
+from wholegpt.interop.gguf_tokenizer import read_tokenizer
+from wholegpt.interop.sidecar import chat_template_in
+from wholegpt.interop.source import model_in
 from wholegpt.loading import model_folder
 from wholegpt.mapping import nearest
 from wholegpt.model import TokenModel, Transformer
@@ -45,9 +48,11 @@ from wholegpt.tokenizers import (
     open_tokenizer,
 )
 
-CERTIFICATE, NANOGPT = "certificate.json", "ckpt.pt"
-PADDED_SHARE = 0.01
+CERTIFICATE = "certificate.json"
+PADDED_SHARE = 0.25
 """Of a vocabulary that may be rows without tokens, as published models have that are padded to a round size."""
+PADDED_MULTIPLE, MOST_PADDED_ROWS = 64, 256
+"""Of a small vocabulary more may be: up to the next multiple of 64, 128 or 256."""
 
 
 class Format(StrEnum):
@@ -133,6 +138,11 @@ def _export(
     lora, template = loaded.facts.lora, loaded.facts.chat_template
     if format_ is Format.peft and lora is None:
         raise ConfigError(f"{source}: has no LoRA; `wholegpt finetune --lora.rank 8` trains one")
+    if loaded.facts.control:
+        console.warn(
+            f"other programs do not know what the model can be asked for ({listed(sorted(loaded.facts.control))}): "
+            "there, write the line before a text yourself"
+        )
     if format_ is not Format.peft:
         loaded = _language_model(loaded, console)
     loaded.model.eval()
@@ -225,7 +235,9 @@ def _reopened_huggingface(
     config, tensors = huggingface.read(target)
     _refuse_changed(loaded.model, tensors)
     own = ForeignModel(
-        "wholegpt itself", _logits(_built(config, tensors)), Tokenizer.load(target / "tokenizer.json").encode
+        "wholegpt itself",
+        _logits(_built(config, tensors)),
+        encoder(Tokenizer.load(target / "tokenizer.json")),
     )
     try:
         with console.working("opening the export with transformers"):
@@ -251,20 +263,21 @@ def _reopened_adapter(
     with tempfile.TemporaryDirectory() as folder:
         try:
             huggingface.write(Path(folder), base, loaded.tokenizer)
-            opened = [peft.open_with_peft(Path(folder), target, loaded.tokenizer.encode)]
+            opened = [peft.open_with_peft(Path(folder), target, encoder(loaded.tokenizer))]
             unchecked: list[str] = []
         except ImportError as error:
             opened, unchecked = [], [f"peft did not open it ({error}): pip install peft, and export again"]
         except ConfigError as error:
             opened, unchecked = [], [f"peft cannot open it, as transformers does not have the model: {error}"]
     peft.load_adapter(target, base)
-    own = ForeignModel("wholegpt itself", _logits(base.eval()), Tokenizer.load(target / TOKENIZER).encode)
+    own = ForeignModel("wholegpt itself", _logits(base.eval()), encoder(Tokenizer.load(target / TOKENIZER)))
     return [own, *opened], unchecked
 
 
 def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[list[ForeignModel], list[str]]:
     config = loaded.model.config
-    own = ForeignModel("the gguf library", _logits(_built(config, gguf.read(file, config))), None)
+    tensors, encode = gguf.read(file, config), encoder(read_tokenizer(file))
+    own = ForeignModel("the gguf library", _logits(_built(config, tensors)), encode)
     try:
         with console.working("opening the export with llama.cpp"):
             return [own, gguf.open_with_llama_cpp(file, min(config.context_length, MOST_TOKENS))], []
@@ -320,7 +333,7 @@ def import_model(
     path = Path(path)
     if tokenizer and vocabulary_from:
         raise ConfigError("tokenizer and vocabulary_from are given; a model has one vocabulary")
-    source = _model_in(path)
+    source = model_in(path)
     name = source.parent.resolve().name if source.is_file() else source.resolve().name
     folder = Path(out) if out else Path("models") / name
     with lock_folder(folder, "import"):
@@ -339,35 +352,44 @@ def _import(
     console: Console,
 ) -> None:
     """Write the model folder of what is in ``path``, whose model is in ``source``."""
-    if (path / peft.CONFIG).is_file():
+    if (source / peft.CONFIG).is_file():
         if onto is None:
             raise ConfigError(f"{path}: is an adapter; name the run or model that it is for by --onto")
-        _import_adapter(path, load_model(model_folder(Path(onto), "best", console)), folder)
+        _import_adapter(source, load_model(model_folder(Path(onto), "best", console)), folder)
         return
     if onto is not None:
         raise ConfigError(f"{path}: is no adapter; --onto is for those")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
     vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
-    if source.is_dir() and not vocabulary.has_end_of_text:
-        console.note(
-            f"the vocabulary has no {END_OF_TEXT}; a token of another name that ends texts is not taken for one here"
-        )
-    save_model(folder, _built(config, tensors), vocabulary, _chat_facts(source, vocabulary, console))
+    facts = _chat_facts(source, vocabulary, console)
+    if source.is_dir():
+        ends = huggingface.end_ids(source, vocabulary.vocab_size)
+        facts = replace(facts, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
+        if not ends and not vocabulary.has_end_of_text:
+            console.note(
+                f"no token ends the texts of this model: it has no {END_OF_TEXT}, and neither config.json nor "
+                "generation_config.json gives an eos_token_id"
+            )
+    save_model(folder, _built(config, tensors), vocabulary, facts)
 
 
 def _chat_facts(source: Path, tokenizer: Tokenizer, console: Console) -> ModelFacts:
     """How the model's conversations are written, where that is said beside it and can be done here."""
-    path = source / CHAT_TEMPLATE
-    if not path.is_file():
-        return NO_FACTS
+    path = source
     try:
-        template = ChatTemplate(read_text(path, "utf-8"))
-    except (ConfigError, DataError) as error:
-        console.warn(f"{path}: {error}; the model is imported without it")
+        found = chat_template_in(source)
+        if found is None:
+            return NO_FACTS
+        content, path = found
+        template = ChatTemplate(content)
+    except (ConfigError, CheckpointError) as error:
+        console.warn(f"{path}: {error}; the model is imported without a chat template")
         return NO_FACTS
     unknown = [name for name in template.special_tokens if tokenizer.id_of(name) is None]
     if unknown:
-        console.warn(f"{path}: writes {listed(unknown)}, which no token is; the model is imported without it")
+        console.warn(
+            f"{path}: writes {listed(unknown)}, which no token is; the model is imported without a chat template"
+        )
         return NO_FACTS
     return ModelFacts(chat_template=template.source)
 
@@ -389,24 +411,6 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     chat = _chat_facts(adapter, tokenizer, Console(quiet=True))
     template = chat.chat_template or base.facts.chat_template
     save_model(folder, model, tokenizer, ModelFacts(lora=lora, new_tokens=new, chat_template=template))
-
-
-def _model_in(path: Path) -> Path:
-    """The folder that ``transformers`` saved, or nanoGPT's checkpoint file, that ``path`` is or holds or is part of."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    if (path / NANOGPT).is_file():
-        return path / NANOGPT
-    if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX):
-        return path.parent
-    if path.suffix in (".safetensors", ".json"):
-        raise CheckpointError(
-            f"{path}: name the folder; the weights that are read are its {huggingface.WEIGHTS}, or what its "
-            f"{huggingface.INDEX} lists"
-        )
-    if path.is_file() and path.suffix in PICKLES and path.name.startswith("pytorch_model"):
-        raise CheckpointError(pickled(path.parent, [path.name]))
-    return path
 
 
 def _vocabulary(
@@ -437,12 +441,23 @@ def _vocabulary(
 def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Console) -> Tokenizer:
     """``tokenizer`` with as many entries as the model has; a few may be rows that no token has."""
     unused = config.vocab_size - tokenizer.vocab_size
-    if unused < 0 or unused > PADDED_SHARE * config.vocab_size:
-        raise TokenizerError(
-            f"{path}: the model has {config.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}; "
-            "they do not belong together"
-        )
     if not unused:
         return tokenizer
-    console.note(f"{unused} rows of the model's vocabulary have no token; they get the names <|unused_N|>")
+    sizes = f"{path}: the model has {config.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}"
+    if unused < 0:
+        beyond = [repr(tokenizer.name_of(i)) for i in range(config.vocab_size, tokenizer.vocab_size)]
+        raise TokenizerError(
+            f"{sizes}: ids {config.vocab_size:,} to {tokenizer.vocab_size - 1:,} ({listed(beyond)}) have no row in the "
+            f"model; name its own tokenizer with --tokenizer, take these tokens out of the tokenizer, or give the "
+            f"model rows for them: in transformers, resize_token_embeddings({tokenizer.vocab_size})"
+        )
+    padded = not config.vocab_size % PADDED_MULTIPLE and unused < MOST_PADDED_ROWS
+    if not padded and unused > PADDED_SHARE * config.vocab_size:
+        raise TokenizerError(
+            f"{sizes}, which is more than a padded vocabulary explains; name the model's own tokenizer with --tokenizer"
+        )
+    console.warn(
+        f"{unused} rows of the model's vocabulary have no token; they get the names <|unused_N|> and are never "
+        "generated"
+    )
     return tokenizer.with_unused(config.vocab_size)

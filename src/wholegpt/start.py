@@ -233,8 +233,15 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
             f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
         )
     lora = config.lora if config.lora.rank else None
+    ends = parent.facts.end_token_ids
     facts = dataclasses.replace(
-        parent.facts, control=data.manifest.control, start_text=data.start_text, lora=lora, new_tokens=0
+        parent.facts,
+        control=data.manifest.control,
+        start_text=data.start_text,
+        lora=lora,
+        new_tokens=0,
+        # Documents end with end-of-text, whatever ended texts before.
+        end_token_ids=(*ends, *({data.tokenizer.end_of_text_id} - {*ends})) if ends else (),
     )
     config = resolve(config, data)
     return Begun(config, begin_model(config, parent, facts), parent.tokenizer, facts, source_of(data))

@@ -196,7 +196,8 @@ def edit_config(export: Path, **changes: Any) -> None:
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "an architecture that is unknown": ({"model_type": "llama"}, "model_type is 'llama'"),
     "no architecture": ({"model_type": "absent"}, "model_type is None"),
-    "a missing size": ({"n_layer": "absent"}, "n_layer is None"),
+    "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.11\.ln_1\.weight is missing"),
+    "a size that is null": ({"n_layer": None}, "n_layer is None"),
     "a size of the wrong type": ({"n_embd": "sixteen"}, "n_embd is 'sixteen'"),
     "half a layer": ({"n_layer": 1.5}, "model.n_layers|n_layers"),
     "a size beyond reason": ({"n_positions": 10**30}, "n_positions is 1"),

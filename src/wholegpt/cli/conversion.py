@@ -61,7 +61,7 @@ def import_(
     Parameters
     ----------
     path
-        A folder that transformers saved (GPT-2, GPT-1 or Qwen3, as safetensors), nanoGPT's ckpt.pt, or a LoRA adapter.
+        A folder that transformers saved (GPT-2, GPT-1 or Qwen3), nanoGPT's ckpt.pt, or a LoRA adapter.
     out
         The model folder; models/NAME unless given.
     tokenizer

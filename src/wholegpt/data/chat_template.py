@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 
 from wholegpt.errors import ConfigError
@@ -29,7 +30,8 @@ PAIR_TEMPLATE = (
 )
 """Source, separator, target: what an encoder–decoder reads."""
 MOST_CHARACTERS = 20_000
-SPECIAL = re.compile(r"<\|\w+\|>")
+SPECIAL = re.compile(r"<[|｜][^\s<>|｜]+[|｜]>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>")
+"""What a special token looks like: ``<|name|>``, and the names that published models use besides."""
 BEFORE, AFTER = "\ue000", "\ue001"
 """Private characters that stand around the number of a message in place of its content."""
 FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError, MemoryError)
@@ -152,6 +154,7 @@ class ChatTemplate:
 
     def _written(self, messages: Sequence[Message], asking: bool) -> list["str | Message"]:
         """``_parts``, which are what the template makes of these contents too. Raises ``ConfigError`` else."""
+        self._sandbox.now = datetime.now()
         parts = list(self._parts(messages, asking))
         text = "".join(one.content if isinstance(one, Message) else one for one in parts)
         if text != self._render([(one.role, one.content) for one in messages], asking):
@@ -182,6 +185,8 @@ class ChatTemplate:
         given = {
             "messages": [{"role": role, "content": content} for role, content in messages],
             "add_generation_prompt": asking,
+            "tools": None,
+            "documents": None,
             "bos_token": "",
             "eos_token": END_OF_TEXT,
         }

@@ -1,44 +1,62 @@
-"""Jinja for templates of others: what chat templates need and no more, of nothing but what they are given."""
+"""Jinja for templates of others: what chat templates need and no more, of nothing but what they are given.
+
+The environment is that of ``transformers``, without what could take unlimited time or memory.
+"""
 
 import json
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from functools import wraps
 from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
 MOST_STEPS = 10_000
 """Rounds of loops and calls of macros in one rendering."""
 MOST_CHARACTERS = 1_000_000
 """Of each text, or of all texts in one list, that is put together in one."""
 LARGEST_NUMBER = 1_000_000
+LARGEST_ARGUMENT, MOST_INDENT = 10_000, 16
+"""Of a filter that makes its value longer, and of indentation, which is written before every line."""
 MOST_SECONDS = 5.0
 """Of one rendering, looked at in each round and call."""
 _NAMES = (
     "Template Output TemplateData Const Name NSRef Getattr Getitem Slice Call Keyword Filter Test For If Assign "
-    "AssignBlock Macro CallBlock Break Continue CondExpr And Or Not Compare Operand Add Sub Mul Div FloorDiv Mod Neg "
+    "AssignBlock Macro CallBlock FilterBlock With Scope "
+    "Break Continue CondExpr And Or Not Compare Operand Add Sub Mul Div FloorDiv Mod Neg "
     "Pos Concat List Tuple Dict Pair"
 )
 NODES = tuple(getattr(nodes, name) for name in _NAMES.split())
 """What a template may be made of."""
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
-        "capitalize count endswith find isdigit lower lstrip removeprefix removesuffix rstrip startswith strip "  # noqa: SIM905
-        "title upper".split()
+        "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric "  # noqa: SIM905
+        "isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
+        "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper".split()
     ),
-    dict: frozenset(("get", "items", "keys", "values")),
-    **dict.fromkeys((int, float, bytes, list, tuple, range), frozenset[str]()),
+    dict: frozenset(("copy", "get", "items", "keys", "values")),
+    list: frozenset(("copy", "count", "index")),
+    tuple: frozenset(("count", "index")),
+    **dict.fromkeys((int, float, bytes, range), frozenset[str]()),
 }
 """Of what a template holds or makes."""
 FILTERS = frozenset(
-    "capitalize count d default dictsort first float int items last length list lower reject rejectattr reverse "  # noqa: SIM905
-    "safe select selectattr string title trim upper".split()
+    "abs attr batch capitalize count d default dictsort first float groupby indent int items last length list lower "  # noqa: SIM905
+    "map max min reject rejectattr reverse round safe select selectattr slice sort string sum title trim truncate "
+    "unique upper urlencode wordcount".split()
 )
+GROWING = {"indent": MOST_INDENT, **dict.fromkeys(("batch", "round", "slice", "truncate"), LARGEST_ARGUMENT)}
+"""Filters whose result is as large as a number that they are given, and the largest."""
 
 
 class _Bounded(NodeTransformer):
@@ -71,6 +89,17 @@ def _call(name: str, *arguments: Any) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), list(arguments), [], None, None)
 
 
+class _Generation(Extension):
+    """``{% generation %}``, which marks an answer for ``transformers``; here it is what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja has it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The statements up to ``{% endgeneration %}``."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """An environment for one template at a time; each rendering begins with ``begin``.
 
@@ -80,10 +109,22 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        kept = {name: function for name, function in self.filters.items() if name in FILTERS}
-        self.filters = {**kept, "join": self._join, "tojson": self._tojson}
-        self.globals = {"namespace": self._namespace, "range": self._range, "raise_exception": _refuse}
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        )
+        kept = {name: self._bounded(name, one) for name, one in self.filters.items() if name in FILTERS}
+        self.filters = {**kept, "join": self._join, "replace": self._replace, "tojson": self._tojson}
+        self.globals = {
+            "cycler": Cycler,
+            "dict": self._dict,
+            "joiner": Joiner,
+            "namespace": self._namespace,
+            "raise_exception": _refuse,
+            "range": self._range,
+            "strftime_now": self._strftime_now,
+        }
+        self.now = datetime.now()
+        """What ``strftime_now`` writes."""
         self.begin()
 
     def begin(self, characters: int = 0) -> None:
@@ -137,6 +178,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Sums of texts, of lists and of small numbers; other operations are for numbers alone."""
+        if operator == "+" and (isinstance(left, Markup) or isinstance(right, Markup)):
+            return self._kept(left + right)
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             return self.concat((left, right))
         if operator == "+" and isinstance(left, list) and isinstance(right, list):
@@ -148,6 +191,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 kinds = "texts, lists and small numbers" if operator == "+" else "small numbers"
                 raise SecurityError(f"{operator} is for {kinds}")
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """What the sandbox lets be called; what methods of texts return is measured."""
+        owner = getattr(callee, "__self__", None)
+        if not isinstance(owner, str):
+            return super().call(context, callee, *args, **kwargs)
+        if callee.__name__ == "replace":
+            return self._replace(owner, *args, **kwargs)
+        if callee.__name__ == "join":
+            return self._join(*args, separator=owner)
+        return self._kept(super().call(context, callee, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """What the sandbox lets be seen, and of texts, lists and numbers only ``METHODS``."""
@@ -162,15 +216,82 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Bounded().visit(super()._parse(source, name, filename))
 
-    def _namespace(self, **values: Any) -> Namespace:
-        return Namespace(**self.measured(values))
+    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter whose result is measured."""
 
-    def _join(self, parts: Iterable[Any], separator: str = "") -> str:
-        texts = [str(part) for part in parts]
+        @wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            for one in (*args[1:], *kwargs.values()) if name in GROWING else ():
+                size = abs(one) if isinstance(one, int | float) else len(one) if isinstance(one, str) else 0
+                if size > GROWING[name]:
+                    raise SecurityError(f"{name} takes at most {GROWING[name]:,}")
+            return self._kept(function(*args, **kwargs))
+
+        return bounded
+
+    def _kept(self, value: Any) -> Any:
+        """``value``, which is no larger than is allowed; of an iterator each item, when it is asked for."""
+        if isinstance(value, str):
+            if len(value) > self._most_characters:
+                raise SecurityError(f"it writes more than {self._most_characters:,} characters")
+            return value
+        if isinstance(value, list | tuple | dict):
+            return self.measured(value)
+        return self._items(value) if isinstance(value, Iterator) else value
+
+    def _items(self, values: Iterator[Any]) -> Iterator[Any]:
+        characters = 0
+        for value in self.rounds(values):
+            characters += len(value) if isinstance(value, str) else 0
+            if characters > self._most_characters:
+                raise SecurityError("it puts together a list that is too large")
+            yield self._kept(value)
+
+    def _dict(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return self.measured(dict(*args, **values))
+
+    def _namespace(self, *args: Any, **values: Any) -> Namespace:
+        held = self.measured(dict(*args, **values))
+        if any(str(name).startswith("_") for name in held):
+            raise SecurityError("names in a namespace do not begin with an underscore")
+        return Namespace(held)
+
+    def _join(self, parts: Iterable[Any], separator: str = "", attribute: str | int | None = None) -> str:
+        if attribute is not None:
+            parts = [self.getitem(part, attribute) for part in parts]
+        texts = [str(part) for part in self.rounds(parts)]
         return self.concat(piece for text in texts for piece in (text, separator))[: -len(separator) or None]
 
-    def _tojson(self, value: Any) -> str:
-        return json.dumps(self.measured(value), ensure_ascii=False)
+    def _replace(self, text: Any, old: Any, new: Any, count: int | None = None) -> str:
+        text, old, new, most = str(text), str(old), str(new), -1 if count is None else count
+        found = text.count(old) if most < 0 else min(most, text.count(old))
+        if len(text) + found * len(new) > self._most_characters:
+            raise SecurityError(f"it writes more than {self._most_characters:,} characters")
+        return text.replace(old, new, most)
+
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        for one in (indent, *(separators or ())):
+            if (one if isinstance(one, int) else len(one or "")) > MOST_INDENT:
+                raise TypeError(f"tojson: indent and separators are at most {MOST_INDENT}")
+        return json.dumps(
+            self.measured(value),
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    def _strftime_now(self, form: str) -> str:
+        if len(form) > LARGEST_ARGUMENT or re.search(r"%[^a-zA-Z%]*\d{3}", form):
+            raise SecurityError("strftime_now is for short forms")
+        return self.now.strftime(form)
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)

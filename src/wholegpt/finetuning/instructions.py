@@ -279,8 +279,9 @@ def last_that(holds: Callable[[int], bool], most: int) -> int | None:
 def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Tokenizer) -> GenerationConfig:
     """``config`` for answers: their end ends them, and the template's other special tokens are never written."""
     others = [tokenizer.id_of(name) for name in template.special_tokens if name != template.end_of_turn]
-    bias = (*config.logit_bias, *((token_id, NEVER) for token_id in others if token_id is not None))
-    by_itself = tokenizer.id_of(template.end_of_turn) == tokenizer.end_of_text_id
+    never = {token_id for token_id in others if token_id is not None} - tokenizer.end_ids
+    bias = (*config.logit_bias, *((token_id, NEVER) for token_id in sorted(never)))
+    by_itself = tokenizer.id_of(template.end_of_turn) in tokenizer.end_ids
     stop = config.stop if by_itself else (*config.stop, template.end_of_turn)
     return replace(config, logit_bias=bias, stop=stop)
 

@@ -68,7 +68,6 @@ def beam_search(
     capacity = len(prompt_ids) + config.max_tokens
     check_memory(model, beams, capacity, device)
     samplers = [Sampler(config, tokenizer, prompt_ids) for _ in range(beams)]
-    end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
     cache = model.new_cache(beams, capacity)
     if len(prompt_ids) > 1:
         model.read(torch.tensor([prompt_ids[:-1]], device=device), cache.rows(0, 1))
@@ -99,7 +98,7 @@ def beam_search(
             for rank, (row, token_id, log_probability) in enumerate(
                 _best(running, logits, samplers, 2 * beams)
             ):
-                if token_id == end:
+                if samplers[row].ends(token_id):
                     if rank < beams:
                         finish(_Beam(running[row].token_ids, log_probability), written, "end_of_text")
                     continue

@@ -59,7 +59,7 @@ class Constraint:
             )
         self._grammar = f'%llguidance {{"no_forcing": true}}\nstart: {_rule(config)}'
         self._tokenizer = tokenizer
-        self._end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
+        self._ends = list(tokenizer.end_ids)
         self._start()
         if self.complete([]):
             raise ConfigError(
@@ -105,8 +105,7 @@ class Constraint:
         if self._matcher.is_error():
             raise NothingLeftError(f"{self.name}: {_problem(self._matcher)}")
         self._may_end, self._may_go_on = bool(allowed[-1]), bool(allowed[:-1].any())
-        if self._end is not None:
-            allowed[self._end] = self._may_end
+        allowed[self._ends] = self._may_end
         self._allowed = torch.from_numpy(allowed[:-1])
 
 

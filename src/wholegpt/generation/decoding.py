@@ -136,7 +136,7 @@ def encode_prompt(
 ) -> list[int]:
     """The ids of a prompt, at least one: an empty one is ``start_text``, or else end-of-text.
 
-    Says so, and where a prompt is too long.
+    Says so, and where a prompt is too long. Before it stand the tokens that the tokenizer puts before every prompt.
 
     A ``header`` begins a document, so it stands after end-of-text, and is encoded with the prompt as one text, as in
     training, unless ``allow_special``. Raises ``TokenizerError`` for what cannot be encoded.
@@ -151,7 +151,8 @@ def encode_prompt(
         console.note(
             f"no prompt: starting from {start_text!r}, as the training text was one document, without end-of-text"
         )
-        return tokenizer.encode(start_text)
+        prompt_ids = tokenizer.encode(start_text)
+    prompt_ids = [*tokenizer.prefix_ids, *prompt_ids]
     if not prompt_ids:
         console.note("no prompt: starting from end-of-text")
         return [tokenizer.end_of_text_id]

@@ -84,7 +84,6 @@ class GenerationRequest:
         """What went wrong in this request, where that ended the text."""
         self.problem = ""
         """Why no further token is allowed, where that ended the text."""
-        self._end_of_text_id = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
         self._decoder = tokenizer.stream(prompt_ids[-1])
         self._stops = StopSearch(config.stop, config.min_tokens)
         self._pieces: list[str] = []
@@ -146,7 +145,7 @@ class GenerationRequest:
     def accept(self, token_id: int) -> str:
         """Add a token that was drawn; sets ``finish_reason`` where the text ends with it. Returns what it adds."""
         self._ended = time.perf_counter()
-        if token_id == self._end_of_text_id:
+        if self.sampler.ends(token_id):
             return self._finish("end_of_text") + self._tokenizer.decode([token_id])
         self.token_ids.append(token_id)
         self.unread = [token_id]

@@ -36,7 +36,8 @@ class Sampler:
         """
         check_generation(config)
         self.config, self.prompt = config, list(prompt)
-        self._end: int | None = None
+        self._ends: frozenset[int] = frozenset()
+        self._unused: list[int] = []
         self._banned: list[BannedText] = []
         self._forced: list[tuple[bytes, list[int]]] = []
         self._constraint: Constraint | None = None
@@ -46,7 +47,7 @@ class Sampler:
     def _read_texts(self, tokenizer: Tokenizer) -> None:
         config = self.config
         self._token_bytes = tokenizer.token_bytes if config.banned or config.forced else []
-        self._end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
+        self._ends, self._unused = tokenizer.end_ids, tokenizer.unused_ids
         self._banned = [_banned_text(text, tokenizer) for text in config.banned]
         for text in config.forced:
             token_ids = tokenizer.encode(text)
@@ -76,7 +77,7 @@ class Sampler:
 
     def ends(self, token_id: int) -> bool:
         """Whether a token is the end of the text."""
-        return token_id == self._end
+        return token_id in self._ends
 
     def owes(self, written: Sequence[int]) -> bool:
         """Whether a forced text is still to be written."""
@@ -120,8 +121,9 @@ class Sampler:
         forbidden = [token_id for banned in self._banned for token_id in banned.completing(token_ids)]
         if config.no_repeat_ngram:
             forbidden += processors.ends_of_repeated_ngrams(token_ids, config.no_repeat_ngram)
-        if self._end is not None and (len(written) < config.min_tokens or self._outstanding(written)):
-            forbidden.append(self._end)
+        forbidden += self._unused
+        if self._ends and (len(written) < config.min_tokens or self._outstanding(written)):
+            forbidden += self._ends
         if forbidden:
             logits = processors.forbid(logits, forbidden)
         if self._constraint is not None:

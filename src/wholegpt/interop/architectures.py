@@ -12,7 +12,7 @@ from wholegpt.checks import complete_model
 from wholegpt.choices import Embeddings, FeedForward, Positions
 from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
-from wholegpt.interop.foreign import completed, number_in
+from wholegpt.interop.foreign import completed, number_in, whole_number_in
 from wholegpt.interop.names import LAYER, Table, both, name
 from wholegpt.presets import gpt1, gpt2, modern, published_architecture
 
@@ -35,15 +35,17 @@ class Architecture:
     """What its values mean; the first one that means ours is written."""
     dropouts: tuple[str, ...]
     """Their probabilities for what is one probability here; the first is read."""
-    tied: bool
-    """What it means that ``tie_word_embeddings`` is not given."""
+    defaults: Mapping[str, Any]
+    """The value of each field that ``config.json`` leaves out, from their config class."""
     prefix: str
     """What stands before the names of most tensors; published files may leave it out."""
     table: Table
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of their fields."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Their fields that change the computation, with the only value that can be expressed here, their default."""
-    derived: tuple[str, ...] = ()
-    """Their sizes that may be left out, or null, for what follows from the others."""
+    nullable: Mapping[str, str] = field(default_factory=dict)
+    """Their sizes that may be null, and the size that then applies; empty where it follows from the others."""
     constants: tuple[str, ...] = ()
     """Ends of the names of tensors that hold nothing learned, in files of older versions."""
 
@@ -55,6 +57,20 @@ _GPT_SIZES = {
     "d_model": "n_embd",
     "n_heads": "n_head",
     "norm_epsilon": "layer_norm_epsilon",
+}
+_GPT_DEFAULTS = {
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "layer_norm_epsilon": 1e-5,
+    "resid_pdrop": 0.1,
+    "tie_word_embeddings": True,
+}
+_GPT_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
 }
 _GPT_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _UNEMBEDDING = name("unembedding.weight", "lm_head.weight")
@@ -78,7 +94,8 @@ GPT1 = Architecture(
     # What transformers calls gelu in this model is the tanh approximation.
     activations={"gelu": FeedForward.gelu_tanh},
     dropouts=_GPT_DROPOUTS,
-    tied=True,
+    defaults={**_GPT_DEFAULTS, "vocab_size": 40_478, "n_positions": 512, "afn": "gelu"},
+    aliases=_GPT_ALIASES,
     prefix="transformer.",
     table=(
         name("token_embedding.weight", "transformer.tokens_embed.weight"),
@@ -98,10 +115,22 @@ GPT2 = Architecture(
     activations={
         "gelu_new": FeedForward.gelu_tanh,
         "gelu_pytorch_tanh": FeedForward.gelu_tanh,
+        "gelu_python_tanh": FeedForward.gelu_tanh,
+        "gelu_accurate": FeedForward.gelu_tanh,
+        "gelu_fast": FeedForward.gelu_tanh,
         "gelu": FeedForward.gelu,
+        "gelu_python": FeedForward.gelu,
     },
     dropouts=_GPT_DROPOUTS,
-    tied=True,
+    defaults={
+        **_GPT_DEFAULTS,
+        "vocab_size": 50_257,
+        "n_positions": 1024,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "eos_token_id": 50_256,
+    },
+    aliases=_GPT_ALIASES,
     prefix="transformer.",
     table=(
         name("token_embedding.weight", "transformer.wte.weight"),
@@ -115,7 +144,7 @@ GPT2 = Architecture(
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
-    derived=("n_inner",),
+    nullable={"n_inner": ""},
     constants=(".attn.bias", ".attn.masked_bias"),
 )
 QWEN3 = Architecture(
@@ -135,9 +164,26 @@ QWEN3 = Architecture(
         "norm_epsilon": "rms_norm_eps",
     },
     activation="hidden_act",
-    activations={"silu": FeedForward.swiglu},
+    activations={"silu": FeedForward.swiglu, "swish": FeedForward.swiglu},
     dropouts=("attention_dropout",),
-    tied=False,
+    defaults={
+        "vocab_size": 151_936,
+        "max_position_embeddings": 32_768,
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "intermediate_size": 22_016,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "rope_theta": 10_000.0,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
     prefix="model.",
     table=(
         name("token_embedding.weight", "model.embed_tokens.weight"),
@@ -156,7 +202,8 @@ QWEN3 = Architecture(
         name("final_norm.weight", "model.norm.weight"),
         _UNEMBEDDING,
     ),
-    fixed={"attention_bias": False, "use_sliding_window": False},
+    fixed={"attention_bias": False},
+    nullable={"num_key_value_heads": "num_attention_heads"},
     constants=(".rotary_emb.inv_freq",),
 )
 ARCHITECTURES = (GPT1, GPT2, QWEN3)
@@ -199,7 +246,10 @@ def to_their_config(architecture: Architecture, config: ModelConfig) -> dict[str
         **architecture.fixed,
         **dict.fromkeys(architecture.dropouts, config.dropout),
         "tie_word_embeddings": config.embeddings is Embeddings.tied,
+        "dtype": "float32",
     }
+    if "n_positions" in written:
+        written["n_ctx"] = config.context_length  # read by llama.cpp's converter
     if config.positions is Positions.rotary:
         # The first is what versions before 5 read.
         written["rope_theta"] = config.rotary_base
@@ -209,45 +259,85 @@ def to_their_config(architecture: Architecture, config: ModelConfig) -> dict[str
 
 def from_their_config(architecture: Architecture, content: Mapping[str, Any], path: Path) -> ModelConfig:
     """The settings that a ``config.json`` gives. Raises ``CheckpointError`` naming the field that does not fit."""
-    for name_there, value in architecture.fixed.items():
-        if content.get(name_there, value) != value:
+    content = with_defaults(architecture, content)
+    for name_there, value in {**architecture.fixed, **_NEVER_SET}.items():
+        given = content.get(name_there, value)
+        if given != value and (given or value):  # an empty object is as good as null
             raise CheckpointError(
-                f"{path}: {name_there} is {content[name_there]!r}; only models with {value!r} can be expressed here"
+                f"{path}: {name_there} is {given!r}; only models with {value!r} can be expressed here"
             )
-    activation = content.get(architecture.activation)
+    activation = content[architecture.activation]
     if not isinstance(activation, str) or activation not in architecture.activations:
         raise CheckpointError(
             f"{path}: {architecture.activation} is {activation!r}; expected {' or '.join(architecture.activations)}"
         )
-    tied = content.get("tie_word_embeddings", architecture.tied)
+    tied = content["tie_word_embeddings"]
     if not isinstance(tied, bool):
         raise CheckpointError(f"{path}: tie_word_embeddings is {tied!r}; expected true or false")
     changes: dict[str, Any] = {
         "feed_forward": architecture.activations[activation],
         "embeddings": Embeddings.tied if tied else Embeddings.untied,
-        "dropout": number_in(content, architecture.dropouts[0], path, absent=0.0),
+        "dropout": number_in(content, architecture.dropouts[0], path),
     }
     for ours, theirs in architecture.sizes.items():
-        absent = 0 if theirs in architecture.derived else None
-        changes[ours] = number_in(content, theirs, path, absent)
+        if content[theirs] is None and theirs in architecture.nullable:
+            theirs = architecture.nullable[theirs]
+        changes[ours] = number_in(content, theirs, path) if theirs else 0
     if architecture.base.positions is Positions.rotary:
         changes["rotary_base"] = _rotary_base(content, path)
+        _refuse_windows(content, path)
     return completed(architecture.base, changes, path)
 
 
+_NEVER_SET = {"per_layer_config": None, "quantization_config": None, "is_encoder_decoder": False}
+"""Fields of every model of theirs that change the computation, with the only value that can be expressed here."""
+
+
+def with_defaults(architecture: Architecture, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` with the published value of each field that it leaves out, under the names used here."""
+    named = {name: value for name, value in content.items() if name not in architecture.aliases}
+    other = {
+        architecture.aliases[name]: value for name, value in content.items() if name in architecture.aliases
+    }
+    return {**architecture.defaults, **named, **other}
+
+
 def _rotary_base(content: Mapping[str, Any], path: Path) -> float:
-    everything = dict(content)
-    for part in (
-        "rope_parameters",
-        "rope_scaling",
-    ):  # the name since version 5, and the one before; either counts
+    """The base of the rotary positions, read as ``transformers`` reads it.
+
+    ``rope_scaling`` is the name of ``rope_parameters`` before version 5, and comes first; the ``rope_theta`` in either
+    counts more than the one beside it.
+    """
+    for part in ("rope_parameters", "rope_scaling"):
         rope = content.get(part) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
         if not isinstance(rope, Mapping) or kind != "default":
             raise CheckpointError(
                 f"{path}: {part} is of the kind {kind!r}; only default rotary positions open here"
             )
-        everything.update(rope)
-    if everything.get("partial_rotary_factor", 1) != 1:
+        nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
+        if nested:
+            raise CheckpointError(
+                f"{path}: {part} are given for {nested[0]} apart; only one kind of rotary positions opens here"
+            )
+    rope = {**content, **(content.get("rope_scaling") or content.get("rope_parameters") or {})}
+    if rope.get("partial_rotary_factor") not in (None, 1):
         raise CheckpointError(f"{path}: partial_rotary_factor is not 1; only whole heads are rotated here")
-    return number_in(everything, "rope_theta", path)
+    return number_in(rope, "rope_theta", path)
+
+
+def _refuse_windows(content: Mapping[str, Any], path: Path) -> None:
+    """Raise ``CheckpointError`` where some layer's attention sees less than the whole context."""
+    layers, window = whole_number_in(content, "num_hidden_layers", path), content["sliding_window"]
+    narrow = window is not None and window < content["max_position_embeddings"]
+    windowed = content["use_sliding_window"] and narrow and content["max_window_layers"] < layers
+    kinds = content.get("layer_types")
+    if kinds is None and windowed:
+        raise CheckpointError(
+            f"{path}: use_sliding_window is true and sliding_window is {window}, in the layers from "
+            f"max_window_layers, {content['max_window_layers']}, on; only attention to the whole context opens here"
+        )
+    if kinds is not None and kinds != ["full_attention"] * layers:
+        raise CheckpointError(
+            f"{path}: layer_types is {kinds!r}; expected 'full_attention' for each of {layers:,} layers"
+        )

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -20,8 +21,12 @@ The ferry left the harbour a little after seven, when the fog had begun to lift 
 forty passengers, two dogs and a crate of oranges that nobody had claimed. "We shall be late," said the captain,
 but he did not seem to mind; he had made the crossing 3,214 times and had been late for most of them. By noon the
 wind had turned, the sea was grey and uneven, and the children counted the gulls that followed in the wake.
+
+HARBOUR NOTICE No. 7: don't wait, THEY'LL sail at 07:45, £12.50 (1234567890 seats).
+\tName:        Zoë Müller-Straße\r\n\tcafé, cafe\u0301, ﬁne, Ⅷ, ½, ２, ＡＢ, İstanbul, Å, Å   \n\n\n
+{"a": [1, -2.5e10]};  if (x != y) { return   x_1; }    // 東京 → Москва 🙂👩\u200d🚢 नमस्ते
 """
-"""What both read."""
+"""What both read: what tokenizers treat differently is in it, such as capitals, composed and decomposed characters."""
 CONTINUED_TOKENS = 50
 PROMPT_TOKENS = 16
 MOST_TOKENS = 1024
@@ -38,7 +43,7 @@ class ForeignModel:
     """Its name and version."""
     logits: Logits
     encode: Callable[[str], list[int]] | None
-    """Its own way from text to ids; none where it only reads the weights."""
+    """Its own way from text, with the names of special tokens in it, to ids; none where it only reads the weights."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Certificate:
     tokens: int
     """Tokens of the fixed text that both read."""
     equal_token_ids: bool | None
-    """Whether its tokenizer gives the same ids for the text; none where it brought none."""
+    """Whether its tokenizer gives the same ids for the text and all added tokens; none where it brought none."""
     largest_logit_difference: float
     mean_logit_difference: float
     largest_logit: float
@@ -112,7 +117,7 @@ def compare(
     certificate = Certificate(
         opened_by=export.program,
         tokens=len(token_ids),
-        equal_token_ids=None if export.encode is None else export.encode(text) == all_ids,
+        equal_token_ids=None if export.encode is None else _equal_ids(tokenizer, export.encode, text),
         largest_logit_difference=float(difference.max()),
         mean_logit_difference=float(difference.mean()),
         largest_logit=float(ours.abs().max()),
@@ -133,6 +138,19 @@ def _text_for(tokenizer: Tokenizer) -> str:
     if len(known) >= len(TEXT) / 2:
         return known
     return tokenizer.known_part(tokenizer.decode(range(tokenizer.vocab_size)))
+
+
+def _equal_ids(tokenizer: Tokenizer, encode: Callable[[str], list[int]], text: str) -> bool:
+    """Whether both give the same ids for the text, as it is and with every added token in it."""
+    added = [tokenizer.name_of(token_id) for token_id in sorted(tokenizer.special_ids)]
+    between = tokenizer.known_part(" a") or text[:1]
+    texts = [text, between.join(["", *added, ""]), "".join(added)]
+    return all(encode(one) == encoder(tokenizer)(one) for one in texts)
+
+
+def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """From text to ids, with the names of special tokens read as these, as other programs do."""
+    return partial(tokenizer.encode, allow_special=True)
 
 
 def _greedy(model: Logits, prompt: list[int], length: int, advance: Callable[[], None]) -> list[int]:

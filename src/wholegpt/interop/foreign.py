@@ -1,5 +1,6 @@
 """Reading what other programs wrote: tensors by name, JSON objects, each with its limits and a clear error."""
 
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,18 @@ from wholegpt.mapping import from_mapping
 LARGEST_SIZE, MOST_LAYERS = 2**24, 1024
 """Of any number in somebody's config, and of blocks."""
 PICKLES = (".bin", ".pt", ".pth")
+OTHER_FORMATS = {
+    ".gguf": (
+        "GGUF files of llama.cpp are not imported; import the model that it was made from, or turn it into one: in "
+        "transformers, AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(NEW_FOLDER), and "
+        "the same with AutoTokenizer"
+    ),
+    ".onnx": "ONNX files are not imported; import the folder with the model's safetensors",
+    ".h5": "TensorFlow's weights are not imported; import the folder with the model's safetensors",
+    ".msgpack": "Flax's weights are not imported; import the folder with the model's safetensors",
+    ".ckpt": "checkpoints of training programs are not imported; import the folder with the model's safetensors",
+}
+"""Files of other programs, by their ending, and what to do instead."""
 LARGEST_JSON = 2**28
 """Bytes of a JSON file that is read at all; the index of a model of 10¹² parameters has less."""
 
@@ -83,53 +96,98 @@ class ForeignTensors:
         return tensor
 
 
-def without_copy(tensors: ForeignTensors, copy: str, original: str) -> ForeignTensors:
-    """``tensors`` without ``copy``, which has to be ``original`` once more. Raises ``CheckpointError`` if it is not."""
-    same = tensors.shapes.get(original) == tensors.shapes[copy] and torch.equal(
+def tied(tensors: ForeignTensors, copy: str, original: str) -> ForeignTensors:
+    """``tensors`` with ``original`` alone of two that are one in the model; either may be the one that is stored.
+
+    Raises ``CheckpointError`` where both are and differ.
+    """
+    if copy not in tensors.shapes:
+        return tensors
+    if original not in tensors.shapes:
+        return tensors.renamed(lambda name: original if name == copy else name)
+    same = tensors.shapes[original] == tensors.shapes[copy] and torch.equal(
         tensors.read(original), tensors.read(copy)
     )
     if not same:
         raise CheckpointError(
-            f"{tensors.where}: {copy} differs from {original}, but the config says that they are one"
+            f"{tensors.where}: {copy} differs from {original}, but the config says that they are one; where they "
+            "are two, set tie_word_embeddings to false"
         )
     return tensors.renamed(lambda name: "" if name == copy else name)
 
 
-def open_safetensors(folder: Path, single: str, index: str) -> ForeignTensors:
-    """The tensors of one file, or of several that an index lists.
+def open_tensors(folder: Path, *names: str) -> ForeignTensors:
+    """The tensors of the first of the files ``names`` that is there, or of the several that its index lists.
 
-    Raises ``CheckpointError`` for a file that is missing or damaged, and for pickles, which are not read.
+    Safetensors, and the pickles that PyTorch's loader of tensors alone reads. Raises ``CheckpointError`` for a file
+    that is missing or damaged.
     """
-    if (folder / single).exists():  # also beside an index, which is then an older one's: so does transformers
-        where, by_name = folder / single, {}
-    elif (folder / index).exists():
-        where, by_name = folder / index, _sharded(folder, folder / index)
-    else:
-        raise CheckpointError(_nothing_in(folder, single))
-    files = {path: _open(path) for path in sorted(set(by_name.values()) or {folder / single})}
+    for name in names:
+        # One file also where an index is beside it, which is then an older one's: so does transformers.
+        if (folder / name).exists():
+            return _together(folder / name, {}, [folder / name])
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            by_name = _sharded(folder, index, Path(name).suffix)
+            return _together(index, by_name, sorted(set(by_name.values())))
+    raise CheckpointError(_nothing_in(folder, names[0]))
+
+
+def _together(where: Path, by_name: dict[str, Path], paths: list[Path]) -> ForeignTensors:
+    """The tensors of all ``paths``, each of which is in the file that ``by_name`` says, if it says so."""
+    readers: dict[Path, Callable[[str], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, file in files.items():
-        for name in file.keys():  # noqa: SIM118 (the file is no mapping)
+    for path in paths:
+        held, readers[path] = _open_pickle(path) if path.suffix in PICKLES else _open(path)
+        for name, shape in held.items():
             if name in shapes:
                 raise CheckpointError(f"{path}: {name} is in another file too")
-            shapes[name] = tuple(file.get_slice(name).get_shape())
+            shapes[name] = shape
             by_name.setdefault(name, path)
             if by_name[name] != path:
                 raise CheckpointError(f"{where}: {name} is not in {by_name[name].name} but in {path.name}")
     missing = by_name.keys() - shapes.keys()
     if missing:
         raise CheckpointError(f"{where}: names tensors that no file holds: {listed(sorted(missing))}")
-    return ForeignTensors(where, shapes, lambda name: files[by_name[name]].get_tensor(name))
+    return ForeignTensors(where, shapes, lambda name: readers[by_name[name]](name))
 
 
-def _open(path: Path) -> Any:
+Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]
+"""The shapes of a file's tensors, and how one is read."""
+
+
+def _open(path: Path) -> Opened:
     try:
-        return safetensors.safe_open(path, framework="pt")
+        file: Any = safetensors.safe_open(path, framework="pt")
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
 
 
-def _sharded(folder: Path, index: Path) -> dict[str, Path]:
+def _open_pickle(path: Path) -> Opened:
+    content = load_tensors_only(path, "weights")
+    if not isinstance(content, Mapping) or not all(isinstance(one, Tensor) for one in content.values()):
+        raise CheckpointError(f"{path}: expected tensors by their names, as transformers writes them")
+    return {str(name): tuple(tensor.shape) for name, tensor in content.items()}, content.__getitem__
+
+
+def load_tensors_only(path: Path, what: str) -> Any:
+    """What the pickle of ``what`` holds, read by PyTorch's loader that runs nothing.
+
+    Raises ``CheckpointError`` for what that loader refuses.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # what a damaged pickle raises is not limited
+        raise CheckpointError(
+            f"{path}: cannot be read as {what} by PyTorch's loader of tensors and plain values "
+            f"({type(error).__name__}); such files are pickles, which can run any program when they are opened "
+            "otherwise; where you trust it, convert it: in transformers, "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) writes safetensors"
+        ) from None
+
+
+def _sharded(folder: Path, index: Path, suffix: str) -> dict[str, Path]:
     """Tensor name -> file, from an index."""
     weights = read_object(index).get("weight_map")
     if (
@@ -139,25 +197,19 @@ def _sharded(folder: Path, index: Path) -> dict[str, Path]:
     ):
         raise CheckpointError(f"{index}: weight_map does not give a file for each tensor")
     for file in set(weights.values()):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: names the file {file!r}; expected .safetensors files beside it")
+        if Path(file).name != file or not file.endswith(suffix):
+            raise CheckpointError(f"{index}: names the file {file!r}; expected {suffix} files beside it")
         if not (folder / file).exists():
             raise CheckpointError(f"{folder / file}: is missing; {index.name} names it")
     return {name: folder / file for name, file in weights.items()}
 
 
-def _nothing_in(folder: Path, single: str) -> str:
-    pickles = sorted(path.name for suffix in PICKLES for path in folder.glob(f"*{suffix}"))
-    return pickled(folder, pickles) if pickles else f"{folder}: holds no {single}"
-
-
-def pickled(where: Path, names: list[str]) -> str:
-    """Why some files are not read, and what to do."""
-    return (
-        f"{where}: {listed(names)}: such files are pickles, which can run any program when they are opened, so they "
-        "are not read; where you trust them, convert them: in transformers, "
-        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) writes safetensors"
-    )
+def _nothing_in(folder: Path, name: str) -> str:
+    others = sorted(path for path in folder.iterdir() if path.suffix in (*OTHER_FORMATS, *PICKLES))
+    if not others:
+        return f"{folder}: holds no {name}"
+    advice = OTHER_FORMATS.get(others[0].suffix, "pickles of that name are not read")
+    return f"{folder}: holds no {name}, but {others[0].name}: {advice}"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -174,11 +226,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def number_in(content: Mapping[str, Any], field: str, path: Path, absent: float | None = None) -> float:
-    """A size in somebody's config. Raises ``CheckpointError`` naming the field for anything else."""
-    value = content.get(field)
-    value = absent if value is None else value
+    """A number in somebody's config. Raises ``CheckpointError`` naming the field for anything else."""
+    value = content.get(field, absent)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST_SIZE:
         raise CheckpointError(f"{path}: {field} is {value!r}; expected a number from 0 to {LARGEST_SIZE:,}")
+    return value
+
+
+def whole_number_in(content: Mapping[str, Any], field: str, path: Path) -> int:
+    """A size in somebody's config. Raises ``CheckpointError`` naming the field for anything else."""
+    value = number_in(content, field, path)
+    if not isinstance(value, int):
+        raise CheckpointError(f"{path}: {field} is {value!r}; expected a whole number")
     return value
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib
-import json
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +13,14 @@ from torch import Tensor
 
 from wholegpt.choices import Bias, FeedForward
 from wholegpt.config import ModelConfig
-from wholegpt.errors import CheckpointError, ConfigError, TokenizerError
+from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
 from wholegpt.interop.certificate import ForeignModel
+from wholegpt.interop.gguf_tokenizer import add_ends, add_tokenizer
 from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
+from wholegpt.interop.sidecar import without_special_names
 from wholegpt.model import TokenModel
-from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
+from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -83,9 +84,10 @@ def write(
     writer = gguf.GGUFWriter(path, "gpt2" if table is TABLES[GPT2.name] else "qwen3")
     _add_config(writer, config)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
-    _add_tokenizer(writer, tokenizer)
+    add_tokenizer(writer, tokenizer)
+    add_ends(writer, tokenizer, chat_template)
     if chat_template:
-        writer.add_chat_template(chat_template)
+        writer.add_chat_template(without_special_names(chat_template))
     for their_name, tensor in to_theirs(model.own_tensors(), names_of(table, config), config).items():
         stored = gguf.GGMLQuantizationType[_stored_as(their_name, tensor, tensor_type).upper()]
         writer.add_tensor(their_name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
@@ -183,7 +185,7 @@ def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
         return torch.from_numpy(model.scores[: len(token_ids)].copy())
 
     def encode(text: str) -> list[int]:
-        return model.tokenize(text.encode(), add_bos=False)
+        return model.tokenize(text.encode(), add_bos=False, special=True)
 
     return ForeignModel(program, logits, encode)
 
@@ -192,89 +194,3 @@ def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
 def _no_log(llama_cpp: ModuleType) -> Any:
     """A callback that drops what llama.cpp would log; kept, since llama.cpp goes on calling it."""
     return llama_cpp.llama_log_callback(lambda level, text, user_data: None)
-
-
-QWEN2_SPLIT = "|".join(
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-"""How the published Qwen2 and Qwen3 tokenizers cut a text into words."""
-
-
-def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
-    from gguf import TokenType
-
-    if not tokenizer.has_end_of_text:
-        raise TokenizerError(
-            "the tokenizer has no end-of-text token, in whose place llama.cpp would take an ordinary one; "
-            "export to huggingface instead"
-        )
-    content = json.loads(tokenizer.to_json())
-    added = {token["id"]: token for token in content["added_tokens"]}
-    entries = _byte_level_entries(content)
-    tokens: list[str] = []
-    types: list[int] = []
-    for token_id in range(tokenizer.vocab_size):
-        token = added.get(token_id)
-        tokens.append(token["content"] if token else entries[token_id])
-        control = TokenType.CONTROL if token and token["special"] else TokenType.USER_DEFINED
-        types.append(control if token else TokenType.NORMAL)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_splitting(content))
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(_merges(content) or [NO_MERGE])
-    writer.add_add_bos_token(False)
-    writer.add_bos_token_id(tokenizer.end_of_text_id)
-    writer.add_eos_token_id(tokenizer.end_of_text_id)
-
-
-NO_MERGE = "<|none|> <|none|>"
-"""llama.cpp asks for a list of merges that is not empty; no text has these two entries."""
-
-
-def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
-    """Id -> token, in the 256 characters that stand for bytes."""
-    vocabulary = content["model"]["vocab"]
-    if content["model"]["type"] == "BPE" and "ByteLevel" in json.dumps(content["pre_tokenizer"]):
-        return {token_id: token for token, token_id in vocabulary.items()}
-    longer = [token for token in vocabulary if len(token.encode()) > 1]
-    if content["model"]["type"] != "WordLevel" or longer:
-        reason = (
-            f"it has characters of several bytes, such as {longer[0]!r}"
-            if longer
-            else content["model"]["type"]
-        )
-        raise TokenizerError(
-            f"llama.cpp cannot repeat this tokenizer ({reason}); it knows byte-level BPE, and character tokenizers "
-            "of ASCII only. Export to huggingface, or train with --tokenizer.kind bpe"
-        )
-    alphabet = byte_level_alphabet()
-    return {token_id: alphabet[token.encode()[0]] for token, token_id in vocabulary.items()}
-
-
-def _splitting(content: dict[str, Any]) -> str:
-    """llama.cpp's name for the way a text is cut into words before its tokens are joined."""
-    first = content["pre_tokenizer"]
-    if not _merges(content) or (
-        first["type"] == "ByteLevel" and first["use_regex"] and not first["add_prefix_space"]
-    ):
-        return "gpt-2"
-    if QWEN2_SPLIT in [part.get("pattern", {}).get("Regex") for part in first.get("pretokenizers", [])]:
-        return "qwen2"
-    raise TokenizerError(
-        "llama.cpp has no name for the way this tokenizer cuts a text into words; it knows GPT-2's and Qwen2's. "
-        "Export to huggingface instead"
-    )
-
-
-def _merges(content: dict[str, Any]) -> list[str]:
-    merges = content["model"].get("merges", [])
-    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]

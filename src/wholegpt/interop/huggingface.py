@@ -20,15 +20,24 @@ from wholegpt.interop.architectures import (
     architecture_of,
     from_their_config,
     to_their_config,
+    with_defaults,
 )
 from wholegpt.interop.certificate import ForeignModel
-from wholegpt.interop.foreign import open_safetensors, read_object, without_copy
+from wholegpt.interop.foreign import open_tensors, read_object, tied
 from wholegpt.interop.names import names_of, to_theirs, with_biases
+from wholegpt.interop.sidecar import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    end_ids_in,
+    without_special_names,
+)
 from wholegpt.model import TokenModel
-from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
+from wholegpt.tokenizers import END_OF_TEXT, PADDING, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-CHAT_TEMPLATE = "chat_template.jinja"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+"""Read where there are no safetensors."""
 UNEMBEDDING = "lm_head.weight"
 
 
@@ -42,27 +51,54 @@ def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: 
     config = with_biases(model.config) if architecture.base.bias is Bias.all else model.config
     tensors = to_theirs(model.own_tensors(), names_of(architecture.table, config), config)
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    ends: dict[str, int] = {}
-    if tokenizer.has_end_of_text:
-        ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text_id)
-    stops = dict(ends)
-    if chat_template and (end := tokenizer.id_of(ChatTemplate(chat_template).end_of_turn)) is not None:
-        stops["eos_token_id"] = end  # of an answer
-    write_json_atomic(folder / CONFIG, {**to_their_config(architecture, config), **ends})
-    write_json_atomic(folder / "generation_config.json", {**stops, "do_sample": True, "temperature": 0.8})
+    ids = special_ids(tokenizer)
+    write_json_atomic(folder / CONFIG, {**to_their_config(architecture, config), **ids})
+    generation: dict[str, Any] = {**ids, "do_sample": True, "temperature": 0.8}
+    if ends := ends_of_answers(tokenizer, chat_template):
+        generation["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    if tokenizer.unused_ids:
+        generation["suppress_tokens"] = tokenizer.unused_ids
+    write_json_atomic(folder / GENERATION_CONFIG, generation)
     tokenizer.save(folder / "tokenizer.json")
     if chat_template:
-        write_text_atomic(folder / CHAT_TEMPLATE, chat_template)
-    special = dict.fromkeys((name.removesuffix("_id") for name in ends), END_OF_TEXT)
+        write_text_atomic(folder / CHAT_TEMPLATE, without_special_names(chat_template))
+    first = {name: one[0] if isinstance(one, list) else one for name, one in ids.items()}
+    names = {
+        name.removesuffix("_id"): tokenizer.name_of(one)
+        for name, one in first.items()
+        if one in tokenizer.special_ids  # transformers makes it one
+    }
     write_json_atomic(
-        folder / "tokenizer_config.json",
+        folder / TOKENIZER_CONFIG,
         {
             "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it stands
             "model_max_length": config.context_length,
             "clean_up_tokenization_spaces": False,
-            **special,
+            **names,
         },
     )
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The beginning, the end and the padding of texts, as far as there are such tokens, under their names."""
+    ids: dict[str, Any] = {}
+    if tokenizer.prefix_ids:
+        ids["bos_token_id"] = tokenizer.prefix_ids[0]
+    elif tokenizer.has_end_of_text:
+        ids["bos_token_id"] = tokenizer.end_of_text_id
+    if ends := sorted(tokenizer.end_ids):
+        ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    if (padding := tokenizer.id_of(PADDING)) is not None:
+        ids["pad_token_id"] = padding
+    return ids
+
+
+def ends_of_answers(tokenizer: Tokenizer, chat_template: str) -> list[int]:
+    """The tokens that end what a model generates: an answer, where it has a chat template, in place of a document."""
+    end = tokenizer.id_of(ChatTemplate(chat_template).end_of_turn) if chat_template else None
+    if end is None:
+        return sorted(tokenizer.end_ids)
+    return [end, *sorted(tokenizer.end_ids - {end, tokenizer.id_of(END_OF_TEXT)})]
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -73,15 +109,23 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     content = read_object(folder / CONFIG)
     architecture = architecture_named(content, folder / CONFIG)
     config = from_their_config(architecture, content, folder / CONFIG)
-    found = open_safetensors(folder, WEIGHTS, INDEX)
+    found = open_tensors(folder, WEIGHTS, PICKLED_WEIGHTS)
     bare = not any(name.startswith(architecture.prefix) for name in found.shapes)
     tensors = found.renamed(lambda name: _full_name(name, architecture, bare))
-    if config.embeddings is Embeddings.tied and UNEMBEDDING in tensors.shapes:
+    if config.embeddings is Embeddings.tied:
         (embedding,) = next(
             line for line in architecture.table if line.ours == "token_embedding.weight"
         ).theirs
-        tensors = without_copy(tensors, UNEMBEDDING, embedding)
+        tensors = tied(tensors, UNEMBEDDING, embedding)
     return config, tensors.into_ours(architecture.table, config)
+
+
+def end_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """The tokens at which ``transformers`` ends a text of the model in ``folder``; none where nothing says so."""
+    content = read_object(folder / CONFIG)
+    return end_ids_in(
+        folder, with_defaults(architecture_named(content, folder / CONFIG), content), vocab_size
+    )
 
 
 def _full_name(name: str, architecture: Architecture, bare: bool) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from wholegpt.choices import Bias, FeedForward
 from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError
-from wholegpt.interop.foreign import ForeignTensors, completed, number_in, without_copy
+from wholegpt.interop.foreign import ForeignTensors, completed, load_tensors_only, number_in, tied
 from wholegpt.interop.names import LAYER, Table, both, name, own_shapes
 from wholegpt.presets import gpt2
 
@@ -27,6 +27,8 @@ TABLE: Table = (
     *both(f"{_OURS}.feed_forward.output", f"{_THEIRS}.mlp.c_proj"),
     *both("final_norm", "transformer.ln_f"),
 )
+FILE = "ckpt.pt"
+"""What ``train.py`` calls its checkpoint."""
 SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "block_size",
@@ -46,21 +48,14 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Raises ``CheckpointError`` for a file that is damaged, that holds anything but tensors and plain values, or whose
     parts contradict each other.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # what a damaged pickle raises is not limited
-        raise CheckpointError(
-            f"{path}: cannot be read as nanoGPT's ckpt.pt, which holds tensors and plain values only "
-            f"({type(error).__name__})"
-        ) from None
+    content = load_tensors_only(path, "nanoGPT's ckpt.pt")
     arguments, tensors = _parts(content, path)
     config = _config(arguments, path)
     found = ForeignTensors(
         path, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors.__getitem__
     )
     found = found.renamed(_plain_name)
-    if UNEMBEDDING in found.shapes:
-        found = without_copy(found, UNEMBEDDING, "transformer.wte.weight")
+    found = tied(found, UNEMBEDDING, "transformer.wte.weight")
     table = TABLE
     if config.bias is Bias.none:
         table = tuple(line for line in TABLE if not line.ours.endswith(".bias"))
@@ -82,6 +77,7 @@ def _parts(content: Any, path: Path) -> tuple[Mapping[str, Any], Mapping[str, Te
 
 
 def _config(arguments: Mapping[str, Any], path: Path) -> ModelConfig:
+    arguments = {"dropout": 0.0, **arguments}
     missing = [theirs for theirs in SIZES.values() if theirs not in arguments]
     if missing:
         raise CheckpointError(f"{path}: model_args lacks {', '.join(missing)}")

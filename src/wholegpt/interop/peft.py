@@ -24,11 +24,13 @@ from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic
 from wholegpt.interop import huggingface
 from wholegpt.interop.architectures import architecture_of
 from wholegpt.interop.certificate import ForeignModel
-from wholegpt.interop.foreign import ForeignTensors, number_in, open_safetensors, read_object
+from wholegpt.interop.foreign import ForeignTensors, number_in, open_tensors, read_object, whole_number_in
 from wholegpt.interop.names import Name, names_of, own_shapes, stacked_rows
 from wholegpt.model import TokenModel
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+PICKLED_WEIGHTS = "adapter_model.bin"
+"""Read where there are no safetensors."""
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 MATRICES = ("token_embedding", "unembedding")
@@ -40,8 +42,21 @@ PLAIN = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "modules_to_save": None,
+    "lora_bias": False,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "target_parameters": None,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
 """Their settings that change the computation, with the only value that can be expressed here."""
+DEFAULTS = {"r": 8, "lora_alpha": 8}
+"""Of settings that ``adapter_config.json`` leaves out."""
+ADDED_TO_THE_MODEL = (True, False, "gaussian", "eva", "orthogonal")
+"""Initializations that leave the weights below the adapter as they are."""
 
 
 def save_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:
@@ -149,17 +164,24 @@ def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
             raise CheckpointError(
                 f"{folder / CONFIG}: {name} is {content[name]!r}; only {value!r} can be expressed here"
             )
+    if (initialized := content.get("init_lora_weights", True)) not in ADDED_TO_THE_MODEL:
+        raise CheckpointError(
+            f"{folder / CONFIG}: init_lora_weights is {initialized!r}, which changes the model below the adapter; in "
+            "peft, save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL_ADAPTER) writes an "
+            "adapter for the model as it was"
+        )
     if content.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{folder / CONFIG}: peft_type is {content.get('peft_type')!r}; expected 'LORA'"
         )
-    rank = int(number_in(content, "r", folder / CONFIG))
+    content = {**DEFAULTS, **content}
+    rank = whole_number_in(content, "r", folder / CONFIG)
     alpha = number_in(content, "lora_alpha", folder / CONFIG)
     new = new_tokens_of(folder)
     _check_base(folder, model, new)
     if any(layer.merged for _, layer in lora_layers(model)):
         raise ConfigError("the model has LoRA that is merged; unmerge it first")
-    found = open_safetensors(folder, WEIGHTS, f"{WEIGHTS}.index.json")
+    found = open_tensors(folder, WEIGHTS, PICKLED_WEIGHTS)
     rows = _new_rows(found, model.config, new)
     changes = {
         ours: (

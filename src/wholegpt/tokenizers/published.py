@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from wholegpt.errors import TokenizerError
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
@@ -22,27 +23,94 @@ def gpt2_tokenizer(folder: str | Path) -> Tokenizer:
     ``vocab.json`` and ``merges.txt`` are the same under the names that ``transformers`` gives them, and GPT-1's too,
     which is told by its marked word ends. Raises ``TokenizerError`` when one is missing or not what its name says.
     """
-    names = TRANSFORMERS_FILES if (Path(folder) / TRANSFORMERS_FILES[0]).exists() else GPT2_FILES
-    encoder_path, merges_path = (Path(folder) / name for name in names)
+    folder = Path(folder)
+    names = TRANSFORMERS_FILES if (folder / TRANSFORMERS_FILES[0]).exists() else GPT2_FILES
+    encoder_path, merges_path = (folder / name for name in names)
     try:
         vocabulary = json.loads(encoder_path.read_text(encoding="utf-8"))
-        _, *lines = merges_path.read_text(encoding="utf-8").split("\n")
+        lines = merges_path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{folder}: expected {' and '.join(names)}: {error}") from None
-    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
+    merges = [(left, right) for left, _, right in pairs]
     try:
         if UNKNOWN in vocabulary and any(token.endswith(WORD_END) for token in vocabulary):
             model = models.BPE(
                 vocab=vocabulary, merges=merges, unk_token=UNKNOWN, end_of_word_suffix=WORD_END
             )
-            return Tokenizer(gpt1_library(model))
+            return with_added_tokens(Tokenizer(gpt1_library(model)), folder)
         library = Library(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # the library raises nothing more specific
         raise TokenizerError(f"{folder}: {' and '.join(names)} do not fit together: {error}") from None
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
-    library.add_special_tokens([END_OF_TEXT])
+    if END_OF_TEXT in vocabulary:
+        library.add_special_tokens([END_OF_TEXT])
+    return with_added_tokens(Tokenizer(library), folder)
+
+
+def with_added_tokens(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    """``tokenizer`` with the tokens that ``transformers`` adds to it.
+
+    They are in ``added_tokens_decoder`` of ``tokenizer_config.json``, or, of older versions, in ``added_tokens.json``;
+    those that the first file names as the beginning, the end and so on are special. Raises ``TokenizerError`` where an
+    id given there is not the one that the token has or gets.
+    """
+    config = _object(folder / "tokenizer_config.json")
+    named = {**_object(folder / "special_tokens_map.json"), **config}
+    special = [_content(value) for name, value in named.items() if name.endswith("_token")]
+    special += [_content(value) for value in named.get("additional_special_tokens") or []]
+    added: dict[int, AddedToken] = {}
+    for token_id, token in (config.get("added_tokens_decoder") or {}).items():
+        flags = {name: bool(token[name]) for name in _FLAGS if name in token}
+        added[int(token_id)] = AddedToken(_content(token), **flags)
+    if not added:
+        for content, token_id in _object(folder / "added_tokens.json").items():
+            added[int(token_id)] = AddedToken(
+                content, normalized=content not in special, special=content in special
+            )
+    library = Library.from_str(tokenizer.to_json())
+    known = {token.content for token in library.get_added_tokens_decoder().values()}
+    entries = library.get_vocab()
+    for content in special:
+        if (
+            content in entries
+            and content not in known
+            and content not in {one.content for one in added.values()}
+        ):
+            added[entries[content]] = AddedToken(content, special=True, normalized=False)
+    new = {token_id: token for token_id, token in sorted(added.items()) if token.content not in known}
+    if not new:
+        return tokenizer
+    for token_id, token in new.items():
+        library.add_tokens([token])
+        if library.token_to_id(token.content) != token_id:
+            raise TokenizerError(
+                f"{folder}: gives {token.content!r} the id {token_id:,}; it is {library.token_to_id(token.content):,} "
+                "in the vocabulary"
+            )
     return Tokenizer(library)
+
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _content(token: Any) -> str:
+    """The text of a token, given as such or as an object."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file. Raises ``TokenizerError`` for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path}: expected a JSON object")
+    return content
 
 
 def gpt1_library(model: models.BPE) -> Library:
@@ -60,5 +128,5 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     if not path.is_dir():
         return Tokenizer.load(path)
     if (path / "tokenizer.json").exists():
-        return Tokenizer.load(path / "tokenizer.json")
+        return with_added_tokens(Tokenizer.load(path / "tokenizer.json"), path)
     return gpt2_tokenizer(path)

@@ -1,7 +1,9 @@
 """One tokenizer class over the ``tokenizers`` library, whatever the vocabulary."""
 
 import codecs
+import copy
 import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +55,9 @@ class Tokenizer:
         self._word_end = word_end(library)
         self.marks_word_ends = bool(self._word_end)
         self.keeps_text = not self._word_end and library.normalizer is None
+        end = library.token_to_id(END_OF_TEXT)
+        self.end_ids = frozenset() if end is None else frozenset({end})
+        """The tokens that end a generated text."""
 
     @property
     def end_of_text_id(self) -> int:
@@ -69,6 +74,31 @@ class Tokenizer:
         """The id of an entry by its name; none where there is no such entry."""
         return self._library.token_to_id(token)
 
+    def with_ends(self, token_ids: Iterable[int]) -> "Tokenizer":
+        """The tokenizer of a model whose generated texts end at ``token_ids``, in place of end-of-text."""
+        changed = copy.copy(self)
+        changed.end_ids = frozenset(token_ids)
+        return changed
+
+    @cached_property
+    def prefix_ids(self) -> list[int]:
+        """The tokens that other programs put before a prompt, from the post-processor of ``tokenizer.json``."""
+        processor = json.loads(self._content).get("post_processor") or {}
+        prefix: list[int] = []
+        for one in processor.get("processors", [processor]):
+            if one.get("type") in ("BertProcessing", "RobertaProcessing"):
+                prefix.append(one["cls"][1])
+            for piece in one.get("single", []) if one.get("type") == "TemplateProcessing" else []:
+                if "Sequence" in piece:
+                    break
+                prefix += one["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+        return [token_id for token_id in prefix if token_id < self.vocab_size]
+
+    @cached_property
+    def unused_ids(self) -> list[int]:
+        """The entries that ``with_unused`` added: rows of a padded model, which no text has."""
+        return [token_id for token_id, token in self._added.items() if token.content == unused_name(token_id)]
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The ids that no text becomes: those of special tokens, unless the model also uses the entry for text."""
@@ -80,6 +110,10 @@ class Tokenizer:
             return self._library.encode(text, add_special_tokens=False).ids == [token_id]
         except Exception:  # the library raises nothing more specific for characters that it does not know
             return False
+
+    def name_of(self, token_id: int) -> str:
+        """The name of an entry."""
+        return self._library.id_to_token(token_id) or ""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -249,7 +283,7 @@ class Tokenizer:
 
     def with_unused(self, vocab_size: int) -> "Tokenizer":
         """The tokenizer with entries that no text has, up to ``vocab_size``: for models padded to a round size."""
-        return self.with_special_tokens([f"<|unused_{i}|>" for i in range(self.vocab_size, vocab_size)])
+        return self.with_special_tokens([unused_name(i) for i in range(self.vocab_size, vocab_size)])
 
     def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
         """The tokenizer with further entries at its end, which no text becomes unless ``encode`` is told so.
@@ -343,6 +377,11 @@ def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
             portion, characters = [], 0
     if portion:
         yield portion
+
+
+def unused_name(token_id: int) -> str:
+    """The name of an entry that no text has."""
+    return f"<|unused_{token_id}|>"
 
 
 class StreamDecoder:
