@@ -28,7 +28,8 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.config import Config
-from wholegpt.errors import ConfigError, DataError, TokenizerError
+from wholegpt.console import write_output
+from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 Flag = Parameter(negative="")
 ASKED = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
 """What `predict` takes for an example, where that is not two texts."""
-LONGEST_SHOWN = 60
-"""Characters of a text in a list of answers."""
 
 
 def finetune(
@@ -178,19 +177,14 @@ def _write(path: Path, answers: "list[Prediction]") -> None:
 
 def _line(answer: "Prediction") -> str:
     """An answer for people: the label with the probabilities of all, and the beginning of what was read."""
-    text = " | ".join(_shortened(text) for text in answer.texts)
+    text = " | ".join(shortened(text) for text in answer.texts)
     if not answer.probabilities:
         return f"{answer.label:.3f}  {text}"
     shares = ", ".join(
-        f"{_shortened(name)} {share:.1%}"
+        f"{shortened(name)} {share:.1%}"
         for name, share in sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
     )
-    return f"{_shortened(str(answer.label))} ({shares})  {text}"
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_SHOWN else line[: LONGEST_SHOWN - 1] + "…"
+    return f"{shortened(str(answer.label))} ({shares})  {text}"
 
 
 def show_finetuned(run: "Run[Any]", common: Common) -> None:
@@ -332,4 +326,4 @@ def _question(common: Common) -> str:
 
 def _emit(common: Common) -> "Callable[[str], None]":
     """Shows an answer as it comes."""
-    return (lambda text: None) if common.json else (lambda text: print(text, end="", flush=True))
+    return (lambda text: None) if common.json else (lambda text: write_output(text, end=""))

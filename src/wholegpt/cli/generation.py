@@ -1,7 +1,6 @@
 """``generate``: text from a model."""
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from cyclopts import Parameter
 from wholegpt.choices import Architecture, Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
 from wholegpt.config import GenerationConfig
+from wholegpt.console import write_output, write_styled
 from wholegpt.errors import ConfigError, Interrupted
 from wholegpt.mapping import to_mapping
 
@@ -151,8 +151,7 @@ def _draw(
 
     def emit(_: int, text: str) -> None:
         # The prompt waits for the first text, so that a refused setting leaves standard output empty.
-        sys.stdout.write(text if begun else shown + text)
-        sys.stdout.flush()
+        write_output(text if begun else shown + text, end="")
         begun.append(text)
 
     started = time.perf_counter()
@@ -188,7 +187,7 @@ def _show(
     if show_probabilities and not common.json:
         for number, one in enumerate(texts):
             if number:
-                print(BETWEEN_TEXTS, end="")
+                write_output(BETWEEN_TEXTS, end="")
             _show_probabilities(shown, one)
         return
     rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)
@@ -238,25 +237,18 @@ def _completion_json(one: "Completion") -> dict[str, Any]:
 
 def _show_probabilities(prompt: str, completion: "Completion") -> None:
     """The text in colours, then one line for each token; a stop text is none of it, and is not in colour."""
-    from rich.console import Console as RichConsole
-    from rich.text import Text
-
-    text, lines = Text(prompt, style="dim"), Text()
+    text, lines = [(prompt, "dim")], list[tuple[str, str]]()
     left = len(completion.text)
     for choice in completion.choices:
         style = next(style for bits, style in SURPRISAL_STYLES if choice.surprisal_bits <= bits)
-        text.append(choice.text[:left], style=style)
-        text.append(choice.text[left:], style="dim")
+        text += [(choice.text[:left], style), (choice.text[left:], "dim")]
         left = max(0, left - len(choice.text))
         others = "  ".join(
             f"{other!r} {100 * probability:.3g}%" for other, probability in choice.alternatives
         )
-        lines.append(f"{choice.surprisal_bits:6.2f} bits  ")
-        lines.append(f"{choice.text!r:<16}", style=style)
-        lines.append(f"  {others}\n")
-    screen = RichConsole(soft_wrap=True, highlight=False)
-    screen.print(text, end="\n\n")
-    screen.print(lines, end="")
+        bits, token = f"{choice.surprisal_bits:6.2f} bits  ", f"{choice.text!r:<16}"
+        lines += [(bits, ""), (token, style), (f"  {others}\n", "")]
+    write_styled([*text, ("\n\n", ""), *lines], end="")
 
 
 def _schema_text(given: str) -> str:

@@ -1,6 +1,7 @@
 """``wholegpt tokenizer train|encode|decode|show``."""
 
 import dataclasses
+import itertools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from wholegpt.checks import check
 from wholegpt.choices import Normalization, TokenizerKind
 from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
 from wholegpt.config import Config, DataConfig, TokenizerConfig
+from wholegpt.console import write_styled
 from wholegpt.errors import ConfigError, RunError, TokenizerError
 
 if TYPE_CHECKING:
@@ -122,23 +124,15 @@ def show(tokenizer: str, text: str, *, common: CommonOptions = Common()) -> None
         What to cut.
 
     """
-    from rich.console import Console
-    from rich.text import Text
-
     opened = _open(tokenizer)
     token_ids = opened.encode(text)
     tokens = [opened.decode([token_id]) for token_id in token_ids]
     if common.json:
         common.show({"token_ids": token_ids, "tokens": tokens}, "")
         return
-    console = Console(highlight=False, soft_wrap=True)
-    coloured = Text()
-    for place, token in enumerate(tokens):
-        if place and not console.is_terminal:
-            coloured.append("|")
-        coloured.append(token, style=f"black on {COLOURS[place % len(COLOURS)]}")
-    console.print(coloured)
-    console.print(" ".join(map(str, token_ids)), style="dim")
+    colours = [f"black on {colour}" for colour in COLOURS]
+    write_styled(list(zip(tokens, itertools.cycle(colours))), separator="|")
+    write_styled([(" ".join(map(str, token_ids)), "dim")])
 
 
 @app.command
