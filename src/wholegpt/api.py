@@ -45,6 +45,8 @@ def train(
 ) -> Run[TextScore]:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
 
+    A source is a name, never the text itself: write that to a file first.
+
     Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``
     the model and its training are planned to take that long, everything included, from now or from ``started``
     (of ``time.monotonic``), and ``config`` may only differ in the rest. The run is written to ``out``
@@ -140,6 +142,12 @@ def plan(
 def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
     if not sources:
         return config
+    for source in sources:
+        if not isinstance(source, str | Path):
+            raise ConfigError(
+                f"a source is a {type(source).__name__}; give each as a path or a corpus's name of its own, as in "
+                "wg.train('a.txt', 'b.txt'); write text itself to a file"
+            )
     data = dataclasses.replace(config.data, source=tuple(map(str, sources)), card="")
     return dataclasses.replace(config, data=data)
 

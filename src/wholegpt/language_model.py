@@ -19,6 +19,7 @@ from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, che
 from wholegpt.data.control import NO_CONTROL, header_for
 from wholegpt.data.conversations import holds_conversations, read_like
 from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data.sources import source_path
 from wholegpt.data.tables import is_table, read_table
 from wholegpt.data.task_columns import DETECTED
 from wholegpt.data.task_data import read_labelled
@@ -281,10 +282,8 @@ class LanguageModel:
         stream: list[np.ndarray] = []
         words = n_bytes = n_characters = 0
         for source in sources:
-            if not Path(source).exists():
-                raise DataError(f"{source}: no such file or folder")
             report = ReadingReport()
-            for text in read_documents(Path(source), reading, report):
+            for text in read_documents(source_path(source), reading, report):
                 plain = plain_text(text, published)
                 words += plain.words
                 n_bytes += len(plain.text.encode())

@@ -32,6 +32,8 @@ EXTRAS = {
     "zstandard": "zstandard",
 }
 """Modules that are installed only when asked for, and what to ask for."""
+LONGEST_NAME = 200
+"""Characters of a path in an error of the operating system."""
 
 
 def make_app() -> cyclopts.App:
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         discard_output()  # the reader went away, as `head` does
     except OSError as error:
         discard_output()
-        where = error.filename or "the disk"
+        where = shortened(str(error.filename or "the disk"), LONGEST_NAME)
         return _complain(tokens, error, USER_ERROR, f"{where}: {error.strerror or error}")
     except Exception as error:  # the last resort of the program
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:

@@ -27,6 +27,7 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
+from wholegpt.cli.texts import check_no_file, piped_text
 from wholegpt.config import Config
 from wholegpt.console import write_output
 from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
@@ -121,7 +122,7 @@ def predict(
         A run or model folder that `finetune` made.
     texts
         What to answer: for classification any number of texts; else the texts of one example (two, or a context and
-        the answers to choose from).
+        the answers to choose from). Unless given, what is piped in is one text.
     data
         Examples instead: a .csv, .tsv, .jsonl or .json table with the columns of the training examples.
     out
@@ -134,6 +135,10 @@ def predict(
         best, last, or the step of a checkpoint.
 
     """
+    for text in texts:
+        check_no_file(text, "--data")
+    if not texts and not data:
+        texts = tuple(filter(None, [piped_text()]))
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
     check_new_file(out, "--out")

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from wholegpt.choices import Architecture, Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
+from wholegpt.cli.texts import text_or_input
 from wholegpt.config import GenerationConfig
 from wholegpt.console import write_output, write_styled
 from wholegpt.errors import ConfigError, Interrupted
@@ -38,7 +39,7 @@ class GenerationOptions(GenerationConfig):
 
 def generate(
     run: str,
-    prompt: str = "",
+    prompt: str | None = None,
     *,
     template: str = "",
     control: tuple[str, ...] = (),
@@ -62,7 +63,7 @@ def generate(
     run
         A run or model folder.
     prompt
-        Text to continue; without one the model starts a document.
+        Text to continue; unless given what is piped in, and without either the model starts a document.
     template
         What stands around the prompt: story, technical, conversation or creative; or a text with {prompt} in it, or a
         file that holds one.
@@ -100,6 +101,8 @@ def generate(
     _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
         raise ConfigError("--alternatives are shown by --show-probabilities or --json; add one")
+    takes_input = prompt is None and settings.json_schema == "-"
+    prompt = "" if takes_input else text_or_input(prompt)
     asked = {
         "template": template,
         "control": _control(control),
@@ -255,8 +258,9 @@ def _schema_text(given: str) -> str:
     """A schema as it stands, or what the file of that name holds."""
     if not given or given.lstrip().startswith("{"):
         return given
+    path = "/dev/stdin" if given == "-" else given
     try:
-        text = Path(given).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError):
         text = ""
     if not text.strip():

@@ -20,7 +20,7 @@ from typing import Any
 from wholegpt.config import DataConfig
 from wholegpt.data import formats
 from wholegpt.data.formats import Piece, Source
-from wholegpt.data.shards import PreparedData
+from wholegpt.data.sources import without_text
 from wholegpt.errors import DataError
 
 TABLES: dict[str, formats.Reader] = {
@@ -144,8 +144,8 @@ def files_below(folder: Path, report: ReadingReport) -> Iterator[Path]:
         elif path.is_dir():
             if path.is_symlink():
                 report.skip("linked folders")
-            elif PreparedData.exists(path) or (path / "lineage.json").exists():
-                report.skip("folders made by wholegpt")
+            elif without_text(path):
+                report.skip("folders of models and runs")
             else:
                 yield from files_below(path, report)
         elif not path.is_file():

@@ -1,6 +1,7 @@
 """Token ids on disk: raw little-endian shards, read through memory maps, and a manifest that describes them."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +114,7 @@ class PreparedData:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether ``folder`` holds prepared data."""
-        return (folder / MANIFEST).is_file() and (folder / "tokenizer.json").is_file()
+        return all(os.path.isfile(folder / name) for name in (MANIFEST, "tokenizer.json"))  # noqa: PTH113 (never raises)
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedData":

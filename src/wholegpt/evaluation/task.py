@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Examples:
 
 def is_task_file(path: Path, text_field: str = "text") -> bool:
     """Whether the first line of a file asks something; else it is a text, or holds one in ``text_field``."""
-    if path.suffix.lower() not in JSON_LINES_SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in JSON_LINES_SUFFIXES or not os.path.isfile(path):  # noqa: PTH113 (never raises)
         return False
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
