@@ -11,6 +11,7 @@ from wholegpt.checks import check
 from wholegpt.choices import TaskKind
 from wholegpt.config import Config
 from wholegpt.console import Console
+from wholegpt.data.sources import check_sources
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore
 from wholegpt.files import write_json_atomic, write_text_atomic
@@ -142,12 +143,7 @@ def plan(
 def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
     if not sources:
         return config
-    for source in sources:
-        if not isinstance(source, str | Path):
-            raise ConfigError(
-                f"a source is a {type(source).__name__}; give each as a path or a corpus's name of its own, as in "
-                "wg.train('a.txt', 'b.txt'); write text itself to a file"
-            )
+    check_sources(sources)
     data = dataclasses.replace(config.data, source=tuple(map(str, sources)), card="")
     return dataclasses.replace(config, data=data)
 

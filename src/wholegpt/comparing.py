@@ -5,6 +5,7 @@ from typing import Any
 
 from wholegpt.console import Console
 from wholegpt.data.conversations import holds_conversations
+from wholegpt.data.sources import check_sources
 from wholegpt.data.tables import is_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import Difference, compare_tasks, compare_texts, is_task_file
@@ -22,6 +23,7 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
+    check_sources(sources)
     encoding = settings.get("encoding", "utf-8")
     asks = [answers_examples(lm, *sources, encoding=encoding) for lm in (first, second)]
     asked = any(asks)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, che
 from wholegpt.data.control import NO_CONTROL, header_for
 from wholegpt.data.conversations import holds_conversations, read_like
 from wholegpt.data.reading import ReadingReport, read_documents
-from wholegpt.data.sources import source_path
+from wholegpt.data.sources import check_sources, source_path
 from wholegpt.data.tables import is_table, read_table
 from wholegpt.data.task_columns import DETECTED
 from wholegpt.data.task_data import read_labelled
@@ -97,10 +97,26 @@ class LanguageModel:
             )
         return self._tokenizer
 
+    @overload
     def generate(
         self, prompt: str = "", *, emit: Callable[[str], None] | None = None, **settings: Any
-    ) -> Completion:
-        """Continue ``prompt``. ``emit`` streams the text; ``settings`` are those of ``generate_all``."""
+    ) -> Completion: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **settings: Any) -> list[Completion]: ...
+
+    def generate(
+        self, prompt: str | Sequence[str] = "", *, emit: Callable[[str], None] | None = None, **settings: Any
+    ) -> Completion | list[Completion]:
+        """Continue ``prompt``; of a list of prompts each, in their order, all at once.
+
+        ``emit`` streams the text of a single prompt; ``settings`` are those of ``generate_all``. Raises
+        ``ConfigError`` for anything but text.
+        """
+        if not isinstance(prompt, str):
+            if emit is not None:
+                raise ConfigError("emit gets the text of one prompt; for several call generate_all")
+            return self.generate_all(prompt, **settings)
         emit_first = None if emit is None else lambda _, text: emit(text)
         return self.generate_all([prompt], emit=emit_first, **settings)[0]
 
@@ -131,8 +147,7 @@ class LanguageModel:
         ``stop``, ``json_schema`` (as text or mapping), ``seed`` and so on. Raises ``ConfigError`` for one that does
         not exist or is out of range.
         """
-        if isinstance(prompts, str):
-            raise ConfigError("prompts is one text; give a list of them, or call generate")
+        _check_texts(prompts, "prompts")
         console = console or Console()
         config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
@@ -167,6 +182,7 @@ class LanguageModel:
 
         The score is the log-probability over the number of tokens to the power of ``length_penalty``.
         """
+        _check_text(prompt, "prompt")
         console = console or Console()
         config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
@@ -224,6 +240,7 @@ class LanguageModel:
 
     def score(self, text: str) -> TokenScores:
         """The surprisal of each token of ``text``, in float32, or in the format that the weights are laid out in."""
+        _check_text(text, "text")
         check_predicts_next_token(self.model)
         token_ids = self.tokenizer.encode(text)
         if not token_ids:
@@ -279,6 +296,7 @@ class LanguageModel:
             console.note(
                 f"the model's training texts began with a line for {', '.join(self.control)}; these are read without"
             )
+        check_sources(sources)
         stream: list[np.ndarray] = []
         words = n_bytes = n_characters = 0
         for source in sources:
@@ -369,6 +387,7 @@ class LanguageModel:
         A model that was fine-tuned for a task answers by its head instead; ``path`` is then a table of such examples,
         in this ``encoding``.
         """
+        check_sources([path])
         if self.task:
             if shots or examples or generation:
                 raise ConfigError(
@@ -431,8 +450,12 @@ class LanguageModel:
         Raises ``ConfigError`` for a model that was not taught to answer.
         """
         console, template = console or Console(), self.answering_template()
-        if isinstance(messages, str):
-            raise DataError("messages is one text; give a list of messages, each with its role and content")
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            found = "one text" if isinstance(messages, str) else f"a {type(messages).__name__}"
+            raise DataError(f"messages is {found}; give a list of messages, each with its role and content")
+        for one in messages:
+            if not isinstance(one, Message | Mapping):
+                raise DataError(f"a message is a {type(one).__name__}; give its role and content")
         said = [one if isinstance(one, Message) else from_mapping(one, Message("", "")) for one in messages]
         if not all(one.content for one in said):
             raise DataError("a message has no content")
@@ -508,6 +531,21 @@ class LanguageModel:
     def _precision(self, dtype: Dtype) -> Dtype:
         chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
         return runtime.decide_precision(chosen, self.model.device).dtype
+
+
+def _check_texts(texts: object, name: str) -> None:
+    """Raise ``ConfigError`` for anything but a list of texts."""
+    if isinstance(texts, str):
+        raise ConfigError(f"{name} is one text; give a list of them, or call generate")
+    if not isinstance(texts, Sequence):
+        raise ConfigError(f"{name} is a {type(texts).__name__}; expected a text or a list of texts")
+    for one in texts:
+        _check_text(one, name)
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(f"{name}: found a {type(text).__name__}; expected a text")
 
 
 def check_predicts_next_token(model: TokenModel) -> None:

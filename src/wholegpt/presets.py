@@ -1,7 +1,8 @@
 """Published architectures and named recipes. A preset is a function that returns a ``ModelConfig``."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from wholegpt.choices import (
 )
 from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping, nearest, read_yaml, to_mapping
+from wholegpt.mapping import from_mapping, nearest, read_yaml
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ def recipe(name_or_path: str) -> Config:
     Beside the fields of ``Config``, a recipe's ``model`` section may name a ``preset`` to start from.
     """
     path = Path(name_or_path)
-    if (path / "config.yaml").is_file():
+    if os.path.isfile(path / "config.yaml"):  # noqa: PTH113, unlike Path's it is False for what can be no name
         path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
@@ -190,21 +191,23 @@ def recipe(name_or_path: str) -> Config:
     return configure(read_yaml(path), where=str(path))
 
 
-def configure(mapping: dict[str, Any], base: Config | None = None, where: str = "config") -> Config:
+def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:
     """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
 
     A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
     Naming ``training.epochs`` or ``training.steps`` alone takes back the other.
     """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected sections such as 'model', found a {type(mapping).__name__}")
     base = base or Config()
     training = mapping.get("training")
-    if isinstance(training, dict) and training.get("epochs") and "steps" not in training:
+    if isinstance(training, Mapping) and training.get("epochs") and "steps" not in training:
         mapping = {**mapping, "training": {**training, "steps": 0}}
-    if isinstance(training, dict) and training.get("steps") and "epochs" not in training:
+    if isinstance(training, Mapping) and training.get("steps") and "epochs" not in training:
         mapping = {**mapping, "training": {**training, "epochs": 0.0}}
     model = mapping.get("model")
-    if isinstance(model, dict) and "preset" in model:
+    if isinstance(model, Mapping) and "preset" in model:
         start = dataclasses.replace(preset(str(model["preset"])), vocab_size=0)
         rest = {name: value for name, value in model.items() if name != "preset"}
-        mapping = {**mapping, "model": {**to_mapping(start), **rest}}
+        base, mapping = dataclasses.replace(base, model=start), {**mapping, "model": rest}
     return from_mapping(mapping, base, where)

@@ -45,7 +45,9 @@ def make_app() -> cyclopts.App:
         config=[ChosenSettings.remember],
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
-        default_parameter=cyclopts.Parameter(negative_iterable=()),
+        default_parameter=cyclopts.Parameter(
+            negative_iterable=(), name_transform=lambda name: name.replace("_", "-")
+        ),
     )
     app.command(training.train, sort_key=1)
     app.command(generation.generate, sort_key=2)

@@ -1,10 +1,10 @@
 """The paths that sources of text name: standard input, files and folders of text, and what is refused as a source."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from wholegpt.errors import DataError, shortened
+from wholegpt.errors import ConfigError, DataError, shortened
 from wholegpt.mapping import nearest
 
 STANDARD_INPUT = "-"
@@ -29,6 +29,16 @@ FOLDERS = {
     ("adapter_config.json",): "is a LoRA adapter, not text; `wholegpt import {}` makes a model of it",
 }
 """What a folder that holds such files is, and what to do with it where text is expected."""
+
+
+def check_sources(sources: Iterable[object]) -> None:
+    """Raise ``ConfigError`` for a source that is no name of one."""
+    for source in sources:
+        if not isinstance(source, str | Path):
+            raise ConfigError(
+                f"a source is a {type(source).__name__}; give each path or corpus name as an argument of its own, and "
+                "write text itself to a file"
+            )
 
 
 def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
