@@ -12,6 +12,7 @@ from wholegpt.checks import check
 from wholegpt.choices import TaskKind
 from wholegpt.config import Config
 from wholegpt.console import Console
+from wholegpt.data.sources import check_sources
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore
 from wholegpt.files import lock_folder, write_json_atomic, write_text_atomic
@@ -45,6 +46,8 @@ def train(
     console: Console | None = None,
 ) -> Run[TextScore]:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
+
+    A source is a name, never the text itself: write that to a file first.
 
     Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``
     the model and its training are planned to take that long, everything included, from now or from ``started``
@@ -144,6 +147,7 @@ def plan(
 def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
     if not sources:
         return config
+    check_sources(sources)
     data = dataclasses.replace(config.data, source=tuple(map(str, sources)), card="")
     return dataclasses.replace(config, data=data)
 

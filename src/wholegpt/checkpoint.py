@@ -352,12 +352,13 @@ class CheckpointStore:
         Raises ``CheckpointError`` where there is none.
         """
         if which not in ("best", "last"):
-            if not which.isdigit() or int(which) not in self.steps():
+            step = {str(step): step for step in self.steps()}.get(which.lstrip("0") or "0")
+            if step is None:
                 raise CheckpointError(
                     f"{self.folder}: no checkpoint '{which}'; there are {self._listed_steps()}"
                 )
-            verify(self.path(int(which)))
-            return self.path(int(which)), []
+            verify(self.path(step))
+            return self.path(step), []
         best, problems = self.best_step(), []
         if which == "best" and best is not None and self.path(best).is_dir():
             try:

@@ -9,7 +9,20 @@ Deduplicate = Literal["none", "exact", "near"]
 Clean = Literal["none", "ftfy"]
 
 
-class Architecture(StrEnum):
+class Choice(StrEnum):
+    """A named choice; hyphens and underscores in its name mean the same."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Choice | None":
+        return cls.__members__.get(underscored(value)) if isinstance(value, str) else None
+
+
+def underscored(name: str) -> str:
+    """A name of a setting or a choice as it is stored: hyphens and underscores mean the same."""
+    return name.replace("-", "_")
+
+
+class Architecture(Choice):
     """What kind of model predicts tokens."""
 
     transformer = "transformer"
@@ -21,7 +34,7 @@ class Architecture(StrEnum):
     ngram = "ngram"
 
 
-class Positions(StrEnum):
+class Positions(Choice):
     """How a token's place in the sequence reaches the model."""
 
     learned = "learned"
@@ -30,7 +43,7 @@ class Positions(StrEnum):
     none = "none"
 
 
-class Attention(StrEnum):
+class Attention(Choice):
     """What each position takes from those before it, and from how many."""
 
     full = "full"
@@ -45,21 +58,21 @@ class Attention(StrEnum):
     """The plain mean of all."""
 
 
-class Norm(StrEnum):
+class Norm(Choice):
     """Which normalisation the blocks use."""
 
     layer_norm = "layer_norm"
     rms_norm = "rms_norm"
 
 
-class NormPlacement(StrEnum):
+class NormPlacement(Choice):
     """Whether a block normalises a sublayer's input (pre) or the residual sum after it (post)."""
 
     pre = "pre"
     post = "post"
 
 
-class FeedForward(StrEnum):
+class FeedForward(Choice):
     """Which feed-forward layer the blocks use."""
 
     gelu = "gelu"
@@ -69,28 +82,28 @@ class FeedForward(StrEnum):
     swiglu = "swiglu"
 
 
-class QueryKeyNorm(StrEnum):
+class QueryKeyNorm(Choice):
     """Whether queries and keys are normalised per head before their product."""
 
     none = "none"
     rms_norm = "rms_norm"
 
 
-class Bias(StrEnum):
+class Bias(Choice):
     """Whether the linear layers have biases."""
 
     all = "all"
     none = "none"
 
 
-class Embeddings(StrEnum):
+class Embeddings(Choice):
     """Whether the output projection is the token embedding (tied) or a matrix of its own."""
 
     tied = "tied"
     untied = "untied"
 
 
-class TokenizerKind(StrEnum):
+class TokenizerKind(Choice):
     """Which tokenizer is made from the text."""
 
     bpe = "bpe"
@@ -99,7 +112,7 @@ class TokenizerKind(StrEnum):
     byte = "byte"
 
 
-class Normalization(StrEnum):
+class Normalization(Choice):
     """Whether text is brought into a Unicode normalisation form before it is cut into tokens."""
 
     none = "none"
@@ -107,7 +120,7 @@ class Normalization(StrEnum):
     nfkc = "nfkc"
 
 
-class Split(StrEnum):
+class Split(Choice):
     """How text is held out: whole documents at random, or the end of the text."""
 
     automatic = "automatic"
@@ -115,21 +128,21 @@ class Split(StrEnum):
     fraction = "fraction"
 
 
-class Documents(StrEnum):
+class Documents(Choice):
     """Whether the documents of a window see each other."""
 
     joined = "joined"
     separate = "separate"
 
 
-class OptimizerKind(StrEnum):
+class OptimizerKind(Choice):
     """How gradients become updates: AdamW for all, or Muon for the blocks' matrices beside it."""
 
     adamw = "adamw"
     muon = "muon"
 
 
-class ScheduleKind(StrEnum):
+class ScheduleKind(Choice):
     """The shape of the learning rate over the steps."""
 
     cosine = "cosine"
@@ -138,7 +151,7 @@ class ScheduleKind(StrEnum):
     constant = "constant"
 
 
-class Dtype(StrEnum):
+class Dtype(Choice):
     """The number format of the large products; weights and optimiser state stay float32."""
 
     automatic = "automatic"
@@ -147,7 +160,7 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-class WeightFormat(StrEnum):
+class WeightFormat(Choice):
     """How the weights of a model that only reads and writes are held: as trained, in 16 bits, in 8 or in 4."""
 
     automatic = "automatic"
@@ -157,7 +170,7 @@ class WeightFormat(StrEnum):
     int4 = "int4"
 
 
-class AttentionKernel(StrEnum):
+class AttentionKernel(Choice):
     """Which implementation of E4 runs: plain products, products in blocks for a CPU, or PyTorch's kernel."""
 
     automatic = "automatic"
@@ -166,28 +179,28 @@ class AttentionKernel(StrEnum):
     fused = "fused"
 
 
-class Execution(StrEnum):
+class Execution(Choice):
     """Whether the model runs operation by operation or through torch.compile."""
 
     eager = "eager"
     compiled = "compiled"
 
 
-class Recompute(StrEnum):
+class Recompute(Choice):
     """Gradient checkpointing: what is computed again in the backward pass instead of kept."""
 
     nothing = "nothing"
     blocks = "blocks"
 
 
-class Determinism(StrEnum):
+class Determinism(Choice):
     """Whether PyTorch may use operations whose result differs from run to run."""
 
     fast = "fast"
     strict = "strict"
 
 
-class TaskKind(StrEnum):
+class TaskKind(Choice):
     """What a model learns."""
 
     pretraining = "pretraining"
@@ -204,14 +217,14 @@ class TaskKind(StrEnum):
     """To answer what is asked, or to write a text after another."""
 
 
-class Initialization(StrEnum):
+class Initialization(Choice):
     """Which weights fine-tuning begins with."""
 
     trained = "trained"
     random = "random"
 
 
-class ClassWeights(StrEnum):
+class ClassWeights(Choice):
     """What the examples of a class weigh: each the same, or each class as much as any other in all."""
 
     equal = "equal"

@@ -6,6 +6,7 @@ from typing import Any
 
 from wholegpt.console import Console
 from wholegpt.data.conversations import holds_conversations
+from wholegpt.data.sources import check_sources
 from wholegpt.data.tables import Reading, is_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import Difference, compare_tasks, compare_texts, is_task_file
@@ -23,6 +24,7 @@ def compare(
 
     ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
     """
+    check_sources(sources)
     reading = reading_of(settings)
     asks = [answers_examples(lm, *sources, reading=reading) for lm in (first, second)]
     asked = any(asks)

@@ -1,15 +1,85 @@
-"""What the program says while it works: notes and progress bars, on standard error."""
+"""The terminal: results on standard output, notes and progress on standard error."""
 
 import contextlib
+import io
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
+from wholegpt.errors import BIDIRECTIONAL
+
 T = TypeVar("T")
 
 LINE_INTERVAL_SECONDS = 10.0
 """How often progress is written as a line where there is no terminal to draw a bar on."""
+_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDIRECTIONAL}]")
+"""Control characters that a terminal could obey, without the tab and the end of a line."""
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters written as escapes, so that a terminal does not obey them."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def write_output(text: str, end: str = "\n", exact: bool = False) -> None:
+    """Write a result to standard output: ``visible`` where it is a terminal, unless ``exact``; else as it is.
+
+    Raises ``OSError`` that names standard output where it takes no more.
+    """
+    _write((visible(text) if sys.stdout.isatty() and not exact else text) + end)
+
+
+def write_styled(parts: Sequence[tuple[str, str]], separator: str = "", end: str = "\n") -> None:
+    """``write_output`` of parts of a text, each in a style of ``rich``; ``separator`` divides them without colours."""
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+
+    screen = RichConsole(soft_wrap=True, highlight=False)
+    if not screen.is_terminal:
+        write_output(separator.join(text for text, _ in parts), end)
+        return
+    between = separator if screen.no_color or screen.color_system is None else ""
+    with screen.capture() as drawn:
+        screen.print(Text(between).join(Text(visible(text), style) for text, style in parts), end=end)
+    _write(drawn.get())
+
+
+def write_error(line: str) -> None:
+    """Write a line to standard error; a reader that went away or a full disk does not stop the work."""
+    with contextlib.suppress(OSError, ValueError):
+        print(visible(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+
+
+def open_standard_streams() -> None:
+    """Put the null device in place of standard streams that were closed, before another file gets their number.
+
+    Characters that the encoding of a stream lacks are written as escapes.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 (stays open)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Send what standard output still holds to the null device, so that Python does not fail on it at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), "standard output") from None
 
 
 @runtime_checkable
@@ -21,8 +91,8 @@ class Progress(Protocol):
         ...
 
 
-def visible(text: str) -> str:
-    """A text that a model wrote, for people: where there is nothing to see, what says so."""
+def sample_for_people(text: str) -> str:
+    """A generated text, or a note in place of one that is empty or white space alone."""
     if not text:
         return "(nothing: the model ended the text at once)"
     return text if text.strip() else f"(white space alone: {text[:40]!r})"
@@ -37,11 +107,11 @@ class Console:
     def note(self, message: str) -> None:
         """One line for the user."""
         if not self.quiet:
-            _print(message)
+            write_error(message)
 
     def warn(self, message: str) -> None:
         """One line that the user should not miss, shown even when quiet."""
-        _print(f"warning: {message}")
+        write_error(f"warning: {message}")
 
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[None]:
@@ -51,8 +121,9 @@ class Console:
             yield
             return
         from rich.console import Console as RichConsole
+        from rich.text import Text
 
-        with RichConsole(stderr=True).status(description):
+        with RichConsole(stderr=True).status(Text(visible(description))):
             yield
 
     @contextlib.contextmanager
@@ -90,13 +161,6 @@ class _Rate:
         self.progress.advance(amount, f"{rate:.1f} MB/s")
 
 
-def _print(line: str) -> None:
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        pass  # whoever read the notes went away; the work goes on
-
-
 class Silent:
     """No progress bar."""
 
@@ -117,7 +181,7 @@ class _Lines:
         self.shown = now
         left = (now - self.started) * (self.total - self.done) / max(self.done - self.first, 1e-9)
         share = self.done / self.total if self.total else 1.0
-        _print(f"{self.description} {share:4.0%} {detail}  {left:.0f} s left")
+        write_error(f"{self.description} {share:4.0%} {detail}  {left:.0f} s left")
 
 
 class _Bar:
@@ -135,11 +199,11 @@ def _bar(description: str, total: int, done: int) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=RichConsole(stderr=True)) as bar:
-        yield _Bar(bar, bar.add_task(description, total=total, completed=done, detail=""))
+        yield _Bar(bar, bar.add_task(visible(description), total=total, completed=done, detail=""))

@@ -6,7 +6,21 @@ The command line prints that line and exits with ``exit_code``; Python callers c
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+BIDIRECTIONAL = "\u202a-\u202e\u2066-\u2069"
+"""Characters that reorder the text around them, as a range of a regular expression; text can hide behind them."""
+_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{BIDIRECTIONAL}]+")
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line, with a space in place of control characters."""
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def shortened(text: str, longest: int = 60) -> str:
+    """``one_line`` of ``text``, its middle left out where it has more than ``longest`` characters."""
+    line = one_line(text)
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[: longest - half - 1]}…{line[-half:]}"
 
 
 class WholeGPTError(Exception):

@@ -177,13 +177,13 @@ def _holder(lock_file: Path) -> str:
     """Who holds a lock; empty until it has recorded that, after a process that died with the lock."""
     try:
         holder = read_json(lock_file)
+        who = f"process {holder['process']} ({holder['purpose']}, started {holder['started']})"
         if os.name != "nt":
-            os.kill(holder["process"], 0)
-    except PermissionError:
-        pass  # somebody else's process
+            with contextlib.suppress(PermissionError):  # somebody else's process
+                os.kill(holder["process"], 0)
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return f"process {holder['process']} ({holder['purpose']}, started {holder['started']})"
+    return who
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from wholegpt.data.conversations import holds_conversations, read_like
 from wholegpt.data.formats import ReadingReport
 from wholegpt.data.messages import read_message
 from wholegpt.data.reading import check_options, read_documents, useful_options
+from wholegpt.data.sources import check_sources, source_path
 from wholegpt.data.tables import Reading, is_table
 from wholegpt.data.task_columns import DETECTED
 from wholegpt.data.task_data import read_labelled
@@ -98,10 +99,26 @@ class LanguageModel:
             )
         return self._tokenizer
 
+    @overload
     def generate(
         self, prompt: str = "", *, emit: Callable[[str], None] | None = None, **settings: Any
-    ) -> Completion:
-        """Continue ``prompt``. ``emit`` streams the text; ``settings`` are those of ``generate_all``."""
+    ) -> Completion: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **settings: Any) -> list[Completion]: ...
+
+    def generate(
+        self, prompt: str | Sequence[str] = "", *, emit: Callable[[str], None] | None = None, **settings: Any
+    ) -> Completion | list[Completion]:
+        """Continue ``prompt``; of a list of prompts each, in their order, all at once.
+
+        ``emit`` streams the text of a single prompt; ``settings`` are those of ``generate_all``. Raises
+        ``ConfigError`` for anything but text.
+        """
+        if not isinstance(prompt, str):
+            if emit is not None:
+                raise ConfigError("emit gets the text of one prompt; for several call generate_all")
+            return self.generate_all(prompt, **settings)
         emit_first = None if emit is None else lambda _, text: emit(text)
         return self.generate_all([prompt], emit=emit_first, **settings)[0]
 
@@ -132,8 +149,7 @@ class LanguageModel:
         ``stop``, ``json_schema`` (as text or mapping), ``seed`` and so on. Raises ``ConfigError`` for one that does
         not exist or is out of range.
         """
-        if isinstance(prompts, str):
-            raise ConfigError("prompts is one text; give a list of them, or call generate")
+        _check_texts(prompts, "prompts")
         console = console or Console()
         config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
@@ -168,6 +184,7 @@ class LanguageModel:
 
         The score is the log-probability over the number of tokens to the power of ``length_penalty``.
         """
+        _check_text(prompt, "prompt")
         console = console or Console()
         config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
@@ -227,6 +244,7 @@ class LanguageModel:
 
     def score(self, text: str) -> TokenScores:
         """The surprisal of each token of ``text``, in float32, or in the format that the weights are laid out in."""
+        _check_text(text, "text")
         check_predicts_next_token(self.model)
         token_ids = self.tokenizer.encode(text)
         if not token_ids:
@@ -284,19 +302,19 @@ class LanguageModel:
             console.note(
                 f"the model's training texts began with a line for {', '.join(self.control)}; these are read without"
             )
+        check_sources(sources)
         stream: list[np.ndarray] = []
         words = n_bytes = n_characters = 0
         for source in sources:
-            if not Path(source).exists():
-                raise DataError(f"{source}: no such file or folder")
+            source_path(source)  # raises for what is no source
         check_options(
             reading,
-            lambda: set[str]().union(*(useful_options(Path(one), reading) for one in sources)),
+            lambda: set[str]().union(*(useful_options(source_path(one), reading) for one in sources)),
             ", ".join(map(str, sources)),
         )
         for source in sources:
             report = ReadingReport()
-            for text in read_documents(Path(source), reading, report):
+            for text in read_documents(source_path(source), reading, report):
                 plain = plain_text(text, published)
                 words += plain.words
                 n_bytes += len(plain.text.encode())
@@ -386,6 +404,7 @@ class LanguageModel:
         Files are in this ``encoding``; ``on_bad_text`` and ``on_bad_line`` say what becomes of rows that are no
         examples.
         """
+        check_sources([path])
         console = console or Console()
         reading = Reading(encoding, on_bad_text, on_bad_line)
         if self.task:
@@ -455,8 +474,12 @@ class LanguageModel:
         Raises ``ConfigError`` for a model that was not taught to answer.
         """
         console, template = console or Console(), self.answering_template()
-        if isinstance(messages, str):
-            raise DataError("messages is one text; give a list of messages, each with its role and content")
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            found = "one text" if isinstance(messages, str) else f"a {type(messages).__name__}"
+            raise DataError(f"messages is {found}; give a list of messages, each with its role and content")
+        for one in messages:
+            if not isinstance(one, Message | Mapping):
+                raise DataError(f"a message is a {type(one).__name__}; give its role and content")
         said = [
             one if isinstance(one, Message) else read_message(one, f"chat: message {number}")
             for number, one in enumerate(messages, 1)
@@ -535,6 +558,21 @@ class LanguageModel:
     def _precision(self, dtype: Dtype) -> Dtype:
         chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
         return runtime.decide_precision(chosen, self.model.device).dtype
+
+
+def _check_texts(texts: object, name: str) -> None:
+    """Raise ``ConfigError`` for anything but a list of texts."""
+    if isinstance(texts, str):
+        raise ConfigError(f"{name} is one text; give a list of them, or call generate")
+    if not isinstance(texts, Sequence):
+        raise ConfigError(f"{name} is a {type(texts).__name__}; expected a text or a list of texts")
+    for one in texts:
+        _check_text(one, name)
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(f"{name}: found a {type(text).__name__}; expected a text")
 
 
 def check_predicts_next_token(model: TokenModel) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from wholegpt.choices import Choice, underscored
 from wholegpt.errors import ConfigError
 
 T = TypeVar("T")
@@ -22,15 +23,14 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> T:
-    """``base`` with the fields named in the nested ``mapping`` replaced.
+    """``base`` with the fields named in the nested ``mapping`` replaced; hyphens count as underscores in names.
 
     Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
     value of the wrong type.
     """
     import msgspec
 
-    _check_names(mapping, type(base), where, prefix="")
-    merged = _merge(to_mapping(base), mapping)
+    merged = _merge(to_mapping(base), _named(mapping, type(base), where, prefix=""))
     try:
         return msgspec.convert(merged, type(base), strict=False)
     except msgspec.ValidationError as error:
@@ -79,14 +79,26 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_names(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> None:
-    types = get_type_hints(type_)
-    for name, value in mapping.items():
+def _named(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> dict[str, Any]:
+    """``mapping`` with its fields called as ``type_`` calls them."""
+    types, named = get_type_hints(type_), dict[str, Any]()
+    for given, value in mapping.items():
+        name = underscored(str(given))
         if name not in types:
-            raise ConfigError(f"{where}: unknown field '{prefix}{name}'; {nearest(str(name), list(types))}")
+            raise ConfigError(f"{where}: unknown field '{prefix}{given}'; {nearest(name, list(types))}")
+        if name in named:
+            raise ConfigError(f"{where}: '{prefix}{name}' is given twice, once with hyphens; leave one out")
         if dataclasses.is_dataclass(types[name]):
             if not isinstance(value, Mapping):
                 raise ConfigError(
                     f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
                 )
-            _check_names(value, types[name], where, f"{prefix}{name}.")
+            value = _named(value, types[name], where, f"{prefix}{name}.")
+        if isinstance(value, str) and isinstance(types[name], type) and issubclass(types[name], Choice):
+            value = underscored(value)
+            if value not in list(types[name]):
+                raise ConfigError(
+                    f"{where}: {prefix}{name} is '{value}'; {nearest(value, list(types[name]))}"
+                )
+        named[name] = value
+    return named

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from wholegpt.choices import (
 )
 from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping, nearest, read_yaml, to_mapping
+from wholegpt.mapping import from_mapping, nearest, read_yaml
 
 T = TypeVar("T")
 
@@ -205,26 +205,28 @@ def recipe(name_or_path: str) -> Config:
     return configure(read_yaml(path), where=str(path))
 
 
-def configure(mapping: dict[str, Any], base: Config | None = None, where: str = "config") -> Config:
+def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:
     """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
 
     A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
     Naming ``training.epochs`` or ``training.steps`` alone takes back the other. Naming no more ``training.steps`` than
     the base's warm-up lasts takes back that warm-up, unless ``schedule.warmup_steps`` is named too.
     """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected sections such as 'model', found a {type(mapping).__name__}")
     base = base or Config()
     training, schedule = mapping.get("training"), mapping.get("schedule")
-    steps = training.get("steps") if isinstance(training, dict) else None
-    named = isinstance(schedule, dict) and "warmup_steps" in schedule
+    steps = training.get("steps") if isinstance(training, Mapping) else None
+    named = isinstance(schedule, Mapping) and "warmup_steps" in schedule
     if isinstance(steps, int) and 0 < steps <= base.schedule.warmup_steps and not named:
         base = dataclasses.replace(base, schedule=dataclasses.replace(base.schedule, warmup_steps=0))
-    if isinstance(training, dict) and training.get("epochs") and "steps" not in training:
+    if isinstance(training, Mapping) and training.get("epochs") and "steps" not in training:
         mapping = {**mapping, "training": {**training, "steps": 0}}
-    if isinstance(training, dict) and training.get("steps") and "epochs" not in training:
+    if isinstance(training, Mapping) and training.get("steps") and "epochs" not in training:
         mapping = {**mapping, "training": {**training, "epochs": 0.0}}
     model = mapping.get("model")
-    if isinstance(model, dict) and "preset" in model:
+    if isinstance(model, Mapping) and "preset" in model:
         start = dataclasses.replace(preset(str(model["preset"])), vocab_size=0)
         rest = {name: value for name, value in model.items() if name != "preset"}
-        mapping = {**mapping, "model": {**to_mapping(start), **rest}}
+        base, mapping = dataclasses.replace(base, model=start), {**mapping, "model": rest}
     return from_mapping(mapping, base, where)

@@ -11,7 +11,7 @@ from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_facts
 from wholegpt.choices import TokenizerKind
 from wholegpt.config import DataConfig, TokenizerConfig
-from wholegpt.console import Console, visible
+from wholegpt.console import Console, sample_for_people
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.loading import load
 from wholegpt.tokenizers import Tokenizer
@@ -114,8 +114,8 @@ def test_samples_start_from_what_was_seen(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_sample_without_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert visible("a\n") == "a\n"
-    assert visible(" \n") == "(white space alone: ' \\n')"
+    assert sample_for_people("a\n") == "a\n"
+    assert sample_for_people(" \n") == "(white space alone: ' \\n')"
     config = tiny_config("none", logging={"sample_every": 1}, training={"steps": 2})
     metrics = StepMetrics(1.0, 1.0, 1.0, 1, 1.0)
     state = TrainingState(step=1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wholegpt import presets
 from wholegpt.checks import complete_model
-from wholegpt.console import visible
+from wholegpt.console import sample_for_people
 from wholegpt.files import read_json, write_text_atomic
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import flops_per_token
@@ -58,7 +58,7 @@ def write_report(
         answers=[one for one in records if "reference" in one][:ANSWERS],
         masks=masks,
         samples=by_kind["sample"],
-        visible=visible,
+        sample_for_people=sample_for_people,
         settings=(run / "config.yaml").read_text(encoding="utf-8"),
         data=_data_rows(run, config.data.source),
     )

@@ -4,8 +4,6 @@ Importing this imports neither torch nor anything else that is slow; a command i
 when it runs.
 """
 
-import io
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,13 +12,15 @@ import cyclopts
 
 from wholegpt import __version__
 from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
-from wholegpt.cli.options import ChosenSettings, program_name
-from wholegpt.errors import WholeGPTError
+from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, program_name
+from wholegpt.console import discard_output, open_standard_streams, write_error, write_output
+from wholegpt.errors import ConfigError, WholeGPTError, shortened
 from wholegpt.interrupts import end_process
 
-STANDARD_INPUT = "/dev/stdin"
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 NOTHING_SAVED = "interrupted; nothing was saved; the same command begins again"
+LONGEST_MESSAGE = 1000
+"""Characters of an error; a long value that it quotes is cut in the middle."""
 EXTRAS = {
     "datasets": "datasets",
     "ftfy": "ftfy",
@@ -34,6 +34,8 @@ EXTRAS = {
     "zstandard": "zstandard",
 }
 """Modules that are installed only when asked for, and what to ask for."""
+LONGEST_NAME = 200
+"""Characters of a path in an error of the operating system."""
 
 
 def make_app() -> cyclopts.App:
@@ -45,7 +47,9 @@ def make_app() -> cyclopts.App:
         config=[ChosenSettings.remember],
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
-        default_parameter=cyclopts.Parameter(negative_iterable=()),
+        default_parameter=cyclopts.Parameter(
+            negative_iterable=(), name_transform=lambda name: name.replace("_", "-")
+        ),
     )
     app.command(training.train, sort_key=1)
     app.command(generation.generate, sort_key=2)
@@ -67,29 +71,25 @@ def make_app() -> cyclopts.App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user's error, 130 interrupted, 1 a bug."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    if tokens[:1] != ["generate"]:  # whose prompt may be a hyphen
-        tokens = [STANDARD_INPUT if token == "-" else token for token in tokens]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that lacks a character shows its number
+    open_standard_streams()
     try:
-        make_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
+        if any("\0" in token for token in tokens):
+            raise ConfigError("an argument holds a NUL character, which no path and no setting can")
+        parsed = [LONE_HYPHEN if token == "-" else token for token in tokens]
+        make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
+        write_output("", end="")  # flushes what was printed, so that a full disk is reported
     except cyclopts.CycloptsError as error:
-        return _complain(tokens, error, USER_ERROR)
+        return _complain(tokens, error, USER_ERROR, f"{error}{_hyphen_hint(error)}")
     except WholeGPTError as error:
         return _complain(tokens, error, error.exit_code)
     except KeyboardInterrupt as error:
         return _complain(tokens, error, INTERRUPTED, NOTHING_SAVED)
     except BrokenPipeError:
-        # The reader went away, as `head` does; Python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader went away, as `head` does
     except OSError as error:
-        return _complain(
-            tokens, error, USER_ERROR, f"{error.filename or 'the disk'}: {error.strerror or error}"
-        )
+        discard_output()
+        where = shortened(str(error.filename or "the disk"), LONGEST_NAME)
+        return _complain(tokens, error, USER_ERROR, f"{where}: {error.strerror or error}")
     except Exception as error:  # the last resort of the program
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             missing = f"{error.name} is not installed; pip install {EXTRAS[error.name]}"
@@ -103,11 +103,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _hyphen_hint(error: cyclopts.CycloptsError) -> str:
+    """How to give a value that begins with a hyphen, where one may have been taken for an option."""
+    unknown = isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in str(error)
+    if not unknown and not isinstance(error, cyclopts.MissingArgumentError):
+        return ""
+    return (
+        " A text or path that begins with a hyphen goes after all options and --, "
+        "and the value of an option after =, as in --out=-x"
+    )
+
+
 def _complain(tokens: list[str], error: BaseException, code: int, message: str = "") -> int:
     if "--debug" in tokens:
         traceback.print_exception(error)
-    line = message or " ".join(str(error).split())
-    print(f"wholegpt: {line.replace('`wholegpt ', f'`{program_name()} ')}", file=sys.stderr)
+    line = shortened(message or str(error), LONGEST_MESSAGE)
+    write_error(f"wholegpt: {line.replace('`wholegpt ', f'`{program_name()} ')}")
     if code == INTERRUPTED:
         end_process(code)
     return code

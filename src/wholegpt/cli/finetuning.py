@@ -27,8 +27,10 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
+from wholegpt.cli.texts import check_no_file, piped_text
 from wholegpt.config import Config
-from wholegpt.errors import ConfigError, DataError, TokenizerError
+from wholegpt.console import write_output
+from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 Flag = Parameter(negative="")
 ASKED = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
 """What `predict` takes for an example, where that is not two texts."""
-LONGEST_SHOWN = 60
-"""Characters of a text in a list of answers."""
 
 
 def finetune(
@@ -122,7 +122,7 @@ def predict(
         A run or model folder that `finetune` made.
     texts
         What to answer: for classification any number of texts; else the texts of one example (two, or a context and
-        the answers to choose from).
+        the answers to choose from). Unless given, what is piped in is one text.
     data
         Examples instead: a .csv, .tsv, .jsonl or .json table with the columns of the training examples.
     out
@@ -135,6 +135,10 @@ def predict(
         best, last, or the step of a checkpoint.
 
     """
+    for text in texts:
+        check_no_file(text, "--data")
+    if not texts and not data:
+        texts = tuple(filter(None, [piped_text()]))
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
     check_new_file(out, "--out")
@@ -178,19 +182,14 @@ def _write(path: Path, answers: "list[Prediction]") -> None:
 
 def _line(answer: "Prediction") -> str:
     """An answer for people: the label with the probabilities of all, and the beginning of what was read."""
-    text = " | ".join(_shortened(text) for text in answer.texts)
+    text = " | ".join(shortened(text) for text in answer.texts)
     if not answer.probabilities:
         return f"{answer.label:.3f}  {text}"
     shares = ", ".join(
-        f"{_shortened(name)} {share:.1%}"
+        f"{shortened(name)} {share:.1%}"
         for name, share in sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
     )
-    return f"{_shortened(str(answer.label))} ({shares})  {text}"
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_SHOWN else line[: LONGEST_SHOWN - 1] + "…"
+    return f"{shortened(str(answer.label))} ({shares})  {text}"
 
 
 def show_finetuned(run: "Run[Any]", common: Common) -> None:
@@ -332,4 +331,4 @@ def _question(common: Common) -> str:
 
 def _emit(common: Common) -> "Callable[[str], None]":
     """Shows an answer as it comes."""
-    return (lambda text: None) if common.json else (lambda text: print(text, end="", flush=True))
+    return (lambda text: None) if common.json else (lambda text: write_output(text, end=""))

@@ -1,7 +1,6 @@
 """``generate``: text from a model."""
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from cyclopts import Parameter
 from wholegpt.checks import MOST_BEAMS, MOST_CHARACTERS
 from wholegpt.choices import Architecture, Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
+from wholegpt.cli.texts import text_or_input
 from wholegpt.config import GenerationConfig
+from wholegpt.console import write_output, write_styled
 from wholegpt.errors import ConfigError, Interrupted
 from wholegpt.mapping import to_mapping
 
@@ -39,7 +40,7 @@ class GenerationOptions(GenerationConfig):
 
 def generate(
     run: str,
-    prompt: str = "",
+    prompt: str | None = None,
     *,
     template: str = "",
     control: tuple[str, ...] = (),
@@ -63,7 +64,7 @@ def generate(
     run
         A run or model folder.
     prompt
-        Text to continue; without one the model starts a document.
+        Text to continue; unless given what is piped in, and without either the model starts a document.
     template
         What stands around the prompt: story, technical, conversation or creative; or a text with {prompt} in it, or a
         file that holds one.
@@ -101,6 +102,8 @@ def generate(
     _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
         raise ConfigError("--alternatives are shown by --show-probabilities or --json; add one")
+    takes_input = prompt is None and settings.json_schema == "-"
+    prompt = "" if takes_input else text_or_input(prompt)
     asked = {
         "template": template,
         "control": _control(control),
@@ -152,8 +155,7 @@ def _draw(
 
     def emit(_: int, text: str) -> None:
         # The prompt waits for the first text, so that a refused setting leaves standard output empty.
-        sys.stdout.write(text if begun else shown + text)
-        sys.stdout.flush()
+        write_output(text if begun else shown + text, end="")
         begun.append(text)
 
     started = time.perf_counter()
@@ -189,7 +191,7 @@ def _show(
     if show_probabilities and not common.json:
         for number, one in enumerate(texts):
             if number:
-                print(BETWEEN_TEXTS, end="")
+                write_output(BETWEEN_TEXTS, end="")
             _show_probabilities(shown, one)
         return
     empty = sum(not one.text for one in texts)
@@ -242,36 +244,29 @@ def _completion_json(one: "Completion") -> dict[str, Any]:
 
 def _show_probabilities(prompt: str, completion: "Completion") -> None:
     """The text in colours, then one line for each token; a stop text is none of it, and is not in colour."""
-    from rich.console import Console as RichConsole
-    from rich.text import Text
-
-    text, lines = Text(prompt, style="dim"), Text()
+    text, lines = [(prompt, "dim")], list[tuple[str, str]]()
     left = len(completion.text)
     for choice in completion.choices:
         style = next(style for bits, style in SURPRISAL_STYLES if choice.surprisal_bits <= bits)
-        text.append(choice.text[:left], style=style)
-        text.append(choice.text[left:], style="dim")
+        text += [(choice.text[:left], style), (choice.text[left:], "dim")]
         left = max(0, left - len(choice.text))
         others = "  ".join(
             f"{other!r} {100 * probability:.3g}%" for other, probability in choice.alternatives
         )
-        lines.append(f"{choice.surprisal_bits:6.2f} bits  ")
-        lines.append(f"{choice.text!r:<16}", style=style)
-        lines.append(f"  {others}\n")
-    screen = RichConsole(soft_wrap=True, highlight=False)
-    screen.print(text, end="\n\n")
-    screen.print(lines, end="")
+        bits, token = f"{choice.surprisal_bits:6.2f} bits  ", f"{choice.text!r:<16}"
+        lines += [(bits, ""), (token, style), (f"  {others}\n", "")]
+    write_styled([*text, ("\n\n", ""), *lines], end="")
 
 
 def _schema_text(given: str) -> str:
     """A schema as it stands, or what the file of that name holds."""
     if not given or given.lstrip().startswith("{"):
         return given
+    path = "/dev/stdin" if given == "-" else given
     try:
-        with Path(given).open(encoding="utf-8") as file:
-            text = file.read(
-                MOST_CHARACTERS + 1
-            )  # one more than is accepted, so that a longer one is refused
+        with Path(path).open(encoding="utf-8") as file:
+            # One character more than is accepted, so that a longer schema is refused.
+            text = file.read(MOST_CHARACTERS + 1)
     except (OSError, ValueError):
         text = ""
     if not text.strip():

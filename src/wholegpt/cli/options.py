@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
 from wholegpt.choices import OnBadLine, OnBadText
 from wholegpt.config import Config
-from wholegpt.console import Console
+from wholegpt.console import Console, write_output
 from wholegpt.errors import ConfigError, RunError
 from wholegpt.mapping import to_mapping
 
@@ -53,7 +53,7 @@ class Common:
 
     def show(self, result: dict[str, Any], human: str) -> None:
         """A command's result on standard output: one JSON object, or the text for people."""
-        print(json_module.dumps(result, ensure_ascii=False) if self.json else human)
+        write_output(json_module.dumps(result, ensure_ascii=False) if self.json else human, exact=self.json)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class Reading:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+LONE_HYPHEN = "\0-"
+"""Stands for a ``-`` while the command line is parsed: the parser takes that for an option."""
+
+
+def _with_hyphen(token: Token) -> Token:
+    return token.evolve(value="-") if token.value == LONE_HYPHEN else token
+
+
 ReadingOptions = Annotated[Reading, Parameter(name="*", group="Reading text")]
 CommonOptions = Annotated[Common, Parameter(name="*", group="Everywhere")]
 Settings = Annotated[
@@ -90,6 +98,8 @@ class ChosenSettings:
     def remember(cls, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Called by the parser with what it found, before any object is made."""
         del app, commands
+        for argument in arguments:
+            argument.tokens[:] = [_with_hyphen(token) for token in argument.tokens]
         names = [
             argument.name for argument in arguments if argument.tokens and argument.name.startswith("--")
         ]

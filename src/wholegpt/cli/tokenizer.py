@@ -1,6 +1,7 @@
 """``wholegpt tokenizer train|encode|decode|show``."""
 
 import dataclasses
+import itertools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +11,18 @@ from cyclopts import App, Parameter
 from wholegpt.checks import check
 from wholegpt.choices import Normalization, TokenizerKind
 from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
+from wholegpt.cli.texts import piped_text, required_text
 from wholegpt.config import Config, DataConfig, TokenizerConfig
-from wholegpt.errors import ConfigError, RunError, TokenizerError
+from wholegpt.console import write_styled
+from wholegpt.errors import ConfigError, RunError, TokenizerError, shortened
 
 if TYPE_CHECKING:
     from wholegpt.tokenizers import Tokenizer
 
 COLOURS = ("bright_blue", "bright_green", "bright_yellow", "bright_magenta", "bright_cyan")
+
+LONGEST_ID = 20
+"""Digits."""
 
 app = App(name="tokenizer", help="Turn text into token ids and back.", sort_key=5)
 
@@ -104,7 +110,7 @@ def _check_free(file: Path, overwrite: bool) -> None:
 @app.command
 def encode(
     tokenizer: str,
-    text: str,
+    text: str | None = None,
     *,
     allow_special: Annotated[bool, Parameter(negative="")] = False,
     common: CommonOptions = Common(),
@@ -116,11 +122,12 @@ def encode(
     tokenizer
         A tokenizer.json, or a folder (run, model, GPT-2's two published files) that holds one.
     text
-        What to encode.
+        What to encode; unless given what is piped in.
     allow_special
         Read special tokens such as <|endoftext|> in the text as such, not as plain text.
 
     """
+    text = required_text(text)
     opened = _open(tokenizer)
     token_ids = opened.encode(text, allow_special)
     result = {"token_ids": token_ids, "tokens": opened.texts_of(token_ids)}
@@ -128,7 +135,7 @@ def encode(
 
 
 @app.command
-def show(tokenizer: str, text: str, *, common: CommonOptions = Common()) -> None:
+def show(tokenizer: str, text: str | None = None, *, common: CommonOptions = Common()) -> None:
     """Show how a text is cut into tokens, in colour where there is any, with their ids.
 
     Parameters
@@ -136,26 +143,19 @@ def show(tokenizer: str, text: str, *, common: CommonOptions = Common()) -> None
     tokenizer
         A tokenizer.json, or a folder that holds one.
     text
-        What to cut.
+        What to cut; unless given what is piped in.
 
     """
-    from rich.console import Console
-    from rich.text import Text
-
+    text = required_text(text)
     opened = _open(tokenizer)
     token_ids = opened.encode(text)
     tokens = opened.texts_of(token_ids)
     if common.json:
         common.show({"token_ids": token_ids, "tokens": tokens}, "")
         return
-    console = Console(highlight=False, soft_wrap=True)
-    coloured = Text()
-    for place, token in enumerate(tokens):
-        if place and not console.is_terminal:
-            coloured.append("|")
-        coloured.append(token, style=f"black on {COLOURS[place % len(COLOURS)]}")
-    console.print(coloured)
-    console.print(" ".join(map(str, token_ids)), style="dim")
+    colours = [f"black on {colour}" for colour in COLOURS]
+    write_styled(list(zip(tokens, itertools.cycle(colours))), separator="|")
+    write_styled([(" ".join(map(str, token_ids)), "dim")])
 
 
 @app.command
@@ -167,15 +167,24 @@ def decode(tokenizer: str, *token_ids: int, common: CommonOptions = Common()) ->
     tokenizer
         A tokenizer.json, or a folder that holds one.
     token_ids
-        What to decode.
+        What to decode; unless given those that are piped in.
 
     """
+    token_ids = token_ids or tuple(map(_token_id, piped_text().split()))
     opened = _open(tokenizer)
     wrong = [token_id for token_id in token_ids if not 0 <= token_id < opened.vocab_size]
     if wrong:
         raise TokenizerError(f"token id {wrong[0]} does not exist; ids go from 0 to {opened.vocab_size - 1}")
     text = opened.decode(token_ids)
     common.show({"text": text}, text)
+
+
+def _token_id(word: str) -> int:
+    if not (word.isascii() and word.isdecimal() and len(word) < LONGEST_ID):
+        raise TokenizerError(
+            f"'{shortened(word)}' is no token id; expected whole numbers, as `encode` shows them"
+        )
+    return int(word)
 
 
 def _open(path: str) -> "Tokenizer":

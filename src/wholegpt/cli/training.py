@@ -26,7 +26,7 @@ from wholegpt.cli.options import (
     section,
 )
 from wholegpt.config import Config
-from wholegpt.console import visible
+from wholegpt.console import sample_for_people
 from wholegpt.errors import ConfigError
 from wholegpt.mapping import to_mapping, to_yaml
 
@@ -266,7 +266,7 @@ def _show(run: "Run[Any]", common: Common) -> None:
         show_finetuned(run, common)
         return
     writes = run.config.logging.sample_tokens and run.config.model.architecture is not Architecture.encoder
-    sample = ["Sample:", "", visible(run.sample), ""] if writes else []
+    sample = ["Sample:", "", sample_for_people(run.sample), ""] if writes else []
     lines = [*sample, "Validation:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:

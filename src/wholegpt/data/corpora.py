@@ -22,10 +22,9 @@ from wholegpt.config import DataConfig
 from wholegpt.data.formats import Piece, ReadingReport, Source
 from wholegpt.data.reading import READING_OPTIONS, check_options, identity, read_pieces, useful_options
 from wholegpt.data.records import read_records
-from wholegpt.data.shards import PreparedData
+from wholegpt.data.sources import source_path
 from wholegpt.errors import DataError
 from wholegpt.files import write_bytes_atomic
-from wholegpt.mapping import nearest
 
 TINYSHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -150,15 +149,7 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
         return CORPORA[source].open()
     if source.startswith(HUB_PREFIX):
         return hub_dataset(source.removeprefix(HUB_PREFIX), config)
-    path = Path(source)
-    if not path.exists():
-        looks_like_path = path.suffix or os.sep in source
-        hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(source, list(CORPORA))}"
-        raise DataError(f"{source}: does not exist; {hint}")
-    if PreparedData.exists(path):
-        raise DataError(
-            f"{source}: is prepared data, no text; train on it as the only source, or name the text it was made from"
-        )
+    path = source_path(source, tuple(CORPORA))
     return Corpus(
         path.stem or path.resolve().stem,
         lambda report, advance: read_pieces(path, config, report, advance),

@@ -37,7 +37,7 @@ from wholegpt.data.markup import read_notebook, read_page
 from wholegpt.data.records import read_table
 from wholegpt.data.row import Row
 from wholegpt.data.rows import read_rows
-from wholegpt.data.shards import PreparedData
+from wholegpt.data.sources import without_text
 from wholegpt.errors import ConfigError, DataError
 
 T = TypeVar("T")
@@ -114,8 +114,8 @@ def files_below(folder: Path, report: ReadingReport, encoding: str = "utf-8") ->
         elif path.is_dir():
             if path.is_symlink():
                 report.skip("linked folders", what=path.name)
-            elif PreparedData.exists(path) or (path / "lineage.json").exists():
-                report.skip("folders made by wholegpt")
+            elif without_text(path):
+                report.skip("folders of models and runs")
             else:
                 yield from files_below(path, report, encoding)
         elif not path.is_file():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +120,7 @@ class PreparedData:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether ``folder`` holds prepared data."""
-        return (folder / MANIFEST).is_file() and (folder / TOKENIZER).is_file()
+        return all(os.path.isfile(folder / name) for name in (MANIFEST, TOKENIZER))  # noqa: PTH113 (never raises)
 
     @staticmethod
     def is_ours(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Examples:
 
 def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> bool:
     """Whether the first record of a JSON file asks something; else it is a text, or holds one in ``text_field``."""
-    if file_format(path) not in JSON or not path.is_file():
+    if file_format(path) not in JSON or not os.path.isfile(path):  # noqa: PTH113 (never raises)
         return False
     lenient = DataConfig(encoding=encoding, on_bad_text="replace", on_bad_line="skip")
     try:

@@ -13,7 +13,7 @@ from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.checks import complete_model
 from wholegpt.choices import Dtype, TokenizerKind
 from wholegpt.config import Config, GenerationConfig
-from wholegpt.console import Console, visible
+from wholegpt.console import Console, sample_for_people
 from wholegpt.data.chat_template import (
     PAIR_TEMPLATE,
     SEPARATOR,
@@ -103,7 +103,7 @@ class InstructionTuning:
             return ""
         config = GenerationConfig(max_tokens=tokens, temperature=0.0)
         (answer,) = answers(model, self.tokenizer, self.template, [asked], config, QUIET)
-        return f"{asked[-1].content}\n→ {visible(answer.text)}"
+        return f"{asked[-1].content}\n→ {sample_for_people(answer.text)}"
 
     def masks(self) -> list[list[tuple[str, bool]]]:
         """The first training conversations token by token, and whether each is learned."""

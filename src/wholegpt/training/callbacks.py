@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from wholegpt.config import Config
-from wholegpt.console import Console, Progress, visible
+from wholegpt.console import Console, Progress, sample_for_people
 from wholegpt.files import write_text_atomic
 from wholegpt.model import TaskModel, Transformer
 from wholegpt.training.loop import StepMetrics
@@ -129,7 +129,7 @@ class Sample:
             text = self.write()
             self.log.append("sample", state.step, {"text": text})
             if state.step < self.config.training.steps:
-                self.console.note(f"sample after step {state.step:,}:\n{visible(text)}\n")
+                self.console.note(f"sample after step {state.step:,}:\n{sample_for_people(text)}\n")
 
 
 class SaveCheckpoints:

@@ -1,0 +1,80 @@
+"""The paths that sources of text name: standard input, files and folders of text, and what is refused as a source."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from wholegpt.errors import ConfigError, DataError, shortened
+from wholegpt.mapping import nearest
+
+STANDARD_INPUT = "-"
+FEWEST_WORDS = 4
+"""A source that does not exist and has so many words is taken for text."""
+FINETUNE = "train it on text by `wholegpt finetune {} --task pretraining --data TEXT`"
+FOLDERS = {
+    ("lineage.json", "config.yaml"): "is a run, not text; `wholegpt train --resume {}` goes on with it, or "
+    + FINETUNE,
+    (
+        "manifest.json",
+        "tokenizer.json",
+    ): "is prepared data, no text; train on it as the only source, or name the text it was made from",
+    ("ladder.json", "ladder.html"): "is a ladder of runs, not text; name the text",
+    ("examples.json", "train.jsonl"): "holds the examples of a run, not text; name the text",
+    ("certificate.json", "*.gguf"): "is an export of a model, not text; name the text",
+    ("config.json", "*.safetensors"): "is a model, not text; " + FINETUNE,
+    (
+        "config.json",
+        "pytorch_model*.bin",
+    ): "is a model, not text; `wholegpt import {}` makes one of ours of it",
+    ("adapter_config.json",): "is a LoRA adapter, not text; `wholegpt import {}` makes a model of it",
+}
+"""What a folder that holds such files is, and what to do with it where text is expected."""
+
+
+def check_sources(sources: Iterable[object]) -> None:
+    """Raise ``ConfigError`` for a source that is no name of one."""
+    for source in sources:
+        if not isinstance(source, str | Path):
+            raise ConfigError(
+                f"a source is a {type(source).__name__}; give each path or corpus name as an argument of its own, and "
+                "write text itself to a file"
+            )
+
+
+def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
+    """The path of a source of text; ``-`` is standard input.
+
+    Raises ``DataError`` for one that does not exist, perhaps a misspelt name of the ``corpora``; for text in place of a
+    path; and for a folder that holds a model or what else wholegpt made.
+    """
+    if source == STANDARD_INPUT:
+        return Path("/dev/stdin")
+    name, path = str(source), Path(source)
+    try:
+        found = path.exists()
+    except PermissionError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError):  # too long for a name, or with characters that no name can have
+        raise DataError(_is_text(name)) from None
+    if found:
+        if problem := without_text(path):
+            raise DataError(f"{name}: {problem}")
+        return path
+    if "\n" in name or (len(name.split()) >= FEWEST_WORDS and os.sep not in name):
+        raise DataError(_is_text(name))
+    looks_like_path = path.suffix or os.sep in name or not corpora
+    hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(name, list(corpora))}"
+    raise DataError(f"{name}: does not exist; {hint}")
+
+
+def without_text(folder: Path) -> str:
+    """What a folder is that holds a model or what else wholegpt made, and so no text; empty for any other path."""
+    kinds = (problem for files, problem in FOLDERS.items() if all(any(folder.glob(name)) for name in files))
+    return next(kinds, "").replace("{}", str(folder))
+
+
+def _is_text(source: str) -> str:
+    return (
+        f"'{shortened(source)}' does not exist; a source is the path of a file or folder, or a corpus's name. Write "
+        "text itself to a file, or pipe it in, as in `... | wholegpt train -`"
+    )

@@ -1,0 +1,223 @@
+"""What commands take for a text and for a source: arguments, standard input, names of files and of runs."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import wholegpt as wg
+from tests.helpers import TINY, Fails, text_of
+from wholegpt.checkpoint import CheckpointStore
+from wholegpt.cli import main, texts
+from wholegpt.console import Console
+from wholegpt.data.reading import ReadingReport, files_below
+from wholegpt.errors import DataError
+
+Pipe = Callable[..., None]
+LONG = "Once upon a time there was a text. " * 30
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    """Makes a pipe that holds something standard input; ``closed``: its other end is."""
+    with contextlib.ExitStack() as opened:
+
+        def make(content: bytes, closed: bool = True) -> None:
+            theirs, ours = os.pipe()
+            os.write(ours, content)
+            os.close(ours) if closed else opened.callback(os.close, ours)
+            monkeypatch.setattr(sys, "stdin", opened.enter_context(os.fdopen(theirs, encoding="utf-8")))
+
+        yield make
+
+
+@pytest.fixture
+def result(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, object]]:
+    """Runs a command line with ``--json`` and gives its result."""
+
+    def run(*arguments: str | Path) -> dict[str, object]:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "text.txt").write_text(text_of(3000))
+    out = folder / "tokenizer.json"
+    assert main(["tokenizer", "train", str(folder / "text.txt"), "--kind", "byte", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_lone_hyphen_stays_text_where_a_text_is_expected(
+    byte_tokenizer_file: Path, result: Callable
+) -> None:
+    assert result("tokenizer", "encode", byte_tokenizer_file, "-")["token_ids"] == [45]
+    assert result("tokenizer", "show", byte_tokenizer_file, "-")["tokens"] == ["-"]
+
+
+def test_a_lone_hyphen_is_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "modern-tiny", "-", "--max-tokens", "0", "--quiet", "--stop", "-"]) == 0
+    assert capsys.readouterr().out == "-\n"
+
+
+def test_a_lone_hyphen_is_standard_input_where_a_source_is_expected(trained_run: Path) -> None:
+    program = [sys.executable, "-m", "wholegpt.cli"]
+    for command in (["data", "stats", "-"], ["evaluate", str(trained_run), "-", "--quiet"]):
+        done = subprocess.run(
+            [*program, *command, "--json"], input=text_of(600).encode(), capture_output=True, check=True
+        )
+        made = json.loads(done.stdout)
+        assert len(text_of(600)) - made.get("characters", made.get("text", {}).get("characters")) in (0, 1)
+
+
+def test_a_file_called_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Callable) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("some text")
+    assert result("data", "stats", "./-")["text"]["characters"] == 9
+
+
+@pytest.mark.parametrize("content", [b"of the", b"of the\n", b"of the\r\n"])
+def test_a_text_that_is_piped_in(
+    content: bytes, pipe: Pipe, byte_tokenizer_file: Path, result: Callable
+) -> None:
+    for command in ("encode", "show"):
+        pipe(content)
+        assert result("tokenizer", command, byte_tokenizer_file)["token_ids"] == list(b"of the")
+    pipe(b"111 102\n32 ")
+    assert result("tokenizer", "decode", byte_tokenizer_file)["text"] == "of "
+
+
+def test_a_prompt_that_is_piped_in(pipe: Pipe, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, arguments, shown in (
+        (b"a\nb\n", (), "a\nb\n"),
+        (b"", (), "\n"),
+        (b"ignored", ("c",), "c\n"),
+    ):
+        pipe(content)
+        assert main(["generate", "modern-tiny", *arguments, "--max-tokens", "0", "--quiet"]) == 0
+        assert capsys.readouterr().out == shown
+
+
+def test_a_file_on_standard_input_and_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte_tokenizer_file: Path, result: Callable, fails: Fails
+) -> None:
+    (tmp_path / "prompt.txt").write_text("ab")
+    for path, token_ids in ((tmp_path / "prompt.txt", [97, 98]), (Path(os.devnull), None)):
+        with path.open() as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            if token_ids:
+                assert result("tokenizer", "encode", byte_tokenizer_file)["token_ids"] == token_ids
+            else:
+                assert "no text given; name one" in fails("tokenizer", "encode", byte_tokenizer_file)
+
+
+def test_a_pipe_that_stays_open_and_empty(
+    pipe: Pipe, fails: Fails, byte_tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(texts, "MOST_SECONDS", 0.02)
+    notes: list[str] = []
+    monkeypatch.setattr(texts, "write_error", notes.append)
+    for command in (["tokenizer", "encode", byte_tokenizer_file], ["generate", "modern-tiny"]):
+        pipe(b"", closed=False)
+        assert 'nothing came through the pipe in 0 s; give a text ("" for none)' in fails(*command)
+    assert len(notes) == 2 and "waiting" in notes[0]
+
+
+def test_standard_input_that_is_no_text(pipe: Pipe, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(b"ab\xff")
+    assert "standard input: byte 2 is not UTF-8" in fails("generate", "modern-tiny")
+    for ids in (b"1 x", "²".encode(), b"9" * 30, b"-1"):
+        pipe(ids)
+        assert "is no token id" in fails("tokenizer", "decode", "nowhere")
+    monkeypatch.setattr(texts, "LARGEST_BYTES", 5)
+    pipe(b"123456")
+    assert "standard input: holds more than 5 bytes" in fails("generate", "modern-tiny")
+
+
+def test_a_text_that_names_a_file(fails: Fails, byte_tokenizer_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    path.write_text("text\nof\n")
+    message = fails("predict", "nowhere", path)
+    assert f"{path}: is a file, but a text is expected here; give `--data {path}` for the table" in message
+    assert "is a file" in fails("predict", "nowhere", "one", path)
+    for command in (["generate", "modern-tiny"], ["tokenizer", "encode", byte_tokenizer_file]):
+        assert f"`< {path}` for the text in it" in fails(*command, path)
+
+
+def test_runs_and_models_are_no_text(fails: Fails, run_folder: Path, tmp_path: Path) -> None:
+    assert "is a run, not text; `wholegpt train --resume " in fails("train", run_folder, *TINY)
+    checkpoint = CheckpointStore(run_folder).path(6)
+    assert "is a model, not text; train it on text by `wholegpt finetune " in fails(
+        "train", checkpoint, *TINY
+    )
+    for command in (
+        ["plan", "--minutes", "1"],
+        ["data", "stats"],
+        ["tokenizer", "train", "--out", tmp_path / "t.json"],
+    ):
+        assert "is a run, not text" in fails(*command, run_folder, "--quiet")
+    assert "is a run, not text" in fails("evaluate", run_folder, run_folder, "--quiet")
+    assert "holds no text" in fails("train", run_folder / "checkpoints", *TINY)
+    assert (
+        main(["export", str(run_folder), "--to", "huggingface", "--out", str(tmp_path / "hf"), "--quiet"])
+        == 0
+    )
+    assert "is a model, not text" in fails("train", tmp_path / "hf", *TINY)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert "is a LoRA adapter, not text" in fails("train", adapter, *TINY)
+
+
+def test_a_folder_that_contains_runs_gives_its_own_text_alone(run_folder: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(run_folder, tree / "runs" / "a")
+    shutil.copytree(CheckpointStore(run_folder).path(6), tree / "model")
+    (tree / "page").mkdir()
+    for name in ("manifest.json", "config.json", "lineage.json"):  # as other programs have them
+        (tree / "page" / name).write_text('{"text": "not ours"}')
+    report = ReadingReport()
+    assert {file.parent.name for file in files_below(tree, report)} == {"page"}
+    assert report.skipped == {"folders of models and runs": 2}
+
+
+@pytest.mark.parametrize("text", [LONG, "two\nlines", "Once upon a time"])
+def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -> None:
+    expected = "a source is the path of a file or folder, or a corpus's name. Write text itself to a file, or pipe it"
+    for command in (
+        ["train", text, *TINY],
+        ["data", "stats", text],
+        ["evaluate", trained_run, text, "--quiet"],
+    ):
+        assert expected in fails(*command)
+    with pytest.raises(DataError, match="Write text itself to a file"):
+        wg.train(text, console=Console(quiet=True))
+    with pytest.raises(DataError, match="Write text itself to a file"):
+        wg.load(trained_run).evaluate(text)
+
+
+def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: Path) -> None:
+    for command in (
+        ["generate", LONG],
+        ["info", LONG],
+        ["train", text_file, "--recipe", LONG],
+        ["train", text_file, "--out", LONG, *TINY],
+        ["train", "--resume", LONG],
+        ["finetune", trained_run, "--task", "instruct", "--data", LONG],
+        ["tokenizer", "encode", LONG, "x"],
+        ["evaluate", trained_run, text_file, "--records", LONG],
+        ["import", LONG],
+    ):
+        assert len(fails(*command)) < 1100
