@@ -1,8 +1,9 @@
 """Processes that run the same command line at the same moment: ``python -m tests.torture.racer``.
 
 Reads lines of JSON, each ``[commands, waits, folder]``, and answers with a line of JSON: of each command line its exit
-code, its process id and its standard error. They run in forked processes, since importing takes longer than a tiny run. With
-``waits``, whoever trains or encodes waits until the others have ended, so that it is not done before they begin.
+code, its process id and its standard error. They run in forked processes, since importing takes longer than a tiny
+run. With ``waits``, whoever trains or encodes waits until the others have ended, so that it is not done before they
+begin.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-import wholegpt.api
+import wholegpt.analysis.report
 import wholegpt.cli
 import wholegpt.data.preparation
 import wholegpt.run
@@ -77,6 +78,7 @@ def _start(command: list[str], start: float, place: str, error: Path) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    wholegpt.analysis.report._charts = lambda records, bound: []  # takes most of a tiny run
     wholegpt.run.run_loop = after_the_others(wholegpt.run.run_loop, 3)
     preparation = wholegpt.data.preparation
     preparation.plan_split = after_the_others(preparation.plan_split, 3)
