@@ -13,14 +13,15 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 import wholegpt as wg
-from tests.helpers import Fails, tiny_config, write_one
+from tests.helpers import Fails, LogitsOnly, tiny_config, write_one
 from tests.properties.test_generation_properties import KINDS, MODELS, PROMPTS, TOKENIZER, settings
 from wholegpt.checks import check
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine, Sampler, generate_ids
-from wholegpt.generation.guidance import GuidedModel
+from wholegpt.generation.guidance import GuidedModel, guided
+from wholegpt.tokenizers import train_bpe
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 END = 36
@@ -142,3 +143,14 @@ def test_bad_guidance(run: Path, fails: Fails) -> None:
     assert message in fails(*asked, "2", "--control", "letter=a", "--max-tokens", "45")
     with pytest.raises(ConfigError, match="control_omitted is 1"):
         check(wg.configure({"data": {"control": ["a"], "control_omitted": 1.0}}))
+
+
+def test_guidance_needs_a_border_after_the_header() -> None:
+    """Two line ends, of which the first is the header's, can be one token: it cannot be left out."""
+    tokenizer = train_bpe(["a\n\n\nb\n\n\nc\n\n\nd " * 20], 300)
+    header, end = "kind: x\n", tokenizer.end_of_text_id
+    model, config = LogitsOnly(tokenizer.vocab_size, 64), GenerationConfig(max_tokens=1)
+    plain, joined = ([end, *tokenizer.encode(header + prompt)] for prompt in ("b", "\n\nb"))
+    guided(model, tokenizer, header, [plain], config, 2.0)
+    with pytest.raises(ConfigError, match="share a token, so guidance cannot leave that line out"):
+        guided(model, tokenizer, header, [plain, joined], config, 2.0)
