@@ -134,8 +134,10 @@ def generate(
 def _check_counts(completions: int, beams: int, length_penalty: float) -> None:
     if not 1 <= completions <= MOST_TEXTS:
         raise ConfigError(f"--completions is {completions}; expected 1 to {MOST_TEXTS:,}")
-    if not 0 <= beams <= MOST_BEAMS:
-        raise ConfigError(f"--beams is {beams}; expected 0 to {MOST_BEAMS}")
+    if beams < 0:
+        raise ConfigError(f"--beams is {beams}; expected at least 0")
+    if beams > MOST_BEAMS:
+        raise ConfigError(f"--beams is {beams}; expected at most {MOST_BEAMS}; try fewer beams")
     if length_penalty != 1 and not beams:
         raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
     if beams and completions > beams:
