@@ -421,21 +421,12 @@ def _vocabulary(
         text = read_text(Path(vocabulary_from), "utf-8").replace("\r\n", "\n").replace("\r", "\n")
         return character_tokenizer([text])
     folder = path if path.is_dir() else path.parent
-    if (
-        tokenizer is None
-        and config.positions is Positions.rotary
-        and not (folder / "tokenizer.json").exists()
-    ):
-        raise TokenizerError(
-            f"{folder}: has no tokenizer.json, which says how text is cut into words; "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes one"
-        )
     if tokenizer is None and not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise TokenizerError(
             f"{path}: has no tokenizer beside it; name one with --tokenizer (a tokenizer.json, or a folder with "
             "GPT-2's encoder.json and vocab.bpe), or the text of a character model with --vocabulary-from"
         )
-    return open_tokenizer(tokenizer or folder)
+    return open_tokenizer(tokenizer or folder, tokenizer is None and config.positions is Positions.rotary)
 
 
 def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Console) -> Tokenizer:

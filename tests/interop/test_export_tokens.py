@@ -20,8 +20,9 @@ from wholegpt.interop import certificate
 from wholegpt.interop.certificate import TEXT, ForeignModel, compare
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf import write as write_gguf
-from wholegpt.interop.gguf_tokenizer import QWEN2_SPLIT, read_tokenizer
+from wholegpt.interop.gguf_tokenizer import read_tokenizer
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_bpe, train_character
+from wholegpt.tokenizers.published import QWEN2_SPLIT
 
 gguf = pytest.importorskip("gguf")
 QUIET = Console(quiet=True)

@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import Fails
 from tests.interop.models import tokenizer_of
-from tests.interop.test_published_defaults import GPT, edit, logits_of, saved
+from tests.interop.test_published_defaults import GPT, SMALL, edit, logits_of, saved
 from wholegpt.checkpoint import load_facts, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
@@ -78,6 +78,23 @@ def test_tokens_that_other_files_add(tmp_path: Path) -> None:
     text = "the cat<tool> sat</s>the"
     assert ours.encode(text, allow_special=True) == theirs(text)["input_ids"]
     assert (ours.id_of("<tool>"), ours.id_of("</s>")) == (270, 271)
+
+
+def test_the_two_files_of_a_qwen3_model(tmp_path: Path) -> None:
+    """They look like GPT-2's, and text is cut in another way."""
+    saved(transformers.Qwen3Config(**{**SMALL["qwen3"], "vocab_size": 270}), tmp_path)
+    vocabulary_files(tmp_path, 270)
+    ours, theirs = logits_of(tmp_path)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    tokenizer, text = load_model(tmp_path / "ours").tokenizer, "The cat's on the mat 1234\n\n  cafe\u0301"
+    assert tokenizer.encode(text) == transformers.AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+
+
+def test_a_space_before_each_text_is_refused(tmp_path: Path, fails: Fails) -> None:
+    gpt2(tmp_path, 270)
+    vocabulary_files(tmp_path, 270)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
+    assert "add_prefix_space is true" in fails("import", tmp_path, "--out", tmp_path / "ours")
 
 
 def test_an_added_token_whose_id_is_not_free(tmp_path: Path, fails: Fails) -> None:

@@ -10,22 +10,10 @@ from typing import TYPE_CHECKING, Any
 from wholegpt.errors import TokenizerError
 from wholegpt.interop.huggingface import ends_of_answers, special_ids
 from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
+from wholegpt.tokenizers.published import QWEN2_SPLIT
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-
-QWEN2_SPLIT = "|".join(
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-"""How the published Qwen2 and Qwen3 tokenizers cut a text into words."""
 
 
 def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:

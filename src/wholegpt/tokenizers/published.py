@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from wholegpt.errors import TokenizerError
@@ -13,15 +13,28 @@ from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 GPT2_FILES, TRANSFORMERS_FILES = ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")
 UNKNOWN, WORD_END = "<unk>", "</w>"
 """What GPT-1's vocabulary calls symbols that it lacks, and how it marks the last symbol of a word."""
+QWEN2_SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""How the published Qwen2 and Qwen3 tokenizers cut a text into words."""
 TOKENIZER_FILES = ("tokenizer.json", GPT2_FILES[0], TRANSFORMERS_FILES[0])
 """One of these is in a folder that holds a tokenizer."""
 
 
-def gpt2_tokenizer(folder: str | Path) -> Tokenizer:
+def gpt2_tokenizer(folder: str | Path, cut_as_qwen2: bool = False) -> Tokenizer:
     """GPT-2's tokenizer from its two published files, ``encoder.json`` and ``vocab.bpe``: 50,257 entries.
 
     ``vocab.json`` and ``merges.txt`` are the same under the names that ``transformers`` gives them, and GPT-1's too,
-    which is told by its marked word ends. Raises ``TokenizerError`` when one is missing or not what its name says.
+    which is told by its marked word ends. Qwen2's and Qwen3's look like GPT-2's; the model says
+    which they are. Raises ``TokenizerError`` when one is missing or not what its name says.
     """
     folder = Path(folder)
     names = TRANSFORMERS_FILES if (folder / TRANSFORMERS_FILES[0]).exists() else GPT2_FILES
@@ -44,6 +57,14 @@ def gpt2_tokenizer(folder: str | Path) -> Tokenizer:
         raise TokenizerError(f"{folder}: {' and '.join(names)} do not fit together: {error}") from None
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
+    if cut_as_qwen2:
+        library.normalizer = normalizers.NFC()
+        library.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     if END_OF_TEXT in vocabulary:
         library.add_special_tokens([END_OF_TEXT])
     return with_added_tokens(Tokenizer(library), folder)
@@ -57,6 +78,11 @@ def with_added_tokens(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
     id given there is not the one that the token has or gets.
     """
     config = _object(folder / "tokenizer_config.json")
+    if config.get("add_prefix_space"):
+        raise TokenizerError(
+            f"{folder / 'tokenizer_config.json'}: add_prefix_space is true; a space before each text would not be "
+            "given back, so such tokenizers are not read"
+        )
     named = {**_object(folder / "special_tokens_map.json"), **config}
     special = [_content(value) for name, value in named.items() if name.endswith("_token")]
     special += [_content(value) for value in named.get("additional_special_tokens") or []]
@@ -122,11 +148,11 @@ def gpt1_library(model: models.BPE) -> Library:
     return library
 
 
-def open_tokenizer(path: str | Path) -> Tokenizer:
-    """A ``tokenizer.json``, or the one in a folder: a run, a model, or GPT-2's two published files."""
+def open_tokenizer(path: str | Path, cut_as_qwen2: bool = False) -> Tokenizer:
+    """A ``tokenizer.json``, or the one in a folder: a run, a model, or GPT-2's two published files, or Qwen2's."""
     path = Path(path)
     if not path.is_dir():
         return Tokenizer.load(path)
     if (path / "tokenizer.json").exists():
         return with_added_tokens(Tokenizer.load(path / "tokenizer.json"), path)
-    return gpt2_tokenizer(path)
+    return gpt2_tokenizer(path, cut_as_qwen2)
