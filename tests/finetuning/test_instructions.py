@@ -23,7 +23,7 @@ from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
 from wholegpt.data.conversations import holds_conversations, read_conversations
 from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
-from wholegpt.data.tables import read_table
+from wholegpt.data.tables import Reading, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
@@ -232,10 +232,10 @@ def test_columns_by_name(tmp_path: Path) -> None:
     path.write_text("long\tshort\nA long text\tbrief\n")
     expected = [(Message("user", "A long text"), Message("assistant", "brief"))]
     assert read_conversations(read_table(path), TaskColumns(("long",), (), "short"))[0] == expected
-    assert not holds_conversations(path)
-    assert holds_conversations(path, "utf-8", TaskColumns(("long",), (), "short"))
+    assert not holds_conversations(path, Reading())
+    assert holds_conversations(path, Reading(), TaskColumns(("long",), (), "short"))
     path.write_text("question\tchoices\tanswer\nA or B?\tthese\tB\n")
-    assert not holds_conversations(path)
+    assert not holds_conversations(path, Reading())
 
 
 BAD_DATA: dict[str, tuple[Any, str]] = {
