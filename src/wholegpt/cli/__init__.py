@@ -24,6 +24,7 @@ EXTRAS = {
     "ftfy": "ftfy",
     "gguf": "gguf",
     "llguidance": "llguidance",
+    "lxml": "lxml",
     "pyarrow": "pyarrow",
     "rensa": "rensa",
     "rouge_score": "rouge-score",
