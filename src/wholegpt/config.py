@@ -133,17 +133,18 @@ class DataConfig:
     """Where the text comes from and how it is split."""
 
     source: tuple[str, ...] = ()
-    """Corpus names, text files, folders, tables (JSON lines, JSON, CSV, TSV, Parquet), each perhaps gzip- or
-    zstd-compressed, `-` for standard input, hf:NAME for a dataset of the Hugging Face hub; or a folder made by
+    """Corpus names, text files, folders, tables (JSON lines, JSON, CSV, TSV, Parquet), web pages, notebooks, each
+    perhaps compressed (gzip, bzip2, xz, zstd), `-` for standard input, hf:NAME for a dataset of the Hugging Face hub; or a folder made by
     `data prepare`."""
     text_field: str = ""
     """Field or column that holds the text. Empty: text or another likely name, else that with the longest text."""
     encoding: str = "utf-8"
     """Character encoding of text files."""
     on_bad_text: OnBadText = "stop"
-    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document (a very long one from there on)."""
+    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document (a very long one from there on). In
+    fine-tuning, skip also leaves out rows that are no examples."""
     on_bad_line: OnBadLine = "stop"
-    """Lines and records of tables that are broken or have no text: stop, or skip them."""
+    """Lines and records of tables that are broken, or have no text or label: stop, or skip them."""
     control: tuple[str, ...] = ()
     """Fields of the records, such as sentiment or domain, that stand as one line before each document's text, so that
     `generate --control` can ask for them. `length` (short, medium, long) is derived where records have none."""
@@ -198,7 +199,7 @@ class FinetuningConfig:
     initialization: Initialization = Initialization.trained
     """Begin with that model's weights, or with random ones in its place, to see what they are worth."""
     data: str = ""
-    """Training examples: a table whose name ends in .csv, .tsv, .jsonl or .json."""
+    """Training examples: a table whose name ends in .csv, .tsv, .jsonl, .json or .parquet, compressed or not."""
     validation: str = ""
     """Held-out examples. Empty: data.validation_fraction of the training ones, of each label alike."""
     text_columns: tuple[str, ...] = ()

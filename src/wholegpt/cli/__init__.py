@@ -26,6 +26,7 @@ EXTRAS = {
     "ftfy": "ftfy",
     "gguf": "gguf",
     "llguidance": "llguidance",
+    "lxml": "lxml",
     "pyarrow": "pyarrow",
     "rensa": "rensa",
     "rouge_score": "rouge-score",

@@ -165,7 +165,7 @@ def stats(
             f"{lengths['three_quarters']:,}, all from {lengths['least']:,} to {lengths['most']:,}",
         ),
         ("alphabets", ", ".join(f"{name} {share:.2%}" for name, share in described["alphabets"].items())),
-        ("read", str(corpus.report)),
+        *(("read", line) for line in corpus.report.lines()),
     ]
     common.show(described, table(rows))
 

@@ -65,7 +65,7 @@ def finetune(
         texts in either order: a label or a score), choice (which answer is right), instruct (to answer, or to write one
         text after another), or pretraining (to go on with text).
     data
-        Training examples, a .csv, .tsv, .jsonl or .json table whose columns are detected unless --finetuning.*-column
+        Training examples, a .csv, .tsv, .jsonl, .json or .parquet table whose columns are detected unless --finetuning.*-column
         names them; for pretraining a text as `train` takes.
     validation
         Held-out examples; a share of the training ones unless given.
@@ -124,7 +124,7 @@ def predict(
         What to answer: for classification any number of texts; else the texts of one example (two, or a context and
         the answers to choose from). Unless given, what is piped in is one text.
     data
-        Examples instead: a .csv, .tsv, .jsonl or .json table with the columns of the training examples.
+        Examples instead: a .csv, .tsv, .jsonl, .json or .parquet table with the columns of the training examples.
     out
         Write the answers there: a table (.csv), or JSON lines with all probabilities (.jsonl).
     encoding

@@ -38,17 +38,13 @@ def decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:
     if suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=inner), BUFFERED_BYTES)
     if suffix == ".bz2":
-        return io.BufferedReader(_readable(bz2.BZ2File(inner)), BUFFERED_BYTES)
+        raw: Any = bz2.BZ2File(inner)  # which is one, though its type does not say so
+        return io.BufferedReader(raw, BUFFERED_BYTES)
     if suffix == ".xz":
         return io.BufferedReader(_Frames(inner, _xz, lzma.LZMAError, padding=b"\0"), BUFFERED_BYTES)
     library = importlib.import_module("zstandard")
     frames = _Frames(inner, lambda: library.ZstdDecompressor().decompressobj(), library.ZstdError)
     return io.BufferedReader(frames, BUFFERED_BYTES)
-
-
-def _readable(file: Any) -> io.RawIOBase:
-    """A file of the standard library that decompresses, as the raw stream that it is to a buffer."""
-    return file
 
 
 def _xz() -> lzma.LZMADecompressor:

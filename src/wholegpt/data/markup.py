@@ -35,7 +35,7 @@ class _PageText:
         self._spaced = True
         """Whether what is there ends with white space, after which no more of it is kept."""
 
-    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+    def start(self, tag: str, attributes: Mapping[str, str], namespaces: object = None) -> None:
         """An element begins."""
         self._unseen += tag in UNSEEN
         if tag == "br":

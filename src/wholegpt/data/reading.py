@@ -220,18 +220,20 @@ def _read_stream(
         source.report.skip("empty files", what=path.name)
 
 
-def _seekable(path: Path, stream: io.BufferedIOBase) -> Any:
+@contextlib.contextmanager
+def _seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
     """A file with what is in ``stream``, to be read at any place: the one at ``path`` where it is not compressed."""
     if path.suffix.lower() not in COMPRESSED:
-        return path.open("rb")
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    while block := stream.read(formats.BLOCK_BYTES):
-        file.write(block)
-        if file.tell() > LARGEST_UNPACKED:
-            file.close()
-            raise DataError(f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes; it is not read")
-    file.seek(0)
-    return file
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as file:
+        while block := stream.read(formats.BLOCK_BYTES):
+            file.write(block)
+            if file.tell() > LARGEST_UNPACKED:
+                raise DataError(f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes; it is not read")
+        file.seek(0)
+        yield file
 
 
 def _format(path: Path, start: bytes) -> str:

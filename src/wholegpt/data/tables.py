@@ -58,7 +58,7 @@ class Reading:
     def pass_over(self, error: DataError, where: str) -> None:
         """Count a row that is no example, or raise the ``error`` that says why."""
         if not self.skips_examples:
-            raise error
+            raise DataError(f"{error}; --on-bad-line skip leaves such rows out") from error
         self.report.skip("rows that are no examples", what=where)
 
     def show(self, console: Console) -> None:

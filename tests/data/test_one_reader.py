@@ -1,0 +1,254 @@
+"""Text and tables of examples are read by the same rules, whatever the format, and options apply to both."""
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wholegpt.config import DataConfig
+from wholegpt.data import formats, open_corpus
+from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data.tables import read_table
+from wholegpt.errors import ConfigError, DataError
+
+ROWS = [{"text": "a, b; c", "label": "x"}, {"text": "d | e", "label": "y"}, {"text": "f, g", "label": "x"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def separated(delimiter: str) -> bytes:
+    cell = '"{}"'.format
+    rows = [delimiter.join(map(cell, row.values())) for row in ROWS]
+    return "\n".join([delimiter.join(ROWS[0]), *rows, ""]).encode()
+
+
+def zstandard(content: bytes) -> bytes:
+    library: Any = pytest.importorskip("zstandard")
+    return library.ZstdCompressor().compress(content)
+
+
+def parquet(path: Path) -> bytes:
+    pyarrow: Any = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    columns["label"] = pyarrow.array(columns["label"]).dictionary_encode()  # as pandas writes categories
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path.read_bytes()
+
+
+def both(path: Path, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """What training reads of a file, and what fine-tuning does."""
+    documents = list(read_documents(path, DataConfig(**options), ReadingReport()))
+    return documents, read_table(path, **options).rows
+
+
+def refusals(path: Path) -> tuple[str, str]:
+    """What both say of a file that they refuse, without what each calls it."""
+    found: list[str] = []
+    for read in (
+        lambda: list(read_documents(path, DataConfig(), ReadingReport())),
+        lambda: read_table(path),
+    ):
+        with pytest.raises(DataError) as error:
+            read()
+        found.append(str(error.value))
+    return found[0], found[1]
+
+
+CONTENTS: dict[str, bytes] = {
+    "commas.csv": separated(","),
+    "semicolons.csv": separated(";"),
+    "tabs.csv": separated("\t"),
+    "bars.csv": separated("|"),
+    "crlf.csv": separated(",").replace(b"\n", b"\r\n"),
+    "cr.csv": separated(",").replace(b"\n", b"\r"),
+    "a.tsv": separated("\t").replace(b'"', b""),
+    "crlf.tsv": separated("\t").replace(b'"', b"").replace(b"\n", b"\r\n"),
+    "marked.csv": b"\xef\xbb\xbf" + separated(","),
+    "lines.jsonl": LINES.encode(),
+    "cr.jsonl": LINES.replace("\n", "\r").encode(),
+    "list.json": json.dumps(ROWS).encode(),
+    "lines.json": LINES.encode(),
+    "list.jsonl": json.dumps(ROWS).encode(),
+    "pretty.jsonl": json.dumps(ROWS, indent=2).encode(),
+    "objects.jsonl": "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(),
+    "objects.json": "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_both_read_the_same_rows(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(CONTENTS[name])
+    documents, rows = both(tmp_path / name)
+    assert documents == [row["text"] for row in ROWS] and rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstandard)],
+)
+def test_both_decompress(suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    for name, content in (
+        ("a.csv", separated(",")),
+        ("a.jsonl", LINES.encode()),
+        ("a.parquet", parquet(tmp_path / "p")),
+    ):
+        path = tmp_path / (name + suffix)
+        path.write_bytes(compress(content))
+        assert both(path) == ([row["text"] for row in ROWS], ROWS)
+        path.write_bytes(compress(content)[:-6])
+        for refused in refusals(path):
+            assert f"{name}{suffix}: " in refused and ("cut short" in refused or name == "a.parquet")
+
+
+def test_both_read_parquet(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet")
+    assert both(tmp_path / "a.parquet") == ([row["text"] for row in ROWS], ROWS)
+
+
+@pytest.mark.parametrize("folder", ["x.tsv.parts", "x.csv", "y.jsonl.d"])
+def test_only_the_end_of_the_name_tells_the_format(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder / "a.csv"
+    path.write_bytes(separated(","))
+    assert both(path)[1] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,text\na,b\n", "two columns have the same name, 'text'"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "x": NaN}\n', "line 2 holds NaN"),
+        ("a.jsonl", '{"text": "a", "x": [-Infinity]}\n', "line 1 holds -Infinity"),
+        ("a.jsonl", '{"text": "a", "x": 1e999}\n', "line 1 holds 1e999"),
+        ("a.json", '[{"text": "a"}, {"text": "b", "x": NaN}]', "entry 2 holds NaN"),
+        ("a.jsonl", '{"text": "a", "text": "b"}\n', "line 1 has the field 'text' twice"),
+        ("a.csv", "text,label\na,b\nc\n", "line 3 has 1 columns, the first row 2"),
+        ("a.csv", "text;label\na;b\nc;d\ne\n", "line 4 has 1 columns, the first row 2"),
+        ("a.csv", 'text,label\na,b\n"c,d\n', "line 3 unexpected end of data"),
+        ("a.csv", "text,label\na,\0b\n", "holds NUL bytes"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
+        ("a.json", '[{"text": "a"}', "is not JSON"),
+        ("a.json", '[{"text": "a"}] tail', "is not JSON"),
+        ("a.json", '[{"text": "a"} {"text": "b"}]', "is not JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+        ("a.jsonl", "\ufeff\ufeff{}", "is not JSON"),
+    ],
+)
+def test_both_refuse_alike(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    for refused in refusals(tmp_path / name):
+        assert message in refused
+
+
+def test_both_skip_bad_lines(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.csv", "text,label\na,x\nb\nc,y\n"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": NaN}\n{"text": "c", "label": "y"}\n'),
+        ("a.json", '[{"text": "a", "label": "x"}, {"text": NaN}, {"text": "c", "label": "y"}]'),
+        ("b.jsonl", '{"text": \n{"text": "a", "label": "x"}\n{"text": "c", "label": "y"}\n'),
+    ):
+        (tmp_path / name).write_text(content)
+        documents, rows = both(tmp_path / name, on_bad_line="skip")
+        assert documents == ["a", "c"] and [row["label"] for row in rows] == ["x", "y"]
+
+
+def test_bad_bytes_in_tables(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,label\na,x\nb\xe9,y\nc\0,y\n")
+    assert both(path, on_bad_text="skip") == (["a"], [{"text": "a", "label": "x"}])
+    assert both(path, on_bad_text="replace")[0] == ["a", "b\ufffd", "c\ufffd"]
+    assert both(path, on_bad_text="replace")[1][1]["text"] == "b\ufffd"
+
+
+def test_names_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,\na,x,\nb,y,\n")
+    assert both(path) == (["a", "b"], [{"text": t, "label": n, "unnamed": ""} for t, n in ("ax", "by")])
+    path.write_text("text,,\na,x,1\n")
+    assert read_table(path).columns == ("text", "unnamed 1", "unnamed 2")
+
+
+def test_a_long_list_is_read_entry_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a record's limit in all, with entries across the borders of blocks."""
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(formats, "LONGEST_RECORD", 300_000)
+    rows = [{"text": f"{n} " + "é" * (n % 700), "nested": {"list": [n, "]"]}} for n in range(3000)]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    documents, found = both(tmp_path / "a.json")
+    assert found == rows and documents == [row["text"] for row in rows]
+    broken = json.dumps(rows, indent=1)[:-400] + "}"
+    (tmp_path / "a.json").write_text(broken)
+    assert "is not JSON" in refusals(tmp_path / "a.json")[1]
+
+
+def test_one_object_in_a_json_file(tmp_path: Path) -> None:
+    """It is a text as it stands unless its field is asked for; it is no table."""
+    path = tmp_path / "a.json"
+    path.write_text('{\n  "body": "b"\n}\n')
+    assert list(read_documents(path, DataConfig(), ReadingReport())) == [path.read_text()]
+    assert list(read_documents(path, DataConfig(text_field="body"), ReadingReport())) == ["b"]
+    with pytest.raises(DataError, match="holds one value; expected a list of objects"):
+        read_table(path)
+
+
+def test_a_first_record_without_its_text_does_not_choose_another_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null, "url": "u"}\n{"text": "a", "url": "v"}\n')
+    config = DataConfig(on_bad_line="skip")
+    assert list(read_documents(tmp_path / "a.jsonl", config, ReadingReport())) == ["a"]
+
+
+def test_encodings_in_folders(tmp_path: Path) -> None:
+    for encoding in ("utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"):
+        folder = tmp_path / encoding
+        folder.mkdir()
+        for name, content in (
+            ("a.txt", "un été"),
+            ("b", "sans nom à côté"),
+            ("c.jsonl", '{"text": "ligne né"}\n'),
+            ("d.csv", "text,n\nâgé,1\nnoël,2\n"),
+        ):
+            (folder / name).write_bytes(content.encode(encoding))
+        (folder / "e.txt.gz").write_bytes(gzip.compress("zippé".encode(encoding)))
+        (folder / "f.bin").write_bytes(bytes(range(256)))
+        report = ReadingReport()
+        documents = list(read_documents(folder, DataConfig(encoding=encoding), report))
+        assert documents == ["un été", "sans nom à côté", "ligne né", "âgé", "noël", "zippé"], encoding
+        assert report.skipped == {"binary (.bin)": 1}
+
+
+@pytest.mark.parametrize("encoding", ["hex", "rot13", "base64", "zlib", "undefined", "no-such", ""])
+def test_what_is_no_character_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcd")
+    with pytest.raises(DataError, match="which Python does not know"):
+        list(read_documents(tmp_path / "a.txt", DataConfig(encoding=encoding), ReadingReport()))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "useless"),
+    [
+        ("a.txt", {"text_field": "text"}, "--text-field"),
+        ("a.txt", {"on_bad_line": "skip"}, "--on-bad-line"),
+        ("a.html", {"text_field": "text"}, "--text-field"),
+        ("a.parquet", {"encoding": "latin-1"}, "--encoding"),
+        ("python-docs", {"encoding": "latin-1"}, "--encoding"),
+        ("python-docs", {"on_bad_text": "skip"}, "--on-bad-text"),
+        ("a.jsonl", {"text_field": "text", "on_bad_line": "skip", "encoding": "latin-1"}, ""),
+        (".", {"text_field": "text", "on_bad_line": "skip", "encoding": "latin-1"}, ""),
+    ],
+)
+def test_options_that_change_nothing_are_refused(
+    name: str, options: dict[str, Any], useless: str, tmp_path: Path
+) -> None:
+    for file in ("a.txt", "a.html", "a.parquet", "a.jsonl"):
+        (tmp_path / file).write_text("text")
+    config = DataConfig(source=(name if name == "python-docs" else str(tmp_path / name),), **options)
+    if useless:
+        with pytest.raises(ConfigError, match=f"{useless} changes nothing here"):
+            open_corpus(config)
+    else:
+        open_corpus(config)
