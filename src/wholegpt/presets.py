@@ -194,15 +194,10 @@ def configure(mapping: dict[str, Any], base: Config | None = None, where: str = 
     """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
 
     A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
-    Naming ``training.epochs`` or ``training.steps`` alone takes back the other. Naming no more ``training.steps`` than
-    the base's warm-up lasts takes back that warm-up, unless ``schedule.warmup_steps`` is named too.
+    Naming ``training.epochs`` or ``training.steps`` alone takes back the other.
     """
     base = base or Config()
-    training, schedule = mapping.get("training"), mapping.get("schedule")
-    steps = training.get("steps") if isinstance(training, dict) else None
-    named = isinstance(schedule, dict) and "warmup_steps" in schedule
-    if isinstance(steps, int) and 0 < steps <= base.schedule.warmup_steps and not named:
-        base = dataclasses.replace(base, schedule=dataclasses.replace(base.schedule, warmup_steps=0))
+    training = mapping.get("training")
     if isinstance(training, dict) and training.get("epochs") and "steps" not in training:
         mapping = {**mapping, "training": {**training, "steps": 0}}
     if isinstance(training, dict) and training.get("steps") and "epochs" not in training:
