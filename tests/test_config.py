@@ -202,11 +202,5 @@ def test_a_model_that_opens_nowhere_else_is_told_by_its_fields() -> None:
 @pytest.mark.parametrize("steps", [1, 17, 50, 5000])
 def test_the_warm_up_of_every_recipe_fits_the_steps_that_are_asked_for(name: str, steps: int) -> None:
     config = configure({"training": {"steps": steps}}, recipe(name))
-    assert complete_schedule(config.schedule, config.training.steps).warmup_steps <= steps // 2
-
-
-def test_a_warm_up_that_is_asked_for_stays() -> None:
-    asked = configure({"training": {"steps": 50}, "schedule": {"warmup_steps": 715}}, recipe("gpt2-small"))
-    assert asked.schedule.warmup_steps == 715
-    with pytest.raises(ConfigError, match="the run has 50 steps, so the learning rate would only rise"):
-        complete_schedule(asked.schedule, asked.training.steps)
+    warmup = complete_schedule(config.schedule, steps).warmup_steps
+    assert warmup <= steps // 2 and warmup in (config.schedule.warmup_steps, min(steps // 10, 20))

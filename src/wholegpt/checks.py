@@ -121,19 +121,14 @@ WARMUP_SHARE, MOST_WARMUP_STEPS = 0.1, 20
 
 
 def complete_schedule(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
-    """``schedule`` for a run of so many ``steps``, with a warm-up of 0 replaced by what it stands for.
+    """``schedule`` for a run of so many ``steps``, whose rate reaches its peak and comes down from it.
 
-    Raises ``ConfigError`` for a given warm-up that lasts as long as the run, whose rate would end at its highest.
+    A warm-up of 0, and one that would last as long as the run, is replaced by a tenth of the steps, at most 20.
     """
     warmup = schedule.warmup_steps
-    if warmup > 1 and steps <= warmup:
-        raise ConfigError(
-            f"schedule.warmup_steps is {warmup:,} and the run has {steps:,} steps, so the learning rate would only "
-            "rise; give fewer, or 0 for a tenth of all steps"
-        )
-    return dataclasses.replace(
-        schedule, warmup_steps=warmup or min(int(WARMUP_SHARE * steps), MOST_WARMUP_STEPS)
-    )
+    if warmup == 0 or (warmup > 1 and warmup >= steps):
+        warmup = min(int(WARMUP_SHARE * steps), MOST_WARMUP_STEPS)
+    return dataclasses.replace(schedule, warmup_steps=warmup)
 
 
 def check(config: Config) -> None:

@@ -289,7 +289,8 @@ class ScheduleConfig:
     kind: ScheduleKind = ScheduleKind.cosine
     """Shape after the warm-up."""
     warmup_steps: int = 0
-    """Steps of linear rise to the peak. 0: a tenth of all steps, at most 20. 1: none."""
+    """Steps of linear rise to the peak. 1: none. 0: a tenth of all steps, at most 20, which also replaces a warm-up
+    that would last as long as the run."""
     final_fraction: float = 0.1
     """Where cosine and warmup_stable_decay end, as a share of the peak."""
     decay_fraction: float = 0.2

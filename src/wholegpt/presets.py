@@ -209,17 +209,12 @@ def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str
     """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
 
     A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
-    Naming ``training.epochs`` or ``training.steps`` alone takes back the other. Naming no more ``training.steps`` than
-    the base's warm-up lasts takes back that warm-up, unless ``schedule.warmup_steps`` is named too.
+    Naming ``training.epochs`` or ``training.steps`` alone takes back the other.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected sections such as 'model', found a {type(mapping).__name__}")
     base = base or Config()
-    training, schedule = mapping.get("training"), mapping.get("schedule")
-    steps = training.get("steps") if isinstance(training, Mapping) else None
-    named = isinstance(schedule, Mapping) and "warmup_steps" in schedule
-    if isinstance(steps, int) and 0 < steps <= base.schedule.warmup_steps and not named:
-        base = dataclasses.replace(base, schedule=dataclasses.replace(base.schedule, warmup_steps=0))
+    training = mapping.get("training")
     if isinstance(training, Mapping) and training.get("epochs") and "steps" not in training:
         mapping = {**mapping, "training": {**training, "steps": 0}}
     if isinstance(training, Mapping) and training.get("steps") and "epochs" not in training:

@@ -18,7 +18,7 @@ from wholegpt.checkpoint import (
     TrainingFiles,
     load_model,
 )
-from wholegpt.checks import check, complete_schedule
+from wholegpt.checks import check
 from wholegpt.choices import Architecture, Execution, TaskKind
 from wholegpt.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
@@ -95,6 +95,7 @@ def start_run(
             resolved = plan.config
         else:
             resolved = resolve(config, data)
+            _warn_of_warmup(config, resolved, console)
         data.tokenizer.save(target / "tokenizer.json")
         write_json_atomic(target / "lineage.json", lineage_of(resolved, source_of(data)))
         write_text_atomic(target / "config.yaml", to_yaml(resolved))
@@ -177,7 +178,7 @@ def start_finetuning(
             begun = begin_instructions(config, parent, target, console)
         else:
             begun = begin_task(config, parent, target, console)
-        resolved = _write_begun(target, begun, [origin])
+        resolved = _write_begun(target, begun, [origin], console)
         if settings.task is TaskKind.pretraining:
             _begin_forgetting(resolved, begun, target, console)
 
@@ -203,14 +204,15 @@ def start_pairs(
     config = _decided(dataclasses.replace(config, finetuning=settings, data=reading), console)
 
     def fill(target: Path) -> None:
-        _write_begun(target, begin_pairs(config, target, console), [])
+        _write_begun(target, begin_pairs(config, target, console), [], console)
 
     return _write(fill, out, Path(source).stem, config, overwrite, locks)
 
 
-def _write_begun(folder: Path, begun: Begun, parents: list[Parent]) -> Config:
+def _write_begun(folder: Path, begun: Begun, parents: list[Parent], console: Console) -> Config:
     """Everything of a run but its data, with the checkpoint of step 0; its config, decided."""
     resolved = decide(begun.config)
+    _warn_of_warmup(begun.config, resolved, console)
     begun.tokenizer.save(folder / "tokenizer.json")
     if begun.facts.chat_template:
         write_text_atomic(folder / CHAT_TEMPLATE, begun.facts.chat_template)
@@ -219,6 +221,15 @@ def _write_begun(folder: Path, begun: Begun, parents: list[Parent]) -> Config:
     training = TrainingFiles({}, TrainingState().to_json())
     CheckpointStore(folder).save(begun.model, begun.tokenizer, training, 0, None, begun.facts)
     return resolved
+
+
+def _warn_of_warmup(asked: Config, resolved: Config, console: Console) -> None:
+    given, steps = asked.schedule.warmup_steps, resolved.training.steps
+    if given > resolved.schedule.warmup_steps:
+        console.warn(
+            f"schedule.warmup_steps is {given:,} and the run has {steps:,} steps, so the rate would only rise; "
+            f"the warm-up is {resolved.schedule.warmup_steps:,} steps"
+        )
 
 
 def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path, console: Console) -> Begun:
@@ -285,8 +296,6 @@ def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> 
 def _decided(config: Config, console: Console) -> Config:
     """``config``, checked, and known to be possible on this machine before anything is read."""
     check(config)
-    if config.training.steps and config.model.architecture is not Architecture.ngram:
-        complete_schedule(config.schedule, config.training.steps)
     config = _eager_without_compiler(config, console)
     runtime.decide(config)
     return config

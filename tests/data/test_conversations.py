@@ -215,7 +215,7 @@ def test_unused_fields_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     record = said({**USER, "name": "Ann", "note": ""}, {**ANSWER, "reasoning": "1 + 1"}, id=3, mood="calm")
     read_conversations(table_of(tmp_path / "data.jsonl", record), console=Console())
     notes = capsys.readouterr().err
-    assert "columns that are not used: id, mood" in notes
+    assert "columns messages; not used: id, mood" in notes
     assert "fields of messages that are not used: name, reasoning" in notes
 
 

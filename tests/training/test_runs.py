@@ -21,7 +21,7 @@ from wholegpt.checkpoint import CheckpointStore
 from wholegpt.choices import Dtype, Execution
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, windows_before
-from wholegpt.errors import ConfigError, Interrupted, NumericsError, RunError
+from wholegpt.errors import Interrupted, NumericsError, RunError
 from wholegpt.presets import recipe
 from wholegpt.training import callbacks, loop, objectives
 from wholegpt.training.state import TrainingState
@@ -191,18 +191,20 @@ def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> 
     assert api.resume(run.path, console=QUIET).state.step == run.state.step
 
 
-def test_the_warm_up_is_decided_before_the_first_step(text_file: Path, tmp_path: Path) -> None:
-    """By default a tenth of the run; one that lasts as long as the run is refused before anything is read."""
-    config = tiny_config(text_file, schedule={"warmup_steps": 0}, training={"steps": 50})
-    path = api.start_run(config, tmp_path / "run", False, QUIET)
-    assert recipe(str(path / "config.yaml")).schedule.warmup_steps == 5
-    config = tiny_config(tmp_path / "none.txt", schedule={"warmup_steps": 12})
-    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps is 12 and the run has 12 steps"):
-        api.start_run(config, tmp_path / "other", False, QUIET)
-    config = tiny_config(text_file, schedule={"warmup_steps": 1000}, training={"steps": 0, "epochs": 0.1})
-    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps is 1,000"):
-        api.start_run(config, tmp_path / "other", False, QUIET)
-    assert not (tmp_path / "other").exists()
+def test_the_warm_up_is_decided_before_the_first_step(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default a tenth of the run, and also in place of one that would last as long as the run, which is said."""
+    for given, said in ((0, ""), (49, ""), (50, "schedule.warmup_steps is 50 and the run has 50 steps")):
+        config = tiny_config(text_file, schedule={"warmup_steps": given}, training={"steps": 50})
+        path = api.start_run(config, tmp_path / f"run-{given}", False, QUIET)
+        assert recipe(str(path / "config.yaml")).schedule.warmup_steps == (49 if given == 49 else 5)
+        warned = capsys.readouterr().err
+        assert said in warned and bool(said) == bool(warned)
+    config = tiny_config(text_file, schedule={"warmup_steps": 1000}, training={"steps": 0, "epochs": 1.0})
+    path = api.start_run(config, tmp_path / "epochs", False, QUIET)
+    resolved = recipe(str(path / "config.yaml"))
+    assert resolved.schedule.warmup_steps == min(resolved.training.steps // 10, 20)
 
 
 def test_old_checkpoints_are_pruned(text_file: Path, tmp_path: Path) -> None:

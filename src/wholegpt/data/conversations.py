@@ -154,9 +154,9 @@ def read_conversations(
             f"{len(skipped):,} of {len(table.rows):,} conversations are skipped: "
             f"{'; '.join(skipped[:NAMED_ROWS])}{more}"
         )
-    unused = [name for name in table.columns if name not in form.names]
-    if unused:
-        console.note(f"{table.path}: columns that are not used: {', '.join(unused)}")
+    used = [name for name in form.names if name]
+    if unused := [name for name in table.columns if name not in used]:
+        console.note(f"{table.path}: columns {', '.join(used)}; not used: {', '.join(unused)}")
     fields = sorted(set[str]().union(*(unused_fields(row.get(form.messages)) for row in table.rows)))
     if fields:
         console.note(f"{table.path}: fields of messages that are not used: {', '.join(fields)}")

@@ -39,10 +39,16 @@ def begin(
 
 
 def with_steps(config: Config, per_pass: int) -> Config:
-    """``config`` with steps in place of passes, each over so many examples or rows."""
+    """``config`` with steps in place of passes, each over so many examples or rows.
+
+    Where these are fewer than a batch, it holds each once, so that passes stay passes and few examples make more steps.
+    """
     training = config.training
-    steps = training.steps or max(1, round(training.epochs * per_pass / training.batch_size))
-    return replace(config, training=replace(training, steps=steps, epochs=0.0))
+    if training.steps:
+        return config
+    batch = training.batch_size if training.initial_batch_size else min(training.batch_size, per_pass)
+    steps = max(1, round(training.epochs * per_pass / batch))
+    return replace(config, training=replace(training, steps=steps, epochs=0.0, batch_size=batch))
 
 
 def source_of_examples(config: Config, examples_hash: str) -> dict[str, Any]:
