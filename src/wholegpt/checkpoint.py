@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -418,8 +419,15 @@ def _tensors_to_save(folder: Path, model: TokenModel, facts: ModelFacts) -> dict
 
 def _expected(config: ModelConfig, facts: ModelFacts, sizes: Sequence[int]) -> dict[str, Tensor]:
     """What a model folder holds of such a model: tensors that have shapes and types, but no memory."""
+    return _skeleton(config, facts.task, facts.lora, tuple(sizes))
+
+
+@lru_cache(maxsize=4)  # a run saves the same model many times
+def _skeleton(
+    config: ModelConfig, task: Task | None, lora: LoraConfig | None, sizes: tuple[int, ...]
+) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return make_model(config, facts, sizes=sizes).own_tensors()
+        return make_model(config, ModelFacts(task=task, lora=lora), sizes=sizes).own_tensors()
 
 
 def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> list[str]:

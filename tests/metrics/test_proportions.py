@@ -144,9 +144,9 @@ def compared(first: Sequence[Any], second: Sequence[Any]) -> Difference:
     ],
 )
 def test_equal_models_are_rarely_called_different(what: str, count: int) -> None:
-    """In 5% of the cases at most, and three standard errors of 600 simulations."""
+    """In 5% of the cases at most, and three standard errors of 300 simulations."""
     generator = np.random.default_rng(11)
-    called, rounds = 0, 600
+    called, rounds = 0, 300
     for _ in range(rounds):
         if what == "accuracy":
             sides = [(generator.random(count) < 0.7).tolist() for _ in range(2)]
