@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wholegpt import presets, runtime
-from wholegpt.checks import check
+from wholegpt.checks import check, check_max_seconds
 from wholegpt.choices import TaskKind
 from wholegpt.config import Config
 from wholegpt.console import Console
@@ -55,6 +55,7 @@ def train(
     (``runs/NAME`` unless given). ``max_seconds`` stops early, resumably. Raises ``RunError`` if ``out`` holds a
     run and ``overwrite`` is not set.
     """
+    check_max_seconds("max_seconds", max_seconds)
     budget = None if minutes is None else Budget(minutes, started)
     console = console or Console()
     if config and recipe:
@@ -89,6 +90,7 @@ def finetune(
     (``runs/NAME-TASK`` unless given), and whatever it needs with it. Raises ``DataError`` for examples that do not fit
     the task.
     """
+    check_max_seconds("max_seconds", max_seconds)
     console = console or Console()
     if task not in list(TaskKind):
         raise ConfigError(f"task is '{task}'; {presets.nearest(str(task), list(TaskKind))}")
@@ -164,6 +166,7 @@ def resume(
     Raises ``NumericsError`` where a recorded choice (dtype, threads, processor, PyTorch) is not
     available here, unless ``allow_different_numerics``.
     """
+    check_max_seconds("max_seconds", max_seconds)
     console = console or Console()
     path = Path(run)
     recorded_config(path)  # before a lock beside what is no run

@@ -131,6 +131,20 @@ def complete_schedule(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
     return dataclasses.replace(schedule, warmup_steps=warmup)
 
 
+LARGEST_SEED = 2**63 - 1
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise ``ConfigError`` for a seed that random number generators do not take."""
+    _require(name, seed, 0 <= seed <= LARGEST_SEED, f"of at least 0 and at most {LARGEST_SEED}")
+
+
+def check_max_seconds(name: str, seconds: float | None) -> None:
+    """Raise ``ConfigError`` for a time limit that is not above 0."""
+    if seconds is not None:
+        _require(name, seconds, seconds > 0, "above 0")
+
+
 def check(config: Config) -> None:
     """Raise ``ConfigError``, naming the field, where settings make no sense by themselves or together."""
     check_model(config.model)
@@ -202,7 +216,7 @@ def check(config: Config) -> None:
     for name in ("every", "tokens", "patience"):
         _at_least(f"evaluation.{name}", getattr(evaluation, name), 0)
     _at_least("runtime.threads", config.runtime.threads, 0)
-    _at_least("runtime.seed", config.runtime.seed, 0)
+    check_seed("runtime.seed", config.runtime.seed)
     _at_least("checkpointing.every", config.checkpointing.every, 0)
     _at_least("checkpointing.keep", config.checkpointing.keep, 1)
     _at_least("logging.every", logging.every, 1)

@@ -48,6 +48,7 @@ def load(
     if execution not in list(Execution):
         raise ConfigError(f"execution is '{execution}'; expected one of {', '.join(Execution)}")
     layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
+    runtime.check_threads(threads)
     if threads:
         torch.set_num_threads(threads)
     if presets.is_preset(str(path)):

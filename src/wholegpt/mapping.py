@@ -97,8 +97,7 @@ def _named(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> d
         if isinstance(value, str) and isinstance(types[name], type) and issubclass(types[name], Choice):
             value = underscored(value)
             if value not in list(types[name]):
-                raise ConfigError(
-                    f"{where}: {prefix}{name} is '{value}'; {nearest(value, list(types[name]))}"
-                )
+                hint = nearest(value, list(types[name]))
+                raise ConfigError(f"{where}: {prefix}{name}: Invalid enum value '{value}'; {hint}")
         named[name] = value
     return named

@@ -26,15 +26,18 @@ from wholegpt.config import Config, PrecisionConfig, RuntimeConfig
 from wholegpt.errors import ConfigError, NumericsError
 
 
+def check_threads(threads: int) -> None:
+    """Raise ``ConfigError`` for a negative number of threads, and for more than the machine has cores."""
+    if not 0 <= threads <= (os.cpu_count() or 1):
+        raise ConfigError(f"runtime.threads is {threads}; this machine has {os.cpu_count()} cores")
+
+
 def decide(config: Config) -> Config:
     """``config`` with every automatic choice of ``precision`` and ``runtime`` made for this machine.
 
     Raises ``ConfigError`` or ``NumericsError`` for what this machine lacks.
     """
-    if config.runtime.threads > (os.cpu_count() or 1):
-        raise ConfigError(
-            f"runtime.threads is {config.runtime.threads}; this machine has {os.cpu_count()} cores"
-        )
+    check_threads(config.runtime.threads)
     runtime = dataclasses.replace(
         config.runtime,
         device=str(choose_device(config.runtime.device)),

@@ -17,7 +17,7 @@ from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main, texts
 from wholegpt.console import Console
 from wholegpt.data.reading import ReadingReport, files_below
-from wholegpt.errors import DataError
+from wholegpt.errors import ConfigError, DataError
 
 Pipe = Callable[..., None]
 LONG = "Once upon a time there was a text. " * 30
@@ -221,3 +221,29 @@ def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: P
         ["import", LONG],
     ):
         assert len(fails(*command)) < 1100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", str(2**63)], "--seed is 9223372036854775808; expected a value of at least 0 and at most"),
+        (["--max-seconds", "nan"], "--max-seconds is nan; expected a value above 0"),
+        (["--out="], "--out is empty; name something, or leave it out"),
+        (["--resume", ""], "--resume is empty"),
+        (["--threads", "1000000000"], "runtime.threads is 1000000000; this machine has"),
+    ],
+)
+def test_numbers_and_names_that_make_no_sense(
+    options: list[str], message: str, fails: Fails, text_file: Path
+) -> None:
+    assert message in fails("train", text_file, "--quiet", *options)
+
+
+def test_more_threads_than_cores_are_not_started(fails: Fails, trained_run: Path) -> None:
+    message = fails("generate", trained_run, "the", "--threads", "1000000000", "--quiet")
+    assert "runtime.threads is 1000000000; this machine has" in message
+
+
+def test_a_time_limit_that_is_no_number() -> None:
+    with pytest.raises(ConfigError, match="max_seconds is nan"):
+        wg.train("nowhere.txt", max_seconds=float("nan"))

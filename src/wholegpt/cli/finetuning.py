@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.checks import check
+from wholegpt.checks import check, check_max_seconds
 from wholegpt.choices import Architecture, Dtype, Execution, TaskKind, WeightFormat
 from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
@@ -30,7 +30,7 @@ from wholegpt.cli.options import (
 from wholegpt.cli.texts import check_no_file, piped_text
 from wholegpt.config import Config
 from wholegpt.console import write_output
-from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
+from wholegpt.errors import DataError, TokenizerError, shortened
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -80,8 +80,7 @@ def finetune(
         Stop early, resumably, after this many seconds of wall clock.
 
     """
-    if max_seconds is not None and max_seconds <= 0:
-        raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
+    check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "finetuning", model=run, task=task)
     chosen = presets.configure(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 from cyclopts import App, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
+from wholegpt.checks import check_seed
 from wholegpt.choices import OnBadLine, OnBadText
 from wholegpt.config import Config
 from wholegpt.console import Console, write_output
@@ -41,10 +42,10 @@ class Common:
         return Console(self.quiet)
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers."""
-        for name, value in (("seed", self.seed), ("threads", self.threads)):
-            if value is not None and value < 0:
-                raise ConfigError(f"--{name} is {value}; expected a value of at least 0")
+        """Refuse a seed out of range and a negative number of threads."""
+        check_seed("--seed", self.seed or 0)
+        if self.threads is not None and self.threads < 0:
+            raise ConfigError(f"--threads is {self.threads}; expected a value of at least 0")
 
     def placement(self) -> dict[str, Any]:
         """Device and threads as keyword arguments, those that were given."""
@@ -89,6 +90,10 @@ Settings = Annotated[
 ]
 
 
+NEVER_EMPTY = ("--out", "--resume", "--recipe", "--preset", "--records", "--validation", "--onto", "--device")
+"""Options whose value would count as not given where it is empty, as that of an unset shell variable is."""
+
+
 class ChosenSettings:
     """Which fields of ``Config`` the command line names, so that only those override a recipe."""
 
@@ -100,6 +105,8 @@ class ChosenSettings:
         del app, commands
         for argument in arguments:
             argument.tokens[:] = [_with_hyphen(token) for token in argument.tokens]
+            if argument.name in NEVER_EMPTY and any(not token.value for token in argument.tokens):
+                raise ConfigError(f"{argument.name} is empty; name something, or leave it out")
         names = [
             argument.name for argument in arguments if argument.tokens and argument.name.startswith("--")
         ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from wholegpt import presets
-from wholegpt.checks import check, complete_optimizer, complete_schedule, derive_sizes
+from wholegpt.checks import check, check_max_seconds, complete_optimizer, complete_schedule, derive_sizes
 from wholegpt.choices import Architecture
 from wholegpt.cli.finetuning import show_finetuned
 from wholegpt.cli.options import (
@@ -78,8 +78,7 @@ def train(
 
     """
     started = time.monotonic()  # loading PyTorch is part of the time that --minutes gives
-    if max_seconds is not None and max_seconds <= 0:
-        raise ConfigError(f"--max-seconds is {max_seconds:g}; expected a value above 0")
+    check_max_seconds("--max-seconds", max_seconds)
     if resume:
         settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
         if settings or minutes is not None or ChosenSettings.of(config) or common.seed is not None:
