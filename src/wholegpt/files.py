@@ -8,6 +8,7 @@ it is replaced), ``.unfinished-NAME`` (work that a later call continues) and ``.
 """
 
 import contextlib
+import filecmp
 import hashlib
 import itertools
 import json
@@ -245,7 +246,7 @@ def resumable_folder(path: Path, request: Any, own: Patterns | None = None) -> I
     try:
         yield unfinished
     except WholeGPTError:  # the same call would fail again
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _delete_hidden(unfinished)
         raise
     _sync_tree(unfinished)
     with _work_folder(path, unfinished.name) as work:
@@ -282,7 +283,7 @@ def recover_folder(path: Path) -> None:
         raise RunError(
             f"{path}: exists, and {old} is what stood there before a crash; delete or rename one of them"
         )
-    shutil.rmtree(work)
+    _delete_hidden(work)
 
 
 def recover_unlocked(path: Path) -> None:
@@ -306,9 +307,10 @@ def _work_folder(path: Path, new: str) -> Iterator[Path]:
         yield work
     except BaseException:
         if not (work / "old").exists():
-            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _delete_hidden(work)
         raise
-    shutil.rmtree(work)
+    _delete_hidden(work)
 
 
 def _make_hidden(folder: Path, mark: dict[str, Any]) -> None:
@@ -316,9 +318,20 @@ def _make_hidden(folder: Path, mark: dict[str, Any]) -> None:
     if folder.exists():
         if not _is_ours(folder):
             raise RunError(f"{folder}: is in the way, and was not made by wholegpt; rename or move it")
-        shutil.rmtree(folder)
+        _delete_hidden(folder)
     folder.mkdir()
     (folder / MARK).write_text(json.dumps(mark), encoding="utf-8")
+
+
+def _delete_hidden(folder: Path) -> None:
+    """Delete a hidden folder of ours, its mark last, so that one that is half-deleted is still known."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    (folder / MARK).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _mark_of(folder: Path) -> dict[str, Any]:
@@ -377,6 +390,8 @@ def _keep(old: Path, new: Path, name: PurePath) -> None:
     """Let the file, or the empty folder, ``name`` in ``old`` be in ``new`` too."""
     source, target = old / name, new / name
     if os.path.lexists(target):
+        if _equal(source, target):  # kept before a crash
+            return
         raise RunError(f"{source}: is in the way, and was not made by wholegpt; rename or move it")
     for parent in reversed(name.parents):
         if not (new / parent).exists():
@@ -390,6 +405,14 @@ def _keep(old: Path, new: Path, name: PurePath) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError:  # not every file system has links
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
+    return (one.is_dir() and other.is_dir()) or (
+        one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+    )
 
 
 def _sync_tree(path: Path) -> None:

@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jinja2  # noqa: F401 (so that the forked processes need not import it)
 import torch
+import torch._inductor
 
 import wholegpt.analysis.report
 import wholegpt.cli

@@ -1,0 +1,90 @@
+"""Ctrl-C in the middle of native code: the process ends soon, with exit code 130 and nothing half-written."""
+
+import random
+import signal
+import string
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from wholegpt.interrupts import interruptible
+
+SOON_SECONDS = 10.0
+"""On a busy machine; on a quiet one it takes a few tenths. What is interrupted takes minutes."""
+
+
+def interrupted(program: list[str], arguments: list[str | Path], after: str, pause: float) -> str:
+    """The last line of a command that gets Ctrl-C some seconds ``after`` it has written that."""
+    command = [sys.executable, *program, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert any(after in line for line in process.stderr), "ended before"
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        try:
+            _, error = process.communicate(timeout=SOON_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail("Ctrl-C had no effect")
+        assert process.returncode == 130, error
+        assert time.monotonic() - started < SOON_SECONDS
+        return error.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text whose vocabulary takes minutes to learn: long words, all different."""
+    generator, path = random.Random(0), tmp_path_factory.mktemp("words") / "words.txt"
+    letters = generator.choices(string.ascii_letters + " ", weights=[1] * 52 + [1], k=6_000_000)
+    path.write_text("".join(letters))
+    return path
+
+
+@pytest.mark.parametrize("verb", ["tokenizer train", "data prepare", "train"])
+def test_while_a_vocabulary_is_learned(verb: str, words: Path, tmp_path: Path) -> None:
+    size = "--vocab-size" if verb == "tokenizer train" else "--tokenizer.vocab-size"
+    out = tmp_path / "out"
+    arguments = [*verb.split(), words, size, "60000", "--out", out]
+    message = interrupted(["-m", "wholegpt.cli"], arguments, "vocabulary", 1.0)
+    if verb == "data prepare":
+        assert "what was finished is kept, and the same call goes on from there" in message
+        assert [path.name for path in tmp_path.iterdir()] == [".unfinished-out"]
+    else:
+        assert "interrupted; nothing was saved; the same command begins again" in message
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_while_a_model_is_compiled_or_the_first_step_is_made(text_file: Path, tmp_path: Path) -> None:
+    """Before the first step is done there is nothing to save, so it is not waited for."""
+    program = (
+        "import sys, time\n"
+        "import wholegpt.run as run\n"
+        "from wholegpt.cli import main\n"
+        "def slow(*arguments):\n"
+        "    print('in the first step', file=sys.stderr, flush=True)\n"
+        "    time.sleep(600)\n"
+        "run.run_loop = slow\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["train", text_file, "--tokenizer.kind", "byte", "--out", tmp_path / "run", "--device", "cpu"]
+    message = interrupted(["-c", program], arguments, "in the first step", 0.1)
+    assert f"go on with `wholegpt train --resume {tmp_path / 'run'}`" in message
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_an_interruptible_call_returns_and_raises() -> None:
+    assert interruptible(lambda: threading.current_thread() is threading.main_thread()) is False
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0)
+    seen: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: seen.append(interruptible(threading.current_thread) is threading.current_thread())
+    )
+    thread.start()
+    thread.join()
+    assert seen == [True]
