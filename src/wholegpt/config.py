@@ -134,8 +134,8 @@ class DataConfig:
 
     source: tuple[str, ...] = ()
     """Corpus names, text files, folders, tables (JSON lines, JSON, CSV, TSV, Parquet), web pages, notebooks, each
-    perhaps compressed (gzip, bzip2, xz, zstd), `-` for standard input, hf:NAME for a dataset of the Hugging Face hub; or a folder made by
-    `data prepare`."""
+    perhaps compressed (gzip, bzip2, xz, zstd), `-` for standard input, hf:NAME for a dataset of the Hugging Face hub;
+    or a folder made by `data prepare`."""
     text_field: str = ""
     """Field or column that holds the text. Empty: text or another likely name, else that with the longest text."""
     encoding: str = "utf-8"

@@ -436,7 +436,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "frees the embeddings after 60 steps, and there are 60",
     ),
     "names": (
-        "text,2020\na,x\nb,y\n",
+        "title,2020\na,x\nb,y\n",
         "classification",
         {},
         DataError,

@@ -65,8 +65,8 @@ def finetune(
         texts in either order: a label or a score), choice (which answer is right), instruct (to answer, or to write one
         text after another), or pretraining (to go on with text).
     data
-        Training examples, a .csv, .tsv, .jsonl, .json or .parquet table whose columns are detected unless --finetuning.*-column
-        names them; for pretraining a text as `train` takes.
+        Training examples, a .csv, .tsv, .jsonl, .json or .parquet table whose columns are detected unless
+        --finetuning.*-column names them; for pretraining a text as `train` takes.
     validation
         Held-out examples; a share of the training ones unless given.
     recipe
