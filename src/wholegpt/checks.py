@@ -131,9 +131,6 @@ def complete_schedule(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
     return dataclasses.replace(schedule, warmup_steps=warmup)
 
 
-LARGEST_SEED = 2**63 - 1
-
-
 def check_seed(name: str, seed: int) -> None:
     """Raise ``ConfigError`` for a seed that random number generators do not take."""
     _require(name, seed, 0 <= seed <= LARGEST_SEED, f"of at least 0 and at most {LARGEST_SEED}")
@@ -347,10 +344,10 @@ def check_generation(generation: GenerationConfig) -> None:
         ("top_k", LARGEST_TOP_K),
         ("no_repeat_ngram", MOST_NGRAM),
         ("alternatives", MOST_LISTED),
-        ("seed", LARGEST_SEED),
     ):
         value = getattr(generation, name)
         _require(name, value, 0 <= value <= most, f"from 0 to {most:,}")
+    check_seed("seed", generation.seed)
     listed = generation.alternatives * generation.max_tokens
     if listed > MOST_LISTED_TOKENS:
         raise ConfigError(
