@@ -114,7 +114,7 @@ def test_foreign_folders_are_no_exports_no_models_and_no_data(
         assert "name another --out" in fails(*command, *options)
     with pytest.raises(WholeGPTError, match="in the way"):
         loaded = load(trained_run)
-        save_model(folder, loaded.model, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
+        save_model(folder, loaded.model, loaded.tokenizer)
     assert "is not a tokenizer" in fails(
         "tokenizer", "train", text_file, "--out", folder / "index.html", "--overwrite", "--quiet"
     )
