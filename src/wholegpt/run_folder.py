@@ -20,6 +20,7 @@ from wholegpt.data import CORPORA, PreparedData
 from wholegpt.data.corpora import HUB_PREFIX
 from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
 from wholegpt.data.shards import PREPARED_FILES
+from wholegpt.data.sources import STANDARD_INPUT
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import claim_name, lock_folder, read_json, recover_unlocked
 from wholegpt.pretraining import FORGETTING_FILES
@@ -169,7 +170,7 @@ def _absolute_source(source: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """``path`` from the root on; nothing of nothing. Links stay, but for ``..``, which may be behind one."""
-    if not path:
+    """``path`` from the root on; none and standard input stay. Links stay, but for ``..``, which may be behind one."""
+    if path in ("", STANDARD_INPUT):
         return path
     return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())

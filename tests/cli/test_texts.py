@@ -18,6 +18,7 @@ from wholegpt.cli import main, texts
 from wholegpt.console import Console
 from wholegpt.data.reading import ReadingReport, files_below
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.run_folder import recorded_config
 
 Pipe = Callable[..., None]
 LONG = "Once upon a time there was a text. " * 30
@@ -79,6 +80,12 @@ def test_a_lone_hyphen_is_standard_input_where_a_source_is_expected(trained_run:
         )
         made = json.loads(done.stdout)
         assert len(text_of(600)) - made.get("characters", made.get("text", {}).get("characters")) in (0, 1)
+
+
+def test_a_run_is_trained_on_standard_input(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wholegpt.cli", "train", "-", *TINY, "--out", "run"]
+    subprocess.run(command, input=text_of(3000).encode(), cwd=tmp_path, check=True, capture_output=True)
+    assert recorded_config(tmp_path / "run").data.source == ("-",)
 
 
 def test_a_file_called_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Callable) -> None:
