@@ -163,13 +163,12 @@ def _absolute_source(source: str) -> str:
     if source in CORPORA:
         return source
     if source.startswith(HUB_PREFIX):
-        name = source.removeprefix(HUB_PREFIX)
-        return HUB_PREFIX + _absolute(name) if Path(name).exists() else source
+        return HUB_PREFIX + _absolute(source.removeprefix(HUB_PREFIX))
     return _absolute(source)
 
 
 def _absolute(path: str) -> str:
-    """``path`` from the root on; nothing of nothing. Links stay, but for ``..``, which may be behind one."""
-    if not path:
+    """``path`` from the root on, if it exists. Links stay, but for ``..``, which may be behind one."""
+    if not path or not Path(path).exists():
         return path
     return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())

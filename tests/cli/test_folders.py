@@ -114,7 +114,7 @@ def test_foreign_folders_are_no_exports_no_models_and_no_data(
         assert "name another --out" in fails(*command, *options)
     with pytest.raises(WholeGPTError, match="in the way"):
         loaded = load(trained_run)
-        save_model(folder, loaded.model, loaded.tokenizer)  # pyright: ignore[reportArgumentType]
+        save_model(folder, loaded.model, loaded.tokenizer)
     assert "is not a tokenizer" in fails(
         "tokenizer", "train", text_file, "--out", folder / "index.html", "--overwrite", "--quiet"
     )
@@ -156,12 +156,20 @@ def test_names_of_corpora_and_standard_input_stay_names(
     from wholegpt.run_folder import with_absolute_paths
 
     monkeypatch.chdir(tmp_path)
-    Path("table").mkdir()
-    given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "t.txt"]
+    for name in ("table", "run", "t.txt", "d.csv", "../v.csv", "t.jinja"):
+        Path(name).mkdir()
+    given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "t.txt", "missing.txt"]
     finetuning = {"model": "run", "data": "d.csv", "validation": "../v.csv", "chat_template": "t.jinja"}
     config = with_absolute_paths(configure({"data": {"source": given}, "finetuning": finetuning}))
     assert config.data.source == (
-        *("python-docs", "hf:owner/name", f"hf:{tmp_path}/table", "/dev/stdin", f"{tmp_path}/t.txt"),
+        *(
+            "python-docs",
+            "hf:owner/name",
+            f"hf:{tmp_path}/table",
+            "/dev/stdin",
+            f"{tmp_path}/t.txt",
+            "missing.txt",
+        ),
     )
     assert config.finetuning.model == f"{tmp_path}/run" and config.finetuning.data == f"{tmp_path}/d.csv"
     assert config.finetuning.validation == f"{tmp_path.parent}/v.csv"
