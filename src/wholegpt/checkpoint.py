@@ -255,7 +255,9 @@ def make_model(
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder is one by itself, written by this program."""
+    """Whether a folder is one by itself, written by this program, and not a run's checkpoint."""
+    if (folder / CHECKSUMS).exists():
+        return False
     try:
         return _read_json(folder / CONFIG).keys() >= {"format_version", "model"}
     except CheckpointError:

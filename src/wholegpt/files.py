@@ -175,16 +175,25 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
 
 
 def _holder(lock_file: Path) -> str:
-    """Who holds a lock; empty until it has recorded that, after a process that died with the lock."""
+    """Who holds a lock; empty until it has recorded that, which the record of a dead process does not tell."""
     try:
         holder = read_json(lock_file)
-        who = f"process {holder['process']} ({holder['purpose']}, started {holder['started']})"
-        if os.name != "nt":
-            with contextlib.suppress(PermissionError):  # somebody else's process
-                os.kill(holder["process"], 0)
+        process, purpose, started = holder["process"], holder["purpose"], holder["started"]
+        if os.name != "nt" and not _is_alive(process):
+            return ""
+        return f"process {process} ({purpose}, started {started})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return who
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 @contextlib.contextmanager

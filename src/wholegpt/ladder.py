@@ -185,7 +185,7 @@ def climb(
     console.note(
         f"{networks} networks, up to 2.75 × {minutes:g} min each: {networks * 2.75 * minutes:.3g} min"
     )
-    base, corpus = open_text(with_absolute_paths(base), console)
+    base, corpus = open_text(base, console)
     name = corpus.name if corpus else Path(base.data.source[0]).name
     folder = Path(out) if out else Path("runs") / f"ladder-{name}"
     with lock_folder(folder, "ladder"):
@@ -202,7 +202,7 @@ def _climb(
 ) -> Ladder:
     """``climb`` in a folder that is locked."""
     try:
-        data, base = _prepared(base, corpus, minutes, folder, console)
+        data, base = _prepared(with_absolute_paths(base), corpus, minutes, folder, console)
         done = _climbed(chosen, base, data, minutes, folder, console)
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(

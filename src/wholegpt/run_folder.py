@@ -1,6 +1,7 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -164,13 +165,12 @@ def _absolute_source(source: str) -> str:
     if source in CORPORA:
         return source
     if source.startswith(HUB_PREFIX):
-        name = source.removeprefix(HUB_PREFIX)
-        return HUB_PREFIX + _absolute(name) if Path(name).exists() else source
+        return HUB_PREFIX + _absolute(source.removeprefix(HUB_PREFIX))
     return _absolute(source)
 
 
 def _absolute(path: str) -> str:
-    """``path`` from the root on; none and standard input stay. Links stay, but for ``..``, which may be behind one."""
-    if path in ("", STANDARD_INPUT):
+    """``path`` from the root on, if it exists. Links stay, but for ``..``, which may be behind one."""
+    if path in ("", STANDARD_INPUT) or not os.path.exists(path):  # noqa: PTH110 (never raises)
         return path
     return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())

@@ -70,7 +70,7 @@ def start_run(
 
     The folder is locked until ``locks`` are released, or until this returns.
     """
-    config = _as_given(with_absolute_paths(config))
+    config = _as_given(config)
     if config.finetuning.task is not TaskKind.pretraining or config.finetuning.model:
         raise ConfigError(
             f"finetuning.task is {config.finetuning.task} and finetuning.model '{config.finetuning.model}'; `wholegpt "
@@ -98,7 +98,7 @@ def start_run(
             _warn_of_warmup(config, resolved, console)
         data.tokenizer.save(target / "tokenizer.json")
         write_json_atomic(target / "lineage.json", lineage_of(resolved, source_of(data)))
-        write_text_atomic(target / "config.yaml", to_yaml(resolved))
+        write_text_atomic(target / "config.yaml", to_yaml(with_absolute_paths(resolved)))
 
     # Whole or not at all: a source that turns out to be bad costs no run that was there before.
     return _write(fill, out, name, config, overwrite, locks)
@@ -142,7 +142,7 @@ def start_finetuning(
 
     Nothing but this folder is needed from then on. It is locked until ``locks`` are released, or until this returns.
     """
-    config = _decided(with_absolute_paths(config), console)
+    config = _decided(config, console)
     settings = config.finetuning
     source = model_folder(Path(settings.model), "best", console)
     parent = load_model(source)
@@ -217,7 +217,7 @@ def _write_begun(folder: Path, begun: Begun, parents: list[Parent], console: Con
     if begun.facts.chat_template:
         write_text_atomic(folder / CHAT_TEMPLATE, begun.facts.chat_template)
     write_json_atomic(folder / "lineage.json", lineage_of(resolved, begun.source, parents))
-    write_text_atomic(folder / "config.yaml", to_yaml(resolved))
+    write_text_atomic(folder / "config.yaml", to_yaml(with_absolute_paths(resolved)))
     training = TrainingFiles({}, TrainingState().to_json())
     CheckpointStore(folder).save(begun.model, begun.tokenizer, training, 0, None, begun.facts)
     return resolved

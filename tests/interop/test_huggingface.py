@@ -339,14 +339,16 @@ def test_what_others_put_into_a_folder_is_not_lost(tmp_path: Path, fails: Fails)
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
     command = ("export", tmp_path / "model", "--to", "huggingface", "--out", export, "--overwrite", "--quiet")
     (export / "notes.md").write_text("mine")
-    assert "holds notes.md, which would be lost" in fails(*command)
-    (export / "notes.md").unlink()
     assert main([*map(str, command)]) == 0
+    assert (export / "notes.md").read_text() == "mine"
     folder = import_model(export, tmp_path / "back", console=QUIET)
     (folder / "training").mkdir()
     again = ("import", export, "--out", folder, "--overwrite")
-    assert "holds training, which would be lost" in fails(*again)
-    (folder / "training").rmdir()
+    assert main([*map(str, again), "--quiet"]) == 0
+    assert (folder / "training").is_dir()
+    (folder / "checksums.json").write_text("{}")  # a run's checkpoint
+    assert "exists and is not a model folder" in fails(*again)
+    (folder / "checksums.json").unlink()
     (tmp_path / "link").symlink_to(folder)
     assert main(["import", str(export), "--out", str(tmp_path / "link"), "--overwrite", "--quiet"]) == 0
     assert (tmp_path / "link").is_symlink() and (folder / "model.safetensors").exists()

@@ -7,6 +7,7 @@ begin.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import mmap
@@ -17,9 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jinja2  # noqa: F401 (so that the forked processes need not import it)
 import torch
-import torch._inductor
 
 import wholegpt.analysis.report
 import wholegpt.cli
@@ -79,6 +78,8 @@ def _start(command: list[str], start: float, place: str, error: Path) -> int:
 
 
 def main() -> None:
+    for module in ("jinja2", "torch._inductor"):  # which each forked process would import
+        importlib.import_module(module)
     torch.set_num_threads(1)
     wholegpt.analysis.report._charts = lambda records, bound: []  # takes most of a tiny run
     wholegpt.run.run_loop = after_the_others(wholegpt.run.run_loop, 3)
@@ -86,7 +87,8 @@ def main() -> None:
     preparation.plan_split = after_the_others(preparation.plan_split, 3)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
-            print(json.dumps(race(*json.loads(line), Path(folder))), flush=True)
+            commands, waits, place = json.loads(line)
+            print(json.dumps(race(commands, waits, place, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

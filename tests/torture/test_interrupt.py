@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from wholegpt.interrupts import interruptible
-
 SOON_SECONDS = 10.0
 """On a busy machine; on a quiet one it takes a few tenths. What is interrupted takes minutes."""
 
@@ -78,6 +76,8 @@ def test_while_a_model_is_compiled_or_the_first_step_is_made(text_file: Path, tm
 
 
 def test_an_interruptible_call_returns_and_raises() -> None:
+    from wholegpt.interrupts import interruptible
+
     assert interruptible(lambda: threading.current_thread() is threading.main_thread()) is False
     with pytest.raises(ZeroDivisionError):
         interruptible(lambda: 1 // 0)
