@@ -23,7 +23,7 @@ from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.data.reading import READING_OPTIONS
 from wholegpt.errors import ConfigError, DataError, RunError
-from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
+from wholegpt.files import sha256_file, utf8_name, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.finetuning.beginning import architecture_of, begin_model
 from wholegpt.finetuning.instructions import begin_instructions, begin_pairs
 from wholegpt.finetuning.task_stage import begin_task
@@ -151,7 +151,7 @@ def start_pairs(config: Config, out: Path | None, overwrite: bool, console: Cons
     settings = dataclasses.replace(config.finetuning, task=TaskKind.instruct, data=source)
     reading = dataclasses.replace(config.data, source=())
     config = _decided(dataclasses.replace(config, finetuning=settings, data=reading), console)
-    folder = out or free_name(RUNS / Path(source).stem)
+    folder = out or free_name(RUNS / utf8_name(Path(source)))
     check_free(folder, config, overwrite)
 
     def fill(target: Path) -> None:

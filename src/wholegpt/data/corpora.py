@@ -24,7 +24,7 @@ from wholegpt.data.reading import READING_OPTIONS, check_options, identity, read
 from wholegpt.data.records import read_records
 from wholegpt.data.shards import PreparedData
 from wholegpt.errors import DataError
-from wholegpt.files import write_bytes_atomic
+from wholegpt.files import utf8_name, write_bytes_atomic
 from wholegpt.mapping import nearest
 
 TINYSHAKESPEARE_URL = (
@@ -160,7 +160,7 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
             f"{source}: is prepared data, no text; train on it as the only source, or name the text it was made from"
         )
     return Corpus(
-        path.stem or path.resolve().stem,
+        utf8_name(path),
         lambda report, advance: read_pieces(path, config, report, advance),
         provenance={"path": str(path.resolve())},
         identity=lambda: identity(path, config.encoding),
