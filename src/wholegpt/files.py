@@ -39,6 +39,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def utf8_name(path: Path) -> str:
+    """A file's name without suffixes, with what is not UTF-8 replaced, to name a folder by."""
+    return os.fsencode(path.stem or path.resolve().stem).decode("utf-8", "replace").replace("\ufffd", "_")
+
+
 def sync_file(path: Path) -> None:
     """Force a file's bytes to the disk."""
     with path.open("rb") as file:

@@ -28,6 +28,7 @@ from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import (
     recover_unlocked,
     sha256_file,
+    utf8_name,
     write_folder_atomic,
     write_json_atomic,
     write_text_atomic,
@@ -206,7 +207,7 @@ def start_pairs(
     def fill(target: Path) -> None:
         _write_begun(target, begin_pairs(config, target, console), [], console)
 
-    return _write(fill, out, Path(source).stem, config, overwrite, locks)
+    return _write(fill, out, utf8_name(Path(source)), config, overwrite, locks)
 
 
 def _write_begun(folder: Path, begun: Begun, parents: list[Parent], console: Console) -> Config:

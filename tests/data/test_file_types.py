@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import TINY, Fails
 from wholegpt.cli import main
 from wholegpt.config import DataConfig
 from wholegpt.data.reading import ReadingReport, read_documents
@@ -207,3 +208,19 @@ def test_names_that_are_not_utf8(inside: bool, tmp_path: Path, capfd: pytest.Cap
     (folder / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(b"{")
     assert main(["data", "stats", str(folder / os.fsdecode(b"caf\xe9.jsonl"))]) == 2
     assert "bug" not in capfd.readouterr().err
+
+
+def test_a_run_on_a_file_whose_name_is_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder has a name in UTF-8, since weights cannot be read from another; the run repeats from its config."""
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9.txt")
+    Path(name).write_text("some words to learn from, and more of them\n" * 60)
+    assert "is not valid UTF-8" in fails("train", name, "--out", os.fsdecode(b"r\xe9"), *TINY)
+    assert main(["train", name, *TINY]) == 0
+    assert main(["train", "--config", "runs/caf_/config.yaml", "--out", "again"]) == 0
+    assert main(["evaluate", "again", name]) == 0
+    weights = [next(Path(run).glob("checkpoints/*/model.safetensors")) for run in ("runs/caf_", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert "bug" not in capsys.readouterr().err

@@ -30,8 +30,8 @@ def test_rows_that_are_no_examples(bad: str, option: str, tmp_path: Path) -> Non
     path.write_bytes(b"text,label\n" + BAD_ROWS[bad] + GOOD.encode())
     with pytest.raises(DataError, match=r"a\.csv: line 2: has .*; --on-bad-line skip leaves such rows out"):
         read(path)
-    skipping: dict[str, Any] = {option: "skip"}
-    data = read(path, **skipping)
+    options: dict[str, Any] = {option: "skip"}
+    data = read(path, **options)
     assert len(data.train) + len(data.validation) == 40 and data.task.labels == ("neg", "pos")
 
 

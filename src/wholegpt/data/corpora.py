@@ -24,7 +24,7 @@ from wholegpt.data.reading import READING_OPTIONS, check_options, identity, read
 from wholegpt.data.records import read_records
 from wholegpt.data.sources import source_path
 from wholegpt.errors import DataError
-from wholegpt.files import write_bytes_atomic
+from wholegpt.files import utf8_name, write_bytes_atomic
 
 TINYSHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -151,7 +151,7 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
         return hub_dataset(source.removeprefix(HUB_PREFIX), config)
     path = source_path(source, tuple(CORPORA))
     return Corpus(
-        path.stem or path.resolve().stem,
+        utf8_name(path),
         lambda report, advance: read_pieces(path, config, report, advance),
         provenance={"path": str(path.resolve())},
         identity=lambda: identity(path, config.encoding),
