@@ -85,9 +85,9 @@ class ConversationData:
         return save_examples(folder, self.columns, self.train, self.validation)
 
 
-def holds_conversations(path: Path, reading: Reading, known: TaskColumns = DETECTED) -> bool:
+def holds_conversations(path: Path, reading: Reading | None = None, known: TaskColumns = DETECTED) -> bool:
     """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
-    columns = reading.table(path, _named(known)).columns
+    columns = (reading or Reading()).table(path, _named(known)).columns
     if known.target and {*_named(known)} <= {*columns}:
         return True
     names = {column.lower() for column in columns}
