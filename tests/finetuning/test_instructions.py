@@ -22,7 +22,7 @@ from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
 from wholegpt.data.conversations import holds_conversations, read_conversations
 from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
-from wholegpt.data.tables import read_table
+from wholegpt.data.tables import Reading, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
@@ -231,7 +231,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
     expected = [(Message("user", "A long text"), Message("assistant", "brief"))]
     assert read_conversations(read_table(path), TaskColumns(("long",), (), "short"))[0] == expected
     assert not holds_conversations(path)
-    assert holds_conversations(path, "utf-8", TaskColumns(("long",), (), "short"))
+    assert holds_conversations(path, Reading(), TaskColumns(("long",), (), "short"))
     path.write_text("question\tchoices\tanswer\nA or B?\tthese\tB\n")
     assert not holds_conversations(path)
 

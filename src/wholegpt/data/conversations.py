@@ -11,7 +11,7 @@ pairs                   ``prompt`` and ``response``, or other names of a text an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import msgspec
 from wholegpt.config import Config
 from wholegpt.data.chat_template import Conversation, Message, check_conversation
 from wholegpt.data.example_files import open_examples, save_examples
+from wholegpt.data.formats import ReadingReport
 from wholegpt.data.permutation import held_out_places
 from wholegpt.data.tables import Reading, Table
 from wholegpt.data.task_columns import DETECTED, TaskColumns
@@ -87,7 +88,8 @@ class ConversationData:
 
 def holds_conversations(path: Path, reading: Reading | None = None, known: TaskColumns = DETECTED) -> bool:
     """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
-    columns = (reading or Reading()).table(path, _named(known)).columns
+    uncounted = replace(reading, report=ReadingReport()) if reading else Reading()
+    columns = uncounted.table(path, _named(known)).columns
     if known.target and {*_named(known)} <= {*columns}:
         return True
     names = {column.lower() for column in columns}
