@@ -14,7 +14,7 @@ the turns before an instruction or a prompt. All other columns are named in a no
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.chat_template import Conversation, Message
 from wholegpt.data.example_files import open_examples, save_examples
+from wholegpt.data.formats import ReadingReport
 from wholegpt.data.messages import (
     decode_list,
     read_messages,
@@ -77,8 +78,10 @@ class ConversationData:
         columns = TaskColumns(settings.text_columns, (), settings.label_column)
         train, columns = read_conversations(table, columns, reading.skips_examples, console)
         if settings.validation:
-            held_out = read_like(Path(settings.validation), reading, columns, console)
-            return cls(train, held_out, columns)
+            validation = read_like(Path(settings.validation), reading, columns, console)
+            reading.show(console)
+            return cls(train, validation, columns)
+        reading.show(console)
         fraction = config.data.validation_fraction
         copies: dict[Conversation, list[int]] = {}
         for place, one in enumerate(train):
@@ -105,9 +108,10 @@ class ConversationData:
         return save_examples(folder, self.columns, self.train, self.validation)
 
 
-def holds_conversations(path: Path, reading: Reading, known: TaskColumns = DETECTED) -> bool:
+def holds_conversations(path: Path, reading: Reading | None = None, known: TaskColumns = DETECTED) -> bool:
     """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
-    columns = reading.table(path, _named(known)).columns
+    uncounted = replace(reading, report=ReadingReport()) if reading else Reading()
+    columns = uncounted.table(path, _named(known)).columns
     if known.target and {*_named(known)} <= {*columns}:
         return True
     names = {column.lower() for column in columns}
