@@ -302,5 +302,5 @@ def test_an_empty_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.txt").write_text("text of the current folder")
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(DataError, match="is empty|names no dataset"):
+    with pytest.raises(DataError, match=r"is empty|names no dataset"):
         open_corpus(DataConfig(source=(source,)))
