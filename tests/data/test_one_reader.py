@@ -298,3 +298,30 @@ def test_a_parquet_column_named_text_that_holds_bytes_is_no_reason_to_read_anoth
 
     with pytest.raises(DataError, match="has no text column 'text'"):
         list(read_documents(path, DataConfig(), ReadingReport()))
+
+
+@pytest.mark.parametrize(
+    ("first", "separator"),
+    [("sep=;\n", ";"), ("SEP=|\r\n", "|"), ('"sep=^"\n', "^"), ("\ufeffsep=\t\n", "\t")],
+)
+def test_a_first_line_that_names_the_separator_is_no_row(tmp_path: Path, first: str, separator: str) -> None:
+    path = tmp_path / "t.csv"
+    rows = [("text", "label"), ("a, b", "x"), ("c", "y")]
+    path.write_text(first + "".join(separator.join(row) + "\n" for row in rows), newline="")
+
+    assert both(path) == (["a, b", "c"], [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}])
+    assert read_table(path).places == ["line 3", "line 4"]
+
+
+def test_quotation_marks_may_stand_after_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('text, label\n"a, b", "x"\n"c", "y, z"\n')
+
+    assert both(path) == (["a, b", "c"], [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y, z"}])
+
+
+def test_a_quotation_mark_after_a_space_within_text_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('label,text\nx, "a" is a letter\ny, b\n')
+
+    assert both(path)[0] == [' "a" is a letter', " b"]
