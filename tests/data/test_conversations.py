@@ -89,6 +89,7 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Conversation]] = {
         ADD,
     ),
     "messages as JSON text": ({"messages": json.dumps([USER, ANSWER])}, ADD),
+    "a question that is not learned, as none is": (said({**USER, "train": False, "weight": 0}, ANSWER), ADD),
     "a message that calls no tools": (said(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
     "no tools": (said(USER, ANSWER, tools=[]), ADD),
     "ends with a question": (said(USER, ANSWER, USER), (*ADD, ADD[0])),
@@ -160,6 +161,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an answer not to be learned": (
         said(USER, {**ANSWER, "weight": 0}),
         "line 2: message 2: weight is 0, and every answer of a conversation is learned",
+    ),
+    "an answer that is learned half": (
+        said(USER, {**ANSWER, "weight": 0.5}),
+        "line 2: message 2: weight is 0.5, and every answer of a conversation is learned alike",
+    ),
+    "an answer without a loss": (
+        said(USER, {**ANSWER, "loss": False}),
+        "line 2: message 2: loss is False, and every answer of a conversation is learned alike",
     ),
     "a role that nobody knows": (
         said(USER, {"role": "narrator", "content": "2"}),

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from wholegpt.choices import TaskKind
 from wholegpt.config import DataConfig
 from wholegpt.data import formats, open_corpus
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.data.tables import read_table
+from wholegpt.data.task_columns import TaskColumns, detect_columns
 from wholegpt.errors import ConfigError, DataError
 
 ROWS = [{"text": "a, b; c", "label": "x"}, {"text": "d | e", "label": "y"}, {"text": "f, g", "label": "x"}]
@@ -252,3 +254,74 @@ def test_options_that_change_nothing_are_refused(
             open_corpus(config)
     else:
         open_corpus(config)
+
+
+@pytest.mark.parametrize("order", [("text", "TEXT", "label", "LABEL"), ("TEXT", "text", "LABEL", "label")])
+def test_of_names_that_differ_in_case_the_lower_one_is_taken(tmp_path: Path, order: tuple[str, ...]) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [
+        {"text": f"right {i}", "TEXT": "a longer wrong one", "label": "xy"[i % 2], "LABEL": "z"}
+        for i in range(4)
+    ]
+    path.write_text("".join(json.dumps({name: row[name] for name in order}) + "\n" for row in rows))
+
+    columns = detect_columns(read_table(path), TaskKind.classification, TaskColumns())
+
+    assert (columns.texts, columns.target) == (("text",), "label")
+    assert list(read_documents(path, DataConfig(), ReadingReport())) == [row["text"] for row in rows]
+
+
+def test_a_likely_name_in_another_case_is_found_by_both(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("Text,Remark\n" + "".join(f"word {i},a much longer remark\n" for i in range(4)))
+
+    columns = detect_columns(read_table(path), TaskKind.classification, TaskColumns())
+
+    assert columns.texts == ("Text",)
+    assert next(read_documents(path, DataConfig(), ReadingReport())) == "word 0"
+
+
+@pytest.mark.parametrize("value", [5, ["a", "b"], {"en": "a"}])
+def test_a_field_named_text_that_holds_none_is_no_reason_to_read_another(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"text": value, "label": "positive"}) + "\n")
+
+    with pytest.raises(DataError, match="line 1 has no text in field 'text'"):
+        list(read_documents(path, DataConfig(), ReadingReport()))
+
+
+def test_a_parquet_column_named_text_that_holds_bytes_is_no_reason_to_read_another(tmp_path: Path) -> None:
+    pyarrow: Any = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"some bytes"], "label": ["positive"]}), path)
+
+    with pytest.raises(DataError, match="has no text column 'text'"):
+        list(read_documents(path, DataConfig(), ReadingReport()))
+
+
+@pytest.mark.parametrize(
+    ("first", "separator"),
+    [("sep=;\n", ";"), ("SEP=|\r\n", "|"), ('"sep=^"\n', "^"), ("\ufeffsep=\t\n", "\t")],
+)
+def test_a_first_line_that_names_the_separator_is_no_row(tmp_path: Path, first: str, separator: str) -> None:
+    path = tmp_path / "t.csv"
+    rows = [("text", "label"), ("a, b", "x"), ("c", "y")]
+    path.write_text(first + "".join(separator.join(row) + "\n" for row in rows), newline="")
+
+    assert both(path) == (["a, b", "c"], [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}])
+    assert read_table(path).places == ["line 3", "line 4"]
+
+
+def test_quotation_marks_may_stand_after_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('text, label\n"a, b", "x"\n"c", "y, z"\n')
+
+    assert both(path) == (["a, b", "c"], [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y, z"}])
+
+
+def test_a_quotation_mark_after_a_space_within_text_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('label,text\nx, "a" is a letter\ny, b\n')
+
+    assert both(path)[0] == [' "a" is a letter', " b"]

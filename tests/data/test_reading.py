@@ -286,3 +286,21 @@ def test_empty_files_and_documents_are_counted(tmp_path: Path) -> None:
     corpus = open_corpus(DataConfig(source=(str(tmp_path),)))
     assert [piece.text for piece in corpus.pieces()] == ["a"]
     assert corpus.report.skipped == {"empty documents": 1, "empty files": 1}
+
+
+@pytest.mark.parametrize("encoding", ["nonsense", "base64", "rot13", ""])
+def test_an_unknown_encoding_is_refused_for_folders_too(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+
+    for source in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(DataError, match="which Python does not know"):
+            open_corpus(DataConfig(source=(str(source),), encoding=encoding))
+
+
+@pytest.mark.parametrize("source", ["", " ", "hf:", "hf: "])
+def test_an_empty_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    (tmp_path / "a.txt").write_text("text of the current folder")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(DataError, match=r"is empty|names no dataset"):
+        open_corpus(DataConfig(source=(source,)))

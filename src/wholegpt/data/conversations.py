@@ -32,6 +32,7 @@ from wholegpt.data.messages import (
     unused_fields,
 )
 from wholegpt.data.permutation import held_out_places
+from wholegpt.data.row import by_lower_name
 from wholegpt.data.tables import Reading, Table
 from wholegpt.data.task_columns import DETECTED, TaskColumns
 from wholegpt.errors import ConfigError, DataError
@@ -223,7 +224,7 @@ class _Form:
 
 def _form_of(table: Table, columns: TaskColumns) -> _Form:
     """The form of a table's conversations. Raises ``DataError`` that lists the columns where there is none."""
-    by_name = {column.lower(): column for column in table.columns}
+    by_name = by_lower_name(table.columns)
 
     def first(names: Sequence[str], *others: str) -> str:
         return next((by_name[name] for name in names if name in by_name and by_name[name] not in others), "")

@@ -160,6 +160,8 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
 
 def hub_dataset(name: str, config: DataConfig) -> Corpus:
     """The training part of a dataset of the Hugging Face hub, or of a folder that ``datasets`` can load, streamed."""
+    if not name.strip():
+        raise DataError(f"{HUB_PREFIX} names no dataset; give its name on the hub, as in {HUB_PREFIX}NAME")
 
     def read(report: ReadingReport, _: Advance) -> Iterator[Piece]:
         import datasets

@@ -24,8 +24,10 @@ MEDIA_FIELDS = ("image", "images", "audio", "audios", "video", "videos")
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from"), ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of parts of a content that are text."""
-EXCLUDING_FIELDS = ("weight", "train", "training")
-"""Fields of a message that exclude its answer from training where they are 0 or false."""
+WEIGHT_FIELDS = ("weight", "train", "training", "loss")
+"""Fields of an answer that say how much it is learned."""
+LEARNED = (None, "", 1, "1", "true", "True")
+"""Their values, ``True`` among them, where it is learned like all others."""
 
 
 def read_messages(value: Any, where: str) -> Conversation:
@@ -61,12 +63,6 @@ def read_message(value: Any, where: str) -> Message:
     """
     fields = value if isinstance(value, Mapping) else {}
     refuse_tools_and_media(fields, where)
-    excluding = [name for name in EXCLUDING_FIELDS if name in fields and fields[name] in (0, "0", "false")]
-    if excluding:
-        raise DataError(
-            f"{where}: {excluding[0]} is {fields[excluding[0]]}, and every answer of a conversation is learned; leave "
-            "the conversation out, or the field"
-        )
     role = fields.get(_first(ROLE_FIELDS, fields))
     content = _text_of(fields.get(_first(CONTENT_FIELDS, fields)), where)
     name = role.strip().lower() if isinstance(role, str) else ""
@@ -76,6 +72,12 @@ def read_message(value: Any, where: str) -> Message:
         raise DataError(f"{where}: a message needs a role and a content that is text, found {value!r:.60}")
     if name not in ROLE_NAMES:
         raise DataError(f"{where}: the role '{role}' is unknown; there are {', '.join(ROLE_NAMES)}")
+    weighted = next((field for field in WEIGHT_FIELDS if fields.get(field) not in LEARNED), "")
+    if weighted and ROLE_NAMES[name] == "assistant":
+        raise DataError(
+            f"{where}: {weighted} is {fields[weighted]}, and every answer of a conversation is learned alike; leave "
+            "the conversation out, or the field"
+        )
     if not content.strip() and ROLE_NAMES[name] != "system":
         raise DataError(f"{where}: a message needs a content, found {value!r:.60}")
     return Message(ROLE_NAMES[name], content)
@@ -95,7 +97,7 @@ def unused_fields(value: Any) -> set[str]:
     found: set[str] = set()
     for one in value if isinstance(value, list) else []:
         if isinstance(one, Mapping):
-            read = (_first(ROLE_FIELDS, one), _first(CONTENT_FIELDS, one), *EXCLUDING_FIELDS)
+            read = (_first(ROLE_FIELDS, one), _first(CONTENT_FIELDS, one), *WEIGHT_FIELDS)
             found |= {name for name, content in one.items() if name not in read and not _empty(content)}
     return found
 

@@ -254,7 +254,11 @@ def _read_documents(source: Source) -> Iterator[Piece]:
 
 
 def useful_options(path: Path, config: DataConfig) -> set[str]:
-    """Those of ``READING_OPTIONS`` that can change how the files of a source are read."""
+    """Those of ``READING_OPTIONS`` that can change how the files of a source are read.
+
+    Raises ``DataError`` for an encoding that Python does not know.
+    """
+    check_encoding(config.encoding)
     files = files_below(path, ReadingReport(), config.encoding) if path.is_dir() else [path]
     useful: set[str] = set()
     for file in files:

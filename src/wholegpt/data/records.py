@@ -6,12 +6,14 @@ from typing import Any
 from wholegpt.data.control import LENGTH, attributes_of
 from wholegpt.data.file_types import PARQUET
 from wholegpt.data.formats import Piece, Source, checked, pass_over, refuse_control
-from wholegpt.data.row import LoneValue, Row
+from wholegpt.data.row import LoneValue, Row, by_lower_name
 from wholegpt.data.rows import open_parquet, parquet_rows, read_rows
 from wholegpt.errors import DataError
 
 FIELDS_NAMED = 50
 """Fields of records that are kept, about, to say which there are."""
+NO_TEXT = object()
+"""In place of the value of a Parquet column that holds no texts."""
 LIKELY_FIELDS = ("text", "content", "body", "article", "document")
 
 
@@ -70,20 +72,21 @@ def read_parquet(source: Source) -> Iterator[Piece]:
     schema = open_parquet(source).schema_arrow
     strings = [column.name for column in schema if is_text(column.type)]
     chosen, control = source.config.text_field, source.config.control
-    if chosen and chosen not in strings:
-        raise DataError(
-            f"{source.where}: has no text column '{chosen}' (found: {', '.join(schema.names)}); "
-            "name the column with --text-field"
-        )
     if not chosen:
         first = next(parquet_rows(source, strings), None) if strings else None
+        texts = first.record if first else dict.fromkeys(strings, "")
         try:
-            chosen = _found(source, first.record if first else dict.fromkeys(strings, ""))
+            chosen = _found(source, {name: texts.get(name, NO_TEXT) for name in schema.names})
         except _BadRecordError:
             raise DataError(
                 f"{source.where}: has no column of texts (found: {', '.join(schema.names)}); name the column with "
                 "--text-field"
             ) from None
+    if chosen not in strings:
+        raise DataError(
+            f"{source.where}: has no text column '{chosen}' (found: {', '.join(schema.names)}); "
+            "name the column with --text-field"
+        )
     fields = [name for name in control if name in schema.names]
     if len(fields) < len(control):
         source.report.other_fields.update(dict.fromkeys(schema.names))
@@ -103,8 +106,9 @@ def _found(source: Source, record: Any) -> str:
         raise _BadRecordError(f"is no object but {type(record).__name__}")
     control = source.config.control
     texts = {name: value for name, value in record.items() if isinstance(value, str) and name not in control}
-    missing = [name for name, value in record.items() if value is None and name not in control]
-    likely = [name for name in LIKELY_FIELDS if name in texts or name in missing]
+    by_name = by_lower_name(str(name) for name in record if name not in control)
+    # A likely name counts whatever the field holds: another field would be trained on unnoticed.
+    likely = [by_name[name] for name in LIKELY_FIELDS if name in by_name]
     if not texts and not likely:
         raise _BadRecordError(
             f"has no field with a text (found: {', '.join(map(str, record))}); name the field with --text-field"

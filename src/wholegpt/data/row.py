@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,14 @@ def check_names(where: str, names: Sequence[str]) -> None:
         raise DataError(
             f"{where}: two columns have the same name, '{twice[0]}' (found: {', '.join(names)}); rename one"
         )
+
+
+def by_lower_name(names: Iterable[str]) -> dict[str, str]:
+    """The ``names`` by their lower-case spelling; of those that differ in case alone, the lower-case or first one."""
+    names = list(names)
+    return {name.lower(): name for name in reversed(names)} | {
+        name: name for name in names if name == name.lower()
+    }
 
 
 @dataclass

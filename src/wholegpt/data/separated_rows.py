@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from wholegpt.data.formats import Source, pass_over
 from wholegpt.data.row import Row, TableText, check_names
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?(?:\n|$)', re.IGNORECASE)
+"""A first line that names the separator, as Excel reads and writes it."""
+SPACE_BEFORE_QUOTE = re.compile(r' +"')
 UNNAMED = "unnamed"
 """A column without a name, as pandas writes its index."""
 KNOWN_NAMES = frozenset(
@@ -64,6 +68,8 @@ def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
             continue
         if row is None:
             return
+        if not before and SEPARATOR_LINE.match(text.head):
+            continue
         row = [cell.removesuffix("\r") for cell in row]
         if not any(row) and len(row) != 1:
             continue  # what is empty but for separators is no row
@@ -91,25 +97,31 @@ def _column_names(source: Source, row: Sequence[str]) -> list[str]:
 def _dialect(source: Source, text: TableText, expected: Sequence[str]) -> tuple[dict[str, Any], bool]:
     """How the values are separated and quoted, and whether the first row names the columns."""
     usual = "\t" if source.format == ".tsv" else ","
-    dialects = {
+    told = SEPARATOR_LINE.match(text.head)
+    choices = [told[1]] if told else [usual, *(one for one in DELIMITERS if one != usual)]
+    dialects: dict[str, dict[str, Any]] = {
         delimiter: {
             "delimiter": delimiter,
             "strict": True,
             # Tab-separated values have no quotation marks; those written by spreadsheets as .csv have.
             "quoting": csv.QUOTE_NONE if source.format == ".tsv" and delimiter == "\t" else csv.QUOTE_MINIMAL,
         }
-        for delimiter in (usual, *(one for one in DELIMITERS if one != usual))
+        for delimiter in choices
     }
     csv.field_size_limit(formats.LONGEST_RECORD)
     samples = {delimiter: _sample(text, dialect) for delimiter, dialect in dialects.items()}
-    chosen = _delimiter(samples, usual)
+    chosen = told[1] if told else _delimiter(samples, usual)
     if chosen != usual:
-        source.report.note(f"columns are separated by {DELIMITERS[chosen]}")
-    rows = samples[chosen]
+        source.report.note(f"columns are separated by {DELIMITERS.get(chosen, chosen)}")
+    rows, dialect = samples[chosen], dialects[chosen]
+    if any(SPACE_BEFORE_QUOTE.match(cell) for row in rows for cell in row[1:]):
+        spaced = _sample(text, {**dialect, "skipinitialspace": True})
+        if len({len(row) for row in spaced}) == 1 and len(spaced) >= len(rows):
+            rows, dialect = spaced, {**dialect, "skipinitialspace": True}
     named = bool(rows) and _names_columns(rows, expected)
     if rows and not named:
         source.report.note("the first row does not name the columns, so they have numbers, from 0")
-    return dialects[chosen], named
+    return dialect, named
 
 
 def _sample(text: TableText, dialect: Mapping[str, Any]) -> list[list[str]]:
@@ -117,6 +129,8 @@ def _sample(text: TableText, dialect: Mapping[str, Any]) -> list[list[str]]:
     lines = text.head.split(text.line_end)
     if not text.whole:
         lines.pop()
+    if SEPARATOR_LINE.match(text.head):
+        del lines[0]
     rows: list[list[str]] = []
     with contextlib.suppress(csv.Error):
         for row in csv.reader((line + "\n" for line in lines), **dialect):

@@ -50,6 +50,8 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
     if source == STANDARD_INPUT:
         return Path("/dev/stdin")
     name, path = str(source), Path(source)
+    if not name.strip():  # an unset variable; ``Path("")`` is the current folder
+        raise DataError("a source is empty; name a file or a folder ('.' for this one)")
     try:
         found = path.exists()
     except PermissionError as error:

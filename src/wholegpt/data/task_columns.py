@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from wholegpt.choices import TaskKind
+from wholegpt.data.row import by_lower_name
 from wholegpt.data.tables import Table, number_of
 from wholegpt.errors import DataError
 
@@ -83,7 +84,7 @@ def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tupl
 
 def detect_choices(table: Table, columns: TaskColumns) -> TaskColumns:
     """The columns of a context and of answers alone. Raises ``DataError`` where there are none."""
-    by_name = {column.lower(): column for column in table.columns}
+    by_name = by_lower_name(table.columns)
     texts = columns.texts or tuple(by_name[name] for name in CONTEXTS if name in by_name)
     letters = [by_name[letter] for letter in "abcdefgh" if letter in by_name]
     lists = [by_name[name] for name in ANSWERS if name in by_name][:1]
@@ -113,7 +114,7 @@ def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskCol
 
 
 def _named(table: Table, names: Sequence[str]) -> str:
-    by_name = {column.lower(): column for column in table.columns}
+    by_name = by_lower_name(table.columns)
     return next((by_name[name] for name in names if name in by_name), "")
 
 
@@ -128,7 +129,7 @@ def _fewest_values(table: Table, texts: Sequence[str]) -> str:
 
 def _longest(table: Table, wanted: int, target: str) -> list[str]:
     """Columns with likely names, else those with the longest texts, in the order of the table."""
-    by_name = {column.lower(): column for column in table.columns if column != target}
+    by_name = by_lower_name(column for column in table.columns if column != target)
     likely = [by_name[name] for name in TEXT_NAMES if name in by_name]
     if len(likely) >= wanted:
         return likely[:wanted]
