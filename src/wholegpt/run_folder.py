@@ -1,6 +1,7 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from wholegpt.data import CORPORA, PreparedData
 from wholegpt.data.corpora import HUB_PREFIX
 from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
 from wholegpt.data.shards import PREPARED_FILES
+from wholegpt.data.sources import STANDARD_INPUT
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import claim_name, lock_folder, read_json, recover_unlocked
 from wholegpt.pretraining import FORGETTING_FILES
@@ -63,15 +65,22 @@ def recorded_config(path: Path) -> Config:
         raise RunError(f"{path}: not a run (it has no config.yaml)")
     config = presets.recipe(str(path / "config.yaml"))
     check(config)
+    if not config.model.vocab_size:
+        raise RunError(
+            f"{path / 'config.yaml'}: is not what a run records (no model.vocab_size); restore the file"
+        )
     return config
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
     """A run's ``lineage.json``. Raises ``RunError`` when it cannot be read."""
     try:
-        return read_json(path / "lineage.json")
+        lineage = read_json(path / "lineage.json")
     except (OSError, ValueError) as error:
         raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
+    if not isinstance(lineage, dict):
+        raise RunError(f"{path / 'lineage.json'}: expected a JSON object; restore the file")
+    return lineage
 
 
 def run_examples(path: Path) -> Path:
@@ -151,21 +160,24 @@ def with_absolute_paths(config: Config) -> Config:
         tokenizer=replace(config.tokenizer, path=_absolute(config.tokenizer.path)),
         finetuning=replace(
             finetuning,
-            **{
-                name: _absolute(getattr(finetuning, name))
-                for name in ("model", "data", "validation", "chat_template")
-            },
+            **{name: _absolute(getattr(finetuning, name)) for name in ("model", "chat_template")},
+            **{name: _absolute_source(getattr(finetuning, name)) for name in ("data", "validation")},
         ),
     )
 
 
 def _absolute_source(source: str) -> str:
-    if source in CORPORA:
+    """A path that exists is made absolute. Anything else stays as given, so that errors quote what was typed."""
+    if source in (STANDARD_INPUT, *CORPORA):
         return source
     if source.startswith(HUB_PREFIX):
         name = source.removeprefix(HUB_PREFIX)
-        return HUB_PREFIX + _absolute(name) if Path(name).exists() else source
-    return _absolute(source)
+        return HUB_PREFIX + _absolute(name) if _exists(name) else source
+    return _absolute(source) if _exists(source) else source
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (never raises, also for text that is no path)
 
 
 def _absolute(path: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -303,8 +304,8 @@ def _decided(config: Config, console: Console) -> Config:
 
 def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
     """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
-    folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
-    if folder and not folder.exists():
+    folder = Path(config.data.source[0]) if len(config.data.source) == 1 and config.data.source[0] else None
+    if folder and not os.path.exists(folder):  # noqa: PTH110 (never raises, also for text that is no path)
         recover_unlocked(folder)
     if folder is None or not PreparedData.exists(folder):
         return config, open_corpus(config.data)

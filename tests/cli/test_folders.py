@@ -157,11 +157,14 @@ def test_names_of_corpora_and_standard_input_stay_names(
 
     monkeypatch.chdir(tmp_path)
     Path("table").mkdir()
-    given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "t.txt"]
+    for there in ("t.txt", "d.csv", "../v.csv", "-"):
+        Path(there).touch()
+    given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "-", "no-corpus", "t.txt"]
     finetuning = {"model": "run", "data": "d.csv", "validation": "../v.csv", "chat_template": "t.jinja"}
     config = with_absolute_paths(configure({"data": {"source": given}, "finetuning": finetuning}))
     assert config.data.source == (
-        *("python-docs", "hf:owner/name", f"hf:{tmp_path}/table", "/dev/stdin", f"{tmp_path}/t.txt"),
+        *("python-docs", "hf:owner/name", f"hf:{tmp_path}/table", "/dev/stdin", "-", "no-corpus"),
+        f"{tmp_path}/t.txt",
     )
     assert config.finetuning.model == f"{tmp_path}/run" and config.finetuning.data == f"{tmp_path}/d.csv"
     assert config.finetuning.validation == f"{tmp_path.parent}/v.csv"

@@ -148,6 +148,8 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
             raise DataError(f"{source}: has no fields for data.control; give records of your own")
         return CORPORA[source].open()
     if source.startswith(HUB_PREFIX):
+        if source == HUB_PREFIX:
+            raise DataError(f"{HUB_PREFIX} names no dataset; expected {HUB_PREFIX}OWNER/NAME")
         return hub_dataset(source.removeprefix(HUB_PREFIX), config)
     path = source_path(source, tuple(CORPORA))
     return Corpus(

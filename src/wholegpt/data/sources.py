@@ -50,6 +50,8 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
     if source == STANDARD_INPUT:
         return Path("/dev/stdin")
     name, path = str(source), Path(source)
+    if not name:
+        raise DataError("a source is empty; name a file, a folder or a corpus")
     try:
         found = path.exists()
     except PermissionError as error:
@@ -62,6 +64,8 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
         return path
     if "\n" in name or (len(name.split()) >= FEWEST_WORDS and os.sep not in name):
         raise DataError(_is_text(name))
+    if "://" in name:
+        raise DataError(f"{name}: is a web address; download it, and name the file")
     looks_like_path = path.suffix or os.sep in name or not corpora
     hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(name, list(corpora))}"
     raise DataError(f"{name}: does not exist; {hint}")
