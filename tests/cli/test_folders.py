@@ -265,3 +265,34 @@ def test_a_run_is_not_replaced_while_somebody_else_starts_it(own_run: Path, text
         thread.start()
         thread.join()
     assert len(problems) == 2 and all("is writing into it" in str(error) for error in problems)
+
+
+@pytest.mark.parametrize("out", ["a" * 250, "a/" * 1500, "{file}/run", "/proc/run"])
+def test_folders_that_no_run_can_have(
+    out: str, text_file: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(text_file.parent)
+    message = fails("train", text_file, *TINY, "--out", out.format(file=text_file))
+    assert "name another folder" in message and "is writing" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("lineage.json", "[]", "lineage.json: expected a JSON object"),
+        ("lineage.json", "null", "lineage.json: expected a JSON object"),
+        ("config.yaml", "", "config.yaml: is not what a run records"),
+        ("config.yaml", "[" * 5000, "config.yaml: not valid YAML: nested too deeply"),
+    ],
+)
+def test_damaged_records_of_a_run(name: str, content: str, message: str, own_run: Path, fails: Fails) -> None:
+    (own_run / name).write_text(content)
+    assert message in fails("train", "--resume", own_run)
+
+
+def test_damaged_metrics_of_a_run_are_left_out(own_run: Path) -> None:
+    metrics = own_run / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_bytes(b'{}\nnull\n[]\n\xff\n{"step": "1"}\n' + b"[" * 5000 + b"\n" + whole.encode())
+    run("train", "--resume", own_run, "--quiet")
+    assert metrics.read_text() == whole
