@@ -99,6 +99,11 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def exists(path: str | Path) -> bool:
+    """Whether a path exists; raises nothing, also for text that cannot be a path."""
+    return os.path.exists(path)  # noqa: PTH110 (which raises)
+
+
 def file_inside(folder: Path, name: str) -> Path:
     """The path of a file that a listing in ``folder`` names. Raises ``ValueError`` for one outside the folder."""
     path = PurePath(name)

@@ -1,7 +1,6 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
 import contextlib
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +16,13 @@ from wholegpt import __version__, presets, runtime
 from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PREFIX
 from wholegpt.checks import check
 from wholegpt.config import Config
-from wholegpt.data import CORPORA, PreparedData
+from wholegpt.data import PreparedData
 from wholegpt.data.corpora import HUB_PREFIX
 from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
 from wholegpt.data.shards import PREPARED_FILES
 from wholegpt.data.sources import STANDARD_INPUT
 from wholegpt.errors import DataError, RunError
-from wholegpt.files import claim_name, lock_folder, read_json, recover_unlocked
+from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked
 from wholegpt.pretraining import FORGETTING_FILES
 
 PLAN = "plan.json"
@@ -168,16 +167,12 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute_source(source: str) -> str:
     """A path that exists is made absolute. Anything else stays as given, so that errors quote what was typed."""
-    if source in (STANDARD_INPUT, *CORPORA):
+    if source == STANDARD_INPUT:
         return source
     if source.startswith(HUB_PREFIX):
         name = source.removeprefix(HUB_PREFIX)
-        return HUB_PREFIX + _absolute(name) if _exists(name) else source
-    return _absolute(source) if _exists(source) else source
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (never raises, also for text that is no path)
+        return HUB_PREFIX + _absolute(name) if exists(name) else source
+    return _absolute(source) if exists(source) else source
 
 
 def _absolute(path: str) -> str:

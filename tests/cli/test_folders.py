@@ -184,6 +184,18 @@ def test_a_folder_comes_before_the_preset_of_its_name(
     assert json.loads(capsys.readouterr().out)["config"]["d_model"] == 16
 
 
+def test_a_folder_comes_before_the_corpus_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tinyshakespeare").mkdir()
+    Path("tinyshakespeare/mine.txt").write_text(text_of(3000))
+    run("data", "stats", "tinyshakespeare", "--json")
+    assert json.loads(capsys.readouterr().out)["text"]["characters"] == len(text_of(3000))
+    run("train", "tinyshakespeare", *TINY, "--out", "run")
+    assert wg.recipe("run").data.source == (str(tmp_path / "tinyshakespeare"),)
+
+
 @pytest.mark.parametrize(
     "content", ["title: my site\n", "model:\n  d_model: x\n", "precision:\n  dtype: float16\n"]
 )
