@@ -155,6 +155,15 @@ def test_recipe_errors_name_the_file(tmp_path: Path) -> None:
         recipe(str(path))
 
 
+def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.touch()
+    with pytest.raises(
+        ConfigError, match=r"text\.txt: is not a recipe; expected a YAML file whose name ends in"
+    ):
+        recipe(str(path))
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid(name: str) -> None:
     check(recipe(name))

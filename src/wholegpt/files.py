@@ -137,6 +137,8 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
 
     if not folder.name:
         raise RunError(f"{path}: is the root of the file system; name another folder")
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise RunError(f"{path}: is not UTF-8, as safetensors needs names to be; name another folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RecursionError) as error:  # pathlib makes parents by recursion

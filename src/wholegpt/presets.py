@@ -19,6 +19,7 @@ from wholegpt.choices import (
 )
 from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
+from wholegpt.files import exists
 from wholegpt.mapping import from_mapping, nearest, read_yaml
 
 T = TypeVar("T")
@@ -200,6 +201,11 @@ def recipe(name_or_path: str) -> Config:
         path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
+            if exists(path):
+                raise ConfigError(
+                    f"{path}: is not a recipe; expected a YAML file whose name ends in .yaml, the folder of a run, or "
+                    f"one of {', '.join(recipe_names())}"
+                )
             raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
         path = recipe_folder() / f"{name_or_path}.yaml"
     return configure(read_yaml(path), where=str(path))

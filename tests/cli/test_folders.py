@@ -279,7 +279,7 @@ def test_a_run_is_not_replaced_while_somebody_else_starts_it(own_run: Path, text
     assert len(problems) == 2 and all("is writing into it" in str(error) for error in problems)
 
 
-@pytest.mark.parametrize("out", ["a" * 250, "a/" * 1500, "{file}/run", "/proc/run"])
+@pytest.mark.parametrize("out", ["a" * 250, "a/" * 1500, "{file}/run", "/proc/run", "caf\udce9"])
 def test_folders_that_no_run_can_have(
     out: str, text_file: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,3 +308,10 @@ def test_damaged_metrics_of_a_run_are_left_out(own_run: Path) -> None:
     metrics.write_bytes(b'{}\nnull\n[]\n\xff\n{"step": "1"}\n' + b"[" * 5000 + b"\n" + whole.encode())
     run("train", "--resume", own_run, "--quiet")
     assert metrics.read_text() == whole
+
+
+def test_a_run_without_checkpoints_is_called_one(own_run: Path, fails: Fails) -> None:
+    shutil.rmtree(own_run / "checkpoints")
+    assert "is a run that has no checkpoint yet; go on with it by `wholegpt train --resume" in fails(
+        "generate", own_run, "the"
+    )

@@ -95,11 +95,15 @@ def test_training_on_standard_input(trained_run: Path, tmp_path: Path) -> None:
 def test_sources_that_are_no_paths(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "not-asked-for.txt").write_text(text_of(3000))
+    (tmp_path / "my model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "my model" / name).touch()
     for source, message in (
         ("", "a source is empty"),
         ("tinyshakespear", "did you mean 'tinyshakespeare'?"),
         ("https://example.com/a.txt", "is a web address; download it"),
         ("hf:", "hf: names no dataset"),
+        ("my model", "my model' --task pretraining"),
     ):
         assert message in fails("train", source, *TINY)
         assert message in fails("data", "stats", source)

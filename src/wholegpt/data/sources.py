@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from wholegpt.errors import ConfigError, DataError, shortened
 from wholegpt.mapping import nearest
@@ -74,7 +75,7 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
 def without_text(folder: Path) -> str:
     """What a folder is that holds a model or what else wholegpt made, and so no text; empty for any other path."""
     kinds = (problem for files, problem in FOLDERS.items() if all(any(folder.glob(name)) for name in files))
-    return next(kinds, "").replace("{}", str(folder))
+    return next(kinds, "").replace("{}", quote(str(folder)))
 
 
 def _is_text(source: str) -> str:
