@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,6 @@ from wholegpt.choices import (
 )
 from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
-from wholegpt.files import exists
 from wholegpt.mapping import from_mapping, nearest, read_yaml
 
 T = TypeVar("T")
@@ -201,7 +201,7 @@ def recipe(name_or_path: str) -> Config:
         path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
-            if exists(path):
+            if os.path.exists(path):  # noqa: PTH110 (never raises, also for a name that is too long)
                 raise ConfigError(
                     f"{path}: is not a recipe; expected a YAML file whose name ends in .yaml, the folder of a run, or "
                     f"one of {', '.join(recipe_names())}"
