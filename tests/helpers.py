@@ -211,4 +211,6 @@ def write_one(
     engine = Engine(model, tokenizer, torch.device("cpu"), 1, capacity)
     request = engine.submit(prompt, config, emit, drafter)
     engine.run()
+    if request.error:
+        raise request.error
     return request.completion()

@@ -10,7 +10,7 @@ from wholegpt.checks import check, check_generation, complete_model, complete_sc
 from wholegpt.choices import Bias, FeedForward
 from wholegpt.config import Config, GenerationConfig, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping, to_mapping, to_yaml
+from wholegpt.mapping import from_mapping, read_yaml, to_mapping, to_yaml
 from wholegpt.presets import (
     PRESETS,
     configure,
@@ -32,6 +32,16 @@ def test_yaml_both_ways() -> None:
 
 def test_numbers_that_yaml_reads_as_text() -> None:
     assert configure({"optimizer": {"learning_rate": "1e-3"}}).optimizer.learning_rate == 1e-3
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for twice in ("model: {n_layers: 1}\nmodel: {d_model: 16}\n", "model:\n  n_layers: 1\n  n_layers: 2\n"):
+        path.write_text(twice)
+        with pytest.raises(ConfigError, match=r"recipe.yaml: .* is given twice"):
+            read_yaml(path)
+    path.write_text("model: &base {n_layers: 1, d_model: 16}\ntraining: {<<: *base, n_layers: 2}\n")
+    assert read_yaml(path)["training"] == {"n_layers": 2, "d_model": 16}
 
 
 def test_unknown_field_gets_the_nearest_name() -> None:
@@ -142,6 +152,15 @@ def test_recipe_errors_name_the_file(tmp_path: Path) -> None:
         recipe(str(path))
     path.write_text("- 1")
     with pytest.raises(ConfigError, match="expected sections"):
+        recipe(str(path))
+
+
+def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.touch()
+    with pytest.raises(
+        ConfigError, match=r"text\.txt: is not a recipe; expected a YAML file whose name ends in"
+    ):
         recipe(str(path))
 
 

@@ -71,7 +71,9 @@ MOST_WAITING = 2**16
 """Requests in the engine's queue."""
 MOST_BEAMS = 256
 MOST_LISTED = 100
-"""alternatives, and texts in stop, banned and forced."""
+"""alternatives."""
+MOST_TEXTS = 1000
+"""Texts in each of stop, banned and forced."""
 MOST_LISTED_TOKENS = 10**7
 """alternatives times max_tokens."""
 LONGEST_TEXT = 1000
@@ -377,8 +379,8 @@ def check_generation(generation: GenerationConfig) -> None:
         )
     for name in ("stop", "banned", "forced"):
         texts = getattr(generation, name)
-        if len(texts) > MOST_LISTED:
-            raise ConfigError(f"{name} has {len(texts):,} texts; expected at most {MOST_LISTED}")
+        if len(texts) > MOST_TEXTS:
+            raise ConfigError(f"{name} has {len(texts):,} texts; expected at most {MOST_TEXTS:,}")
         if (longest := max(map(len, texts), default=0)) > LONGEST_TEXT:
             raise ConfigError(
                 f"{name} holds a text of {longest:,} characters; expected at most {LONGEST_TEXT:,}"

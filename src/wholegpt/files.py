@@ -104,6 +104,11 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def exists(path: str | Path) -> bool:
+    """Whether a path exists; raises nothing, also for text that cannot be a path."""
+    return os.path.exists(path)  # noqa: PTH110 (which raises)
+
+
 def file_inside(folder: Path, name: str) -> Path:
     """The path of a file that a listing in ``folder`` names. Raises ``ValueError`` for one outside the folder."""
     path = PurePath(name)
@@ -137,7 +142,13 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
 
     if not folder.name:
         raise RunError(f"{path}: is the root of the file system; name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise RunError(f"{path}: is not UTF-8, as safetensors needs names to be; name another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RecursionError) as error:  # pathlib makes parents by recursion
+        problem = error.strerror if isinstance(error, OSError) else "too many folders in folders"
+        raise RunError(f"{path}: {folder.parent} cannot be made ({problem}); name another folder") from None
     file = folder.with_name(LOCK_PREFIX + folder.name)
     lock = FileLock(file)
     deadline = time.monotonic() + LOCK_SECONDS
@@ -152,14 +163,16 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
             if not holder and time.monotonic() < deadline:
                 time.sleep(LOCK_SECONDS / 20)
                 continue
+            if not file.exists():  # where no file can be made, the library waits for one
+                raise RunError(f"{path}: no file can be made beside it; name another folder") from None
             raise FolderBusyError(
                 f"{path}: {holder or 'another process'} is writing into it; wait until it has ended, or name "
                 "another folder"
             ) from None
         except OSError as error:
             raise RunError(
-                f"{path}: cannot be locked against other processes ({error.strerror or error}); name a folder "
-                "on another file system"
+                f"{path}: cannot be locked against other processes ({error.strerror or error}); name another "
+                "folder, perhaps on another file system"
             ) from None
     previous = _held.set(_held.get() | {folder})
     native = not isinstance(lock, SoftFileLock)  # the other one has a content of its own
@@ -359,7 +372,8 @@ def _mark_of(folder: Path) -> dict[str, Any]:
 
 def _is_ours(folder: Path) -> bool:
     """Whether a hidden folder was made here: it has our mark, or a crash came just before that."""
-    return folder.is_dir() and ((folder / MARK).is_file() or not any(folder.iterdir()))
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 (never raises, also for a name that is too long)
+    return is_folder and ((folder / MARK).is_file() or not any(folder.iterdir()))
 
 
 def _put_in_place(new: Path, path: Path, old: Path, own: Patterns | None) -> None:

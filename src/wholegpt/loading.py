@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -139,5 +140,10 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such run, model folder or preset; {presets.nearest(str(path), list(presets.PRESETS))}"
+        )
+    if presets.is_run(path):
+        raise CheckpointError(
+            f"{path}: is a run that has no checkpoint yet; go on with it by `wholegpt train --resume "
+            f"{quote(str(path))}`"
         )
     raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")

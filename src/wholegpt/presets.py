@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -200,6 +201,11 @@ def recipe(name_or_path: str) -> Config:
         path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
+            if os.path.exists(path):  # noqa: PTH110 (never raises, also for a name that is too long)
+                raise ConfigError(
+                    f"{path}: is not a recipe; expected a YAML file whose name ends in .yaml, the folder of a run, or "
+                    f"one of {', '.join(recipe_names())}"
+                )
             raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
         path = recipe_folder() / f"{name_or_path}.yaml"
     return configure(read_yaml(path), where=str(path))

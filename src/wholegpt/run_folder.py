@@ -1,7 +1,6 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
 import contextlib
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +16,13 @@ from wholegpt import __version__, presets, runtime
 from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PREFIX
 from wholegpt.checks import check
 from wholegpt.config import Config
-from wholegpt.data import CORPORA, PreparedData
+from wholegpt.data import PreparedData
 from wholegpt.data.corpora import HUB_PREFIX
 from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
 from wholegpt.data.shards import PREPARED_FILES
 from wholegpt.data.sources import STANDARD_INPUT
 from wholegpt.errors import DataError, RunError
-from wholegpt.files import claim_name, lock_folder, read_json, recover_unlocked
+from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked
 from wholegpt.pretraining import FORGETTING_FILES
 
 PLAN = "plan.json"
@@ -65,15 +64,22 @@ def recorded_config(path: Path) -> Config:
         raise RunError(f"{path}: not a run (it has no config.yaml)")
     config = presets.recipe(str(path / "config.yaml"))
     check(config)
+    if not config.model.vocab_size:
+        raise RunError(
+            f"{path / 'config.yaml'}: is not what a run records (no model.vocab_size); restore the file"
+        )
     return config
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
     """A run's ``lineage.json``. Raises ``RunError`` when it cannot be read."""
     try:
-        return read_json(path / "lineage.json")
+        lineage = read_json(path / "lineage.json")
     except (OSError, ValueError) as error:
         raise RunError(f"{path / 'lineage.json'}: cannot be read: {error}") from None
+    if not isinstance(lineage, dict):
+        raise RunError(f"{path / 'lineage.json'}: expected a JSON object; restore the file")
+    return lineage
 
 
 def run_examples(path: Path) -> Path:
@@ -159,24 +165,23 @@ def with_absolute_paths(config: Config) -> Config:
         tokenizer=replace(config.tokenizer, path=_absolute(config.tokenizer.path)),
         finetuning=replace(
             finetuning,
-            **{
-                name: _absolute(getattr(finetuning, name))
-                for name in ("model", "data", "validation", "chat_template")
-            },
+            **{name: _absolute(getattr(finetuning, name)) for name in ("model", "chat_template")},
+            **{name: _absolute_source(getattr(finetuning, name)) for name in ("data", "validation")},
         ),
     )
 
 
 def _absolute_source(source: str) -> str:
-    if source in CORPORA:
-        return source
     if source.startswith(HUB_PREFIX):
         return HUB_PREFIX + _absolute(source.removeprefix(HUB_PREFIX))
     return _absolute(source)
 
 
 def _absolute(path: str) -> str:
-    """``path`` from the root on, if it exists. Links stay, but for ``..``, which may be behind one."""
-    if path in ("", STANDARD_INPUT) or not os.path.exists(path):  # noqa: PTH110 (never raises)
+    """``path`` from the root on, if it exists; else as given, so that errors quote what was typed.
+
+    Links stay, but for ``..``, which may be behind one.
+    """
+    if path in ("", STANDARD_INPUT) or not exists(path):
         return path
     return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())

@@ -26,6 +26,7 @@ from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.data.reading import READING_OPTIONS
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import (
+    exists,
     recover_unlocked,
     sha256_file,
     utf8_name,
@@ -304,8 +305,8 @@ def _decided(config: Config, console: Console) -> Config:
 
 def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
     """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
-    folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
-    if folder and not folder.exists():
+    folder = Path(config.data.source[0]) if len(config.data.source) == 1 and config.data.source[0] else None
+    if folder and not exists(folder):
         recover_unlocked(folder)
     if folder is None or not PreparedData.exists(folder):
         return config, open_corpus(config.data)

@@ -156,20 +156,15 @@ def test_names_of_corpora_and_standard_input_stay_names(
     from wholegpt.run_folder import with_absolute_paths
 
     monkeypatch.chdir(tmp_path)
-    for name in ("table", "run", "t.txt", "d.csv", "../v.csv", "t.jinja"):
+    for name in ("table", "run", "t.txt", "d.csv", "../v.csv", "t.jinja", "-"):
         Path(name).mkdir()
-    given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "t.txt", "missing.txt"]
+    given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "-", "t.txt", "missing.txt"]
     finetuning = {"model": "run", "data": "d.csv", "validation": "../v.csv", "chat_template": "t.jinja"}
     config = with_absolute_paths(configure({"data": {"source": given}, "finetuning": finetuning}))
     assert config.data.source == (
-        *(
-            "python-docs",
-            "hf:owner/name",
-            f"hf:{tmp_path}/table",
-            "/dev/stdin",
-            f"{tmp_path}/t.txt",
-            "missing.txt",
-        ),
+        *("python-docs", "hf:owner/name", f"hf:{tmp_path}/table", "/dev/stdin", "-"),
+        f"{tmp_path}/t.txt",
+        "missing.txt",
     )
     assert config.finetuning.model == f"{tmp_path}/run" and config.finetuning.data == f"{tmp_path}/d.csv"
     assert config.finetuning.validation == f"{tmp_path.parent}/v.csv"
@@ -187,6 +182,18 @@ def test_a_folder_comes_before_the_preset_of_its_name(
     assert "modern-tiny is read from the folder of that name" in capsys.readouterr().err
     run("info", "modern-tiny", "--json")
     assert json.loads(capsys.readouterr().out)["config"]["d_model"] == 16
+
+
+def test_a_folder_comes_before_the_corpus_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tinyshakespeare").mkdir()
+    Path("tinyshakespeare/mine.txt").write_text(text_of(3000))
+    run("data", "stats", "tinyshakespeare", "--json")
+    assert json.loads(capsys.readouterr().out)["text"]["characters"] == len(text_of(3000))
+    run("train", "tinyshakespeare", *TINY, "--out", "run")
+    assert wg.recipe("run").data.source == (str(tmp_path / "tinyshakespeare"),)
 
 
 @pytest.mark.parametrize(
@@ -270,3 +277,41 @@ def test_a_run_is_not_replaced_while_somebody_else_starts_it(own_run: Path, text
         thread.start()
         thread.join()
     assert len(problems) == 2 and all("is writing into it" in str(error) for error in problems)
+
+
+@pytest.mark.parametrize("out", ["a" * 250, "a/" * 1500, "{file}/run", "/proc/run", "caf\udce9"])
+def test_folders_that_no_run_can_have(
+    out: str, text_file: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(text_file.parent)
+    message = fails("train", text_file, *TINY, "--out", out.format(file=text_file))
+    assert "name another folder" in message and "is writing" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("lineage.json", "[]", "lineage.json: expected a JSON object"),
+        ("lineage.json", "null", "lineage.json: expected a JSON object"),
+        ("config.yaml", "", "config.yaml: is not what a run records"),
+        ("config.yaml", "[" * 5000, "config.yaml: not valid YAML: nested too deeply"),
+    ],
+)
+def test_damaged_records_of_a_run(name: str, content: str, message: str, own_run: Path, fails: Fails) -> None:
+    (own_run / name).write_text(content)
+    assert message in fails("train", "--resume", own_run)
+
+
+def test_damaged_metrics_of_a_run_are_left_out(own_run: Path) -> None:
+    metrics = own_run / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_bytes(b'{}\nnull\n[]\n\xff\n{"step": "1"}\n' + b"[" * 5000 + b"\n" + whole.encode())
+    run("train", "--resume", own_run, "--quiet")
+    assert metrics.read_text() == whole
+
+
+def test_a_run_without_checkpoints_is_called_one(own_run: Path, fails: Fails) -> None:
+    shutil.rmtree(own_run / "checkpoints")
+    assert "is a run that has no checkpoint yet; go on with it by `wholegpt train --resume" in fails(
+        "generate", own_run, "the"
+    )

@@ -18,9 +18,9 @@ from wholegpt.cli import main, texts
 from wholegpt.console import Console
 from wholegpt.data.reading import ReadingReport, files_below
 from wholegpt.errors import ConfigError, DataError
-from wholegpt.run_folder import recorded_config
 
 Pipe = Callable[..., None]
+STEPS = ["--training.steps", "2", "--quiet"]
 LONG = "Once upon a time there was a text. " * 30
 
 
@@ -82,10 +82,33 @@ def test_a_lone_hyphen_is_standard_input_where_a_source_is_expected(trained_run:
         assert len(text_of(600)) - made.get("characters", made.get("text", {}).get("characters")) in (0, 1)
 
 
-def test_a_run_is_trained_on_standard_input(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "wholegpt.cli", "train", "-", *TINY, "--out", "run"]
-    subprocess.run(command, input=text_of(3000).encode(), cwd=tmp_path, check=True, capture_output=True)
-    assert recorded_config(tmp_path / "run").data.source == ("-",)
+def test_training_on_standard_input(trained_run: Path, tmp_path: Path) -> None:
+    for command in (
+        ["train", "-", *TINY, "--out", tmp_path / "run"],
+        ["finetune", trained_run, "--task", "pretraining", "--data", "-", *STEPS, "--out", tmp_path / "more"],
+    ):
+        program = [sys.executable, "-m", "wholegpt.cli", *map(str, command)]
+        subprocess.run(program, input=text_of(3000).encode(), capture_output=True, check=True)
+        assert (Path(command[-1]) / "checkpoints.json").is_file()
+
+
+def test_sources_that_are_no_paths(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "not-asked-for.txt").write_text(text_of(3000))
+    (tmp_path / "my model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "my model" / name).touch()
+    for source, message in (
+        ("", "a source is empty"),
+        ("tinyshakespear", "did you mean 'tinyshakespeare'?"),
+        ("https://example.com/a.txt", "is a web address; download it"),
+        ("hf:", "hf: names no dataset"),
+        ("my model", "my model' --task pretraining"),
+    ):
+        assert message in fails("train", source, *TINY)
+        assert message in fails("data", "stats", source)
+    with pytest.raises(DataError, match="a source is empty"):
+        wg.train("", console=Console(quiet=True))
 
 
 def test_a_file_called_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Callable) -> None:
@@ -254,3 +277,22 @@ def test_more_threads_than_cores_are_not_started(fails: Fails, trained_run: Path
 def test_a_time_limit_that_is_no_number() -> None:
     with pytest.raises(ConfigError, match="max_seconds is nan"):
         wg.train("nowhere.txt", max_seconds=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate no-run a --seed 2.5", "--seed is 2.5; expected a whole number"),
+        ("generate no-run a --max-tokens nan", "--max-tokens is nan; expected a whole number"),
+        ("tokenizer decode no-run 1 1.5", "is 1.5; expected a whole number"),
+        ("train t.txt --training.steps 6.7", "--training.steps is 6.7; expected a whole number"),
+        (
+            "generate no-run Once upon a time",
+            "from 'upon a time' on; a text of several words goes in quotation",
+        ),
+        ("export no-run", "--to is missing; `wholegpt export --help` shows"),
+        ("info", "RUN is missing; `wholegpt info --help` shows"),
+    ],
+)
+def test_command_lines_that_make_no_sense(command: str, message: str, fails: Fails) -> None:
+    assert message in fails(*command.split())

@@ -374,6 +374,11 @@ def test_the_held_out_share_is_the_same_of_each_label(base: Path, tmp_path: Path
     few = table(tmp_path / "few.csv", ["text", "label"], [["a", "x"], ["b", "y"], ["c", "x"], ["d", "y"]])
     with pytest.raises(DataError, match="has 4 examples, too few to hold 10% of them out"):
         finetune(base, few, "classification", tmp_path / "none")
+    repeated = table(tmp_path / "same.csv", ["text", "label"], [["a", "x"], ["b", "y"]] * 30)
+    with pytest.raises(
+        DataError, match="has 60 examples of 2 different texts, too few to hold 10% of them out"
+    ):
+        finetune(base, repeated, "classification", tmp_path / "none")
 
 
 def test_the_report_shows_mistakes_and_confusion(classifier: Path, charts: None) -> None:

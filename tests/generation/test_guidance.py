@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.properties.test_generation_properties import KINDS, MODELS, PROMPTS, 
 from wholegpt.checks import check
 from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
+from wholegpt.data.control import header_for
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine, Sampler, generate_ids
 from wholegpt.generation.guidance import GuidedModel, guided
@@ -112,12 +114,22 @@ def first_letters(lm: wg.LanguageModel, letter: str, guidance: float) -> float:
 
 
 def test_odds_are_raised_to_the_power_of_the_guidance(run: Path) -> None:
-    """Texts without a header begin with each letter alike, so the odds of 7 to 3 become their γ-th power."""
+    """Odds with the header over those without become their γ-th power; the rows have 7 to 3 over 1 to 1."""
     lm = wg.load(run, console=QUIET)
-    for guidance in (1.0, 2.0, 3.0):
-        odds = (7 / 3) ** guidance
-        shares = [first_letters(lm, letter, guidance) for letter in "ab"]
-        assert sum(shares) / 2 == pytest.approx(odds / (1 + odds), abs=0.06), (guidance, shares)
+    assert lm.tokenizer
+    end, (a, b) = lm.tokenizer.end_of_text_id, (lm.tokenizer.encode(letter)[0] for letter in "ab")
+
+    def log_odds(header: str) -> float:
+        logits = lm.model(torch.tensor([[end, *lm.tokenizer.encode(header)]]))[0, -1]
+        return float(logits[a] - logits[b])
+
+    without = log_odds("")
+    for letter, sign in (("a", 1), ("b", -1)):
+        header = log_odds(header_for({"letter": letter}, lm.facts.control))
+        assert sign * (header - without) > 0
+        for guidance in (1.0, 2.0, 3.0):
+            expected = 1 / (1 + math.exp(-sign * (without + guidance * (header - without))))
+            assert first_letters(lm, letter, guidance) == pytest.approx(expected, abs=0.1), (letter, guidance)
 
 
 def test_it_streams_and_searches(run: Path) -> None:

@@ -57,7 +57,10 @@ REFUSED = {
     "compatible": (train_bpe(["a b c " * 9], 270, Normalization.nfkc, lowercase=True), "(NFKC, Lowercase)"),
     "characters": (train_character(["abc"], lowercase=True), "(Lowercase)"),
     "one normalizer": (changed(BASE, normalizer=normalizers.NFC()), "(NFC)"),
-    "lstrip": (changed(BASE, tokens=[AddedToken("<x>", lstrip=True)]), "its token '<x>' is lstrip"),
+    "lstrip": (
+        changed(BASE, tokens=[AddedToken("<x>", lstrip=True, special=True)]),
+        "its token '<x>' is lstrip",
+    ),
     "single word": (
         changed(BASE, tokens=[AddedToken("xyz", single_word=True)]),
         "its token 'xyz' is single_word",

@@ -196,12 +196,15 @@ def edit_config(export: Path, **changes: Any) -> None:
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "an architecture that is unknown": ({"model_type": "llama"}, "model_type is 'llama'"),
     "no architecture": ({"model_type": "absent"}, "model_type is None"),
-    "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.11\.ln_1\.weight is missing"),
+    "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.10\.attn\.c_attn\.bias is missing"),
     "a size that is null": ({"n_layer": None}, "n_layer is None"),
     "a size of the wrong type": ({"n_embd": "sixteen"}, "n_embd is 'sixteen'"),
     "half a layer": ({"n_layer": 1.5}, "model.n_layers|n_layers"),
     "a size beyond reason": ({"n_positions": 10**30}, "n_positions is 1"),
-    "more layers than any model has": ({"n_layer": 10_000_000}, "claims 10,000,000 layers"),
+    "more layers than any model has": (
+        {"n_layer": 10_000_000},
+        "n_layers is 10000000; expected .* at most 10,000",
+    ),
     "more layers than tensors": ({"n_layer": 500}, "too few for the 500 layers"),
     "one layer more": ({"n_layer": 3}, "transformer.h.2.attn.c_attn.bias is missing"),
     "one layer fewer": ({"n_layer": 1}, "transformer.h.1.attn.c_attn.bias is not part of it"),

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
         write_output("", end="")  # flushes what was printed, so that a full disk is reported
     except cyclopts.CycloptsError as error:
-        return _complain(tokens, error, USER_ERROR, f"{error}{_hyphen_hint(error)}")
+        return _complain(tokens, error, USER_ERROR, _usage_message(error))
     except WholeGPTError as error:
         return _complain(tokens, error, error.exit_code)
     except KeyboardInterrupt as error:
@@ -104,13 +104,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hyphen_hint(error: cyclopts.CycloptsError) -> str:
-    """How to give a value that begins with a hyphen, where one may have been taken for an option."""
+def _usage_message(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the command line, and what to try."""
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        rest = shortened(" ".join(error.unused_tokens or ()), LONGEST_NAME)
+        return f"too many arguments, from '{rest}' on; a text of several words goes in quotation marks"
+    missing = isinstance(error, cyclopts.MissingArgumentError)
+    if missing and error.argument and error.keyword is None and not error.argument.tokens:
+        command = " ".join(error.command_chain or ())
+        name = error.argument.name
+        if error.argument.field_info.is_positional:
+            name = name.removeprefix("--").upper()
+        return f"{name} is missing; `wholegpt {command} --help` shows what the command takes"
     unknown = isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in str(error)
-    if not unknown and not isinstance(error, cyclopts.MissingArgumentError):
-        return ""
+    if not unknown and not missing:
+        return str(error)
     return (
-        " A text or path that begins with a hyphen goes after all options and --, "
+        f"{error} A text or path that begins with a hyphen goes after all options and --, "
         "and the value of an option after =, as in --out=-x"
     )
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from cyclopts import App, Parameter, Token
 from cyclopts.argument import ArgumentCollection
@@ -107,6 +107,9 @@ class ChosenSettings:
             argument.tokens[:] = [_with_hyphen(token) for token in argument.tokens]
             if argument.name in NEVER_EMPTY and any(not token.value for token in argument.tokens):
                 raise ConfigError(f"{argument.name} is empty; name something, or leave it out")
+            for token in argument.tokens if _is_whole(argument.hint) else ():
+                if _has_fraction(token.value):  # which the parser would drop
+                    raise ConfigError(f"{argument.name} is {token.value}; expected a whole number")
         names = [
             argument.name for argument in arguments if argument.tokens and argument.name.startswith("--")
         ]
@@ -119,6 +122,18 @@ class ChosenSettings:
         for section, field in cls.paths:
             chosen.setdefault(section, {})[field] = everything[section][field]
         return chosen
+
+
+def _is_whole(hint: Any) -> bool:
+    """Whether a parameter's type is ``int``, ``int | None``, or a sequence of them."""
+    return hint is int or any(map(_is_whole, get_args(hint)))
+
+
+def _has_fraction(value: str) -> bool:
+    try:
+        return not float(value).is_integer()
+    except ValueError:
+        return False
 
 
 def _path(option: str) -> tuple[str, str]:

@@ -91,9 +91,10 @@ class ConversationData:
         drawn = held_out_places(len(groups), fraction, config.runtime.seed)
         held_out = {place for i in drawn for place in groups[i]}  # who asks the same is on one side
         if not 0 < len(held_out) < len(train):
+            different = f" of {len(copies):,} different questions" if len(copies) < len(train) else ""
             raise DataError(
-                f"{settings.data}: has {len(train):,} conversations, too few to hold {fraction:.0%} of them out; give "
-                "more, or held-out ones by --validation FILE"
+                f"{settings.data}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
+                "out; give more, or held-out ones by --validation FILE"
             )
         sides = [[one for i, one in enumerate(train) if (i in held_out) is side] for side in (False, True)]
         return cls(sides[0], sides[1], columns)

@@ -24,7 +24,7 @@ from wholegpt.data.reading import READING_OPTIONS, check_options, identity, read
 from wholegpt.data.records import read_records
 from wholegpt.data.sources import source_path
 from wholegpt.errors import DataError
-from wholegpt.files import utf8_name, write_bytes_atomic
+from wholegpt.files import exists, utf8_name, write_bytes_atomic
 
 TINYSHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -117,11 +117,16 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def _useful_options(source: str, config: DataConfig) -> set[str]:
-    if source in CORPORA:
+    if _is_name(source):
         return set()
     if source.startswith(HUB_PREFIX):
         return {*READING_OPTIONS} - {"encoding"}
     return useful_options(Path(source), config)
+
+
+def _is_name(source: str) -> bool:
+    """Whether ``source`` names one of ``CORPORA``: a file or folder of that name comes first."""
+    return source in CORPORA and not exists(source)
 
 
 def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
@@ -143,11 +148,13 @@ def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
 
 
 def _open_one(source: str, config: DataConfig) -> Corpus:
-    if source in CORPORA:
+    if _is_name(source):
         if config.control:
             raise DataError(f"{source}: has no fields for data.control; give records of your own")
         return CORPORA[source].open()
     if source.startswith(HUB_PREFIX):
+        if source == HUB_PREFIX:
+            raise DataError(f"{HUB_PREFIX} names no dataset; expected {HUB_PREFIX}OWNER/NAME")
         return hub_dataset(source.removeprefix(HUB_PREFIX), config)
     path = source_path(source, tuple(CORPORA))
     return Corpus(

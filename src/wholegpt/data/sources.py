@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from wholegpt.errors import ConfigError, DataError, shortened
 from wholegpt.mapping import nearest
@@ -51,7 +52,7 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
         return Path("/dev/stdin")
     name, path = str(source), Path(source)
     if not name.strip():  # an unset variable; ``Path("")`` is the current folder
-        raise DataError("a source is empty; name a file or a folder ('.' for this one)")
+        raise DataError("a source is empty; name a file, a folder ('.' for this one) or a corpus")
     try:
         found = path.exists()
     except PermissionError as error:
@@ -64,6 +65,8 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
         return path
     if "\n" in name or (len(name.split()) >= FEWEST_WORDS and os.sep not in name):
         raise DataError(_is_text(name))
+    if "://" in name:
+        raise DataError(f"{name}: is a web address; download it, and name the file")
     looks_like_path = path.suffix or os.sep in name or not corpora
     hint = "check the path" if looks_like_path else f"no file or corpus; {nearest(name, list(corpora))}"
     raise DataError(f"{name}: does not exist; {hint}")
@@ -72,7 +75,7 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
 def without_text(folder: Path) -> str:
     """What a folder is that holds a model or what else wholegpt made, and so no text; empty for any other path."""
     kinds = (problem for files, problem in FOLDERS.items() if all(any(folder.glob(name)) for name in files))
-    return next(kinds, "").replace("{}", str(folder))
+    return next(kinds, "").replace("{}", quote(str(folder)))
 
 
 def _is_text(source: str) -> str:

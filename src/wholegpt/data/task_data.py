@@ -109,9 +109,10 @@ def _divide(
         for place in group[i]
     }
     if not 0 < len(held_out) < len(examples):
+        different = f" of {len(copies):,} different texts" if len(copies) < len(examples) else ""
         raise DataError(
-            f"{where}: has {len(examples):,} examples, too few to hold {fraction:.0%} of them out; give more, or "
-            "held-out ones by --validation FILE"
+            f"{where}: has {len(examples):,} examples{different}, too few to hold {fraction:.0%} of them out; give "
+            "more, or held-out ones by --validation FILE"
         )
     sides = [[one for i, one in enumerate(examples) if (i in held_out) is side] for side in (False, True)]
     return sides[0], sides[1]

@@ -142,7 +142,7 @@ def _text_for(tokenizer: Tokenizer) -> str:
 
 def _equal_ids(tokenizer: Tokenizer, encode: Callable[[str], list[int]], text: str) -> bool:
     """Whether both give the same ids for the text, as it is and with every added token in it."""
-    added = [tokenizer.name_of(token_id) for token_id in sorted(tokenizer.special_ids)]
+    added = [tokenizer.name_of(token_id) for token_id in tokenizer.added_ids]
     between = tokenizer.known_part(" a") or text[:1]
     texts = [text, between.join(["", *added, ""]), "".join(added)]
     return all(encode(one) == encoder(tokenizer)(one) for one in texts)

@@ -99,6 +99,11 @@ class Tokenizer:
         """The entries that ``with_unused`` added: rows of a padded model, which no text has."""
         return [token_id for token_id, token in self._added.items() if token.content == unused_name(token_id)]
 
+    @property
+    def added_ids(self) -> list[int]:
+        """The ids of all added tokens, special or not, in order."""
+        return sorted(self._added)
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The ids that no text becomes: those of special tokens, unless the model also uses the entry for text."""
@@ -186,11 +191,11 @@ class Tokenizer:
         try:
             ids = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception as error:  # the library raises nothing more specific
-            raise self._cannot_express(texts, str(error)) from None
+            raise self._cannot_express(library, texts, str(error)) from None
         if self._characters is not None and not self._word_end:
             for text, token_ids in zip(texts, ids, strict=True):
                 if not self._spelled_by(token_ids, text):
-                    raise self._cannot_express([text], "the tokens spell another text")
+                    raise self._cannot_express(library, [text], "the tokens spell another text")
         return ids
 
     @cached_property
@@ -339,12 +344,15 @@ class Tokenizer:
         # The text of an added token may not be normalized.
         return self._normalized(spelled.decode(errors="replace")) == self._normalized(text)
 
-    def _cannot_express(self, texts: Sequence[str], reason: str) -> TokenizerError:
+    def _cannot_express(
+        self, library: tokenizers.Tokenizer, texts: Sequence[str], reason: str
+    ) -> TokenizerError:
         """The error that names the first character that the vocabulary lacks, or else gives the ``reason``."""
         known = self._characters or frozenset()
         for text in map(self._normalized, texts):
             for token in self._added.values():
-                text = text.replace(token.content, next(iter(known), "") * len(token.content))
+                if not (token.special and library.encode_special_tokens):
+                    text = text.replace(token.content, next(iter(known), "") * len(token.content))
             for place, character in enumerate(text):
                 if known and character not in known:
                     return TokenizerError(

@@ -39,15 +39,17 @@ class MetricsLog:
             file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a last one that a crash cut short is left out."""
+        """All whole records; lines that hold none, such as a last one that a crash cut short, are left out."""
         if not self.path.exists():
             return []
         records: list[dict[str, Any]] = []
-        for line in self.path.read_text(encoding="utf-8").split("\n"):
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
         return records
 
     def rewind(self, step: int) -> None:
