@@ -128,7 +128,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
-        """A bar with the time left on a terminal; elsewhere a line every ten seconds, and for what takes no part of it."""
+        """A bar with the time left on a terminal; elsewhere a line every ten seconds, and at an advance of 0."""
         if self.quiet:
             yield Silent()
         elif sys.stderr.isatty():
