@@ -165,7 +165,10 @@ def _absolute_source(source: str) -> str:
     if source.startswith(HUB_PREFIX):
         name = source.removeprefix(HUB_PREFIX)
         return HUB_PREFIX + _absolute(name) if Path(name).exists() else source
-    return _absolute(source)
+    # What is no path, such as a misspelt name or text itself, stays as it was given, and is refused as that.
+    with contextlib.suppress(OSError, ValueError):  # too long for a name
+        return _absolute(source) if Path(source).exists() else source
+    return source
 
 
 def _absolute(path: str) -> str:

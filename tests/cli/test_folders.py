@@ -157,6 +157,7 @@ def test_names_of_corpora_and_standard_input_stay_names(
 
     monkeypatch.chdir(tmp_path)
     Path("table").mkdir()
+    Path("t.txt").touch()
     given = ["python-docs", "hf:owner/name", "hf:table", "/dev/stdin", "t.txt"]
     finetuning = {"model": "run", "data": "d.csv", "validation": "../v.csv", "chat_template": "t.jinja"}
     config = with_absolute_paths(configure({"data": {"source": given}, "finetuning": finetuning}))
