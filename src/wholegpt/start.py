@@ -304,8 +304,11 @@ def _decided(config: Config, console: Console) -> Config:
 def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
     """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
     folder = Path(config.data.source[0]) if len(config.data.source) == 1 else None
-    if folder and not folder.exists():
-        recover_unlocked(folder)
+    try:
+        if folder and not folder.exists():
+            recover_unlocked(folder)
+    except (OSError, ValueError):  # too long for a name: ``open_corpus`` refuses it
+        folder = None
     if folder is None or not PreparedData.exists(folder):
         return config, open_corpus(config.data)
     for name in (*READING_OPTIONS, "clean", "deduplicate"):
