@@ -522,14 +522,16 @@ class LanguageModel:
         path: str | Path,
         *,
         encoding: str = "utf-8",
+        on_bad_text: OnBadText = "stop",
+        on_bad_line: OnBadLine = "stop",
         dtype: Dtype = Dtype.automatic,
         console: Console | None = None,
     ) -> list[Prediction]:
         """``predict`` for each row of a table, whose answers need not be known."""
         task = self._head()
-        console, reading = console or Console(), Reading(encoding)
+        console, reading = console or Console(), Reading(encoding, on_bad_text, on_bad_line)
         table = reading.table(Path(path), (*task.columns.texts, *task.columns.answers))
-        parts = read_parts(table, task)
+        parts = read_parts(table, task, reading)
         reading.show(console)
         console.note(f"{path}: {len(parts):,} examples; its columns are {', '.join(table.columns)}")
         return self._predictions(parts, dtype, console)

@@ -60,6 +60,7 @@ FILES: dict[str, tuple[bytes, str]] = {
         "is an OpenDocument",
     ),
     "f.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "is an Office document"),
+    "f.ps": (b"%!PS-Adobe-3.0\n%%Title: some text", "is a PostScript document"),
     "f.rtf": (b"{\\rtf1\\ansi some text}", "is an RTF document"),
     "g.png": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a PNG image"),
     "g.jpg": (b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(100)), "is a JPEG image"),

@@ -325,3 +325,14 @@ def test_a_quotation_mark_after_a_space_within_text_is_text(tmp_path: Path) -> N
     path.write_text('label,text\nx, "a" is a letter\ny, b\n')
 
     assert both(path)[0] == [' "a" is a letter', " b"]
+
+
+def test_what_a_table_is_not_is_said_plainly(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_text("text,label\na,x\n")
+    (tmp_path / "t.csv").write_text("text,label\na\rb,x\n", newline="")
+
+    for one in refusals(tmp_path / "t.parquet"):
+        assert "is damaged, or no Parquet file as its name says" in one
+    for one in refusals(tmp_path / "t.csv"):
+        assert "line 2 holds a carriage return that ends no line and is not quoted" in one

@@ -11,7 +11,10 @@ from wholegpt.choices import TaskKind
 from wholegpt.cli import main
 from wholegpt.config import Config, DataConfig, FinetuningConfig
 from wholegpt.console import Console
+from wholegpt.data.tables import Reading, read_table
+from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.task_data import TaskData
+from wholegpt.data.tasks import Task, read_parts
 from wholegpt.errors import ConfigError, DataError
 
 GOOD = "".join(f"good film {n},pos\nbad film {n},neg\n" for n in range(20))
@@ -118,3 +121,24 @@ def test_files_of_examples(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     assert main([*call, "--on-bad-line", "skip"]) == 0
     result = capsys.readouterr()
     assert json.loads(result.out)["examples"] == 4 and "skipped 1 bad lines, 2 rows" in result.err
+
+
+def test_rows_to_be_answered_that_have_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\ngood film,pos\n,pos\nbad film,\n")
+    task = Task(TaskKind.classification, ("neg", "pos"), columns=TaskColumns(("text",), (), "label"))
+
+    with pytest.raises(
+        DataError, match=r"a\.csv: line 3: has an empty text in 'text'; --on-bad-line skip leaves"
+    ):
+        read_parts(read_table(path), task, Reading())
+
+    reading = Reading(on_bad_line="skip")
+    assert read_parts(reading.table(path), task, reading) == [(("good film",),), (("bad film",),)]
+    assert reading.report.skipped == {"rows that are no examples": 1}
+
+
+@pytest.mark.parametrize("option", ["--encoding=latin-1", "--on-bad-line=skip", "--on-bad-text=skip"])
+def test_options_for_tables_are_refused_beside_texts(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "nowhere", "some text", option]) == 2
+    assert f"{option.partition('=')[0]} is for a table (--data); leave it out" in capsys.readouterr().err

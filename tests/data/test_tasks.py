@@ -111,7 +111,7 @@ def test_columns_of_another_table_as_far_as_they_are_there(tmp_path: Path) -> No
     """A column that is missing is detected anew, and the others stay."""
     row = {"kind": "x", "title": "short", "text": "the longest of all of these"}
     task = Task(CLASSIFICATION, ("x", "y"), columns=TaskColumns(("title",), (), "label"))
-    assert read_parts(table(row), task) == [(("short",),)]
+    assert read_parts(table(row), task, Reading()) == [(("short",),)]
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     assert read_labelled(tmp_path / "a.jsonl", Reading(), task) == [TaskExample((("short",),), "x")]
 

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from wholegpt import presets
 from wholegpt.checks import check, check_max_seconds
-from wholegpt.choices import Architecture, Dtype, Execution, TaskKind, WeightFormat
+from wholegpt.choices import Architecture, Dtype, Execution, OnBadLine, OnBadText, TaskKind, WeightFormat
 from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
     ChosenSettings,
@@ -30,7 +30,7 @@ from wholegpt.cli.options import (
 from wholegpt.cli.texts import check_no_file, piped_text
 from wholegpt.config import Config
 from wholegpt.console import write_output
-from wholegpt.errors import DataError, TokenizerError, shortened
+from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -108,7 +108,9 @@ def predict(
     *texts: str,
     data: str | None = None,
     out: str | None = None,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
+    on_bad_text: OnBadText | None = None,
+    on_bad_line: OnBadLine | None = None,
     dtype: Dtype = Dtype.automatic,
     checkpoint: str = "best",
     common: CommonOptions = Common(),
@@ -127,7 +129,11 @@ def predict(
     out
         Write the answers there: a table (.csv), or JSON lines with all probabilities (.jsonl).
     encoding
-        Character encoding of --data.
+        Character encoding of --data; utf-8 unless given.
+    on_bad_text
+        What becomes of bytes of --data that are no text; stop unless given.
+    on_bad_line
+        What becomes of broken lines of --data and rows without text; stop unless given.
     dtype
         Format of the large products; automatic is the run's own, or what training would choose here.
     checkpoint
@@ -140,6 +146,10 @@ def predict(
         texts = tuple(filter(None, [piped_text()]))
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
+    given = {"encoding": encoding, "on_bad_text": on_bad_text, "on_bad_line": on_bad_line}
+    reading: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if texts and reading:
+        raise ConfigError(f"--{next(iter(reading)).replace('_', '-')} is for a table (--data); leave it out")
     check_new_file(out, "--out")
     if out and Path(out).suffix.lower() not in (".csv", ".jsonl"):
         raise DataError(f"--out {out}: expected a name that ends in .csv or .jsonl")
@@ -147,7 +157,7 @@ def predict(
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
     if data:
-        answers = lm.predict_table(data, encoding=encoding, dtype=dtype, console=common.console)
+        answers = lm.predict_table(data, dtype=dtype, console=common.console, **reading)
     elif lm.task and lm.task.kind is TaskKind.classification:
         answers = lm.predict(*texts, dtype=dtype, console=common.console)
     else:

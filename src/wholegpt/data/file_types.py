@@ -34,6 +34,7 @@ _MODEL = "it holds weights, not text; a model is named where a model is asked fo
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%PDF-", "a PDF document", f"{_CONVERT} (pdftotext)"),
     (0, b"{\\rtf", "an RTF document", _CONVERT),
+    (0, b"%!PS-Adobe-", "a PostScript document", f"{_CONVERT} (ps2ascii)"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document (.doc, .xls or .ppt)", _CONVERT),
     (30, b"mimetypeapplication/epub+zip", "an EPUB book", _CONVERT),
     (
@@ -82,7 +83,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"bplist00", "a binary property list", _NO_TEXT),
 )
 """Where the bytes of a format stand, what it is, and what to do."""
-_CERTAIN = (b"%PDF-", b"{\\rtf", b"version https://git-lfs.github.com/spec/")
+_CERTAIN = (b"%PDF-", b"{\\rtf", b"%!PS-Adobe-", b"version https://git-lfs.github.com/spec/")
 """Signatures without a control character that need none to follow: no text of another kind begins so."""
 _IN_ZIP = (
     (b"word/", "a Word document (.docx)", _CONVERT),

@@ -108,8 +108,12 @@ def read_notebook(source: Source) -> Iterator[Piece]:
         cells = [cell for sheet in sheets for cell in sheet.get("cells", ())]
         texts = [cell.get("source", cell.get("input", "")) for cell in cells]
         joined = ["".join([text] if isinstance(text, str) else text).strip("\n") for text in texts]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{source.where}: is no Jupyter notebook: {error}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{source.where}: is no Jupyter notebook, as it is not JSON: {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise DataError(
+            f"{source.where}: is no Jupyter notebook: it has no list of cells with text"
+        ) from None
     text = "\n\n".join(text for text in joined if text.strip())
     yield from checked(source, iter((Piece(f"{text}\n" if text else ""),)))
 

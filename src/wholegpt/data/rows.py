@@ -45,7 +45,9 @@ def open_parquet(source: Source) -> Any:
         file = pyarrow.parquet.ParquetFile(source.stream)
         names = list(file.schema_arrow.names)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{source.where}: {' '.join(str(error).split())}") from None
+        raise DataError(
+            f"{source.where}: is damaged, or no Parquet file as its name says: {' '.join(str(error).split())}"
+        ) from None
     check_names(source.where, names)
     groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
     if sum(groups) > source.most_bytes:

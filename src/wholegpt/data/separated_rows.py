@@ -64,7 +64,9 @@ def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
             row = next(rows, None)
         except csv.Error as error:
             # A quotation mark that is not closed takes all lines after it.
-            pass_over(source, f": {place}", str(error), rows.line_num - before)
+            alone = str(error).startswith("new-line character")
+            problem = "holds a carriage return that ends no line and is not quoted" if alone else str(error)
+            pass_over(source, f": {place}", problem, rows.line_num - before)
             continue
         if row is None:
             return

@@ -121,21 +121,25 @@ def _labelled(
     return TaskExample(_parts(table, row, task, texts), target)
 
 
-def read_parts(table: Table, task: Task) -> list[tuple[tuple[str, ...], ...]]:
+def read_parts(table: Table, task: Task, reading: Reading) -> list[tuple[tuple[str, ...], ...]]:
     """The texts of each sequence of examples whose answers nobody needs to know.
 
     They are in the columns that the training examples had, or in the only ones of texts that there are. Raises
     ``DataError`` as ``read_examples`` does, and where there are others.
     """
     columns = columns_in(table, task.columns)
-    if task.kind is TaskKind.choice:
-        found = detect_choices(table, columns)
-        return [
-            _parts(table, row, task.kind, _choice_texts(table, row, found)) for row in range(len(table.rows))
-        ]
-    texts = columns.texts or only_texts(table, task.kind, (task.columns.target,))
-    rows = range(len(table.rows))
-    return [_parts(table, row, task.kind, [_text(table, row, name) for name in texts]) for row in rows]
+    choices = detect_choices(table, columns) if task.kind is TaskKind.choice else None
+    names = () if choices else columns.texts or only_texts(table, task.kind, (task.columns.target,))
+    parts: list[tuple[tuple[str, ...], ...]] = []
+    for row in range(len(table.rows)):
+        try:
+            texts = (
+                _choice_texts(table, row, choices) if choices else [_text(table, row, name) for name in names]
+            )
+            parts.append(_parts(table, row, task.kind, texts))
+        except DataError as error:
+            reading.pass_over(error, table.where(row))
+    return parts
 
 
 def _parts(table: Table, row: int, kind: TaskKind, texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
