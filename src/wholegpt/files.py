@@ -148,7 +148,9 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RecursionError) as error:  # pathlib makes parents by recursion
         problem = error.strerror if isinstance(error, OSError) else "too many folders in folders"
-        raise RunError(f"{path}: {folder.parent} cannot be made ({problem}); name another folder") from None
+        raise RunError(
+            f"{folder.parent}: {problem}; no folder can be made there, name another folder"
+        ) from None
     file = folder.with_name(LOCK_PREFIX + folder.name)
     lock = FileLock(file)
     deadline = time.monotonic() + LOCK_SECONDS

@@ -249,6 +249,16 @@ def test_the_index_of_checkpoints_may_be_wrong(best: Any, own_run: Path) -> None
     assert CheckpointStore(own_run).choose("best")[0].parent == own_run / "checkpoints"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("bytes", -1), ("documents", -1), ("characters", 10**9), ("tokens", 7)]
+)
+def test_counts_of_a_manifest_that_cannot_be(name: str, value: int, text_file: Path, tmp_path: Path) -> None:
+    run("data", "prepare", text_file, "--out", tmp_path / "data", "--quiet")
+    changed(tmp_path / "data" / "manifest.json", lambda content: content["train"].update({name: value}))
+    with pytest.raises(DataError, match="not a readable manifest"):
+        wg.train(tmp_path / "data", out=tmp_path / "run", console=QUIET)
+
+
 def test_the_dtype_of_shards_is_checked(text_file: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     run("data", "prepare", text_file, "--tokenizer.kind", "byte", "--quiet", "--out", data)

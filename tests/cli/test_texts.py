@@ -182,6 +182,10 @@ def test_a_text_that_names_a_file(fails: Fails, byte_tokenizer_file: Path, tmp_p
     message = fails("predict", "nowhere", path)
     assert f"{path}: is a file, but a text is expected here; give `--data {path}` for the table" in message
     assert "is a file" in fails("predict", "nowhere", "one", path)
+    assert "mistyped.csv: no such file; `--data FILE` names a table" in fails(
+        "predict", "nowhere", "mistyped.csv"
+    )
+    assert "nowhere: no such run" in fails("predict", "nowhere", "a sentence on x.csv")
     for command in (["generate", "modern-tiny"], ["tokenizer", "encode", byte_tokenizer_file]):
         assert f"`< {path}` for the text in it" in fails(*command, path)
 

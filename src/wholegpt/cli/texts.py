@@ -13,6 +13,7 @@ LARGEST_BYTES = 2**24
 NOTE_SECONDS, MOST_SECONDS = 2.0, 30.0
 """After which a pipe in which nothing comes is spoken of, and given up."""
 WHERE = "standard input"
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
 def text_or_input(text: str | None) -> str:
@@ -35,12 +36,17 @@ def required_text(text: str | None) -> str:
 
 
 def check_no_file(text: str, option: str = "") -> None:
-    """Raise ``DataError`` where ``text`` is the name of a file; ``option`` is one that takes files."""
+    """Raise ``DataError`` where ``text`` is the name of a file, or, with an ``option`` that takes tables, looks so."""
     if os.path.isfile(text):  # noqa: PTH113, unlike Path's it is False for what can be no name
         table = f"`{option} {text}` for the table in it, " if option else ""
         raise DataError(
             f"{text}: is a file, but a text is expected here; give {table}`< {text}` for the text in it, or "
             f"`printf %s {text} | wholegpt ...` for its name as the text"
+        )
+    if option and text.lower().endswith(TABLE_SUFFIXES) and not any(map(str.isspace, text)):
+        raise DataError(
+            f"{text}: no such file; `{option} FILE` names a table, and `printf %s {text} | wholegpt ...` gives the "
+            "name as the text"
         )
 
 

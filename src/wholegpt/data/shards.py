@@ -109,6 +109,14 @@ class TokenShards:
         return np.concatenate(found).tolist()
 
 
+def _check_counts(split: SplitManifest) -> None:
+    """Raise ``ValueError`` where the counts of a split cannot be: figures per byte are divided by them."""
+    if min(split.documents, split.characters, split.bytes) < 0 or split.bytes < split.characters:
+        raise ValueError("counts of documents, characters and bytes that no text has")
+    if split.tokens != sum(shard.tokens for shard in split.shards):
+        raise ValueError(f"{split.tokens} tokens, which is not the sum of its shards")
+
+
 class PreparedData:
     """A folder of token shards with their tokenizer."""
 
@@ -144,8 +152,10 @@ class PreparedData:
             manifest = msgspec.convert(content, Manifest)
             if manifest.dtype not in DTYPES:
                 raise ValueError(f"dtype is {manifest.dtype!r}; expected one of {', '.join(DTYPES)}")
-            for shard in (*manifest.train.shards, *manifest.validation.shards):
-                file_inside(folder, shard.file)
+            for split in (manifest.train, manifest.validation):
+                _check_counts(split)
+                for shard in split.shards:
+                    file_inside(folder, shard.file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable manifest ({error}); prepare the data again") from None
         tokenizer = Tokenizer.load(folder / TOKENIZER)
