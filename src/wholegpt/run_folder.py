@@ -121,12 +121,6 @@ def lineage_of(config: Config, source: dict[str, Any], parents: Sequence[Parent]
 
 def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     """Raise ``RunError`` where a run in ``folder`` would overwrite something that it may not."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        raise RunError(
-            f"{folder}: is not valid UTF-8, and weights cannot be read from such a path; name another --out"
-        ) from None
     settings = config.finetuning
     trained_on = [source for source in (*config.data.source, settings.data, settings.validation) if source]
     for source, use in [
