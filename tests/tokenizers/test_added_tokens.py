@@ -144,6 +144,14 @@ def added(token: str, **flags: bool) -> Edit:
     return edit
 
 
+def lowercase_with(token: str) -> Edit:
+    def edit(content: dict[str, Any]) -> None:
+        content["normalizer"] = {"type": "Lowercase"}
+        added(token, normalized=True)(content)
+
+    return edit
+
+
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -152,6 +160,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
     [
         (added("<x>", lstrip=True), "'<x>' with lstrip or rstrip, which drops white space beside it"),
         (added("<x>", rstrip=True), "'<x>' with lstrip or rstrip, which drops white space beside it"),
+        (lowercase_with("<X>"), "'<X>', which normalized text holds as '<x>'"),
         (added("é"), "'é' under the id of an entry that stands for other bytes"),
         (lambda c: c["model"].update(dropout=0.1), "dropout, which cuts the same text differently each time"),
         (

@@ -58,6 +58,10 @@ def _added_token_fault(library: Library) -> str:
     for token in library.get_added_tokens_decoder().values():
         if (token.lstrip or token.rstrip) and not (token.special and is_byte_level(library)):
             return f"has the added token {token.content!r} with lstrip or rstrip, which drops white space beside it"
+        if token.normalized and not token.special and library.normalizer is not None:
+            found = library.normalizer.normalize_str(token.content)
+            if found != token.content:
+                return f"has the added token {token.content!r}, which normalized text holds as {found!r}"
         if is_byte_level(library) and token.content in entries:
             spelled = bytes(BYTES[character] for character in token.content if character in BYTES)
             if spelled != token.content.encode():
