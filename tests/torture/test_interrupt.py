@@ -15,10 +15,21 @@ SOON_SECONDS = 10.0
 """On a busy machine; on a quiet one it takes a few tenths. What is interrupted takes minutes."""
 
 
+def listen_to_ctrl_c() -> None:
+    """A shell's background jobs, of which the tests may be one, ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(program: list[str], arguments: list[str | Path], after: str, pause: float) -> str:
     """The last line of a command that gets Ctrl-C some seconds ``after`` it has written that."""
     command = [sys.executable, *program, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,
+    ) as process:
         assert process.stderr
         assert any(after in line for line in process.stderr), "ended before"
         time.sleep(pause)
