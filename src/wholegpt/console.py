@@ -128,7 +128,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
-        """A bar with the time left on a terminal; elsewhere a line every ten seconds, and at an advance of 0."""
+        """A bar with the time left on a terminal, a line every ten seconds elsewhere."""
         if self.quiet:
             yield Silent()
         elif sys.stderr.isatty():
@@ -176,7 +176,7 @@ class _Lines:
     def advance(self, amount: int = 1, detail: str = "") -> None:
         self.done += amount
         now = time.monotonic()
-        if amount and now - self.shown < LINE_INTERVAL_SECONDS:
+        if now - self.shown < LINE_INTERVAL_SECONDS:
             return
         self.shown = now
         left = (now - self.started) * (self.total - self.done) / max(self.done - self.first, 1e-9)

@@ -43,6 +43,8 @@ def learn_vocabulary(
         texts, characters = store.texts, total
     else:
         texts, characters = _sample(store, plan)
+    if not config.path:
+        console.note(f"learning a vocabulary from {characters:,} characters")
     with console.progress(
         f"{'opening' if config.path else 'learning'} the vocabulary", characters
     ) as progress:
