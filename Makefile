@@ -19,7 +19,7 @@ test: lint  ## lint, types, tests; two processes of one thread take half as long
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
 	$(VENV)/bin/pytest -m timed
 
-# PyTorch's compiler gives wrong logits in this mode (docs/decisions.md), so what is compiled is left out.
+# Without compiled steps: PyTorch's compiler does not get all of them right in this mode (docs/decisions.md, "Compiled steps on AVX2").
 test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
 		--ignore tests/model/test_compiled.py \
