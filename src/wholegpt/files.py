@@ -109,6 +109,11 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (which raises)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a path is that of a file; raises nothing, also for text that cannot be a path."""
+    return os.path.isfile(path)  # noqa: PTH113 (which raises)
+
+
 def file_inside(folder: Path, name: str) -> Path:
     """The path of a file that a listing in ``folder`` names. Raises ``ValueError`` for one outside the folder."""
     path = PurePath(name)

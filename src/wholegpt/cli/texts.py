@@ -7,6 +7,7 @@ import sys
 
 from wholegpt.console import write_error
 from wholegpt.errors import DataError
+from wholegpt.files import is_file
 
 LARGEST_BYTES = 2**24
 """Of a text on standard input."""
@@ -37,7 +38,7 @@ def required_text(text: str | None) -> str:
 
 def check_no_file(text: str, option: str = "") -> None:
     """Raise ``DataError`` where ``text`` is the name of a file, or, with an ``option`` that takes tables, looks so."""
-    if os.path.isfile(text):  # noqa: PTH113, unlike Path's it is False for what can be no name
+    if is_file(text):
         table = f"`{option} {text}` for the table in it, " if option else ""
         raise DataError(
             f"{text}: is a file, but a text is expected here; give {table}`< {text}` for the text in it, or "

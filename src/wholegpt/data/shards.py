@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from wholegpt.console import Console
 from wholegpt.errors import DataError, TokenizerError
-from wholegpt.files import file_inside, read_json, sha256_file, write_json_atomic
+from wholegpt.files import file_inside, is_file, read_json, sha256_file, write_json_atomic
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
@@ -128,7 +127,7 @@ class PreparedData:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether ``folder`` holds prepared data."""
-        return all(os.path.isfile(folder / name) for name in (MANIFEST, TOKENIZER))  # noqa: PTH113 (never raises)
+        return all(is_file(folder / name) for name in (MANIFEST, TOKENIZER))
 
     @staticmethod
     def is_ours(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from wholegpt.data.tables import LARGEST_TABLE, Reading
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
 from wholegpt.evaluation.likelihood import Request, score_continuations
+from wholegpt.files import is_file
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.metrics import Estimate
 from wholegpt.protocols import CausalLanguageModel
@@ -80,7 +80,7 @@ class Examples:
 
 def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> bool:
     """Whether the first record of a JSON file asks something; else it is a text, or holds one in ``text_field``."""
-    if file_format(path) not in JSON or not os.path.isfile(path):  # noqa: PTH113 (never raises)
+    if file_format(path) not in JSON or not is_file(path):
         return False
     lenient = DataConfig(encoding=encoding, on_bad_text="replace", on_bad_line="skip")
     try:

@@ -112,7 +112,7 @@ class Engine:
             raise
 
     def _decode(self) -> list[GenerationRequest]:
-        """One token, and those after right guesses, of each request whose prompt is read; returns those that ended."""
+        """Draw a token, and those after accepted draft tokens, for each prefilled request; return those that ended."""
         ready = len(self._running) - self._reading
         if not ready:
             return []

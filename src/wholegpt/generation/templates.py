@@ -1,11 +1,11 @@
 """Prompt templates: a text around the prompt, and what ends the answer to it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from wholegpt.data import read_text
 from wholegpt.errors import ConfigError
+from wholegpt.files import is_file
 from wholegpt.mapping import nearest
 
 PLACE = "{prompt}"
@@ -41,7 +41,7 @@ def fill_template(template: str, prompt: str) -> tuple[str, tuple[str, ...]]:
 def _text_of(template: str) -> str:
     if PLACE in template:
         return template
-    if not os.path.isfile(template):  # noqa: PTH113, unlike Path's it is False for what can be no name
+    if not is_file(template):
         hint = nearest(template, list(TEMPLATES))
         raise ConfigError(
             f"template '{template}' is no name, no file, and no text with {PLACE} in it; {hint}"
