@@ -1,5 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
+# Threads of each test process
+THREADS ?= 1
 VENV := .venv
 INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev
@@ -16,13 +18,11 @@ demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about t
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
 
 test: lint  ## lint, types, tests; two processes of one thread take half as long as one of two
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
+	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
 	$(VENV)/bin/pytest -m timed
 
-# Without compiled steps: PyTorch's compiler does not get all of them right in this mode (docs/decisions.md, "Compiled steps on AVX2").
 test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
-	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
-		--ignore tests/model/test_compiled.py \
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
 		tests/model tests/parity tests/baselines tests/training/test_parts.py tests/finetuning/test_tasks.py
 
 lint: $(DEVELOPMENT)

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from wholegpt import runtime
 
@@ -60,3 +62,31 @@ def test_busy_seconds_grow_with_work() -> None:
     while time.process_time() < until:
         pass
     assert runtime._busy_seconds() - before >= 0.15
+
+
+COMPILE_SOFTMAX = """
+import torch
+from wholegpt.runtime import separate_compiled_code
+
+def attend(x):
+    return (x.sin().softmax(-1) * x).sum(-1)
+
+separate_compiled_code()
+x = torch.linspace(-3, 3, 287, dtype=torch.float64).view(7, 41)
+torch.testing.assert_close(torch.compile(attend)(x), attend(x), rtol=1e-12, atol=1e-12)
+"""
+
+
+@pytest.mark.skipif(
+    " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
+)
+def test_compiled_code_is_not_shared_between_vector_units(tmp_path: Path) -> None:
+    for capability in ({}, {"ATEN_CPU_CAPABILITY": "default"}):
+        environment = {
+            **{name: text for name, text in os.environ.items() if name != "ATEN_CPU_CAPABILITY"},
+            **capability,
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        }
+        program = [sys.executable, "-W", "ignore", "-c", COMPILE_SOFTMAX]
+        result = subprocess.run(program, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, (capability, result.stderr)

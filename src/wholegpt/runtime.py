@@ -25,6 +25,9 @@ from wholegpt.choices import AttentionKernel, Determinism, Dtype, Execution, Wei
 from wholegpt.config import Config, PrecisionConfig, RuntimeConfig
 from wholegpt.errors import ConfigError, NumericsError
 
+COMPILER_ERRORS = (RuntimeError, OSError, SystemError)
+"""What ``torch.compile`` raises where it fails, for which it has no narrower public name."""
+
 
 def check_threads(threads: int) -> None:
     """Raise ``ConfigError`` for a negative number of threads, and for more than the machine has cores."""
@@ -101,12 +104,23 @@ def device_available(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def separate_compiled_code() -> None:
+    """Keep code that PyTorch compiles for one vector unit apart from that for others (``ATEN_CPU_CAPABILITY``).
+
+    PyTorch's cache finds code by what it computes alone, so that a process would run code made for another unit, which
+    gives wrong values or fails.
+    """
+    settings = torch.compiler.config
+    settings.cache_key_tag = settings.cache_key_tag or torch.backends.cpu.get_cpu_capability()
+
+
 def compiler_problem(device: torch.device) -> str:
     """Why torch.compile fails here, in one line; empty where a small function compiles and runs."""
+    separate_compiled_code()
     compiled: Any = torch.compile(lambda x: x.sin() + 1)
     try:
         compiled(torch.zeros(8, device=device))
-    except (RuntimeError, OSError) as error:  # what PyTorch's compiler raises has no narrower public name
+    except COMPILER_ERRORS as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return ""
 

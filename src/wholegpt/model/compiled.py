@@ -23,6 +23,7 @@ from wholegpt.model.attention import SequenceContext
 from wholegpt.model.base import TokenModel
 from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.transformer import Transformer
+from wholegpt.runtime import COMPILER_ERRORS, separate_compiled_code
 
 CAPACITY_UNIT = 256
 """Caches have room for a multiple of so many positions, so that one compiled step serves texts of different lengths."""
@@ -89,6 +90,7 @@ class CompiledTransformer(TokenModel):
         from torch._dynamo import config as tracing
         from torch._inductor import config as compiling  # which take a second to import
 
+        separate_compiled_code()
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
         started = time.perf_counter()
         try:
@@ -99,7 +101,7 @@ class CompiledTransformer(TokenModel):
                 contextlib.redirect_stderr(io.StringIO()),  # where the compiler writes, whatever its settings
             ):
                 return self._step(*inputs)
-        except (RuntimeError, OSError) as error:  # what the compiler raises has no narrower public name
+        except COMPILER_ERRORS as error:
             problem = str(error).strip().splitlines()[0]
             self._console.warn(f"the step cannot be compiled ({problem}); it runs operation by operation")
             self._step = step

@@ -13,7 +13,7 @@ from wholegpt.choices import Dtype, Execution
 from wholegpt.config import Config
 from wholegpt.errors import NumericsError
 from wholegpt.model import Transformer, router_losses, take_counts
-from wholegpt.runtime import compute_in, mix_seed
+from wholegpt.runtime import compute_in, mix_seed, separate_compiled_code
 from wholegpt.training.averaging import update_average
 from wholegpt.training.objectives import Objective, Rows
 from wholegpt.training.optimizers import set_learning_rate
@@ -73,6 +73,7 @@ def train(
     """
     if config.precision.execution is Execution.compiled:
         assert isinstance(model, Transformer)
+        separate_compiled_code()
         for block in model.blocks:  # one compilation serves all of them
             block.compile()
     while state.step < config.training.steps and not state.stop_reason:
