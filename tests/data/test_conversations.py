@@ -10,7 +10,7 @@ from tests.helpers import tiny_config
 from wholegpt.console import Console
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message
 from wholegpt.data.conversations import ConversationData, read_conversations
-from wholegpt.data.tables import Table, read_table
+from wholegpt.data.tables import Reading, Table, read_table
 from wholegpt.errors import DataError
 from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import fit_conversations, fitting_turns
@@ -178,16 +178,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(name: str, tmp_path: Path) -> None:
     record, message = REFUSED[name]
     good = said(USER, ANSWER)
     table = table_of(tmp_path / "data.jsonl", good, record, good)
     with pytest.raises(DataError, match=message):
         read_conversations(table)
-    assert read_conversations(table, skips=True)[0] == [ADD, ADD]
-    assert "warning: 1 of 3 conversations are skipped: " in capsys.readouterr().err
+    skipping = Reading(on_bad_line="skip")
+    assert read_conversations(table, reading=skipping)[0] == [ADD, ADD]
+    assert skipping.report.skipped == {"rows that are no examples": 1}
 
 
 def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
@@ -207,17 +206,17 @@ def test_skipping_is_a_setting(setting: str, tmp_path: Path, capsys: pytest.Capt
     config = tiny_config(
         "none", data={setting: "skip"}, finetuning={"task": "instruct", "model": "m", "data": str(path)}
     )
-    data = ConversationData.read(config)
+    data = ConversationData.read(config, Console())
     assert (len(data.train), len(data.validation)) == (18, 2)
     said_of_it = capsys.readouterr().err
-    assert "4 of 24 conversations are skipped" in said_of_it
+    assert "skipped 4 rows that are no examples" in said_of_it
     assert all(f"line {line}" in said_of_it for line in (21, 22, 23)) and "line 24" not in said_of_it
 
 
 def test_a_table_of_nothing_but_odd_conversations(tmp_path: Path) -> None:
     table = table_of(tmp_path / "data.jsonl", said(ANSWER), said(USER))
     with pytest.raises(DataError, match=r"none of 2 rows is a conversation; .*line 1"):
-        read_conversations(table, skips=True)
+        read_conversations(table, reading=Reading(on_bad_line="skip"))
 
 
 def test_unused_fields_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

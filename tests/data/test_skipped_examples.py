@@ -76,7 +76,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
     finetuning = FinetuningConfig(task=TaskKind.classification, model="a model", data=str(path))
     TaskData.read(Config(data=DataConfig(on_bad_line="skip"), finetuning=finetuning), Console())
     said = capsys.readouterr().err
-    assert "skipped 5 rows that are no examples" in said and "a.csv: line 42; " in said and "…" in said
+    assert "skipped 5 rows that are no examples" in said and "a.csv: line 42: " in said and "…" in said
     path.write_text("text,label\n,pos\n,neg\n")
     with pytest.raises(DataError, match="holds no examples; skipped 2 rows that are no examples"):
         read(path, on_bad_line="skip")

@@ -51,8 +51,6 @@ JOINED_BY = "\n\n"
 """Between an instruction and its input."""
 ASKING = ("user", "assistant")
 """Who says what in a pair."""
-NAMED_ROWS = 3
-"""Skipped conversations that a note names."""
 QUIET = Console(quiet=True)
 
 
@@ -77,7 +75,7 @@ class ConversationData:
         reading = Reading.of(config.data, settings.data, settings.validation)
         table = reading.table(Path(settings.data))
         columns = TaskColumns(settings.text_columns, (), settings.label_column)
-        train, columns = read_conversations(table, columns, reading.skips_examples, console)
+        train, columns = read_conversations(table, columns, reading, console)
         if settings.validation:
             validation = read_like(Path(settings.validation), reading, columns, console)
             reading.show(console)
@@ -128,7 +126,7 @@ def read_like(
     """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
     table = reading.table(path, _named(known))
     columns = known if {*_named(known)} <= {*table.columns} else DETECTED
-    return read_conversations(table, columns, reading.skips_examples, console)[0]
+    return read_conversations(table, columns, reading, console)[0]
 
 
 def _named(columns: TaskColumns) -> list[str]:
@@ -136,30 +134,24 @@ def _named(columns: TaskColumns) -> list[str]:
 
 
 def read_conversations(
-    table: Table, columns: TaskColumns = DETECTED, skips: bool = False, console: Console = QUIET
+    table: Table, columns: TaskColumns = DETECTED, reading: Reading | None = None, console: Console = QUIET
 ) -> tuple[list[Conversation], TaskColumns]:
     """The conversations of a table, and the columns that they were found in; ``columns`` names those of pairs.
 
-    What is not a conversation of text is skipped where ``skips`` is set, with a warning that counts it. Raises
-    ``DataError`` naming the line of it else, and listing the columns where none is an answer.
+    Raises ``DataError`` naming the line of what is not a conversation of text, unless ``reading`` leaves such rows out;
+    and listing the columns where none is an answer.
     """
-    form = _form_of(table, columns)
-    found, skipped = list[Conversation](), list[str]()
+    form, reading = _form_of(table, columns), reading or Reading()
+    found = list[Conversation]()
+    problem = ""
     for row in range(len(table.rows)):
         try:
             found.append(form.conversation(table.rows[row], table.where(row)))
         except DataError as error:
-            if not skips:
-                raise
-            skipped.append(str(error))
+            reading.pass_over(error)
+            problem = problem or str(error)
     if not found:
-        raise DataError(f"{table.path}: none of {len(skipped):,} rows is a conversation; {skipped[0]}")
-    if skipped:
-        more = "; ..." if len(skipped) > NAMED_ROWS else ""
-        console.warn(
-            f"{len(skipped):,} of {len(table.rows):,} conversations are skipped: "
-            f"{'; '.join(skipped[:NAMED_ROWS])}{more}"
-        )
+        raise DataError(f"{table.path}: none of {len(table.rows):,} rows is a conversation; {problem}")
     used = [name for name in form.names if name]
     if unused := [name for name in table.columns if name not in used]:
         console.note(f"{table.path}: columns {', '.join(used)}; not used: {', '.join(unused)}")

@@ -55,11 +55,11 @@ class Reading:
         """Whether a row that is no example, such as one without a text or a label, is left out."""
         return "skip" in (self.on_bad_text, self.on_bad_line)
 
-    def pass_over(self, error: DataError, where: str) -> None:
-        """Count a row that is no example, or raise the ``error`` that says why."""
+    def pass_over(self, error: DataError) -> None:
+        """Count a row that is no example, or raise the ``error``, which names the row and says why."""
         if not self.skips_examples:
             raise DataError(f"{error}; --on-bad-line skip leaves such rows out") from error
-        self.report.skip("rows that are no examples", what=where)
+        self.report.skip("rows that are no examples", what=str(error))
 
     def show(self, console: Console) -> None:
         """Say what was left out, and how the columns were found."""

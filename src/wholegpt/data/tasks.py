@@ -103,7 +103,7 @@ def read_examples(
             if labels:
                 check_label(example, labels, table.where(row))
         except DataError as error:
-            reading.pass_over(error, table.where(row))
+            reading.pass_over(error)
         else:
             examples.append(example)
     if not examples:
@@ -138,7 +138,7 @@ def read_parts(table: Table, task: Task, reading: Reading) -> list[tuple[tuple[s
             )
             parts.append(_parts(table, row, task.kind, texts))
         except DataError as error:
-            reading.pass_over(error, table.where(row))
+            reading.pass_over(error)
     return parts
 
 
