@@ -92,3 +92,13 @@ def test_arguments_of_the_wrong_type(trained_run: Path) -> None:
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "expected a text" in done.stdout and "argument of its own" in done.stdout
+
+
+@pytest.mark.parametrize("written", ["010", "1:30", "0x10", "0o17", "1:30.5", "2024-01-01"])
+def test_numbers_in_yaml_are_decimal(written: str, tmp_path: Path) -> None:
+    """YAML 1.1 takes 010 for 8, 1:30 for 90 and 2024-01-01 for a date."""
+    (tmp_path / "recipe.yaml").write_text(f"training: {{steps: {written}, gradient_clip: {written}}}")
+    with pytest.raises(ConfigError, match=r"training\.steps: Expected 'int', got 'str'"):
+        wg.recipe(str(tmp_path / "recipe.yaml"))
+    (tmp_path / "recipe.yaml").write_text(f"data: {{source: [{written}]}}")
+    assert wg.recipe(str(tmp_path / "recipe.yaml")).data.source == (written,)

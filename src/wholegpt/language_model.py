@@ -321,9 +321,7 @@ class LanguageModel:
                 n_characters += len(plain.text)
                 joint = [self.tokenizer.end_of_text_id] if stream and self.tokenizer.has_end_of_text else []
                 stream.append(np.array(joint + self.tokenizer.encode(plain.text), dtype=np.int64))
-            if report.remarkable:
-                for line in report.lines():
-                    console.note(f"{source}: {line}")
+            report.show(console, str(source))
         if not stream:
             raise DataError(f"{', '.join(map(str, sources)) or 'no source'}: holds no text")
         return TokenShards([np.concatenate(stream)], TextSizes(n_bytes, n_characters)), words

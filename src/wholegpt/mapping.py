@@ -5,6 +5,7 @@ Its libraries are imported where they are used: the help of the command line nee
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -13,6 +14,7 @@ from wholegpt.choices import Choice, underscored
 from wholegpt.errors import ConfigError
 
 T = TypeVar("T")
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -61,6 +63,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+        def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+            """A decimal number; YAML 1.1 also has 010 for 8 and 1:30 for 90, which stay text here."""
+            return int(node.value) if DECIMAL.fullmatch(node.value) else node.value
+
+        def construct_yaml_float(self, node: yaml.ScalarNode) -> float | str:
+            return node.value if ":" in node.value else super().construct_yaml_float(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except RecursionError:

@@ -44,6 +44,13 @@ def test_several_texts_are_printed_apart(capsys: pytest.CaptureFixture[str], tra
     assert capsys.readouterr().out.count("the ") >= 2
 
 
+def test_only_texts_that_the_model_ended_are_noted_as_empty(
+    capsys: pytest.CaptureFixture[str], trained_run: Path
+) -> None:
+    assert main(["generate", str(trained_run), "the ", "--max-tokens", "0"]) == 0
+    assert "empty" not in capsys.readouterr().err
+
+
 def test_beams_are_the_python_ones(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
     made = written("the ", "--beams", "3", "--completions", "2", "--max-tokens", "6", "--weights", "float32")
     found = wg.load(trained_run).beam_search("the ", beams=3, max_tokens=6, console=QUIET)[:2]

@@ -173,9 +173,19 @@ def test_deduplicate_lists_groups_and_writes_what_is_kept(
     kept = [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert kept == texts_of(folder)[0][:60]
     assert main([*command, "--exact"]) == 0
-    assert "61 of 62 documents kept; 1 copies and 0 near ones left out" in capsys.readouterr().out
+    assert "61 of 62 documents kept; left out: 1 exact and 0 near duplicates" in capsys.readouterr().out
     assert "already exists" in fails(*command, "--out", str(out))
     assert "data.near_words is 0" in fails(*command, "--words", "0")
+
+
+def test_what_is_skipped_is_noted_wherever_text_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"text": "one text of some words"}\n{"text": ""}\n{"text": "another text of words"}\n')
+    for command in (["deduplicate", "--exact"], ["contamination", str(path)]):
+        assert main(["data", command[0], str(path), *command[1:]]) == 0
+        assert "skipped 1 empty documents" in capsys.readouterr().err
 
 
 def test_cleaning_repairs_text(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Conversation]] = {
     ),
     "messages as JSON text": ({"messages": json.dumps([USER, ANSWER])}, ADD),
     "a question that is not learned, as none is": (said({**USER, "train": False, "weight": 0}, ANSWER), ADD),
+    "a system message of null": (said({"role": "system", "content": None}, USER, ANSWER), ADD),
     "a message that calls no tools": (said(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
     "no tools": (said(USER, ANSWER, tools=[]), ADD),
     "ends with a question": (said(USER, ANSWER, USER), (*ADD, ADD[0])),
@@ -131,7 +132,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no content": (
         said(USER, {"role": "assistant", "content": None}),
-        "line 2: message 2: .*content that is text",
+        "line 2: message 2: a message needs a content",
     ),
     "no parts": (
         said(USER, {"role": "assistant", "content": []}),
@@ -217,6 +218,14 @@ def test_a_table_of_nothing_but_odd_conversations(tmp_path: Path) -> None:
     table = table_of(tmp_path / "data.jsonl", said(ANSWER), said(USER))
     with pytest.raises(DataError, match=r"none of 2 rows is a conversation; .*line 1"):
         read_conversations(table, reading=Reading(on_bad_line="skip"))
+
+
+def test_a_question_that_is_to_be_learned_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = said({**USER, "train": True, "weight": 0}, {**ANSWER, "weight": 1})
+    read_conversations(table_of(tmp_path / "data.jsonl", record), console=Console())
+    assert "fields of messages that are not used: train\n" in capsys.readouterr().err
 
 
 def test_unused_fields_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,7 +203,8 @@ def deduplicate(
     method = "exact" if exact else "near"
     data = DataConfig(deduplicate=method, near_threshold=threshold, near_words=words)
     check(Config(data=data))
-    with _read(source, reading, common.console) as (_, store):
+    with _read(source, reading, common.console) as (corpus, store):
+        corpus.report.show(common.console)
         duplicates = library.find_in_store(store, data, common.console)
         clusters = list(duplicates.clusters(store.excerpt))
         if out:
@@ -230,8 +231,8 @@ def deduplicate(
     ]
     more = [("", f"and {len(clusters) - SHOWN:,} more groups")] if len(clusters) > SHOWN else []
     counted = (
-        f"{result['kept']:,} of {result['documents']:,} documents kept; {result['exact']:,} copies and "
-        f"{result['near']:,} near ones left out"
+        f"{result['kept']:,} of {result['documents']:,} documents kept; left out: {result['exact']:,} exact and "
+        f"{result['near']:,} near duplicates"
     )
     common.show(result, table([*rows, *more, ("in all", counted)]))
 
@@ -263,10 +264,12 @@ def contamination(
         raise ConfigError(f"--words is {words}; expected at least 1")
     console = common.console
     with (
-        _read((training,), reading, console) as (_, known),
-        _read((evaluation,), reading, console) as (_, asked),
+        _read((training,), reading, console) as (corpus, known),
+        _read((evaluation,), reading, console) as (asked_corpus, asked),
         console.working("comparing"),
     ):
+        corpus.report.show(console, training)
+        asked_corpus.report.show(console, evaluation)
         overlaps = library.contamination(known.documents(), asked.documents(), words)
     found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
     result = {

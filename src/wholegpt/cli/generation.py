@@ -196,7 +196,7 @@ def _show(
                 write_output(BETWEEN_TEXTS, end="")
             _show_probabilities(shown, one)
         return
-    empty = sum(not one.text for one in texts)
+    empty = sum(not one.text and one.finish_reason == "end_of_text" for one in texts)
     if empty:
         common.console.note(f"{empty:,} of {len(texts):,} texts are empty: the model ended them at once")
     rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)

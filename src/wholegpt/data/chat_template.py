@@ -179,7 +179,7 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[tuple[str, str]], asking: bool) -> str:
         """What the template writes for messages, each a role and a content."""
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateRuntimeError
 
         self._sandbox.begin(sum(len(content) for _, content in messages))
         given = {
@@ -193,6 +193,8 @@ class ChatTemplate:
         try:
             return self._template.render(given)
         except (TemplateError, *FAILURES) as error:
+            if type(error) is TemplateRuntimeError:  # by its raise_exception
+                raise ConfigError(f"the chat template refuses the messages: {error}") from None
             raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
 
 

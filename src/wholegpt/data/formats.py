@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wholegpt.config import DataConfig
+from wholegpt.console import Console
 from wholegpt.data.control import Attributes
 from wholegpt.data.file_types import SNIFFED_BYTES, check_encoding, is_binary
 from wholegpt.errors import DataError
@@ -93,14 +94,9 @@ class ReadingReport:
             else hashlib.sha256(b"".join(self.hashes)).hexdigest()
         )
 
-    @property
-    def remarkable(self) -> bool:
-        """Whether there is more to say than how many files were read."""
-        return bool(self.skipped or self.fields or self.notes)
-
     def skipped_text(self) -> str:
         """How much was skipped, and why."""
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
 
     def lines(self) -> list[str]:
         """The report, and the first of what was skipped for each reason, as lines to show."""
@@ -109,6 +105,12 @@ class ReadingReport:
             for reason, names in sorted(self.named.items())
         ]
         return [str(self), *first]
+
+    def show(self, console: Console, source: str = "") -> None:
+        """Write ``lines`` as notes, each after the name of a ``source``; nothing where they only count files."""
+        if self.skipped or self.fields or self.notes:
+            for line in self.lines():
+                console.note(f"{source}: {line}" if source else line)
 
     def __str__(self) -> str:
         found = ", ".join(f"'{name}'" for name in sorted(self.fields))

@@ -97,7 +97,11 @@ def unused_fields(value: Any) -> set[str]:
     found: set[str] = set()
     for one in value if isinstance(value, list) else []:
         if isinstance(one, Mapping):
-            read = (_first(ROLE_FIELDS, one), _first(CONTENT_FIELDS, one), *WEIGHT_FIELDS)
+            role = _first(ROLE_FIELDS, one)
+            # Nothing but answers is learned, so that a weight of anything else matters only where it is one.
+            answers = ROLE_NAMES.get(str(one.get(role)).strip().lower()) == "assistant"
+            weights = {name for name in WEIGHT_FIELDS if answers or one.get(name) not in LEARNED}
+            read = {role, _first(CONTENT_FIELDS, one), *weights}
             found |= {name for name, content in one.items() if name not in read and not _empty(content)}
     return found
 
@@ -120,6 +124,8 @@ def _first(names: Sequence[str], fields: Mapping[str, Any]) -> str:
 
 def _text_of(content: Any, where: str) -> str | None:
     """A content as text; none where it is not."""
+    if content is None:
+        return ""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     return "".join(_text_of_part(part, where) for part in content)

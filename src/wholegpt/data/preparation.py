@@ -163,9 +163,7 @@ def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Con
                     f"{corpus.name}: no document has the field '{name}' that data.control names; "
                     f"{nearest(name, list(corpus.report.other_fields))}"
                 )
-        if corpus.report.remarkable:
-            for line in corpus.report.lines():
-                console.note(line)
+        corpus.report.show(console)
         return describe_text(corpus, statistics, store)
 
 

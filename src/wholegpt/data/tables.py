@@ -63,9 +63,7 @@ class Reading:
 
     def show(self, console: Console) -> None:
         """Say what was left out, and how the columns were found."""
-        if self.report.remarkable:
-            for line in self.report.lines():
-                console.note(line)
+        self.report.show(console)
 
 
 @dataclass(frozen=True)

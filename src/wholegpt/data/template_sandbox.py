@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError, TemplateRuntimeError, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Undefined
@@ -301,4 +301,4 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
 
 def _refuse(message: str) -> None:
-    raise SecurityError(str(message))
+    raise TemplateRuntimeError(str(message))
