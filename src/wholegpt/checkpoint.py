@@ -53,6 +53,8 @@ OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER, CHAT_TEMPLATE)
 CHECKPOINT_FILES = (*MODEL_FILES, OPTIMIZER, STATE, CHECKSUMS)
 CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
+STEP_PATTERN = STEP_PREFIX + 8 * "[0-9]"
+"""Names of the folders of checkpoints."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Formats of weights that are read, by safetensors' names; models hold them in 32 bits."""
 LARGEST_JSON = 2**28

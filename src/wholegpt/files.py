@@ -241,7 +241,7 @@ def claim_name(wanted: Path, purpose: str) -> Iterator[Path]:
 # --- Folders -------------------------------------------------------------------------------------
 
 Patterns = Sequence[str]
-"""Relative paths of files with ``*`` and ``?`` in their parts, such as ``step-*/config.json``."""
+"""Relative paths of files with ``fnmatch``'s wildcards in their parts, such as ``step-*/config.json``."""
 
 
 def write_folder_atomic(path: Path, fill: Callable[[Path], None], own: Patterns | None = None) -> None:
@@ -404,7 +404,8 @@ def _put_in_place(new: Path, path: Path, old: Path, own: Patterns | None) -> Non
 
 def _others_in(folder: Path, own: Patterns) -> Iterator[PurePath]:
     """Relative paths of the files, and of the empty folders, that are not among a folder's ``own``."""
-    patterns = [PurePath(pattern).parts for pattern in (*own, MARK, f"{FILE_PREFIX}*")]
+    marks = [MARK] if "request" in _mark_of(folder) else []  # left by a crash
+    patterns = [PurePath(pattern).parts for pattern in (*own, *marks, f"{FILE_PREFIX}*")]
 
     def matches(path: PurePath, whole: bool) -> bool:
         return any(

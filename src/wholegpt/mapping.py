@@ -63,15 +63,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
-        def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+        def construct_integer(self, node: yaml.ScalarNode) -> int | str:
             """A decimal number; YAML 1.1 also has 010 for 8 and 1:30 for 90, which stay text here."""
             return int(node.value) if DECIMAL.fullmatch(node.value) else node.value
 
-        def construct_yaml_float(self, node: yaml.ScalarNode) -> float | str:
-            return node.value if ":" in node.value else super().construct_yaml_float(node)
+        def construct_decimal(self, node: yaml.ScalarNode) -> float | str:
+            return node.value if ":" in node.value else self.construct_yaml_float(node)
 
-    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
-    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_integer)
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_decimal)
     Loader.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)

@@ -13,7 +13,7 @@ import tokenizers
 import torch
 
 from wholegpt import __version__, presets, runtime
-from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PREFIX
+from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PATTERN
 from wholegpt.checks import check
 from wholegpt.config import Config
 from wholegpt.data import PreparedData
@@ -30,7 +30,7 @@ RUN_FILES = (
     *("config.yaml", "lineage.json", "tokenizer.json", CHAT_TEMPLATE, PLAN, *FORGETTING_FILES),
     *("metrics.jsonl", "checkpoints.json", "report.html", "result.json"),
     *(f"data/{name}" for name in (*PREPARED_FILES, *EXAMPLE_FILES)),
-    *(f"{CHECKPOINTS}/{STEP_PREFIX}*/{name}" for name in CHECKPOINT_FILES),
+    *(f"{CHECKPOINTS}/{STEP_PATTERN}/{name}" for name in CHECKPOINT_FILES),
 )
 """Patterns of the files that a run consists of; whatever else lies in its folder is somebody's, and kept."""
 

@@ -58,9 +58,10 @@ def test_a_foreign_folder_is_never_replaced(
 
 def test_overwriting_a_run_keeps_what_is_not_its_own(own_run: Path, text_file: Path) -> None:
     step = next((own_run / "checkpoints").glob("step-*"))
-    mine = ["notes.txt", "plots/loss.png", "data/notes.txt", f"checkpoints/{step.name}/notes.txt"]
+    mine = ["notes.txt", "wholegpt.json", "plots/loss.png", "data/notes.txt", "data/train-mine.bin"]
+    mine += [f"checkpoints/{step.name}/notes.txt", "checkpoints/step-backup/model.safetensors"]
     for name in mine:
-        (own_run / name).parent.mkdir(exist_ok=True)
+        (own_run / name).parent.mkdir(exist_ok=True, parents=True)
         (own_run / name).write_text(name)
     (own_run / "plan.json").write_text("{}")
     run("train", text_file, *TINY, "--out", own_run, "--overwrite")

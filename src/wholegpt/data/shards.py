@@ -17,7 +17,8 @@ from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST, CARD, DUPLICATES, TOKENIZER = "manifest.json", "card.json", "duplicates.jsonl", "tokenizer.json"
-PREPARED_FILES = (MANIFEST, CARD, "card.md", DUPLICATES, TOKENIZER, "train-*.bin", "validation-*.bin")
+_SHARDS = tuple(f"{side}-{5 * '[0-9]'}.bin" for side in ("train", "validation"))
+PREPARED_FILES = (MANIFEST, CARD, "card.md", DUPLICATES, TOKENIZER, *_SHARDS)
 """Patterns of the files that prepared data consists of."""
 DTYPES = ("<u2", "<u4")
 START_TOKENS = 2**20
