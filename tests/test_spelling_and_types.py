@@ -10,6 +10,7 @@ import pytest
 
 import wholegpt as wg
 from tests.helpers import Fails
+from wholegpt.checkpoint import CheckpointStore
 from wholegpt.choices import FeedForward, Norm
 from wholegpt.cli import main
 from wholegpt.errors import ConfigError
@@ -83,15 +84,33 @@ for value in (5, None, b"a", ["a", 5], {"a": 1}):
             print(type(error).__name__, error)
         else:
             raise SystemExit(f"{call} takes {value!r}")
+for call in (
+    lambda: wg.load(""), lambda: wg.load(sys.argv[1], checkpoint=None), lambda: wg.load(sys.argv[1], checkpoint=True),
+    lambda: wg.train("a.txt", config={"training": {}}),
+    lambda: wg.finetune(sys.argv[1], "a.csv", task="pretraining", config=[1]),
+):
+    try:
+        call()
+    except wg.WholeGPTError as error:
+        print(type(error).__name__, error)
+    else:
+        raise SystemExit("not refused")
+last = wg.load(sys.argv[1], checkpoint="last")
+step = int(sys.argv[2])
+assert wg.load(sys.argv[1], checkpoint=step).generate("a", max_tokens=5, console=quiet).text == last.generate(
+    "a", max_tokens=5, console=quiet
+).text
 """
 
 
 def test_arguments_of_the_wrong_type(trained_run: Path) -> None:
     """In a process of its own, where types are not checked for the tests."""
-    program = [sys.executable, "-c", WRONG, str(trained_run)]
+    step = max(CheckpointStore(trained_run).steps())
+    program = [sys.executable, "-c", WRONG, str(trained_run), str(step)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "expected a text" in done.stdout and "argument of its own" in done.stdout
+    assert "config is of type dict" in done.stdout and "checkpoint is None" in done.stdout
 
 
 @pytest.mark.parametrize("written", ["010", "1:30", "0x10", "0o17", "1:30.5", "2024-01-01"])

@@ -62,7 +62,7 @@ def train(
         raise ConfigError(
             "both config and recipe are given; give one: wg.configure(changes, base=wg.recipe(NAME))"
         )
-    chosen = config or (presets.recipe(recipe) if recipe else Config())
+    chosen = _checked_type(config) or (presets.recipe(recipe) if recipe else Config())
     chosen = _with_sources(chosen, sources)
     with contextlib.ExitStack() as locks:
         run = start_run(chosen, Path(out) if out else None, overwrite, console, budget, locks)
@@ -95,7 +95,7 @@ def finetune(
     if task not in list(TaskKind):
         raise ConfigError(f"task is '{task}'; {presets.nearest(str(task), list(TaskKind))}")
     kind = TaskKind(task)
-    chosen = config or presets.recipe(recipe or presets.finetuning_recipe(kind))
+    chosen = _checked_type(config) or presets.recipe(recipe or presets.finetuning_recipe(kind))
     settings = dataclasses.replace(chosen.finetuning, task=kind, model=str(model))
     if kind is TaskKind.pretraining:
         if validation:
@@ -144,6 +144,15 @@ def plan(
                 chosen, Text.of(data), measure_difficulty(chosen, data, console), minutes, machine
             )
         return make_plan(chosen, data, budget, memory, console)
+
+
+def _checked_type(config: Config | None) -> Config | None:
+    """``config``; raises ``ConfigError`` for anything but settings."""
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(
+            f"config is of type {type(config).__name__}; make settings of it by wg.configure(...)"
+        )
+    return config
 
 
 def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:

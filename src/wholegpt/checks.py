@@ -125,10 +125,11 @@ WARMUP_SHARE, MOST_WARMUP_STEPS = 0.1, 20
 def complete_schedule(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
     """``schedule`` for a run of so many ``steps``, whose rate reaches its peak and comes down from it.
 
-    A warm-up of 0, and one that would last as long as the run, is replaced by a tenth of the steps, at most 20.
+    A warm-up of 0, and one that leaves no step with a lower rate than the peak, is replaced by a tenth of the steps, at
+    most 20.
     """
     warmup = schedule.warmup_steps
-    if warmup == 0 or (warmup > 1 and warmup >= steps):
+    if warmup == 0 or warmup >= max(steps - 1, 2):
         warmup = min(int(WARMUP_SHARE * steps), MOST_WARMUP_STEPS)
     return dataclasses.replace(schedule, warmup_steps=warmup)
 

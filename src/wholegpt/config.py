@@ -141,10 +141,10 @@ class DataConfig:
     encoding: str = "utf-8"
     """Character encoding of text files."""
     on_bad_text: OnBadText = "stop"
-    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document (a very long one from there on). In
-    fine-tuning, skip also leaves out rows that are no examples."""
+    """Bytes that are no text: stop, replace them by U+FFFD, or skip the document (a very long one from there on)."""
     on_bad_line: OnBadLine = "stop"
-    """Lines and records of tables that are broken, or have no text or label: stop, or skip them."""
+    """Lines and records of tables that are broken, or are no examples for lack of a text or a label: stop, or skip
+    them."""
     control: tuple[str, ...] = ()
     """Fields of the records, such as sentiment or domain, that stand as one line before each document's text, so that
     `generate --control` can ask for them. `length` (short, medium, long) is derived where records have none."""

@@ -71,8 +71,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 
@@ -266,8 +268,8 @@ def resumable_folder(path: Path, request: Any, own: Patterns | None = None) -> I
     """A folder to fill in steps that a crash does not undo: what was finished for the same ``request`` is still there.
 
     It becomes ``path`` when the block ends, whole, replacing what stood there as ``write_folder_atomic`` does; until
-    then it is a hidden sibling, which an error of the user's ends. The block itself says what is finished, by files it
-    writes whole. ``request`` is anything that JSON can hold.
+    then it is a hidden sibling, which is deleted after a ``WholeGPTError``. The block itself says what is finished, by
+    files it writes whole. ``request`` is anything that JSON can hold.
     """
     path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +360,7 @@ def _make_hidden(folder: Path, mark: dict[str, Any]) -> None:
 
 
 def _delete_hidden(folder: Path) -> None:
-    """Delete a hidden folder of ours, its mark last, so that one that is half-deleted is still known."""
+    """Delete a hidden folder of ours. Its mark goes last, by which a half-deleted folder is known."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -23,7 +23,7 @@ from wholegpt.tokenizers import byte_tokenizer
 def load(
     path: str | Path,
     *,
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     device: str = "automatic",
     threads: int = 0,
     weights: WeightFormat | str = WeightFormat.float32,
@@ -43,6 +43,10 @@ def load(
     where the device lacks what ``weights`` need, or the model cannot be compiled.
     """
     console = console or Console()
+    if not str(path):
+        raise ConfigError("the path of a model is empty; name a run, a model folder or a preset")
+    if not isinstance(checkpoint, str | int) or isinstance(checkpoint, bool):
+        raise ConfigError(f"checkpoint is {checkpoint!r}; expected best, last, or the step of a checkpoint")
     chosen = runtime.choose_device(device)
     if weights not in list(WeightFormat):
         raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
@@ -60,7 +64,7 @@ def load(
         fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
         writer = _writer(fresh, Execution(execution), console)
         return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), writer=writer)
-    folder = model_folder(Path(path), checkpoint, console)
+    folder = model_folder(Path(path), str(checkpoint), console)
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
     if loaded.facts.lora:

@@ -112,7 +112,7 @@ class Pretraining:
         manifest, training = self.data.manifest, self.config.training
         tokens = windows_before(training.steps, training) * self.config.model.context_length
         return (
-            f"training: {manifest.train.tokens:,} tokens, of which {tokens:,} are read "
-            f"({tokens / max(manifest.train.tokens, 1):.1f} passes); "
+            f"training: {manifest.train.tokens:,} tokens; {tokens:,} are read, "
+            f"{tokens / max(manifest.train.tokens, 1):.1f} epochs; "
             f"validation: {manifest.validation.tokens:,} ({manifest.split})"
         )

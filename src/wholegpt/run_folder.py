@@ -1,6 +1,7 @@
 """A run's folder: what it records of itself, and whether it may be written."""
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,8 @@ from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_u
 from wholegpt.pretraining import FORGETTING_FILES
 
 PLAN = "plan.json"
+LONGEST_NAME = 180
+"""Bytes of the name of a run's folder; systems allow 255, and locks and temporary folders have longer names."""
 RUN_FILES = (
     *("config.yaml", "lineage.json", "tokenizer.json", CHAT_TEMPLATE, PLAN, *FORGETTING_FILES),
     *("metrics.jsonl", "checkpoints.json", "report.html", "result.json"),
@@ -139,13 +142,18 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
         raise RunError(f"{folder}: exists and is not a run; name another --out")
 
 
+def _shortened(name: str) -> str:
+    """The beginning of a name that is too long for a folder with others beside it."""
+    return os.fsdecode(os.fsencode(name)[:LONGEST_NAME])
+
+
 @contextlib.contextmanager
 def new_folder(out: Path | None, name: str, config: Config, overwrite: bool) -> Iterator[Path]:
     """The folder of a new run, locked within the block: ``out``, or a new one called ``name``.
 
     Raises ``RunError`` where the run would overwrite something that it may not.
     """
-    with lock_folder(out, "train") if out else claim_name(Path("runs") / name, "train") as folder:
+    with lock_folder(out, "train") if out else claim_name(Path("runs") / _shortened(name), "train") as folder:
         check_free(folder, config, overwrite)
         yield folder
 

@@ -229,7 +229,7 @@ def _warn_of_warmup(asked: Config, resolved: Config, console: Console) -> None:
     given, steps = asked.schedule.warmup_steps, resolved.training.steps
     if given > resolved.schedule.warmup_steps:
         console.warn(
-            f"schedule.warmup_steps is {given:,} and the run has {steps:,} steps, so the rate would only rise; "
+            f"schedule.warmup_steps is {given:,} and the run has {steps:,} steps, so the rate would not fall; "
             f"the warm-up is {resolved.schedule.warmup_steps:,} steps"
         )
 

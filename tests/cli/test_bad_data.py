@@ -130,7 +130,7 @@ def test_a_file_that_changes(fails: Fails, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(reading, "read_table", changing)
     message = fails("data", "prepare", path, "--out", tmp_path / "out", "--quiet")
-    assert "t.jsonl: changed while it was read; try again when it is at rest" in message
+    assert "t.jsonl: changed while it was read; try again when nothing writes to it" in message
     assert list(tmp_path.iterdir()) == [path]
 
 

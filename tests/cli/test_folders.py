@@ -71,6 +71,16 @@ def test_overwriting_a_run_keeps_what_is_not_its_own(own_run: Path, text_file: P
     run("train", "--resume", own_run, "--quiet")
 
 
+def test_the_name_of_a_run_is_no_longer_than_folders_may_have(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = tmp_path / f"{125 * 'é'}.txt"
+    long.write_bytes(text_file.read_bytes())
+    run("train", long, *TINY)
+    assert [path.name for path in Path("runs").iterdir()] == [90 * "é"]
+
+
 def test_old_checkpoints_are_deleted_without_what_is_not_theirs(tmp_path: Path) -> None:
     tokenizer = train_character(["abcdefghijklmnopqrstuvwxyz0123456789"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size))

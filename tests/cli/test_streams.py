@@ -40,6 +40,21 @@ def test_an_error_that_cannot_be_shown_keeps_its_exit_code(redirection: str) -> 
     assert shell(f"wholegpt trian {redirection}") == (2, "", "")
 
 
+@pytest.mark.parametrize("columns", [0, 1, 2, 19])
+def test_help_in_a_terminal_without_columns(columns: int) -> None:
+    code, shown, error = shell(f"COLUMNS={columns} wholegpt data --help")
+    assert (code, error) == (0, "") and "deduplicate" in shown
+
+
+def test_a_working_directory_that_was_deleted(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    code, shown, error = shell(
+        f"cd '{tmp_path}/gone'; rmdir '{tmp_path}/gone'; wholegpt generate modern-tiny x"
+    )
+    assert (code, shown) == (2, "")
+    assert error == "wholegpt: the working directory was deleted; change to one that exists\n"
+
+
 def test_a_reader_that_went_away() -> None:
     assert shell("(sleep 0.1; wholegpt data list; echo $? >&2) | true")[2] == "0\n"
 

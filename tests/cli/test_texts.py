@@ -67,6 +67,16 @@ def test_a_lone_hyphen_stays_text_where_a_text_is_expected(
     assert result("tokenizer", "show", byte_tokenizer_file, "-")["tokens"] == ["-"]
 
 
+def test_a_lone_hyphen_is_what_is_piped_in(byte_tokenizer_file: Path) -> None:
+    program = [sys.executable, "-m", "wholegpt.cli"]
+    for command in (
+        ["tokenizer", "encode", str(byte_tokenizer_file), "-", "--json"],
+        ["generate", "modern-tiny", "-", "--max-tokens", "0", "--quiet"],
+    ):
+        done = subprocess.run([*program, *command], input=b"ab\n", capture_output=True, check=True)
+        assert done.stdout == b"ab\n" or json.loads(done.stdout)["token_ids"] == [97, 98]
+
+
 def test_a_lone_hyphen_is_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "modern-tiny", "-", "--max-tokens", "0", "--quiet", "--stop", "-"]) == 0
     assert capsys.readouterr().out == "-\n"
@@ -229,7 +239,7 @@ def test_a_folder_that_contains_runs_gives_its_own_text_alone(run_folder: Path, 
 
 @pytest.mark.parametrize("text", [LONG, "two\nlines", "Once upon a time"])
 def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -> None:
-    expected = "a source is the path of a file or folder, or a corpus's name. Write text itself to a file, or pipe it"
+    expected = "a source is the path of a file or folder, or a corpus's name. Write text itself to a file"
     for command in (
         ["train", text, *TINY],
         ["data", "stats", text],
@@ -240,6 +250,11 @@ def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -
         wg.train(text, console=Console(quiet=True))
     with pytest.raises(DataError, match="Write text itself to a file"):
         wg.load(trained_run).evaluate(text)
+
+
+def test_an_option_after_the_separator(fails: Fails) -> None:
+    message = fails("generate", "modern-tiny", "--", "-x", "--max-tokens", "5")
+    assert "Unknown option: --max-tokens; options go before --" in message
 
 
 def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: Path) -> None:

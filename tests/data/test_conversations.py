@@ -196,8 +196,7 @@ def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
         read_conversations(table_of(tmp_path / "data.jsonl", record))
 
 
-@pytest.mark.parametrize("setting", ["on_bad_text", "on_bad_line"])
-def test_skipping_is_a_setting(setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "data.jsonl"
     good = [said({"role": "user", "content": f"Say {i}"}, ANSWER) for i in range(20)]
     table_of(path, *good, said(ANSWER), {"messages": []}, said(USER), said(USER, USER))
@@ -205,7 +204,7 @@ def test_skipping_is_a_setting(setting: str, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(DataError, match="line 21"):
         ConversationData.read(stops)
     config = tiny_config(
-        "none", data={setting: "skip"}, finetuning={"task": "instruct", "model": "m", "data": str(path)}
+        "none", data={"on_bad_line": "skip"}, finetuning={"task": "instruct", "model": "m", "data": str(path)}
     )
     data = ConversationData.read(config, Console())
     assert (len(data.train), len(data.validation)) == (18, 2)

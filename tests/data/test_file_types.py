@@ -125,6 +125,19 @@ def test_encodings_that_a_file_shows(content: bytes, encoding: str, message: str
             list(read_documents(path, DataConfig(encoding=encoding), ReadingReport()))
 
 
+def test_utf_16_that_nothing_marks_is_thought_of(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(("слово и дело " * 40).encode("utf-16-le"))
+    with pytest.raises(DataError, match="for UTF-16 give --encoding utf-16-le or utf-16-be"):
+        list(read_documents(tmp_path / "a.txt", DataConfig(), ReadingReport()))
+
+
+def test_the_place_of_a_nul_character_is_in_bytes(tmp_path: Path) -> None:
+    text = 5000 * "ab" + "\0c"
+    (tmp_path / "a.txt").write_bytes(text.encode("utf-16"))
+    with pytest.raises(DataError, match="holds NUL characters, the first at byte 20002, "):
+        list(read_documents(tmp_path / "a.txt", DataConfig(encoding="utf-16"), ReadingReport()))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32", "utf-16-le", "utf-16-be"])
 def test_a_byte_order_mark_is_no_text(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufefftext".encode(encoding.removesuffix("-sig")))

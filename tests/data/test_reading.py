@@ -209,9 +209,9 @@ def test_damaged_and_binary_files(tmp_path: Path) -> None:
         ("no.txt.zst", b"not zstandard at all", "damaged"),
         ("cut.txt.zst", zstandard(b"some text " * 1000)[:-5], "damaged or cut short"),
         ("no.parquet", b"not parquet", "no.parquet"),
-        ("a.txt", b"binary \0\1\2", "holds NUL bytes"),
+        ("a.txt", b"binary \0\1\2", "holds NUL bytes, so it is not a text file"),
         ("a.json", b"[1, 2", "is not JSON"),
-        ("b.json", b"[1, 2]", "entry 1 is no object but int"),
+        ("b.json", b"[1, 2]", "entry 1 is no object with named fields but '1'"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):

@@ -1,4 +1,4 @@
-"""Rows that are no examples: refused, or left out and counted where `on_bad_line` or `on_bad_text` is skip."""
+"""Rows that are no examples: refused, or left out and counted where `on_bad_line` is skip."""
 
 import json
 from pathlib import Path
@@ -26,15 +26,13 @@ def read(path: Path, task: TaskKind = TaskKind.classification, validation: str =
     return TaskData.read(Config(data=DataConfig(**data), finetuning=finetuning))
 
 
-@pytest.mark.parametrize("option", ["on_bad_line", "on_bad_text"])
 @pytest.mark.parametrize("bad", BAD_ROWS)
-def test_rows_that_are_no_examples(bad: str, option: str, tmp_path: Path) -> None:
+def test_rows_that_are_no_examples(bad: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"text,label\n" + BAD_ROWS[bad] + GOOD.encode())
     with pytest.raises(DataError, match=r"a\.csv: line 2: has .*; --on-bad-line skip leaves such rows out"):
-        read(path)
-    options: dict[str, Any] = {option: "skip"}
-    data = read(path, **options)
+        read(path, on_bad_text="skip")
+    data = read(path, on_bad_line="skip")
     assert len(data.train) + len(data.validation) == 40 and data.task.labels == ("neg", "pos")
 
 

@@ -38,12 +38,14 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
         ("one\t1\ntwo\t0\n", False),  # a number
         ("one\t\ntwo\t0\n", False),
         ("#1\tquality\none\ttwo\n", True),
+        ("body of letter\na line of verse\n", True),
+        ("a line of verse\nanother of them\n", False),  # too many words for the name of a lone column
     ],
 )
 def test_whether_the_first_row_names_the_columns(content: str, named: bool, tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "a.tsv", content))
     assert len(table.rows) == content.count("\n") - named
-    assert (table.columns == ("0", "1")) is not named
+    assert (table.columns[0] == "0") is not named
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_first_rows_and_separators(
         ("a.csv", "", "holds no rows"),
         ("a.csv", "text,label\n", "holds no rows"),
         ("a.csv", "text,label\na,b,c\n", "line 2 has 3 columns, the first row 2"),
-        ("a.csv", 'text,label\n"a,b\n', "line 2 unexpected end of data"),
+        ("a.csv", 'text,label\n"a,b\n', "line 2 opens a quotation mark that is not closed"),
         ("a.csv", "text,text\na,b\n", "two columns have the same name"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "line 2 is no object with named fields"),
         ("a.jsonl", "{\n", "line 1 is not JSON"),

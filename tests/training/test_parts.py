@@ -59,8 +59,8 @@ FALLING = sorted({*ScheduleKind} - {ScheduleKind.constant})
 def test_every_run_reaches_the_peak_and_comes_down_from_it(
     kind: ScheduleKind, steps: int, warmup: int, decay_fraction: float, final: float
 ) -> None:
-    """Whatever warm-up is asked for, but one that leaves one step: the rate after the last step is the final one."""
-    asked = ScheduleConfig(kind, warmup if warmup != steps - 1 else 0, final, decay_fraction)
+    """Whatever warm-up is asked for: the rate after the last step is the final one."""
+    asked = ScheduleConfig(kind, warmup, final, decay_fraction)
     schedule = complete_schedule(asked, steps)
     rates = [learning_rate(step, steps, PEAK, schedule) for step in range(steps + 1)]
     assert max(rates) == pytest.approx(0.5)
@@ -79,8 +79,8 @@ def test_the_warm_up_is_a_tenth_of_the_run_at_most() -> None:
         return complete_schedule(ScheduleConfig(warmup_steps=given), steps).warmup_steps
 
     assert [warmup(steps) for steps in (1, 9, 17, 50, 199, 200, 10**6)] == [0, 0, 1, 5, 19, 20, 20]
-    assert (warmup(100, 40), warmup(41, 40), warmup(3, 1)) == (40, 40, 1)
-    assert [warmup(steps, 40) for steps in (1, 17, 40)] == [0, 1, 4]
+    assert (warmup(100, 40), warmup(41, 40), warmup(3, 1)) == (40, 4, 1)
+    assert [warmup(steps, 40) for steps in (1, 17, 40, 41, 42)] == [0, 1, 4, 4, 40]
 
 
 @pytest.mark.parametrize("kind", list(ScheduleKind))

@@ -195,10 +195,11 @@ def test_the_warm_up_is_decided_before_the_first_step(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By default a tenth of the run, and also in place of one that would last as long as the run, which is said."""
-    for given, said in ((0, ""), (49, ""), (50, "schedule.warmup_steps is 50 and the run has 50 steps")):
+    steps = "and the run has 50 steps, so the rate would not fall"
+    for given, said in ((0, ""), (48, ""), (49, f"is 49 {steps}"), (50, f"is 50 {steps}")):
         config = tiny_config(text_file, schedule={"warmup_steps": given}, training={"steps": 50})
         path = api.start_run(config, tmp_path / f"run-{given}", False, QUIET)
-        assert recipe(str(path / "config.yaml")).schedule.warmup_steps == (49 if given == 49 else 5)
+        assert recipe(str(path / "config.yaml")).schedule.warmup_steps == (48 if given == 48 else 5)
         warned = capsys.readouterr().err
         assert said in warned and bool(said) == bool(warned)
     config = tiny_config(text_file, schedule={"warmup_steps": 1000}, training={"steps": 0, "epochs": 1.0})

@@ -4,9 +4,11 @@ Importing this imports neither torch nor anything else that is slow; a command i
 when it runs.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import cyclopts
 
@@ -35,6 +37,7 @@ EXTRAS = {
     "zstandard": "zstandard",
 }
 """Modules that are installed only when asked for, and what to ask for."""
+FEWEST_COLUMNS = 20
 LONGEST_NAME = 200
 """Characters of a path in an error of the operating system."""
 
@@ -73,14 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 the user's error, 130 interrupted, 1 a bug."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     open_standard_streams()
+    _ignore_narrow_columns()
     try:
+        _check_working_directory()
         if any("\0" in token for token in tokens):
             raise ConfigError("an argument holds a NUL character, which no path and no setting can")
         parsed = [LONE_HYPHEN if token == "-" else token for token in tokens]
         make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
         write_output("", end="")  # flushes what was printed, so that a full disk is reported
     except cyclopts.CycloptsError as error:
-        return _complain(tokens, error, USER_ERROR, _usage_message(error))
+        return _complain(tokens, error, USER_ERROR, _usage_message(error, "--" in tokens))
     except WholeGPTError as error:
         return _complain(tokens, error, error.exit_code)
     except KeyboardInterrupt as error:
@@ -104,8 +109,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _usage_message(error: cyclopts.CycloptsError) -> str:
-    """What is wrong with the command line, and what to try."""
+def _ignore_narrow_columns() -> None:
+    """Forget a width of the terminal, as of 0 in some containers, in which no table of options has a place."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < FEWEST_COLUMNS:
+        del os.environ["COLUMNS"]
+
+
+def _check_working_directory() -> None:
+    """Raise ``ConfigError`` where it was deleted: PyTorch, for one, is not imported then."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory was deleted; change to one that exists") from None
+
+
+def _usage_message(error: cyclopts.CycloptsError, has_separator: bool) -> str:
+    """What is wrong with the command line, which may have a ``--`` before its texts, and what to try."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         rest = shortened(" ".join(error.unused_tokens or ()), LONGEST_NAME)
         return f"too many arguments, from '{rest}' on; a text of several words goes in quotation marks"
@@ -116,6 +136,8 @@ def _usage_message(error: cyclopts.CycloptsError) -> str:
         if error.argument.field_info.is_positional:
             name = name.removeprefix("--").upper()
         return f"{name} is missing; `wholegpt {command} --help` shows what the command takes"
+    if isinstance(error, cyclopts.UnknownOptionError) and has_separator:
+        return f"{str(error).partition('.')[0]}; options go before --"
     unknown = isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in str(error)
     if not unknown and not missing:
         return str(error)

@@ -123,7 +123,7 @@ def predict(
         A run or model folder that `finetune` made.
     texts
         What to answer: for classification any number of texts; else the texts of one example (two, or a context and
-        the answers to choose from). Unless given, what is piped in is one text.
+        the answers to choose from). Unless given, or -, what is piped in is one text.
     data
         Examples instead: a .csv, .tsv, .jsonl, .json or .parquet table with the columns of the training examples.
     out
@@ -142,8 +142,8 @@ def predict(
     """
     for text in texts:
         check_no_file(text, "--data")
-    if not texts and not data:
-        texts = tuple(filter(None, [piped_text()]))
+    if texts == ("-",) or not (texts or data):
+        texts = tuple(filter(None, [piped_text()])) or texts
     if bool(texts) == bool(data):
         raise DataError("name either texts to answer, or a table of them by --data FILE")
     given = {"encoding": encoding, "on_bad_text": on_bad_text, "on_bad_line": on_bad_line}

@@ -1,4 +1,4 @@
-"""The TEXT arguments of commands: given on the command line, or as standard input where none is."""
+"""The TEXT arguments of commands: given on the command line, or as standard input where none is, or ``-``."""
 
 import os
 import select
@@ -20,10 +20,14 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 def text_or_input(text: str | None) -> str:
     """``text``, or what is piped in where none is given; empty where there is neither.
 
+    ``-`` is what is piped in, and a text of one hyphen where nothing is.
+
     Raises ``DataError`` where ``text`` is the name of a file, whose text was probably meant.
     """
     if text is None:
         return piped_text()
+    if text == "-":
+        return piped_text() or text
     check_no_file(text)
     return text
 

@@ -209,7 +209,9 @@ class _Form:
         if not given:
             raise DataError(f"{where}: has an empty text in '{self.texts[0]}'")
         answer = row.get(self.answers)
-        if not isinstance(answer, str) or not answer.strip():
+        if answer is not None and not isinstance(answer, str):
+            raise DataError(f"{where}: expected a text in '{self.answers}', found {answer!r:.40}")
+        if not answer or not answer.strip():
             raise DataError(f"{where}: has no answer in '{self.answers}'")
         before = _turns(row.get(self.history), f"{where}: {self.history}")
         return (*before, Message("user", JOINED_BY.join(given)), Message("assistant", answer))

@@ -67,6 +67,9 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\xfb", "an audio recording (MP3)", _NO_TEXT),
     (0, b"fLaC", "an audio recording (FLAC)", _NO_TEXT),
     (0, b"OggS", "an audio or video recording (Ogg)", _NO_TEXT),
+    (4, b"ftypheic", "a HEIC image", _NO_TEXT),
+    (4, b"ftypmif1", "a HEIC image", _NO_TEXT),
+    (4, b"ftypavif", "an AVIF image", _NO_TEXT),
     (4, b"ftyp", "an audio or video recording (MP4)", _NO_TEXT),
     (0, b"\x1aE\xdf\xa3", "a video recording (Matroska)", _NO_TEXT),
     (0, b"SQLite format 3\0", "an SQLite database", "export its table to .csv or .jsonl"),
@@ -179,8 +182,10 @@ def check_text(start: bytes, encoding: str, where: str) -> None:
     if wide := _unmarked_utf16(start):
         raise DataError(f"{where}: looks like UTF-16 without a byte-order mark; try --encoding {wide}")
     if b"\0" in start or _decodes(start, encoding):
+        wide = "utf" in encoding.lower() and "8" not in encoding
         found = "NUL bytes" if b"\0" in start else "many control characters"
-        raise DataError(f"{where}: holds {found}, so it is not a text file")
+        advice = "; for UTF-16 give --encoding utf-16-le or utf-16-be" if b"\0" in start and not wide else ""
+        raise DataError(f"{where}: holds {found}, so it is not a text file{advice}")
 
 
 def looks_like_text(start: bytes, encoding: str, named_text: bool = False) -> bool:

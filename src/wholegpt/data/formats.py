@@ -167,12 +167,10 @@ def decoded(source: Source) -> Iterator[str]:
         except UnicodeError as error:
             raise DataError(f"{source.where}: is not {encoding}: {error}") from None
         if "\0" in text:
-            text = _without_nul(source, text, position + max(block.find(b"\0"), 0))
+            text = _without_nul(source, text, position - held)
         position += len(block)
         if position > source.most_bytes:
-            raise DataError(
-                f"{source.where}: holds more than {source.most_bytes:,} bytes; tables of examples are read whole"
-            )
+            raise too_large(source)
         if text:
             yield text if began else text.removeprefix("\ufeff")
             began = True
@@ -185,12 +183,13 @@ def too_large(source: Source) -> DataError:
     )
 
 
-def _without_nul(source: Source, text: str, at: int) -> str:
-    """``text`` with its NUL characters replaced, or by surrogates, as ``on_bad_text`` says."""
+def _without_nul(source: Source, text: str, position: int) -> str:
+    """``text``, which begins at a byte's ``position``, with its NUL characters replaced as ``on_bad_text`` says."""
     if source.config.on_bad_text == "stop":
+        before = text[: text.index("\0")].encode(source.config.encoding, errors="ignore")
         raise DataError(
-            f"{source.where}: holds NUL bytes, the first at byte {at}, which no text does; go on with --on-bad-text "
-            "replace or skip"
+            f"{source.where}: holds NUL characters, the first at byte {position + len(before)}, which no text does; "
+            "if it is UTF-16, give --encoding utf-16, or go on with --on-bad-text replace or skip"
         )
     if source.config.on_bad_text == "skip":
         return text.replace("\0", BAD_BYTE)
@@ -216,7 +215,7 @@ def _errors(source: Source) -> str:
 
 
 def _marked(error: UnicodeError) -> tuple[str, int]:
-    """A half of a surrogate pair for bad bytes: no text holds one, so what does can be told and left out."""
+    """Half of a surrogate pair in place of bad bytes: no valid text has one, so that the document is found later."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return BAD_BYTE, error.end

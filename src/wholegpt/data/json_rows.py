@@ -65,7 +65,13 @@ class _Parser:
 
 
 def _problem_of(error: Exception) -> str:
-    return str(error) if isinstance(error, _NotOneValueError) else f"is not JSON: {error}"
+    if isinstance(error, _NotOneValueError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error}"
+    return "holds a number with too many digits"  # a ValueError of Python's own
 
 
 def _is_value(line: str) -> bool:

@@ -196,7 +196,7 @@ def _read_file(
 
 
 def _changed(path: Path) -> DataError:
-    return DataError(f"{path}: changed while it was read; try again when it is at rest")
+    return DataError(f"{path}: changed while it was read; try again when nothing writes to it")
 
 
 def _read_stream(

@@ -103,7 +103,7 @@ def read_parquet(source: Source) -> Iterator[Piece]:
 def _found(source: Source, record: Any) -> str:
     """The field of a record that holds its text: one with a likely name, else that with the longest text."""
     if not isinstance(record, Mapping):
-        raise _BadRecordError(f"is no object but {type(record).__name__}")
+        raise _BadRecordError(f"is no object with named fields but {str(record)[:40]!r}")
     control = source.config.control
     texts = {name: value for name, value in record.items() if isinstance(value, str) and name not in control}
     by_name = by_lower_name(str(name) for name in record if name not in control)

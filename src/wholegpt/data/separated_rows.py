@@ -16,36 +16,19 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?(?:\n|$)', re.IGNORECASE)
 """A first line that names the separator, as Excel reads and writes it."""
 SPACE_BEFORE_QUOTE = re.compile(r' +"')
+PROBLEMS = {
+    "new-line character": "holds a carriage return that ends no line and is not quoted",
+    "unexpected end of data": "opens a quotation mark that is not closed",
+}
+"""What Python's reader says of a row, by its beginning, and what is meant."""
+MOST_WORDS = 3
+"""Of the name of a lone column."""
 UNNAMED = "unnamed"
 """A column without a name, as pandas writes its index."""
-KNOWN_NAMES = frozenset(
-    (
-        *(
-            "id",
-            "text",
-            "texts",
-            "content",
-            "label",
-            "labels",
-            "prompt",
-            "completion",
-            "instruction",
-            "output",
-            "response",
-        ),
-        *(
-            "sentence",
-            "sentence1",
-            "sentence2",
-            "sentence_a",
-            "sentence_b",
-            "text1",
-            "text2",
-            "text_a",
-            "text_b",
-        ),
-        *("premise", "hypothesis"),
-    )
+KNOWN_NAMES = (
+    {"id", "text", "texts", "content", "label", "labels"}
+    | {"prompt", "completion", "instruction", "output", "response", "premise", "hypothesis"}
+    | {"sentence", "sentence1", "sentence2", "sentence_a", "sentence_b", "text1", "text2", "text_a", "text_b"}
 )
 """Names of columns that are hardly ever values."""
 
@@ -64,8 +47,9 @@ def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
             row = next(rows, None)
         except csv.Error as error:
             # A quotation mark that is not closed takes all lines after it.
-            alone = str(error).startswith("new-line character")
-            problem = "holds a carriage return that ends no line and is not quoted" if alone else str(error)
+            problem = next(
+                (said for start, said in PROBLEMS.items() if str(error).startswith(start)), str(error)
+            )
             pass_over(source, f": {place}", problem, rows.line_num - before)
             continue
         if row is None:
@@ -163,7 +147,10 @@ def _delimiter(samples: Mapping[str, list[list[str]]], usual: str) -> str:
 
 
 def _names_columns(rows: list[list[str]], expected: Sequence[str]) -> bool:
-    """Whether the first row holds names: all that are expected, or else known ones, or what is in no other row."""
+    """Whether the first row holds names: all that are expected, or else known ones, or what is in no other row.
+
+    The name of a lone column has few words: a line of text is none.
+    """
     first = [cell.strip() for cell in rows[0]]
     if expected and {*expected} <= {*first}:
         return True
@@ -171,6 +158,8 @@ def _names_columns(rows: list[list[str]], expected: Sequence[str]) -> bool:
         return False
     if any(cell.lower() in KNOWN_NAMES for cell in first):
         return True
+    if len(first) == 1 and len(first[0].split()) > MOST_WORDS:
+        return False
     if not all(first[1:]) or any(number_of(cell) is not None for cell in first):
         return False
     counts = [Counter(row[i].strip() for row in rows if len(row) > i) for i in range(len(first))]

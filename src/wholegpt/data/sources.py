@@ -81,5 +81,5 @@ def without_text(folder: Path) -> str:
 def _is_text(source: str) -> str:
     return (
         f"'{shortened(source)}' does not exist; a source is the path of a file or folder, or a corpus's name. Write "
-        "text itself to a file, or pipe it in, as in `... | wholegpt train -`"
+        "text itself to a file"
     )

@@ -43,21 +43,16 @@ class Reading:
 
     @property
     def config(self) -> DataConfig:
-        """The same for the rows of one file."""
+        """These options as settings."""
         return DataConfig(encoding=self.encoding, on_bad_text=self.on_bad_text, on_bad_line=self.on_bad_line)
 
     def table(self, path: Path, expected: Sequence[str] = ()) -> "Table":
-        """``read_table`` so."""
+        """Read the table at ``path`` by ``read_table`` with these options."""
         return read_table(path, expected=expected, **vars(self))
 
-    @property
-    def skips_examples(self) -> bool:
-        """Whether a row that is no example, such as one without a text or a label, is left out."""
-        return "skip" in (self.on_bad_text, self.on_bad_line)
-
     def pass_over(self, error: DataError) -> None:
-        """Count a row that is no example, or raise the ``error``, which names the row and says why."""
-        if not self.skips_examples:
+        """Count a row that is no example, such as one without a label, or raise the ``error`` that names the row."""
+        if self.on_bad_line == "stop":
             raise DataError(f"{error}; --on-bad-line skip leaves such rows out") from error
         self.report.skip("rows that are no examples", what=str(error))
 

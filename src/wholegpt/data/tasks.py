@@ -320,6 +320,8 @@ def _text(table: Table, row: int, name: str) -> str:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, list | dict | bytes):
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON spells it
     return str(int(value)) if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 
 

@@ -15,6 +15,9 @@ from wholegpt.tokenizers.published import QWEN2_SPLIT
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+NO_MERGE = "<|none|> <|none|>"
+"""llama.cpp asks for a list of merges that is not empty; no text has these two entries."""
+
 
 def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
     """Write entries and merges. Raises ``TokenizerError`` for a tokenizer of which llama.cpp would give other ids."""
@@ -105,10 +108,6 @@ def _overlap(left: str, right: str) -> bool:
     return any(right.startswith(left[place:]) for place in range(1, len(left)))
 
 
-NO_MERGE = "<|none|> <|none|>"
-"""llama.cpp asks for a list of merges that is not empty; no text has these two entries."""
-
-
 def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
     """Id -> token, in the 256 characters that stand for bytes."""
     vocabulary = content["model"]["vocab"]
@@ -161,7 +160,7 @@ def _merges(content: dict[str, Any]) -> list[str]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that llama.cpp makes of a file's metadata, which ``write`` wrote."""
+    """The tokenizer that llama.cpp makes of the metadata of a file that ``add_tokenizer`` wrote."""
     import gguf
     import tokenizers
 
