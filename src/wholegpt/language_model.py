@@ -572,7 +572,7 @@ def _check_texts(texts: object, name: str) -> None:
 
 def _check_text(text: object, name: str) -> None:
     if not isinstance(text, str):
-        raise ConfigError(f"{name}: found a {type(text).__name__}; expected a text")
+        raise ConfigError(f"{name}: found a value of type {type(text).__name__}; expected a text")
 
 
 def check_predicts_next_token(model: TokenModel) -> None:

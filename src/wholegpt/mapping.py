@@ -84,7 +84,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected sections such as 'model:', found a {type(content).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections such as 'model:', found a value of type {type(content).__name__}"
+        )
     return content
 
 

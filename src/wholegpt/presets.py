@@ -218,7 +218,9 @@ def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str
     Naming ``training.epochs`` or ``training.steps`` alone takes back the other.
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where}: expected sections such as 'model', found a {type(mapping).__name__}")
+        raise ConfigError(
+            f"{where}: expected sections such as 'model', found a value of type {type(mapping).__name__}"
+        )
     base = base or Config()
     training = mapping.get("training")
     if isinstance(training, Mapping) and training.get("epochs") and "steps" not in training:

@@ -227,7 +227,8 @@ def comparison_table(compared: dict[str, Any]) -> str:
 
 
 def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    return f"{_digits(value)} (95%: {_digits(low)} to {_digits(high)})"
+    interval = "unknown" if low is None or high is None else f"{_digits(low)} to {_digits(high)}"
+    return f"{_digits(value)} (95%: {interval})"
 
 
 def _digits(value: float | None) -> str:

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 class LoneValue(NamedTuple):
-    """All that a .json file holds, where that is one value and no list."""
+    """The content of a .json file that holds a single value instead of a list."""
 
     text: str
     value: Any

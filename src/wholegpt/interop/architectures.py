@@ -264,7 +264,7 @@ def from_their_config(architecture: Architecture, content: Mapping[str, Any], pa
         given = content.get(name_there, value)
         if given != value and (given or value):  # an empty object is as good as null
             raise CheckpointError(
-                f"{path}: {name_there} is {given!r}; only models with {value!r} can be expressed here"
+                f"{path}: {name_there} is {given!r}; only models in which it is {value!r} can be imported"
             )
     activation = content[architecture.activation]
     if not isinstance(activation, str) or activation not in architecture.activations:
