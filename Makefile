@@ -12,7 +12,7 @@ endif
 
 PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
-.PHONY: demo test test-avx2 lint bench clean
+.PHONY: demo test test-avx2 golden lint bench clean
 
 demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
@@ -24,6 +24,9 @@ test: lint  ## lint, types, tests; two processes of one thread take half as long
 test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
 		tests/model tests/parity tests/baselines tests/training/test_parts.py tests/finetuning/test_tasks.py
+
+golden: $(DEVELOPMENT)  ## write the figures of the golden runs anew, where they change on purpose
+	$(VENV)/bin/python -m tests.golden.write
 
 lint: $(DEVELOPMENT)
 	$(VENV)/bin/ruff check .
