@@ -16,8 +16,6 @@ from benchmarks.generation import ratio
 from benchmarks.tables import conditions, machine_line, publish
 from benchmarks.training_step import alternate, ours
 from benchmarks.transfer import difference
-from wholegpt.choices import Attention, AttentionKernel, Positions
-from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.files import read_json, write_json_atomic
@@ -26,6 +24,8 @@ from wholegpt.model import KeyValueCache, Transformer, flops_per_token, paramete
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.run import Run
 from wholegpt.run_folder import run_data
+from wholegpt.settings.choices import Attention, AttentionKernel, Positions
+from wholegpt.settings.schema import Config, ModelConfig
 
 SEEDS = (1, 2, 3)
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)

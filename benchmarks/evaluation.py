@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.tables import conditions, publish, spread
-from wholegpt import presets, runtime
-from wholegpt.choices import Dtype
-from wholegpt.config import PrecisionConfig
+from wholegpt import runtime
 from wholegpt.console import Console
 from wholegpt.evaluation import Request, score_continuations
 from wholegpt.model import Transformer
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import PrecisionConfig
 from wholegpt.tokenizers import gpt2_tokenizer
 
 CPU = torch.device("cpu")

@@ -15,10 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.tables import conditions, publish, spread
-from wholegpt import presets
 from wholegpt.checkpoint import save_model
-from wholegpt.choices import Dtype, WeightFormat
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.generation import Engine
@@ -28,6 +25,9 @@ from wholegpt.metrics import bootstrap
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
 from wholegpt.run_folder import run_data
 from wholegpt.runtime import has_bfloat16, peak_bytes
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Dtype, WeightFormat
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer, gpt2_tokenizer
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

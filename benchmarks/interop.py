@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from benchmarks.tables import machine_line, publish
-from wholegpt import presets
 from wholegpt.checkpoint import load_model, save_model
-from wholegpt.choices import Positions
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import Export, export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer, parameter_count
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Positions
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer
 
 ARCHITECTURES = {"gpt1": 40_478, "gpt2-small": 50_257, "modern-small": 50_257}

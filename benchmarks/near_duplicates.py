@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import publish
-from wholegpt.choices import Split
-from wholegpt.config import DataConfig
 from wholegpt.data import contamination, plan_split, write_documents
 from wholegpt.data.deduplication import find_duplicates
 from wholegpt.data.formats import Piece
+from wholegpt.settings.choices import Split
+from wholegpt.settings.schema import DataConfig
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
 PLANTED, LEAST_WORDS = 1000, 50

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from wholegpt.api import train
-from wholegpt.config import Config, DataConfig, LoggingConfig, RuntimeConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.model import parameter_count
@@ -37,6 +36,7 @@ from wholegpt.planning.scaling import (
     Difficulty,
     ScalingLaw,
 )
+from wholegpt.settings.schema import Config, DataConfig, LoggingConfig, RuntimeConfig
 
 Point = dict[str, Any]
 RESULTS = Path(__file__).with_name("scaling.jsonl")

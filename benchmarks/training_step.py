@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.tables import conditions, publish, spread
 from wholegpt import runtime
-from wholegpt.choices import Bias, Dtype, Execution, FeedForward, OptimizerKind
-from wholegpt.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from wholegpt.data import Batch
 from wholegpt.model import Transformer, parameter_count
-from wholegpt.presets import gpt2
+from wholegpt.settings.choices import Bias, Dtype, Execution, FeedForward, OptimizerKind
+from wholegpt.settings.presets import gpt2
+from wholegpt.settings.schema import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from wholegpt.training.loop import train_step
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.optimizers import make_optimizer

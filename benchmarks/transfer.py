@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 import wholegpt as wg
 from benchmarks.runs import finished
 from benchmarks.tables import machine_line, publish
-from wholegpt.choices import TaskKind
 from wholegpt.console import Console
 from wholegpt.data.tables import read_table
 from wholegpt.data.task_columns import TaskColumns
@@ -30,6 +29,7 @@ from wholegpt.data.tasks import read_examples
 from wholegpt.files import write_json_atomic
 from wholegpt.metrics import Estimate, bootstrap_ratio
 from wholegpt.run_folder import recorded_config
+from wholegpt.settings.choices import TaskKind
 
 SEEDS = (1, 2, 3)
 WHAT = (

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from wholegpt.choices import Attention, Bias, FeedForward, Positions
-from wholegpt.config import Config, GenerationConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter
-from wholegpt.presets import configure, gpt1, gpt2
+from wholegpt.settings.choices import Attention, Bias, FeedForward, Positions
+from wholegpt.settings.presets import configure, gpt1, gpt2
+from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig
 from wholegpt.tokenizers import Tokenizer
 
 TEXT = "the of and a to in is you that it he was for on are with as his they at be this from"

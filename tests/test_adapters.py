@@ -9,10 +9,10 @@ import torch
 
 from tests.helpers import tiny_models
 from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, merge, remove_lora, unmerge
-from wholegpt.config import LoraConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer
 from wholegpt.model.linear import Linear
+from wholegpt.settings.schema import LoraConfig
 
 LORA = LoraConfig(rank=8)
 TOKENS = torch.arange(24).view(2, 12)

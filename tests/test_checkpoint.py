@@ -21,13 +21,13 @@ from wholegpt.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from wholegpt.choices import Architecture, WeightFormat
-from wholegpt.config import LoraConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
 from wholegpt.model import CompiledTransformer, Transformer, lay_out
-from wholegpt.presets import gpt2
+from wholegpt.settings.choices import Architecture, WeightFormat
+from wholegpt.settings.presets import gpt2
+from wholegpt.settings.schema import LoraConfig, ModelConfig
 from wholegpt.tokenizers import byte_tokenizer
 from wholegpt.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from wholegpt.training.state import TrainingState

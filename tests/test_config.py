@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wholegpt.checks import check, check_generation, complete_model, complete_schedule
-from wholegpt.choices import Bias, FeedForward
-from wholegpt.config import Config, GenerationConfig, ModelConfig, TrainingConfig
 from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping, read_yaml, to_mapping, to_yaml
-from wholegpt.presets import (
+from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.presets import (
     PRESETS,
     configure,
     gpt2,
@@ -21,6 +18,9 @@ from wholegpt.presets import (
     recipe,
     recipe_names,
 )
+from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig, TrainingConfig
+from wholegpt.settings.serialization import from_mapping, read_yaml, to_mapping, to_yaml
+from wholegpt.settings.validation import check, check_generation, complete_model, complete_schedule
 
 
 def test_yaml_both_ways() -> None:
@@ -186,7 +186,7 @@ def test_every_field_says_what_it_is() -> None:
     import ast
     import inspect
 
-    import wholegpt.config as module
+    import wholegpt.settings.schema as module
 
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ClassDef) and node.name.endswith("Config") and node.name != "Config":

@@ -10,13 +10,13 @@ import pytest
 
 from tests.helpers import Fails, text_of
 from wholegpt import ladder
-from wholegpt.checks import complete_model
 from wholegpt.cli import main
-from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import NumericsError
 from wholegpt.model import parameter_count
+from wholegpt.settings.schema import Config
+from wholegpt.settings.validation import complete_model
 
 
 @pytest.fixture

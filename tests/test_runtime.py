@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from wholegpt import runtime
+from wholegpt.runtime import threads
 
 SPIN = "import os, wholegpt; print(os.environ.get('GOMP_SPINCOUNT'))"
 
@@ -35,7 +36,7 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
 
 def test_overload_names_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(runtime, "cores_used_by_others", lambda: 2.25)
+    monkeypatch.setattr(threads, "cores_used_by_others", lambda: 2.25)
     assert runtime.overload(4).startswith("other programs use 2.2 of 4 cores, so 4 threads wait")
     assert "--threads 1" in runtime.overload(3)
     assert runtime.overload(2) == "" and runtime.overload(1) == ""
@@ -49,7 +50,7 @@ def test_cores_used_by_others_leaves_out_this_process(monkeypatch: pytest.Monkey
         clock["elapsed"] += seconds
         clock["own"] += seconds
 
-    monkeypatch.setattr(runtime, "_busy_seconds", lambda: 100 + 3 * clock["elapsed"])
+    monkeypatch.setattr(threads, "_busy_seconds", lambda: 100 + 3 * clock["elapsed"])
     monkeypatch.setattr(time, "sleep", work)
     monkeypatch.setattr(time, "process_time", lambda: clock["own"])
     monkeypatch.setattr(time, "perf_counter", lambda: clock["elapsed"])
@@ -58,10 +59,10 @@ def test_cores_used_by_others_leaves_out_this_process(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how busy it is")
 def test_busy_seconds_grow_with_work() -> None:
-    before, until = runtime._busy_seconds(), time.process_time() + 0.2
+    before, until = threads._busy_seconds(), time.process_time() + 0.2
     while time.process_time() < until:
         pass
-    assert runtime._busy_seconds() - before >= 0.15
+    assert threads._busy_seconds() - before >= 0.15
 
 
 COMPILE_SOFTMAX = """

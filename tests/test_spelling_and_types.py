@@ -11,9 +11,9 @@ import pytest
 import wholegpt as wg
 from tests.helpers import Fails
 from wholegpt.checkpoint import CheckpointStore
-from wholegpt.choices import FeedForward, Norm
 from wholegpt.cli import main
 from wholegpt.errors import ConfigError
+from wholegpt.settings.choices import FeedForward, Norm
 
 WRITTEN = ["layer-norm", "layer_norm"]
 

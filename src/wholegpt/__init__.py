@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wholegpt.api import finetune, plan, resume, train
     from wholegpt.comparing import compare
-    from wholegpt.config import Config
     from wholegpt.conversion import export_model, import_model
     from wholegpt.errors import WholeGPTError
     from wholegpt.language_model import LanguageModel
     from wholegpt.loading import load
-    from wholegpt.presets import configure, preset, recipe
     from wholegpt.run import Run
+    from wholegpt.settings.presets import configure, preset, recipe
+    from wholegpt.settings.schema import Config
 
 __version__ = "0.1.0"
 
@@ -27,19 +27,19 @@ if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _HOMES = {
-    "Config": "config",
+    "Config": "settings.schema",
     "LanguageModel": "language_model",
     "Run": "run",
     "WholeGPTError": "errors",
     "compare": "comparing",
-    "configure": "presets",
+    "configure": "settings.presets",
     "export_model": "conversion",
     "finetune": "api",
     "import_model": "conversion",
     "load": "loading",
     "plan": "api",
-    "preset": "presets",
-    "recipe": "presets",
+    "preset": "settings.presets",
+    "recipe": "settings.presets",
     "resume": "api",
     "train": "api",
 }

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.checks import check_lora
-from wholegpt.config import LoraConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.model.dropout import dropout
 from wholegpt.model.linear import Linear
+from wholegpt.settings.schema import LoraConfig
+from wholegpt.settings.validation import check_lora
 
 FROZEN_ROWS = "frozen_rows"
 """What a partly frozen matrix says of itself."""

@@ -7,16 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from wholegpt import presets, runtime
-from wholegpt.checks import check, check_max_seconds
-from wholegpt.choices import TaskKind
-from wholegpt.config import Config
+from wholegpt import runtime
 from wholegpt.console import Console
 from wholegpt.data.sources import check_sources
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore
 from wholegpt.files import lock_folder, write_json_atomic, write_text_atomic
-from wholegpt.mapping import to_yaml
 from wholegpt.planning import (
     ENGLISH,
     ENGLISH_PROSE,
@@ -31,6 +27,11 @@ from wholegpt.planning import (
 )
 from wholegpt.run import Run, continue_run
 from wholegpt.run_folder import read_lineage, recorded_config
+from wholegpt.settings import presets
+from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import to_yaml
+from wholegpt.settings.validation import check, check_max_seconds
 from wholegpt.start import changed_settings, open_text, prepared_text, start_finetuning, start_run
 
 

@@ -22,9 +22,6 @@ from torch import Tensor
 from wholegpt.adapters import add_lora, lora_layers, train_new_embeddings
 from wholegpt.baselines import NGram, RecurrentNetwork
 from wholegpt.baselines.ngram import ngram_sizes
-from wholegpt.checks import MOST_ORDER, TRANSFORMERS, complete_model
-from wholegpt.choices import Architecture, AttentionKernel, Recompute
-from wholegpt.config import LoraConfig, ModelConfig
 from wholegpt.data.control import Values
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.tasks import Task
@@ -41,9 +38,12 @@ from wholegpt.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from wholegpt.mapping import from_mapping, to_mapping
 from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel, Transformer
 from wholegpt.model.heads import TaskEncoder, TaskTransformer
+from wholegpt.settings.choices import Architecture, AttentionKernel, Recompute
+from wholegpt.settings.schema import LoraConfig, ModelConfig
+from wholegpt.settings.serialization import from_mapping, to_mapping
+from wholegpt.settings.validation import MOST_ORDER, TRANSFORMERS, complete_model
 from wholegpt.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1

@@ -22,8 +22,6 @@ from wholegpt.checkpoint import (
     load_model,
     save_model,
 )
-from wholegpt.choices import Positions
-from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import read_text
 from wholegpt.data.chat_template import ChatTemplate
@@ -37,9 +35,11 @@ from wholegpt.interop.gguf_tokenizer import read_tokenizer
 from wholegpt.interop.sidecar import chat_template_in
 from wholegpt.interop.source import model_in
 from wholegpt.loading import model_folder
-from wholegpt.mapping import nearest
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
+from wholegpt.settings.choices import Positions
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.serialization import nearest
 from wholegpt.tokenizers import (
     END_OF_TEXT,
     TOKENIZER_FILES,

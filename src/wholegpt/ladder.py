@@ -16,23 +16,24 @@ from typing import Any
 import msgspec
 import torch
 
-from wholegpt import api, presets
+from wholegpt import api
 from wholegpt.analysis.ladder_page import write_ladder_page
 from wholegpt.baselines import NGram
-from wholegpt.checks import complete_model
-from wholegpt.choices import Architecture, Attention, Positions
-from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData
 from wholegpt.errors import ConfigError, Interrupted, NumericsError, RunError
 from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import lock_folder, read_json, write_json_atomic
 from wholegpt.interrupts import interruptible
-from wholegpt.mapping import to_mapping
 from wholegpt.model import flops_per_token, parameter_count
 from wholegpt.planning.trial import run_trial
 from wholegpt.run import Run
 from wholegpt.run_folder import with_absolute_paths
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Architecture, Attention, Positions
+from wholegpt.settings.schema import Config, ModelConfig
+from wholegpt.settings.serialization import to_mapping
+from wholegpt.settings.validation import complete_model
 from wholegpt.start import open_text, prepared_text
 from wholegpt.training.resolution import resolve
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from wholegpt import runtime
 from wholegpt.checkpoint import NO_FACTS, ModelFacts
-from wholegpt.choices import Documents, Dtype, OnBadLine, OnBadText
-from wholegpt.config import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
@@ -45,10 +43,12 @@ from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
 from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
-from wholegpt.mapping import from_mapping
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
+from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig
+from wholegpt.settings.serialization import from_mapping
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

@@ -6,17 +6,18 @@ from shlex import quote
 
 import torch
 
-from wholegpt import presets, runtime
+from wholegpt import runtime
 from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import CHECKPOINTS, CHECKSUMS, CheckpointStore, load_model, verify
-from wholegpt.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
-from wholegpt.config import PrecisionConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from wholegpt.files import recover_unlocked
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
+from wholegpt.settings import presets
+from wholegpt.settings.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
+from wholegpt.settings.schema import PrecisionConfig
 from wholegpt.tokenizers import byte_tokenizer
 
 

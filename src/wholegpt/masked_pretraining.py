@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wholegpt.choices import Documents
-from wholegpt.config import Config
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.data.loader import document_numbers
 from wholegpt.data.masking import MaskedLoader, hide_tokens
@@ -17,6 +15,8 @@ from wholegpt.metrics import bootstrap_ratio, clustered_proportion
 from wholegpt.model import Encoder, TokenModel
 from wholegpt.pretraining import Pretraining
 from wholegpt.runtime import compute_in, mix_seed
+from wholegpt.settings.choices import Documents
+from wholegpt.settings.schema import Config
 from wholegpt.training.objectives import MaskedLanguageModeling
 from wholegpt.training.stage import Criterion, QuickScore
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelFacts
-from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, TextSizes, TokenShards, make_loader, windows_before
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_json_atomic
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.model import TokenModel
+from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Criterion, Score

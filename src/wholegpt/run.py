@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
-from wholegpt import presets, runtime
+from wholegpt import runtime
 from wholegpt.adapters import trained_numbers
 from wholegpt.analysis.report import write_report
 from wholegpt.baselines import NGram
@@ -21,8 +21,6 @@ from wholegpt.checkpoint import (
     load_training,
     make_model,
 )
-from wholegpt.choices import Architecture, Determinism, TaskKind
-from wholegpt.config import Config, ModelConfig
 from wholegpt.console import Console
 from wholegpt.data.conversations import ConversationData
 from wholegpt.data.task_data import TaskData
@@ -37,6 +35,9 @@ from wholegpt.masked_pretraining import MaskedPretraining
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.pretraining import Forgetting, Pretraining
 from wholegpt.run_folder import PLAN, recorded_config, run_data, run_examples
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Architecture, Determinism, TaskKind
+from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange

@@ -13,10 +13,8 @@ import safetensors
 import tokenizers
 import torch
 
-from wholegpt import __version__, presets, runtime
+from wholegpt import __version__, runtime
 from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PATTERN
-from wholegpt.checks import check
-from wholegpt.config import Config
 from wholegpt.data import PreparedData
 from wholegpt.data.corpora import HUB_PREFIX
 from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
@@ -25,6 +23,9 @@ from wholegpt.data.sources import STANDARD_INPUT
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked
 from wholegpt.pretraining import FORGETTING_FILES
+from wholegpt.settings import presets
+from wholegpt.settings.schema import Config
+from wholegpt.settings.validation import check
 
 PLAN = "plan.json"
 LONGEST_NAME = 180

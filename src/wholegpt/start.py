@@ -18,9 +18,6 @@ from wholegpt.checkpoint import (
     TrainingFiles,
     load_model,
 )
-from wholegpt.checks import check
-from wholegpt.choices import Architecture, Execution, TaskKind
-from wholegpt.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
 from wholegpt.data.reading import READING_OPTIONS
@@ -38,7 +35,6 @@ from wholegpt.finetuning.beginning import architecture_of, begin_model
 from wholegpt.finetuning.instructions import begin_instructions, begin_pairs
 from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.loading import model_folder
-from wholegpt.mapping import to_mapping, to_yaml
 from wholegpt.model import Encoder, Transformer
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting
@@ -54,6 +50,10 @@ from wholegpt.run_folder import (
     source_of,
     with_absolute_paths,
 )
+from wholegpt.settings.choices import Architecture, Execution, TaskKind
+from wholegpt.settings.schema import Config, DataConfig, ModelConfig, TokenizerConfig
+from wholegpt.settings.serialization import to_mapping, to_yaml
+from wholegpt.settings.validation import check
 from wholegpt.tokenizers import MASK
 from wholegpt.training.resolution import decide, resolve
 from wholegpt.training.stage import Begun

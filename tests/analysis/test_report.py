@@ -10,7 +10,7 @@ import pytest
 
 from wholegpt.analysis.report import write_report
 from wholegpt.evaluation import TextScore
-from wholegpt.presets import recipe
+from wholegpt.settings.presets import recipe
 
 pytestmark = pytest.mark.usefixtures("charts")
 RESULT = {

@@ -14,13 +14,13 @@ from tests.helpers import text_of, tiny_config
 from wholegpt import api
 from wholegpt.baselines import NGram
 from wholegpt.baselines.ngram import count_ngrams, estimated_discount
-from wholegpt.choices import Architecture
 from wholegpt.cli import main
-from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.generation import Engine
 from wholegpt.loading import load
+from wholegpt.settings.choices import Architecture
+from wholegpt.settings.schema import GenerationConfig, ModelConfig
 from wholegpt.tokenizers import train_character
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")

@@ -12,11 +12,11 @@ from tests.helpers import tiny_config, tiny_model
 from wholegpt import api
 from wholegpt.baselines import RecurrentNetwork
 from wholegpt.baselines.recurrent import STEPS, run_steps
-from wholegpt.choices import Architecture
-from wholegpt.config import ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count
+from wholegpt.settings.choices import Architecture
+from wholegpt.settings.schema import ModelConfig
 
 KINDS = [Architecture.elman, Architecture.gru, Architecture.lstm]
 CONFIG = ModelConfig(vocab_size=37, context_length=12, n_layers=2, d_model=16)

@@ -12,8 +12,8 @@ import yaml
 
 import wholegpt as wg
 from tests.helpers import TINY, text_of
-from wholegpt.choices import Dtype
 from wholegpt.cli import main
+from wholegpt.settings.choices import Dtype
 
 SCORE = [
     "nats_per_token",

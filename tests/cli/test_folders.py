@@ -163,8 +163,8 @@ def test_a_run_from_relative_paths_repeats_from_elsewhere(
 def test_names_of_corpora_and_standard_input_stay_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wholegpt.presets import configure
     from wholegpt.run_folder import with_absolute_paths
+    from wholegpt.settings.presets import configure
 
     monkeypatch.chdir(tmp_path)
     for name in ("table", "run", "t.txt", "d.csv", "../v.csv", "t.jinja", "-"):

@@ -9,10 +9,10 @@ import pytest
 
 import wholegpt as wg
 from tests.helpers import Fails
-from wholegpt.choices import Dtype
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import TokenizerError
+from wholegpt.settings.choices import Dtype
 
 QUIET = Console(quiet=True)
 
@@ -92,7 +92,7 @@ FORMATS = [("bfloat16", True), ("int8", True), ("int8", False)]
 def test_formats_of_weights_write(
     written: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, weights: str, bfloat16: bool
 ) -> None:
-    monkeypatch.setattr("wholegpt.runtime.has_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr("wholegpt.runtime.precision.has_bfloat16", lambda device: bfloat16)
     (made,) = written("the ", "--max-tokens", "5", "--min-tokens", "5", "--weights", weights)["completions"]
     assert len(made["token_ids"]) == 5
 
@@ -165,7 +165,7 @@ def test_more_texts_than_memory_holds_wait(
 def test_what_fewer_bits_cost_is_measured(
     trained_run: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, weights: str, bfloat16: bool
 ) -> None:
-    monkeypatch.setattr("wholegpt.runtime.has_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr("wholegpt.runtime.precision.has_bfloat16", lambda device: bfloat16)
     most = 0.01 if weights == "bfloat16" else 0.02
     exact = wg.load(trained_run).evaluate(text_file, dtype=Dtype.float32, console=QUIET)
     held = wg.load(trained_run, weights=weights).evaluate(text_file, console=QUIET)

@@ -13,10 +13,10 @@ import wholegpt as wg
 from tests.helpers import TINY, Fails, text_of, tiny, tiny_config
 from wholegpt import api, run_folder
 from wholegpt.checkpoint import CheckpointStore
-from wholegpt.choices import Dtype
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import TokenizerError
+from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import Tokenizer, train_bpe
 from wholegpt.training import callbacks
 from wholegpt.training.loop import StepMetrics
@@ -155,7 +155,7 @@ def test_what_cannot_be_resumed_here_cannot_be_started_here(
     assert "runtime.threads is 4000; this machine has" in fails(
         "train", text_file, *TINY, "--threads", "4000"
     )
-    monkeypatch.setattr("wholegpt.runtime.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("wholegpt.runtime.precision.has_bfloat16", lambda device: False)
     message = fails("train", text_file, *TINY, "--precision.dtype", "bfloat16")
     assert "precision.dtype is bfloat16, which this machine's cpu lacks; try float32" in message
 

@@ -14,8 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import text_of, tiny_models
-from wholegpt.choices import AttentionKernel, Documents, Dtype, Split, TokenizerKind
-from wholegpt.config import DataConfig, ModelConfig, TokenizerConfig, TrainingConfig, WindowsConfig
 from wholegpt.console import Console
 from wholegpt.data import (
     Batch,
@@ -33,7 +31,15 @@ from wholegpt.data.splitting import plan_split
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import evaluate_tokens
 from wholegpt.model import Transformer
-from wholegpt.presets import configure
+from wholegpt.settings.choices import AttentionKernel, Documents, Dtype, Split, TokenizerKind
+from wholegpt.settings.presets import configure
+from wholegpt.settings.schema import (
+    DataConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    WindowsConfig,
+)
 from wholegpt.tokenizers import byte_tokenizer
 from wholegpt.training.loop import accumulate_gradients
 from wholegpt.training.objectives import LanguageModeling
@@ -163,7 +169,7 @@ def test_windows_are_cut_at_random_places() -> None:
 
 
 def test_settings_that_make_no_windows_are_refused() -> None:
-    from wholegpt.checks import check
+    from wholegpt.settings.validation import check
 
     for changes, message in (
         ({"stride": -1}, r"windows\.stride is -1"),

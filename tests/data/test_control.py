@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from tests.helpers import text_of
-from wholegpt.checks import check
-from wholegpt.choices import TokenizerKind
-from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.data.card import card_page
 from wholegpt.data.control import MOST_VALUES, attributes_of, header, header_for, length_of
 from wholegpt.data.formats import Piece
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.choices import TokenizerKind
+from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig
+from wholegpt.settings.validation import check
 
 QUIET = Console(quiet=True)
 FIELDS = ("sentiment", "domain")

@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import text_of
-from wholegpt.choices import Split, TokenizerKind
-from wholegpt.config import DataConfig, TokenizerConfig, TrainingConfig
 from wholegpt.console import Console
 from wholegpt.data import (
     Corpus,
@@ -29,6 +27,8 @@ from wholegpt.data.loader import permute, windows_before
 from wholegpt.data.splitting import SIDES, draw_documents, plan_split
 from wholegpt.data.vocabulary import fitting_vocabulary
 from wholegpt.errors import DataError
+from wholegpt.settings.choices import Split, TokenizerKind
+from wholegpt.settings.schema import DataConfig, TokenizerConfig, TrainingConfig
 
 QUIET = Console(quiet=True)
 CHARACTERS = TokenizerConfig(TokenizerKind.character)

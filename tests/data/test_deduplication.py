@@ -77,8 +77,8 @@ def test_prepare_leaves_copies_out(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_threshold_is_a_share() -> None:
-    from wholegpt.checks import check
-    from wholegpt.config import Config, DataConfig
+    from wholegpt.settings.schema import Config, DataConfig
+    from wholegpt.settings.validation import check
 
     with pytest.raises(ConfigError, match=r"data\.near_threshold"):
         check(Config(data=DataConfig(near_threshold=1.5)))

@@ -17,9 +17,9 @@ import pytest
 
 from tests.helpers import TINY, Fails
 from wholegpt.cli import main
-from wholegpt.config import DataConfig
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.errors import DataError
+from wholegpt.settings.schema import DataConfig
 
 
 def archive(*names: str, first: tuple[str, str] | None = None) -> bytes:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from wholegpt.choices import TaskKind
-from wholegpt.config import DataConfig
 from wholegpt.data import formats, open_corpus
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.data.tables import read_table
 from wholegpt.data.task_columns import TaskColumns, detect_columns
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.schema import DataConfig
 
 ROWS = [{"text": "a, b; c", "label": "x"}, {"text": "d | e", "label": "y"}, {"text": "f, g", "label": "x"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

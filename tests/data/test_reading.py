@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wholegpt.config import DataConfig
 from wholegpt.data import Corpus, formats, open_corpus
 from wholegpt.data.reading import ReadingReport, read_documents
 from wholegpt.errors import DataError
+from wholegpt.settings.schema import DataConfig
 
 DOCUMENTS = ["first, with a comma", "second\twith é and “quotes” \U0001f642", "third\u2028line"]
 

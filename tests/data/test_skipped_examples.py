@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from wholegpt.checks import check
-from wholegpt.choices import TaskKind
 from wholegpt.cli import main
-from wholegpt.config import Config, DataConfig, FinetuningConfig
 from wholegpt.console import Console
 from wholegpt.data.tables import Reading, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.task_data import TaskData
 from wholegpt.data.tasks import Task, read_parts
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.schema import Config, DataConfig, FinetuningConfig
+from wholegpt.settings.validation import check
 
 GOOD = "".join(f"good film {n},pos\nbad film {n},neg\n" for n in range(20))
 BAD_ROWS = {"an empty text": b",pos\n", "no label": b"a film,\n", "blanks": b"  ,neg\n"}

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wholegpt.choices import TaskKind
 from wholegpt.data.tables import Reading, Table, read_table
 from wholegpt.data.task_columns import TaskColumns
 from wholegpt.data.task_data import read_labelled, shares
@@ -25,6 +24,7 @@ from wholegpt.data.tasks import (
     read_parts,
 )
 from wholegpt.errors import DataError
+from wholegpt.settings.choices import TaskKind
 from wholegpt.tokenizers import byte_tokenizer
 
 TOKENIZER = byte_tokenizer().with_special_tokens(SPECIAL_TOKENS)

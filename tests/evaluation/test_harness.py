@@ -9,13 +9,13 @@ import torch
 
 from tests.helpers import text_of, tiny_config
 from wholegpt import api
-from wholegpt.choices import Dtype
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.evaluation.harness import generation_of
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import GenerationConfig
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")

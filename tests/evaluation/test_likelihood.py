@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.helpers import tiny_models
 from tests.interop.models import random_model
-from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.evaluation.likelihood import Likelihood, Request, score_continuations
 from wholegpt.model import Transformer
+from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import character_tokenizer, train_bpe, train_character
 
 QUIET = Console(quiet=True)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from tests.helpers import LogitsOnly
 from tests.parity.test_plain import randomized
-from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError, DataError, NumericsError
 from wholegpt.evaluation import evaluate_text, evaluate_tokens, score_tokens
 from wholegpt.evaluation.perplexity import scoring_windows
 from wholegpt.metrics import bits_per_unit, nats_to_bits, perplexity, uniform_nats
+from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import byte_tokenizer
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.helpers import Fails
-from wholegpt.choices import Dtype
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError, NumericsError
@@ -17,6 +16,7 @@ from wholegpt.evaluation.examples import Choice, Classification, Cloze, Generati
 from wholegpt.evaluation.task import few_shot
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
+from wholegpt.settings.choices import Dtype
 
 QUIET = Console(quiet=True)
 LINES: dict[str, list[dict[str, Any]]] = {

@@ -2,10 +2,10 @@
 
 import pytest
 
-from wholegpt.choices import TaskKind
-from wholegpt.config import Config
 from wholegpt.finetuning.beginning import with_steps
-from wholegpt.presets import configure, finetuning_recipe, recipe
+from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.presets import configure, finetuning_recipe, recipe
+from wholegpt.settings.schema import Config
 
 
 @pytest.mark.parametrize("task", [TaskKind.instruct, TaskKind.classification])

@@ -15,9 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.helpers import tiny_config, tiny_models
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
-from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
@@ -32,7 +30,9 @@ from wholegpt.generation.request import GenerationRequest
 from wholegpt.loading import load
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer
-from wholegpt.presets import configure
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.presets import configure
+from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer
 from wholegpt.training.objectives import LanguageModeling
 

@@ -17,14 +17,14 @@ from wholegpt.checkpoint import CheckpointStore, load_model
 from wholegpt.cli import main
 from wholegpt.cli.options import task_table
 from wholegpt.comparing import compare
-from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.tasks import SPECIAL_TOKENS
 from wholegpt.errors import ConfigError, DataError, NumericsError, RunError, WholeGPTError
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
-from wholegpt.presets import configure
 from wholegpt.run import open_stage
+from wholegpt.settings.presets import configure
+from wholegpt.settings.schema import Config
 
 QUIET = Console(quiet=True)
 BIRDS, FISH = ["robin", "wren", "heron", "finch"], ["trout", "perch", "salmon", "eel"]

@@ -21,7 +21,6 @@ import torch
 from tests.helpers import Fails, tiny_config, tiny_model, write_one
 from wholegpt import api
 from wholegpt.cli import main
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Completion, Engine, Sampler
@@ -31,6 +30,7 @@ from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
 from wholegpt.model import Transformer
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, train_gpt1
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

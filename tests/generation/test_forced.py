@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import LogitsOnly, write_one
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation.beam import beam_search
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import character_tokenizer
 
 TOKENIZER = character_tokenizer(["abc."])

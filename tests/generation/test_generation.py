@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import LogitsOnly, tiny_model, write_one
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError, TokenizerError
 from wholegpt.generation import Engine, generate
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.model import Transformer
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_character
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

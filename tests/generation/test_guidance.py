@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 import wholegpt as wg
 from tests.helpers import Fails, LogitsOnly, tiny_config, write_one
 from tests.properties.test_generation_properties import KINDS, MODELS, PROMPTS, TOKENIZER, settings
-from wholegpt.checks import check
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data.control import header_for
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine, Sampler, generate_ids
 from wholegpt.generation.guidance import GuidedModel, guided
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.settings.validation import check
 from wholegpt.tokenizers import train_bpe
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

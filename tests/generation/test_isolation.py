@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tests.helpers import LogitsOnly, tiny_model, write_one
 from tests.parity.test_plain import randomized
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.generation import Engine, GenerationRequest, Sampler, beam_search, generate
 from wholegpt.generation.speculation import DraftModel, PromptLookup
 from wholegpt.model import Transformer
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer, character_tokenizer
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

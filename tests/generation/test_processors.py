@@ -10,10 +10,10 @@ import transformers.generation.logits_process as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation import processors
 from wholegpt.generation.sampling import BannedText, Sampler
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer, train_bpe, train_gpt1
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.0])

@@ -9,11 +9,11 @@ import pytest
 from tests.helpers import text_of, tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_facts
-from wholegpt.choices import TokenizerKind
-from wholegpt.config import DataConfig, TokenizerConfig
 from wholegpt.console import Console, sample_for_people
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.loading import load
+from wholegpt.settings.choices import TokenizerKind
+from wholegpt.settings.schema import DataConfig, TokenizerConfig
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.callbacks import MetricsLog, Sample
 from wholegpt.training.loop import StepMetrics

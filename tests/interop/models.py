@@ -5,10 +5,10 @@ import string
 import torch
 
 from tests.helpers import shrink, tiny_model
-from wholegpt.choices import Embeddings, FeedForward
-from wholegpt.config import ModelConfig
 from wholegpt.model import Transformer
-from wholegpt.presets import gpt1, gpt2
+from wholegpt.settings.choices import Embeddings, FeedForward
+from wholegpt.settings.presets import gpt1, gpt2
+from wholegpt.settings.schema import ModelConfig
 from wholegpt.tokenizers import Tokenizer, train_bpe, train_character
 
 SIZES = {"vocab_size": 65, "context_length": 256, "d_model": 32}

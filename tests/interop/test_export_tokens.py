@@ -11,7 +11,6 @@ import tokenizers
 from tests.helpers import Fails
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import ModelFacts, save_model
-from wholegpt.choices import Normalization
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
@@ -21,6 +20,7 @@ from wholegpt.interop.certificate import TEXT, ForeignModel, compare
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf import write as write_gguf
 from wholegpt.interop.gguf_tokenizer import read_tokenizer
+from wholegpt.settings.choices import Normalization
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_bpe, train_character
 from wholegpt.tokenizers.published import QWEN2_SPLIT
 

@@ -9,12 +9,12 @@ import torch
 from tests.helpers import Fails, shrink
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import save_model
-from wholegpt.choices import FeedForward
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
 from wholegpt.interop import gguf as ours
 from wholegpt.interop.gguf import TensorType
-from wholegpt.presets import gpt1, gpt2
+from wholegpt.settings.choices import FeedForward
+from wholegpt.settings.presets import gpt1, gpt2
 from wholegpt.tokenizers import byte_tokenizer, train_character
 
 gguf = pytest.importorskip("gguf")

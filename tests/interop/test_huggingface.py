@@ -14,15 +14,15 @@ from torch import Tensor
 from tests.helpers import Fails, shrink, text_of, tiny_model
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import load_model, save_model
-from wholegpt.choices import Bias, Embeddings, FeedForward, Norm
 from wholegpt.cli import main
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.language_model import LanguageModel
-from wholegpt.presets import gpt1, gpt2
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.choices import Bias, Embeddings, FeedForward, Norm
+from wholegpt.settings.presets import gpt1, gpt2
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")

@@ -12,11 +12,11 @@ import torch
 
 import wholegpt as wg
 from tests.helpers import tiny_models, write_one
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.loading import load
 from wholegpt.model import CompiledTransformer, KeyValueCache, Transformer
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import character_tokenizer
 
 QUIET = Console(quiet=True)

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from tests.helpers import text_of, tiny_config, tiny_model
 from wholegpt import api
-from wholegpt.choices import (
+from wholegpt.console import Console
+from wholegpt.data import TokenShards
+from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
+from wholegpt.data.task_batches import collate
+from wholegpt.data.tasks import SPECIAL_TOKENS, encode_example
+from wholegpt.errors import ConfigError
+from wholegpt.evaluation import TaskScore, pseudo_perplexity
+from wholegpt.finetuning.tasks import read
+from wholegpt.losses import IGNORED
+from wholegpt.model import Encoder, parameter_count
+from wholegpt.model.heads import TaskEncoder
+from wholegpt.settings.choices import (
     Architecture,
     AttentionKernel,
     Bias,
@@ -23,18 +34,7 @@ from wholegpt.choices import (
     QueryKeyNorm,
     TaskKind,
 )
-from wholegpt.config import ModelConfig
-from wholegpt.console import Console
-from wholegpt.data import TokenShards
-from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
-from wholegpt.data.task_batches import collate
-from wholegpt.data.tasks import SPECIAL_TOKENS, encode_example
-from wholegpt.errors import ConfigError
-from wholegpt.evaluation import TaskScore, pseudo_perplexity
-from wholegpt.finetuning.tasks import read
-from wholegpt.losses import IGNORED
-from wholegpt.model import Encoder, parameter_count
-from wholegpt.model.heads import TaskEncoder
+from wholegpt.settings.schema import ModelConfig
 from wholegpt.tokenizers import MASK, train_character
 
 QUIET = Console(quiet=True)
@@ -196,7 +196,7 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     lines = text_of(2_000, seed=5).splitlines()
     rows = [f"{line[:20]},{'ab'[number % 2]}" for number, line in enumerate(lines)]
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
-    from wholegpt.presets import configure, recipe
+    from wholegpt.settings.presets import configure, recipe
 
     settings = {"training": {"steps": 3, "epochs": 0}, "runtime": {"device": "cpu"}}
     tuning = configure(settings, base=recipe("finetune"))

@@ -11,14 +11,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import tiny_config, tiny_model
 from wholegpt import api
-from wholegpt.choices import Architecture, Bias, FeedForward, Norm, NormPlacement, Positions, QueryKeyNorm
 from wholegpt.cli import main
-from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.generation import Engine
 from wholegpt.model import EncoderDecoder, flops_per_token, parameter_count
+from wholegpt.settings.choices import (
+    Architecture,
+    Bias,
+    FeedForward,
+    Norm,
+    NormPlacement,
+    Positions,
+    QueryKeyNorm,
+)
+from wholegpt.settings.schema import GenerationConfig, ModelConfig
 from wholegpt.tokenizers import character_tokenizer
 
 QUIET = Console(quiet=True)

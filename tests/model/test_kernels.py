@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wholegpt.choices import Dtype
 from wholegpt.losses import IGNORED, language_modeling, linear_cross_entropy, negative_log_likelihood
 from wholegpt.model import blocked_attention, linear
 from wholegpt.model.attention import attention
@@ -16,6 +15,7 @@ from wholegpt.model.blocked_attention import blocked_causal_attention
 from wholegpt.model.dropout import dropout, keep_bits, masked
 from wholegpt.model.norms import RMSNorm
 from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Dtype
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Largest difference from the plain twin in float64, for operands of size about 1."""

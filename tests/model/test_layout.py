@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import shrink, tiny_model, tiny_models, write_one
-from wholegpt import presets
-from wholegpt.choices import WeightFormat
-from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer, lay_out
 from wholegpt.model.layout import GROUP, INT8_ROWS, LAYOUTS, quantize_int4, quantize_int8
 from wholegpt.model.linear import Linear
+from wholegpt.settings import presets
+from wholegpt.settings.choices import WeightFormat
+from wholegpt.settings.schema import GenerationConfig, ModelConfig
 from wholegpt.tokenizers import byte_tokenizer
 
 LAID_OUT = [WeightFormat.bfloat16, WeightFormat.int8, WeightFormat.int4]

@@ -8,8 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import tiny_model, tiny_models, tiny_variants
-from wholegpt.checks import WINDOWED
-from wholegpt.choices import (
+from wholegpt.errors import ConfigError
+from wholegpt.losses import negative_log_likelihood
+from wholegpt.metrics import uniform_nats
+from wholegpt.model import Transformer, flops_per_token, parameter_count, training_memory_bytes
+from wholegpt.model.attention import attention, fused_attention
+from wholegpt.model.linear_attention import CHUNK, linear_attention, linear_attention_step
+from wholegpt.settings.choices import (
     Attention,
     AttentionKernel,
     Bias,
@@ -20,14 +25,9 @@ from wholegpt.choices import (
     QueryKeyNorm,
     Recompute,
 )
-from wholegpt.config import ModelConfig
-from wholegpt.errors import ConfigError
-from wholegpt.losses import negative_log_likelihood
-from wholegpt.metrics import uniform_nats
-from wholegpt.model import Transformer, flops_per_token, parameter_count, training_memory_bytes
-from wholegpt.model.attention import attention, fused_attention
-from wholegpt.model.linear_attention import CHUNK, linear_attention, linear_attention_step
-from wholegpt.presets import PRESETS, preset
+from wholegpt.settings.presets import PRESETS, preset
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import WINDOWED
 
 PUBLISHED = {
     "gpt1": 116_534_784,

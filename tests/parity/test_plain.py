@@ -6,8 +6,8 @@ import torch
 
 from tests.helpers import tiny_models, tiny_variants
 from tests.parity import plain
-from wholegpt.choices import AttentionKernel
 from wholegpt.model import Transformer
+from wholegpt.settings.choices import AttentionKernel
 
 MODELS = tiny_models() | tiny_variants()
 KERNELS = [kernel for kernel in AttentionKernel if kernel is not AttentionKernel.automatic]

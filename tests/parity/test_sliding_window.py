@@ -8,9 +8,9 @@ import torch
 
 from tests.helpers import tiny_config
 from wholegpt import api
-from wholegpt.choices import Dtype
 from wholegpt.console import Console
 from wholegpt.conversion import export_model
+from wholegpt.settings.choices import Dtype
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

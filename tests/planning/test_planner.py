@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from tests.helpers import Fails, make_plans_small, text_of
-from wholegpt import api, presets, runtime, start
+from wholegpt import api, runtime, start
 from wholegpt.checkpoint import CheckpointStore
-from wholegpt.choices import Dtype
 from wholegpt.cli import main
-from wholegpt.config import Config, ModelConfig, PrecisionConfig, TrainingConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
 from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, plan_elsewhere, planner
 from wholegpt.planning.machine import Rates, Speeds, step_seconds
 from wholegpt.planning.planner import batch_size, choose, planned_config, regularization, run_seconds
 from wholegpt.planning.scaling import Difficulty
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import Config, ModelConfig, PrecisionConfig, TrainingConfig
+from wholegpt.settings.serialization import from_mapping
 from wholegpt.training.callbacks import WatchPace
 from wholegpt.training.loop import StepMetrics
 from wholegpt.training.state import TrainingState

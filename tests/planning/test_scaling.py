@@ -6,7 +6,6 @@ import math
 import pytest
 
 from benchmarks import scaling as sweep
-from wholegpt.config import Config, ModelConfig
 from wholegpt.model import parameter_count
 from wholegpt.planning import ENGLISH_PROSE
 from wholegpt.planning.planner import model_of_width, planned_config
@@ -24,6 +23,7 @@ from wholegpt.planning.scaling import (
     ScalingLaw,
     expected_loss,
 )
+from wholegpt.settings.schema import Config, ModelConfig
 
 POINTS = sweep.recorded()
 

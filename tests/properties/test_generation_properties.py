@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_models, write_one
 from tests.parity import test_plain
 from tests.parity.test_plain import randomized
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine, GenerationRequest, Sampler, generate, generate_ids
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.model import CompiledTransformer, Transformer
 from wholegpt.model.compiled import compilable
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import character_tokenizer, train_character
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)

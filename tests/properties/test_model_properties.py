@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_config, tiny_models
 from tests.parity import test_plain
 from tests.parity.test_plain import randomized
-from wholegpt.config import ModelConfig
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED
 from wholegpt.model import Transformer
 from wholegpt.model.attention import attention
+from wholegpt.settings.schema import ModelConfig
 from wholegpt.training.loop import accumulate_gradients
 from wholegpt.training.objectives import LanguageModeling
 

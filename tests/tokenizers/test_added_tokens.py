@@ -13,8 +13,6 @@ import torch
 
 from tests.evaluation.test_perplexity import Uniform
 from tests.helpers import text_of
-from wholegpt.choices import Dtype
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
 from wholegpt.errors import TokenizerError
@@ -23,6 +21,8 @@ from wholegpt.evaluation.likelihood import Request
 from wholegpt.generation.decoding import encode_prompt
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.language_model import LanguageModel
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer, byte_tokenizer, train_bpe, train_character
 
 BASE = train_bpe([text_of(8000), "naïve café 東京"], 400)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import Fails, text_of
-from wholegpt.choices import Normalization
 from wholegpt.cli import main
 from wholegpt.errors import TokenizerError
+from wholegpt.settings.choices import Normalization
 from wholegpt.tokenizers import (
     Tokenizer,
     byte_tokenizer,

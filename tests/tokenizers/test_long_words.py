@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import text_of
 from tests.tokenizers.test_forms import merges_of, twin
-from wholegpt.choices import Normalization
+from wholegpt.settings.choices import Normalization
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_bpe, train_character, train_gpt1
 from wholegpt.tokenizers.training import LONGEST_WORD
 

@@ -9,10 +9,10 @@ import pytest
 import tokenizers as library
 
 from tests.helpers import text_of
-from wholegpt.choices import TokenizerKind
-from wholegpt.config import TokenizerConfig
 from wholegpt.data.vocabulary import make_tokenizer
 from wholegpt.errors import TokenizerError
+from wholegpt.settings.choices import TokenizerKind
+from wholegpt.settings.schema import TokenizerConfig
 from wholegpt.tokenizers import (
     CLASSIFY,
     DELIMITER,

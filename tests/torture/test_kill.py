@@ -16,7 +16,7 @@ from tests.helpers import text_of, tiny_config
 from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
-from wholegpt.presets import configure
+from wholegpt.settings.presets import configure
 
 QUIET = Console(quiet=True)
 STEPS = 80

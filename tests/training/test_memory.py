@@ -16,8 +16,11 @@ from benchmarks.training_step import RandomBatch
 from tests.helpers import shrink, tiny_model
 from wholegpt import runtime
 from wholegpt.checkpoint import make_model
-from wholegpt.checks import complete_model
-from wholegpt.choices import (
+from wholegpt.errors import ConfigError
+from wholegpt.model import Transformer, saved_activations
+from wholegpt.model.base import NeuralModel
+from wholegpt.runtime import compute_in, memory
+from wholegpt.settings.choices import (
     Architecture,
     Attention,
     AttentionKernel,
@@ -27,13 +30,10 @@ from wholegpt.choices import (
     QueryKeyNorm,
     Recompute,
 )
-from wholegpt.config import Config, ModelConfig, TrainingConfig
-from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping
-from wholegpt.model import Transformer, saved_activations
-from wholegpt.model.base import NeuralModel
-from wholegpt.presets import gpt2, modern
-from wholegpt.runtime import compute_in
+from wholegpt.settings.presets import gpt2, modern
+from wholegpt.settings.schema import Config, ModelConfig, TrainingConfig
+from wholegpt.settings.serialization import from_mapping
+from wholegpt.settings.validation import complete_model
 from wholegpt.training.loop import train_step
 from wholegpt.training.memory import HEADROOM, fitting_micro_batch, peak_tensor_bytes
 from wholegpt.training.objectives import LanguageModeling
@@ -211,15 +211,15 @@ def test_work_apart_neither_adds_to_the_peak_nor_leaves_memory_behind() -> None:
     pieces = [torch.ones(MEGABYTE // 4 + i) for i in range(200)]
     wedges = [torch.ones(4) for _ in pieces]
     del pieces
-    kept = runtime._process_bytes("VmRSS")
+    kept = memory._process_bytes("VmRSS")
     with runtime.memory_apart():
-        freed = kept - runtime._process_bytes("VmRSS")
+        freed = kept - memory._process_bytes("VmRSS")
         large = torch.ones(50 * MEGABYTE)
-        most = runtime._process_bytes("VmRSS")
+        most = memory._process_bytes("VmRSS")
         del large
     assert freed > 150 * MEGABYTE
     assert most < kept + 50 * MEGABYTE
-    assert runtime._process_bytes("VmRSS") < most - 150 * MEGABYTE
+    assert memory._process_bytes("VmRSS") < most - 150 * MEGABYTE
     assert len(wedges) == 200
 
 
@@ -240,8 +240,8 @@ def test_what_a_container_has_left_counts_files_that_can_be_dropped(tmp_path: Pa
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert runtime._container_memory(tmp_path) == 1000 - 700 + 250
-    assert runtime._container_memory(tmp_path / "nowhere") == float("inf")
+    assert memory._container_memory(tmp_path) == 1000 - 700 + 250
+    assert memory._container_memory(tmp_path / "nowhere") == float("inf")
     if version == 2:
         (tmp_path / "memory.max").write_text("max\n")
-        assert runtime._container_memory(tmp_path) == float("inf")
+        assert memory._container_memory(tmp_path) == float("inf")

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_model
-from wholegpt.checks import complete_schedule
-from wholegpt.choices import OptimizerKind, ScheduleKind
-from wholegpt.config import Config, OptimizerConfig, ScheduleConfig
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, negative_log_likelihood
-from wholegpt.mapping import from_mapping
 from wholegpt.model import Transformer
+from wholegpt.settings.choices import OptimizerKind, ScheduleKind
+from wholegpt.settings.schema import Config, OptimizerConfig, ScheduleConfig
+from wholegpt.settings.serialization import from_mapping
+from wholegpt.settings.validation import complete_schedule
 from wholegpt.training.loop import train_step
 from wholegpt.training.muon import muon_update, orthogonalize
 from wholegpt.training.optimizers import (

@@ -18,11 +18,11 @@ import torch
 from tests.helpers import text_of, tiny_config
 from wholegpt import api, run_folder, runtime
 from wholegpt.checkpoint import CheckpointStore
-from wholegpt.choices import Dtype, Execution
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, windows_before
 from wholegpt.errors import Interrupted, NumericsError, RunError
-from wholegpt.presets import recipe
+from wholegpt.settings.choices import Dtype, Execution
+from wholegpt.settings.presets import recipe
 from wholegpt.training import callbacks, loop, objectives
 from wholegpt.training.state import TrainingState
 
@@ -254,7 +254,7 @@ def test_resume_refuses_other_numerics_unless_told(
 
 def test_what_cannot_be_repeated_here_is_said(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(text_file, precision={"dtype": "bfloat16"}, runtime={"threads": 10_000})
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr("wholegpt.runtime.decisions.has_bfloat16", lambda device: False)
     problems = runtime.check_available(config, {**runtime.machine(), "torch": "0.1"})
     assert len(problems) == 3
     assert "bfloat16" in problems[0] and "10000 threads" in problems[1] and "torch 0.1" in problems[2]

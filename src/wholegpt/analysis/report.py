@@ -7,12 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wholegpt import presets
-from wholegpt.checks import complete_model
 from wholegpt.console import sample_for_people
 from wholegpt.files import read_json, write_text_atomic
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import flops_per_token
+from wholegpt.settings import presets
+from wholegpt.settings.validation import complete_model
 from wholegpt.training.callbacks import MetricsLog
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wholegpt.config import ModelConfig
 from wholegpt.errors import DataError
 from wholegpt.model.base import TokenModel
+from wholegpt.settings.schema import ModelConfig
 
 UNCERTAIN_DISCOUNT = 0.5
 """Where a text has no m-grams that occur once, or none that occur twice, to estimate it from."""

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.checks import check_separable
-from wholegpt.choices import Architecture
-from wholegpt.config import ModelConfig
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.model.dropout import dropout
+from wholegpt.settings.choices import Architecture
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import check_separable
 
 
 def elman_step(

@@ -77,7 +77,7 @@ def import_(
     from wholegpt.checkpoint import load_model_config
     from wholegpt.conversion import import_model
     from wholegpt.model import parameter_count
-    from wholegpt.presets import published_architecture
+    from wholegpt.settings.presets import published_architecture
 
     folder = import_model(
         path,

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from wholegpt import presets
-from wholegpt.checks import check
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -22,8 +20,10 @@ from wholegpt.cli.options import (
     section,
     table,
 )
-from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.errors import ConfigError, DataError, Interrupted, RunError
+from wholegpt.settings import presets
+from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig
+from wholegpt.settings.validation import check
 
 if TYPE_CHECKING:
     from wholegpt.console import Console

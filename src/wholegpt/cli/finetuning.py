@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt import presets
-from wholegpt.checks import check, check_max_seconds
-from wholegpt.choices import Architecture, Dtype, Execution, OnBadLine, OnBadText, TaskKind, WeightFormat
 from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
     ChosenSettings,
@@ -28,9 +25,20 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.cli.texts import check_no_file, piped_text
-from wholegpt.config import Config
 from wholegpt.console import write_output
 from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
+from wholegpt.settings import presets
+from wholegpt.settings.choices import (
+    Architecture,
+    Dtype,
+    Execution,
+    OnBadLine,
+    OnBadText,
+    TaskKind,
+    WeightFormat,
+)
+from wholegpt.settings.schema import Config
+from wholegpt.settings.validation import check, check_max_seconds
 
 if TYPE_CHECKING:
     from wholegpt.finetuning.prediction import Prediction
@@ -289,7 +297,7 @@ def chat(
     from wholegpt.data.chat_template import Message
     from wholegpt.generation.request import InterruptedWriting
     from wholegpt.loading import load
-    from wholegpt.mapping import to_mapping
+    from wholegpt.settings.serialization import to_mapping
 
     settings = to_mapping(generation)
     if common.seed is not None:

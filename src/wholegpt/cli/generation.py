@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt.checks import MOST_BEAMS, MOST_CHARACTERS
-from wholegpt.choices import Architecture, Execution, WeightFormat
 from wholegpt.cli.options import Common, CommonOptions
 from wholegpt.cli.texts import text_or_input
-from wholegpt.config import GenerationConfig
 from wholegpt.console import write_output, write_styled
 from wholegpt.errors import ConfigError, Interrupted
-from wholegpt.mapping import to_mapping
+from wholegpt.settings.choices import Architecture, Execution, WeightFormat
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.settings.serialization import to_mapping
+from wholegpt.settings.validation import MOST_BEAMS, MOST_CHARACTERS
 
 if TYPE_CHECKING:
     from wholegpt.generation import Completion, Hypothesis

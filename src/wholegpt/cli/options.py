@@ -11,12 +11,12 @@ from typing import Annotated, Any, ClassVar, get_args
 from cyclopts import App, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
-from wholegpt.checks import check_seed
-from wholegpt.choices import OnBadLine, OnBadText
-from wholegpt.config import Config
 from wholegpt.console import Console, write_output
 from wholegpt.errors import ConfigError, RunError
-from wholegpt.mapping import to_mapping
+from wholegpt.settings.choices import OnBadLine, OnBadText
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import to_mapping
+from wholegpt.settings.validation import check_seed
 
 
 @dataclass(frozen=True)

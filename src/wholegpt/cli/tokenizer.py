@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from wholegpt.checks import check
-from wholegpt.choices import Normalization, TokenizerKind
 from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
 from wholegpt.cli.texts import piped_text, required_text
-from wholegpt.config import Config, DataConfig, TokenizerConfig
 from wholegpt.console import write_styled
 from wholegpt.errors import ConfigError, RunError, TokenizerError, shortened
+from wholegpt.settings.choices import Normalization, TokenizerKind
+from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig
+from wholegpt.settings.validation import check
 
 if TYPE_CHECKING:
     from wholegpt.tokenizers import Tokenizer

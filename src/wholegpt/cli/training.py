@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt import presets
-from wholegpt.checks import check, check_max_seconds, complete_optimizer, complete_schedule, derive_sizes
-from wholegpt.choices import Architecture
 from wholegpt.cli.finetuning import show_finetuned
 from wholegpt.cli.options import (
     ChosenSettings,
@@ -25,10 +22,19 @@ from wholegpt.cli.options import (
     score_table,
     section,
 )
-from wholegpt.config import Config
 from wholegpt.console import sample_for_people
 from wholegpt.errors import ConfigError
-from wholegpt.mapping import to_mapping, to_yaml
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Architecture
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import to_mapping, to_yaml
+from wholegpt.settings.validation import (
+    check,
+    check_max_seconds,
+    complete_optimizer,
+    complete_schedule,
+    derive_sizes,
+)
 
 if TYPE_CHECKING:
     from wholegpt.run import Run

@@ -5,9 +5,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from wholegpt import presets
-from wholegpt.checks import USED, complete_model
-from wholegpt.choices import Architecture, AttentionKernel, Dtype, WeightFormat
 from wholegpt.cli.options import (
     Common,
     CommonOptions,
@@ -19,9 +16,12 @@ from wholegpt.cli.options import (
     table,
     task_table,
 )
-from wholegpt.config import GenerationConfig, ModelConfig
 from wholegpt.errors import ConfigError, DataError
-from wholegpt.mapping import to_mapping
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Architecture, AttentionKernel, Dtype, WeightFormat
+from wholegpt.settings.schema import GenerationConfig, ModelConfig
+from wholegpt.settings.serialization import to_mapping
+from wholegpt.settings.validation import USED, complete_model
 
 ROW_OPTIONS = ("encoding", "on_bad_text", "on_bad_line")
 """Options of reading that tables of examples have too."""

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from wholegpt import __version__
-from wholegpt.config import DataConfig, TokenizerConfig
 from wholegpt.data.corpora import Corpus
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.shards import CARD, Manifest, SplitManifest
 from wholegpt.data.statistics import TextStatistics
 from wholegpt.files import write_json_atomic, write_text_atomic
-from wholegpt.mapping import to_mapping
 from wholegpt.runtime import command_line
+from wholegpt.settings.schema import DataConfig, TokenizerConfig
+from wholegpt.settings.serialization import to_mapping
 
 FORMAT_VERSION = 1
 SOURCES_LISTED = 50

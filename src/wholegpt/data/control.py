@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from wholegpt.data.words import words_of
 from wholegpt.errors import ConfigError, DataError
-from wholegpt.mapping import nearest
+from wholegpt.settings.serialization import nearest
 
 Attributes = tuple[tuple[str, str], ...]
 """The fields that a document has, with their values, in the order of ``data.control``."""

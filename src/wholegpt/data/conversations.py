@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.chat_template import Conversation, Message
 from wholegpt.data.example_files import open_examples, save_examples
@@ -36,6 +35,7 @@ from wholegpt.data.row import by_lower_name
 from wholegpt.data.tables import Reading, Table
 from wholegpt.data.task_columns import DETECTED, TaskColumns
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.schema import Config
 
 MESSAGES = ("messages", "conversations", "conversation")
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")

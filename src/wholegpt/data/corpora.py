@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wholegpt.choices import Split
-from wholegpt.config import DataConfig
 from wholegpt.data.formats import Piece, ReadingReport, Source
 from wholegpt.data.reading import READING_OPTIONS, check_options, identity, read_pieces, useful_options
 from wholegpt.data.records import read_records
 from wholegpt.data.sources import source_path
 from wholegpt.errors import DataError
 from wholegpt.files import exists, utf8_name, write_bytes_atomic
+from wholegpt.settings.choices import Split
+from wholegpt.settings.schema import DataConfig
 
 TINYSHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

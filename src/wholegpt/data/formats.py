@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from wholegpt.config import DataConfig
 from wholegpt.console import Console
 from wholegpt.data.control import Attributes
 from wholegpt.data.file_types import SNIFFED_BYTES, check_encoding, is_binary
 from wholegpt.errors import DataError
+from wholegpt.settings.schema import DataConfig
 
 BLOCK_BYTES = 2**20
 PIECE_CHARACTERS = 2**21

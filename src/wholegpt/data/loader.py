@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wholegpt.choices import Documents
-from wholegpt.config import Config, TrainingConfig, WindowsConfig
 from wholegpt.data.permutation import interleave, permute, uniform
 from wholegpt.data.shards import PreparedData, TokenShards
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.runtime import mix_seed
+from wholegpt.settings.choices import Documents
+from wholegpt.settings.schema import Config, TrainingConfig, WindowsConfig
 
 
 @dataclass(frozen=True)

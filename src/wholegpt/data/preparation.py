@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from wholegpt.config import DataConfig, TokenizerConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data.card import describe_text, write_card
 from wholegpt.data.contamination import contamination
@@ -42,7 +41,8 @@ from wholegpt.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from wholegpt.mapping import nearest, to_mapping
+from wholegpt.settings.schema import DataConfig, TokenizerConfig
+from wholegpt.settings.serialization import nearest, to_mapping
 from wholegpt.tokenizers import Tokenizer
 
 DOCUMENTS, KEPT = "documents", "kept"

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wholegpt.config import DataConfig
 from wholegpt.data import formats
 from wholegpt.data.compression import decompressed
 from wholegpt.data.file_types import (
@@ -39,6 +38,7 @@ from wholegpt.data.row import Row
 from wholegpt.data.rows import read_rows
 from wholegpt.data.sources import without_text
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.schema import DataConfig
 
 T = TypeVar("T")
 READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")

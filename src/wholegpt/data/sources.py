@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from wholegpt.errors import ConfigError, DataError, shortened
-from wholegpt.mapping import nearest
+from wholegpt.settings.serialization import nearest
 
 STANDARD_INPUT = "-"
 FEWEST_WORDS = 4

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from wholegpt.choices import Split
-from wholegpt.config import DataConfig
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.permutation import permute
 from wholegpt.errors import DataError
+from wholegpt.settings.choices import Split
+from wholegpt.settings.schema import DataConfig
 
 DOCUMENTS_FOR_SPLIT = 50
 """Documents from which on whole ones are held out, unless the corpus or the user says otherwise."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wholegpt.choices import OnBadLine, OnBadText
-from wholegpt.config import DataConfig
 from wholegpt.console import Console
 from wholegpt.data.file_types import TABLES, is_table
 from wholegpt.data.formats import ReadingReport, Source, pass_over
@@ -16,6 +14,8 @@ from wholegpt.data.reading import check_options, table_rows, useful_options
 from wholegpt.data.row import LoneValue
 from wholegpt.data.separated_rows import number_of
 from wholegpt.errors import DataError
+from wholegpt.settings.choices import OnBadLine, OnBadText
+from wholegpt.settings.schema import DataConfig
 
 __all__ = ["Reading", "Table", "is_table", "number_of", "read_table"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from wholegpt.choices import TaskKind
 from wholegpt.data.row import by_lower_name
 from wholegpt.data.tables import Table, number_of
 from wholegpt.errors import DataError
+from wholegpt.settings.choices import TaskKind
 
 TEXT_NAMES = (
     *(

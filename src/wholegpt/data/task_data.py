@@ -7,8 +7,6 @@ from statistics import fmean, pstdev
 
 import msgspec
 
-from wholegpt.choices import TaskKind
-from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.example_files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_places
@@ -16,6 +14,8 @@ from wholegpt.data.tables import Reading
 from wholegpt.data.task_columns import TaskColumns, columns_in
 from wholegpt.data.tasks import Task, TaskExample, label_names, read_examples
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.schema import Config
 
 
 @dataclass(frozen=True)

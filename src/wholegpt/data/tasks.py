@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wholegpt.choices import TaskKind
 from wholegpt.data.tables import Reading, Table, number_of
 from wholegpt.data.task_columns import TaskColumns, columns_in, detect_choices, detect_columns, only_texts
 from wholegpt.errors import DataError
-from wholegpt.mapping import nearest
+from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.serialization import nearest
 from wholegpt.tokenizers import Tokenizer
 
 START, DELIMITER, CLASSIFY = "<|start|>", "<|delimiter|>", "<|classify|>"

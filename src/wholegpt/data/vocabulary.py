@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from wholegpt.choices import TokenizerKind
-from wholegpt.config import TokenizerConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data.documents import DocumentStore
 from wholegpt.data.splitting import SplitPlan
 from wholegpt.files import sha256_file
+from wholegpt.settings.choices import TokenizerKind
+from wholegpt.settings.schema import TokenizerConfig
 from wholegpt.tokenizers import (
     TOKENIZER_FILES,
     Quality,

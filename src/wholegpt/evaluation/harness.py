@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wholegpt.choices import Dtype
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.evaluation.likelihood import Request, score_continuations
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

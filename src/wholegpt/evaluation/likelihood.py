@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wholegpt.choices import Dtype
 from wholegpt.console import Console, Progress
 from wholegpt.errors import DataError, NumericsError
 from wholegpt.evaluation.perplexity import TOKENS_AT_ONCE
 from wholegpt.protocols import Cache, CausalLanguageModel
 from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import Tokenizer
 
 LEAST_SHARED = 16

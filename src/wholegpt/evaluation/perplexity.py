@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError, DataError, NumericsError
@@ -18,6 +17,7 @@ from wholegpt.losses import IGNORED, negative_log_likelihood
 from wholegpt.metrics import bits_per_unit, perplexity
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import Tokenizer
 
 SCORED_AT_ONCE = 2**22

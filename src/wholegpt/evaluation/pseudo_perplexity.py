@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.loader import document_numbers
@@ -19,6 +18,7 @@ from wholegpt.losses import class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, perplexity
 from wholegpt.model import Encoder
 from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import MASK, Tokenizer
 
 TOKENS_AT_ONCE = 8192

@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 import torch
 
-from wholegpt.choices import Dtype
-from wholegpt.config import DataConfig, GenerationConfig
 from wholegpt.console import Console
 from wholegpt.data.file_types import JSON, file_format
 from wholegpt.data.formats import ReadingReport
@@ -26,6 +24,8 @@ from wholegpt.files import is_file
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.metrics import Estimate
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import DataConfig, GenerationConfig
 from wholegpt.tokenizers import Tokenizer
 
 SHOTS_JOINED_BY = "\n\n"

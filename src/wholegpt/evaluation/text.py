@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.choices import Documents, Dtype
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.evaluation.perplexity import (
@@ -21,6 +20,7 @@ from wholegpt.evaluation.perplexity import (
 )
 from wholegpt.metrics import Estimate, bootstrap_ratio, nats_to_bits, perplexity
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import Tokenizer
 
 PIECES = 100

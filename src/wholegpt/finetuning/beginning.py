@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
-from wholegpt.choices import Initialization
-from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model import TokenModel
 from wholegpt.model.heads import extend_vocabulary
+from wholegpt.settings.choices import Initialization
+from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun
 

@@ -10,9 +10,6 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
-from wholegpt.checks import complete_model
-from wholegpt.choices import Dtype, TokenizerKind
-from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, sample_for_people
 from wholegpt.data.chat_template import (
     PAIR_TEMPLATE,
@@ -38,6 +35,9 @@ from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
 from wholegpt.model import EncoderDecoder, TokenModel
 from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Dtype, TokenizerKind
+from wholegpt.settings.schema import Config, GenerationConfig
+from wholegpt.settings.validation import complete_model
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Begun, Criterion

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wholegpt.choices import Dtype, TaskKind
 from wholegpt.console import Console
 from wholegpt.data.packing import batches_of
 from wholegpt.data.task_batches import collate
@@ -22,6 +21,7 @@ from wholegpt.evaluation.task import TaskScore
 from wholegpt.finetuning.tasks import read
 from wholegpt.model import TaskModel
 from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Dtype, TaskKind
 from wholegpt.tokenizers import Tokenizer
 
 TOKENS_AT_ONCE = 16_384

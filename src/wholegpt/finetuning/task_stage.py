@@ -8,8 +8,6 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, listed
-from wholegpt.choices import ClassWeights
-from wholegpt.config import Config
 from wholegpt.console import Console
 from wholegpt.data.task_batches import TaskLoader
 from wholegpt.data.task_data import TaskData
@@ -22,6 +20,8 @@ from wholegpt.finetuning.tasks import TaskObjective
 from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
 from wholegpt.model import TaskModel, TokenModel
+from wholegpt.settings.choices import ClassWeights
+from wholegpt.settings.schema import Config
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun, Criterion, QuickScore
 

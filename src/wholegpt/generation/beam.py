@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wholegpt.checks import MOST_BEAMS
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.generation.engine import check_prompt
@@ -22,6 +20,8 @@ from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.stopping import text_before_stop
 from wholegpt.protocols import CausalLanguageModel
 from wholegpt.runtime import at_least_float32
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.settings.validation import MOST_BEAMS
 from wholegpt.tokenizers import Tokenizer
 
 MOST_LENGTH_PENALTY = 10

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from wholegpt.checks import MOST_CHARACTERS
-from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation.json_schema import check_pattern, read_schema
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.settings.validation import MOST_CHARACTERS
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from wholegpt.checks import MOST_WAITING
-from wholegpt.config import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation.engine import Engine, check_rewinds, restarted_window
@@ -19,6 +17,8 @@ from wholegpt.generation.request import Completion, GenerationRequest, Interrupt
 from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.protocols import CausalLanguageModel
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.settings.validation import MOST_WAITING
 from wholegpt.tokenizers import Tokenizer
 
 

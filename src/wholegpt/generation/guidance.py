@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.protocols import Cache, CausalLanguageModel
 from wholegpt.runtime import at_least_float32
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer
 
 MOST_GUIDANCE = 20.0

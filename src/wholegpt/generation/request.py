@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wholegpt.config import GenerationConfig
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.speculation import Drafter
 from wholegpt.generation.stopping import StopSearch
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wholegpt.checks import check_generation
-from wholegpt.config import GenerationConfig
 from wholegpt.errors import ConfigError
 from wholegpt.generation import processors
 from wholegpt.generation.constraints import Constraint, NothingLeftError
 from wholegpt.runtime import mix_seed
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.settings.validation import check_generation
 from wholegpt.tokenizers import Tokenizer
 
 

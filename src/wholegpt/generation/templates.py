@@ -6,7 +6,7 @@ from pathlib import Path
 from wholegpt.data import read_text
 from wholegpt.errors import ConfigError
 from wholegpt.files import is_file
-from wholegpt.mapping import nearest
+from wholegpt.settings.serialization import nearest
 
 PLACE = "{prompt}"
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wholegpt.checks import complete_model
-from wholegpt.choices import Embeddings, FeedForward, Positions
-from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.foreign import completed, number_in, whole_number_in
 from wholegpt.interop.names import LAYER, Table, both, name
-from wholegpt.presets import gpt1, gpt2, modern, published_architecture
+from wholegpt.settings.choices import Embeddings, FeedForward, Positions
+from wholegpt.settings.presets import gpt1, gpt2, modern, published_architecture
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import complete_model
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from wholegpt.checkpoint import listed
-from wholegpt.checks import complete_model
-from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import read_json
 from wholegpt.interop.names import Name, names_of, their_shapes, to_ours
-from wholegpt.mapping import from_mapping
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.serialization import from_mapping
+from wholegpt.settings.validation import complete_model
 
 LARGEST_SIZE, MOST_LAYERS = 2**24, 1024
 """Of any number in somebody's config, and of blocks."""

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wholegpt.choices import Bias, FeedForward
-from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
 from wholegpt.interop.certificate import ForeignModel
@@ -20,6 +18,8 @@ from wholegpt.interop.gguf_tokenizer import add_ends, add_tokenizer
 from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
 from wholegpt.interop.sidecar import without_special_names
 from wholegpt.model import TokenModel
+from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.schema import ModelConfig
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

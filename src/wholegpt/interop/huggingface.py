@@ -9,8 +9,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.choices import Bias, Embeddings
-from wholegpt.config import ModelConfig
 from wholegpt.data.chat_template import ChatTemplate
 from wholegpt.errors import CheckpointError
 from wholegpt.files import write_json_atomic, write_text_atomic
@@ -33,6 +31,8 @@ from wholegpt.interop.sidecar import (
     without_special_names,
 )
 from wholegpt.model import TokenModel
+from wholegpt.settings.choices import Bias, Embeddings
+from wholegpt.settings.schema import ModelConfig
 from wholegpt.tokenizers import END_OF_TEXT, PADDING, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

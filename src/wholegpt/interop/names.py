@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wholegpt.choices import Bias
-from wholegpt.config import ModelConfig
 from wholegpt.model import Transformer
+from wholegpt.settings.choices import Bias
+from wholegpt.settings.schema import ModelConfig
 
 LAYER = "{layer}"
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholegpt.choices import Bias, FeedForward
-from wholegpt.config import ModelConfig
 from wholegpt.errors import CheckpointError
 from wholegpt.interop.foreign import ForeignTensors, completed, load_tensors_only, number_in, tied
 from wholegpt.interop.names import LAYER, Table, both, name, own_shapes
-from wholegpt.presets import gpt2
+from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.presets import gpt2
+from wholegpt.settings.schema import ModelConfig
 
 _OURS, _THEIRS = f"blocks.{LAYER}", f"transformer.h.{LAYER}"
 TABLE: Table = (

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from wholegpt.checks import TRANSFORMERS, WINDOWED, complete_model
-from wholegpt.choices import (
+from wholegpt.model.attention import used_kernel
+from wholegpt.model.blocked_attention import query_block
+from wholegpt.model.linear_attention import CHUNK
+from wholegpt.settings.choices import (
     Architecture,
     Attention,
     AttentionKernel,
@@ -15,10 +17,8 @@ from wholegpt.choices import (
     Positions,
     QueryKeyNorm,
 )
-from wholegpt.config import ModelConfig
-from wholegpt.model.attention import used_kernel
-from wholegpt.model.blocked_attention import query_block
-from wholegpt.model.linear_attention import CHUNK
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import TRANSFORMERS, WINDOWED, complete_model
 
 FLOAT32_BYTES = 4
 GATES = {Architecture.elman: 1, Architecture.gru: 3, Architecture.lstm: 4}

@@ -13,9 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from wholegpt.checks import WINDOWED
-from wholegpt.choices import Architecture, Attention, AttentionKernel, Bias, QueryKeyNorm
-from wholegpt.config import ModelConfig
 from wholegpt.model.blocked_attention import blocked_causal_attention
 from wholegpt.model.cache import KeyValueCache, ModelCache
 from wholegpt.model.dropout import dropout as drop
@@ -23,6 +20,9 @@ from wholegpt.model.linear import Linear
 from wholegpt.model.norms import RMSNorm
 from wholegpt.model.positions import Rotation, rotate
 from wholegpt.model.sparse_attention import sparse_attention
+from wholegpt.settings.choices import Architecture, Attention, AttentionKernel, Bias, QueryKeyNorm
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import WINDOWED
 
 
 def attention(

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wholegpt.choices import Embeddings
-from wholegpt.config import ModelConfig
 from wholegpt.model.linear import Linear
 from wholegpt.model.positions import Rotation, make_positions
+from wholegpt.settings.choices import Embeddings
+from wholegpt.settings.schema import ModelConfig
 
 INITIAL_STANDARD_DEVIATION = 0.02
 

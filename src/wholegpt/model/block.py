@@ -5,14 +5,14 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.choices import Attention, AttentionKernel, FeedForward, NormPlacement
-from wholegpt.config import ModelConfig
 from wholegpt.model.attention import SelfAttention, SequenceContext
 from wholegpt.model.dropout import dropout
 from wholegpt.model.experts import MixtureOfExperts
 from wholegpt.model.feed_forward import SwiGLU, TwoLayer
 from wholegpt.model.linear_attention import AverageAttention, LinearAttention
 from wholegpt.model.norms import make_norm
+from wholegpt.settings.choices import Attention, AttentionKernel, FeedForward, NormPlacement
+from wholegpt.settings.schema import ModelConfig
 
 
 def make_attention(config: ModelConfig, kernel: AttentionKernel) -> nn.Module:

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wholegpt.choices import Attention, Positions
-from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.sparse_attention import is_seen
+from wholegpt.settings.choices import Attention, Positions
+from wholegpt.settings.schema import ModelConfig
 
 READ_AT_ONCE = 512
 """Most tokens of a text that are read at once where the cache is shorter than the text."""

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wholegpt.checks import RECURRENT
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
@@ -24,6 +23,7 @@ from wholegpt.model.base import TokenModel
 from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.transformer import Transformer
 from wholegpt.runtime import COMPILER_ERRORS, separate_compiled_code
+from wholegpt.settings.validation import RECURRENT
 
 CAPACITY_UNIT = 256
 """Caches have room for a multiple of so many positions, so that one compiled step serves texts of different lengths."""

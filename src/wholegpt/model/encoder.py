@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.choices import AttentionKernel, NormPlacement, Recompute
-from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.feed_forward import ACTIVATIONS
@@ -18,6 +16,8 @@ from wholegpt.model.linear import Linear
 from wholegpt.model.norms import make_norm
 from wholegpt.model.positions import restarted_positions
 from wholegpt.model.transformer import Transformer, initialize
+from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
+from wholegpt.settings.schema import ModelConfig
 
 
 class Encoder(Transformer):

@@ -13,9 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wholegpt.checks import complete_model
-from wholegpt.choices import AttentionKernel, Bias, NormPlacement
-from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext, attention
 from wholegpt.model.base import PositionedModel
@@ -27,6 +24,9 @@ from wholegpt.model.norms import make_norm
 from wholegpt.model.positions import restarted_positions
 from wholegpt.model.transformer import initialize
 from wholegpt.runtime import compute_dtype
+from wholegpt.settings.choices import AttentionKernel, Bias, NormPlacement
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import complete_model
 
 
 class CrossAttention(nn.Module):

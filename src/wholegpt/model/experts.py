@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.choices import Bias, FeedForward
-from wholegpt.config import ModelConfig
 from wholegpt.model.feed_forward import ACTIVATIONS
 from wholegpt.model.linear import Linear
 from wholegpt.runtime import at_least_float32
+from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.schema import ModelConfig
 
 
 class ExpertLinear(nn.Module):

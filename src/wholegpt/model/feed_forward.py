@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.choices import Bias, FeedForward
-from wholegpt.config import ModelConfig
 from wholegpt.model.linear import Linear
+from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.schema import ModelConfig
 
 
 def relu_squared(x: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:

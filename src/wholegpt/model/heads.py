@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.choices import AttentionKernel, Recompute
-from wholegpt.config import ModelConfig
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, TokenModel
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.transformer import Transformer
+from wholegpt.settings.choices import AttentionKernel, Recompute
+from wholegpt.settings.schema import ModelConfig
 
 
 class TaskTransformer(Transformer):

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.choices import WeightFormat
 from wholegpt.errors import ConfigError
 from wholegpt.model.base import TokenModel
 from wholegpt.model.linear import Linear
 from wholegpt.model.transformer import Transformer
+from wholegpt.settings.choices import WeightFormat
 
 M = TypeVar("M", bound=TokenModel)
 GROUP = 32

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.choices import Attention, Bias
-from wholegpt.config import ModelConfig
 from wholegpt.model.attention import SelfAttention, SequenceContext
 from wholegpt.model.cache import RecurrentCache
 from wholegpt.model.linear import Linear
 from wholegpt.runtime import at_least_float32
+from wholegpt.settings.choices import Attention, Bias
+from wholegpt.settings.schema import ModelConfig
 
 CHUNK = 64
 """Positions that meet each other directly; those before them by their sum."""

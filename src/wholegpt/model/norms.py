@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wholegpt.choices import Norm
-from wholegpt.config import ModelConfig
+from wholegpt.settings.choices import Norm
+from wholegpt.settings.schema import ModelConfig
 
 
 class LayerNorm(nn.LayerNorm):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.choices import Positions
-from wholegpt.config import ModelConfig
+from wholegpt.settings.choices import Positions
+from wholegpt.settings.schema import ModelConfig
 
 SINUSOIDAL_BASE = 10_000.0
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wholegpt.choices import Attention
-from wholegpt.config import ModelConfig
 from wholegpt.model.dropout import dropout as drop
+from wholegpt.settings.choices import Attention
+from wholegpt.settings.schema import ModelConfig
 
 
 def visible_keys(length: int, config: ModelConfig, device: torch.device) -> Bool[Tensor, "T T"]:

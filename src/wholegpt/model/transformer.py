@@ -11,9 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wholegpt.checks import RECURRENT, check_separable, complete_model
-from wholegpt.choices import AttentionKernel, NormPlacement, Recompute
-from wholegpt.config import ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.model.attention import SequenceContext
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, PositionedModel
@@ -27,6 +24,9 @@ from wholegpt.model.norms import make_norm
 from wholegpt.model.positions import restarted_positions
 from wholegpt.model.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
+from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import RECURRENT, check_separable, complete_model
 
 
 class Transformer(PositionedModel):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from wholegpt import runtime
-from wholegpt.choices import Dtype, OptimizerKind
-from wholegpt.config import Config
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
+from wholegpt.settings.choices import Dtype, OptimizerKind
+from wholegpt.settings.schema import Config
 from wholegpt.training.muon import ITERATIONS
 
 PROBE_SIZE = 2048

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from wholegpt.config import Config
 from wholegpt.data import PreparedData
-from wholegpt.mapping import to_mapping
 from wholegpt.model import parameter_count
 from wholegpt.planning.scaling import Expectation
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import to_mapping
 
 
 @dataclass(frozen=True)

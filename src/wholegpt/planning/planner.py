@@ -11,16 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from wholegpt import runtime
-from wholegpt.checks import complete_model, complete_optimizer
-from wholegpt.choices import AttentionKernel, Dtype, ScheduleKind
-from wholegpt.config import (
-    Config,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainingConfig,
-)
 from wholegpt.console import Console, Silent
 from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError, DataError
@@ -41,6 +31,16 @@ from wholegpt.planning.scaling import (
     trained_tokens,
 )
 from wholegpt.planning.trial import run_trial
+from wholegpt.settings.choices import AttentionKernel, Dtype, ScheduleKind
+from wholegpt.settings.schema import (
+    Config,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+from wholegpt.settings.validation import complete_model, complete_optimizer
 from wholegpt.training.memory import HEADROOM, fitting_micro_batch, peak_tensor_bytes
 from wholegpt.training.resolution import resolve
 

@@ -6,8 +6,8 @@ The sweep and its figures are in ``benchmarks/scaling.jsonl``; ``python -m bench
 import math
 from dataclasses import dataclass
 
-from wholegpt.config import Config
 from wholegpt.model import parameter_count
+from wholegpt.settings.schema import Config
 
 PILOT_WIDTH, PILOT_TOKENS = 64, 200 * 16 * 256
 """The short training that measures how hard a text is."""

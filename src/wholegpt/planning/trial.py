@@ -10,12 +10,12 @@ import torch
 
 from wholegpt import runtime
 from wholegpt.checkpoint import make_model
-from wholegpt.config import Config, GenerationConfig
 from wholegpt.console import Console, Progress
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.generation import generate
 from wholegpt.planning.machine import Rates
+from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.training.loop import StepMetrics, train
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.optimizers import make_run_optimizer

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
-from wholegpt.choices import Normalization
 from wholegpt.errors import TokenizerError
 from wholegpt.interrupts import interruptible
+from wholegpt.settings.choices import Normalization
 from wholegpt.tokenizers.form import byte_level_alphabet
 from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer

@@ -13,10 +13,10 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
-from wholegpt.config import Config
 from wholegpt.console import Console, Progress, sample_for_people
 from wholegpt.files import write_text_atomic
 from wholegpt.model import TaskModel, Transformer
+from wholegpt.settings.schema import Config
 from wholegpt.training.loop import StepMetrics
 from wholegpt.training.stage import Criterion
 from wholegpt.training.state import Best, TrainingState

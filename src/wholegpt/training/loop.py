@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from wholegpt.choices import Dtype, Execution
-from wholegpt.config import Config
 from wholegpt.errors import NumericsError
 from wholegpt.model import Transformer, router_losses, take_counts
 from wholegpt.runtime import compute_in, mix_seed, separate_compiled_code
+from wholegpt.settings.choices import Dtype, Execution
+from wholegpt.settings.schema import Config
 from wholegpt.training.averaging import update_average
 from wholegpt.training.objectives import Objective, Rows
 from wholegpt.training.optimizers import set_learning_rate

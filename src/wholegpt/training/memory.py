@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from wholegpt.checks import BLOCKWISE, TRANSFORMERS, complete_model
-from wholegpt.choices import Architecture, Documents, Dtype, FeedForward, OptimizerKind, Recompute
-from wholegpt.config import Config, ModelConfig
 from wholegpt.errors import ConfigError
 from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
 from wholegpt.model import parameter_count, saved_activations
+from wholegpt.settings.choices import Architecture, Documents, Dtype, FeedForward, OptimizerKind, Recompute
+from wholegpt.settings.schema import Config, ModelConfig
+from wholegpt.settings.validation import BLOCKWISE, TRANSFORMERS, complete_model
 
 FLOAT32_BYTES = 4
 HEADROOM = 0.9

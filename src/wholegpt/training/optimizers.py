@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from wholegpt.adapters import partly_frozen
-from wholegpt.choices import Dtype, OptimizerKind
-from wholegpt.config import Config, OptimizerConfig
 from wholegpt.errors import CheckpointError
 from wholegpt.model import NeuralModel, TaskModel
+from wholegpt.settings.choices import Dtype, OptimizerKind
+from wholegpt.settings.schema import Config, OptimizerConfig
 from wholegpt.training.muon import Muon
 
 

@@ -5,11 +5,11 @@ import dataclasses
 import torch
 
 from wholegpt import runtime
-from wholegpt.checks import check, complete_model, complete_optimizer, complete_schedule
-from wholegpt.choices import Architecture, TokenizerKind
-from wholegpt.config import Config
 from wholegpt.data import PreparedData, make_loader, windows_before
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.choices import Architecture, TokenizerKind
+from wholegpt.settings.schema import Config
+from wholegpt.settings.validation import check, complete_model, complete_optimizer, complete_schedule
 from wholegpt.training.memory import fitting_micro_batch
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from wholegpt.choices import ScheduleKind
-from wholegpt.config import OptimizerConfig, ScheduleConfig
+from wholegpt.settings.choices import ScheduleKind
+from wholegpt.settings.schema import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:

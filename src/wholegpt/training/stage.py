@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from wholegpt.checkpoint import ModelFacts
-from wholegpt.config import Config
 from wholegpt.model import TokenModel
+from wholegpt.settings.schema import Config
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.loop import BatchSource
 from wholegpt.training.objectives import Objective

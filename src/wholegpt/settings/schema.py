@@ -8,7 +8,7 @@ holds no zero of that kind and repeats the run exactly.
 
 from dataclasses import dataclass, field
 
-from wholegpt.choices import (
+from wholegpt.settings.choices import (
     Architecture,
     Attention,
     AttentionKernel,

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from wholegpt.choices import Choice, underscored
 from wholegpt.errors import ConfigError
+from wholegpt.settings.choices import Choice, underscored
 
 T = TypeVar("T")
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")

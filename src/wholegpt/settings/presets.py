@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wholegpt.choices import (
+from wholegpt.errors import ConfigError
+from wholegpt.settings.choices import (
     Architecture,
     Attention,
     Bias,
@@ -18,9 +19,8 @@ from wholegpt.choices import (
     QueryKeyNorm,
     TaskKind,
 )
-from wholegpt.config import Config, ModelConfig
-from wholegpt.errors import ConfigError
-from wholegpt.mapping import from_mapping, nearest, read_yaml
+from wholegpt.settings.schema import Config, ModelConfig
+from wholegpt.settings.serialization import from_mapping, nearest, read_yaml
 
 T = TypeVar("T")
 
@@ -168,8 +168,8 @@ def is_preset(name: str) -> bool:
 
 def recipe_folder() -> Path:
     """Where the recipes are: inside the installed package, or at the root of a checkout."""
-    installed = Path(__file__).with_name("recipes")
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+    installed = Path(__file__).parents[1] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
 def recipe_names() -> list[str]:

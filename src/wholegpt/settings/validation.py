@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from wholegpt.choices import (
+from wholegpt.errors import ConfigError
+from wholegpt.settings.choices import (
     Architecture,
     Attention,
     ClassWeights,
@@ -15,7 +16,7 @@ from wholegpt.choices import (
     Recompute,
     TaskKind,
 )
-from wholegpt.config import (
+from wholegpt.settings.schema import (
     Config,
     DataConfig,
     FinetuningConfig,
@@ -27,7 +28,6 @@ from wholegpt.config import (
     TokenizerConfig,
     WindowsConfig,
 )
-from wholegpt.errors import ConfigError
 
 LEAST_WEIGHT = 1e-5
 """Share of the windows of a source that is used at all."""

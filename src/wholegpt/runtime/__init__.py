@@ -1,0 +1,58 @@
+"""The machine's part of a run: device, precision, threads, memory, seeds. Decided once, passed on."""
+
+from wholegpt.runtime.compilation import COMPILER_ERRORS, compiler_problem, separate_compiled_code
+from wholegpt.runtime.decisions import apply, check_available, decide, without_unavailable
+from wholegpt.runtime.device import choose_device, device_available, synchronize
+from wholegpt.runtime.memory import (
+    free_memory,
+    keep_freed_memory,
+    memory_apart,
+    peak_bytes,
+    resident_bytes,
+    return_freed_memory,
+)
+from wholegpt.runtime.precision import (
+    at_least_float32,
+    compute_dtype,
+    compute_in,
+    decide_precision,
+    decide_weights,
+    has_bfloat16,
+    torch_dtype,
+)
+from wholegpt.runtime.provenance import command_line, machine
+from wholegpt.runtime.seeding import mix_seed, seed_everything
+from wholegpt.runtime.threads import check_threads, cores_used_by_others, overload
+
+__all__ = [
+    "COMPILER_ERRORS",
+    "apply",
+    "at_least_float32",
+    "check_available",
+    "check_threads",
+    "choose_device",
+    "command_line",
+    "compiler_problem",
+    "compute_dtype",
+    "compute_in",
+    "cores_used_by_others",
+    "decide",
+    "decide_precision",
+    "decide_weights",
+    "device_available",
+    "free_memory",
+    "has_bfloat16",
+    "keep_freed_memory",
+    "machine",
+    "memory_apart",
+    "mix_seed",
+    "overload",
+    "peak_bytes",
+    "resident_bytes",
+    "return_freed_memory",
+    "seed_everything",
+    "separate_compiled_code",
+    "synchronize",
+    "torch_dtype",
+    "without_unavailable",
+]

@@ -1,0 +1,31 @@
+"""What is recorded of the machine and of the command."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+
+def machine() -> dict[str, str | int]:
+    """What the last bits of a result can depend on: versions, processor, cores."""
+    information = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if information.exists():
+        lines = information.read_text().splitlines()
+        model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model)
+    return {
+        "processor": model,
+        "cores": os.cpu_count() or 1,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def command_line() -> list[str]:
+    """The words that started this process, the program by its name alone."""
+    program = Path(sys.argv[0]).name
+    return ["wholegpt" if program == "__main__.py" else program, *sys.argv[1:]]

@@ -1,0 +1,46 @@
+"""CPU threads, and other programs that take the cores."""
+
+import os
+import time
+from pathlib import Path
+
+from wholegpt.errors import ConfigError
+
+
+def check_threads(threads: int) -> None:
+    """Raise ``ConfigError`` for a negative number of threads, and for more than the machine has cores."""
+    if not 0 <= threads <= (os.cpu_count() or 1):
+        raise ConfigError(f"runtime.threads is {threads}; this machine has {os.cpu_count()} cores")
+
+
+def overload(threads: int) -> str:
+    """A warning if other programs leave fewer idle cores than ``threads``; empty otherwise."""
+    if threads == 1:
+        return ""
+    cores, busy = os.cpu_count() or 1, cores_used_by_others()
+    if threads + busy < cores + 0.5:
+        return ""
+    return (
+        f"other programs use {busy:.1f} of {cores} cores, so {threads} threads wait for one another; "
+        "try --threads 1, or stop the other programs"
+    )
+
+
+def cores_used_by_others(seconds: float = 0.1) -> float:
+    """Cores that other processes keep busy, averaged over ``seconds`` from now; 0 where the system does not tell.
+
+    The whole machine's time that is not idle (``/proc/stat``), less this process's.
+    """
+    before, own, started = _busy_seconds(), time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    others = _busy_seconds() - before - (time.process_time() - own)
+    return max(0.0, others / (time.perf_counter() - started))
+
+
+def _busy_seconds() -> float:
+    """CPU time of all processes since the machine started, as Linux tells it; 0 elsewhere."""
+    statistics = Path("/proc/stat")
+    if not statistics.exists():
+        return 0.0
+    user, nice, system = statistics.read_text().split(maxsplit=4)[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
