@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline, make_union
 import wholegpt as wg
 from benchmarks.tables import machine_line, publish
 from wholegpt.console import Console
-from wholegpt.data import contamination
+from wholegpt.data.text.contamination import contamination
 from wholegpt.metrics import Estimate, bootstrap_ratio
 
 LABELS = ("negative", "positive")

@@ -15,7 +15,7 @@ from benchmarks.runs import finished
 from benchmarks.tables import machine_line, publish
 from benchmarks.transfer import pretrained
 from wholegpt.console import Console
-from wholegpt.data.tables import read_table
+from wholegpt.data.reading.tables import read_table
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation
 from wholegpt.files import write_text_atomic

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import publish
-from wholegpt.data import contamination, plan_split, write_documents
-from wholegpt.data.deduplication import find_duplicates
-from wholegpt.data.formats import Piece
+from wholegpt.data import plan_split, write_documents
+from wholegpt.data.reading.decoding import Piece
+from wholegpt.data.text.contamination import contamination
+from wholegpt.data.text.deduplication import find_duplicates
 from wholegpt.settings.choices import Split
 from wholegpt.settings.schema import DataConfig
 

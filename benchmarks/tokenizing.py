@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from benchmarks.tables import conditions, publish, spread
-from wholegpt.data.corpora import python_stdlib
+from wholegpt.data.reading.corpora import python_stdlib
 from wholegpt.tokenizers import Tokenizer, gpt2_tokenizer, train_bpe
 from wholegpt.tokenizers.fast import fast_encoding
 

@@ -23,9 +23,9 @@ import wholegpt as wg
 from benchmarks.runs import finished
 from benchmarks.tables import machine_line, publish
 from wholegpt.console import Console
-from wholegpt.data.tables import read_table
-from wholegpt.data.task_columns import TaskColumns
-from wholegpt.data.tasks import read_examples
+from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.tasks import read_examples
+from wholegpt.data.reading.tables import read_table
 from wholegpt.files import write_json_atomic
 from wholegpt.metrics import Estimate, bootstrap_ratio
 from wholegpt.run_folder import recorded_config

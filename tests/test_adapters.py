@@ -8,10 +8,18 @@ import pytest
 import torch
 
 from tests.helpers import tiny_models
-from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, merge, remove_lora, unmerge
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer
-from wholegpt.model.linear import Linear
+from wholegpt.model.layers.linear import Linear
+from wholegpt.model.lora import (
+    LoraLinear,
+    add_lora,
+    base_tensors,
+    lora_layers,
+    merge,
+    remove_lora,
+    unmerge,
+)
 from wholegpt.settings.schema import LoraConfig
 
 LORA = LoraConfig(rank=8)

@@ -11,7 +11,6 @@ import torch
 
 from tests.helpers import shrink, tiny_model
 from wholegpt import load
-from wholegpt.adapters import add_lora, merge, remove_lora, unmerge
 from wholegpt.checkpoint import (
     WEIGHTS,
     ModelFacts,
@@ -25,6 +24,7 @@ from wholegpt.console import Console
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
 from wholegpt.model import CompiledTransformer, Transformer, lay_out
+from wholegpt.model.lora import add_lora, merge, remove_lora, unmerge
 from wholegpt.settings.choices import Architecture, WeightFormat
 from wholegpt.settings.presets import gpt2
 from wholegpt.settings.schema import LoraConfig, ModelConfig

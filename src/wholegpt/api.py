@@ -9,7 +9,7 @@ from typing import Any
 
 from wholegpt import runtime
 from wholegpt.console import Console
-from wholegpt.data.sources import check_sources
+from wholegpt.data.reading.sources import check_sources
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore
 from wholegpt.files import lock_folder, write_json_atomic, write_text_atomic

@@ -19,12 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.adapters import add_lora, lora_layers, train_new_embeddings
-from wholegpt.baselines import NGram, RecurrentNetwork
-from wholegpt.baselines.ngram import ngram_sizes
-from wholegpt.data.control import Values
-from wholegpt.data.task_columns import TaskColumns
-from wholegpt.data.tasks import Task
+from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.tasks import Task
+from wholegpt.data.text.control import Values
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
     TEMPORARY_PREFIX,
@@ -39,7 +36,10 @@ from wholegpt.files import (
     write_text_atomic,
 )
 from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel, Transformer
+from wholegpt.model.baselines import NGram, RecurrentNetwork
+from wholegpt.model.baselines.ngram import ngram_sizes
 from wholegpt.model.heads import TaskEncoder, TaskTransformer
+from wholegpt.model.lora import add_lora, lora_layers, train_new_embeddings
 from wholegpt.settings.choices import Architecture, AttentionKernel, Recompute
 from wholegpt.settings.schema import LoraConfig, ModelConfig
 from wholegpt.settings.serialization import from_mapping, to_mapping

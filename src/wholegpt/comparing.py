@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from wholegpt.console import Console
-from wholegpt.data.conversations import holds_conversations
-from wholegpt.data.sources import check_sources
-from wholegpt.data.tables import Reading, is_table
+from wholegpt.data.chat.conversations import holds_conversations
+from wholegpt.data.reading.sources import check_sources
+from wholegpt.data.reading.tables import Reading, is_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import Difference, compare_tasks, compare_texts, is_task_file
 from wholegpt.language_model import LanguageModel

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from wholegpt.adapters import base_tensors, merge, remove_lora
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
     NO_FACTS,
@@ -24,7 +23,7 @@ from wholegpt.checkpoint import (
 )
 from wholegpt.console import Console
 from wholegpt.data import read_text
-from wholegpt.data.chat_template import ChatTemplate
+from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
@@ -37,6 +36,7 @@ from wholegpt.interop.source import model_in
 from wholegpt.loading import model_folder
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
+from wholegpt.model.lora import base_tensors, merge, remove_lora
 from wholegpt.settings.choices import Positions
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.serialization import nearest

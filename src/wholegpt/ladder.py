@@ -18,7 +18,6 @@ import torch
 
 from wholegpt import api
 from wholegpt.analysis.ladder_page import write_ladder_page
-from wholegpt.baselines import NGram
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData
 from wholegpt.errors import ConfigError, Interrupted, NumericsError, RunError
@@ -26,6 +25,7 @@ from wholegpt.evaluation import evaluate_tokens
 from wholegpt.files import lock_folder, read_json, write_json_atomic
 from wholegpt.interrupts import interruptible
 from wholegpt.model import flops_per_token, parameter_count
+from wholegpt.model.baselines import NGram
 from wholegpt.planning.trial import run_trial
 from wholegpt.run import Run
 from wholegpt.run_folder import with_absolute_paths

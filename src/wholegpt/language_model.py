@@ -13,17 +13,17 @@ from wholegpt import runtime
 from wholegpt.checkpoint import NO_FACTS, ModelFacts
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
-from wholegpt.data.chat_template import ChatTemplate, Conversation, Message, check_conversation
-from wholegpt.data.control import NO_CONTROL, header_for
-from wholegpt.data.conversations import holds_conversations, read_like
-from wholegpt.data.formats import ReadingReport
-from wholegpt.data.messages import read_message
-from wholegpt.data.reading import check_options, read_documents, useful_options
-from wholegpt.data.sources import check_sources, source_path
-from wholegpt.data.tables import Reading, is_table
-from wholegpt.data.task_columns import DETECTED
-from wholegpt.data.task_data import read_labelled
-from wholegpt.data.tasks import Task, TaskExample, parts_of, read_parts
+from wholegpt.data.chat.conversations import holds_conversations, read_like
+from wholegpt.data.chat.messages import read_message
+from wholegpt.data.chat.template import ChatTemplate, Conversation, Message, check_conversation
+from wholegpt.data.examples.columns import DETECTED
+from wholegpt.data.examples.data import read_labelled
+from wholegpt.data.examples.tasks import Task, TaskExample, parts_of, read_parts
+from wholegpt.data.reading.decoding import ReadingReport
+from wholegpt.data.reading.files import check_options, read_documents, useful_options
+from wholegpt.data.reading.sources import check_sources, source_path
+from wholegpt.data.reading.tables import Reading, is_table
+from wholegpt.data.text.control import NO_CONTROL, header_for
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
     PseudoPerplexity,
@@ -45,7 +45,7 @@ from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
 from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.settings.serialization import from_mapping

@@ -7,7 +7,6 @@ from shlex import quote
 import torch
 
 from wholegpt import runtime
-from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import CHECKPOINTS, CHECKSUMS, CheckpointStore, load_model, verify
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
@@ -15,6 +14,7 @@ from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerEr
 from wholegpt.files import recover_unlocked
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
+from wholegpt.model.lora import merge, remove_lora
 from wholegpt.settings import presets
 from wholegpt.settings.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
 from wholegpt.settings.schema import PrecisionConfig

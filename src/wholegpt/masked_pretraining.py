@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 
 from wholegpt.data import PreparedData, make_loader
-from wholegpt.data.loader import document_numbers
-from wholegpt.data.masking import MaskedLoader, hide_tokens
+from wholegpt.data.text.loader import document_numbers
+from wholegpt.data.text.masking import MaskedLoader, hide_tokens
 from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED, class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, clustered_proportion

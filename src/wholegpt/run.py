@@ -9,9 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 
 from wholegpt import runtime
-from wholegpt.adapters import trained_numbers
 from wholegpt.analysis.report import write_report
-from wholegpt.baselines import NGram
 from wholegpt.checkpoint import (
     CheckpointStore,
     ModelFacts,
@@ -22,8 +20,8 @@ from wholegpt.checkpoint import (
     make_model,
 )
 from wholegpt.console import Console
-from wholegpt.data.conversations import ConversationData
-from wholegpt.data.task_data import TaskData
+from wholegpt.data.chat.conversations import ConversationData
+from wholegpt.data.examples.data import TaskData
 from wholegpt.errors import CheckpointError, Interrupted
 from wholegpt.files import lock_folder, read_json
 from wholegpt.finetuning.instructions import InstructionTuning
@@ -33,6 +31,8 @@ from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
 from wholegpt.masked_pretraining import MaskedPretraining
 from wholegpt.model import TokenModel, Transformer
+from wholegpt.model.baselines import NGram
+from wholegpt.model.lora import trained_numbers
 from wholegpt.pretraining import Forgetting, Pretraining
 from wholegpt.run_folder import PLAN, recorded_config, run_data, run_examples
 from wholegpt.settings import presets

@@ -16,10 +16,10 @@ import torch
 from wholegpt import __version__, runtime
 from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PATTERN
 from wholegpt.data import PreparedData
-from wholegpt.data.corpora import HUB_PREFIX
-from wholegpt.data.example_files import EXAMPLE_FILES, examples_hash
-from wholegpt.data.shards import PREPARED_FILES
-from wholegpt.data.sources import STANDARD_INPUT
+from wholegpt.data.examples.files import EXAMPLE_FILES, examples_hash
+from wholegpt.data.reading.corpora import HUB_PREFIX
+from wholegpt.data.reading.sources import STANDARD_INPUT
+from wholegpt.data.text.shards import PREPARED_FILES
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked
 from wholegpt.pretraining import FORGETTING_FILES

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from wholegpt import runtime
-from wholegpt.adapters import merge, remove_lora
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
     WEIGHTS,
@@ -20,7 +19,7 @@ from wholegpt.checkpoint import (
 )
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
-from wholegpt.data.reading import READING_OPTIONS
+from wholegpt.data.reading.files import READING_OPTIONS
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.files import (
     exists,
@@ -36,6 +35,7 @@ from wholegpt.finetuning.instructions import begin_instructions, begin_pairs
 from wholegpt.finetuning.task_stage import begin_task
 from wholegpt.loading import model_folder
 from wholegpt.model import Encoder, Transformer
+from wholegpt.model.lora import merge, remove_lora
 from wholegpt.planning import Budget, make_plan, refuse_planned
 from wholegpt.pretraining import Forgetting
 from wholegpt.run_folder import (

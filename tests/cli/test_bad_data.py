@@ -11,7 +11,9 @@ import pytest
 
 from tests.helpers import Fails, text_of
 from wholegpt.cli import main
-from wholegpt.data import PreparedData, formats, reading
+from wholegpt.data import PreparedData
+from wholegpt.data.reading import decoding as formats
+from wholegpt.data.reading import files as reading
 
 Refused = Callable[..., str]
 
@@ -159,7 +161,7 @@ def test_interrupted_it_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text_of(50, seed)}) + "\n" for seed in range(60)))
     program = (
-        "import sys, wholegpt.data.preparation as p\n"
+        "import sys, wholegpt.data.text.preparation as p\n"
         "from wholegpt.cli import main\n"
         "def stopped(*a): raise KeyboardInterrupt\n"
         "p.encode_side = stopped\n"

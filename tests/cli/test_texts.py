@@ -16,7 +16,7 @@ from tests.helpers import TINY, Fails, text_of
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main, texts
 from wholegpt.console import Console
-from wholegpt.data.reading import ReadingReport, files_below
+from wholegpt.data.reading.files import ReadingReport, files_below
 from wholegpt.errors import ConfigError, DataError
 
 Pipe = Callable[..., None]

@@ -25,9 +25,9 @@ from wholegpt.data import (
     prepare,
     write_documents,
 )
-from wholegpt.data.formats import Piece
 from wholegpt.data.permutation import interleave
-from wholegpt.data.splitting import plan_split
+from wholegpt.data.reading.decoding import Piece
+from wholegpt.data.text.splitting import plan_split
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import evaluate_tokens
 from wholegpt.model import Transformer
@@ -300,8 +300,8 @@ def test_documents_in_blocks_equal_the_plain_ones(
     One block draws the drops of all weights at once, as the plain kernel does, so both drop the same.
     """
     if not dropout:
-        monkeypatch.setattr("wholegpt.model.blocked_attention.SHORTEST_BLOCK", 8)
-        monkeypatch.setattr("wholegpt.model.blocked_attention.SCORES_AT_ONCE", 100)
+        monkeypatch.setattr("wholegpt.model.layers.blocked_attention.SHORTEST_BLOCK", 8)
+        monkeypatch.setattr("wholegpt.model.layers.blocked_attention.SCORES_AT_ONCE", 100)
     gradients: list[torch.Tensor] = []
     for kernel in (AttentionKernel.plain, AttentionKernel.blocked):
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import text_of
 from wholegpt.cli import main
-from wholegpt.data.contamination import contamination
+from wholegpt.data.text.contamination import contamination
 
 
 def words(count: int, seed: int) -> list[str]:

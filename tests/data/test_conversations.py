@@ -8,9 +8,9 @@ import pytest
 
 from tests.helpers import tiny_config
 from wholegpt.console import Console
-from wholegpt.data.chat_template import ChatTemplate, Conversation, Message
-from wholegpt.data.conversations import ConversationData, read_conversations
-from wholegpt.data.tables import Reading, Table, read_table
+from wholegpt.data.chat.conversations import ConversationData, read_conversations
+from wholegpt.data.chat.template import ChatTemplate, Conversation, Message
+from wholegpt.data.reading.tables import Reading, Table, read_table
 from wholegpt.errors import DataError
 from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import fit_conversations, fitting_turns

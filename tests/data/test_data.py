@@ -21,11 +21,11 @@ from wholegpt.data import (
     prepare,
     write_documents,
 )
-from wholegpt.data.corpora import tinyshakespeare
-from wholegpt.data.formats import Piece
-from wholegpt.data.loader import permute, windows_before
-from wholegpt.data.splitting import SIDES, draw_documents, plan_split
-from wholegpt.data.vocabulary import fitting_vocabulary
+from wholegpt.data.reading.corpora import tinyshakespeare
+from wholegpt.data.reading.decoding import Piece
+from wholegpt.data.text.loader import permute, windows_before
+from wholegpt.data.text.splitting import SIDES, draw_documents, plan_split
+from wholegpt.data.text.vocabulary import fitting_vocabulary
 from wholegpt.errors import DataError
 from wholegpt.settings.choices import Split, TokenizerKind
 from wholegpt.settings.schema import DataConfig, TokenizerConfig, TrainingConfig
@@ -224,7 +224,7 @@ def test_damaged_shards_are_noticed(text_file: Path, tmp_path: Path) -> None:
 
 
 def test_shards_are_read_across_their_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wholegpt.data.encoding.SHARD_BYTES", 70)
+    monkeypatch.setattr("wholegpt.data.text.encoding.SHARD_BYTES", 70)
     documents = [text_of(20, seed) for seed in range(60)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
     data = prepared(tmp_path / "text.jsonl", tmp_path / "many")

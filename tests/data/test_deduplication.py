@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import text_of
 from wholegpt.cli import main
-from wholegpt.data.deduplication import Duplicates, find_duplicates
+from wholegpt.data.text.deduplication import Duplicates, find_duplicates
 from wholegpt.errors import ConfigError
 
 pytest.importorskip("rensa")

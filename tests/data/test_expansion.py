@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from wholegpt.data.compression import decompressed
+from wholegpt.data.reading.compression import decompressed
 
 MEGABYTES = 2**20
 

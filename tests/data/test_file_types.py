@@ -17,7 +17,7 @@ import pytest
 
 from tests.helpers import TINY, Fails
 from wholegpt.cli import main
-from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data.reading.files import ReadingReport, read_documents
 from wholegpt.errors import DataError
 from wholegpt.settings.schema import DataConfig
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from wholegpt.data import formats, open_corpus
-from wholegpt.data.reading import ReadingReport, read_documents
-from wholegpt.data.tables import read_table
-from wholegpt.data.task_columns import TaskColumns, detect_columns
+from wholegpt.data import open_corpus
+from wholegpt.data.examples.columns import TaskColumns, detect_columns
+from wholegpt.data.reading import decoding as formats
+from wholegpt.data.reading.files import ReadingReport, read_documents
+from wholegpt.data.reading.tables import read_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import DataConfig

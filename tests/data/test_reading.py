@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wholegpt.data import Corpus, formats, open_corpus
-from wholegpt.data.reading import ReadingReport, read_documents
+from wholegpt.data import Corpus, open_corpus
+from wholegpt.data.reading import decoding as formats
+from wholegpt.data.reading.files import ReadingReport, read_documents
 from wholegpt.errors import DataError
 from wholegpt.settings.schema import DataConfig
 

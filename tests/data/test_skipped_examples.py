@@ -8,10 +8,10 @@ import pytest
 
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.data.tables import Reading, read_table
-from wholegpt.data.task_columns import TaskColumns
-from wholegpt.data.task_data import TaskData
-from wholegpt.data.tasks import Task, read_parts
+from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.data import TaskData
+from wholegpt.data.examples.tasks import Task, read_parts
+from wholegpt.data.reading.tables import Reading, read_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import Config, DataConfig, FinetuningConfig

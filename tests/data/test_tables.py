@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wholegpt.data.tables import read_table
+from wholegpt.data.reading.tables import read_table
 from wholegpt.errors import DataError
 
 

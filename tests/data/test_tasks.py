@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wholegpt.data.tables import Reading, Table, read_table
-from wholegpt.data.task_columns import TaskColumns
-from wholegpt.data.task_data import read_labelled, shares
-from wholegpt.data.tasks import (
+from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.data import read_labelled, shares
+from wholegpt.data.examples.tasks import (
     CLASSIFY,
     DELIMITER,
     SPECIAL_TOKENS,
@@ -23,6 +22,7 @@ from wholegpt.data.tasks import (
     read_examples,
     read_parts,
 )
+from wholegpt.data.reading.tables import Reading, Table, read_table
 from wholegpt.errors import DataError
 from wholegpt.settings.choices import TaskKind
 from wholegpt.tokenizers import byte_tokenizer

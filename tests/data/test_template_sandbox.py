@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from wholegpt.data.chat_template import ChatTemplate, Message
-from wholegpt.data.template_sandbox import TemplateSandbox
+from wholegpt.data.chat.sandbox import TemplateSandbox
+from wholegpt.data.chat.template import ChatTemplate, Message
 from wholegpt.errors import ConfigError
 from wholegpt.tokenizers import byte_tokenizer
 

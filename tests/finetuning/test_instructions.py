@@ -18,11 +18,11 @@ from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
-from wholegpt.data.chat_template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
-from wholegpt.data.conversations import holds_conversations, read_conversations
-from wholegpt.data.packing import ConversationLoader, collate_conversations, pack
-from wholegpt.data.tables import Reading, read_table
-from wholegpt.data.task_columns import TaskColumns
+from wholegpt.data.chat.conversations import holds_conversations, read_conversations
+from wholegpt.data.chat.packing import ConversationLoader, collate_conversations, pack
+from wholegpt.data.chat.template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
+from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.reading.tables import Reading, read_table
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.finetuning import instructions
 from wholegpt.finetuning.instructions import answer_nats, answering, fit_conversations, fitting_turns

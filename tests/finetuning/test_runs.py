@@ -18,7 +18,7 @@ from wholegpt.cli import main
 from wholegpt.cli.options import task_table
 from wholegpt.comparing import compare
 from wholegpt.console import Console
-from wholegpt.data.tasks import SPECIAL_TOKENS
+from wholegpt.data.examples.tasks import SPECIAL_TOKENS
 from wholegpt.errors import ConfigError, DataError, NumericsError, RunError, WholeGPTError
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load

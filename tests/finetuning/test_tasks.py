@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import tiny_config, tiny_models
-from wholegpt.data.task_batches import TaskBatch, TaskLoader, collate
-from wholegpt.data.tasks import EncodedExample
+from wholegpt.data.examples.batches import TaskBatch, TaskLoader, collate
+from wholegpt.data.examples.tasks import EncodedExample
 from wholegpt.finetuning.task_stage import ACCURACY
 from wholegpt.finetuning.tasks import TaskObjective, next_tokens, read
 from wholegpt.losses import balanced_weights, linear_cross_entropy, negative_log_likelihood

@@ -29,7 +29,7 @@ from wholegpt.generation.json_schema import read_schema
 from wholegpt.language_model import LanguageModel
 from wholegpt.loading import load
 from wholegpt.model import Transformer
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, train_gpt1
 

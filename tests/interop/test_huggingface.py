@@ -19,7 +19,7 @@ from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
 from wholegpt.language_model import LanguageModel
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Bias, Embeddings, FeedForward, Norm
 from wholegpt.settings.presets import gpt1, gpt2
 from wholegpt.settings.schema import GenerationConfig

@@ -15,7 +15,7 @@ from wholegpt.checkpoint import load_facts, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.conversion import export_model, import_model
-from wholegpt.data.chat_template import Message
+from wholegpt.data.chat.template import Message
 from wholegpt.generation import encode_prompt
 from wholegpt.loading import load
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, open_tokenizer, train_bpe

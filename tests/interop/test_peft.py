@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from tests.helpers import shrink, tiny_models
-from wholegpt.adapters import add_lora, lora_layers, merge
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
 from wholegpt.interop.peft import BASE, CONFIG, WEIGHTS, base_hash, load_adapter, save_adapter
 from wholegpt.model import Transformer
 from wholegpt.model.heads import extend_vocabulary
+from wholegpt.model.lora import add_lora, lora_layers, merge
 from wholegpt.settings.choices import Embeddings, Norm
 from wholegpt.settings.schema import LoraConfig
 from wholegpt.tokenizers import byte_tokenizer

@@ -12,9 +12,9 @@ from tests.helpers import text_of, tiny_config, tiny_model
 from wholegpt import api
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
-from wholegpt.data.masking import MASKED, RANDOM, SHARE, hide_tokens
-from wholegpt.data.task_batches import collate
-from wholegpt.data.tasks import SPECIAL_TOKENS, encode_example
+from wholegpt.data.examples.batches import collate
+from wholegpt.data.examples.tasks import SPECIAL_TOKENS, encode_example
+from wholegpt.data.text.masking import MASKED, RANDOM, SHARE, hide_tokens
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore, pseudo_perplexity
 from wholegpt.finetuning.tasks import read

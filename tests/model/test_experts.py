@@ -10,7 +10,12 @@ from torch import Tensor
 from tests.helpers import tiny_config, tiny_model
 from wholegpt.data import Batch
 from wholegpt.model import Transformer, router_losses, take_counts
-from wholegpt.model.experts import MixtureOfExperts, balance_loss, places_in_queue, router_z_loss
+from wholegpt.model.layers.mixture_of_experts import (
+    MixtureOfExperts,
+    balance_loss,
+    places_in_queue,
+    router_z_loss,
+)
 from wholegpt.settings.choices import Bias, FeedForward
 from wholegpt.settings.validation import complete_model
 from wholegpt.training.loop import accumulate_gradients

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wholegpt.losses import IGNORED, language_modeling, linear_cross_entropy, negative_log_likelihood
-from wholegpt.model import blocked_attention, linear
-from wholegpt.model.attention import attention
-from wholegpt.model.blocked_attention import blocked_causal_attention
-from wholegpt.model.dropout import dropout, keep_bits, masked
-from wholegpt.model.norms import RMSNorm
+from wholegpt.model.layers import blocked_attention, linear
+from wholegpt.model.layers.attention import attention
+from wholegpt.model.layers.blocked_attention import blocked_causal_attention
+from wholegpt.model.layers.dropout import dropout, keep_bits, masked
+from wholegpt.model.layers.norms import RMSNorm
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.helpers import shrink, tiny_model, tiny_models, write_one
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer, lay_out
-from wholegpt.model.layout import GROUP, INT8_ROWS, LAYOUTS, quantize_int4, quantize_int8
-from wholegpt.model.linear import Linear
+from wholegpt.model.layers.linear import Linear
+from wholegpt.model.quantized import GROUP, INT8_ROWS, LAYOUTS, quantize_int4, quantize_int8
 from wholegpt.settings import presets
 from wholegpt.settings.choices import WeightFormat
 from wholegpt.settings.schema import GenerationConfig, ModelConfig

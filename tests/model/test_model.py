@@ -12,8 +12,8 @@ from wholegpt.errors import ConfigError
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import Transformer, flops_per_token, parameter_count, training_memory_bytes
-from wholegpt.model.attention import attention, fused_attention
-from wholegpt.model.linear_attention import CHUNK, linear_attention, linear_attention_step
+from wholegpt.model.layers.attention import attention, fused_attention
+from wholegpt.model.layers.linear_attention import CHUNK, linear_attention, linear_attention_step
 from wholegpt.settings.choices import (
     Attention,
     AttentionKernel,

@@ -13,7 +13,7 @@ from tests.parity.test_plain import randomized
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED
 from wholegpt.model import Transformer
-from wholegpt.model.attention import attention
+from wholegpt.model.layers.attention import attention
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.training.loop import accumulate_gradients
 from wholegpt.training.objectives import LanguageModeling

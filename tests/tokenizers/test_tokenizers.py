@@ -9,7 +9,7 @@ import pytest
 import tokenizers as library
 
 from tests.helpers import text_of
-from wholegpt.data.vocabulary import make_tokenizer
+from wholegpt.data.text.vocabulary import make_tokenizer
 from wholegpt.errors import TokenizerError
 from wholegpt.settings.choices import TokenizerKind
 from wholegpt.settings.schema import TokenizerConfig

@@ -22,7 +22,7 @@ import torch
 
 import wholegpt.analysis.report
 import wholegpt.cli
-import wholegpt.data.preparation
+import wholegpt.data.text.preparation
 import wholegpt.run
 
 WAIT_SECONDS = 20.0
@@ -83,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(1)
     wholegpt.analysis.report._charts = lambda records, bound: []  # takes most of a tiny run
     wholegpt.run.run_loop = after_the_others(wholegpt.run.run_loop, 3)
-    preparation = wholegpt.data.preparation
+    preparation = wholegpt.data.text.preparation
     preparation.plan_split = after_the_others(preparation.plan_split, 3)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:

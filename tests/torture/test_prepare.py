@@ -17,12 +17,12 @@ import pytest
 from tests.helpers import Fails, text_of
 from wholegpt import files
 from wholegpt.cli import main
-from wholegpt.data import encoding
+from wholegpt.data.text import encoding
 
 KILLS = 10
 PROGRAM = """
 import sys, time
-import wholegpt.data.encoding as encoding
+import wholegpt.data.text.encoding as encoding
 from wholegpt.cli import main
 encoding.SHARD_BYTES = 20_000
 write = encoding.write_json_atomic
@@ -123,14 +123,14 @@ def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     for change in ("nothing", "settings", "text"):
         with monkeypatch.context() as patch:
-            patch.setattr("wholegpt.data.preparation.write_manifest", stop)
+            patch.setattr("wholegpt.data.text.preparation.write_manifest", stop)
             assert main([*command, "byte"]) == 130
         marked = tmp_path / ".unfinished-out" / "mark"
         marked.write_text("still here")
         if change == "text":
             text.write_text(text.read_text() + '{"text": "more"}\n')
         with monkeypatch.context() as patch:
-            patch.setattr("wholegpt.data.preparation.write_manifest", stop)
+            patch.setattr("wholegpt.data.text.preparation.write_manifest", stop)
             assert main([*command, "character" if change == "settings" else "byte"]) == 130
         assert marked.exists() == (change == "nothing")
 
@@ -166,7 +166,7 @@ def test_a_torn_copy_of_the_documents_is_noticed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("wholegpt.data.preparation.encode_side", killed)
+        patch.setattr("wholegpt.data.text.preparation.encode_side", killed)
         assert main([*command, str(out)]) == 130
     os.truncate(tmp_path / ".unfinished-out" / "documents" / "documents.bin", 20_000)
     assert "documents.bin: damaged or missing; the same call begins anew" in fails(*command, out)

@@ -294,7 +294,7 @@ def chat(
         compiler (half a minute to two, less the next time), which needs a C++ compiler.
 
     """
-    from wholegpt.data.chat_template import Message
+    from wholegpt.data.chat.template import Message
     from wholegpt.generation.request import InterruptedWriting
     from wholegpt.loading import load
     from wholegpt.settings.serialization import to_mapping

@@ -103,8 +103,8 @@ def evaluate(
                 sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen, **for_rows
             )
         else:
-            from wholegpt.data.conversations import ConversationData
-            from wholegpt.data.task_data import TaskData
+            from wholegpt.data.chat.conversations import ConversationData
+            from wholegpt.data.examples.data import TaskData
             from wholegpt.run_folder import run_examples
 
             _refuse(task_settings, "a run's own held-out examples")

@@ -1,16 +1,16 @@
 """Token ids to batches: corpora, their preparation, and the loader."""
 
-from wholegpt.data.card import card_page, describe_text
-from wholegpt.data.contamination import Overlap, contamination
-from wholegpt.data.corpora import CORPORA, Corpus, of_texts, open_corpus
-from wholegpt.data.documents import DocumentStore, write_documents
-from wholegpt.data.loader import Batch, WindowLoader, make_loader, windows_before
-from wholegpt.data.preparation import find_in_store, prepare
-from wholegpt.data.reading import read_text
-from wholegpt.data.shards import PreparedData, TextSizes, TokenShards
-from wholegpt.data.splitting import plan_split
-from wholegpt.data.statistics import TextStatistics
-from wholegpt.data.vocabulary import learn_vocabulary
+from wholegpt.data.reading.corpora import CORPORA, Corpus, of_texts, open_corpus
+from wholegpt.data.reading.files import read_text
+from wholegpt.data.text.card import card_page, describe_text
+from wholegpt.data.text.contamination import Overlap, contamination
+from wholegpt.data.text.documents import DocumentStore, write_documents
+from wholegpt.data.text.loader import Batch, WindowLoader, make_loader, windows_before
+from wholegpt.data.text.preparation import find_in_store, prepare
+from wholegpt.data.text.shards import PreparedData, TextSizes, TokenShards
+from wholegpt.data.text.splitting import plan_split
+from wholegpt.data.text.statistics import TextStatistics
+from wholegpt.data.text.vocabulary import learn_vocabulary
 
 __all__ = [
     "CORPORA",

@@ -7,7 +7,7 @@ import torch
 from wholegpt.console import Console
 from wholegpt.evaluation.likelihood import Request, score_continuations
 from wholegpt.generation import encode_prompt, generate
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer

@@ -14,7 +14,7 @@ from torch import Tensor
 from wholegpt.console import Console, Progress
 from wholegpt.errors import DataError, NumericsError
 from wholegpt.evaluation.perplexity import TOKENS_AT_ONCE
-from wholegpt.protocols import Cache, CausalLanguageModel
+from wholegpt.model.interface import Cache, CausalLanguageModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import Tokenizer

@@ -15,7 +15,7 @@ from wholegpt.data import TokenShards
 from wholegpt.errors import ConfigError, DataError, NumericsError
 from wholegpt.losses import IGNORED, negative_log_likelihood
 from wholegpt.metrics import bits_per_unit, perplexity
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import Tokenizer

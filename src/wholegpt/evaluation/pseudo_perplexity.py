@@ -11,7 +11,7 @@ import torch
 
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
-from wholegpt.data.loader import document_numbers
+from wholegpt.data.text.loader import document_numbers
 from wholegpt.errors import DataError, TokenizerError
 from wholegpt.evaluation.perplexity import check_context, check_numbers
 from wholegpt.losses import class_negative_log_likelihood

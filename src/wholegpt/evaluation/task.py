@@ -12,18 +12,18 @@ import msgspec
 import torch
 
 from wholegpt.console import Console
-from wholegpt.data.file_types import JSON, file_format
-from wholegpt.data.formats import ReadingReport
-from wholegpt.data.reading import table_rows
-from wholegpt.data.records import LIKELY_FIELDS
-from wholegpt.data.tables import LARGEST_TABLE, Reading
+from wholegpt.data.reading.decoding import ReadingReport
+from wholegpt.data.reading.file_types import JSON, file_format
+from wholegpt.data.reading.files import table_rows
+from wholegpt.data.reading.records import LIKELY_FIELDS
+from wholegpt.data.reading.tables import LARGEST_TABLE, Reading
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
 from wholegpt.evaluation.likelihood import Request, score_continuations
 from wholegpt.files import is_file
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.metrics import Estimate
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import DataConfig, GenerationConfig
 from wholegpt.tokenizers import Tokenizer

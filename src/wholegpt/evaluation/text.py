@@ -19,7 +19,7 @@ from wholegpt.evaluation.perplexity import (
     windows_over,
 )
 from wholegpt.metrics import Estimate, bootstrap_ratio, nats_to_bits, perplexity
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import Tokenizer
 

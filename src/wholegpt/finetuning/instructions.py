@@ -11,7 +11,9 @@ import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
 from wholegpt.console import Console, sample_for_people
-from wholegpt.data.chat_template import (
+from wholegpt.data.chat.conversations import ConversationData
+from wholegpt.data.chat.packing import ConversationLoader, batches_of, collate_conversations, pack
+from wholegpt.data.chat.template import (
     PAIR_TEMPLATE,
     SEPARATOR,
     ChatTemplate,
@@ -19,11 +21,9 @@ from wholegpt.data.chat_template import (
     EncodedConversation,
     Message,
 )
-from wholegpt.data.conversations import ConversationData
-from wholegpt.data.packing import ConversationLoader, batches_of, collate_conversations, pack
-from wholegpt.data.reading import read_text
-from wholegpt.data.task_columns import DETECTED
-from wholegpt.data.vocabulary import make_tokenizer
+from wholegpt.data.examples.columns import DETECTED
+from wholegpt.data.reading.files import read_text
+from wholegpt.data.text.vocabulary import make_tokenizer
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 
 from wholegpt.console import Console
-from wholegpt.data.packing import batches_of
-from wholegpt.data.task_batches import collate
-from wholegpt.data.tasks import EncodedExample, Task, TaskExample, encode_example
+from wholegpt.data.chat.packing import batches_of
+from wholegpt.data.examples.batches import collate
+from wholegpt.data.examples.tasks import EncodedExample, Task, TaskExample, encode_example
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
 from wholegpt.evaluation.perplexity import check_numbers
 from wholegpt.evaluation.task import TaskScore

@@ -9,9 +9,9 @@ import torch
 
 from wholegpt.checkpoint import ModelFacts, ModelFolder, listed
 from wholegpt.console import Console
-from wholegpt.data.task_batches import TaskLoader
-from wholegpt.data.task_data import TaskData
-from wholegpt.data.tasks import SPECIAL_TOKENS, EncodedExample, TaskExample, encode_example
+from wholegpt.data.examples.batches import TaskLoader
+from wholegpt.data.examples.data import TaskData
+from wholegpt.data.examples.tasks import SPECIAL_TOKENS, EncodedExample, TaskExample, encode_example
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore
 from wholegpt.finetuning.beginning import begin
@@ -31,7 +31,7 @@ CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="val
 
 
 class TaskTuning:
-    """Answers of a head to examples (``wholegpt.data.tasks``), by E11."""
+    """Answers of a head to examples (``wholegpt.data.examples.tasks``), by E11."""
 
     def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer, facts: ModelFacts) -> None:
         """``config`` is decided; ``tokenizer`` knows the task's special tokens."""

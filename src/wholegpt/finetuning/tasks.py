@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.data.task_batches import TaskBatch
+from wholegpt.data.examples.batches import TaskBatch
 from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy, squared_error
 from wholegpt.model import Encoder
 from wholegpt.model.heads import TaskModel, read_out

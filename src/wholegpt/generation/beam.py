@@ -18,7 +18,7 @@ from wholegpt.generation.processors import NO_NUMBERS, have_numbers
 from wholegpt.generation.request import InterruptedWriting
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.stopping import text_before_stop
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.runtime import at_least_float32
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.settings.validation import MOST_BEAMS

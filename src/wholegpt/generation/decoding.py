@@ -16,7 +16,7 @@ from wholegpt.generation.memory import plan_slots
 from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting
 from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.settings.validation import MOST_WAITING
 from wholegpt.tokenizers import Tokenizer

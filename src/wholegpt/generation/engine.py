@@ -16,7 +16,7 @@ from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.generation.processors import NO_NUMBERS, have_numbers
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.speculation import Drafter, common_length
-from wholegpt.protocols import Cache, CausalLanguageModel
+from wholegpt.model.interface import Cache, CausalLanguageModel
 from wholegpt.runtime import at_least_float32
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.settings.validation import MOST_PROMPT_TOKENS, MOST_WAITING

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wholegpt.errors import ConfigError
-from wholegpt.protocols import Cache, CausalLanguageModel
+from wholegpt.model.interface import Cache, CausalLanguageModel
 from wholegpt.runtime import at_least_float32
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer

@@ -4,7 +4,7 @@ import torch
 
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.protocols import CausalLanguageModel
+from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.runtime import free_memory
 
 MOST_AT_ONCE = 32

@@ -13,7 +13,7 @@ import torch
 from wholegpt.errors import NumericsError
 from wholegpt.generation.processors import NO_NUMBERS, have_numbers
 from wholegpt.generation.sampling import NothingLeftError, Sampler
-from wholegpt.protocols import Cache, CausalLanguageModel
+from wholegpt.model.interface import Cache, CausalLanguageModel
 
 MOST_GUESSES = 15
 """A product of 16 rows takes little longer than one of a single row, which waits for the weights."""

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.data.chat_template import ChatTemplate
+from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError
 from wholegpt.files import write_json_atomic, write_text_atomic
 from wholegpt.interop.architectures import (

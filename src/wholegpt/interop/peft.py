@@ -16,7 +16,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.adapters import LoraLinear, add_lora, base_tensors, lora_layers, remove_lora
 from wholegpt.checkpoint import listed
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic
@@ -26,6 +25,7 @@ from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.foreign import ForeignTensors, number_in, open_tensors, read_object, whole_number_in
 from wholegpt.interop.names import Name, names_of, own_shapes, stacked_rows
 from wholegpt.model import TokenModel
+from wholegpt.model.lora import LoraLinear, add_lora, base_tensors, lora_layers, remove_lora
 from wholegpt.settings.schema import LoraConfig, ModelConfig
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"

@@ -75,7 +75,7 @@ def _with_set(template: str, tokens: Mapping[str, str], known: Mapping[str, str]
     """``template`` after a ``{% set %}`` for each of ``tokens`` that it uses and that is not ``known`` already."""
     from jinja2 import TemplateError, meta
 
-    from wholegpt.data.template_sandbox import TemplateSandbox
+    from wholegpt.data.chat.sandbox import TemplateSandbox
 
     if not any(name in template for name in tokens):
         return template

@@ -11,9 +11,9 @@ from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.compiled import CompiledTransformer
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.encoder_decoder import EncoderDecoder
-from wholegpt.model.experts import router_losses, take_counts
 from wholegpt.model.heads import TaskModel
-from wholegpt.model.layout import lay_out
+from wholegpt.model.layers.mixture_of_experts import router_losses, take_counts
+from wholegpt.model.quantized import lay_out
 from wholegpt.model.transformer import Transformer
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from wholegpt.model.attention import used_kernel
-from wholegpt.model.blocked_attention import query_block
-from wholegpt.model.linear_attention import CHUNK
+from wholegpt.model.layers.attention import used_kernel
+from wholegpt.model.layers.blocked_attention import query_block
+from wholegpt.model.layers.linear_attention import CHUNK
 from wholegpt.settings.choices import (
     Architecture,
     Attention,

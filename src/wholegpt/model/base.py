@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wholegpt.model.linear import Linear
-from wholegpt.model.positions import Rotation, make_positions
+from wholegpt.model.layers.linear import Linear
+from wholegpt.model.layers.positions import Rotation, make_positions
 from wholegpt.settings.choices import Embeddings
 from wholegpt.settings.schema import ModelConfig
 

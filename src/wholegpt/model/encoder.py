@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.errors import ConfigError
-from wholegpt.model.attention import SequenceContext
-from wholegpt.model.feed_forward import ACTIVATIONS
-from wholegpt.model.linear import Linear
-from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import restarted_positions
+from wholegpt.model.layers.attention import SequenceContext
+from wholegpt.model.layers.feed_forward import ACTIVATIONS
+from wholegpt.model.layers.linear import Linear
+from wholegpt.model.layers.norms import make_norm
+from wholegpt.model.layers.positions import restarted_positions
 from wholegpt.model.transformer import Transformer, initialize
 from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
 from wholegpt.settings.schema import ModelConfig

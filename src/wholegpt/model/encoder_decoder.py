@@ -14,14 +14,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wholegpt.errors import ConfigError
-from wholegpt.model.attention import SequenceContext, attention
 from wholegpt.model.base import PositionedModel
-from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache
-from wholegpt.model.dropout import dropout
-from wholegpt.model.linear import Linear
-from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import restarted_positions
+from wholegpt.model.layers.attention import SequenceContext, attention
+from wholegpt.model.layers.block import Block
+from wholegpt.model.layers.dropout import dropout
+from wholegpt.model.layers.linear import Linear
+from wholegpt.model.layers.norms import make_norm
+from wholegpt.model.layers.positions import restarted_positions
 from wholegpt.model.transformer import initialize
 from wholegpt.runtime import compute_dtype
 from wholegpt.settings.choices import AttentionKernel, Bias, NormPlacement

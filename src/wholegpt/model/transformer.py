@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wholegpt.errors import ConfigError
-from wholegpt.model.attention import SequenceContext
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, PositionedModel
-from wholegpt.model.block import Block
 from wholegpt.model.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
-from wholegpt.model.dropout import dropout
-from wholegpt.model.experts import ExpertLinear
-from wholegpt.model.linear import Linear
-from wholegpt.model.linear_attention import state_shape
-from wholegpt.model.norms import make_norm
-from wholegpt.model.positions import restarted_positions
-from wholegpt.model.sparse_attention import visible_keys
+from wholegpt.model.layers.attention import SequenceContext
+from wholegpt.model.layers.block import Block
+from wholegpt.model.layers.dropout import dropout
+from wholegpt.model.layers.linear import Linear
+from wholegpt.model.layers.linear_attention import state_shape
+from wholegpt.model.layers.mixture_of_experts import ExpertLinear
+from wholegpt.model.layers.norms import make_norm
+from wholegpt.model.layers.positions import restarted_positions
+from wholegpt.model.layers.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
 from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
 from wholegpt.settings.schema import ModelConfig

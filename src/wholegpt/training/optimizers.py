@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wholegpt.adapters import partly_frozen
 from wholegpt.errors import CheckpointError
 from wholegpt.model import NeuralModel, TaskModel
+from wholegpt.model.lora import partly_frozen
 from wholegpt.settings.choices import Dtype, OptimizerKind
 from wholegpt.settings.schema import Config, OptimizerConfig
 from wholegpt.training.muon import Muon

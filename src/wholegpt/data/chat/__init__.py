@@ -1,0 +1,1 @@
+"""Conversations: messages, templates, and rows of tokens."""

@@ -1,0 +1,257 @@
+"""Conversations to learn from: read from tables in the common forms, divided, and kept in the run's folder.
+
+======================  =====================================================================================
+form                    columns
+======================  =====================================================================================
+messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``; or of ``from``
+                        (system, human, gpt) and ``value``; ``data.messages`` has the other names and contents
+instructions            ``instruction``, perhaps ``input`` or ``context``, ``output``
+pairs                   ``prompt`` and ``response``, or other names of a text and what is to follow
+======================  =====================================================================================
+
+A column ``system`` beside these is the system's message, and ``history``, a list of pairs of a question and an answer,
+the turns before an instruction or a prompt. All other columns are named in a note.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wholegpt.console import Console
+from wholegpt.data.chat.messages import decode_list, read_messages, refuse_tools_and_media, unused_fields
+from wholegpt.data.chat.template import Conversation, Message
+from wholegpt.data.examples.columns import DETECTED, TaskColumns
+from wholegpt.data.examples.files import open_examples, save_examples
+from wholegpt.data.permutation import held_out_places
+from wholegpt.data.reading.decoding import ReadingReport
+from wholegpt.data.reading.row import by_lower_name
+from wholegpt.data.reading.tables import Reading, Table
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.schema import Config
+
+MESSAGES = ("messages", "conversations", "conversation")
+ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
+GIVEN = ("input", "context")
+"""What an instruction may be about, in a column of its own."""
+CHOICES = ("choices", "options", "answers")
+"""Columns of questions with answers to choose from, which are no conversations."""
+ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns of what the system says, where that is no message."""
+HISTORY = "history"
+JOINED_BY = "\n\n"
+"""Between an instruction and its input."""
+ASKING = ("user", "assistant")
+"""Who says what in a pair."""
+QUIET = Console(quiet=True)
+
+
+@dataclass(frozen=True)
+class ConversationData:
+    """Training and held-out conversations."""
+
+    train: list[Conversation]
+    validation: list[Conversation]
+    columns: TaskColumns
+    """Where the training ones stood."""
+
+    @classmethod
+    def read(cls, config: Config, console: Console = QUIET) -> "ConversationData":
+        """From the tables that ``config.finetuning`` names. Raises ``DataError`` for tables that hold none.
+
+        What is not a conversation of text is skipped where ``config.data`` says so of text or of lines.
+        """
+        settings = config.finetuning
+        if not settings.data:
+            raise ConfigError("no training examples are named; give --data FILE")
+        reading = Reading.of(config.data, settings.data, settings.validation)
+        table = reading.table(Path(settings.data))
+        columns = TaskColumns(settings.text_columns, (), settings.label_column)
+        train, columns = read_conversations(table, columns, reading, console)
+        if settings.validation:
+            validation = read_like(Path(settings.validation), reading, columns, console)
+            reading.show(console)
+            return cls(train, validation, columns)
+        reading.show(console)
+        fraction = config.data.validation_fraction
+        copies: dict[Conversation, list[int]] = {}
+        for place, one in enumerate(train):
+            copies.setdefault(one[:-1], []).append(place)
+        groups = list(copies.values())
+        drawn = held_out_places(len(groups), fraction, config.runtime.seed)
+        held_out = {place for i in drawn for place in groups[i]}  # who asks the same is on one side
+        if not 0 < len(held_out) < len(train):
+            different = f" of {len(copies):,} different questions" if len(copies) < len(train) else ""
+            raise DataError(
+                f"{settings.data}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
+                "out; give more, or held-out ones by --validation FILE"
+            )
+        sides = [[one for i, one in enumerate(train) if (i in held_out) is side] for side in (False, True)]
+        return cls(sides[0], sides[1], columns)
+
+    @classmethod
+    def open(cls, folder: Path) -> "ConversationData":
+        """Back from ``save``. Raises ``DataError`` where a file is missing or not what it was."""
+        about, train, validation = open_examples(folder, Conversation)
+        return cls(train, validation, msgspec.convert(about, TaskColumns))
+
+    def save(self, folder: Path) -> str:
+        """Write the conversations into a new ``folder``; returns the hash of all."""
+        return save_examples(folder, self.columns, self.train, self.validation)
+
+
+def holds_conversations(path: Path, reading: Reading | None = None, known: TaskColumns = DETECTED) -> bool:
+    """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
+    uncounted = replace(reading, report=ReadingReport()) if reading else Reading()
+    columns = uncounted.table(path, _named(known)).columns
+    if known.target and {*_named(known)} <= {*columns}:
+        return True
+    names = {column.lower() for column in columns}
+    if not names.isdisjoint(CHOICES):
+        return False
+    return not names.isdisjoint(MESSAGES) or not (names.isdisjoint(ASKED) or names.isdisjoint(ANSWERED))
+
+
+def read_like(
+    path: Path, reading: Reading, known: TaskColumns, console: Console = QUIET
+) -> list[Conversation]:
+    """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
+    table = reading.table(path, _named(known))
+    columns = known if {*_named(known)} <= {*table.columns} else DETECTED
+    return read_conversations(table, columns, reading, console)[0]
+
+
+def _named(columns: TaskColumns) -> list[str]:
+    return [name for name in (*columns.texts, columns.target) if name]
+
+
+def read_conversations(
+    table: Table, columns: TaskColumns = DETECTED, reading: Reading | None = None, console: Console = QUIET
+) -> tuple[list[Conversation], TaskColumns]:
+    """The conversations of a table, and the columns that they were found in; ``columns`` names those of pairs.
+
+    Raises ``DataError`` naming the line of what is not a conversation of text, unless ``reading`` leaves such rows out;
+    and listing the columns where none is an answer.
+    """
+    form, reading = _form_of(table, columns), reading or Reading()
+    found = list[Conversation]()
+    problem = ""
+    for row in range(len(table.rows)):
+        try:
+            found.append(form.conversation(table.rows[row], table.where(row)))
+        except DataError as error:
+            reading.pass_over(error)
+            problem = problem or str(error)
+    if not found:
+        raise DataError(f"{table.path}: none of {len(table.rows):,} rows is a conversation; {problem}")
+    used = [name for name in form.names if name]
+    if unused := [name for name in table.columns if name not in used]:
+        console.note(f"{table.path}: columns {', '.join(used)}; not used: {', '.join(unused)}")
+    fields = sorted(set[str]().union(*(unused_fields(row.get(form.messages)) for row in table.rows)))
+    if fields:
+        console.note(f"{table.path}: fields of messages that are not used: {', '.join(fields)}")
+    return found, form.columns
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which columns of a table hold what of a conversation; empty where none does."""
+
+    messages: str
+    texts: tuple[str, ...]
+    answers: str
+    system: str
+    history: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (self.messages, *self.texts, self.answers, self.system, self.history)
+
+    @property
+    def columns(self) -> TaskColumns:
+        """Those that other tables of the same form are to have."""
+        return (
+            TaskColumns(target=self.messages) if self.messages else TaskColumns(self.texts, (), self.answers)
+        )
+
+    def conversation(self, row: Mapping[str, Any], where: str) -> Conversation:
+        """That of a row. Raises ``DataError`` for one that is none."""
+        refuse_tools_and_media(row, where)
+        messages = read_messages(row.get(self.messages), where) if self.messages else self._pair(row, where)
+        told = row.get(self.system)
+        if told is None or (isinstance(told, str) and not told.strip()):
+            return messages
+        if not isinstance(told, str):
+            raise DataError(f"{where}: expected a text in '{self.system}', found {told!r:.40}")
+        if messages[0].role != "system":
+            return (Message("system", told), *messages)
+        if messages[0].content.strip() != told.strip():
+            raise DataError(
+                f"{where}: the system says one thing in '{self.system}' and another in the messages"
+            )
+        return messages
+
+    def _pair(self, row: Mapping[str, Any], where: str) -> Conversation:
+        said = [(name, row.get(name)) for name in self.texts]
+        for name, one in said[1:]:
+            if one is not None and not isinstance(one, str):
+                raise DataError(f"{where}: expected a text in '{name}', found {one!r:.40}")
+        given = [one for _, one in said if isinstance(one, str) and one.strip()]
+        if not given:
+            raise DataError(f"{where}: has an empty text in '{self.texts[0]}'")
+        answer = row.get(self.answers)
+        if answer is not None and not isinstance(answer, str):
+            raise DataError(f"{where}: expected a text in '{self.answers}', found {answer!r:.40}")
+        if not answer or not answer.strip():
+            raise DataError(f"{where}: has no answer in '{self.answers}'")
+        before = _turns(row.get(self.history), f"{where}: {self.history}")
+        return (*before, Message("user", JOINED_BY.join(given)), Message("assistant", answer))
+
+
+def _form_of(table: Table, columns: TaskColumns) -> _Form:
+    """The form of a table's conversations. Raises ``DataError`` that lists the columns where there is none."""
+    by_name = by_lower_name(table.columns)
+
+    def first(names: Sequence[str], *others: str) -> str:
+        return next((by_name[name] for name in names if name in by_name and by_name[name] not in others), "")
+
+    listed = first(MESSAGES)
+    if listed and not columns.texts and columns.target in ("", listed):
+        return _Form(listed, (), "", first(SYSTEM), "")
+    answers = columns.target or first(ANSWERED)
+    asked = first(ASKED, answers)
+    texts = columns.texts or tuple(name for name in (asked, first(GIVEN, asked, answers)) if name)
+    if not texts or not answers:
+        lacking = (
+            "answers (output, response, ...)" if texts else "prompts (instruction, prompt, ...), nor messages"
+        )
+        raise DataError(f"{table.path}: has no column of {lacking}; there are {', '.join(table.columns)}")
+    for name in (*texts, answers):
+        table.column(name)
+    return _Form("", texts, answers, first(SYSTEM, *texts, answers), first((HISTORY,), *texts, answers))
+
+
+def _turns(history: Any, where: str) -> Conversation:
+    """Earlier turns: pairs of a question and an answer, or messages."""
+    history = decode_list(history)
+    if history is None or history == [] or (isinstance(history, str) and not history.strip()):
+        return ()
+    if isinstance(history, list) and isinstance(history[0], Mapping):
+        messages = read_messages(history, where)
+        if messages[-1].role != "assistant":
+            raise DataError(f"{where}: ends without an answer")
+        return messages
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        raise DataError(
+            f"{where}: expected a list of pairs, a question and its answer, found {history!r:.60}"
+        )
+    sides = [
+        {"role": role, "content": text} for pair in history for role, text in zip(ASKING, pair, strict=True)
+    ]
+    return read_messages(sides, where)

@@ -1,0 +1,80 @@
+"""Conversations side by side in windows, without seeing each other.
+
+Shapes: B rows, T positions.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from wholegpt.data.chat.template import EncodedConversation
+from wholegpt.data.permutation import endless_order
+from wholegpt.data.text.loader import Batch
+from wholegpt.losses import IGNORED
+
+PADDING = 0
+
+
+def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Which things of these ``lengths``, none above ``room``, go together: best fit, the longest first.
+
+    Each goes where the least is left that holds it (Johnson 1973: at most 11/9 of the fewest rows, and a few).
+    """
+    rows: list[list[int]] = []
+    left: list[tuple[int, int]] = []  # what each row has room for, with its number, in order
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        best = bisect_left(left, (lengths[place], -1))
+        if best < len(left):
+            space, row = left.pop(best)
+        else:
+            space, row = room, len(rows)
+            rows.append([])
+        rows[row].append(place)
+        insort(left, (space - lengths[place], row))
+    return rows
+
+
+def batches_of(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Things of like size together, shorter to longer, each batch of at most ``most`` when all are as its largest."""
+    chunk: list[int] = []
+    for place in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if chunk and (len(chunk) + 1) * sizes[place] > most:
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    yield from [chunk] if chunk else []
+
+
+def collate_conversations(rows: Sequence[Sequence[EncodedConversation]]) -> Batch:
+    """Rows of conversations, each of which sees itself alone; only its answers are targets."""
+    longest = max(sum(len(one.token_ids) - 1 for one in row) for row in rows)
+    inputs = torch.full((len(rows), longest), PADDING)
+    targets = torch.full((len(rows), longest), IGNORED)
+    documents = torch.zeros(len(rows), longest, dtype=torch.long)
+    for number, row in enumerate(rows):
+        place = 0
+        for document, one in enumerate(row, 1):
+            token_ids = torch.tensor(one.token_ids)
+            here = slice(place, place + len(token_ids) - 1)
+            inputs[number, here] = token_ids[:-1]
+            targets[number, here] = token_ids[1:].masked_fill(~torch.tensor(one.scored[1:]), IGNORED)
+            documents[number, here] = document
+            place = here.stop
+    return Batch(inputs, targets, documents)
+
+
+class ConversationLoader:
+    """Packed rows in an order of their own in every epoch, forever; each batch a function of (seed, step) alone."""
+
+    def __init__(
+        self, conversations: Sequence[EncodedConversation], context_length: int, batch_size: int, seed: int
+    ) -> None:
+        lengths = [len(one.token_ids) - 1 for one in conversations]
+        self.rows = [[conversations[i] for i in row] for row in pack(lengths, context_length)]
+        self.batch_size, self.seed = batch_size, seed
+
+    def batch(self, step: int) -> Batch:
+        """The rows of optimiser step ``step`` (from 0)."""
+        chosen = endless_order(step * self.batch_size, self.batch_size, len(self.rows), self.seed)
+        return collate_conversations([self.rows[i] for i in chosen])

@@ -1,0 +1,238 @@
+"""Conversations as the text that a model reads: a Jinja template, as Hugging Face transformers has it.
+
+The template gets ``messages``, each with ``role`` and ``content``, and ``add_generation_prompt``. It runs in a sandbox.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+from wholegpt.errors import ConfigError
+from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
+
+ROLES = ("system", "user", "assistant")
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% if message.role == 'assistant' %}" + END_OF_TEXT + "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SEPARATOR = "<|answer|>"
+PAIR_TEMPLATE = (
+    "{% for message in messages %}{{ message.content }}"
+    "{% if message.role == 'assistant' %}"
+    + END_OF_TEXT
+    + "{% else %}"
+    + SEPARATOR
+    + "{% endif %}{% endfor %}"
+)
+"""Source, separator, target: what an encoder–decoder reads."""
+MOST_CHARACTERS = 20_000
+SPECIAL = re.compile(r"<[|｜][^\s<>|｜]+[|｜]>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>")
+"""What a special token looks like: ``<|name|>``, and the names that published models use besides."""
+BEFORE, AFTER = "\ue000", "\ue001"
+"""Private characters that stand around the number of a message in place of its content."""
+FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError, MemoryError)
+"""What a template can run into, beside Jinja's own errors."""
+TRIED = tuple((role, f" \t<Aß 'é> & {role}\n\n") for role in ("user", "assistant"))
+"""What a template must leave as it is, or only strip."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side says."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """A conversation in tokens."""
+
+    token_ids: list[int]
+    scored: list[bool]
+    """Which tokens are of an answer, or end it."""
+
+
+class ChatTemplate:
+    """How a conversation is written."""
+
+    def __init__(self, source: str = DEFAULT_TEMPLATE) -> None:
+        """Raises ``ConfigError`` for a template that does not compile, or does not write each message as it is."""
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        from wholegpt.data.chat.sandbox import TemplateSandbox
+
+        if len(source) > MOST_CHARACTERS:
+            raise ConfigError(
+                f"the chat template has {len(source):,} characters; expected at most {MOST_CHARACTERS:,}"
+            )
+        self.source = source
+        try:
+            self._sandbox = TemplateSandbox()
+            self._template = self._sandbox.from_string(source)
+        except (TemplateError, SyntaxError, *FAILURES) as error:
+            line = error.lineno if isinstance(error, TemplateSyntaxError) else None
+            raise ConfigError(
+                f"the chat template does not compile{f': line {line}' if line else ''}: {error}"
+            ) from None
+        self._strips = False
+        self._strips = self._strips_contents()
+        self._example = list(self._parts([Message("user", "?"), Message("assistant", "!")], False))
+        if not self.end_of_turn:
+            raise ConfigError(
+                f"the chat template writes no special token, such as {END_OF_TEXT}, after an answer; none would end"
+            )
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The special tokens that it writes, in order."""
+        everything = list(self._example)
+        with contextlib.suppress(ConfigError):  # some have no place for what the system says
+            everything += self._parts([Message(role, "?") for role in ROLES], False)
+        asked = self._parts([Message("user", "?")], True)
+        found = (
+            name for part in (*everything, *asked) if isinstance(part, str) for name in SPECIAL.findall(part)
+        )
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """The special token that ends an answer; empty where none does."""
+        after = self._example[-1]
+        found = SPECIAL.search(after) if isinstance(after, str) else None
+        return found[0] if found else ""
+
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, asking: bool = False
+    ) -> EncodedConversation:
+        """The tokens of a conversation; ``asking``: up to where an answer begins.
+
+        What looks like a special token in a message is plain text. An answer is encoded by itself, as it is written.
+        Raises ``ConfigError`` for a template that fails on these messages.
+        """
+        token_ids: list[int] = []
+        scored: list[bool] = []
+        plain, answering = "", False
+
+        def add(ids: Sequence[int], counts: bool) -> None:
+            token_ids.extend(ids)
+            scored.extend([counts] * len(ids))
+
+        for part in self._written(messages, asking):
+            if isinstance(part, Message) and part.role != "assistant":
+                plain += part.content
+            elif isinstance(part, Message):
+                add(tokenizer.encode(plain), False)
+                add(tokenizer.encode(part.content), True)
+                plain, answering = "", True
+            else:
+                for text, special in _split(part):
+                    plain += text
+                    if special:
+                        add(tokenizer.encode(plain), answering)
+                        add([_id_of(tokenizer, special)], answering)
+                        plain, answering = "", False
+        add(tokenizer.encode(plain), False)
+        return EncodedConversation(token_ids, scored)
+
+    def _strips_contents(self) -> bool:
+        """Whether contents are stripped. Raises ``ConfigError`` where anything else becomes of them."""
+        tried = [Message(*one) for one in TRIED]
+        for strips in (False, True):
+            self._strips = strips
+            with contextlib.suppress(_ChangesContents):
+                self._written(tried, False)
+                return strips
+        raise _ChangesContents
+
+    def _written(self, messages: Sequence[Message], asking: bool) -> list["str | Message"]:
+        """``_parts``, which are what the template makes of these contents too. Raises ``ConfigError`` else."""
+        self._sandbox.now = datetime.now()
+        parts = list(self._parts(messages, asking))
+        text = "".join(one.content if isinstance(one, Message) else one for one in parts)
+        if text != self._render([(one.role, one.content) for one in messages], asking):
+            raise _ChangesContents
+        return parts
+
+    def _parts(self, messages: Sequence[Message], asking: bool) -> Iterator["str | Message"]:
+        """What the template writes around the messages, and these."""
+        marked = [(one.role, f"{BEFORE}{i}{AFTER}") for i, one in enumerate(messages)]
+        text = self._render(marked, asking)
+        pieces = re.split(f"{BEFORE}(\\d+){AFTER}", text)
+        numbers = [int(number) for number in pieces[1::2]]
+        if sorted(set(numbers)) != numbers or numbers != list(range(len(messages))):
+            raise ConfigError(
+                "the chat template has to write every message's content once, unchanged and in order"
+            )
+        for around, number in zip(pieces[::2], [*numbers, None], strict=True):
+            yield around
+            if number is not None:
+                said = messages[number]
+                yield Message(said.role, said.content.strip()) if self._strips else said
+
+    def _render(self, messages: Sequence[tuple[str, str]], asking: bool) -> str:
+        """What the template writes for messages, each a role and a content."""
+        from jinja2 import TemplateError, TemplateRuntimeError
+
+        self._sandbox.begin(sum(len(content) for _, content in messages))
+        given = {
+            "messages": [{"role": role, "content": content} for role, content in messages],
+            "add_generation_prompt": asking,
+            "tools": None,
+            "documents": None,
+            "bos_token": "",
+            "eos_token": END_OF_TEXT,
+        }
+        try:
+            return self._template.render(given)
+        except (TemplateError, *FAILURES) as error:
+            if type(error) is TemplateRuntimeError:  # by its raise_exception
+                raise ConfigError(f"the chat template refuses the messages: {error}") from None
+            raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
+
+
+class _ChangesContents(ConfigError):
+    """Said of a template that other programs would not read as it is read here."""
+
+    def __init__(self) -> None:
+        super().__init__("the chat template has to write every message's content unchanged, or stripped")
+
+
+def check_conversation(messages: Sequence[Message], where: str) -> None:
+    """Raise ``ConfigError`` where sides do not take turns, beginning with the user after at most one system message."""
+    if any(one.role not in ROLES for one in messages):
+        role = next(one.role for one in messages if one.role not in ROLES)
+        raise ConfigError(f"{where}: the role '{role}' is unknown; there are {', '.join(ROLES)}")
+    roles = [one.role for one in messages]
+    told = roles[:1] == ["system"]
+    expected = ["system"] * told + [("user", "assistant")[i % 2] for i in range(len(roles) - told)]
+    wrong = next((i for i, pair in enumerate(zip(roles, expected, strict=True)) if pair[0] != pair[1]), None)
+    if wrong is not None or len(roles) == told:
+        found = f"message {wrong + 1} is of the {roles[wrong]}" if wrong is not None else "there are none"
+        raise ConfigError(
+            f"{where}: user and assistant have to take turns, beginning with the user, after at most one message of "
+            f"the system; {found}"
+        )
+
+
+def _split(text: str) -> Iterator[tuple[str, str]]:
+    """Plain text, each piece with the special token that follows it; none after the last."""
+    place = 0
+    for found in SPECIAL.finditer(text):
+        yield text[place : found.start()], found[0]
+        place = found.end()
+    yield text[place:], ""
+
+
+def _id_of(tokenizer: Tokenizer, name: str) -> int:
+    token_id = tokenizer.id_of(name)
+    if token_id is None:
+        raise ConfigError(f"the chat template writes {name}, which the vocabulary does not have")
+    return token_id

@@ -1,0 +1,1 @@
+"""Labeled examples: tables to sequences of tokens, and sequences to batches."""

@@ -1,0 +1,153 @@
+"""Which columns of a table hold the texts and the labels of a task, where nobody says so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from wholegpt.data.reading.row import by_lower_name
+from wholegpt.data.reading.tables import Table, number_of
+from wholegpt.errors import DataError
+from wholegpt.settings.choices import TaskKind
+
+TEXT_NAMES = (
+    *(
+        "text",
+        "sentence",
+        "review",
+        "content",
+        "context",
+        "premise",
+        "sentence1",
+        "sentence_a",
+        "text1",
+        "text_a",
+    ),
+    *("#1 string", "hypothesis", "sentence2", "sentence_b", "text2", "text_b", "#2 string"),
+)
+LABEL_NAMES = (
+    *("label", "labels", "class", "category", "target", "gold_label", "entailment_judgment", "judgment"),
+    *("sentiment", "quality"),
+)
+SCORE_NAMES = ("score", "similarity", "relatedness_score", "rating", "label", "quality")
+CONTEXTS = ("context", "passage", "story", "article", "question", "prompt")
+ANSWERS, ANSWER = ("choices", "answers", "options"), ("answer", "label", "correct", "gold")
+
+
+@dataclass(frozen=True)
+class TaskColumns:
+    """Which columns of a table hold what; what is not named is detected."""
+
+    texts: tuple[str, ...] = ()
+    """One, or two; of choices the context, and what is asked."""
+    answers: tuple[str, ...] = ()
+    """Of choices: one column with lists of texts, or one for each answer."""
+    target: str = ""
+    """The label, score, or right answer."""
+
+
+DETECTED = TaskColumns()
+"""All of them are."""
+
+
+def columns_in(table: Table, columns: TaskColumns) -> TaskColumns:
+    """Those of the ``columns`` of another table that this one has too; the others are to be detected."""
+
+    def known(names: tuple[str, ...]) -> tuple[str, ...]:
+        return names if {*names} <= {*table.columns} else ()
+
+    return TaskColumns(known(columns.texts), known(columns.answers), "".join(known((columns.target,))))
+
+
+def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
+    """``columns`` with what they do not name found, by likely names, by how long texts and how few labels are.
+
+    Raises ``DataError`` that lists the columns where none fits.
+    """
+    return _choice_columns(table, columns) if task is TaskKind.choice else _text_columns(table, task, columns)
+
+
+def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns of texts but for ``others``. Raises ``DataError`` where these are not as many as the task has."""
+    wanted = 1 if task is TaskKind.classification else 2
+    texts = tuple(
+        name
+        for name in table.columns
+        if name not in others
+        and any(isinstance(value, str) and number_of(value) is None for value in table.column(name))
+    )
+    if len(texts) != wanted:
+        raise DataError(
+            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts, named as the training examples' "
+            f"or the only one{'s' * (wanted > 1)}; there are {', '.join(table.columns)}"
+        )
+    return texts
+
+
+def detect_choices(table: Table, columns: TaskColumns) -> TaskColumns:
+    """The columns of a context and of answers alone. Raises ``DataError`` where there are none."""
+    by_name = by_lower_name(table.columns)
+    texts = columns.texts or tuple(by_name[name] for name in CONTEXTS if name in by_name)
+    letters = [by_name[letter] for letter in "abcdefgh" if letter in by_name]
+    lists = [by_name[name] for name in ANSWERS if name in by_name][:1]
+    answers = columns.answers or tuple(lists or letters)
+    for name in (*texts, *answers):
+        table.column(name)
+    if not texts or not answers:
+        lacking = "choices" if texts else "context or question"
+        raise DataError(f"{table.path}: has no column for {lacking}; there are {', '.join(table.columns)}")
+    return replace(columns, texts=texts, answers=answers)
+
+
+def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
+    wanted = 1 if task is TaskKind.classification else 2
+    names = SCORE_NAMES if task is TaskKind.similarity else LABEL_NAMES
+    target = columns.target or _named(table, names) or _fewest_values(table, columns.texts)
+    table.column(target)
+    texts = columns.texts or _longest(table, wanted, target)
+    for name in texts:
+        table.column(name)
+    if len(texts) != wanted or target in texts:
+        raise DataError(
+            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts and one of labels; found "
+            f"{', '.join(texts) or 'none'} and '{target}' among {', '.join(table.columns)}"
+        )
+    return replace(columns, texts=tuple(texts), target=target)
+
+
+def _named(table: Table, names: Sequence[str]) -> str:
+    by_name = by_lower_name(table.columns)
+    return next((by_name[name] for name in names if name in by_name), "")
+
+
+def _fewest_values(table: Table, texts: Sequence[str]) -> str:
+    """The column with the fewest different values, of such the shortest ones, which is how labels look."""
+    others = [name for name in table.columns if name not in texts]
+    if not others:
+        raise DataError(f"{table.path}: has no column for labels; there are {', '.join(table.columns)}")
+    texts_of = {name: [str(value) for value in table.column(name)] for name in others}
+    return min(others, key=lambda name: (len(set(texts_of[name])), sum(map(len, texts_of[name]))))
+
+
+def _longest(table: Table, wanted: int, target: str) -> list[str]:
+    """Columns with likely names, else those with the longest texts, in the order of the table."""
+    by_name = by_lower_name(column for column in table.columns if column != target)
+    likely = [by_name[name] for name in TEXT_NAMES if name in by_name]
+    if len(likely) >= wanted:
+        return likely[:wanted]
+    sizes = {
+        name: sum(
+            len(value) for value in table.column(name) if isinstance(value, str) and number_of(value) is None
+        )
+        for name in table.columns
+        if name != target
+    }
+    longest = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])[:wanted]
+    return [name for name in table.columns if name in longest]
+
+
+def _choice_columns(table: Table, columns: TaskColumns) -> TaskColumns:
+    target = columns.target or _named(table, ANSWER)
+    found = detect_choices(table, columns)
+    if not target:
+        raise DataError(f"{table.path}: has no column for answer; there are {', '.join(table.columns)}")
+    table.column(target)
+    return replace(found, target=target)

@@ -1,0 +1,1 @@
+"""Files, tables and corpora to texts and records, whatever their format."""

@@ -1,0 +1,299 @@
+"""A corpus is a name or a path: what can be read as documents, and what it says of itself."""
+
+import ast
+import functools
+import hashlib
+import importlib
+import inspect
+import io
+import os
+import platform
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wholegpt.data.reading.decoding import Piece, ReadingReport, Source
+from wholegpt.data.reading.files import READING_OPTIONS, check_options, identity, read_pieces, useful_options
+from wholegpt.data.reading.records import read_records
+from wholegpt.data.reading.sources import source_path
+from wholegpt.errors import DataError
+from wholegpt.files import exists, utf8_name, write_bytes_atomic
+from wholegpt.settings.choices import Split
+from wholegpt.settings.schema import DataConfig
+
+TINYSHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINYSHAKESPEARE_BYTES = 1_115_394
+HUB_PREFIX = "hf:"
+
+
+Advance = Callable[[int], None]
+
+
+@dataclass
+class Corpus:
+    """Documents, read as a stream."""
+
+    name: str
+    read: Callable[[ReadingReport, Advance], Iterator[Piece]]
+    split: Split = Split.automatic
+    """How it is split unless the user says otherwise."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Where it comes from: versions, paths."""
+    parts: tuple["Corpus", ...] = ()
+    """Of several sources, each."""
+    identity: Callable[[], list[Any]] = list
+    """Equal ones, equal text: sizes and times of files, besides the provenance."""
+    report: ReadingReport = field(default_factory=ReadingReport)
+    """Of the last reading."""
+
+    def pieces(self, advance: Advance = lambda read: None) -> Iterator[Piece]:
+        """The documents, long ones in pieces; ``advance`` is told the bytes read from files."""
+        self.report = ReadingReport()
+        return self.read(self.report, advance)
+
+    @property
+    def sources(self) -> tuple["Corpus", ...]:
+        """Its parts, or itself where it has none."""
+        return self.parts or (self,)
+
+    def size(self) -> int:
+        """Bytes of the files; 0 where there are none."""
+        return sum(entry[1] for entry in self.identity() if isinstance(entry, list))
+
+
+def of_texts(
+    name: str, texts: Callable[[], Iterable[str]], split: Split = Split.automatic, **provenance: str
+) -> Corpus:
+    """A corpus whose documents do not lie in files."""
+    return Corpus(
+        name,
+        lambda report, advance: map(Piece, texts()),
+        split,
+        provenance,
+        identity=lambda: [dict(provenance)],
+    )
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The corpus that ``config.source`` names. Raises ``DataError`` for one that does not exist."""
+    if not config.source:
+        raise DataError(f"no text given; name a file, a folder or a corpus ({', '.join(CORPORA)})")
+    parts = tuple(_cleaned(_open_one(source, config), config) for source in config.source)
+    check_options(
+        config,
+        lambda: set().union(*(_useful_options(one, config) for one in config.source)),
+        ", ".join(config.source),
+    )
+    if len(parts) == 1:
+        return parts[0]
+
+    name = "+".join(part.name for part in parts)
+    if len(parts) > 3:
+        name = f"{parts[0].name}+{len(parts) - 1}-more"
+    keys = sorted({key for part in parts for key in part.provenance})
+    provenance = {key: "; ".join(p.provenance[key] for p in parts if key in p.provenance) for key in keys}
+
+    def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
+        for number, part in enumerate(parts):
+            for piece in part.pieces(advance):
+                yield piece._replace(source=number)
+            report.add(part.report)
+
+    return Corpus(
+        name,
+        read,
+        provenance=provenance,
+        parts=parts,
+        identity=lambda: [entry for part in parts for entry in part.identity()],
+    )
+
+
+def _useful_options(source: str, config: DataConfig) -> set[str]:
+    if _is_name(source):
+        return set()
+    if source.startswith(HUB_PREFIX):
+        return {*READING_OPTIONS} - {"encoding"}
+    return useful_options(Path(source), config)
+
+
+def _is_name(source: str) -> bool:
+    """Whether ``source`` names one of ``CORPORA``: a file or folder of that name comes first."""
+    return source in CORPORA and not exists(source)
+
+
+def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
+    """``corpus`` with its text repaired, where ``data.clean`` asks for it."""
+    if config.clean == "none":
+        return corpus
+    repair: Callable[[str], str] = importlib.import_module("ftfy").fix_text
+
+    def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
+        begins = False
+        for piece in corpus.read(report, advance):
+            begins |= piece.begins
+            text = repair(piece.text)
+            if text:
+                yield piece._replace(text=text, begins=begins)
+                begins = False
+
+    return replace(corpus, read=read)
+
+
+def _open_one(source: str, config: DataConfig) -> Corpus:
+    if _is_name(source):
+        if config.control:
+            raise DataError(f"{source}: has no fields for data.control; give records of your own")
+        return CORPORA[source].open()
+    if source.startswith(HUB_PREFIX):
+        if source == HUB_PREFIX:
+            raise DataError(f"{HUB_PREFIX} names no dataset; expected {HUB_PREFIX}OWNER/NAME")
+        return hub_dataset(source.removeprefix(HUB_PREFIX), config)
+    path = source_path(source, tuple(CORPORA))
+    return Corpus(
+        utf8_name(path),
+        lambda report, advance: read_pieces(path, config, report, advance),
+        provenance={"path": str(path.resolve())},
+        identity=lambda: identity(path, config.encoding),
+    )
+
+
+def hub_dataset(name: str, config: DataConfig) -> Corpus:
+    """The training part of a dataset of the Hugging Face hub, or of a folder that ``datasets`` can load, streamed."""
+    if not name.strip():
+        raise DataError(f"{HUB_PREFIX} names no dataset; give its name on the hub, as in {HUB_PREFIX}NAME")
+
+    def read(report: ReadingReport, _: Advance) -> Iterator[Piece]:
+        import datasets
+
+        try:
+            rows = iter(datasets.load_dataset(name, split="train", streaming=True))
+            source = Source(f"{HUB_PREFIX}{name}", io.BytesIO(), config, report)
+            yield from read_records(source, rows)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{HUB_PREFIX}{name}: cannot be loaded: {' '.join(str(error).split())}") from None
+
+    return Corpus(
+        name.rstrip("/").rpartition("/")[2],
+        read,
+        provenance={"dataset": name},
+        identity=lambda: [os.urandom(16).hex()],
+    )
+
+
+# --- The text inside every Python ----------------------------------------------------------------
+
+
+def python_docs() -> Corpus:
+    """The language reference inside CPython (``pydoc_data.topics``) and the library's docstrings.
+
+    Exact duplicates are left out. The text depends on the Python version, which is recorded.
+    """
+    return of_texts("python-docs", _python_docs, Split.fraction, python=platform.python_version())
+
+
+@functools.cache
+def _python_docs() -> list[str]:
+    from pydoc_data import topics
+
+    seen: dict[str, None] = {}
+    for text in [topics.topics[name] for name in sorted(topics.topics)]:
+        seen[text.strip() + "\n"] = None
+    for path in standard_library_files():
+        for docstring in _docstrings(path):
+            seen[docstring.strip() + "\n"] = None
+    return [text for text in seen if text.strip()]
+
+
+def python_stdlib() -> Corpus:
+    """The source of Python's standard library, one module a document, its tests left out."""
+
+    def documents() -> Iterator[str]:
+        for path in standard_library_files():
+            text = path.read_text(encoding="utf-8", errors="strict")
+            if text.strip():
+                yield text
+
+    return of_texts("python-stdlib", documents, python=platform.python_version())
+
+
+def standard_library_files() -> list[Path]:
+    """The standard library's ``.py`` files in order, without its tests and what is installed beside it."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "pydoc_data"}
+    return [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if left_out.isdisjoint(path.relative_to(root).parts)
+        and path.relative_to(root).parts[0].removesuffix(".py") in sys.stdlib_module_names
+    ]
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                yield inspect.cleandoc(docstring)
+
+
+# --- Tiny Shakespeare ----------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$XDG_CACHE_HOME/wholegpt`` or ``~/.cache/wholegpt``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wholegpt"
+
+
+def tinyshakespeare() -> Corpus:
+    """1.1 MB of Shakespeare's plays: from ``$WHOLEGPT_DATA``, the user cache, or the network; checked."""
+    name = "tinyshakespeare.txt"
+    folder = os.environ.get("WHOLEGPT_DATA")
+    candidates = [Path(folder) / name] if folder else []
+    path = next((p for p in [*candidates, cache_folder() / name] if p.exists()), None)
+    content = path.read_bytes() if path else _download(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_BYTES)
+    if hashlib.sha256(content).hexdigest() != TINYSHAKESPEARE_SHA256:
+        raise DataError(
+            f"{path or TINYSHAKESPEARE_URL}: not the expected text (sha256 differs); delete it and try again"
+        )
+    if path is None:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(cache_folder() / name, content)
+    text = content.decode("utf-8")
+    return of_texts("tinyshakespeare", lambda: (text,), Split.fraction, sha256=TINYSHAKESPEARE_SHA256)
+
+
+def _download(url: str, limit: int) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.read(limit + 1)
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise DataError(
+            f"{url}: cannot be downloaded ({error}); put the file into {cache_folder()} or into the "
+            "folder that WHOLEGPT_DATA names"
+        ) from None
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A corpus that is called by name."""
+
+    open: Callable[[], Corpus]
+    description: str
+
+
+CORPORA = {
+    "python-docs": NamedCorpus(
+        python_docs, "language reference and docstrings inside your Python; no network"
+    ),
+    "python-stdlib": NamedCorpus(python_stdlib, "source code of your Python's standard library; no network"),
+    "tinyshakespeare": NamedCorpus(tinyshakespeare, "1.1 million characters of Shakespeare's plays"),
+}

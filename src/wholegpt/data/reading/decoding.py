@@ -1,0 +1,310 @@
+"""Text out of the bytes of files, and documents out of text: in pieces, where it is long."""
+
+import codecs
+import hashlib
+import io
+import math
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from wholegpt.console import Console
+from wholegpt.data.reading.file_types import SNIFFED_BYTES, check_encoding, is_binary
+from wholegpt.data.text.control import Attributes
+from wholegpt.errors import DataError
+from wholegpt.settings.schema import DataConfig
+
+BLOCK_BYTES = 2**20
+PIECE_CHARACTERS = 2**21
+"""A longer text comes in pieces, each at least this long."""
+LONGEST_RECORD = 2**26
+"""Characters of a line or record that is read at all; also of text without a place to cut it."""
+CUT_CHARACTERS = 2**16
+"""How far from the end of a portion a good place to cut it is looked for."""
+AFTER_WORD, AFTER_ANYTHING = re.compile(r"(?<=[^\W_])[ \n]"), re.compile(r"(?<=\S)[ \n]")
+BAD_BYTE = "\udc80"
+NAMED = 3
+"""Places of what is passed over that a report names, of each reason."""
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one."""
+
+    text: str
+    begins: bool = True
+    """Whether a document begins here; else it goes on with what came before."""
+    source: int = 0
+    """Which of a corpus's sources it comes from."""
+    attributes: Attributes = ()
+    """What ``data.control`` names, of a record."""
+
+
+@dataclass
+class ReadingReport:
+    """What was read and what was passed over."""
+
+    files: int = 0
+    bytes: int = 0
+    """As they lie on disk."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> how many files, folders, lines or documents."""
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the first of what was skipped: files, or lines."""
+    notes: dict[str, None] = field(default_factory=dict)
+    """What else is to be said, in order."""
+    fields: dict[str, int] = field(default_factory=dict)
+    """Field that a text was taken from, where it was found and not named -> how many files."""
+    other_fields: dict[str, None] = field(default_factory=dict)
+    """Of records that lack a field for control: what they have, in order."""
+    hashes: list[Any] = field(default_factory=list)
+    """SHA-256 of each file read, in order."""
+
+    def skip(self, reason: str, count: int = 1, what: str = "") -> None:
+        """Count something as passed over; ``what`` names it, and the first few are kept."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if what and len(self.named.setdefault(reason, [])) < NAMED:
+            self.named[reason].append(what)
+
+    def note(self, message: str) -> None:
+        """Keep something that is to be said once."""
+        self.notes[message] = None
+
+    def add(self, other: "ReadingReport") -> None:
+        """Count what another report counted."""
+        self.files += other.files
+        self.bytes += other.bytes
+        self.hashes += other.hashes
+        for reason, count in other.skipped.items():
+            self.skip(reason, count)
+        for reason, names in other.named.items():
+            self.named[reason] = [*self.named.get(reason, []), *names][:NAMED]
+        self.notes.update(other.notes)
+        self.other_fields.update(other.other_fields)
+        for name, count in other.fields.items():
+            self.fields[name] = self.fields.get(name, 0) + count
+
+    @property
+    def sha256(self) -> str:
+        """Of the one file, or of the SHA-256s of all, in order."""
+        return (
+            self.hashes[0].hex()
+            if len(self.hashes) == 1
+            else hashlib.sha256(b"".join(self.hashes)).hexdigest()
+        )
+
+    def skipped_text(self) -> str:
+        """How much was skipped, and why."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
+
+    def lines(self) -> list[str]:
+        """The report, and the first of what was skipped for each reason, as lines to show."""
+        first = [
+            f"skipped {reason}: {'; '.join(names)}" + (", …" if self.skipped[reason] > len(names) else "")
+            for reason, names in sorted(self.named.items())
+        ]
+        return [str(self), *first]
+
+    def show(self, console: Console, source: str = "") -> None:
+        """Write ``lines`` as notes, each after the name of a ``source``; nothing where they only count files."""
+        if self.skipped or self.fields or self.notes:
+            for line in self.lines():
+                console.note(f"{source}: {line}" if source else line)
+
+    def __str__(self) -> str:
+        found = ", ".join(f"'{name}'" for name in sorted(self.fields))
+        return (
+            f"{self.files} file{'s' * (self.files != 1)}"
+            + (f"; text taken from {found}" if found else "")
+            + "".join(f"; {note}" for note in self.notes)
+            + (f"; skipped {self.skipped_text()}" if self.skipped else "")
+        )
+
+
+@dataclass
+class Source:
+    """A file that is being read."""
+
+    where: str
+    """What the errors name."""
+    stream: io.BufferedIOBase
+    config: DataConfig
+    report: ReadingReport
+    format: str = ""
+    """The suffix that tells the format; empty for plain text."""
+    most_bytes: float = math.inf
+    """Of what is decompressed; more is refused."""
+
+
+def decoded(source: Source) -> Iterator[str]:
+    """The text of a file in blocks, without a byte-order mark.
+
+    Raises ``DataError`` with the offset of a byte that is no text. What ``on_bad_text`` skips comes as halves of
+    surrogate pairs, which no text holds.
+    """
+    encoding = source.config.encoding
+    check_encoding(encoding)
+    decoder = codecs.getincrementaldecoder(encoding)(_errors(source))
+    position, ended, began = 0, False, False
+    while not ended:
+        block = source.stream.read(BLOCK_BYTES)
+        ended = not block
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=ended)
+        except UnicodeDecodeError as error:
+            at = position - held + error.start
+            raise DataError(
+                f"{source.where}: byte {at} (0x{error.object[error.start]:02x}) is not {encoding}"
+                + (
+                    ", and the file looks like a binary one; if it is text,"
+                    if is_binary(block[:SNIFFED_BYTES], encoding)
+                    else "; name the file's encoding, for example --encoding latin-1, or"
+                )
+                + " go on with --on-bad-text replace or skip"
+            ) from None
+        except UnicodeError as error:
+            raise DataError(f"{source.where}: is not {encoding}: {error}") from None
+        if "\0" in text:
+            text = _without_nul(source, text, position - held)
+        position += len(block)
+        if position > source.most_bytes:
+            raise too_large(source)
+        if text:
+            yield text if began else text.removeprefix("\ufeff")
+            began = True
+
+
+def too_large(source: Source) -> DataError:
+    """The error for a table with more bytes than are read whole."""
+    return DataError(
+        f"{source.where}: holds more than {source.most_bytes:,} bytes; tables of examples are read whole"
+    )
+
+
+def _without_nul(source: Source, text: str, position: int) -> str:
+    """``text``, which begins at a byte's ``position``, with its NUL characters replaced as ``on_bad_text`` says."""
+    if source.config.on_bad_text == "stop":
+        before = text[: text.index("\0")].encode(source.config.encoding, errors="ignore")
+        raise DataError(
+            f"{source.where}: holds NUL characters, the first at byte {position + len(before)}, which no text does; "
+            "if it is UTF-16, give --encoding utf-16, or go on with --on-bad-text replace or skip"
+        )
+    if source.config.on_bad_text == "skip":
+        return text.replace("\0", BAD_BYTE)
+    source.report.skip("bad bytes, replaced by U+FFFD", text.count("\0"))
+    return text.replace("\0", "\ufffd")
+
+
+def _errors(source: Source) -> str:
+    if source.config.on_bad_text == "stop":
+        return "strict"
+    if source.config.on_bad_text == "skip":
+        codecs.register_error("wholegpt-skip", _marked)
+        return "wholegpt-skip"
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeDecodeError):
+            raise error
+        source.report.skip("bad bytes, replaced by U+FFFD", error.end - error.start)
+        return "\ufffd", error.end
+
+    codecs.register_error("wholegpt-replace", replace)
+    return "wholegpt-replace"
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    """Half of a surrogate pair in place of bad bytes: no valid text has one, so that the document is found later."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return BAD_BYTE, error.end
+
+
+def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterator[Piece]:
+    """``pieces`` that UTF-8 can express; others are left out or end the reading, as ``on_bad_text`` says.
+
+    With a piece that is left out goes what follows of its document.
+    """
+    left_out = False
+    for piece in pieces:
+        if left_out and not piece.begins:
+            continue
+        left_out = False
+        try:
+            piece.text.encode()
+        except UnicodeEncodeError:
+            if source.config.on_bad_text == "stop":
+                raise DataError(
+                    f"{source.where}{place} holds half of a surrogate pair, which is no character; "
+                    "--on-bad-text skip leaves such documents out"
+                ) from None
+            if source.config.on_bad_text == "skip":
+                what = "documents with" if piece.begins else "ends of long documents, from"
+                source.report.skip(
+                    f"{what} bytes or characters that are no text", what=f"{source.where}{place}"
+                )
+                left_out = True
+                continue
+            piece = piece._replace(text=piece.text.encode(errors="replace").decode())
+            source.report.skip("documents with half characters, replaced by ?")
+        if piece.text:
+            yield piece
+        else:
+            source.report.skip("empty documents")
+
+
+def read_text(source: Source) -> Iterator[Piece]:
+    """One document; a long one in pieces, cut where tokenizers join nothing: before white space after text."""
+    refuse_control(source)
+    yield from checked(source, _pieces(source))
+
+
+def _pieces(source: Source) -> Iterator[Piece]:
+    held = ""
+    begins = True
+    for block in decoded(source):
+        held += block
+        if len(held) < 2 * PIECE_CHARACTERS:
+            continue
+        cut = _last_cut(held)
+        if cut:
+            yield Piece(held[:cut], begins)
+            held, begins = held[cut:], False
+        elif len(held) > LONGEST_RECORD:
+            raise DataError(
+                f"{source.where}: holds more than {LONGEST_RECORD:,} characters without white space, so it cannot be "
+                "read in portions; cut it into lines or files"
+            )
+    if held:
+        yield Piece(held, begins)
+
+
+def _last_cut(text: str) -> int:
+    """The last space or line end after a letter or digit, near the end, or else after anything; 0 for none.
+
+    Some tokenizers join a line end to the punctuation before it, none joins white space to the letter before it.
+    """
+    for pattern, start in ((AFTER_WORD, max(0, len(text) - CUT_CHARACTERS)), (AFTER_ANYTHING, 0)):
+        last = deque(pattern.finditer(text, start), maxlen=1)
+        if last:
+            return last[0].start()
+    return 0
+
+
+def refuse_control(source: Source) -> None:
+    """Raise ``DataError`` where fields for control are asked of plain text."""
+    if source.config.control:
+        raise DataError(
+            f"{source.where}: is plain text, which has no fields for data.control; give records (JSON lines, JSON, "
+            "CSV, TSV, Parquet), or leave data.control out"
+        )
+
+
+def pass_over(source: Source, place: str, problem: str, lines: int = 1) -> None:
+    """Count a bad record of so many lines, or raise ``DataError``, as ``on_bad_line`` says."""
+    if source.config.on_bad_line == "stop":
+        raise DataError(
+            f"{source.where}{place} {problem}; --on-bad-line skip leaves such records out"
+        ) from None
+    source.report.skip("bad lines", lines, f"{source.where}{place}")

@@ -1,0 +1,291 @@
+"""Documents out of files of any common format, as a stream: a file's text is a document, and so is a row of a table.
+
+Here files are found, opened, decompressed, hashed and watched; ``formats``, ``rows``, ``records`` and ``markup`` read
+what is in them.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import math
+import mimetypes
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wholegpt.data.reading import decoding as formats
+from wholegpt.data.reading.compression import decompressed
+from wholegpt.data.reading.decoding import Piece, ReadingReport, Source
+from wholegpt.data.reading.file_types import (
+    COMPRESSED,
+    HTML,
+    NOTEBOOK,
+    PARQUET,
+    SNIFFED_BYTES,
+    TABLES,
+    check_encoding,
+    check_text,
+    file_format,
+    looks_like_text,
+)
+from wholegpt.data.reading.markup import read_notebook, read_page
+from wholegpt.data.reading.records import read_table
+from wholegpt.data.reading.row import Row
+from wholegpt.data.reading.rows import read_rows
+from wholegpt.data.reading.sources import without_text
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.settings.schema import DataConfig
+
+T = TypeVar("T")
+READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")
+LARGEST_UNPACKED = 2**36
+"""Bytes of a compressed Parquet file, which is unpacked to disk."""
+STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
+
+
+def read_pieces(
+    path: Path, config: DataConfig, report: ReadingReport, advance: Callable[[int], None] = lambda read: None
+) -> Iterator[Piece]:
+    """The documents of a file, or of all files of a folder in name order.
+
+    ``advance`` is told the bytes read. Raises ``DataError`` naming the file, and the line or byte, for what cannot be
+    read.
+    """
+    check_encoding(config.encoding)
+    for file in files_below(path, report, config.encoding) if path.is_dir() else [path]:
+        yield from _read_file(file, config, report, _read_documents, advance)
+
+
+def table_rows(
+    path: Path,
+    config: DataConfig,
+    report: ReadingReport,
+    expected: Sequence[str] = (),
+    most_bytes: float = math.inf,
+) -> Iterator[Row]:
+    """The rows of one table of any format and compression, as ``rows.read_rows`` reads them."""
+    check_encoding(config.encoding)
+    yield from _read_file(
+        path, config, report, lambda source: read_rows(source, expected), most_bytes=most_bytes
+    )
+
+
+def read_documents(path: Path, config: DataConfig, report: ReadingReport) -> Iterator[str]:
+    """``read_pieces`` with the pieces of each document joined."""
+    held: list[str] = []
+    for piece in read_pieces(path, config, report):
+        if piece.begins and held:
+            yield "".join(held)
+            held = []
+        held.append(piece.text)
+    if held:
+        yield "".join(held)
+
+
+def read_text(path: Path, encoding: str) -> str:
+    """A whole text file, line ends untouched. Raises ``DataError`` with the offset of a bad byte."""
+    try:
+        with path.open("rb") as stream:
+            check_encoding(encoding)
+            start = stream.read(SNIFFED_BYTES)
+            stream.seek(0)
+            check_text(start, encoding, str(path))
+            source = Source(str(path), stream, DataConfig(encoding=encoding), ReadingReport())
+            return "".join(formats.decoded(source))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def files_below(folder: Path, report: ReadingReport, encoding: str = "utf-8") -> Iterator[Path]:
+    """The files of a folder and of those in it, in name order; hidden, linked and foreign ones are passed over."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
+    for path in entries:
+        if path.name.startswith("."):
+            report.skip("hidden")
+        elif path.is_dir():
+            if path.is_symlink():
+                report.skip("linked folders", what=path.name)
+            elif without_text(path):
+                report.skip("folders of models and runs")
+            else:
+                yield from files_below(path, report, encoding)
+        elif not path.is_file():
+            report.skip("broken links, pipes and devices", what=path.name)
+        elif _is_text(path, encoding):
+            yield path
+        else:
+            report.skip(f"binary ({path.suffix.lower() or 'no suffix'})", what=path.name)
+
+
+def _is_text(path: Path, encoding: str) -> bool:
+    """Whether a file of a folder is read: by its name and its first bytes."""
+    if file_format(path) in TABLES:
+        return True
+    kind = mimetypes.guess_type(path.with_suffix(file_format(path)))[0] or ""
+    if kind.partition("/")[0] in ("image", "audio", "font"):
+        return False
+    try:
+        with path.open("rb") as raw, decompressed(raw, path) as stream:
+            start = stream.read(SNIFFED_BYTES)
+    except (OSError, EOFError, zlib.error, DataError):
+        return path.suffix.lower() in COMPRESSED  # damaged: reading it says so
+    return looks_like_text(start, encoding, kind.startswith("text/"))
+
+
+class _Watched(io.RawIOBase):
+    """A file's bytes as they are read, counted and hashed."""
+
+    def __init__(self, raw: io.BufferedIOBase, path: Path, advance: Callable[[int], None]) -> None:
+        self._raw, self._path, self._advance = raw, path, advance
+        self._size = path.stat().st_size if path.is_file() else math.inf
+        self.read_bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._raw.read(len(buffer))
+        buffer[: len(content)] = content
+        self.sha256.update(content)
+        self.read_bytes += len(content)
+        if self.read_bytes > self._size:
+            raise _changed(self._path)
+        self._advance(len(content))
+        return len(content)
+
+
+def _read_file(
+    path: Path,
+    config: DataConfig,
+    report: ReadingReport,
+    read: Callable[[Source], Iterator[T]],
+    advance: Callable[[int], None] = lambda read: None,
+    most_bytes: float = math.inf,
+) -> Iterator[T]:
+    """What ``read`` finds in a file."""
+    report.files += 1
+    try:
+        before = path.stat()
+        with path.open("rb") as raw:
+            yield from _read_stream(
+                Source(str(path), raw, config, report, "", most_bytes), path, read, advance
+            )
+        after = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; name a file") from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is damaged or cut short: {error}") from None
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}" if error.errno else f"is damaged or cut short: {error}"
+        raise DataError(f"{path}: {problem}") from None
+    changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+    if changed and path.is_file():
+        raise _changed(path)
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path}: changed while it was read; try again when nothing writes to it")
+
+
+def _read_stream(
+    source: Source, path: Path, read: Callable[[Source], Iterator[T]], advance: Callable[[int], None]
+) -> Iterator[T]:
+    watched = _Watched(source.stream, path, advance)
+    with io.BufferedReader(watched, formats.BLOCK_BYTES) as buffered:
+        with decompressed(buffered, path) as stream, contextlib.ExitStack() as stack:
+            start = stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
+            opened = dataclasses.replace(source, stream=stream, format=_format(path, start))
+            if opened.format in PARQUET:
+                opened.stream = stack.enter_context(_seekable(path, stream))
+            else:
+                check_text(start, source.config.encoding, source.where)
+            yield from read(opened)
+        while buffered.read(formats.BLOCK_BYTES):
+            pass  # what a reader left, so that the hash is the whole file's
+    source.report.bytes += watched.read_bytes
+    source.report.hashes.append(watched.sha256.digest())
+    if not watched.read_bytes:
+        source.report.skip("empty files", what=path.name)
+
+
+@contextlib.contextmanager
+def _seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
+    """A file with what is in ``stream``, to be read at any place: the one at ``path`` where it is not compressed."""
+    if path.suffix.lower() not in COMPRESSED:
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as file:
+        while block := stream.read(formats.BLOCK_BYTES):
+            file.write(block)
+            if file.tell() > LARGEST_UNPACKED:
+                raise DataError(f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes; it is not read")
+        file.seek(0)
+        yield file
+
+
+def _format(path: Path, start: bytes) -> str:
+    """By the name; what comes through a pipe has none, and is JSON lines where it begins with an object."""
+    if path.is_file() and path not in STANDARD_INPUT:
+        return file_format(path)
+    return ".jsonl" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" else ""
+
+
+def _read_documents(source: Source) -> Iterator[Piece]:
+    if source.format in TABLES:
+        return read_table(source)
+    if source.format in HTML:
+        return read_page(source)
+    if source.format == NOTEBOOK:
+        return read_notebook(source)
+    return formats.read_text(source)
+
+
+def useful_options(path: Path, config: DataConfig) -> set[str]:
+    """Those of ``READING_OPTIONS`` that can change how the files of a source are read.
+
+    Raises ``DataError`` for an encoding that Python does not know.
+    """
+    check_encoding(config.encoding)
+    files = files_below(path, ReadingReport(), config.encoding) if path.is_dir() else [path]
+    useful: set[str] = set()
+    for file in files:
+        table = file_format(file) in TABLES or not file.is_file() or file in STANDARD_INPUT
+        useful |= {"on_bad_text", *(["text_field", "on_bad_line"] if table else [])}
+        useful |= {"encoding"} if file_format(file) not in PARQUET else set()
+        if len(useful) == len(READING_OPTIONS):
+            break
+    return useful
+
+
+def check_options(config: DataConfig, useful: Callable[[], set[str]], where: str) -> None:
+    """Raise ``ConfigError`` for a reading option that is given and changes nothing."""
+    given = [name for name in READING_OPTIONS if getattr(config, name) != getattr(DataConfig(), name)]
+    changing = useful() if given else set()
+    for name in given:
+        if name not in changing:
+            option = name.replace("_", "-")
+            fields = (
+                " has no fields and records" if name in ("text_field", "on_bad_line") else " is not read so"
+            )
+            raise ConfigError(f"--{option} changes nothing here: {where}{fields}; leave it out")
+
+
+def identity(path: Path, encoding: str = "utf-8") -> list[Any]:
+    """Names, sizes and times of change of what ``read_pieces`` would read: equal ones, equal text."""
+    if not path.is_dir() and not path.is_file():
+        return [os.urandom(16).hex()]  # nothing is known of a pipe before it is read
+    files = files_below(path, ReadingReport(), encoding) if path.is_dir() else [path]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

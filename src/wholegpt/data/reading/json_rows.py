@@ -1,0 +1,219 @@
+"""Rows of JSON: one a line, one an entry of a list, or one after another."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from wholegpt.data.reading import decoding as formats
+from wholegpt.data.reading.decoding import Source, pass_over
+from wholegpt.data.reading.row import LoneValue, Row, TableText
+from wholegpt.errors import DataError
+
+_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class _NotOneValueError(ValueError):
+    """JSON that is valid to Python only: a name twice, or a number that is none."""
+
+
+class _Parser:
+    """JSON as RFC 8259 has it, with each name of an object once."""
+
+    def __init__(self) -> None:
+        self._problem = ""
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_float=self._float, parse_constant=self._constant
+        )
+
+    def parse(self, text: str) -> Any:
+        """The one value of a text. Raises ``ValueError`` or ``RecursionError``."""
+        stripped = text.strip()
+        value, end = self.parse_at(stripped, 0)
+        if end != len(stripped):
+            raise json.JSONDecodeError("Extra data", stripped, end)
+        self.check()
+        return value
+
+    def parse_at(self, text: str, at: int) -> tuple[Any, int]:
+        """The value that begins at a position, and where it ends; ``check`` says whether it is valid."""
+        self._problem = ""
+        return self._decoder.raw_decode(text, at)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for what the last value holds and JSON does not have."""
+        if self._problem:
+            raise _NotOneValueError(self._problem)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            self._problem = f"has the field '{twice}' twice"
+        return found
+
+    def _float(self, digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            self._problem = f"holds {digits}, which is beyond the largest number"
+        return number
+
+    def _constant(self, name: str) -> None:
+        self._problem = f"holds {name}, which is no JSON value"
+
+
+def _problem_of(error: Exception) -> str:
+    if isinstance(error, _NotOneValueError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error}"
+    return "holds a number with too many digits"  # a ValueError of Python's own
+
+
+def _is_value(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def json_rows(source: Source) -> Iterator[Row]:
+    """Values one a line, in a list, or one after another over several lines: as the first line has it."""
+    text = TableText.of(source)
+    first, _, rest = text.head.lstrip().partition(text.line_end)
+    complete = _is_value(first)
+    if first.startswith("[") and not (complete and rest.strip()):
+        entries = _entries(source, text)
+        yield from list(entries) if text.whole else entries  # a small file that is no JSON has no rows
+        return
+    alone = text.whole and complete and not rest.strip()
+    if alone and source.format == ".json":
+        yield from _lone(source, text.head)
+        return
+    if first.startswith("{") and not complete:
+        while not text.whole and len(text.head) <= formats.LONGEST_RECORD:
+            block = next(text.blocks, "")
+            text = TableText(text.head + block, not block, text.blocks)
+        if text.whole and (values := _values(text.head)):
+            if len(values) == 1 and source.format == ".json":
+                yield from _lone(source, text.head)
+                return
+            for number, value in enumerate(values, 1):
+                yield from _parsed(source, f"entry {number}", value)
+            return
+    for number, line in text.lines(source):
+        if line.strip():
+            yield from _parsed(source, f"line {number}", line)
+
+
+def _lone(source: Source, text: str) -> Iterator[Row]:
+    for row in _parsed(source, "entry 1", text):
+        yield Row(row.place, LoneValue(text, row.record))
+
+
+def _parsed(source: Source, place: str, text: str) -> Iterator[Row]:
+    try:
+        value = _Parser().parse(text)
+    except (ValueError, RecursionError) as error:
+        pass_over(source, f": {place}", _problem_of(error))
+        return
+    yield Row(place, value)
+
+
+def _values(text: str) -> list[str]:
+    """The JSON values that stand one after another in a text, as they are written; none of any other text."""
+    parser, found, at = _Parser(), list[str](), 0
+    while at < len(text):
+        start = _WHITE_SPACE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+        if start == len(text):
+            break
+        try:
+            _, at = parser.parse_at(text, start)
+        except (ValueError, RecursionError):
+            return []
+        found.append(text[start:at])
+    return found
+
+
+class _Entries:
+    """The text of a list, of which no more is held than an entry and a block."""
+
+    def __init__(self, source: Source, text: TableText) -> None:
+        self.source, self.blocks = source, text.blocks
+        self.buffer, self.ended, self.at = text.head, text.whole, 0
+        self.number, self.lines_before = 0, 0
+
+    def more(self) -> None:
+        """Read on, about as much again as is held of the entry."""
+        self.lines_before += self.buffer.count("\n", 0, self.at)
+        held = [self.buffer[self.at :]]
+        size = wanted = len(held[0]) + 1
+        while size < 2 * wanted and not self.ended:
+            block = next(self.blocks, "")
+            self.ended = not block
+            held.append(block)
+            size += len(block)
+        self.buffer, self.at = "".join(held), 0
+        if len(self.buffer) > 2 * formats.LONGEST_RECORD:
+            self.refuse(f"is longer than {formats.LONGEST_RECORD:,} characters; give JSON lines (.jsonl)")
+
+    def skip(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            self.at = _WHITE_SPACE.match(self.buffer, self.at).end()  # pyright: ignore[reportOptionalMemberAccess]
+            if self.at < len(self.buffer) or self.ended:
+                return self.buffer[self.at : self.at + 1]
+            self.more()
+
+    def refuse(self, problem: str) -> None:
+        """Raise ``DataError``: what comes after cannot be found."""
+        line = self.lines_before + self.buffer.count("\n", 0, self.at) + 1
+        raise DataError(f"{self.source.where}: entry {self.number}, line {line}, {problem}")
+
+
+def _entries(source: Source, text: TableText) -> Iterator[Row]:
+    """The entries of a list, one at a time."""
+    entries, parser = _Entries(source, text), _Parser()
+    entries.skip()
+    entries.at += 1
+    while (mark := entries.skip()) != "]":
+        if entries.number:
+            if mark != ",":
+                entries.refuse("is not JSON: expected a comma or the end of the list after it")
+            entries.at += 1
+            entries.skip()
+        entries.number += 1
+        value, end = _entry(entries, parser)
+        entries.at = end
+        try:
+            parser.check()
+        except ValueError as error:
+            pass_over(source, f": entry {entries.number}", str(error))
+            continue
+        yield Row(f"entry {entries.number}", value)
+    entries.at += 1
+    if entries.skip():
+        entries.refuse("is not JSON: more follows after the end of the list")
+
+
+def _entry(entries: _Entries, parser: _Parser) -> tuple[Any, int]:
+    while True:
+        try:
+            value, end = parser.parse_at(entries.buffer, entries.at)
+            if end < len(entries.buffer) or entries.ended:
+                if end - entries.at > formats.LONGEST_RECORD:
+                    entries.refuse(
+                        f"is longer than {formats.LONGEST_RECORD:,} characters; give JSON lines (.jsonl)"
+                    )
+                return value, end
+        except json.JSONDecodeError as error:
+            if entries.ended:
+                entries.refuse(f"is not JSON: {error.msg}")
+        except (ValueError, RecursionError) as error:
+            entries.refuse(f"is not JSON: {error}")
+        entries.more()

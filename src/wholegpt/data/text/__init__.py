@@ -1,0 +1,1 @@
+"""Text for language modeling: documents to shards of token ids, and shards to batches."""

@@ -1,0 +1,143 @@
+"""A mixture of experts: many feed-forward layers, of which each token uses some.
+
+Shapes: N tokens, D model width, E experts, P experts of a token, C tokens of an expert, F feed-forward width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wholegpt.model.layers.feed_forward import ACTIVATIONS
+from wholegpt.model.layers.linear import Linear
+from wholegpt.runtime import at_least_float32
+from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.schema import ModelConfig
+
+
+class ExpertLinear(nn.Module):
+    """x·W_eᵀ + b_e for the tokens of each expert e; the matrices are stacked."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.stacked_rows = [outputs] * experts
+        self.weight = nn.Parameter(torch.empty(experts * outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
+
+    def forward(self, x: Float[Tensor, "E C I"]) -> Float[Tensor, "E C O"]:
+        """The layer's output for each token."""
+        weight = self.weight.to(x.dtype).view(len(x), -1, x.shape[-1]).transpose(1, 2)
+        return (
+            torch.bmm(x, weight)
+            if self.bias is None
+            else torch.baddbmm(self.bias.to(x.dtype)[:, None], x, weight)
+        )
+
+
+def balance_loss(probabilities: Float[Tensor, "N E"], first: Int[Tensor, " N"]) -> Float[Tensor, " "]:
+    """E·Σ_e f_e·P_e, 1 where all experts are alike (Fedus et al. 2022, equation 4).
+
+    f_e is the share of tokens whose ``first`` choice is e, P_e the mean probability of e.
+    """
+    experts = probabilities.shape[1]
+    shares = torch.bincount(first, minlength=experts) / len(first)
+    return experts * (shares * probabilities.mean(dim=0)).sum()
+
+
+def router_z_loss(logits: Float[Tensor, "N E"]) -> Float[Tensor, " "]:
+    """The mean of (ln Σ_e exp(logit_e))², which keeps logits small (Zoph et al. 2022, equation 5)."""
+    return torch.logsumexp(logits, dim=-1).square().mean()
+
+
+class MixtureOfExperts(nn.Module):
+    """y = Σ_e g_e·FFN_e(x) over the P experts of the largest probability (Shazeer et al. 2017; Fedus et al. 2022).
+
+    p = softmax(W_r·x); g = p where P is 1, so that the router learns, else p over its sum of the P chosen. In training
+    an expert takes at most C = ⌈capacity_factor·P·N/E⌉ tokens, first choices first, then in order; else all.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.experts, self.chosen = config.experts, config.experts_per_token
+        self.capacity_factor = config.capacity_factor
+        bias = config.bias is Bias.all
+        sizes = config.experts, config.d_model, config.d_ff
+        self.router = Linear(config.d_model, config.experts, bias=False)
+        self.gate = ExpertLinear(*sizes, bias) if config.feed_forward is FeedForward.swiglu else None
+        self.expand = ExpertLinear(*sizes, bias)
+        self.output = ExpertLinear(config.experts, config.d_ff, config.d_model, bias)
+        self.activation = ACTIVATIONS[config.feed_forward]
+        self.losses: tuple[Tensor, Tensor] | None = None
+        """``balance_loss`` and ``router_z_loss`` of the last forward pass in training."""
+        self.load, self.dropped = torch.zeros(config.experts, dtype=torch.long), 0
+        """Tokens that chose each expert, and choices beyond the capacity, in training since ``take_counts``."""
+
+    def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The layer's output at each position; nothing where a token was dropped."""
+        tokens = stream.flatten(0, 1)
+        logits = at_least_float32(self.router(tokens))
+        probabilities = torch.softmax(logits, dim=-1)
+        weights, experts = probabilities.topk(self.chosen, dim=-1)
+        if self.chosen > 1:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        load = torch.bincount(experts.flatten(), minlength=self.experts)
+        fair = self.chosen * len(tokens) / self.experts
+        capacity = math.ceil(self.capacity_factor * fair) if self.training else int(load.max())
+        places = places_in_queue(experts, load)
+        kept = places < capacity
+        if self.training:
+            self.losses = balance_loss(probabilities, experts[:, 0]), router_z_loss(logits)
+            self.load = self.load + load.cpu()
+            self.dropped += int((~kept).sum())
+        # Those beyond the capacity go to one more place, which is thrown away.
+        at = experts * (capacity + 1) + places.clamp(max=capacity)
+        queues = tokens.new_zeros(self.experts * (capacity + 1), tokens.shape[-1])
+        queues = queues.index_copy(0, at.t().flatten(), tokens.repeat(self.chosen, 1))
+        inputs = queues.view(self.experts, capacity + 1, -1)[:, :capacity]
+        inner = self.expand(inputs)
+        inner = self.activation(inner) if self.gate is None else self.activation(self.gate(inputs)) * inner
+        outputs = F.pad(self.output(inner), (0, 0, 0, 1)).flatten(0, 1)
+        mixed = outputs[at] * (weights * kept).unsqueeze(-1).to(outputs.dtype)
+        return mixed.sum(dim=1).view_as(stream)
+
+
+def places_in_queue(experts: Int[Tensor, "N P"], load: Int[Tensor, " E"]) -> Int[Tensor, "N P"]:
+    """How many choices of the same expert come before each: all first choices before the second ones."""
+    order = experts.t().flatten()
+    by_expert = torch.argsort(order, stable=True)
+    starts = load.cumsum(0) - load
+    places = torch.empty_like(order)
+    places[by_expert] = torch.arange(len(order), device=order.device) - starts[order[by_expert]]
+    return places.view(experts.shape[1], -1).t()
+
+
+def mixtures(model: nn.Module) -> list[MixtureOfExperts]:
+    """Those of a model, layer by layer."""
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+
+
+def router_losses(model: nn.Module, balance: float, z: float) -> Float[Tensor, " "] | float:
+    """``balance``·Σ balance_loss + ``z``·Σ router_z_loss over the layers, of the last forward pass."""
+    found = [mixture.losses for mixture in mixtures(model)]
+    return sum((balance * one[0] + z * one[1] for one in found if one), 0.0)
+
+
+def take_counts(model: nn.Module) -> dict[str, float]:
+    """What the routers did since the last call; nothing where there are none.
+
+    ``dropped_share``: of the choices of experts those beyond the capacity. ``load_entropy``: −Σ_e f_e·ln f_e over ln E
+    with f the experts' shares of the choices, a mean of the layers: 1 where all are used alike, 0 where one is.
+    """
+    found = [one for one in mixtures(model) if int(one.load.sum())]
+    if not found:
+        return {}
+    entropies: list[float] = []
+    chosen = dropped = 0
+    for one in found:
+        shares = one.load / one.load.sum()
+        entropies.append(float(torch.special.entr(shares).sum()) / math.log(max(len(shares), 2)))
+        chosen, dropped = chosen + int(one.load.sum()), dropped + one.dropped
+        one.load, one.dropped = torch.zeros_like(one.load), 0
+    return {"dropped_share": dropped / chosen, "load_entropy": sum(entropies) / len(entropies)}

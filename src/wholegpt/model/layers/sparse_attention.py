@@ -1,0 +1,81 @@
+"""Attention (E4) to some of the keys only, without computing the scores of the others.
+
+Shapes: B batch, H heads, T positions, K head width, W window, N = T/W blocks of queries.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from wholegpt.model.layers.dropout import dropout as drop
+from wholegpt.settings.choices import Attention
+from wholegpt.settings.schema import ModelConfig
+
+
+def visible_keys(length: int, config: ModelConfig, device: torch.device) -> Bool[Tensor, "T T"]:
+    """Which keys each query of a whole sequence sees."""
+    if config.attention is Attention.full and length <= config.context_length:
+        return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    places = torch.arange(length, device=device)
+    return is_seen(places[:, None] - places, config)
+
+
+def is_seen(distance: Int[Tensor, "*B"], config: ModelConfig) -> Bool[Tensor, "*B"]:
+    """Whether a query sees the key so many positions before it.
+
+    full: 0 ≤ d < τ. sliding_window: 0 ≤ d < W. strided: 0 ≤ d < τ, and d < W or d a multiple of W (Child et al. 2019,
+    section 4.3, both patterns in each head).
+    """
+    window = config.attention_window
+    if config.attention is Attention.sliding_window:
+        return (distance >= 0) & (distance < window)
+    within = (distance >= 0) & (distance < config.context_length)
+    if config.attention is Attention.strided:
+        return within & ((distance < window) | (distance % window == 0))
+    return within
+
+
+def sparse_attention(
+    queries: Float[Tensor, "B H T K"],
+    keys: Float[Tensor, "B H T K"],
+    values: Float[Tensor, "B H T K"],
+    window: int,
+    strided: bool,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """``attention`` where each query sees the W last keys, its own included; ``strided``: every W-th before them too.
+
+    Queries in blocks of W meet the keys of their own block and the one before: 2·W scores a query instead of T, and
+    T/W more where strided.
+    """
+    batch, heads, length, width = queries.shape
+    padding = -length % window
+    blocks = (batch, heads, -1, window, width)
+    of_blocks, own_keys, own_values = (
+        F.pad(x, (0, 0, 0, padding)).view(blocks) for x in (queries / math.sqrt(width), keys, values)
+    )
+    near = [torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), dim=3) for x in (own_keys, own_values)]
+    scores = of_blocks @ near[0].transpose(-2, -1)
+    scores = scores.masked_fill(~_near(scores), float("-inf"))
+    if strided:  # the keys at a query's own place in its block, of the blocks before
+        far = torch.einsum("bhnwk,bhmwk->bhnwm", of_blocks, own_keys)
+        earlier = torch.ones(far.shape[2], far.shape[2], dtype=torch.bool, device=far.device).tril(-1)
+        scores = torch.cat((scores, far.masked_fill(~earlier[:, None], float("-inf"))), dim=-1)
+    weights = drop(torch.softmax(scores, dim=-1), dropout).to(values.dtype)
+    mixed = weights[..., : 2 * window] @ near[1]
+    if strided:
+        mixed = mixed + torch.einsum("bhnwm,bhmwk->bhnwk", weights[..., 2 * window :], own_values)
+    return mixed.reshape(batch, heads, -1, width)[:, :, :length]
+
+
+def _near(scores: Float[Tensor, "B H N W S"]) -> Bool[Tensor, "N W S"]:
+    """Which of the 2·W keys beside its block a query sees: 0 to W − 1 positions before it, where there is one."""
+    n_blocks, window = scores.shape[2:4]
+    places = torch.arange(2 * window, device=scores.device)
+    distance = places[window:, None] - places
+    seen = ((distance >= 0) & (distance < window)).repeat(n_blocks, 1, 1)
+    seen[0, :, :window] = False
+    return seen
