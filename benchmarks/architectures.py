@@ -22,8 +22,8 @@ from wholegpt.files import read_json, write_json_atomic
 from wholegpt.metrics import bootstrap
 from wholegpt.model import KeyValueCache, Transformer, flops_per_token, parameter_count
 from wholegpt.model.cache import RecurrentCache
-from wholegpt.run import Run
-from wholegpt.run_folder import run_data
+from wholegpt.runs.folder import run_data
+from wholegpt.runs.train import Run
 from wholegpt.settings.choices import Attention, AttentionKernel, Positions
 from wholegpt.settings.schema import Config, ModelConfig
 

@@ -17,13 +17,13 @@ import torch
 from benchmarks.tables import conditions, publish, spread
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
 from wholegpt.generation import Engine
 from wholegpt.generation.speculation import PromptLookup
-from wholegpt.loading import load
+from wholegpt.interop.conversion import export_model
 from wholegpt.metrics import bootstrap
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
-from wholegpt.run_folder import run_data
+from wholegpt.runs.folder import run_data
+from wholegpt.runs.load import load
 from wholegpt.runtime import has_bfloat16, peak_bytes
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Dtype, WeightFormat

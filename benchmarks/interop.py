@@ -13,8 +13,8 @@ import torch
 from benchmarks.tables import machine_line, publish
 from wholegpt.checkpoint import load_model, save_model
 from wholegpt.console import Console
-from wholegpt.conversion import Export, export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
+from wholegpt.interop.conversion import Export, export_model, import_model
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer, parameter_count
 from wholegpt.settings import presets

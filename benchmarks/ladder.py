@@ -7,8 +7,8 @@ from benchmarks.tables import DOCUMENT, machine_line, publish
 from wholegpt.analysis.ladder_page import draw_ladder
 from wholegpt.analysis.report import svg_of
 from wholegpt.console import Console
+from wholegpt.experiments.ladder import climb, table_rows
 from wholegpt.files import write_text_atomic
-from wholegpt.ladder import climb, table_rows
 
 SHOWN = 160
 """Characters of each sample."""

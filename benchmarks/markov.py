@@ -14,7 +14,7 @@ from wholegpt.analysis.report import BLUE, GREY, ORANGE, svg_of
 from wholegpt.console import Console
 from wholegpt.files import write_text_atomic
 from wholegpt.metrics import Estimate, bootstrap_ratio
-from wholegpt.run_folder import run_data
+from wholegpt.runs.folder import run_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from typing import Any
 
 import wholegpt as wg
 from wholegpt.console import Console
-from wholegpt.run import Run
+from wholegpt.runs.train import Run
 
 
 def finished(out: Path, begin: Callable[[], Run[Any]], console: Console) -> Path:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wholegpt.api import train
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.model import parameter_count
@@ -36,6 +35,7 @@ from wholegpt.planning.scaling import (
     Difficulty,
     ScalingLaw,
 )
+from wholegpt.runs.api import train
 from wholegpt.settings.schema import Config, DataConfig, LoggingConfig, RuntimeConfig
 
 Point = dict[str, Any]

@@ -15,9 +15,9 @@ import wholegpt as wg
 from benchmarks.tables import conditions, publish, spread
 from benchmarks.training_step import CHARACTERS, nanogpt_module, seconds_a_step
 from benchmarks.training_step import nanogpt as nanogpt_step
-from wholegpt.api import train
 from wholegpt.console import Console
 from wholegpt.data.reading.corpora import tinyshakespeare
+from wholegpt.runs.api import train
 from wholegpt.settings.presets import configure
 
 MARKS = [*range(30, 181, 30), *range(240, 1201, 60)]

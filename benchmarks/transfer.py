@@ -28,7 +28,7 @@ from wholegpt.data.examples.tasks import read_examples
 from wholegpt.data.reading.tables import read_table
 from wholegpt.files import write_json_atomic
 from wholegpt.metrics import Estimate, bootstrap_ratio
-from wholegpt.run_folder import recorded_config
+from wholegpt.runs.folder import recorded_config
 from wholegpt.settings.choices import TaskKind
 
 SEEDS = (1, 2, 3)

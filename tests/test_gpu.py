@@ -7,9 +7,9 @@ import torch
 
 from tests.helpers import text_of, tiny_config, tiny_model
 from tests.training.test_runs import weights
-from wholegpt import api
 from wholegpt.console import Console
 from wholegpt.model import Transformer
+from wholegpt.runs import api
 from wholegpt.settings.choices import AttentionKernel
 
 pytestmark = [

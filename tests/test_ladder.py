@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.helpers import Fails, text_of
-from wholegpt import ladder
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import NumericsError
+from wholegpt.experiments import ladder
 from wholegpt.model import parameter_count
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import complete_model

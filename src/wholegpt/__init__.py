@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wholegpt.api import finetune, plan, resume, train
-    from wholegpt.comparing import compare
-    from wholegpt.conversion import export_model, import_model
     from wholegpt.errors import WholeGPTError
+    from wholegpt.interop.conversion import export_model, import_model
     from wholegpt.language_model import LanguageModel
-    from wholegpt.loading import load
-    from wholegpt.run import Run
+    from wholegpt.runs.api import finetune, plan, resume, train
+    from wholegpt.runs.compare import compare
+    from wholegpt.runs.load import load
+    from wholegpt.runs.train import Run
     from wholegpt.settings.presets import configure, preset, recipe
     from wholegpt.settings.schema import Config
 
@@ -29,19 +29,19 @@ if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
 _HOMES = {
     "Config": "settings.schema",
     "LanguageModel": "language_model",
-    "Run": "run",
+    "Run": "runs.train",
     "WholeGPTError": "errors",
-    "compare": "comparing",
+    "compare": "runs.compare",
     "configure": "settings.presets",
-    "export_model": "conversion",
-    "finetune": "api",
-    "import_model": "conversion",
-    "load": "loading",
-    "plan": "api",
+    "export_model": "interop.conversion",
+    "finetune": "runs.api",
+    "import_model": "interop.conversion",
+    "load": "runs.load",
+    "plan": "runs.api",
     "preset": "settings.presets",
     "recipe": "settings.presets",
-    "resume": "api",
-    "train": "api",
+    "resume": "runs.api",
+    "train": "runs.api",
 }
 
 __all__ = [

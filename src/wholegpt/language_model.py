@@ -38,8 +38,6 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import check_numbers, scoring_windows
-from wholegpt.finetuning.instructions import answers, evaluate_answers, fitting_turns, with_room
-from wholegpt.finetuning.prediction import Prediction, evaluate_head, predict
 from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
 from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
@@ -49,6 +47,8 @@ from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
 from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.settings.serialization import from_mapping
+from wholegpt.stages.instruction import answers, evaluate_answers, fitting_turns, with_room
+from wholegpt.stages.prediction import Prediction, evaluate_head, predict
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:

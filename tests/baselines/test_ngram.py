@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.helpers import text_of, tiny_config
-from wholegpt import api
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.generation import Engine
-from wholegpt.loading import load
 from wholegpt.model.baselines import NGram
 from wholegpt.model.baselines.ngram import count_ngrams, estimated_discount
+from wholegpt.runs import api
+from wholegpt.runs.load import load
 from wholegpt.settings.choices import Architecture
 from wholegpt.settings.schema import GenerationConfig, ModelConfig
 from wholegpt.tokenizers import train_character

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from tests.helpers import tiny_config, tiny_model
-from wholegpt import api
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count
 from wholegpt.model.baselines import RecurrentNetwork
 from wholegpt.model.baselines.recurrent import STEPS, run_steps
+from wholegpt.runs import api
 from wholegpt.settings.choices import Architecture
 from wholegpt.settings.schema import ModelConfig
 

@@ -12,11 +12,11 @@ from tests.helpers import TINY, Fails, text_of, tiny_model
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, save_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.conversion import export_model, import_model
 from wholegpt.errors import DataError, RunError, WholeGPTError
-from wholegpt.loading import load
+from wholegpt.interop.conversion import export_model, import_model
 from wholegpt.model import Transformer
-from wholegpt.start import start_run
+from wholegpt.runs.create import start_run
+from wholegpt.runs.load import load
 from wholegpt.tokenizers import train_character
 
 QUIET = Console(quiet=True)
@@ -163,7 +163,7 @@ def test_a_run_from_relative_paths_repeats_from_elsewhere(
 def test_names_of_corpora_and_standard_input_stay_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wholegpt.run_folder import with_absolute_paths
+    from wholegpt.runs.folder import with_absolute_paths
     from wholegpt.settings.presets import configure
 
     monkeypatch.chdir(tmp_path)

@@ -11,11 +11,12 @@ import tokenizers as library
 
 import wholegpt as wg
 from tests.helpers import TINY, Fails, text_of, tiny, tiny_config
-from wholegpt import api, run_folder
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import TokenizerError
+from wholegpt.runs import api
+from wholegpt.runs import folder as run_folder
 from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import Tokenizer, train_bpe
 from wholegpt.training import callbacks
@@ -127,7 +128,7 @@ def test_ctrl_c_anywhere_else_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     places = {
-        "train": "wholegpt.start.prepare",
+        "train": "wholegpt.runs.create.prepare",
         "generate": "wholegpt.language_model.generate",
         "evaluate": "wholegpt.language_model.evaluate_text",
     }

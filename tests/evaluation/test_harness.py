@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from tests.helpers import text_of, tiny_config
-from wholegpt import api
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
 from wholegpt.evaluation.harness import generation_of
+from wholegpt.interop.conversion import export_model
 from wholegpt.language_model import LanguageModel
-from wholegpt.loading import load
+from wholegpt.runs import api
+from wholegpt.runs.load import load
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import GenerationConfig
 

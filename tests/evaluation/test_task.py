@@ -15,7 +15,7 @@ from wholegpt.evaluation import read_examples
 from wholegpt.evaluation.examples import Choice, Classification, Cloze, Generation, LastWord, Score
 from wholegpt.evaluation.task import few_shot
 from wholegpt.language_model import LanguageModel
-from wholegpt.loading import load
+from wholegpt.runs.load import load
 from wholegpt.settings.choices import Dtype
 
 QUIET = Console(quiet=True)
@@ -302,7 +302,7 @@ def test_compare(tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest
 
 
 def test_compare_finds_the_better_model(tmp_path: Path, trained_run: Path) -> None:
-    from wholegpt.comparing import compare
+    from wholegpt.runs.compare import compare
 
     trained = load(trained_run)
     worse = load(trained_run)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from wholegpt.finetuning.beginning import with_steps
 from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.presets import configure, finetuning_recipe, recipe
 from wholegpt.settings.schema import Config
+from wholegpt.stages.initialization import with_steps
 
 
 @pytest.mark.parametrize("task", [TaskKind.instruct, TaskKind.classification])

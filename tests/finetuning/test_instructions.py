@@ -13,26 +13,26 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers import tiny_config, tiny_models
-from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat.conversations import holds_conversations, read_conversations
 from wholegpt.data.chat.packing import ConversationLoader, collate_conversations, pack
 from wholegpt.data.chat.template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
 from wholegpt.data.examples.columns import TaskColumns
 from wholegpt.data.reading.tables import Reading, read_table
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
-from wholegpt.finetuning import instructions
-from wholegpt.finetuning.instructions import answer_nats, answering, fit_conversations, fitting_turns
 from wholegpt.generation.request import GenerationRequest
-from wholegpt.loading import load
+from wholegpt.interop.conversion import export_model, import_model
 from wholegpt.losses import negative_log_likelihood
 from wholegpt.model import Transformer
+from wholegpt.runs import api
+from wholegpt.runs.load import load
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.presets import configure
 from wholegpt.settings.schema import Config, GenerationConfig
+from wholegpt.stages import instruction as instructions
+from wholegpt.stages.instruction import answer_nats, answering, fit_conversations, fitting_turns
 from wholegpt.tokenizers import byte_tokenizer
 from wholegpt.training.objectives import LanguageModeling
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from tests.helpers import Fails, tiny_config
-from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_model
 from wholegpt.cli import main
 from wholegpt.cli.options import task_table
-from wholegpt.comparing import compare
 from wholegpt.console import Console
 from wholegpt.data.examples.tasks import SPECIAL_TOKENS
 from wholegpt.errors import ConfigError, DataError, NumericsError, RunError, WholeGPTError
 from wholegpt.language_model import LanguageModel
-from wholegpt.loading import load
-from wholegpt.run import open_stage
+from wholegpt.runs import api
+from wholegpt.runs.compare import compare
+from wholegpt.runs.load import load
+from wholegpt.runs.train import open_stage
 from wholegpt.settings.presets import configure
 from wholegpt.settings.schema import Config
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_config, tiny_models
 from wholegpt.data.examples.batches import TaskBatch, TaskLoader, collate
 from wholegpt.data.examples.tasks import EncodedExample
-from wholegpt.finetuning.task_stage import ACCURACY
-from wholegpt.finetuning.tasks import TaskObjective, next_tokens, read
 from wholegpt.losses import balanced_weights, linear_cross_entropy, negative_log_likelihood
 from wholegpt.model.heads import TaskTransformer, extend_vocabulary
 from wholegpt.settings.choices import TaskKind
+from wholegpt.stages.classification import ACCURACY
+from wholegpt.stages.task_objective import TaskObjective, next_tokens, read
 from wholegpt.training.loop import accumulate_gradients
 
 KINDS = st.sampled_from(sorted(tiny_models()))

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tests.helpers import tiny_model, tiny_models, write_one
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
 from wholegpt.errors import ConfigError
 from wholegpt.generation import InterruptedWriting
 from wholegpt.generation.beam import beam_search
+from wholegpt.interop.conversion import export_model
 from wholegpt.model import Transformer
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer, train_character

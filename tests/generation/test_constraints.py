@@ -19,7 +19,6 @@ import regex
 import torch
 
 from tests.helpers import Fails, tiny_config, tiny_model, write_one
-from wholegpt import api
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
@@ -27,9 +26,10 @@ from wholegpt.generation import Completion, Engine, Sampler
 from wholegpt.generation.constraints import MOST_CHARACTERS, Constraint
 from wholegpt.generation.json_schema import read_schema
 from wholegpt.language_model import LanguageModel
-from wholegpt.loading import load
 from wholegpt.model import Transformer
 from wholegpt.model.interface import CausalLanguageModel
+from wholegpt.runs import api
+from wholegpt.runs.load import load
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, train_gpt1
 

@@ -100,7 +100,7 @@ def test_prepared_data_keeps_its_own_fields(run: Path, tmp_path: Path) -> None:
 
 def test_figures_count_the_header(run: Path) -> None:
     """The run's own held-out text is measured with its headers, and its bytes are those of its tokens."""
-    from wholegpt.run_folder import run_data
+    from wholegpt.runs.folder import run_data
 
     held_out = run_data(run).validation
     text = wg.load(run, console=QUIET).tokenizer.decode(held_out.read(0, len(held_out)).tolist())

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.helpers import text_of, tiny_config
-from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore, load_facts
 from wholegpt.console import Console, sample_for_people
 from wholegpt.data import PreparedData, open_corpus, prepare
-from wholegpt.loading import load
+from wholegpt.runs import api
+from wholegpt.runs.load import load
 from wholegpt.settings.choices import TokenizerKind
 from wholegpt.settings.schema import DataConfig, TokenizerConfig
 from wholegpt.tokenizers import Tokenizer
@@ -96,7 +96,7 @@ def test_a_run_on_one_document_never_starts_from_end_of_text(
 
 
 def test_samples_start_from_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wholegpt import pretraining
+    from wholegpt.stages import pretraining
 
     prompts: list[Any] = []
     generate = pretraining.generate

@@ -13,13 +13,13 @@ from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import ModelFacts, save_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
 from wholegpt.errors import CheckpointError
-from wholegpt.interop import certificate
-from wholegpt.interop.certificate import TEXT, ForeignModel, compare
+from wholegpt.interop import parity_report as certificate
+from wholegpt.interop.conversion import export_model
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf import write as write_gguf
 from wholegpt.interop.gguf_tokenizer import read_tokenizer
+from wholegpt.interop.parity_report import TEXT, ForeignModel, compare
 from wholegpt.settings.choices import Normalization
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_bpe, train_character
 from wholegpt.tokenizers.published import QWEN2_SPLIT

@@ -10,8 +10,8 @@ from tests.helpers import Fails, shrink
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
 from wholegpt.interop import gguf as ours
+from wholegpt.interop.conversion import export_model
 from wholegpt.interop.gguf import TensorType
 from wholegpt.settings.choices import FeedForward
 from wholegpt.settings.presets import gpt1, gpt2

@@ -16,8 +16,8 @@ from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import load_model, save_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.conversion import export_model, import_model
 from wholegpt.generation import Sampler, generate_ids
+from wholegpt.interop.conversion import export_model, import_model
 from wholegpt.language_model import LanguageModel
 from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Bias, Embeddings, FeedForward, Norm

@@ -14,10 +14,10 @@ from tests.interop.test_published_defaults import GPT, SMALL, edit, logits_of, s
 from wholegpt.checkpoint import load_facts, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.conversion import export_model, import_model
 from wholegpt.data.chat.template import Message
 from wholegpt.generation import encode_prompt
-from wholegpt.loading import load
+from wholegpt.interop.conversion import export_model, import_model
+from wholegpt.runs.load import load
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer, open_tokenizer, train_bpe
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")

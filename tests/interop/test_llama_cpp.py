@@ -7,7 +7,7 @@ import pytest
 from tests.interop.models import KINDS, random_model, tokenizer_of
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
+from wholegpt.interop.conversion import export_model
 from wholegpt.interop.gguf import TensorType
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python, which is built for minutes, is not installed")

@@ -12,7 +12,7 @@ from tests.interop.models import tokenizer_of
 from wholegpt.checkpoint import load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.conversion import import_model
+from wholegpt.interop.conversion import import_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")
 QUIET = Console(quiet=True)

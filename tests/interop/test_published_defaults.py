@@ -14,8 +14,8 @@ from tests.helpers import Fails
 from tests.interop.models import tokenizer_of
 from wholegpt.checkpoint import load_model
 from wholegpt.console import Console
-from wholegpt.conversion import import_model
 from wholegpt.interop.architectures import ARCHITECTURES, Architecture
+from wholegpt.interop.conversion import import_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

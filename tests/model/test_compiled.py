@@ -14,8 +14,8 @@ import wholegpt as wg
 from tests.helpers import tiny_models, write_one
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.loading import load
 from wholegpt.model import CompiledTransformer, KeyValueCache, Transformer
+from wholegpt.runs.load import load
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import character_tokenizer
 

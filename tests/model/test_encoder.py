@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.helpers import text_of, tiny_config, tiny_model
-from wholegpt import api
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.examples.batches import collate
@@ -17,10 +16,10 @@ from wholegpt.data.examples.tasks import SPECIAL_TOKENS, encode_example
 from wholegpt.data.text.masking import MASKED, RANDOM, SHARE, hide_tokens
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore, pseudo_perplexity
-from wholegpt.finetuning.tasks import read
 from wholegpt.losses import IGNORED
 from wholegpt.model import Encoder, parameter_count
 from wholegpt.model.heads import TaskEncoder
+from wholegpt.runs import api
 from wholegpt.settings.choices import (
     Architecture,
     AttentionKernel,
@@ -35,6 +34,7 @@ from wholegpt.settings.choices import (
     TaskKind,
 )
 from wholegpt.settings.schema import ModelConfig
+from wholegpt.stages.task_objective import read
 from wholegpt.tokenizers import MASK, train_character
 
 QUIET = Console(quiet=True)

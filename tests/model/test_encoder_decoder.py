@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import tiny_config, tiny_model
-from wholegpt import api
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.generation import Engine
 from wholegpt.model import EncoderDecoder, flops_per_token, parameter_count
+from wholegpt.runs import api
 from wholegpt.settings.choices import (
     Architecture,
     Bias,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.helpers import tiny_config
-from wholegpt import api
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
+from wholegpt.interop.conversion import export_model
+from wholegpt.runs import api
 from wholegpt.settings.choices import Dtype
 
 transformers = pytest.importorskip("transformers", reason="transformers is a test-only dependency")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers import Fails, make_plans_small, text_of
-from wholegpt import api, runtime, start
+from wholegpt import runtime
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
 from wholegpt.console import Console
@@ -21,6 +21,8 @@ from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, plan_
 from wholegpt.planning.machine import Rates, Speeds, step_seconds
 from wholegpt.planning.planner import batch_size, choose, planned_config, regularization, run_seconds
 from wholegpt.planning.scaling import Difficulty
+from wholegpt.runs import api
+from wholegpt.runs import create as start
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import Config, ModelConfig, PrecisionConfig, TrainingConfig

@@ -23,7 +23,7 @@ import torch
 import wholegpt.analysis.report
 import wholegpt.cli
 import wholegpt.data.text.preparation
-import wholegpt.run
+import wholegpt.runs.train
 
 WAIT_SECONDS = 20.0
 ended = mmap.mmap(-1, 1)
@@ -82,7 +82,7 @@ def main() -> None:
         importlib.import_module(module)
     torch.set_num_threads(1)
     wholegpt.analysis.report._charts = lambda records, bound: []  # takes most of a tiny run
-    wholegpt.run.run_loop = after_the_others(wholegpt.run.run_loop, 3)
+    wholegpt.runs.train.run_loop = after_the_others(wholegpt.runs.train.run_loop, 3)
     preparation = wholegpt.data.text.preparation
     preparation.plan_split = after_the_others(preparation.plan_split, 3)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from tests.interop.models import KINDS, random_model, tokenizer_of
 from tests.torture.corrupt_imports import split_in_two
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
-from wholegpt.conversion import export_model
+from wholegpt.interop.conversion import export_model
 
 CORRUPTIONS = int(os.environ.get("WHOLEGPT_CORRUPTIONS", "400"))
 """How many; the long run is `WHOLEGPT_CORRUPTIONS=10000 pytest tests/torture/test_corrupt_imports.py`."""

@@ -72,7 +72,7 @@ def test_in_a_first_step_that_lasts(text_file: Path, tmp_path: Path) -> None:
     """Before the first step is done there is nothing to save, so it is not waited for."""
     program = (
         "import sys, torch\n"
-        "import wholegpt.run as run\n"
+        "import wholegpt.runs.train as run\n"
         "from wholegpt.cli import main\n"
         "def slow(*arguments):\n"
         "    print('in the first step', file=sys.stderr, flush=True)\n"

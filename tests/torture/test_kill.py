@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.helpers import text_of, tiny_config
-from wholegpt import api
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
+from wholegpt.runs import api
 from wholegpt.settings.presets import configure
 
 QUIET = Console(quiet=True)

@@ -13,10 +13,10 @@ import time
 from typing import Any
 
 from tests.torture.file_system import patch_file_system
-from wholegpt import api
-from wholegpt import run as runs
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
+from wholegpt.runs import api
+from wholegpt.runs import train as runs
 
 
 def die() -> None:

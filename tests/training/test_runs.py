@@ -16,11 +16,13 @@ import safetensors.torch
 import torch
 
 from tests.helpers import text_of, tiny_config
-from wholegpt import api, run_folder, runtime
+from wholegpt import runtime
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, windows_before
 from wholegpt.errors import Interrupted, NumericsError, RunError
+from wholegpt.runs import api
+from wholegpt.runs import folder as run_folder
 from wholegpt.settings.choices import Dtype, Execution
 from wholegpt.settings.presets import recipe
 from wholegpt.training import callbacks, loop, objectives

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_ladder_page(path: Path, ladder: Mapping[str, Any]) -> None:
-    """Write the page of what ``wholegpt.ladder.Ladder.to_json`` gives."""
+    """Write the page of what ``wholegpt.experiments.ladder.Ladder.to_json`` gives."""
     import jinja2
 
     template = resources.files("wholegpt.analysis").joinpath("ladder.html.jinja").read_text(encoding="utf-8")

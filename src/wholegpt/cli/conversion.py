@@ -37,7 +37,7 @@ def export(
         Replace an export that is already in the --out folder.
 
     """
-    from wholegpt.conversion import export_model
+    from wholegpt.interop.conversion import export_model
 
     made = export_model(
         run, to, out, tensor_type=type, checkpoint=checkpoint, overwrite=overwrite, console=common.console
@@ -75,7 +75,7 @@ def import_(
 
     """
     from wholegpt.checkpoint import load_model_config
-    from wholegpt.conversion import import_model
+    from wholegpt.interop.conversion import import_model
     from wholegpt.model import parameter_count
     from wholegpt.settings.presets import published_architecture
 

@@ -41,8 +41,8 @@ from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check, check_max_seconds
 
 if TYPE_CHECKING:
-    from wholegpt.finetuning.prediction import Prediction
-    from wholegpt.run import Run
+    from wholegpt.runs.train import Run
+    from wholegpt.stages.prediction import Prediction
 
 Flag = Parameter(negative="")
 ASKED = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
@@ -95,7 +95,7 @@ def finetune(
         changes, presets.recipe(recipe or presets.finetuning_recipe(task)), where="command line"
     )
     check(chosen)
-    from wholegpt import api
+    from wholegpt.runs import api
 
     finished = api.finetune(
         run,
@@ -161,7 +161,7 @@ def predict(
     check_new_file(out, "--out")
     if out and Path(out).suffix.lower() not in (".csv", ".jsonl"):
         raise DataError(f"--out {out}: expected a name that ends in .csv or .jsonl")
-    from wholegpt.loading import load
+    from wholegpt.runs.load import load
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
     if data:
@@ -296,7 +296,7 @@ def chat(
     """
     from wholegpt.data.chat.template import Message
     from wholegpt.generation.request import InterruptedWriting
-    from wholegpt.loading import load
+    from wholegpt.runs.load import load
     from wholegpt.settings.serialization import to_mapping
 
     settings = to_mapping(generation)

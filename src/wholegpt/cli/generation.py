@@ -97,7 +97,7 @@ def generate(
 
     """
     from wholegpt.generation.templates import fill_template
-    from wholegpt.loading import load
+    from wholegpt.runs.load import load
 
     _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):

@@ -37,7 +37,7 @@ from wholegpt.settings.validation import (
 )
 
 if TYPE_CHECKING:
-    from wholegpt.run import Run
+    from wholegpt.runs.train import Run
 
 Flag = Parameter(negative="")
 
@@ -116,7 +116,7 @@ def train(
         )
         _show_config(runtime.decide(chosen), common)
         return
-    from wholegpt import api
+    from wholegpt.runs import api
 
     run = api.train(
         config=chosen,
@@ -170,8 +170,8 @@ def plan(
         )
     chosen = presets.configure(changes, where="command line")
     check(chosen)
-    from wholegpt import api
     from wholegpt.planning import Machine
+    from wholegpt.runs import api
 
     machine = Machine(flops, bandwidth, 1e9 * memory) if flops and bandwidth and memory else None
     limit = 1e9 * memory if memory and not machine else math.inf
@@ -219,7 +219,7 @@ def ladder(
     chosen = presets.configure(
         _changes(source, config, reading, common), presets.recipe(recipe), where="command line"
     )
-    from wholegpt.ladder import climb, table_rows
+    from wholegpt.experiments.ladder import climb, table_rows
 
     climbed = climb(minutes=minutes, config=chosen, out=out, rungs=rung, console=common.console).to_json()
     folder = climbed["folder"]
@@ -250,7 +250,7 @@ def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None,
 
 
 def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool, common: Common) -> None:
-    from wholegpt import api
+    from wholegpt.runs import api
 
     resumed = api.resume(
         run,

@@ -80,8 +80,8 @@ def evaluate(
         best, last, or the step of a checkpoint.
 
     """
-    from wholegpt.comparing import answers_examples, reading_of, task_file
-    from wholegpt.loading import load
+    from wholegpt.runs.compare import answers_examples, reading_of, task_file
+    from wholegpt.runs.load import load
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
         raise ConfigError(f"--dtype changes nothing where weights are {weights}; leave one out")
@@ -105,7 +105,7 @@ def evaluate(
         else:
             from wholegpt.data.chat.conversations import ConversationData
             from wholegpt.data.examples.data import TaskData
-            from wholegpt.run_folder import run_examples
+            from wholegpt.runs.folder import run_examples
 
             _refuse(task_settings, "a run's own held-out examples")
             folder = run_examples(Path(run))
@@ -131,7 +131,7 @@ def evaluate(
             f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
         )
     else:
-        from wholegpt.run_folder import run_data
+        from wholegpt.runs.folder import run_data
 
         _refuse(_settings(detokenize=detokenize, **reading.given()), "a run's own held-out text")
         held_out = run_data(Path(run)).validation
@@ -191,7 +191,8 @@ def compare(
         best, last, or the step of a checkpoint, of both.
 
     """
-    from wholegpt import comparing, loading
+    from wholegpt.runs import compare as comparing
+    from wholegpt.runs import load as loading
 
     if not sources:
         raise DataError("name what both are to be measured on: texts, or a file of examples")
@@ -271,7 +272,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
 
     count = parameter_count(config)
     if config.architecture is Architecture.ngram and not presets.is_preset(run):  # which its text decided
-        from wholegpt.loading import load
+        from wholegpt.runs.load import load
 
         counted = load(run, checkpoint=checkpoint, console=common.console).model.numbers
         count = dataclasses.replace(count, blocks=counted)
@@ -321,8 +322,7 @@ def _cache_bytes(config: ModelConfig) -> int | None:
 def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
     """The architecture, and what the model was taught besides: the fields that it is controlled by, a task, LoRA."""
     if not presets.is_preset(run):
-        from wholegpt.checkpoint import load_facts, load_model_config
-        from wholegpt.loading import model_folder
+        from wholegpt.checkpoint import load_facts, load_model_config, model_folder
 
         folder = model_folder(Path(run), checkpoint, common.console)
         facts = {name: value for name, value in to_mapping(load_facts(folder)).items() if value}

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
-from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.gguf_tokenizer import add_ends, add_tokenizer
 from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
+from wholegpt.interop.parity_report import ForeignModel
 from wholegpt.interop.sidecar import without_special_names
 from wholegpt.model import TokenModel
 from wholegpt.settings.choices import Bias, FeedForward

@@ -20,9 +20,9 @@ from wholegpt.interop.architectures import (
     to_their_config,
     with_defaults,
 )
-from wholegpt.interop.certificate import ForeignModel
 from wholegpt.interop.foreign import open_tensors, read_object, tied
 from wholegpt.interop.names import names_of, to_theirs, with_biases
+from wholegpt.interop.parity_report import ForeignModel
 from wholegpt.interop.sidecar import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,

@@ -14,14 +14,14 @@ from wholegpt.data.examples.data import TaskData
 from wholegpt.data.examples.tasks import SPECIAL_TOKENS, EncodedExample, TaskExample, encode_example
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore
-from wholegpt.finetuning.beginning import begin
-from wholegpt.finetuning.prediction import MEANS, outputs_of, score_predictions
-from wholegpt.finetuning.tasks import TaskObjective
 from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
 from wholegpt.model import TaskModel, TokenModel
 from wholegpt.settings.choices import ClassWeights
 from wholegpt.settings.schema import Config
+from wholegpt.stages.initialization import begin
+from wholegpt.stages.prediction import MEANS, outputs_of, score_predictions
+from wholegpt.stages.task_objective import TaskObjective
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.stage import Begun, Criterion, QuickScore
 

@@ -13,10 +13,10 @@ from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED, class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, clustered_proportion
 from wholegpt.model import Encoder, TokenModel
-from wholegpt.pretraining import Pretraining
 from wholegpt.runtime import compute_in, mix_seed
 from wholegpt.settings.choices import Documents
 from wholegpt.settings.schema import Config
+from wholegpt.stages.pretraining import Pretraining
 from wholegpt.training.objectives import MaskedLanguageModeling
 from wholegpt.training.stage import Criterion, QuickScore
 

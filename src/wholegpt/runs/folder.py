@@ -22,10 +22,10 @@ from wholegpt.data.reading.sources import STANDARD_INPUT
 from wholegpt.data.text.shards import PREPARED_FILES
 from wholegpt.errors import DataError, RunError
 from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked
-from wholegpt.pretraining import FORGETTING_FILES
 from wholegpt.settings import presets
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check
+from wholegpt.stages.pretraining import FORGETTING_FILES
 
 PLAN = "plan.json"
 LONGEST_NAME = 180

@@ -18,10 +18,10 @@ from wholegpt.data.examples.tasks import EncodedExample, Task, TaskExample, enco
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
 from wholegpt.evaluation.perplexity import check_numbers
 from wholegpt.evaluation.task import TaskScore
-from wholegpt.finetuning.tasks import read
 from wholegpt.model import TaskModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype, TaskKind
+from wholegpt.stages.task_objective import read
 from wholegpt.tokenizers import Tokenizer
 
 TOKENS_AT_ONCE = 16_384

@@ -16,6 +16,7 @@ from wholegpt.checkpoint import (
     ModelFolder,
     TrainingFiles,
     load_model,
+    model_folder,
 )
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
@@ -30,15 +31,10 @@ from wholegpt.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from wholegpt.finetuning.beginning import architecture_of, begin_model
-from wholegpt.finetuning.instructions import begin_instructions, begin_pairs
-from wholegpt.finetuning.task_stage import begin_task
-from wholegpt.loading import model_folder
 from wholegpt.model import Encoder, Transformer
 from wholegpt.model.lora import merge, remove_lora
 from wholegpt.planning import Budget, make_plan, refuse_planned
-from wholegpt.pretraining import Forgetting
-from wholegpt.run_folder import (
+from wholegpt.runs.folder import (
     PLAN,
     RUN_FILES,
     Parent,
@@ -54,6 +50,10 @@ from wholegpt.settings.choices import Architecture, Execution, TaskKind
 from wholegpt.settings.schema import Config, DataConfig, ModelConfig, TokenizerConfig
 from wholegpt.settings.serialization import to_mapping, to_yaml
 from wholegpt.settings.validation import check
+from wholegpt.stages.classification import begin_task
+from wholegpt.stages.initialization import architecture_of, begin_model
+from wholegpt.stages.instruction import begin_instructions, begin_pairs
+from wholegpt.stages.pretraining import Forgetting
 from wholegpt.tokenizers import MASK
 from wholegpt.training.resolution import decide, resolve
 from wholegpt.training.stage import Begun

@@ -19,6 +19,7 @@ from wholegpt.checkpoint import (
     is_model_folder,
     listed,
     load_model,
+    model_folder,
     save_model,
 )
 from wholegpt.console import Console
@@ -27,13 +28,12 @@ from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
-from wholegpt.interop.certificate import MOST_TOKENS, Certificate, ForeignModel, Logits, compare, encoder
 from wholegpt.interop.foreign import read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf_tokenizer import read_tokenizer
+from wholegpt.interop.parity_report import MOST_TOKENS, Certificate, ForeignModel, Logits, compare, encoder
 from wholegpt.interop.sidecar import chat_template_in
 from wholegpt.interop.source import model_in
-from wholegpt.loading import model_folder
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.model.lora import base_tensors, merge, remove_lora

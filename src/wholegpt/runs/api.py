@@ -25,14 +25,20 @@ from wholegpt.planning import (
     plan_elsewhere,
     refuse_planned,
 )
-from wholegpt.run import Run, continue_run
-from wholegpt.run_folder import read_lineage, recorded_config
+from wholegpt.runs.create import (
+    changed_settings,
+    open_text,
+    prepared_text,
+    start_finetuning,
+    start_run,
+)
+from wholegpt.runs.folder import read_lineage, recorded_config
+from wholegpt.runs.train import Run, continue_run
 from wholegpt.settings import presets
 from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_yaml
 from wholegpt.settings.validation import check, check_max_seconds
-from wholegpt.start import changed_settings, open_text, prepared_text, start_finetuning, start_run
 
 
 def train(

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 import torch
 
-from wholegpt import api
 from wholegpt.analysis.ladder_page import write_ladder_page
 from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData
@@ -27,14 +26,15 @@ from wholegpt.interrupts import interruptible
 from wholegpt.model import flops_per_token, parameter_count
 from wholegpt.model.baselines import NGram
 from wholegpt.planning.trial import run_trial
-from wholegpt.run import Run
-from wholegpt.run_folder import with_absolute_paths
+from wholegpt.runs import api
+from wholegpt.runs.create import open_text, prepared_text
+from wholegpt.runs.folder import with_absolute_paths
+from wholegpt.runs.train import Run
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Architecture, Attention, Positions
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import to_mapping
 from wholegpt.settings.validation import complete_model
-from wholegpt.start import open_text, prepared_text
 from wholegpt.training.resolution import resolve
 
 TRIAL_SHARE = 1 / 8

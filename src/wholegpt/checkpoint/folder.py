@@ -24,12 +24,9 @@ from wholegpt.data.examples.tasks import Task
 from wholegpt.data.text.control import Values
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
-    TEMPORARY_PREFIX,
     file_inside,
     lock_folder,
     read_json,
-    recover_folder,
-    remove_folder,
     sha256_file,
     write_folder_atomic,
     write_json_atomic,
@@ -52,9 +49,6 @@ CHAT_TEMPLATE = "chat_template.jinja"
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER, CHAT_TEMPLATE)
 CHECKPOINT_FILES = (*MODEL_FILES, OPTIMIZER, STATE, CHECKSUMS)
-CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
-STEP_PATTERN = STEP_PREFIX + 8 * "[0-9]"
-"""Names of the folders of checkpoints."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Formats of weights that are read, by safetensors' names; models hold them in 32 bits."""
 LARGEST_JSON = 2**28
@@ -284,110 +278,6 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror}") from None
         if found != expected:
             raise CheckpointError(f"{path}: damaged: its sha256 is not the one in {CHECKSUMS}")
-
-
-class CheckpointStore:
-    """The checkpoints of one run, by step, and which of them is last and which is best."""
-
-    def __init__(self, run: Path, keep: int = 1) -> None:
-        self.folder, self.index, self.keep = run / CHECKPOINTS, run / "checkpoints.json", keep
-
-    def path(self, step: int) -> Path:
-        """The folder of the checkpoint after ``step`` steps."""
-        return self.folder / f"{STEP_PREFIX}{step:08d}"
-
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints on disk, ascending, damaged ones included."""
-        folders = [path for path in self.folder.glob(f"{STEP_PREFIX}*") if path.is_dir()]
-        names = [path.name for path in folders if any((path / name).exists() for name in CHECKPOINT_FILES)]
-        numbers = [name.removeprefix(STEP_PREFIX) for name in names]
-        return sorted(int(number) for number in numbers if number.isdecimal() and len(number) >= 8)
-
-    def best_step(self) -> int | None:
-        """The step whose validation loss was lowest, as last recorded."""
-        best = self._read_index().get("best")
-        return best if isinstance(best, int) else None
-
-    def save(
-        self,
-        model: TokenModel,
-        tokenizer: Tokenizer,
-        training: TrainingFiles,
-        step: int,
-        best: int | None,
-        facts: ModelFacts = NO_FACTS,
-    ) -> None:
-        """Write the checkpoint of ``step``, record which is best, and delete old and unfinished ones."""
-        save_checkpoint(self.path(step), model, tokenizer, training, facts)
-        try:
-            self.record(step, best)
-            # Steps beyond this one are damaged checkpoints that the run went back behind.
-            kept = {best, *[s for s in self.steps() if s <= step][-self.keep :]}
-            for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-                recover_folder(unfinished.with_name(unfinished.name.removeprefix(TEMPORARY_PREFIX)))
-            for old in self.steps():
-                if old not in kept:
-                    remove_folder(self.path(old), CHECKPOINT_FILES)
-        except OSError as error:
-            raise _disk_error(self.folder, error) from None
-
-    def record(self, last: int, best: int | None) -> None:
-        """Write ``checkpoints.json``."""
-        write_json_atomic(self.index, {"format_version": FORMAT_VERSION, "last": last, "best": best})
-
-    def last_good(self) -> tuple[int | None, list[str]]:
-        """The newest undamaged checkpoint's step, and what is wrong with each newer one.
-
-        A checkpoint written by a newer version of this program is not damage: it raises.
-        """
-        problems: list[str] = []
-        for step in reversed(self.steps()):
-            try:
-                verify(self.path(step))
-                return step, problems
-            except NewerFormatError:
-                raise
-            except CheckpointError as error:
-                problems.append(str(error))
-        return None, problems
-
-    def choose(self, which: str = "best") -> tuple[Path, list[str]]:
-        """The folder of the ``best`` or ``last`` checkpoint, or of a step number; damaged ones passed over.
-
-        Raises ``CheckpointError`` where there is none.
-        """
-        if which not in ("best", "last"):
-            step = {str(step): step for step in self.steps()}.get(which.lstrip("0") or "0")
-            if step is None:
-                raise CheckpointError(
-                    f"{self.folder}: no checkpoint '{which}'; there are {self._listed_steps()}"
-                )
-            verify(self.path(step))
-            return self.path(step), []
-        best, problems = self.best_step(), []
-        if which == "best" and best is not None and self.path(best).is_dir():
-            try:
-                verify(self.path(best))
-                return self.path(best), []
-            except NewerFormatError:
-                raise
-            except CheckpointError as error:
-                problems.append(str(error))
-        step, more = self.last_good()
-        if step is None:
-            found = "; ".join(problems + more) or "none was written yet"
-            raise CheckpointError(f"{self.folder}: no usable checkpoint ({found})")
-        return self.path(step), problems + more
-
-    def _listed_steps(self) -> str:
-        return ", ".join(["best", "last", *map(str, self.steps())])
-
-    def _read_index(self) -> dict[str, Any]:
-        try:
-            content = read_json(self.index)
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
 
 class NewerFormatError(CheckpointError):

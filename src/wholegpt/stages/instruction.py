@@ -28,8 +28,6 @@ from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
 from wholegpt.evaluation.perplexity import check_numbers
-from wholegpt.finetuning.beginning import begin, source_of_examples, with_steps
-from wholegpt.finetuning.prediction import TOKENS_AT_ONCE
 from wholegpt.generation import Completion, generate
 from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
@@ -38,6 +36,8 @@ from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype, TokenizerKind
 from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.settings.validation import complete_model
+from wholegpt.stages.initialization import begin, source_of_examples, with_steps
+from wholegpt.stages.prediction import TOKENS_AT_ONCE
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.stage import Begun, Criterion

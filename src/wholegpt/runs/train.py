@@ -24,20 +24,20 @@ from wholegpt.data.chat.conversations import ConversationData
 from wholegpt.data.examples.data import TaskData
 from wholegpt.errors import CheckpointError, Interrupted
 from wholegpt.files import lock_folder, read_json
-from wholegpt.finetuning.instructions import InstructionTuning
-from wholegpt.finetuning.task_stage import TaskTuning
 from wholegpt.interrupts import interruptible
 from wholegpt.language_model import LanguageModel
-from wholegpt.loading import load
-from wholegpt.masked_pretraining import MaskedPretraining
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.baselines import NGram
 from wholegpt.model.lora import trained_numbers
-from wholegpt.pretraining import Forgetting, Pretraining
-from wholegpt.run_folder import PLAN, recorded_config, run_data, run_examples
+from wholegpt.runs.folder import PLAN, recorded_config, run_data, run_examples
+from wholegpt.runs.load import load
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Architecture, Determinism, TaskKind
 from wholegpt.settings.schema import Config, ModelConfig
+from wholegpt.stages.classification import TaskTuning
+from wholegpt.stages.instruction import InstructionTuning
+from wholegpt.stages.masked import MaskedPretraining
+from wholegpt.stages.pretraining import Forgetting, Pretraining
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange

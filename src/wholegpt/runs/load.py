@@ -2,16 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from shlex import quote
 
 import torch
 
 from wholegpt import runtime
-from wholegpt.checkpoint import CHECKPOINTS, CHECKSUMS, CheckpointStore, load_model, verify
+from wholegpt.checkpoint import CHECKPOINTS, load_model, model_folder
 from wholegpt.console import Console
 from wholegpt.data import PreparedData
-from wholegpt.errors import CheckpointError, ConfigError, DataError, TokenizerError
-from wholegpt.files import recover_unlocked
+from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
 from wholegpt.model.lora import merge, remove_lora
@@ -121,34 +119,3 @@ def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
 
 def _attention(device: torch.device) -> AttentionKernel:
     return runtime.decide_precision(PrecisionConfig(), device).attention
-
-
-def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
-    """The model folder that ``path`` is or, for a run, that ``checkpoint`` picks; warns of damaged ones."""
-    if not path.exists():
-        recover_unlocked(path)
-    elif str(path) in presets.PRESETS:
-        console.note(f"{path} is read from the folder of that name; the preset has it too")
-    if (path / "model.safetensors").exists():
-        if (path / CHECKSUMS).exists():
-            verify(path)
-        return path
-    if (path / CHECKPOINTS).is_dir():
-        folder, problems = CheckpointStore(path).choose(checkpoint)
-        for problem in problems:
-            console.warn(f"{problem}; using {folder.name}")
-        return folder
-    if presets.is_preset(str(path)):
-        raise CheckpointError(
-            f"{path}: is a preset, which has no trained weights; name a run or a model folder"
-        )
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: no such run, model folder or preset; {presets.nearest(str(path), list(presets.PRESETS))}"
-        )
-    if presets.is_run(path):
-        raise CheckpointError(
-            f"{path}: is a run that has no checkpoint yet; go on with it by `wholegpt train --resume "
-            f"{quote(str(path))}`"
-        )
-    raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")

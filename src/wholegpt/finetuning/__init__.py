@@ -1,1 +1,0 @@
-"""Adapting a model: each way is a batch format and a loss over the one training loop."""

@@ -1,0 +1,1 @@
+"""The ways of training, one module each: its data, its objective and its figures over the one training loop."""
