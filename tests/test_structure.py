@@ -1,112 +1,106 @@
-"""The shape of the house: imports point down the levels, importing does nothing, help is quick."""
+"""The structure of the package: what imports what, and what importing costs."""
 
 import ast
 import graphlib
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "wholegpt"
-
-# Lowest first. A folder is one place: neighbours on a level may not import each other.
-# Single files of a level may use those written above them.
-LEVELS: list[list[str]] = [
-    [
+ORDER = [
+    *(
         "errors",
-        "choices",
-        "config",
-        "mapping",
-        "checks",
-        "presets",
         "files",
-        "interrupts",
         "console",
+        "interrupts",
+        "settings",
         "runtime",
-        "protocols",
-    ],
-    ["tokenizers", "model", "losses", "metrics"],
-    ["data", "baselines"],
-    ["adapters", "checkpoint"],
-    ["training", "generation"],
-    ["evaluation"],
-    ["pretraining", "masked_pretraining", "finetuning", "analysis", "planning", "interop"],
-    ["language_model", "comparing", "loading", "conversion", "run_folder", "run", "start", "api", "ladder"],
-    ["cli"],
+        "tokenizers",
+        "model",
+        "losses",
+        "metrics",
+    ),
+    *(
+        "data",
+        "checkpoint",
+        "training",
+        "generation",
+        "evaluation",
+        "stages",
+        "interop",
+        "planning",
+        "analysis",
+    ),
+    *("language_model", "runs", "experiments", "cli"),
 ]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-
-
-def place_of(path: Path) -> str:
-    """The folder or single file of the package that ``path`` is in; the package's own init is ``''``."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py").replace("__init__", "")
-
-
-def imported_places(path: Path) -> set[str]:
-    """Places of the package that a file imports, at its top or inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wholegpt":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("wholegpt.")}
-    return found
-
-
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_down_the_levels(path: Path) -> None:
-    here = place_of(path)
-    if here == "":
-        return  # the package's own init names what it offers, lazily
-    for there in imported_places(path) & LEVEL.keys():
-        if there == here:
-            continue
-        single_files = (SOURCE / f"{here}.py").exists() and (SOURCE / f"{there}.py").exists()
-        if LEVEL[there] == LEVEL[here] and single_files:
-            names = LEVELS[LEVEL[here]]
-            assert names.index(there) < names.index(here), (
-                f"{here} imports {there}, which is written below it"
-            )
-        else:
-            assert LEVEL[there] < LEVEL[here], f"{here} (L{LEVEL[here]}) imports {there} (L{LEVEL[there]})"
-
-
-def test_every_place_has_a_level() -> None:
-    places = {place_of(path) for path in SOURCE.rglob("*.py")} - {""}
-    assert places == LEVEL.keys()
+"""The packages and the modules of the root. Each may import those before it and its own modules."""
+ROOT_MODULES = {"errors", "files", "console", "interrupts", "language_model"}
+MOST_MODULES = 18
+"""Of one package, its subpackages counted as one each."""
 
 
 def module_name(path: Path) -> str:
-    """The module that a file is."""
-    return ".".join(("wholegpt", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+    """The dotted name of a module inside the package; empty for the package itself."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def imported_first(path: Path, modules: set[str]) -> set[str]:
-    """Modules of the package that have to be whole before a file is: those that it imports at its top."""
+PATHS = {module_name(path): path for path in sorted(SOURCE.rglob("*.py")) if path.name != "__main__.py"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports: at its top, inside functions, or for type checkers alone."""
     found: set[str] = set()
-    for node in ast.parse(
-        path.read_text(encoding="utf-8")
-    ).body:  # neither in functions nor for type checkers
-        if isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= inside & modules | ({node.module} if inside - modules else set())
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wholegpt":
+            module = node.module.removeprefix("wholegpt").removeprefix(".")
+            names = {f"{module}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= names & PATHS.keys() | ({module} if names - PATHS.keys() else set())
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & modules
+            found |= {
+                one.name.removeprefix("wholegpt.") for one in node.names if one.name.startswith("wholegpt.")
+            }
+    return found - {""}
 
 
-def test_imports_make_no_circle() -> None:
-    """Every module can be imported first."""
-    paths = {module_name(path): path for path in SOURCE.rglob("*.py") if path.name != "__main__.py"}
-    graph = {name: imported_first(path, set(paths)) for name, path in paths.items()}
-    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(
-        paths
-    )  # raises where there is one
+IMPORTS = {name: imported_modules(path) for name, path in PATHS.items() if name}
+"""Without the root, which names what the package offers and imports it when it is used."""
+
+
+def test_imports_point_down() -> None:
+    rank = {place: number for number, place in enumerate(ORDER)}
+    upward = [
+        f"{importer} imports {imported}"
+        for importer, modules in IMPORTS.items()
+        for imported in sorted(modules)
+        if rank[imported.split(".")[0]] > rank[importer.split(".")[0]]
+    ]
+    assert not upward
+
+
+def test_every_place_is_in_the_order() -> None:
+    assert {name.split(".")[0] for name in IMPORTS} == {*ORDER}
+    assert {path.stem for path in SOURCE.glob("*.py")} == ROOT_MODULES | {"__init__"}
+
+
+def test_no_package_is_too_large() -> None:
+    packages = Counter(name.rpartition(".")[0] for name in IMPORTS if "." in name)
+    assert not {package: modules for package, modules in packages.items() if modules > MOST_MODULES}
+
+
+def test_imports_make_no_cycle() -> None:
+    graphlib.TopologicalSorter(IMPORTS).prepare()  # raises ``CycleError`` where there is one
+
+
+def test_the_tests_of_the_structure_can_fail() -> None:
     with pytest.raises(graphlib.CycleError):
-        graphlib.TopologicalSorter({**graph, "wholegpt.errors": {"wholegpt.runs.api"}}).prepare()
+        graphlib.TopologicalSorter({**IMPORTS, "errors": {"runs.api"}}).prepare()
+    assert "settings.schema" in IMPORTS["cli.options"], "imports at the top"
+    assert "settings.presets" in imported_modules(SOURCE / "__init__.py"), "imports for type checkers"
+    assert "language_model" in imported_modules(SOURCE / "cli" / "generation.py"), "imports for type checkers"
 
 
 def test_importing_has_no_side_effects(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def chat(
 
     """
     from wholegpt.data.chat.template import Message
-    from wholegpt.generation.request import InterruptedWriting
+    from wholegpt.generation import InterruptedWriting
     from wholegpt.runs.load import load
     from wholegpt.settings.serialization import to_mapping
 

@@ -1,9 +1,10 @@
 """Text from a model: functions over any causal language model, none of its methods."""
 
-from wholegpt.generation.beam import Hypothesis, beam_search
+from wholegpt.generation.beam import beam_search
 from wholegpt.generation.decoding import encode_prompt, generate, generate_ids
 from wholegpt.generation.engine import Engine
-from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting, TokenChoice
+from wholegpt.generation.request import GenerationRequest
+from wholegpt.generation.results import Completion, Hypothesis, InterruptedWriting, TokenChoice
 from wholegpt.generation.sampling import Sampler
 
 __all__ = [

@@ -15,7 +15,7 @@ from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.generation.engine import check_prompt
 from wholegpt.generation.memory import check_memory
 from wholegpt.generation.processors import NO_NUMBERS, have_numbers
-from wholegpt.generation.request import InterruptedWriting
+from wholegpt.generation.results import Hypothesis, InterruptedWriting
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.stopping import text_before_stop
 from wholegpt.model.interface import CausalLanguageModel
@@ -25,22 +25,6 @@ from wholegpt.settings.validation import MOST_BEAMS
 from wholegpt.tokenizers import Tokenizer
 
 MOST_LENGTH_PENALTY = 10
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A text that beam search has found."""
-
-    text: str
-    """Up to the stop text, where one ended it."""
-    token_ids: list[int]
-    """End-of-text left out."""
-    log_probability: float
-    """ln p of the tokens, end-of-text included, in nats."""
-    score: float
-    """``log_probability`` divided by the number of those tokens to the power of the length penalty."""
-    finish_reason: str
-    """``length``, ``end_of_text``, ``stop`` or ``interrupted``."""
 
 
 @torch.inference_mode()

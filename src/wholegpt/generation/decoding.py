@@ -13,7 +13,8 @@ from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation.engine import Engine, check_rewinds, restarted_window
 from wholegpt.generation.memory import plan_slots
-from wholegpt.generation.request import Completion, GenerationRequest, InterruptedWriting
+from wholegpt.generation.request import GenerationRequest
+from wholegpt.generation.results import Completion, InterruptedWriting
 from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.model.interface import CausalLanguageModel

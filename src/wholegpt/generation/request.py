@@ -3,59 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wholegpt.generation.results import Completion, TokenChoice
 from wholegpt.generation.sampling import NothingLeftError, Sampler
 from wholegpt.generation.speculation import Drafter
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from wholegpt.generation.beam import Hypothesis
-
-
-@dataclass(frozen=True)
-class TokenChoice:
-    """A token that was written, and what the model thought of it and of others, before any setting."""
-
-    token_id: int
-    text: str
-    """What it adds to the text: a character comes with the token that completes it. End-of-text has its name here."""
-    surprisal_bits: float
-    """−log₂ p."""
-    alternatives: list[tuple[str, float]]
-    """The likeliest tokens and their probabilities, the likeliest first."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote."""
-
-    text: str
-    token_ids: list[int]
-    """The tokens drawn, end-of-text left out."""
-    finish_reason: str
-    """``length``, ``stop`` (a stop text was written, or all that ``regex`` or ``json_schema`` allows), ``end_of_text``,
-    ``time``, ``forbidden`` (the settings allow no further token), ``interrupted`` or ``error``."""
-    tokens_per_second: float
-    """Tokens drawn over wall clock, reading the prompt included."""
-    choices: list[TokenChoice]
-    """One for each token drawn, end-of-text and those of a stop text included, where ``alternatives`` asks for them."""
-
-
-class InterruptedWriting(KeyboardInterrupt):
-    """Ctrl-C while texts were written, or searched for."""
-
-    def __init__(self, completions: "list[Completion] | list[Hypothesis]") -> None:
-        super().__init__("interrupted")
-        self.completions = completions
-        """What had been written of each."""
 
 
 class GenerationRequest:
