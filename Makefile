@@ -23,7 +23,7 @@ test: lint  ## lint, types, tests; two processes of one thread take half as long
 
 test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
-		tests/model tests/parity tests/baselines tests/training/test_parts.py tests/finetuning/test_tasks.py
+		tests/model tests/parity tests/training/test_parts.py tests/stages/test_classification.py
 
 golden: $(DEVELOPMENT)  ## write the figures of the golden runs anew, where they change on purpose
 	$(VENV)/bin/python -m tests.golden.write
