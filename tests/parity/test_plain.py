@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers import tiny_models, tiny_variants
 from tests.parity import plain
+from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer
+from wholegpt.model import plain as one_page
 from wholegpt.settings.choices import AttentionKernel
 
 MODELS = tiny_models() | tiny_variants()
@@ -35,6 +38,28 @@ def test_logits_equal_the_plain_implementation(name: str, kernel: AttentionKerne
         theirs = plain.logits(token_ids[row].tolist(), weights, model.config)
         np.testing.assert_allclose(ours[row], theirs, rtol=0, atol=1e-10)
         assert np.abs(theirs).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+def test_logits_and_gradients_equal_those_of_the_model_on_one_page(name: str) -> None:
+    model = randomized(name)
+    token_ids = torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(2))
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    upstream = torch.randn(3, 12, 37, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def with_gradients(logits: Tensor) -> tuple[Tensor, ...]:
+        return logits, *torch.autograd.grad((logits * upstream).sum(), list(model.parameters()))
+
+    found = with_gradients(one_page.logits(token_ids, weights, model.config))
+    for ours, theirs in zip(with_gradients(model(token_ids)), found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"gpt2", "modern"}))
+def test_the_model_on_one_page_refuses_other_variants(name: str) -> None:
+    model = randomized(name)
+    with pytest.raises(ConfigError, match="GPT-2 or modern"):
+        one_page.logits(torch.zeros(1, 2, dtype=torch.long), model.state_dict(), model.config)
 
 
 def test_the_comparison_can_fail() -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wholegpt.errors import ConfigError
-from wholegpt.model.layers.sparse_attention import is_seen
+from wholegpt.model.layers.masks import is_seen
 from wholegpt.settings.choices import Attention, Positions
 from wholegpt.settings.schema import ModelConfig
 

@@ -19,10 +19,10 @@ from wholegpt.model.layers.block import Block
 from wholegpt.model.layers.dropout import dropout
 from wholegpt.model.layers.linear import Linear
 from wholegpt.model.layers.linear_attention import state_shape
+from wholegpt.model.layers.masks import visible_keys
 from wholegpt.model.layers.mixture_of_experts import ExpertLinear
 from wholegpt.model.layers.norms import make_norm
 from wholegpt.model.layers.positions import restarted_positions
-from wholegpt.model.layers.sparse_attention import visible_keys
 from wholegpt.runtime import compute_dtype
 from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
 from wholegpt.settings.schema import ModelConfig
