@@ -24,7 +24,7 @@ from wholegpt.settings.choices import Bias, Dtype, Execution, FeedForward, Optim
 from wholegpt.settings.presets import gpt2
 from wholegpt.settings.schema import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from wholegpt.training.loop import train_step
-from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.objectives import LanguageModeling, with_router_losses
 from wholegpt.training.optimizers import make_optimizer
 from wholegpt.training.state import TrainingState
 
@@ -92,7 +92,9 @@ def ours(
                 block.compile()
         adamw = make_optimizer(model, config.optimizer)
         batches, state = RandomBatch(model_config, rows), TrainingState()
-        return lambda: train_step(model, adamw, LanguageModeling(), batches, config, state)
+        return lambda: train_step(
+            model, adamw, with_router_losses(LanguageModeling(), config), batches, config, state
+        )
 
     compiled = ", compiled" if execution is Execution.compiled else ""
     return Side(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers import tiny_config, tiny_model
 from wholegpt.data import Batch
-from wholegpt.model import Transformer, router_losses, take_counts
+from wholegpt.model import Transformer, expert_load, router_losses
 from wholegpt.model.layers.mixture_of_experts import (
     MixtureOfExperts,
     balance_loss,
@@ -19,7 +19,7 @@ from wholegpt.model.layers.mixture_of_experts import (
 from wholegpt.settings.choices import Bias, FeedForward
 from wholegpt.settings.validation import complete_model
 from wholegpt.training.loop import accumulate_gradients
-from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.objectives import LanguageModeling, with_router_losses
 
 
 def mixture(**changes: Any) -> MixtureOfExperts:
@@ -117,15 +117,15 @@ def test_the_losses_are_minimised_and_counted() -> None:
         training={"balance_loss": 0.3, "router_z_loss": 0.2},
         precision={"dtype": "float32"},
     )
-    logged = accumulate_gradients(model, LanguageModeling(), batch, settings, step=0)
-    counts = take_counts(model)
-    assert 0 < counts["dropped_share"] < 1 and 0 < counts["load_entropy"] <= 1
-    assert take_counts(model) == {}
+    objective = with_router_losses(LanguageModeling(), settings)
+    logged = accumulate_gradients(model, objective, batch, settings, step=0)
+    assert 0 < logged["dropped_share"] < 1 and 0 < logged["load_entropy"] <= 1
+    assert expert_load(model)["dropped_share"] == (0, 0), "it was taken"
     ours = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    alone = LanguageModeling().total(model, batch) / ids[:, 1:].numel()
+    alone = LanguageModeling()(model, batch).total / ids[:, 1:].numel()
     (alone + router_losses(model, 0.3, 0.2)).backward()
-    assert logged == pytest.approx(alone.item(), rel=1e-6)
+    assert logged["nats_per_token"] == pytest.approx(alone.item(), rel=1e-6)
     for gradient, parameter in zip(ours, model.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
     assert any(name.endswith("router.weight") for name, p in model.named_parameters() if p.grad is not None)

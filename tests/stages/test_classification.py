@@ -74,7 +74,7 @@ def test_answers_are_weighed_against_each_other(kind: str, answers: list[tuple[i
         alone = [model.head(model.hidden_states(torch.tensor([one]))[0, -1])[0] for one in answers]
         torch.testing.assert_close(outputs[0], torch.stack(alone))
         objective = TaskObjective(TaskKind.choice, 0.0)
-        loss = objective.total(model, collate([encoded(*answers)], [1]))
+        loss = objective(model, collate([encoded(*answers)], [1])).total
         torch.testing.assert_close(loss, -torch.log_softmax(torch.stack(alone), dim=0)[1])
 
 
@@ -116,7 +116,7 @@ def test_the_mixed_loss(
     batch = collate([encoded(a, b) for a, b, _ in examples], [label for *_, label in examples])
     weights = balanced_weights(torch.tensor([5, 2, 3])).double() if balanced else None
     objective = TaskObjective(TaskKind.similarity, weight, class_weights=weights)
-    total = objective.total(model, batch) / objective.count(batch)
+    total = objective(model, batch).total / objective.count(batch)
     expected = torch.zeros((), dtype=torch.float64)
     for first, second, label in examples:
         states = [model.hidden_states(torch.tensor([one])) for one in (first, second)]
@@ -136,7 +136,7 @@ def test_scores_by_squared_error() -> None:
     objective = TaskObjective(TaskKind.similarity, 0.0, scores=True)
     _, outputs = read(model, batch, TaskKind.similarity)
     expected = (outputs[0, 0] - 0.5) ** 2 + (outputs[1, 0] + 1) ** 2
-    torch.testing.assert_close(objective.total(model, batch), expected, check_dtype=False)
+    torch.testing.assert_close(objective(model, batch).total, expected, check_dtype=False)
 
 
 def test_balanced_weights() -> None:

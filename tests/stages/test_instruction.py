@@ -296,7 +296,7 @@ def test_packed_answers_cost_what_they_cost_alone(kind: str, made: list[tuple[li
     loader = ConversationLoader(conversations, model.context_length, 2, seed=1)
     batch = collate_conversations(loader.rows)
     objective = LanguageModeling()
-    total = objective.total(model, batch)
+    total = objective(model, batch).total
     alone = torch.zeros((), dtype=torch.float64)
     for one in conversations:
         logits = model(torch.tensor([one.token_ids[:-1]]))

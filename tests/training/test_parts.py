@@ -19,6 +19,7 @@ from wholegpt.settings.serialization import from_mapping
 from wholegpt.settings.validation import complete_schedule
 from wholegpt.training.loop import train_step
 from wholegpt.training.muon import muon_update, orthogonalize
+from wholegpt.training.objectives import Terms
 from wholegpt.training.optimizers import (
     adamw_update,
     load_optimizer_tensors,
@@ -239,9 +240,10 @@ class Overflowing:
     def count(self, batch: Batch) -> int:
         return 1
 
-    def total(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Terms:
         weight = next(model.parameters())
-        return (weight.half() * 20_000).float().sum()
+        total = (weight.half() * 20_000).float().sum()
+        return Terms(total, {self.unit: (total.detach(), 1)})
 
 
 class OneBatch:

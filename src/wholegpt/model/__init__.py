@@ -12,7 +12,7 @@ from wholegpt.model.compiled import CompiledTransformer
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.encoder_decoder import EncoderDecoder
 from wholegpt.model.heads import TaskModel
-from wholegpt.model.layers.mixture_of_experts import router_losses, take_counts
+from wholegpt.model.layers.mixture_of_experts import expert_load, router_losses
 from wholegpt.model.quantized import lay_out
 from wholegpt.model.transformer import Transformer
 
@@ -25,11 +25,11 @@ __all__ = [
     "TaskModel",
     "TokenModel",
     "Transformer",
+    "expert_load",
     "flops_per_token",
     "lay_out",
     "parameter_count",
     "router_losses",
     "saved_activations",
-    "take_counts",
     "training_memory_bytes",
 ]

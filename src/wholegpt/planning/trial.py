@@ -17,7 +17,7 @@ from wholegpt.generation import generate
 from wholegpt.planning.machine import Rates
 from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.training.loop import StepMetrics, train
-from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.objectives import LanguageModeling, with_router_losses
 from wholegpt.training.optimizers import make_run_optimizer
 from wholegpt.training.state import TrainingState
 
@@ -107,7 +107,7 @@ def run_trial(
 
     state = TrainingState()
     watch = _Watch(seconds, scored_after, score, progress)
-    train(model, optimizer, LanguageModeling(), loader, config, state, [watch])
+    train(model, optimizer, with_router_losses(LanguageModeling(), config), loader, config, state, [watch])
     started = time.perf_counter()
     last = score()
     scored = time.perf_counter()

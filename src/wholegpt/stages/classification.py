@@ -23,6 +23,7 @@ from wholegpt.stages.initialization import begin
 from wholegpt.stages.prediction import MEANS, outputs_of, score_predictions
 from wholegpt.stages.task_objective import TaskObjective
 from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.objectives import with_router_losses
 from wholegpt.training.stage import Begun, Criterion, QuickScore
 
 QUIET = Console(quiet=True)
@@ -44,7 +45,8 @@ class TaskTuning:
         if settings.class_weights is ClassWeights.balanced:
             counts = torch.tensor(targets).bincount(minlength=task.outputs)
             weights = balanced_weights(counts).to(config.runtime.device)
-        self.objective = TaskObjective(task.kind, settings.language_modeling, task.scores, weights)
+        objective = TaskObjective(task.kind, settings.language_modeling, task.scores, weights)
+        self.objective = with_router_losses(objective, config)
         self.batches = TaskLoader(self.train, targets, config.training.batch_size, config.runtime.seed)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:

@@ -39,7 +39,7 @@ from wholegpt.settings.validation import complete_model
 from wholegpt.stages.initialization import begin, source_of_examples, with_steps
 from wholegpt.stages.prediction import TOKENS_AT_ONCE
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.objectives import LanguageModeling, with_router_losses
 from wholegpt.training.stage import Begun, Criterion
 
 QUIET = Console(quiet=True)
@@ -81,7 +81,7 @@ class InstructionTuning:
         length = config.model.context_length
         self.train = fit_conversations(data.train, self.template, tokenizer, length)
         self.validation = fit_conversations(data.validation, self.template, tokenizer, length)
-        self.objective = LanguageModeling()
+        self.objective = with_router_losses(LanguageModeling(), config)
         learned = [one.encoded for one in self.train]
         self.batches = ConversationLoader(learned, length, config.training.batch_size, config.runtime.seed)
 

@@ -17,7 +17,7 @@ from wholegpt.generation import encode_prompt, generate
 from wholegpt.model import TokenModel
 from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.objectives import LanguageModeling, with_router_losses
 from wholegpt.training.stage import Criterion, Score
 
 QUIET = Console(quiet=True)
@@ -79,7 +79,10 @@ class Pretraining:
         """``config`` is decided, and ``data`` its tokens; ``facts`` are those of a model that goes on."""
         self.config, self.data = config, data
         self.tokenizer, self.facts = data.tokenizer, facts or facts_of(data)
-        self.objective, self.batches = LanguageModeling(), make_loader(data, config)
+        self.objective, self.batches = (
+            with_router_losses(LanguageModeling(), config),
+            make_loader(data, config),
+        )
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
         """The cross-entropy of the held-out text, or of ``evaluation.tokens`` of it."""

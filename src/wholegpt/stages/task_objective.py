@@ -12,6 +12,7 @@ from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross
 from wholegpt.model import Encoder
 from wholegpt.model.heads import TaskModel, read_out
 from wholegpt.settings.choices import TaskKind
+from wholegpt.training.objectives import Terms
 
 
 class TaskObjective:
@@ -38,19 +39,20 @@ class TaskObjective:
         """Examples."""
         return len(batch)
 
-    def total(self, model: nn.Module, batch: TaskBatch) -> Float[Tensor, " "]:
-        """The sum over the examples."""
+    def __call__(self, model: nn.Module, batch: TaskBatch) -> Terms:
+        """Return the sum over the examples."""
         assert isinstance(model, TaskModel)
         hidden, outputs = read(model, batch, self.task)
         if self.scores:
             losses = squared_error(outputs, batch.targets)
         else:
             losses = class_negative_log_likelihood(outputs, batch.targets, self.class_weights)
-        if not self.language_modeling:
-            return losses.sum()
-        targets, importance = next_tokens(batch)
-        nats = linear_cross_entropy(hidden, model.unembedding.weight, targets, importance)
-        return losses.sum() + self.language_modeling * nats
+        total = losses.sum()
+        if self.language_modeling:
+            targets, importance = next_tokens(batch)
+            nats = linear_cross_entropy(hidden, model.unembedding.weight, targets, importance)
+            total = total + self.language_modeling * nats
+        return Terms(total, {self.unit: (total.detach(), len(batch))})
 
 
 def read(

@@ -81,7 +81,7 @@ class LogMetrics:
                     "tokens": state.tokens,
                     "tokens_per_second": metrics.tokens / metrics.seconds,
                     "train_seconds": state.train_seconds,
-                    **metrics.routing,
+                    **metrics.others,
                 },
             )
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wholegpt.errors import NumericsError
-from wholegpt.model import Transformer, router_losses, take_counts
+from wholegpt.model import Transformer
 from wholegpt.runtime import compute_in, mix_seed, separate_compiled_code
 from wholegpt.settings.choices import Dtype, Execution
 from wholegpt.settings.schema import Config
@@ -41,8 +41,8 @@ class StepMetrics:
     """Global L2 norm before clipping; none where float16 overflowed and the step was skipped."""
     tokens: int
     seconds: float
-    routing: Mapping[str, float] = field(default_factory=dict)
-    """What ``model.experts.take_counts`` says of a mixture of experts."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """What else the objective measured."""
 
 
 @runtime_checkable
@@ -116,14 +116,15 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     half = config.precision.dtype is Dtype.float16
     scale = state.loss_scale.value if half else 1.0
-    loss = accumulate_gradients(model, objective, batch, config, step, scale)
+    metrics = accumulate_gradients(model, objective, batch, config, step, scale)
+    loss = metrics.pop(objective.unit)
     norm = clip_gradients(model, config.training.gradient_clip, scale)
     tokens = batch.token_ids.numel()
     if half:
         overflowed = not math.isfinite(norm)
         state.loss_scale = state.loss_scale.after(overflowed)
         if overflowed and scale > 1:
-            return StepMetrics(loss, rate, None, tokens, time.perf_counter() - started)
+            return StepMetrics(loss, rate, None, tokens, time.perf_counter() - started, metrics)
     for name, value in (("loss", loss), ("gradient", norm)):
         if not math.isfinite(value):
             raise NumericsError(
@@ -133,36 +134,33 @@ def train_step(
     optimizer.step()
     if config.training.average_decay:
         update_average(optimizer, config.training.average_decay, step + 1)
-    routing = take_counts(model) if config.model.experts else {}
-    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started, routing)
+    return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started, metrics)
 
 
 def accumulate_gradients(
     model: nn.Module, objective: Objective, batch: Rows, config: Config, step: int, scale: float = 1.0
-) -> float:
-    """Add ``scale`` times the gradient of the step's mean loss, micro-batch by micro-batch; returns that mean.
+) -> dict[str, float]:
+    """Add ``scale`` times the gradient of the step's mean loss, micro-batch by micro-batch; return the step's metrics.
 
-    The losses of routers are minimised with it, means over the tokens of each micro-batch. Random numbers (dropout) are
-    seeded by (seed, step, first row), so none need to be stored.
+    Random numbers (dropout) are seeded by (seed, step, first row), so that none need to be stored.
     """
     device, dtype = batch.token_ids.device, config.precision.dtype
     length = batch.token_ids[0].numel()  # less than the model's context where a step's windows are cut
     micro = config.training.micro_batch_size * config.model.context_length
     rows = max(1, micro // length) if micro else len(batch)
-    count = objective.count(batch)
-    total = 0.0
+    count = max(objective.count(batch), 1)
+    sums: dict[str, tuple[float, float]] = {}
     for start in range(0, len(batch), rows):
         torch.manual_seed(mix_seed(config.runtime.seed, step, start))
         with compute_in(dtype, device):
             some = batch.rows(start, start + rows)
-            share = objective.total(model, some) / count
-        minimised = share
-        if config.model.experts:
-            routed = router_losses(model, config.training.balance_loss, config.training.router_z_loss)
-            minimised = share + routed * len(some) / len(batch)
-        (minimised * scale if scale != 1 else minimised).backward()
-        total += float(share.detach())
-    return total
+            terms = objective(model, some)
+            share = terms.total / count
+        (share * scale if scale != 1 else share).backward()
+        for name, (value, number) in terms.metrics.items():
+            before, counted = sums.get(name, (0.0, 0.0))
+            sums[name] = before + float(value), counted + number
+    return {name: value / number if number else 0.0 for name, (value, number) in sums.items()}
 
 
 def clip_gradients(model: nn.Module, limit: float, scale: float) -> float:

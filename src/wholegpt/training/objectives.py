@@ -1,5 +1,7 @@
-"""What is minimised: a batch format and a loss. A new way of training is a new objective, not a new loop."""
+"""Objectives: the loss of a batch and its metrics. A new way of training is a new objective, not a new loop."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -8,7 +10,8 @@ from torch import Tensor, nn
 
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy
-from wholegpt.model import Encoder, NeuralModel
+from wholegpt.model import Encoder, NeuralModel, expert_load, router_losses
+from wholegpt.settings.schema import Config
 
 
 @runtime_checkable
@@ -33,23 +36,75 @@ class Rows(Protocol):
         ...
 
 
+Metrics = Mapping[str, tuple[Tensor | float, float]]
+"""Name -> a sum and its count. The log has the quotient of both, each added up over the micro-batches of a step."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The value of an objective for a batch."""
+
+    total: Float[Tensor, " "]
+    """The sum of the terms. The loop minimizes it, divided by the number of terms in the whole step."""
+    metrics: Metrics
+    """What is logged: the objective's ``unit``, and whatever else it measures."""
+
+
 @runtime_checkable
 class Objective(Protocol):
-    """A mean over the terms of a whole optimiser step, computed micro-batch by micro-batch.
+    """A mean over the terms of a whole optimizer step, computed micro-batch by micro-batch.
 
-    Batches are of the format that the loader beside it gives.
+    Batches have the format of the loader beside it.
     """
 
-    unit: str
-    """What the mean is called in the log."""
+    @property
+    def unit(self) -> str:
+        """The metric that is the loss of a step."""
+        ...
 
     def count(self, batch: Any) -> int:
-        """How many terms ``batch`` holds: the denominator of the mean."""
+        """Return the number of terms in ``batch``; 0 is allowed.
+
+        The loop asks for that of a whole step before its first micro-batch, since every gradient is divided by it.
+        """
         ...
 
-    def total(self, model: nn.Module, batch: Any) -> Float[Tensor, " "]:
-        """The sum of the terms of ``batch``."""
+    def __call__(self, model: nn.Module, batch: Any) -> Terms:
+        """Return the terms of ``batch``."""
         ...
+
+
+class WithRouterLosses:
+    """An objective plus the losses of a mixture of experts' routers, as means over the objective's terms.
+
+    total = Σ terms + count·(``balance``·Σ balance_loss + ``z``·Σ router_z_loss), the latter two over the layers. The
+    load of the experts is logged.
+    """
+
+    def __init__(self, objective: Objective, balance: float, z: float) -> None:
+        self.objective, self.balance, self.z = objective, balance, z
+
+    @property
+    def unit(self) -> str:
+        """That of the objective."""
+        return self.objective.unit
+
+    def count(self, batch: Any) -> int:
+        """That of the objective."""
+        return self.objective.count(batch)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Terms:
+        """Return the terms of ``batch``, with those of the routers."""
+        terms = self.objective(model, batch)
+        routed = self.count(batch) * router_losses(model, self.balance, self.z)
+        return Terms(terms.total + routed, {**terms.metrics, **expert_load(model)})
+
+
+def with_router_losses(objective: Objective, config: Config) -> Objective:
+    """Return ``objective`` itself, or with the losses of the routers where the model is a mixture of experts."""
+    if not config.model.experts:
+        return objective
+    return WithRouterLosses(objective, config.training.balance_loss, config.training.router_z_loss)
 
 
 class MaskedLanguageModeling:
@@ -61,13 +116,14 @@ class MaskedLanguageModeling:
         """Tokens to be found."""
         return int((batch.targets != IGNORED).sum())
 
-    def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
-        """Sum of their nats."""
+    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+        """Return the sum of their nats."""
         assert isinstance(model, Encoder)
         hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
         hidden_ones = batch.targets != IGNORED
         logits = model.logits_of(hidden[hidden_ones])
-        return class_negative_log_likelihood(logits, batch.targets[hidden_ones]).sum()
+        nats = class_negative_log_likelihood(logits, batch.targets[hidden_ones]).sum()
+        return Terms(nats, {self.unit: (nats.detach(), self.count(batch))})
 
 
 class LanguageModeling:
@@ -79,8 +135,9 @@ class LanguageModeling:
         """Targets that are scored."""
         return int((batch.targets != IGNORED).sum())
 
-    def total(self, model: nn.Module, batch: Batch) -> Float[Tensor, " "]:
-        """Sum of the nats of all targets."""
+    def __call__(self, model: nn.Module, batch: Batch) -> Terms:
+        """Return the sum of the nats of all targets."""
         assert isinstance(model, NeuralModel)
         hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
-        return linear_cross_entropy(hidden, model.unembedding.weight, batch.targets)
+        nats = linear_cross_entropy(hidden, model.unembedding.weight, batch.targets)
+        return Terms(nats, {self.unit: (nats.detach(), self.count(batch))})

@@ -328,7 +328,7 @@ def test_evaluating_separate_documents_is_evaluating_each() -> None:
     windows = WindowLoader(stream, 24, TrainingConfig(batch_size=1), 1, SEPARATE, END)
     objective, batch = LanguageModeling(), windows.batch(0)
     with torch.no_grad():
-        packed_loss = float(objective.total(model, batch)) / objective.count(batch)
+        packed_loss = float(objective(model, batch).total) / objective.count(batch)
     assert score.tokens == 24 == objective.count(batch)
     assert score.nats_per_token == pytest.approx(packed_loss, abs=1e-6)
     joined = evaluate_tokens(model, stream, byte_tokenizer(), CPU, Dtype.float32, QUIET)

@@ -72,7 +72,7 @@ class MixtureOfExperts(nn.Module):
         self.losses: tuple[Tensor, Tensor] | None = None
         """``balance_loss`` and ``router_z_loss`` of the last forward pass in training."""
         self.load, self.dropped = torch.zeros(config.experts, dtype=torch.long), 0
-        """Tokens that chose each expert, and choices beyond the capacity, in training since ``take_counts``."""
+        """Tokens that chose each expert, and choices beyond the capacity, in training since ``expert_load``."""
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The layer's output at each position; nothing where a token was dropped."""
@@ -124,15 +124,13 @@ def router_losses(model: nn.Module, balance: float, z: float) -> Float[Tensor, "
     return sum((balance * one[0] + z * one[1] for one in found if one), 0.0)
 
 
-def take_counts(model: nn.Module) -> dict[str, float]:
-    """What the routers did since the last call; nothing where there are none.
+def expert_load(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """What the routers did since the last call, as sums over choices of experts and their count.
 
     ``dropped_share``: of the choices of experts those beyond the capacity. ``load_entropy``: −Σ_e f_e·ln f_e over ln E
     with f the experts' shares of the choices, a mean of the layers: 1 where all are used alike, 0 where one is.
     """
     found = [one for one in mixtures(model) if int(one.load.sum())]
-    if not found:
-        return {}
     entropies: list[float] = []
     chosen = dropped = 0
     for one in found:
@@ -140,4 +138,5 @@ def take_counts(model: nn.Module) -> dict[str, float]:
         entropies.append(float(torch.special.entr(shares).sum()) / math.log(max(len(shares), 2)))
         chosen, dropped = chosen + int(one.load.sum()), dropped + one.dropped
         one.load, one.dropped = torch.zeros_like(one.load), 0
-    return {"dropped_share": dropped / chosen, "load_entropy": sum(entropies) / len(entropies)}
+    entropy = sum(entropies) / max(len(entropies), 1)
+    return {"dropped_share": (dropped, chosen), "load_entropy": (entropy * chosen, chosen)}
