@@ -1,14 +1,22 @@
 """The fast paths against their plain twins: values, gradients, memory."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from wholegpt.losses import IGNORED, language_modeling, linear_cross_entropy, negative_log_likelihood
+from wholegpt.losses import (
+    IGNORED,
+    language_modeling,
+    linear_cross_entropy,
+    negative_log_likelihood,
+    token_log_probabilities,
+)
 from wholegpt.model.layers import blocked_attention, linear
 from wholegpt.model.layers.attention import attention
 from wholegpt.model.layers.blocked_attention import blocked_causal_attention
@@ -123,6 +131,63 @@ def test_linear_cross_entropy_equals_the_plain_one(
     (3 * expected).backward()
     grads = [[t.grad for t in side if t.grad is not None] for side in ((hidden, weight), plain)]
     assert_close([found, *grads[0]], [expected, *grads[1]], torch.float64)
+
+
+@pytest.mark.parametrize("at_once,rounding", [(2**27, 2**20), (40, 25), (1, 1)])
+def test_token_log_probabilities_equal_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, rounding: int
+) -> None:
+    """With gradients from above that differ from position to position, the sign too."""
+    monkeypatch.setattr(language_modeling, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(language_modeling, "CPU_SOFTMAX_LOGITS", rounding)
+    monkeypatch.setattr(language_modeling, "VOCABULARY_BLOCK", 4)
+    torch.manual_seed(0)
+    hidden, weight = leaves(torch.randn(3, 5, 4), torch.randn(11, 4), dtype=torch.float64)
+    targets, upstream = torch.randint(11, (3, 5)), torch.randn(3, 5, dtype=torch.float64)
+    targets[1, 2] = targets[2, 4] = IGNORED
+    found = token_log_probabilities(hidden, weight, targets)
+    found.backward(upstream)
+    plain = leaves(hidden.detach(), weight.detach(), dtype=torch.float64)
+    expected = -negative_log_likelihood(plain[0] @ plain[1].t(), targets)
+    expected.backward(upstream)
+    assert not found[1, 2] and not found[2, 4]
+    grads = [[t.grad for t in side if t.grad is not None] for side in ((hidden, weight), plain)]
+    assert_close([found, *grads[0]], [expected, *grads[1]], torch.float64)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(Dtype.bfloat16, 0.02), (Dtype.float16, 0.003)])
+def test_token_log_probabilities_in_low_precision(dtype: Dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight = leaves(torch.randn(4, 8, 16), torch.randn(50, 16), dtype=torch.float32)
+    targets, upstream = torch.randint(50, (4, 8)), torch.randn(4, 8)
+    with compute_in(dtype, torch.device("cpu")):
+        found = token_log_probabilities(hidden, weight, targets)
+    found.backward(upstream)
+    plain = leaves(hidden.detach(), weight.detach(), dtype=torch.float64)
+    expected = -negative_log_likelihood(plain[0] @ plain[1].t(), targets)
+    expected.backward(upstream.double())
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+    for fast, twin in zip((hidden, weight), plain, strict=True):
+        assert fast.grad is not None and fast.grad.dtype == torch.float32 and twin.grad is not None
+        assert (fast.grad - twin.grad).abs().max() <= tolerance * twin.grad.abs().max()
+
+
+def test_token_log_probabilities_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor that is made, forward or backward, has as many numbers as all logits."""
+    monkeypatch.setattr(language_modeling, "LOGITS_AT_ONCE", 2000)
+    hidden, weight = leaves(torch.randn(4, 25, 4), torch.randn(500, 4), dtype=torch.float32)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            made = func(*args, **(kwargs or {}))
+            largest = max(largest, made.numel() if isinstance(made, torch.Tensor) else 0)
+            return made
+
+    with Watch():
+        token_log_probabilities(hidden, weight, torch.randint(500, (4, 25))).sum().backward()
+    assert largest == 2000 < 4 * 25 * 500
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(Dtype.bfloat16, 0.02), (Dtype.float16, 0.003)])

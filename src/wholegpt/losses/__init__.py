@@ -1,7 +1,12 @@
 """Losses: pure functions of tensors."""
 
 from wholegpt.losses.classification import balanced_weights, class_negative_log_likelihood, squared_error
-from wholegpt.losses.language_modeling import IGNORED, linear_cross_entropy, negative_log_likelihood
+from wholegpt.losses.language_modeling import (
+    IGNORED,
+    linear_cross_entropy,
+    negative_log_likelihood,
+    token_log_probabilities,
+)
 
 __all__ = [
     "IGNORED",
@@ -10,4 +15,5 @@ __all__ = [
     "linear_cross_entropy",
     "negative_log_likelihood",
     "squared_error",
+    "token_log_probabilities",
 ]

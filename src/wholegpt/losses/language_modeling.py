@@ -55,6 +55,90 @@ def linear_cross_entropy(
     return total
 
 
+def token_log_probabilities(
+    hidden: Float[Tensor, "B T D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """Return ln p(target) at each position, in nats, without ever holding B·T·V logits; 0 where ``IGNORED``.
+
+    It equals −``negative_log_likelihood(hidden·weightᵀ, targets)`` and takes any gradient from above. With
+    g = ∂L/∂ln p, ∂L/∂logits = g·(onehot(target) − softmax(logits)), for which the logits are computed again, some
+    positions at a time; ``linear_cross_entropy``, their sum, computes them once. The products run in autocast's dtype.
+    """
+    flat = _TokenLogProbabilities.apply(hidden.flatten(0, 1), weight, targets.flatten())
+    assert isinstance(flat, Tensor)
+    return flat.view_as(targets)
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        ctx.dtype = compute_dtype(hidden)
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        normalizers, found = (
+            hidden.new_empty(len(hidden), dtype=precise),
+            hidden.new_empty(len(hidden), dtype=precise),
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight_ = weight.to(ctx.dtype)
+            for part in _row_slices(len(hidden), len(weight)):
+                logits = hidden[part].to(ctx.dtype) @ weight_.t()
+                goal = targets[part].clamp_min(0).unsqueeze(1)
+                for some in _softmax_slices(logits):
+                    rows = slice(part.start + some.start, part.start + some.stop)
+                    normalizers[rows] = torch.logsumexp(logits[some].to(precise), dim=1)
+                    found[rows] = logits[some].gather(1, goal[some])[:, 0] - normalizers[rows]
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        return found.masked_fill_(targets == IGNORED, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Float[Tensor, " N"]
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], None]:
+        hidden, weight, targets, normalizers = ctx.saved_tensors
+        gradient = gradients[0].to(normalizers.dtype).masked_fill(targets == IGNORED, 0).unsqueeze(1)
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        weight_ = weight.to(ctx.dtype)
+        for part in _row_slices(len(hidden), len(weight)):
+            rows = hidden[part].to(ctx.dtype)
+            logits = rows @ weight_.t()
+            goal = targets[part].clamp_min(0).unsqueeze(1)
+            for some in _softmax_slices(logits):
+                upstream = gradient[part][some]
+                of_logits = (
+                    (logits[some].to(upstream.dtype) - normalizers[part][some, None]).exp_().mul_(-upstream)
+                )
+                logits[some] = of_logits.scatter_add_(1, goal[some], upstream).to(logits.dtype)
+            of_hidden[part] = logits @ weight_
+            _add_product(of_weight, logits, rows)
+        return of_hidden, of_weight, None
+
+
+def _row_slices(rows: int, vocab_size: int) -> list[slice]:
+    """Positions whose logits are held at once."""
+    at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
+    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
+
+
+def _softmax_slices(logits: Float[Tensor, "C V"]) -> list[slice]:
+    """Rows of logits that are in 32 bits at once."""
+    limit = CPU_SOFTMAX_LOGITS if logits.device.type == "cpu" else SOFTMAX_LOGITS
+    at_once = max(1, limit // logits.shape[1])
+    return [slice(start, min(start + at_once, len(logits))) for start in range(0, len(logits), at_once)]
+
+
+def _add_product(
+    of_weight: Float[Tensor, "V D"], of_logits: Float[Tensor, "C V"], rows: Float[Tensor, "C D"]
+) -> None:
+    """Add of_logitsᵀ·rows, a block of the vocabulary at a time."""
+    for block, of_block in zip(
+        of_logits.split(VOCABULARY_BLOCK, dim=1), of_weight.split(VOCABULARY_BLOCK), strict=True
+    ):
+        of_block += block.t() @ rows
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -68,19 +152,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_, weight_ = hidden.to(number_format), weight.to(number_format)
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        rows = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // len(weight)))
         with torch.autocast(hidden.device.type, enabled=False):
-            for number, (some, goal, gradient) in enumerate(
-                zip(hidden_.split(rows), targets.split(rows), of_hidden.split(rows), strict=True)
-            ):
+            for part in _row_slices(len(hidden), len(weight)):
+                some = hidden_[part]
                 logits = some @ weight_.t()
-                counts = None if importance is None else importance.split(rows)[number]
-                total += _replace_by_gradient(logits, goal, counts)
-                gradient.copy_(logits @ weight_)
-                for block, of_block in zip(
-                    logits.split(VOCABULARY_BLOCK, dim=1), of_weight.split(VOCABULARY_BLOCK), strict=True
-                ):
-                    of_block += block.t() @ some
+                counts = None if importance is None else importance[part]
+                total += _replace_by_gradient(logits, targets[part], counts)
+                of_hidden[part] = logits @ weight_
+                _add_product(of_weight, logits, some)
         ctx.save_for_backward(of_hidden, of_weight)
         return total
 
@@ -100,9 +179,8 @@ def _replace_by_gradient(
     """The summed loss of ``logits``, which become its gradient, softmax − onehot; 0 where ``IGNORED``."""
     precise = torch.promote_types(logits.dtype, torch.float32)
     total = logits.new_zeros((), dtype=precise)
-    at_once = CPU_SOFTMAX_LOGITS if logits.device.type == "cpu" else SOFTMAX_LOGITS
-    rows = max(1, at_once // logits.shape[1])
-    for number, (some, goal) in enumerate(zip(logits.split(rows), targets.split(rows), strict=True)):
+    for part in _softmax_slices(logits):
+        some, goal = logits[part], targets[part]
         scored = (goal != IGNORED).unsqueeze(1)
         goal = goal.unsqueeze(1).where(scored, 0)
         largest, at_goal = some.amax(1, keepdim=True), some.gather(1, goal)
@@ -112,7 +190,7 @@ def _replace_by_gradient(
         nats = (normalizer - at_goal).where(scored, 0)
         probabilities.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=precise))
         if importance is not None:
-            counts = importance.split(rows)[number].unsqueeze(1).to(precise)
+            counts = importance[part].unsqueeze(1).to(precise)
             nats, probabilities = nats * counts, probabilities.mul_(counts)
         total += nats.sum()
         some.copy_(probabilities if bool(scored.all()) else probabilities.where(scored, 0))
