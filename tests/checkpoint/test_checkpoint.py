@@ -212,9 +212,10 @@ def test_damaged_facts_are_refused(folder: Path) -> None:
     ],
 )
 def test_an_optimizer_state_of_another_model_is_refused(name: str, tensor: torch.Tensor) -> None:
-    optimizer = torch.optim.AdamW(made().parameters())
+    model = made()
+    optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(CheckpointError, match="the optimizer's state does not fit the model"):
-        load_optimizer_tensors(optimizer, {name: tensor})
+        load_optimizer_tensors(optimizer, model, {name: tensor})
 
 
 def test_an_optimizer_state_comes_back() -> None:
@@ -222,10 +223,39 @@ def test_an_optimizer_state_comes_back() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     optimizer.step()
-    kept = optimizer_tensors(optimizer)
-    fresh = torch.optim.AdamW(made().parameters())
-    load_optimizer_tensors(fresh, kept)
-    assert all(torch.equal(one, kept[name]) for name, one in optimizer_tensors(fresh).items())
+    kept = optimizer_tensors(optimizer, model)
+    again = made()
+    # Another order of the parameters: they are known by name.
+    fresh = torch.optim.AdamW(reversed([*again.parameters()]))
+    load_optimizer_tensors(fresh, again, kept)
+    found = optimizer_tensors(fresh, again)
+    assert found.keys() == kept.keys() and all(torch.equal(one, kept[name]) for name, one in found.items())
+    for name in ("blocks.0.attention.output.weight", "final_norm.weight"):
+        lacking = {key: one for key, one in kept.items() if not key.startswith(f"{name}.")}
+        with pytest.raises(CheckpointError, match=f"does not fit the model: {name} is in one of them only"):
+            load_optimizer_tensors(torch.optim.AdamW(again.parameters()), again, lacking)
+
+
+def test_an_optimizer_state_with_numbers_in_place_of_names_is_read() -> None:
+    model = made()
+    optimizer = torch.optim.AdamW(model.parameters())
+    tensors = {f"{i}.exp_avg": torch.full_like(one, i) for i, one in enumerate(model.parameters()) if i != 1}
+    load_optimizer_tensors(optimizer, model, tensors)
+    for i, one in enumerate(model.parameters()):
+        assert (optimizer.state[one]["exp_avg"] == i).all() if i != 1 else not optimizer.state[one]
+
+
+def test_parameters_that_were_not_trained_yet_have_no_state() -> None:
+    model = made()
+    optimizer = torch.optim.AdamW(model.parameters())
+    trained = model.get_parameter("final_norm.weight")
+    trained.sum().backward()
+    optimizer.step()
+    kept = optimizer_tensors(optimizer, model)
+    assert "final_norm.weight.exp_avg" in kept and kept["token_embedding.weight.untrained"].numel() == 0
+    fresh = torch.optim.AdamW(model.parameters())
+    load_optimizer_tensors(fresh, model, kept)
+    assert [one for one in model.parameters() if fresh.state[one]] == [trained]
 
 
 def test_a_damaged_training_state_is_refused() -> None:

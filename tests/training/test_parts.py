@@ -158,8 +158,8 @@ def test_optimizer_state_there_and_back(kind: OptimizerKind) -> None:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     again = make_optimizer(model, OptimizerConfig(kind=kind))
-    load_optimizer_tensors(again, optimizer_tensors(optimizer))
-    first, second = optimizer_tensors(optimizer), optimizer_tensors(again)
+    load_optimizer_tensors(again, model, optimizer_tensors(optimizer, model))
+    first, second = optimizer_tensors(optimizer, model), optimizer_tensors(again, model)
     by_muon = len(list(model.block_matrices())) if kind is OptimizerKind.muon else 0
     assert first.keys() == second.keys() and len(first) == 3 * len(list(model.parameters())) - 2 * by_muon
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -153,7 +153,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     def save(state: TrainingState) -> None:
         best = state.best.step if state.best else None
         with averaged(optimizer):  # the weights themselves are then in the optimiser's state
-            training = TrainingFiles(optimizer_tensors(optimizer), state.to_json())
+            training = TrainingFiles(optimizer_tensors(optimizer, model), state.to_json())
             store.save(model, stage.tokenizer, training, state.step, best, stage.facts)
 
     _say_plan(path, config, stage, model, state, console)
@@ -238,7 +238,7 @@ def _restore(
     model = load_model(folder, device, config.precision.attention, config.training.recompute).model
     optimizer = make_run_optimizer(model, config)
     files = load_training(folder)
-    load_optimizer_tensors(optimizer, files.optimizer)
+    load_optimizer_tensors(optimizer, model, files.optimizer)
     exchange(optimizer)
     state = TrainingState.from_json(files.state)
     if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+from wholegpt.training.optimizers import parameters_of
+
 AVERAGE = "average"
 """Its name in the optimiser's state of each parameter."""
 
@@ -16,7 +18,7 @@ def update_average(optimizer: torch.optim.Optimizer, decay: float, step: int) ->
     β = min(``decay``, (1 + step)/(10 + step)), so that the first, poor weights are soon forgotten.
     """
     beta = min(decay, (1 + step) / (10 + step))
-    for parameter in _parameters(optimizer):
+    for parameter in parameters_of(optimizer):
         state = optimizer.state[parameter]
         if AVERAGE in state:
             state[AVERAGE].lerp_(parameter, 1 - beta)
@@ -29,7 +31,7 @@ def exchange(optimizer: torch.optim.Optimizer) -> None:
 
     Does nothing where no average is kept.
     """
-    for parameter in _parameters(optimizer):
+    for parameter in parameters_of(optimizer):
         state = optimizer.state.get(parameter, {})
         if AVERAGE in state:
             parameter.data, state[AVERAGE] = state[AVERAGE], parameter.data
@@ -43,7 +45,3 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         exchange(optimizer)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

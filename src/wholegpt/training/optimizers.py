@@ -1,5 +1,6 @@
 """AdamW (E9): PyTorch's fused implementation, its readable twin; which parameters decay, which Muon takes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from wholegpt.model.lora import partly_frozen
 from wholegpt.settings.choices import Dtype, OptimizerKind
 from wholegpt.settings.schema import Config, OptimizerConfig
 from wholegpt.training.muon import Muon
+
+UNTRAINED = "untrained"
+"""Part of a parameter's state that stands for none."""
 
 
 def make_optimizer(
@@ -103,28 +107,57 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value * group.get("scale", 1.0)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: ``PARAMETER.NAME``, parameters numbered in group order."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": torch.as_tensor(value).contiguous()
-        for number, values in state.items()
-        for name, value in values.items()
-    }
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of the optimizer as tensors, by the name of the parameter and of the part: ``NAME.exp_avg``.
 
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave.
-
-    Raises ``CheckpointError`` for tensors that are not of this optimizer's parameters.
+    A parameter that was not trained yet has an empty tensor, ``NAME.untrained``.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _named_parameters(optimizer, model).items():
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"{name}.{part}": torch.as_tensor(value).contiguous() for part, value in state.items()}
+        if not state:
+            tensors[f"{name}.{UNTRAINED}"] = torch.empty(0)
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``optimizer_tensors`` returned; no tensors at all are the state before the first step.
+
+    Checkpoints of earlier versions number the parameters in the order of the optimizer's groups instead. Raises
+    ``CheckpointError`` unless the tensors are of exactly the parameters of this optimizer, and of their shapes.
+    """
+    parameters = _named_parameters(optimizer, model)
+    numbered = bool(tensors) and all(key.partition(".")[0].isdecimal() for key in tensors)
+    if numbered:
+        parameters = {str(number): one for number, one in enumerate(parameters_of(optimizer))}
+    names = {key.rpartition(".")[0] for key in tensors}
+    differing = names - parameters.keys() or (set() if numbered or not tensors else parameters.keys() - names)
+    if differing:
+        raise CheckpointError(
+            f"the optimizer's state does not fit the model: {min(differing)[:100]} is in one of them only"
+        )
     for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        parameter = parameters[int(number)] if number.isdecimal() and int(number) < len(parameters) else None
-        if parameter is None or tensor.shape not in (parameter.shape, ()) or not tensor.is_floating_point():
+        name, _, part = key.rpartition(".")
+        parameter = parameters[name]
+        if part == UNTRAINED:
+            continue
+        if tensor.shape not in (parameter.shape, ()) or not tensor.is_floating_point():
             raise CheckpointError(
                 f"the optimizer's state does not fit the model: {key[:100]} is {tensor.dtype} of shape "
                 f"{tuple(tensor.shape)}"
             )
-        optimizer.state[parameter][name] = tensor.to(parameter.device)
+        optimizer.state[parameter][part] = tensor.to(parameter.device)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters that the optimizer updates, group by group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the optimizer has, by their names in the model."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: parameter for parameter in parameters_of(optimizer)}
