@@ -31,7 +31,7 @@ def row(name: str, made: Export) -> list[str]:
         f"| {name} | {one.opened_by} | {one.largest_logit_difference:.2g} | {one.mean_logit_difference:.2g} | "
         f"{one.largest_logit:.3g} | {one.perplexity:.6g} | {one.export_perplexity:.6g} | "
         f"{one.equal_greedy_tokens} of {one.greedy_tokens} |"
-        for one in made.certificates
+        for one in made.parity_reports
     ]
 
 

@@ -13,7 +13,7 @@ from tests.helpers import shrink, tiny_model
 from wholegpt import load
 from wholegpt.checkpoint import (
     WEIGHTS,
-    ModelFacts,
+    ModelMetadata,
     TrainingFiles,
     load_model,
     make_model,
@@ -94,9 +94,9 @@ def test_lora_is_saved_with_its_settings_and_unmerged(tmp_path: Path) -> None:
         save_model(tmp_path / "model", model, TOKENIZER)
     merge(model)
     with pytest.raises(ConfigError, match="LoRA is merged"):
-        save_model(tmp_path / "model", model, TOKENIZER, ModelFacts(lora=config))
+        save_model(tmp_path / "model", model, TOKENIZER, ModelMetadata(lora=config))
     unmerge(model)
-    save_model(tmp_path / "model", model, TOKENIZER, ModelFacts(lora=config))
+    save_model(tmp_path / "model", model, TOKENIZER, ModelMetadata(lora=config))
     loaded = load_model(tmp_path / "model").model
     assert loaded.own_tensors().keys() == model.own_tensors().keys()
     merge(model)
@@ -191,7 +191,7 @@ def test_other_formats_are_refused_by_name(folder: Path, dtype: torch.dtype, nam
         load_model(folder)
 
 
-def test_damaged_facts_are_refused(folder: Path) -> None:
+def test_damaged_metadata_are_refused(folder: Path) -> None:
     path = folder / "config.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "new_tokens": 10**9}))

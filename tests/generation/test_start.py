@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import text_of, tiny_config
-from wholegpt.checkpoint import CheckpointStore, load_facts
+from wholegpt.checkpoint import CheckpointStore, load_metadata
 from wholegpt.console import Console, sample_for_people
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.runs import api
@@ -83,7 +83,7 @@ def test_a_run_on_one_document_never_starts_from_end_of_text(
     """Neither the run nor a checkpoint by itself, nor a run of an earlier version, whose checkpoints do not say."""
     tokenizer = Tokenizer.load(trained_run / "tokenizer.json")
     folder, _ = CheckpointStore(trained_run).choose("best")
-    assert load_facts(folder).start_text == "\n"
+    assert load_metadata(folder).start_text == "\n"
     assert (
         started_from(trained_run, monkeypatch) == started_from(folder, monkeypatch) == tokenizer.encode("\n")
     )
@@ -91,7 +91,7 @@ def test_a_run_on_one_document_never_starts_from_end_of_text(
     with monkeypatch.context() as before:
         before.setattr(PreparedData, "start_text", "")
         old = api.train(config=tiny_config(tmp_path / "text.txt"), out=tmp_path / "run", console=QUIET).path
-    assert not load_facts(CheckpointStore(old).choose("best")[0]).start_text
+    assert not load_metadata(CheckpointStore(old).choose("best")[0]).start_text
     assert started_from(old, monkeypatch) == tokenizer.encode("\n")
 
 

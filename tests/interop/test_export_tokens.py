@@ -10,11 +10,11 @@ import tokenizers
 
 from tests.helpers import Fails
 from tests.interop.models import KINDS, random_model, tokenizer_of
-from wholegpt.checkpoint import ModelFacts, save_model
+from wholegpt.checkpoint import ModelMetadata, save_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError
-from wholegpt.interop import parity_report as certificate
+from wholegpt.interop import parity_report
 from wholegpt.interop.conversion import export_model
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf import write as write_gguf
@@ -123,7 +123,7 @@ def test_the_tokenizer_in_the_file_gives_the_same_ids(kind: str, tmp_path: Path)
     }[kind]
     save_model(tmp_path / "model", model_for(tokenizer), tokenizer)
     made = export_model(tmp_path / "model", "gguf", tmp_path / "out", console=QUIET)
-    assert made.certificates[0].equal_token_ids is True
+    assert made.parity_reports[0].equal_token_ids is True
     again = read_tokenizer(next(made.path.glob("*.gguf")))
     text = tokenizer.known_part(TEXT) + "".join(tokenizer.name_of(i) for i in sorted(tokenizer.special_ids))
     assert again.encode(text, allow_special=True) == tokenizer.encode(text, allow_special=True)
@@ -146,9 +146,9 @@ def test_a_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:
     ]
 
 
-def chat_model(folder: Path, **facts: Any) -> Tokenizer:
+def chat_model(folder: Path, **metadata: Any) -> Tokenizer:
     tokenizer = BASE.with_special_tokens(["<|user|>", "<|assistant|>", "<|end|>", "<|padding|>"])
-    save_model(folder, model_for(tokenizer), tokenizer, ModelFacts(chat_template=CHAT, **facts))
+    save_model(folder, model_for(tokenizer), tokenizer, ModelMetadata(chat_template=CHAT, **metadata))
     return tokenizer
 
 
@@ -169,7 +169,7 @@ def test_the_end_of_a_turn_is_in_both_exports(tmp_path: Path) -> None:
 
 
 def test_several_ends_go_out(tmp_path: Path) -> None:
-    save_model(tmp_path / "model", model_for(BASE), BASE, ModelFacts(end_token_ids=(7, 5)))
+    save_model(tmp_path / "model", model_for(BASE), BASE, ModelMetadata(end_token_ids=(7, 5)))
     folder = export_model(tmp_path / "model", "huggingface", tmp_path / "hf", console=QUIET).path
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [5, 7]
     (file,) = export_model(tmp_path / "model", "gguf", tmp_path / "gguf", console=QUIET).path.glob("*.gguf")
@@ -232,7 +232,7 @@ def test_a_report_compares_ids(lost: str) -> None:
         with torch.inference_mode():
             return model(torch.tensor([token_ids]))[0]
 
-    good = ForeignModel("a copy", logits, certificate.encoder(tokenizer))
+    good = ForeignModel("a copy", logits, parity_report.encoder(tokenizer))
     assert compare(logits, good, tokenizer, 64, 1e-6, QUIET).equal_token_ids
     with pytest.raises(CheckpointError, match="token ids differ"):
         compare(logits, ForeignModel("a copy", logits, encode), tokenizer, 64, 1e-6, QUIET)
@@ -240,7 +240,7 @@ def test_a_report_compares_ids(lost: str) -> None:
 
 def test_what_can_be_asked_for_is_said_to_be_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(
-        tmp_path / "model", model_for(BASE), BASE, ModelFacts(control={"genre": {"prose": 1, "verse": 2}})
+        tmp_path / "model", model_for(BASE), BASE, ModelMetadata(control={"genre": {"prose": 1, "verse": 2}})
     )
     assert main(["export", str(tmp_path / "model"), "--to", "huggingface"]) == 0
     assert "do not know what the model can be asked for (genre)" in capsys.readouterr().err

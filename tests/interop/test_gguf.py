@@ -87,7 +87,7 @@ def test_export_measures_what_storing_costs(tmp_path: Path) -> None:
             tmp_path / "model", "gguf", tmp_path / tensor_type, tensor_type=tensor_type, console=QUIET
         )
         assert [file.name for file in made.files] == [f"model-{tensor_type}.gguf"]
-        differences.append(made.certificates[0].largest_logit_difference)
+        differences.append(made.parity_reports[0].largest_logit_difference)
     assert differences[0] == 0 < differences[1] < differences[2]
 
 

@@ -46,7 +46,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path,
     kind: str = request.param
     save_model(tmp_path / "model", random_model(KINDS[kind]), tokenizer_of(KINDS[kind].vocab_size))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET)
-    assert [one.opened_by.split()[0] for one in export.certificates] == ["wholegpt", "transformers"]
+    assert [one.opened_by.split()[0] for one in export.parity_reports] == ["wholegpt", "transformers"]
     assert not export.unchecked
     return kind, tmp_path / "model", tmp_path / "export"
 
@@ -161,7 +161,7 @@ def test_gpt2_without_biases_gets_zeros(tmp_path: Path) -> None:
     config = shrink(gpt2(), vocab_size=65, context_length=64, bias=Bias.none, feed_forward=FeedForward.gelu)
     save_model(tmp_path / "model", random_model(config), tokenizer_of(65))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET)
-    assert all(one.largest_logit_difference < 2e-5 for one in export.certificates)
+    assert all(one.largest_logit_difference < 2e-5 for one in export.parity_reports)
 
 
 @pytest.mark.parametrize(
@@ -406,9 +406,9 @@ def test_commands_print_the_proof(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     export = tmp_path / "model-huggingface"
-    assert printed == json.loads((export / "certificate.json").read_text())
+    assert printed == json.loads((export / "parity_reports.json").read_text())
     assert printed["path"] == str(export)
-    (own, theirs) = printed["certificates"]
+    (own, theirs) = printed["parity_reports"]
     assert own["largest_logit_difference"] == 0.0
     assert theirs["equal_token_ids"] and theirs["holds"]
     assert theirs["equal_greedy_tokens"] == theirs["greedy_tokens"]
@@ -499,7 +499,7 @@ def test_gpt1_with_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["generate", str(folder), "the of", "--max-tokens", "5", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("the of")
     export = export_model(folder, "huggingface", tmp_path / "again", console=QUIET)
-    assert all(one.equal_token_ids for one in export.certificates)
+    assert all(one.equal_token_ids for one in export.parity_reports)
 
 
 @pytest.mark.parametrize(("to", "program"), [("huggingface", "transformers"), ("gguf", "llama_cpp")])
@@ -512,5 +512,5 @@ def test_without_the_other_program_it_says_what_was_not_checked(
     assert main(["export", str(tmp_path / "model"), "--to", to, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "did not open it" in printed and "pip install" in printed
-    certificate = json.loads((out / "certificate.json").read_text())
-    assert len(certificate["certificates"]) == 1 and len(certificate["unchecked"]) == 1
+    report = json.loads((out / "parity_reports.json").read_text())
+    assert len(report["parity_reports"]) == 1 and len(report["unchecked"]) == 1

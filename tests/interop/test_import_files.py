@@ -11,7 +11,7 @@ import torch
 from tests.helpers import Fails
 from tests.interop.models import tokenizer_of
 from tests.interop.test_published_defaults import GPT, SMALL, edit, logits_of, saved
-from wholegpt.checkpoint import load_facts, load_model
+from wholegpt.checkpoint import load_metadata, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.data.chat.template import Message
@@ -164,7 +164,7 @@ def test_generation_ends_where_it_does_in_transformers(where: str, tmp_path: Pat
     assert written.finish_reason == "end_of_text"
     export = export_model(tmp_path / "ours", "huggingface", tmp_path / "again", console=QUIET).path
     again = import_model(export, tmp_path / "back", console=QUIET)
-    assert load_facts(again).end_token_ids and load_model(again).tokenizer.end_ids == lm.tokenizer.end_ids
+    assert load_metadata(again).end_token_ids and load_model(again).tokenizer.end_ids == lm.tokenizer.end_ids
 
 
 def test_what_is_no_end(tmp_path: Path, fails: Fails) -> None:
@@ -276,7 +276,7 @@ def test_a_template_that_cannot_be_used_is_said(
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     assert main(["import", str(tmp_path), "--out", str(tmp_path / "ours")]) == 0
     assert said in capsys.readouterr().err
-    assert not load_facts(tmp_path / "ours").chat_template
+    assert not load_metadata(tmp_path / "ours").chat_template
 
 
 def test_a_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_it_is_the_same_model_there(kind: str, vocab_size: int, tmp_path: Path) 
         made = export_model(
             tmp_path / "model", "gguf", tmp_path / tensor_type, tensor_type=tensor_type, console=QUIET
         )
-        _, there = made.certificates
+        _, there = made.parity_reports
         assert there.opened_by.startswith("llama.cpp") and there.holds and not made.unchecked
         assert there.equal_token_ids
         if tensor_type is TensorType.f32:

@@ -125,7 +125,7 @@ def test_logits_equal_bert(kernel: AttentionKernel) -> None:
 
 @pytest.mark.parametrize("config", [BERT, tiny_model(architecture=Architecture.encoder)])
 def test_predicted_parameters(config: ModelConfig) -> None:
-    assert parameter_count(config).total == Encoder(config).numbers
+    assert parameter_count(config).total == Encoder(config).parameter_count
 
 
 def test_what_is_hidden() -> None:

@@ -138,7 +138,7 @@ def test_what_follows_in_the_source_matters_and_in_the_target_not() -> None:
 @pytest.mark.parametrize("config", [MODERN, CLASSIC])
 def test_predicted_sizes(config: ModelConfig) -> None:
     model = EncoderDecoder(config).double()
-    assert parameter_count(config).total == model.numbers
+    assert parameter_count(config).total == model.parameter_count
     token_ids = torch.full((3, 12), SEPARATOR)
     with FlopCounterMode(display=False) as counter:
         model(token_ids).sum().backward()

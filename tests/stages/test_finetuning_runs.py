@@ -205,14 +205,14 @@ def test_what_lora_trains(base: Path, tmp_path: Path) -> None:
     start = load_model(CheckpointStore(base).choose("best")[0]).model.vocab_size
     assert len(after["token_embedding.weight"]) == start + len(SPECIAL_TOKENS) and new.norm() > 0.1
     assert all(after[name].abs().sum() > 0 for name in after if name.endswith(".up"))
-    assert loaded.facts.lora and loaded.facts.lora.rank == 2
+    assert loaded.metadata.lora and loaded.metadata.lora.rank == 2
     merged, layered = run.load("last").predict("Ann saw the wren"), _unmerged(run.path)
     assert merged[0].probabilities == pytest.approx(layered[0].probabilities, rel=1e-4)
 
 
 def _unmerged(run: Path) -> list[Any]:
     loaded = load_model(CheckpointStore(run).choose("last")[0])
-    return LanguageModel(loaded.model, loaded.tokenizer, facts=loaded.facts).predict("Ann saw the wren")
+    return LanguageModel(loaded.model, loaded.tokenizer, metadata=loaded.metadata).predict("Ann saw the wren")
 
 
 def test_unfreezing_begins_with_the_head(base: Path, tmp_path: Path) -> None:

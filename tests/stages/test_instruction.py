@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers import tiny_config, tiny_models
-from wholegpt.checkpoint import CheckpointStore, load_facts, load_model
+from wholegpt.checkpoint import CheckpointStore, load_metadata, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.data.chat.conversations import holds_conversations, read_conversations
@@ -399,7 +399,9 @@ def test_it_learns_to_answer_and_to_end(talker: Path, tmp_path: Path) -> None:
 def test_what_the_run_keeps(talker: Path) -> None:
     folder = CheckpointStore(talker).choose("last")[0]
     assert (
-        (folder / "chat_template.jinja").read_text() == DEFAULT_TEMPLATE == load_facts(folder).chat_template
+        (folder / "chat_template.jinja").read_text()
+        == DEFAULT_TEMPLATE
+        == load_metadata(folder).chat_template
     )
     lines = [json.loads(line) for line in (talker / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = [line["nats_per_token"] for line in lines if line["kind"] == "validation"]
@@ -454,7 +456,7 @@ def test_an_adapter_alone_makes_the_same_model_of_its_base(base: Path, adapted: 
         "chat_template.jinja",
         "tokenizer.json",
     ]
-    assert [one.opened_by.split()[0] for one in made.certificates] == ["wholegpt", "peft"]
+    assert [one.opened_by.split()[0] for one in made.parity_reports] == ["wholegpt", "peft"]
     whole = sum(path.stat().st_size for path in CheckpointStore(base).choose("best")[0].glob("model*"))
     assert (tmp_path / "adapter/adapter_model.safetensors").stat().st_size < whole / 3
     again = import_model(tmp_path / "adapter", tmp_path / "model", onto=base, console=QUIET)

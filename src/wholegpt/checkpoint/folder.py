@@ -56,7 +56,7 @@ LARGEST_JSON = 2**28
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelMetadata:
     """What a model folder says of its model besides the architecture."""
 
     control: Values = field(default_factory=dict)
@@ -77,8 +77,8 @@ class ModelFacts:
     """The tokens that end its texts, where it is not end-of-text alone."""
 
 
-NO_FACTS = ModelFacts()
-FACTS = tuple(one.name for one in fields(ModelFacts))
+NO_METADATA = ModelMetadata()
+METADATA = tuple(one.name for one in fields(ModelMetadata))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ModelFolder:
 
     model: TokenModel
     tokenizer: Tokenizer
-    facts: ModelFacts = NO_FACTS
+    metadata: ModelMetadata = NO_METADATA
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ def save_checkpoint(
     model: TokenModel,
     tokenizer: Tokenizer,
     training: TrainingFiles,
-    facts: ModelFacts = NO_FACTS,
+    metadata: ModelMetadata = NO_METADATA,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
     Raises as ``save_model`` does, so that the last good checkpoint is never followed by a broken one.
     """
-    tensors = _tensors_to_save(folder, model, facts)
+    tensors = _tensors_to_save(folder, model, metadata)
 
     def fill(target: Path) -> None:
-        _fill_model(target, model, tensors, tokenizer, facts)
+        _fill_model(target, model, tensors, tokenizer, metadata)
         (target / OPTIMIZER).parent.mkdir()
         safetensors.torch.save_file(training.optimizer, target / OPTIMIZER)
         write_json_atomic(target / STATE, training.state)
@@ -122,7 +122,7 @@ def save_checkpoint(
             TOKENIZER,
             OPTIMIZER,
             STATE,
-            *([CHAT_TEMPLATE] if facts.chat_template else []),
+            *([CHAT_TEMPLATE] if metadata.chat_template else []),
         )
         checksums = {name: sha256_file(target / name) for name in names}
         write_json_atomic(target / CHECKSUMS, {"format_version": FORMAT_VERSION, "sha256": checksums})
@@ -130,17 +130,19 @@ def save_checkpoint(
     _write(folder, fill, CHECKPOINT_FILES)
 
 
-def save_model(folder: Path, model: TokenModel, tokenizer: Tokenizer, facts: ModelFacts = NO_FACTS) -> None:
+def save_model(
+    folder: Path, model: TokenModel, tokenizer: Tokenizer, metadata: ModelMetadata = NO_METADATA
+) -> None:
     """Write a model folder, whole or not at all; replaces one that is there, but no other file in it.
 
     Raises ``CheckpointError`` when the disk refuses, for weights that are not finite, and for tensors that are not
-    those of the model's config and ``facts``; ``ConfigError`` for quantized weights and for LoRA that is merged;
+    those of the model's config and ``metadata``; ``ConfigError`` for quantized weights and for LoRA that is merged;
     ``RunError`` for files of the same names that are not ours.
     """
-    tensors = _tensors_to_save(folder, model, facts)
+    tensors = _tensors_to_save(folder, model, metadata)
     with lock_folder(folder, "saving a model"):
         own = MODEL_FILES if is_model_folder(folder) else ()
-        _write(folder, lambda target: _fill_model(target, model, tensors, tokenizer, facts), own)
+        _write(folder, lambda target: _fill_model(target, model, tensors, tokenizer, metadata), own)
 
 
 def load_model(
@@ -155,10 +157,10 @@ def load_model(
     do not fit together. What the config claims is compared with the header of the weights before anything is built of
     that size or read.
     """
-    config, facts = load_model_config(folder), load_facts(folder)
+    config, metadata = load_model_config(folder), load_metadata(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    if facts.end_token_ids:
-        tokenizer = tokenizer.with_ends(facts.end_token_ids)
+    if metadata.end_token_ids:
+        tokenizer = tokenizer.with_ends(metadata.end_token_ids)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}; "
@@ -173,7 +175,7 @@ def load_model(
         )
     sizes = _ngram_sizes(path, found) if config.architecture is Architecture.ngram else ()
     try:
-        expected = _expected(config, facts, sizes)
+        expected = _expected(config, metadata, sizes)
     except RuntimeError as error:  # sizes whose product no tensor can have
         raise CheckpointError(f"{path}: does not fit {CONFIG}: {str(error).splitlines()[0]}") from None
     wrong = _differing({name: one.shape for name, one in found.items()}, expected)
@@ -183,11 +185,11 @@ def load_model(
         accepted = FLOATING if expected[name].is_floating_point() else ("I64",)
         if one.dtype not in accepted:
             raise CheckpointError(f"{path}: {name} holds {one.dtype}; expected {', '.join(accepted)}")
-    fresh = make_model(config, facts, kernel, recompute, sizes)
+    fresh = make_model(config, metadata, kernel, recompute, sizes)
     fresh.load_state_dict(_read_tensors(path), strict=False)
     if broken := not_finite(fresh.own_tensors()):
         raise CheckpointError(f"{path}: {broken} holds values that are not finite in 32 bits")
-    return ModelFolder(fresh.to(device), tokenizer, facts)
+    return ModelFolder(fresh.to(device), tokenizer, metadata)
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -201,32 +203,34 @@ def load_model_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: {problem.removeprefix(f'{path}: ')}") from None
 
 
-def load_facts(folder: Path) -> ModelFacts:
+def load_metadata(folder: Path) -> ModelMetadata:
     """What else a model folder's ``config.json`` says."""
     path = folder / CONFIG
     content = _read_versioned(path)
     try:
-        facts = msgspec.convert({name: content[name] for name in FACTS if name in content}, ModelFacts)
+        metadata = msgspec.convert(
+            {name: content[name] for name in METADATA if name in content}, ModelMetadata
+        )
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if not 0 <= facts.new_tokens <= load_model_config(folder).vocab_size:
-        raise CheckpointError(f"{path}: new_tokens is {facts.new_tokens}, which is none of its vocabulary")
+    if not 0 <= metadata.new_tokens <= load_model_config(folder).vocab_size:
+        raise CheckpointError(f"{path}: new_tokens is {metadata.new_tokens}, which is none of its vocabulary")
     try:
-        return replace(facts, chat_template=(folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
+        return replace(metadata, chat_template=(folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return facts
+        return metadata
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CHAT_TEMPLATE}: cannot be read: {error}") from None
 
 
 def make_model(
     config: ModelConfig,
-    facts: ModelFacts = NO_FACTS,
+    metadata: ModelMetadata = NO_METADATA,
     kernel: AttentionKernel = AttentionKernel.plain,
     recompute: Recompute = Recompute.nothing,
     sizes: Sequence[int] = (),
 ) -> TokenModel:
-    """A fresh model with the head and the LoRA that ``facts`` tell of; beside LoRA only what is new is trained.
+    """A fresh model with the head and the LoRA that ``metadata`` tell of; beside LoRA only what is new is trained.
 
     ``sizes`` are those of the tables of an n-gram model.
     """
@@ -237,14 +241,14 @@ def make_model(
     if config.architecture is Architecture.encoder_decoder:
         return EncoderDecoder(config)
     encoder = config.architecture is Architecture.encoder
-    if facts.task:
+    if metadata.task:
         kind = TaskEncoder if encoder else TaskTransformer
-        model: Transformer = kind(config, facts.task.outputs, kernel, recompute)
+        model: Transformer = kind(config, metadata.task.outputs, kernel, recompute)
     else:
         model = (Encoder if encoder else Transformer)(config, kernel, recompute)
-    if facts.lora:
-        add_lora(model, facts.lora)
-        train_new_embeddings(model, facts.new_tokens)
+    if metadata.lora:
+        add_lora(model, metadata.lora)
+        train_new_embeddings(model, metadata.new_tokens)
         if isinstance(model, TaskModel):
             model.head.requires_grad_(True)
     return model
@@ -293,7 +297,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _tensors_to_save(folder: Path, model: TokenModel, facts: ModelFacts) -> dict[str, Tensor]:
+def _tensors_to_save(folder: Path, model: TokenModel, metadata: ModelMetadata) -> dict[str, Tensor]:
     """All of a model's tensors, and no others than ``load_model`` will ask for."""
     if any(layer.merged for _, layer in lora_layers(model)):
         raise ConfigError(
@@ -304,16 +308,16 @@ def _tensors_to_save(folder: Path, model: TokenModel, facts: ModelFacts) -> dict
         raise CheckpointError(f"{folder}: not saved: {broken} holds values that are not finite")
     sizes = model.sizes if isinstance(model, NGram) else ()
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    if wrong := _differing(found, _expected(model.config, facts, sizes)):
+    if wrong := _differing(found, _expected(model.config, metadata, sizes)):
         raise CheckpointError(
             f"{folder}: not saved: these tensors of the model are not those of its config: {listed(wrong)}"
         )
     return tensors
 
 
-def _expected(config: ModelConfig, facts: ModelFacts, sizes: Sequence[int]) -> dict[str, Tensor]:
+def _expected(config: ModelConfig, metadata: ModelMetadata, sizes: Sequence[int]) -> dict[str, Tensor]:
     """What a model folder holds of such a model: tensors that have shapes and types, but no memory."""
-    return _skeleton(config, facts.task, facts.lora, tuple(sizes))
+    return _skeleton(config, metadata.task, metadata.lora, tuple(sizes))
 
 
 @lru_cache(maxsize=4)  # a run saves the same model many times
@@ -321,7 +325,7 @@ def _skeleton(
     config: ModelConfig, task: Task | None, lora: LoraConfig | None, sizes: tuple[int, ...]
 ) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return make_model(config, ModelFacts(task=task, lora=lora), sizes=sizes).own_tensors()
+        return make_model(config, ModelMetadata(task=task, lora=lora), sizes=sizes).own_tensors()
 
 
 def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> list[str]:
@@ -349,10 +353,10 @@ def _header(path: Path) -> dict[str, _Stored]:
 
 
 def _fill_model(
-    target: Path, model: TokenModel, tensors: dict[str, Tensor], tokenizer: Tokenizer, facts: ModelFacts
+    target: Path, model: TokenModel, tensors: dict[str, Tensor], tokenizer: Tokenizer, metadata: ModelMetadata
 ) -> None:
     safetensors.torch.save_file(tensors, target / WEIGHTS)
-    told = {name: value for name, value in to_mapping(facts).items() if value}
+    told = {name: value for name, value in to_mapping(metadata).items() if value}
     if template := told.pop("chat_template", ""):
         write_text_atomic(target / CHAT_TEMPLATE, template)
     config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config), **told}

@@ -8,8 +8,8 @@ from wholegpt.checkpoint.folder import (
     CHECKPOINT_FILES,
     CHECKSUMS,
     FORMAT_VERSION,
-    NO_FACTS,
-    ModelFacts,
+    NO_METADATA,
+    ModelMetadata,
     NewerFormatError,
     TrainingFiles,
     _disk_error,
@@ -64,10 +64,10 @@ class CheckpointStore:
         training: TrainingFiles,
         step: int,
         best: int | None,
-        facts: ModelFacts = NO_FACTS,
+        metadata: ModelMetadata = NO_METADATA,
     ) -> None:
         """Write the checkpoint of ``step``, record which is best, and delete old and unfinished ones."""
-        save_checkpoint(self.path(step), model, tokenizer, training, facts)
+        save_checkpoint(self.path(step), model, tokenizer, training, metadata)
         try:
             self.record(step, best)
             # Steps beyond this one are damaged checkpoints that the run went back behind.

@@ -42,7 +42,7 @@ def export(
     made = export_model(
         run, to, out, tensor_type=type, checkpoint=checkpoint, overwrite=overwrite, console=common.console
     )
-    lines = [*(certificate.describe() for certificate in made.certificates), *made.unchecked]
+    lines = [*(report.describe() for report in made.parity_reports), *made.unchecked]
     common.show(made.to_json(), "\n".join([str(made.path), *(f"  {line}" for line in lines)]))
 
 

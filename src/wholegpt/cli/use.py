@@ -274,7 +274,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     if config.architecture is Architecture.ngram and not presets.is_preset(run):  # which its text decided
         from wholegpt.runs.load import load
 
-        counted = load(run, checkpoint=checkpoint, console=common.console).model.numbers
+        counted = load(run, checkpoint=checkpoint, console=common.console).model.parameter_count
         count = dataclasses.replace(count, blocks=counted)
     result: dict[str, Any] = {
         "parameters": count.total,
@@ -322,11 +322,11 @@ def _cache_bytes(config: ModelConfig) -> int | None:
 def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
     """The architecture, and what the model was taught besides: the fields that it is controlled by, a task, LoRA."""
     if not presets.is_preset(run):
-        from wholegpt.checkpoint import load_facts, load_model_config, model_folder
+        from wholegpt.checkpoint import load_metadata, load_model_config, model_folder
 
         folder = model_folder(Path(run), checkpoint, common.console)
-        facts = {name: value for name, value in to_mapping(load_facts(folder)).items() if value}
-        return load_model_config(folder), facts
+        metadata = {name: value for name, value in to_mapping(load_metadata(folder)).items() if value}
+        return load_model_config(folder), metadata
     config = presets.preset(run)
     if config.vocab_size == 0:
         config = dataclasses.replace(config, vocab_size=ASSUMED_VOCABULARY)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
-    NO_FACTS,
+    NO_METADATA,
     TOKENIZER,
-    ModelFacts,
     ModelFolder,
+    ModelMetadata,
     is_model_folder,
     listed,
     load_model,
@@ -31,7 +31,7 @@ from wholegpt.interop import gguf, huggingface, nanogpt, peft
 from wholegpt.interop.foreign import read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf_tokenizer import read_tokenizer
-from wholegpt.interop.parity_report import MOST_TOKENS, Certificate, ForeignModel, Logits, compare, encoder
+from wholegpt.interop.parity_report import MOST_TOKENS, ForeignModel, Logits, ParityReport, compare, encoder
 from wholegpt.interop.sidecar import chat_template_in
 from wholegpt.interop.source import model_in
 from wholegpt.model import TokenModel, Transformer
@@ -48,7 +48,8 @@ from wholegpt.tokenizers import (
     open_tokenizer,
 )
 
-CERTIFICATE = "certificate.json"
+PARITY_REPORTS, OLD_PARITY_REPORTS = "parity_reports.json", "certificate.json"
+"""The file of an export that lists its files and its parity reports; earlier versions named it otherwise."""
 PADDED_SHARE = 0.25
 """Of a vocabulary that may be rows without tokens, as published models have that are padded to a round size."""
 PADDED_MULTIPLE, MOST_PADDED_ROWS = 64, 256
@@ -77,17 +78,17 @@ class Export:
     path: Path
     """The folder of the export."""
     files: list[Path]
-    certificates: list[Certificate]
+    parity_reports: list[ParityReport]
     """One for each program that opened it."""
     unchecked: list[str] = field(default_factory=list)
     """What could not be checked, and why."""
 
     def to_json(self) -> dict[str, Any]:
-        """What ``wholegpt export --json`` prints, and ``certificate.json`` holds."""
+        """What ``wholegpt export --json`` prints, and ``parity_reports.json`` holds."""
         return {
             "path": str(self.path),
             "files": [file.name for file in self.files],
-            "certificates": [certificate.to_json() for certificate in self.certificates],
+            "parity_reports": [report.to_json() for report in self.parity_reports],
             "unchecked": self.unchecked,
         }
 
@@ -135,12 +136,12 @@ def _export(
     """Write the export into ``folder``, in place of the files that are its ``own``."""
     whole = source.resolve()
     loaded = load_model(model_folder(source, checkpoint, console))
-    lora, template = loaded.facts.lora, loaded.facts.chat_template
+    lora, template = loaded.metadata.lora, loaded.metadata.chat_template
     if format_ is Format.peft and lora is None:
         raise ConfigError(f"{source}: has no LoRA; `wholegpt finetune --lora.rank 8` trains one")
-    if loaded.facts.control:
+    if loaded.metadata.control:
         console.warn(
-            f"other programs do not know what the model can be asked for ({listed(sorted(loaded.facts.control))}): "
+            f"other programs do not know what the model can be asked for ({listed(sorted(loaded.metadata.control))}): "
             "there, write the line before a text yourself"
         )
     if format_ is not Format.peft:
@@ -155,7 +156,7 @@ def _export(
             opened, unchecked = _reopened_huggingface(target, loaded, console)
             tolerance = HUGGINGFACE_TOLERANCE
         elif lora and format_ is Format.peft:
-            peft.write_adapter(target, loaded.model, lora, loaded.facts.new_tokens)
+            peft.write_adapter(target, loaded.model, lora, loaded.metadata.new_tokens)
             loaded.tokenizer.save(target / TOKENIZER)
             if template:
                 write_text_atomic(target / CHAT_TEMPLATE, template)
@@ -167,13 +168,13 @@ def _export(
             opened, unchecked = _reopened_gguf(file, loaded, console)
             tolerance = TOLERANCES[stored]
         context_length = min(loaded.model.config.context_length, MOST_TOKENS)
-        certificates = [
+        parity_reports = [
             compare(_logits(loaded.model), one, loaded.tokenizer, context_length, tolerance, console)
             for one in opened
         ]
         files = [folder / path.name for path in sorted(target.iterdir())]
-        export = Export(folder, files, certificates, unchecked)
-        write_json_atomic(target / CERTIFICATE, export.to_json())
+        export = Export(folder, files, parity_reports, unchecked)
+        write_json_atomic(target / PARITY_REPORTS, export.to_json())
 
     write_folder_atomic(folder, fill, own)
     assert export
@@ -182,12 +183,14 @@ def _export(
 
 def _language_model(loaded: ModelFolder, console: Console) -> ModelFolder:
     """The model with its LoRA merged and without the head of a task, which other programs do not have."""
-    if loaded.facts.lora:
+    if loaded.metadata.lora:
         merge(loaded.model)
         remove_lora(loaded.model)
-    if loaded.facts.task is None:
+    if loaded.metadata.task is None:
         return ModelFolder(loaded.model, loaded.tokenizer)
-    console.note(f"the head for {loaded.facts.task.kind} stays here; what is exported is the language model")
+    console.note(
+        f"the head for {loaded.metadata.task.kind} stays here; what is exported is the language model"
+    )
     plain = Transformer(loaded.model.config)
     tensors = loaded.model.state_dict()
     plain.load_state_dict({name: tensors[name] for name in plain.state_dict()})
@@ -216,17 +219,16 @@ def _check_free(folder: Path, overwrite: bool, ours: bool, what: str) -> None:
 
 def _files_of_export(folder: Path) -> list[str]:
     """Names of the files that an export wrote into ``folder``; none where it is no export."""
-    try:
-        content = read_object(folder / CERTIFICATE)
-    except CheckpointError:
-        return []
-    files, certificates = content.get("files"), content.get("certificates")
-    if not isinstance(files, list) or not isinstance(certificates, list):
-        return []
-    return [
-        CERTIFICATE,
-        *(glob.escape(name) for name in files if isinstance(name, str) and Path(name).name == name),
-    ]
+    for report, key in ((PARITY_REPORTS, "parity_reports"), (OLD_PARITY_REPORTS, "certificates")):
+        try:
+            content = read_object(folder / report)
+        except CheckpointError:
+            continue
+        files = content.get("files")
+        if isinstance(files, list) and isinstance(content.get(key), list):
+            names = (name for name in files if isinstance(name, str) and Path(name).name == name)
+            return [report, *map(glob.escape, names)]
+    return []
 
 
 def _reopened_huggingface(
@@ -250,13 +252,13 @@ def _reopened_adapter(
     target: Path, loaded: ModelFolder, console: Console
 ) -> tuple[list[ForeignModel], list[str]]:
     """The adapter on the model without it, here and by ``peft``."""
-    head = loaded.facts.task
+    head = loaded.metadata.task
     if head:
         console.note(f"the head for {head.kind} stays here; the adapter changes the language model alone")
     base = Transformer(loaded.model.config)
     tensors = {name: tensor.clone() for name, tensor in base_tensors(loaded.model).items()}
     base.load_state_dict({name: tensors[name] for name in base.own_tensors()}, strict=False)
-    new = loaded.facts.new_tokens
+    new = loaded.metadata.new_tokens
     with torch.no_grad():  # what the adapter brings is not there before
         for weight in (base.token_embedding.weight, base.unembedding.weight) if new else ():
             weight[-new:] = 0.0
@@ -361,42 +363,42 @@ def _import(
         raise ConfigError(f"{path}: is no adapter; --onto is for those")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
     vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
-    facts = _chat_facts(source, vocabulary, console)
+    metadata = _chat_metadata(source, vocabulary, console)
     if source.is_dir():
         ends = huggingface.end_ids(source, vocabulary.vocab_size)
-        facts = replace(facts, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
+        metadata = replace(metadata, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
         if not ends and not vocabulary.has_end_of_text:
             console.note(
                 f"no token ends the texts of this model: it has no {END_OF_TEXT}, and neither config.json nor "
                 "generation_config.json gives an eos_token_id"
             )
-    save_model(folder, _built(config, tensors), vocabulary, facts)
+    save_model(folder, _built(config, tensors), vocabulary, metadata)
 
 
-def _chat_facts(source: Path, tokenizer: Tokenizer, console: Console) -> ModelFacts:
+def _chat_metadata(source: Path, tokenizer: Tokenizer, console: Console) -> ModelMetadata:
     """How the model's conversations are written, where that is said beside it and can be done here."""
     path = source
     try:
         found = chat_template_in(source)
         if found is None:
-            return NO_FACTS
+            return NO_METADATA
         content, path = found
         template = ChatTemplate(content)
     except (ConfigError, CheckpointError) as error:
         console.warn(f"{path}: {error}; the model is imported without a chat template")
-        return NO_FACTS
+        return NO_METADATA
     unknown = [name for name in template.special_tokens if tokenizer.id_of(name) is None]
     if unknown:
         console.warn(
             f"{path}: writes {listed(unknown)}, which no token is; the model is imported without a chat template"
         )
-        return NO_FACTS
-    return ModelFacts(chat_template=template.source)
+        return NO_METADATA
+    return ModelMetadata(chat_template=template.source)
 
 
 def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     """Write a model folder of ``base`` with an adapter on it, which stays apart from its weights."""
-    if base.facts.lora or base.facts.task:
+    if base.metadata.lora or base.metadata.task:
         raise ConfigError("the model that an adapter is put on is one without LoRA and without a head")
     new = peft.new_tokens_of(adapter)
     tokenizer = Tokenizer.load(adapter / TOKENIZER) if new else base.tokenizer
@@ -408,9 +410,9 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     model = Transformer(replace(base.model.config, vocab_size=tokenizer.vocab_size))
     model.load_state_dict(extend_vocabulary(base.model, tokenizer.vocab_size))
     lora = peft.load_adapter(adapter, model)
-    chat = _chat_facts(adapter, tokenizer, Console(quiet=True))
-    template = chat.chat_template or base.facts.chat_template
-    save_model(folder, model, tokenizer, ModelFacts(lora=lora, new_tokens=new, chat_template=template))
+    chat = _chat_metadata(adapter, tokenizer, Console(quiet=True))
+    template = chat.chat_template or base.metadata.chat_template
+    save_model(folder, model, tokenizer, ModelMetadata(lora=lora, new_tokens=new, chat_template=template))
 
 
 def _vocabulary(

@@ -47,7 +47,7 @@ class ForeignModel:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class ParityReport:
     """A measured comparison of a model with its export."""
 
     opened_by: str
@@ -98,7 +98,7 @@ def compare(
     context_length: int,
     tolerance: float,
     console: Console,
-) -> Certificate:
+) -> ParityReport:
     """Measure how far an export is from the original, in the logits of a fixed text and a greedy continuation.
 
     ``tolerance`` bounds the largest difference of two logits, as a share of the largest logit or of 1. Raises
@@ -114,7 +114,7 @@ def compare(
     with console.progress(f"comparing with {export.program}", 2 * length) as progress:
         continued = [_greedy(model, prompt, length, progress.advance) for model in (original, export.logits)]
     pairs = zip(*continued, strict=True)
-    certificate = Certificate(
+    report = ParityReport(
         opened_by=export.program,
         tokens=len(token_ids),
         equal_token_ids=None if export.encode is None else _equal_ids(tokenizer, export.encode, text),
@@ -127,9 +127,9 @@ def compare(
         greedy_tokens=length,
         tolerance=tolerance,
     )
-    if not certificate.holds:
-        raise CheckpointError(f"the export is not the same model: {certificate.describe()}")
-    return certificate
+    if not report.holds:
+        raise CheckpointError(f"the export is not the same model: {report.describe()}")
+    return report
 
 
 def _text_for(tokenizer: Tokenizer) -> str:

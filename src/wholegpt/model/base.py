@@ -72,8 +72,8 @@ class TokenModel(nn.Module, ABC):
         """Bytes of such a cache."""
 
     @property
-    def numbers(self) -> int:
-        """How many numbers it has learned, or learns; a tied matrix counts once."""
+    def parameter_count(self) -> int:
+        """The number of its parameters; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def own_tensors(self) -> dict[str, Tensor]:

@@ -97,8 +97,8 @@ def train_new_embeddings(model: NeuralModel, n_new: int) -> None:
         setattr(weight, FROZEN_ROWS, old)
 
 
-def trained_numbers(model: nn.Module) -> int:
-    """How many numbers of ``model`` are trained."""
+def trainable_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters of ``model``."""
     return sum(
         p.numel() - getattr(p, FROZEN_ROWS, 0) * p[0].numel() for p in model.parameters() if p.requires_grad
     )

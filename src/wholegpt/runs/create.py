@@ -162,12 +162,13 @@ def start_finetuning(
         raise ConfigError(
             f"{settings.model}: is of kind {parent.model.config.architecture}; fine-tuning begins from a transformer"
         )
-    if parent.facts.task:
+    if parent.metadata.task:
         raise ConfigError(
-            f"{settings.model}: is fine-tuned for {parent.facts.task.kind} already; begin from the model it came from"
+            f"{settings.model}: is fine-tuned for {parent.metadata.task.kind} already; "
+            "begin from the model it came from"
         )
     _check_architecture(config.model, parent.model.config, settings.model)
-    if parent.facts.lora:
+    if parent.metadata.lora:
         merge(parent.model)
         remove_lora(parent.model)
     origin = Parent(str(Path(settings.model).resolve()), source.name, sha256_file(source / WEIGHTS))
@@ -216,12 +217,12 @@ def _write_begun(folder: Path, begun: Begun, parents: list[Parent], console: Con
     resolved = decide(begun.config)
     _warn_of_warmup(begun.config, resolved, console)
     begun.tokenizer.save(folder / "tokenizer.json")
-    if begun.facts.chat_template:
-        write_text_atomic(folder / CHAT_TEMPLATE, begun.facts.chat_template)
+    if begun.metadata.chat_template:
+        write_text_atomic(folder / CHAT_TEMPLATE, begun.metadata.chat_template)
     write_json_atomic(folder / "lineage.json", lineage_of(resolved, begun.source, parents))
     write_text_atomic(folder / "config.yaml", to_yaml(with_absolute_paths(resolved)))
     training = TrainingFiles({}, TrainingState().to_json())
-    CheckpointStore(folder).save(begun.model, begun.tokenizer, training, 0, None, begun.facts)
+    CheckpointStore(folder).save(begun.model, begun.tokenizer, training, 0, None, begun.metadata)
     return resolved
 
 
@@ -246,9 +247,9 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
             f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
         )
     lora = config.lora if config.lora.rank else None
-    ends = parent.facts.end_token_ids
-    facts = dataclasses.replace(
-        parent.facts,
+    ends = parent.metadata.end_token_ids
+    metadata = dataclasses.replace(
+        parent.metadata,
         control=data.manifest.control,
         start_text=data.start_text,
         lora=lora,
@@ -257,7 +258,7 @@ def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path,
         end_token_ids=(*ends, *({data.tokenizer.end_of_text_id} - {*ends})) if ends else (),
     )
     config = resolve(config, data)
-    return Begun(config, begin_model(config, parent, facts), parent.tokenizer, facts, source_of(data))
+    return Begun(config, begin_model(config, parent, metadata), parent.tokenizer, metadata, source_of(data))
 
 
 def _begin_forgetting(config: Config, begun: Begun, folder: Path, console: Console) -> None:

@@ -66,15 +66,15 @@ def load(
     folder = model_folder(Path(path), str(checkpoint), console)
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
-    if loaded.facts.lora:
+    if loaded.metadata.lora:
         merge(loaded.model)
         remove_lora(loaded.model)
-    facts = loaded.facts
-    if folder.parent == Path(path) / "checkpoints" and not facts.start_text:
-        facts = dataclasses.replace(facts, start_text=_start_text(Path(path)))
+    metadata = loaded.metadata
+    if folder.parent == Path(path) / "checkpoints" and not metadata.start_text:
+        metadata = dataclasses.replace(metadata, start_text=_start_text(Path(path)))
     model = lay_out(loaded.model, layout, numbers)
     writer = _writer(model, Execution(execution), console)
-    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, facts, writer)
+    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, metadata, writer)
 
 
 def _start_text(run: Path) -> str:

@@ -12,9 +12,9 @@ from wholegpt import runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import (
     CheckpointStore,
-    ModelFacts,
+    ModelMetadata,
     TrainingFiles,
-    load_facts,
+    load_metadata,
     load_model,
     load_training,
     make_model,
@@ -28,7 +28,7 @@ from wholegpt.interrupts import interruptible
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.baselines import NGram
-from wholegpt.model.lora import trained_numbers
+from wholegpt.model.lora import trainable_parameters
 from wholegpt.runs.folder import PLAN, recorded_config, run_data, run_examples
 from wholegpt.runs.load import load
 from wholegpt.settings import presets
@@ -113,20 +113,22 @@ def open_stage(path: Path, config: Config) -> Stage:
     if config.finetuning.task is TaskKind.pretraining and config.model.architecture is Architecture.encoder:
         return MaskedPretraining(config, run_data(path))
     if config.finetuning.task is TaskKind.pretraining:
-        return Pretraining(config, run_data(path), recorded_facts(path) if config.finetuning.model else None)
-    tokenizer, folder, facts = (
+        return Pretraining(
+            config, run_data(path), recorded_metadata(path) if config.finetuning.model else None
+        )
+    tokenizer, folder, metadata = (
         Tokenizer.load(path / "tokenizer.json"),
         run_examples(path),
-        recorded_facts(path),
+        recorded_metadata(path),
     )
     if config.finetuning.task is TaskKind.instruct:
-        return InstructionTuning(config, ConversationData.open(folder), tokenizer, facts)
-    return TaskTuning(config, TaskData.open(folder), tokenizer, facts)
+        return InstructionTuning(config, ConversationData.open(folder), tokenizer, metadata)
+    return TaskTuning(config, TaskData.open(folder), tokenizer, metadata)
 
 
-def recorded_facts(path: Path) -> ModelFacts:
+def recorded_metadata(path: Path) -> ModelMetadata:
     """What the last good checkpoint of a run says of its model."""
-    return load_facts(CheckpointStore(path).choose("last")[0])
+    return load_metadata(CheckpointStore(path).choose("last")[0])
 
 
 def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Run[Any]:
@@ -154,11 +156,11 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         best = state.best.step if state.best else None
         with averaged(optimizer):  # the weights themselves are then in the optimiser's state
             training = TrainingFiles(optimizer_tensors(optimizer, model), state.to_json())
-            store.save(model, stage.tokenizer, training, state.step, best, stage.facts)
+            store.save(model, stage.tokenizer, training, state.step, best, stage.metadata)
 
     _say_plan(path, config, stage, model, state, console)
     planned = read_json(path / PLAN) if (path / PLAN).exists() else None
-    writes = stage.facts.task is None and config.model.architecture is not Architecture.encoder
+    writes = stage.metadata.task is None and config.model.architecture is not Architecture.encoder
     tuned, unfreeze_every = cast(Transformer, model), config.finetuning.unfreeze_every
     with (
         callbacks.StopOnSignal(console) as signals,
@@ -186,7 +188,9 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
         )
     with runtime.memory_apart(), averaged(optimizer):
         forgetting = Forgetting.measure(path, model.eval(), config, stage.tokenizer)
-    run = Run(path, config, state, model.numbers, evaluate(whole=True), write_sample(), forgetting, planned)
+    run = Run(
+        path, config, state, model.parameter_count, evaluate(whole=True), write_sample(), forgetting, planned
+    )
     write_report(path, run.to_json(), getattr(run.validation, "records", ()), stage.masks())
     return run
 
@@ -201,7 +205,7 @@ def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, c
     started = time.perf_counter()
     with console.working("counting runs of tokens"):
         model = interruptible(lambda: NGram.counted(text.read(0, len(text)), config.model)).to(device)
-    console.note(f"{model.numbers:,} parameters")
+    console.note(f"{model.parameter_count:,} parameters")
     _say_other_programs(config.model, console)
     state.step, state.tokens, state.train_seconds = 1, len(text), time.perf_counter() - started
     log.append("train", state.step, {"tokens": state.tokens, "train_seconds": state.train_seconds})
@@ -209,10 +213,10 @@ def _count_run(path: Path, config: Config, stage: Stage, device: torch.device, c
         lambda: stage.evaluate(model, device, whole=False).to_json(), stage.criterion, log, config
     ).run(state)
     store.save(
-        model, stage.tokenizer, TrainingFiles({}, state.to_json()), state.step, state.step, stage.facts
+        model, stage.tokenizer, TrainingFiles({}, state.to_json()), state.step, state.step, stage.metadata
     )
     score, sample = stage.evaluate(model, device, whole=True), stage.write(model, device)
-    run = Run(path, config, state, model.numbers, score, sample)
+    run = Run(path, config, state, model.parameter_count, score, sample)
     write_report(path, run.to_json(), (), [])
     return run
 
@@ -229,7 +233,9 @@ def _restore(
                 f"{path}: no usable checkpoint: {'; '.join(problems)}; "
                 f"delete {store.folder} to begin again from step 0"
             )
-        fresh = make_model(config.model, stage.facts, config.precision.attention, config.training.recompute)
+        fresh = make_model(
+            config.model, stage.metadata, config.precision.attention, config.training.recompute
+        )
         model = fresh.to(device)
         return model, make_run_optimizer(model, config), TrainingState()
     for problem in problems:
@@ -258,10 +264,10 @@ def _say_plan(
     path: Path, config: Config, stage: Stage, model: TokenModel, state: TrainingState, console: Console
 ) -> None:
     console.note(stage.describe())
-    trained = trained_numbers(model)
-    part = "" if trained == model.numbers else f", {trained:,} of them trained"
+    trained = trainable_parameters(model)
+    part = "" if trained == model.parameter_count else f", {trained:,} of them trained"
     console.note(
-        f"{model.numbers:,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "
+        f"{model.parameter_count:,} parameters{part}; {config.training.steps:,} steps; {config.precision.dtype} on "
         f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
     )
     _say_other_programs(config.model, console)

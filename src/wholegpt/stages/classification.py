@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFacts, ModelFolder, listed
+from wholegpt.checkpoint import ModelFolder, ModelMetadata, listed
 from wholegpt.console import Console
 from wholegpt.data.examples.batches import TaskLoader
 from wholegpt.data.examples.data import TaskData
@@ -34,9 +34,9 @@ CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="val
 class TaskTuning:
     """Answers of a head to examples (``wholegpt.data.examples.tasks``), by E11."""
 
-    def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer, facts: ModelFacts) -> None:
+    def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
         """``config`` is decided; ``tokenizer`` knows the task's special tokens."""
-        self.config, self.data, self.tokenizer, self.facts = config, data, tokenizer, facts
+        self.config, self.data, self.tokenizer, self.metadata = config, data, tokenizer, metadata
         self.criterion = CORRELATION if data.task.scores else ACCURACY
         self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
         task, settings = data.task, config.finetuning
@@ -117,5 +117,5 @@ def begin_task(config: Config, parent: ModelFolder, folder: Path, console: Conso
     fingerprint = data.save(folder / "data")
     tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
     lora = config.lora if config.lora.rank else None
-    facts = ModelFacts(task=data.task, lora=lora, new_tokens=len(SPECIAL_TOKENS))
-    return begin(config, parent, tokenizer, facts, len(data.train), fingerprint)
+    metadata = ModelMetadata(task=data.task, lora=lora, new_tokens=len(SPECIAL_TOKENS))
+    return begin(config, parent, tokenizer, metadata, len(data.train), fingerprint)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
+from wholegpt.checkpoint import ModelFolder, ModelMetadata, make_model
 from wholegpt.errors import ConfigError
 from wholegpt.model import TokenModel
 from wholegpt.model.heads import extend_vocabulary
@@ -20,7 +20,7 @@ def begin(
     config: Config,
     parent: ModelFolder,
     tokenizer: Tokenizer,
-    facts: ModelFacts,
+    metadata: ModelMetadata,
     per_pass: int,
     examples_hash: str,
 ) -> Begun:
@@ -35,7 +35,7 @@ def begin(
         )
     config = replace(config, model=architecture)
     source = source_of_examples(config, examples_hash)
-    return Begun(config, begin_model(config, parent, facts), tokenizer, facts, source)
+    return Begun(config, begin_model(config, parent, metadata), tokenizer, metadata, source)
 
 
 def with_steps(config: Config, per_pass: int) -> Config:
@@ -63,13 +63,13 @@ def architecture_of(config: Config, parent: ModelFolder, vocab_size: int) -> Mod
 
 
 @torch.no_grad()
-def begin_model(config: Config, parent: ModelFolder, facts: ModelFacts) -> TokenModel:
+def begin_model(config: Config, parent: ModelFolder, metadata: ModelMetadata) -> TokenModel:
     """A model of the architecture in ``config``, with the parent's weights unless random ones are asked for.
 
     Rows of new tokens, the head and LoRA begin as they do anywhere.
     """
     torch.manual_seed(config.runtime.seed)
-    model = make_model(config.model, facts)
+    model = make_model(config.model, metadata)
     if config.finetuning.initialization is Initialization.trained:
         own = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
         for name, tensor in extend_vocabulary(parent.model, model.vocab_size).items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFacts, ModelFolder, make_model
+from wholegpt.checkpoint import ModelFolder, ModelMetadata, make_model
 from wholegpt.console import Console, sample_for_people
 from wholegpt.data.chat.conversations import ConversationData
 from wholegpt.data.chat.packing import ConversationLoader, batches_of, collate_conversations, pack
@@ -70,14 +70,14 @@ class InstructionTuning:
     criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss of answers")
 
     def __init__(
-        self, config: Config, data: ConversationData, tokenizer: Tokenizer, facts: ModelFacts
+        self, config: Config, data: ConversationData, tokenizer: Tokenizer, metadata: ModelMetadata
     ) -> None:
-        """``config`` is decided; ``tokenizer`` knows the special tokens of ``facts.chat_template``.
+        """``config`` is decided; ``tokenizer`` knows the special tokens of ``metadata.chat_template``.
 
         Raises ``DataError`` where no answer fits into the context.
         """
-        self.config, self.tokenizer, self.facts = config, tokenizer, facts
-        self.template = ChatTemplate(facts.chat_template)
+        self.config, self.tokenizer, self.metadata = config, tokenizer, metadata
+        self.template = ChatTemplate(metadata.chat_template)
         length = config.model.context_length
         self.train = fit_conversations(data.train, self.template, tokenizer, length)
         self.validation = fit_conversations(data.validation, self.template, tokenizer, length)
@@ -121,7 +121,7 @@ class InstructionTuning:
         epochs = training.steps * training.batch_size / rows
         scored = sum(sum(one.encoded.scored) for one in self.train)
         cut = sum(one.cut for one in self.train)
-        columns = self.facts.columns or DETECTED
+        columns = self.metadata.columns or DETECTED
         where = f"columns {', '.join([*columns.texts, columns.target])}"
         left = f"; {cut:,} lose what is beyond the context" if cut else ""
         return (
@@ -383,10 +383,10 @@ def begin_pairs(config: Config, folder: Path, console: Console) -> Begun:
     fitted = fit_conversations(data.train, template, tokenizer, model.context_length)
     fit_conversations(data.validation, template, tokenizer, model.context_length)
     rows = len(pack([len(one.encoded.token_ids) - 1 for one in fitted], model.context_length))
-    facts = ModelFacts(columns=data.columns, chat_template=template.source)
+    metadata = ModelMetadata(columns=data.columns, chat_template=template.source)
     config = replace(with_steps(config, rows), model=model, tokenizer=settings)
     torch.manual_seed(config.runtime.seed)
-    return Begun(config, make_model(model), tokenizer, facts, source_of_examples(config, fingerprint))
+    return Begun(config, make_model(model), tokenizer, metadata, source_of_examples(config, fingerprint))
 
 
 def begin_instructions(config: Config, parent: ModelFolder, folder: Path, console: Console) -> Begun:
@@ -400,15 +400,15 @@ def begin_instructions(config: Config, parent: ModelFolder, folder: Path, consol
     new = [name for name in template.special_tokens if parent.tokenizer.id_of(name) is None]
     tokenizer = parent.tokenizer.with_special_tokens(new) if new else parent.tokenizer
     lora = config.lora if config.lora.rank else None
-    facts = ModelFacts(
+    metadata = ModelMetadata(
         lora=lora,
         new_tokens=len(new),
         columns=data.columns,
-        start_text=parent.facts.start_text,
+        start_text=parent.metadata.start_text,
         chat_template=template.source,
     )
     length = parent.model.context_length
     fitted = fit_conversations(data.train, template, tokenizer, length)
     fit_conversations(data.validation, template, tokenizer, length)
     rows = len(pack([len(one.encoded.token_ids) - 1 for one in fitted], length))
-    return begin(config, parent, tokenizer, facts, rows, fingerprint)
+    return begin(config, parent, tokenizer, metadata, rows, fingerprint)

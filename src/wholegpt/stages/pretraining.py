@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFacts
+from wholegpt.checkpoint import ModelMetadata
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, TextSizes, TokenShards, make_loader, windows_before
 from wholegpt.evaluation import TextScore, evaluate_tokens
@@ -65,9 +65,9 @@ def _score(model: TokenModel, text: TokenShards, tokenizer: Tokenizer, config: C
     return evaluate_tokens(model, text, tokenizer, model.device, dtype, QUIET, documents=documents)
 
 
-def facts_of(data: PreparedData) -> ModelFacts:
+def metadata_of(data: PreparedData) -> ModelMetadata:
     """What a model that is trained on ``data`` can be asked for, and what its texts start from."""
-    return ModelFacts(data.manifest.control, start_text=data.start_text)
+    return ModelMetadata(data.manifest.control, start_text=data.start_text)
 
 
 class Pretraining:
@@ -75,10 +75,10 @@ class Pretraining:
 
     criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss")
 
-    def __init__(self, config: Config, data: PreparedData, facts: ModelFacts | None = None) -> None:
-        """``config`` is decided, and ``data`` its tokens; ``facts`` are those of a model that goes on."""
+    def __init__(self, config: Config, data: PreparedData, metadata: ModelMetadata | None = None) -> None:
+        """``config`` is decided, and ``data`` its tokens; ``metadata`` are those of a model that goes on."""
         self.config, self.data = config, data
-        self.tokenizer, self.facts = data.tokenizer, facts or facts_of(data)
+        self.tokenizer, self.metadata = data.tokenizer, metadata or metadata_of(data)
         self.objective, self.batches = (
             with_router_losses(LanguageModeling(), config),
             make_loader(data, config),
@@ -98,10 +98,10 @@ class Pretraining:
         )
 
     def write(self, model: TokenModel, device: torch.device) -> str:
-        """A continuation of ``logging.sample_prompt``, with it; of what ``facts`` say where that is empty."""
+        """A continuation of ``logging.sample_prompt``, with it; of what ``metadata`` say where that is empty."""
         logging = self.config.logging
         settings = GenerationConfig(max_tokens=logging.sample_tokens, seed=self.config.runtime.seed)
-        prompt, start = logging.sample_prompt, self.facts.start_text
+        prompt, start = logging.sample_prompt, self.metadata.start_text
         prompt_ids = encode_prompt(model, self.tokenizer, "", prompt, False, QUIET, start)
         (completion,) = generate(model, self.tokenizer, [prompt_ids], [settings], device, QUIET)
         return prompt + completion.text

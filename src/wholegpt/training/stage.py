@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from wholegpt.checkpoint import ModelFacts
+from wholegpt.checkpoint import ModelMetadata
 from wholegpt.model import TokenModel
 from wholegpt.settings.schema import Config
 from wholegpt.tokenizers import Tokenizer
@@ -64,7 +64,7 @@ class Begun:
     """With the architecture and the number of steps."""
     model: TokenModel
     tokenizer: Tokenizer
-    facts: ModelFacts
+    metadata: ModelMetadata
     source: dict[str, Any]
     """What ``lineage.json`` says of the data."""
 
@@ -79,7 +79,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def facts(self) -> ModelFacts:
+    def metadata(self) -> ModelMetadata:
         """What the model folders of the run say."""
         ...
 

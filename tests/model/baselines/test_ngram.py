@@ -99,7 +99,7 @@ def test_reading_in_pieces_equals_reading_at_once() -> None:
 def test_numbers_learned() -> None:
     """Three of four tokens occur, in seven different runs of two."""
     ids = np.array([0, 1, 2, 0, 2, 1, 0, 0])
-    learned = [NGram.counted(ids, ngram_config(4, order)).numbers for order in range(3)]
+    learned = [NGram.counted(ids, ngram_config(4, order)).parameter_count for order in range(3)]
     assert learned == [0, 4, 4 + 7 + 3]
 
 
@@ -125,7 +125,7 @@ def test_a_run_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["info", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == run.parameters
     lm = load(tmp_path / "run")
-    assert lm.model.numbers == run.parameters
+    assert lm.model.parameter_count == run.parameters
     text = lm.generate("the ", max_tokens=20, seed=1, console=QUIET).text
     assert len(text) == 20
     assert lm.generate("the ", max_tokens=20, seed=1, draft="prompt", console=QUIET).text == text

@@ -60,7 +60,7 @@ def test_reading_in_pieces_equals_reading_at_once(kind: Architecture) -> None:
 def test_predicted_sizes(kind: Architecture) -> None:
     model = network(kind)
     count = parameter_count(model.config)
-    assert count.total == model.numbers
+    assert count.total == model.parameter_count
     assert count.embeddings == model.token_embedding.weight.numel()
     gates = {"elman": 1, "gru": 3, "lstm": 4}[kind]
     assert flops_per_token(model.config) == 2 * (2 * 2 * gates * 16 * 16 + 37 * 16)

@@ -172,7 +172,7 @@ class NGram(TokenModel):
         return 8 * batch_size * max(capacity, self.config.ngram_order)
 
     @property
-    def numbers(self) -> int:
+    def parameter_count(self) -> int:
         """p of every token alone, α of every longer run and γ of what these go on from; the uniform has none."""
         if not self.sizes:
             return 0
