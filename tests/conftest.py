@@ -13,6 +13,7 @@ install_import_hook("wholegpt", f"{typechecker.__name__}.check")
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+import wholegpt  # noqa: E402, F401 (before torch, since it sets how threads wait)
 from tests.helpers import Fails, text_of, tiny_config  # noqa: E402
 from wholegpt import api  # noqa: E402
 from wholegpt.analysis import report  # noqa: E402
