@@ -61,7 +61,11 @@ if DEVICE.type == "cpu":
     print(f"int8: logits differ by {difference:.3f} of their standard deviation at most")
     assert 0 < difference < 0.05
     eager, compiled = (load(sys.argv[2], execution=one, console=QUIET) for one in ("eager", "compiled"))
-    texts = [one.generate("the", max_tokens=20, console=QUIET).text for one in (eager, compiled)]
+    texts = []
+    for one in (eager, compiled):
+        one.model.double()  # in 32 bits a draw may fall on the other side of a rounding
+        texts.append(one.generate("the", max_tokens=20, console=QUIET).text)
+    assert compiled.model.token_embedding.weight.dtype == torch.float64
     assert texts[0] == texts[1]
 """
 
