@@ -13,6 +13,7 @@ install_import_hook("wholegpt", f"{typechecker.__name__}.check")
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+import wholegpt  # noqa: E402 (before torch, since it sets how threads wait)
 from tests.helpers import Fails, text_of, tiny_config  # noqa: E402
 from wholegpt.analysis import report  # noqa: E402
 from wholegpt.cli import main  # noqa: E402
@@ -81,4 +82,4 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(text_of(6000), encoding="utf-8")
     config = tiny_config(folder / "text.txt")
-    return api.train(config=config, out=folder / "run", console=Console(quiet=True)).path
+    return wholegpt.train(config=config, out=folder / "run", console=Console(quiet=True)).path

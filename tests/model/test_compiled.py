@@ -54,14 +54,19 @@ alone = [write_one(model.cpu(), TOKENIZER, *one).token_ids for one in zip(prompt
 assert [one.token_ids for one in requests] == alone
 assert not counters["inductor"]["cudagraph_skips"]
 if DEVICE.type == "cpu":
-    torch.manual_seed(0)
-    model = lay_out(Transformer(config).eval(), WeightFormat.int8, torch.float32)
-    eager = logits(model)
-    difference = (logits(CompiledTransformer(model, QUIET)) - eager).abs().max() / eager.std()
-    print(f"int8: logits differ by {difference:.3f} of their standard deviation at most")
-    assert 0 < difference < 0.05
+    for seed in range(2):  # the cache of what was compiled holds the first model, of the same shapes
+        torch.manual_seed(seed)
+        model = lay_out(Transformer(config).eval(), WeightFormat.int8, torch.float32)
+        eager = logits(model)
+        difference = (logits(CompiledTransformer(model, QUIET)) - eager).abs().max() / eager.std()
+        print(f"int8: logits differ by {difference:.3f} of their standard deviation at most")
+        assert difference < 0.05
     eager, compiled = (load(sys.argv[2], execution=one, console=QUIET) for one in ("eager", "compiled"))
-    texts = [one.generate("the", max_tokens=20, console=QUIET).text for one in (eager, compiled)]
+    texts = []
+    for one in (eager, compiled):
+        one.model.double()  # in 32 bits a draw may fall on the other side of a rounding
+        texts.append(one.generate("the", max_tokens=20, console=QUIET).text)
+    assert compiled.model.token_embedding.weight.dtype == torch.float64
     assert texts[0] == texts[1]
 """
 

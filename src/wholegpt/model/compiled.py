@@ -4,6 +4,7 @@ Shapes: B sequences that go on, R sequences that the cache has room for, T token
 """
 
 import contextlib
+import hashlib
 import io
 import time
 import warnings
@@ -92,10 +93,13 @@ class CompiledTransformer(TokenModel):
 
         separate_compiled_code()
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
+        # Weights become constants of the code, of which PyTorch's cache does not compare all: not those in 8 bits.
+        tag = f"{torch.compiler.config.cache_key_tag}-{fingerprint(self.model)}"
         started = time.perf_counter()
         try:
             with (
                 compiling.patch({**options, "autotune_num_choices_displayed": 0}),
+                torch.compiler.config.patch(cache_key_tag=tag),
                 tracing.patch(recompile_limit=MOST_SHAPES),
                 warnings.catch_warnings(action="ignore"),
                 contextlib.redirect_stderr(io.StringIO()),  # where the compiler writes, whatever its settings
@@ -146,6 +150,23 @@ class CompiledTransformer(TokenModel):
     def _rounded(self, capacity: int) -> int:
         wanted = capacity or self.context_length
         return min(-(-wanted // CAPACITY_UNIT) * CAPACITY_UNIT, max(wanted, self.context_length))
+
+
+def fingerprint(model: TokenModel) -> str:
+    """A hash of all tensors of a model, those that are laid out for a kernel among them, which are no parameters."""
+    found = hashlib.sha256()
+    for name, module in model.named_modules():
+        own = {
+            **vars(module),
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(recurse=False)),
+        }
+        for key, tensor in own.items():
+            if isinstance(tensor, Tensor):
+                plain = tensor.detach().to_dense() if tensor.is_mkldnn else tensor.detach().cpu()
+                found.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(plain.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def compilable(model: TokenModel) -> TypeGuard[Transformer]:
