@@ -18,7 +18,6 @@ from tests.helpers import Fails, text_of, tiny_config  # noqa: E402
 from wholegpt.analysis import report  # noqa: E402
 from wholegpt.cli import main  # noqa: E402
 from wholegpt.console import Console  # noqa: E402
-from wholegpt.runs import api  # noqa: E402
 
 # Drawing takes half of a tiny run; where charts are looked at, tests ask for them.
 DRAW = report._charts
