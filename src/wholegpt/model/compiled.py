@@ -94,12 +94,13 @@ class CompiledTransformer(TokenModel):
         separate_compiled_code()
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
         # Weights become constants of the code, of which PyTorch's cache does not compare all: not those in 8 bits.
-        tag = f"{torch.compiler.config.cache_key_tag}-{fingerprint(self.model)}"
+        caching: Any = torch.compiler.config
+        tag = f"{caching.cache_key_tag}-{fingerprint(self.model)}"
         started = time.perf_counter()
         try:
             with (
                 compiling.patch({**options, "autotune_num_choices_displayed": 0}),
-                torch.compiler.config.patch(cache_key_tag=tag),
+                caching.patch(cache_key_tag=tag),
                 tracing.patch(recompile_limit=MOST_SHAPES),
                 warnings.catch_warnings(action="ignore"),
                 contextlib.redirect_stderr(io.StringIO()),  # where the compiler writes, whatever its settings
@@ -165,7 +166,7 @@ def fingerprint(model: TokenModel) -> str:
             if isinstance(tensor, Tensor):
                 plain = tensor.detach().to_dense() if tensor.is_mkldnn else tensor.detach().cpu()
                 found.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(plain.contiguous().flatten().view(torch.uint8).numpy())
+                found.update(plain.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
