@@ -111,13 +111,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise Reached("reached")
 
     for place in (
-        *("api.train", "api.plan", "api.finetune", "api.continue_run", "ladder.climb", "loading.load"),
-        *(
-            "conversion.load_model",
-            "conversion.import_model",
-            "tokenizers.open_tokenizer",
-            "data.open_corpus",
-        ),
+        *("runs.api.train", "runs.api.plan", "runs.api.finetune", "runs.api.continue_run", "runs.load.load"),
+        *("experiments.ladder.climb", "interop.conversion.load_model", "interop.conversion.import_model"),
+        *("tokenizers.open_tokenizer", "data.open_corpus"),
     ):
         monkeypatch.setattr(f"wholegpt.{place}", reached)
     monkeypatch.chdir(tmp_path)

@@ -103,7 +103,9 @@ def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) ->
     assert CheckpointStore(run_folder).last_good() == before
 
 
-@pytest.mark.parametrize("place", ["pretraining.evaluate_tokens", "run.write_report", "run._restore"])
+@pytest.mark.parametrize(
+    "place", ["stages.pretraining.evaluate_tokens", "runs.train.write_report", "runs.train._restore"]
+)
 def test_ctrl_c_outside_the_loop_says_how_to_go_on(
     place: str,
     fails: Fails,

@@ -25,11 +25,11 @@ PROGRAM = """
 import dataclasses, sys, torch
 from tests.helpers import tiny_models, write_one
 from torch._dynamo.utils import counters
-from wholegpt.choices import WeightFormat
-from wholegpt.config import GenerationConfig
+from wholegpt.settings.choices import WeightFormat
+from wholegpt.settings.schema import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.generation import Engine
-from wholegpt.loading import load
+from wholegpt.runs.load import load
 from wholegpt.model import CompiledTransformer, Transformer, lay_out
 from wholegpt.tokenizers import byte_tokenizer
 

@@ -144,7 +144,7 @@ def test_killed_while_it_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def killed(*arguments: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    for place in ("data.preparation._clear", "files._sync_tree", "files._put_in_place"):
+    for place in ("data.text.preparation._clear", "files._sync_tree", "files._put_in_place"):
         with monkeypatch.context() as patch:
             patch.setattr(f"wholegpt.{place}", killed)
             assert main([*command, str(out)]) == 130
