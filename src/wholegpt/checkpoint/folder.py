@@ -259,14 +259,14 @@ def is_model_folder(folder: Path) -> bool:
     if (folder / CHECKSUMS).exists():
         return False
     try:
-        return _read_json(folder / CONFIG).keys() >= {"format_version", "model"}
+        return read_object(folder / CONFIG).keys() >= {"format_version", "model"}
     except CheckpointError:
         return False
 
 
 def load_training(folder: Path) -> TrainingFiles:
     """What ``save_checkpoint`` kept beside the model."""
-    return TrainingFiles(_read_tensors(folder / OPTIMIZER), _read_json(folder / STATE))
+    return TrainingFiles(_read_tensors(folder / OPTIMIZER), read_object(folder / STATE))
 
 
 def verify(folder: Path) -> None:
@@ -394,7 +394,8 @@ def _ngram_sizes(path: Path, found: Mapping[str, _Stored]) -> list[int]:
         return ngram_sizes({"ends": file.get_tensor("ends")})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises ``CheckpointError`` if there is none, or if it is too large."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise CheckpointError(f"{path}: larger than {LARGEST_JSON:,} bytes; it is not read")
@@ -407,7 +408,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_versioned(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
+    content = read_object(path)
     version = content.get("format_version")
     if not isinstance(version, int):
         raise CheckpointError(f"{path}: has no format_version; it is not from wholegpt")

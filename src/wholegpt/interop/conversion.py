@@ -20,6 +20,7 @@ from wholegpt.checkpoint import (
     listed,
     load_model,
     model_folder,
+    read_object,
     save_model,
 )
 from wholegpt.console import Console
@@ -28,7 +29,6 @@ from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
-from wholegpt.interop.foreign import read_object
 from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf_tokenizer import read_tokenizer
 from wholegpt.interop.parity_report import MOST_TOKENS, ForeignModel, Logits, ParityReport, compare, encoder

@@ -10,9 +10,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import listed
+from wholegpt.checkpoint import listed, read_object
 from wholegpt.errors import CheckpointError, ConfigError
-from wholegpt.files import read_json
 from wholegpt.interop.names import Name, names_of, their_shapes, to_ours
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.serialization import from_mapping
@@ -33,8 +32,6 @@ OTHER_FORMATS = {
     ".ckpt": "checkpoints of training programs are not imported; import the folder with the model's safetensors",
 }
 """Files of other programs, by their ending, and what to do instead."""
-LARGEST_JSON = 2**28
-"""Bytes of a JSON file that is read at all; the index of a model of 10¹² parameters has less."""
 
 
 @dataclass(frozen=True)
@@ -210,19 +207,6 @@ def _nothing_in(folder: Path, name: str) -> str:
         return f"{folder}: holds no {name}"
     advice = OTHER_FORMATS.get(others[0].suffix, "pickles of that name are not read")
     return f"{folder}: holds no {name}, but {others[0].name}: {advice}"
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ``CheckpointError`` where there is none, or too large a one."""
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise CheckpointError(f"{path}: larger than {LARGEST_JSON:,} bytes; it is not read")
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content
 
 
 def number_in(content: Mapping[str, Any], field: str, path: Path, absent: float | None = None) -> float:

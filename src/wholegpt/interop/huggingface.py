@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from wholegpt.checkpoint import read_object
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError
 from wholegpt.files import write_json_atomic, write_text_atomic
@@ -20,7 +21,7 @@ from wholegpt.interop.architectures import (
     to_their_config,
     with_defaults,
 )
-from wholegpt.interop.foreign import open_tensors, read_object, tied
+from wholegpt.interop.foreign import open_tensors, tied
 from wholegpt.interop.names import names_of, to_theirs, with_biases
 from wholegpt.interop.parity_report import ForeignModel
 from wholegpt.interop.sidecar import (

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import listed
+from wholegpt.checkpoint import listed, read_object
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic
 from wholegpt.interop import huggingface
 from wholegpt.interop.architectures import architecture_of
-from wholegpt.interop.foreign import ForeignTensors, number_in, open_tensors, read_object, whole_number_in
+from wholegpt.interop.foreign import ForeignTensors, number_in, open_tensors, whole_number_in
 from wholegpt.interop.names import Name, names_of, own_shapes, stacked_rows
 from wholegpt.interop.parity_report import ForeignModel
 from wholegpt.model import TokenModel

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wholegpt.checkpoint import read_object
 from wholegpt.errors import CheckpointError
-from wholegpt.interop.foreign import read_object
 
 CHAT_TEMPLATE, CHAT_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 LEGACY_CHAT_TEMPLATE = "chat_template.json"

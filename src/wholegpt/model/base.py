@@ -20,7 +20,7 @@ INITIAL_STANDARD_DEVIATION = 0.02
 
 
 class TokenModel(nn.Module, ABC):
-    """A ``protocols.CausalLanguageModel`` that is made from a ``ModelConfig``, and whose tensors can be saved."""
+    """An ``interface.CausalLanguageModel`` that is made from a ``ModelConfig``, and whose tensors can be saved."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
