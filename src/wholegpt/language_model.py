@@ -47,7 +47,7 @@ from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
 from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.settings.serialization import from_mapping
-from wholegpt.stages.instruction import answers, evaluate_answers, fitting_turns, with_room
+from wholegpt.stages.answers import answers, evaluate_answers, fitting_turns, with_room
 from wholegpt.stages.prediction import Prediction, evaluate_head, predict
 from wholegpt.tokenizers import Tokenizer
 

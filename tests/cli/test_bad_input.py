@@ -183,7 +183,7 @@ def test_damaged_checkpoint(
     warning = capsys.readouterr().err
     assert f"step-00000006/{name}" in warning and "using step-00000004" in warning
     assert main(["train", "--resume", str(run_folder)]) == 0
-    assert "going on from step-00000004" in capsys.readouterr().err
+    assert "continuing from step-00000004" in capsys.readouterr().err
     assert store.last_good() == (6, [])
     spoil(4)
     spoil(6)

@@ -15,7 +15,7 @@ from wholegpt.console import Console
 from wholegpt.errors import DataError, RunError, WholeGPTError
 from wholegpt.interop.conversion import export_model, import_model
 from wholegpt.model import Transformer
-from wholegpt.runs.create import start_run
+from wholegpt.runs.create import create_run
 from wholegpt.runs.load import load
 from wholegpt.tokenizers import train_character
 
@@ -300,7 +300,7 @@ def test_a_run_is_not_replaced_while_somebody_else_starts_it(own_run: Path, text
     def other() -> None:
         for overwrite in (False, True):
             try:
-                start_run(tiny_config(text_file), own_run, overwrite, QUIET)
+                create_run(tiny_config(text_file), own_run, overwrite, QUIET)
             except RunError as error:
                 problems.append(error)
 

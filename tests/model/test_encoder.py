@@ -216,7 +216,7 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     assert one.probabilities["a"] == pytest.approx(both[0].probabilities["a"], abs=1e-6)
     with pytest.raises(ConfigError, match="an encoder sees what follows, so it cannot write"):
         run.load().generate("the", console=QUIET)
-    with pytest.raises(ConfigError, match="is an encoder, which does not write"):
+    with pytest.raises(ConfigError, match="is of architecture encoder; `finetune --task"):
         api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)
 
 

@@ -200,5 +200,5 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.strip() == written
     score = lm.evaluate_task(tmp_path / "pairs.tsv", console=QUIET)
     assert score.examples == 64 and score.metrics["nats_per_token"].value < without_source / 4
-    with pytest.raises(ConfigError, match="learns from one table, of sources and targets"):
+    with pytest.raises(ConfigError, match="is trained on one table, of sources and targets"):
         api.train(tmp_path / "pairs.tsv", tmp_path / "other.tsv", config=config, console=QUIET)

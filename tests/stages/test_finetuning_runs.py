@@ -320,7 +320,7 @@ def test_copies_are_on_one_side_and_small_classes_are_divided(base: Path, tmp_pa
         for name in ("train.jsonl", "validation.jsonl")
     ]
     assert not kept[0] & kept[1] and len(kept[1]) == 4
-    said = open_stage(run.path, run.config).describe()
+    said = open_stage(run.path).describe()
     assert "8 held out;" in said
     same = api.finetune(
         base,
@@ -330,7 +330,7 @@ def test_copies_are_on_one_side_and_small_classes_are_divided(base: Path, tmp_pa
         config=settings(training={"steps": 1}),
         out=tmp_path / "b",
     )
-    assert "80 held out (80 of them are training examples" in open_stage(same.path, same.config).describe()
+    assert "80 held out (80 of them are training examples" in open_stage(same.path).describe()
 
 
 def test_resuming_on_the_command_line_shows_figures_of_the_task(
@@ -594,7 +594,7 @@ def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path)
         )
     with pytest.raises(ConfigError, match="the model has no head for a task"):
         load(base, console=QUIET).predict("Ann")
-    with pytest.raises(ConfigError, match="`wholegpt finetune` begins from a model"):
+    with pytest.raises(ConfigError, match="`wholegpt finetune` starts from a trained model"):
         api.train(base / "data", config=settings(finetuning={"task": "classification", "model": str(base)}))
 
 

@@ -31,8 +31,8 @@ from wholegpt.runs.load import load
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.presets import configure
 from wholegpt.settings.schema import Config, GenerationConfig
-from wholegpt.stages import instruction as instructions
-from wholegpt.stages.instruction import answer_nats, answering, fit_conversations, fitting_turns
+from wholegpt.stages import answers as instructions
+from wholegpt.stages.answers import answer_nats, answering, fit_conversations, fitting_turns
 from wholegpt.tokenizers import byte_tokenizer
 from wholegpt.training.objectives import LanguageModeling
 

@@ -83,7 +83,7 @@ def test_in_a_first_step_that_lasts(text_file: Path, tmp_path: Path) -> None:
     )
     arguments = ["train", text_file, "--tokenizer.kind", "byte", "--out", tmp_path / "run", "--device", "cpu"]
     message = interrupted(["-c", program], arguments, "in the first step", 0.1)
-    assert f"go on with `wholegpt train --resume {tmp_path / 'run'}`" in message
+    assert f"continue with `wholegpt train --resume {tmp_path / 'run'}`" in message
     assert (tmp_path / "run" / "config.yaml").exists()
 
 

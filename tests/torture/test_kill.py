@@ -16,6 +16,7 @@ from tests.helpers import text_of, tiny_config
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 from wholegpt.runs import api
+from wholegpt.runs.create import create_run
 from wholegpt.settings.presets import configure
 
 QUIET = Console(quiet=True)
@@ -31,7 +32,7 @@ LOOP: dict[str, dict[str, Any]] = {
 def prepared_run(folder: Path, text: Path) -> Path:
     """A run ready for its first step: dropout, micro-batches, evaluations, samples, many saves."""
     config = tiny_config(text, model={"dropout": 0.1, "n_layers": 3, "d_model": 32}, **LOOP)
-    return api.start_run(config, folder, False, Console(quiet=True))
+    return create_run(config, folder, False, Console(quiet=True))
 
 
 def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
@@ -58,7 +59,7 @@ def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
                 "runtime": {"device": "cpu"},
             }
         )
-        return api.start_finetuning(config, folder, False, QUIET)
+        return create_run(config, folder, False, QUIET)
 
     return prepare
 

@@ -23,9 +23,11 @@ from wholegpt.data import PreparedData, windows_before
 from wholegpt.errors import Interrupted, NumericsError, RunError
 from wholegpt.runs import api
 from wholegpt.runs import folder as run_folder
+from wholegpt.runs.create import create_run
 from wholegpt.settings.choices import Dtype, Execution
 from wholegpt.settings.presets import recipe
 from wholegpt.training import callbacks, loop, objectives
+from wholegpt.training.events import Callback
 from wholegpt.training.state import TrainingState
 
 QUIET = Console(quiet=True)
@@ -153,7 +155,7 @@ def test_the_split_into_micro_batches_gives_nearly_the_same_weights(text_file: P
 
 def test_steps_depend_on_corpus_and_config_only(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, training={"steps": 0, "epochs": 2.0, "batch_size": 8})
-    path = api.start_run(config, tmp_path / "run", False, QUIET)
+    path = create_run(config, tmp_path / "run", False, QUIET)
     tokens = len(PreparedData.open(path / "data").train)
     windows = (tokens - 16) // 16
     assert recipe(str(path / "config.yaml")).training.steps == round(2 * windows / 8)
@@ -162,7 +164,7 @@ def test_steps_depend_on_corpus_and_config_only(text_file: Path, tmp_path: Path)
 def test_epochs_hold_for_a_batch_that_grows(text_file: Path, tmp_path: Path) -> None:
     growth = {"initial_batch_size": 2, "batch_growth_steps": 30}
     config = tiny_config(text_file, training={"steps": 0, "epochs": 2.0, "batch_size": 8, **growth})
-    path = api.start_run(config, tmp_path / "run", False, QUIET)
+    path = create_run(config, tmp_path / "run", False, QUIET)
     training = recipe(str(path / "config.yaml")).training
     windows = (len(PreparedData.open(path / "data").train) - 16) // 16
     assert training.steps > 30
@@ -200,12 +202,12 @@ def test_the_warm_up_is_decided_before_the_first_step(
     steps = "and the run has 50 steps, so the rate would not fall"
     for given, said in ((0, ""), (48, ""), (49, f"is 49 {steps}"), (50, f"is 50 {steps}")):
         config = tiny_config(text_file, schedule={"warmup_steps": given}, training={"steps": 50})
-        path = api.start_run(config, tmp_path / f"run-{given}", False, QUIET)
+        path = create_run(config, tmp_path / f"run-{given}", False, QUIET)
         assert recipe(str(path / "config.yaml")).schedule.warmup_steps == (48 if given == 48 else 5)
         warned = capsys.readouterr().err
         assert said in warned and bool(said) == bool(warned)
     config = tiny_config(text_file, schedule={"warmup_steps": 1000}, training={"steps": 0, "epochs": 1.0})
-    path = api.start_run(config, tmp_path / "epochs", False, QUIET)
+    path = create_run(config, tmp_path / "epochs", False, QUIET)
     resolved = recipe(str(path / "config.yaml"))
     assert resolved.schedule.warmup_steps == min(resolved.training.steps // 10, 20)
 
@@ -269,7 +271,7 @@ def test_what_cannot_be_repeated_here_is_said(text_file: Path, monkeypatch: pyte
 
 
 def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
-    path = api.start_run(tiny_config(text_file), tmp_path / "run", False, QUIET)
+    path = create_run(tiny_config(text_file), tmp_path / "run", False, QUIET)
     lineage = json.loads((path / "lineage.json").read_text())
     (path / "lineage.json").write_text(json.dumps({**lineage, "data": "other"}))
     with pytest.raises(Exception, match="not the data that"):
@@ -341,7 +343,7 @@ def test_interruption_between_steps(text_file: Path, tmp_path: Path, monkeypatch
         signals.append(self)
         return original(self)
 
-    class Press:
+    class Press(Callback):
         is_training = True
 
         def __init__(self, *arguments: object) -> None: ...
@@ -352,7 +354,7 @@ def test_interruption_between_steps(text_file: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(callbacks.StopOnSignal, "__enter__", enter)
     monkeypatch.setattr(callbacks, "LogMetrics", Press)
-    with pytest.raises(Interrupted, match=r"saved after step 5 of 12; go on with `wholegpt train --resume"):
+    with pytest.raises(Interrupted, match=r"saved after step 5 of 12; continue with `wholegpt train --resume"):
         api.train(config=tiny_config(text_file), out=tmp_path / "run", console=QUIET)
     assert CheckpointStore(tmp_path / "run").last_good() == (5, [])
 
@@ -372,7 +374,7 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "go on with `wholegpt train --resume" in errors.splitlines()[-1]
+    assert "continue with `wholegpt train --resume" in errors.splitlines()[-1]
     assert CheckpointStore(tmp_path / "run").last_good()[0] is not None
 
 

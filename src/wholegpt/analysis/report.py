@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholegpt.console import sample_for_people
+from wholegpt.data import PreparedData
+from wholegpt.data.text.shards import MANIFEST
 from wholegpt.files import read_json, write_text_atomic
 from wholegpt.metrics import uniform_nats
 from wholegpt.model import flops_per_token
@@ -68,11 +70,11 @@ def write_report(
 
 
 def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
-    own = run / "data" / "manifest.json"
-    if not own.exists() and not source:
+    folders = [run / "data", *map(Path, source[:1])]
+    data = next((folder for folder in folders if PreparedData.exists(folder)), None)
+    if data is None:
         return []  # examples, which have no such sizes
-    path = own if own.exists() else Path(source[0]) / "manifest.json"
-    manifest = read_json(path)
+    manifest = read_json(data / MANIFEST)
     return [
         {"side": side, **{k: manifest[side][k] for k in ("documents", "characters", "bytes", "tokens")}}
         for side in ("train", "validation")

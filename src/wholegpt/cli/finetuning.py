@@ -29,7 +29,6 @@ from wholegpt.console import write_output
 from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
 from wholegpt.settings import presets
 from wholegpt.settings.choices import (
-    Architecture,
     Dtype,
     Execution,
     OnBadLine,
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from wholegpt.stages.prediction import Prediction
 
 Flag = Parameter(negative="")
-ASKED = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
-"""What `predict` takes for an example, where that is not two texts."""
 
 
 def finetune(
@@ -62,7 +59,7 @@ def finetune(
     config: Settings = Config(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Adapt a trained model to a task; `train --resume RUN` goes on with one that was stopped.
+    """Adapt a trained model to a task; `train --resume RUN` continues a run that was stopped.
 
     Parameters
     ----------
@@ -71,7 +68,7 @@ def finetune(
     task
         classification (a text has one of several labels), entailment (a premise and a hypothesis), similarity (two
         texts in either order: a label or a score), choice (which answer is right), instruct (to answer, or to write one
-        text after another), or pretraining (to go on with text).
+        text after another), or pretraining (continued pretraining on text).
     data
         Training examples, a .csv, .tsv, .jsonl, .json or .parquet table whose columns are detected unless
         --finetuning.*-column names them; for pretraining a text as `train` takes.
@@ -91,9 +88,9 @@ def finetune(
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "finetuning", model=run, task=task)
-    chosen = presets.configure(
-        changes, presets.recipe(recipe or presets.finetuning_recipe(task)), where="command line"
-    )
+    from wholegpt.stages.registry import default_recipe
+
+    chosen = presets.configure(changes, presets.recipe(recipe or default_recipe(task)), where="command line")
     check(chosen)
     from wholegpt.runs import api
 
@@ -212,8 +209,6 @@ def _line(answer: "Prediction") -> str:
 def show_finetuned(run: "Run[Any]", common: Common) -> None:
     """The result of a run that began from another model."""
     result, best = run.to_json(), run.state.best
-    program, path = program_name(), quote(str(run.path))
-    pretraining = run.config.finetuning.task is TaskKind.pretraining
     by_examples = "kind" in result["validation"]
     shown = task_table(result["validation"]) if by_examples else score_table(result["validation"])
     lines = ["Validation, the last weights:", shown]
@@ -235,33 +230,23 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, {result['other_seconds']:.1f} s of evaluation and saving",
         "",
-        "Next:",
+        *next_steps(run),
+        f"Report: {run.path / 'report.html'}",
     ]
-    if result["steps"] < result["planned_steps"]:
-        lines += [f"  {program} train --resume {path}    # go on to the last step"]
-    if run.config.model.architecture is Architecture.encoder_decoder:
-        lines += [
-            f'  {program} generate {path} "A SOURCE"    # what it makes of it',
-            f"  {program} evaluate {path} TEST.csv    # on others",
-        ]
-    elif run.config.finetuning.task is TaskKind.instruct:
-        lines += [
-            f"  {program} chat {path}    # talk to it",
-            f"  {program} evaluate {path} TEST.json    # on others",
-        ]
-    elif run.config.model.architecture is Architecture.encoder and pretraining:
-        options = "--task classification --finetuning.language-modeling 0"
-        lines += [f"  {program} finetune {path} {options} --data YOUR.csv    # teach it your labels"]
-    elif pretraining:
-        lines += [f'  {program} generate {path} "The"    # let it write']
-    else:
-        texts = ASKED.get(run.config.finetuning.task, '"A TEXT" "ANOTHER"')
-        lines += [
-            f"  {program} predict {path} {texts}    # ask it",
-            f"  {program} evaluate {path} TEST.csv    # how good it is on other examples",
-        ]
-    lines += [f"Report: {run.path / 'report.html'}"]
     common.show(result, "\n".join(lines))
+
+
+def next_steps(run: "Run[Any]") -> list[str]:
+    """Return lines with the commands that make use of a run."""
+    from wholegpt.stages.registry import stage_of
+
+    names = {"program": program_name(), "run": quote(str(run.path))}
+    steps = [
+        (step.command.format(**names), step.purpose) for step in stage_of(run.config).next_steps(run.config)
+    ]
+    if run.state.step < run.config.training.steps:
+        steps.insert(0, ("{program} train --resume {run}".format(**names), "continue to the last step"))
+    return ["Next:", *(f"  {command}    # {purpose}" for command, purpose in steps)]
 
 
 def chat(

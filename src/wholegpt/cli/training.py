@@ -4,12 +4,11 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt.cli.finetuning import show_finetuned
+from wholegpt.cli.finetuning import next_steps, show_finetuned
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -18,14 +17,12 @@ from wholegpt.cli.options import (
     ReadingOptions,
     Settings,
     grid,
-    program_name,
     score_table,
     section,
 )
 from wholegpt.console import sample_for_people
 from wholegpt.errors import ConfigError
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Architecture
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_mapping, to_yaml
 from wholegpt.settings.validation import (
@@ -89,7 +86,7 @@ def train(
         settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
         if settings or minutes is not None or ChosenSettings.of(config) or common.seed is not None:
             raise ConfigError(
-                f"--resume goes on with what {resume}/config.yaml says and takes no text and no settings but "
+                f"--resume continues what {resume}/config.yaml says and takes no text and no settings but "
                 "--max-seconds and --allow-different-numerics"
             )
         if print_config:
@@ -270,8 +267,7 @@ def _show(run: "Run[Any]", common: Common) -> None:
     if run.config.finetuning.model or "kind" in result["validation"]:
         show_finetuned(run, common)
         return
-    writes = run.config.logging.sample_tokens and run.config.model.architecture is not Architecture.encoder
-    sample = ["Sample:", "", sample_for_people(run.sample), ""] if writes else []
+    sample = ["Sample:", "", sample_for_people(run.sample), ""] if run.config.logging.sample_tokens else []
     lines = [*sample, "Validation:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:
@@ -294,18 +290,5 @@ def _show(run: "Run[Any]", common: Common) -> None:
         f"{result['other_seconds']:.1f} s of evaluation, samples and saving",
         "",
     ]
-    program, path = program_name(), quote(str(run.path))
-    labels = [f"  {program} finetune {path} --task classification --data YOUR.csv    # teach it your labels"]
-    if run.config.model.architecture is not Architecture.transformer:  # which alone tasks begin from
-        labels = []
-    lines += ["Next:"]
-    if result["steps"] < result["planned_steps"]:
-        lines += [f"  {program} train --resume {path}    # go on to the last step"]
-    lines += [
-        f'  {program} generate {path} "The"    # let it write',
-        f"  {program} evaluate {path} YOUR.txt    # how well it knows another text",
-        *labels,
-        f"  {program} train YOUR.txt    # a model of your own text",
-        f"Report: {run.path / 'report.html'}",
-    ]
+    lines += [*next_steps(run), f"Report: {run.path / 'report.html'}"]
     common.show(result, "\n".join(lines))

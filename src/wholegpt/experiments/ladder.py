@@ -27,7 +27,6 @@ from wholegpt.model import flops_per_token, parameter_count
 from wholegpt.model.baselines import NGram
 from wholegpt.planning.trial import run_trial
 from wholegpt.runs import api
-from wholegpt.runs.create import open_text, prepared_text
 from wholegpt.runs.folder import with_absolute_paths
 from wholegpt.runs.train import Run
 from wholegpt.settings import presets
@@ -35,6 +34,7 @@ from wholegpt.settings.choices import Architecture, Attention, Positions
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import to_mapping
 from wholegpt.settings.validation import complete_model
+from wholegpt.stages.text_source import open_text, prepared_text
 from wholegpt.training.resolution import resolve
 
 TRIAL_SHARE = 1 / 8

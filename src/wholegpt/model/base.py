@@ -22,6 +22,11 @@ INITIAL_STANDARD_DEVIATION = 0.02
 class TokenModel(nn.Module, ABC):
     """An ``interface.CausalLanguageModel`` that is made from a ``ModelConfig``, and whose tensors can be saved."""
 
+    predicts_next_token = True
+    """Whether the logits at a position are of the token after it."""
+    has_source = False
+    """Whether a text begins with a source, up to a separator, that all positions after it see at once."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

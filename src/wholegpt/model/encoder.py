@@ -27,6 +27,8 @@ class Encoder(Transformer):
     Post-norm blocks, BERT's, are entered through a norm of h₀.
     """
 
+    predicts_next_token = False
+
     def __init__(
         self,
         config: ModelConfig,

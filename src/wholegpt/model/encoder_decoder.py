@@ -91,6 +91,8 @@ class DecoderBlock(Block):
 class EncoderDecoder(PositionedModel):
     """L encoder blocks over the source, L decoder blocks over the target; one embedding for all."""
 
+    has_source = True
+
     def __init__(self, config: ModelConfig) -> None:
         config = complete_model(config)
         super().__init__(config)

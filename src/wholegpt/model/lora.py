@@ -5,6 +5,7 @@ Shapes: B batch dimensions, I inputs, O outputs, R rank.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -38,6 +39,7 @@ class LoraLinear(nn.Module):
         self.up = nn.Parameter(base.weight.new_zeros(outputs, config.rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as linear layers begin
         self.merged = False
+        self.enabled = True
 
     @property
     def weight(self) -> Tensor:
@@ -51,7 +53,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """The layer's output for each row; dropout is on what A reads."""
-        if self.merged:
+        if self.merged or not self.enabled:
             return self.base(x)
         read = dropout(x, self.dropout if self.training else 0.0)
         return self.base(x) + self.scale * F.linear(F.linear(read, self.down), self.up)
@@ -144,6 +146,21 @@ def unmerge(model: TokenModel) -> None:
     for layer in _layers(model, merged=True):
         layer.base.weight -= layer.change
         layer.merged = False
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Switch LoRA off within the block, so that ``model`` is its base. Raises ``ConfigError`` if it is merged."""
+    layers = [layer for _, layer in lora_layers(model)]
+    if any(layer.merged for layer in layers):
+        raise ConfigError("the LoRA of this model is merged; unmerge it first")
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
 
 
 def remove_lora(model: TokenModel) -> None:

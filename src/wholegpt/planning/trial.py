@@ -15,8 +15,11 @@ from wholegpt.data import PreparedData, make_loader
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.generation import generate
 from wholegpt.planning.machine import Rates
+from wholegpt.settings.choices import Execution
 from wholegpt.settings.schema import Config, GenerationConfig
-from wholegpt.training.loop import StepMetrics, train
+from wholegpt.training.callbacks import AverageWeights
+from wholegpt.training.events import Callback, Callbacks, StepMetrics
+from wholegpt.training.loop import compile_blocks, train, train_step
 from wholegpt.training.objectives import LanguageModeling, with_router_losses
 from wholegpt.training.optimizers import make_run_optimizer
 from wholegpt.training.state import TrainingState
@@ -36,10 +39,8 @@ class Trial:
     """Per token of the held-out text, after the steps asked for and after the last."""
 
 
-class _Watch:
+class _Watch(Callback):
     """Times the steps, scores where it is due, and ends a trial that has taken long enough."""
-
-    is_training = True
 
     def __init__(
         self,
@@ -107,7 +108,16 @@ def run_trial(
 
     state = TrainingState()
     watch = _Watch(seconds, scored_after, score, progress)
-    train(model, optimizer, with_router_losses(LanguageModeling(), config), loader, config, state, [watch])
+    objective = with_router_losses(LanguageModeling(), config)
+    if config.precision.execution is Execution.compiled:
+        compile_blocks(model)
+
+    def step(state: TrainingState, callbacks: Callbacks) -> StepMetrics:
+        return train_step(model, optimizer, objective, loader, config, state, callbacks)
+
+    average = config.training.average_decay
+    averaging = [AverageWeights(optimizer, average)] if average else []
+    train(step, config.training.steps, state, Callbacks([*averaging, watch]))
     started = time.perf_counter()
     last = score()
     scored = time.perf_counter()

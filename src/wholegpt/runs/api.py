@@ -25,13 +25,7 @@ from wholegpt.planning import (
     plan_elsewhere,
     refuse_planned,
 )
-from wholegpt.runs.create import (
-    changed_settings,
-    open_text,
-    prepared_text,
-    start_finetuning,
-    start_run,
-)
+from wholegpt.runs.create import changed_settings, create_run
 from wholegpt.runs.folder import read_lineage, recorded_config
 from wholegpt.runs.train import Run, continue_run
 from wholegpt.settings import presets
@@ -39,6 +33,8 @@ from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_yaml
 from wholegpt.settings.validation import check, check_max_seconds
+from wholegpt.stages.registry import default_recipe
+from wholegpt.stages.text_source import open_text, prepared_text
 
 
 def train(
@@ -71,8 +67,12 @@ def train(
         )
     chosen = _checked_type(config) or (presets.recipe(recipe) if recipe else Config())
     chosen = _with_sources(chosen, sources)
+    if chosen.finetuning.model:
+        raise ConfigError(
+            f"finetuning.model is '{chosen.finetuning.model}'; `wholegpt finetune` starts from a trained model"
+        )
     with contextlib.ExitStack() as locks:
-        run = start_run(chosen, Path(out) if out else None, overwrite, console, budget, locks)
+        run = create_run(chosen, Path(out) if out else None, overwrite, console, budget, locks)
         return continue_run(run, max_seconds=max_seconds, console=console)
 
 
@@ -102,7 +102,7 @@ def finetune(
     if task not in list(TaskKind):
         raise ConfigError(f"task is '{task}'; {presets.nearest(str(task), list(TaskKind))}")
     kind = TaskKind(task)
-    chosen = _checked_type(config) or presets.recipe(recipe or presets.finetuning_recipe(kind))
+    chosen = _checked_type(config) or presets.recipe(recipe or default_recipe(kind))
     settings = dataclasses.replace(chosen.finetuning, task=kind, model=str(model))
     if kind is TaskKind.pretraining:
         if validation:
@@ -115,7 +115,7 @@ def finetune(
         settings = dataclasses.replace(settings, data=str(data), validation=held_out)
     chosen = dataclasses.replace(chosen, finetuning=settings)
     with contextlib.ExitStack() as locks:
-        run = start_finetuning(chosen, Path(out) if out else None, overwrite, console, locks)
+        run = create_run(chosen, Path(out) if out else None, overwrite, console, locks=locks)
         return continue_run(run, max_seconds=max_seconds, console=console)
 
 
@@ -201,7 +201,7 @@ def _accept_numerics(path: Path, allow_different_numerics: bool, console: Consol
             "--allow-different-numerics goes on all the same"
         )
     if problems:
-        console.warn(f"going on with different numerics: {'; '.join(problems)}")
+        console.warn(f"continuing with different numerics: {'; '.join(problems)}")
         config = runtime.decide(runtime.without_unavailable(config))
         write_text_atomic(path / "config.yaml", to_yaml(config))
         write_json_atomic(path / "lineage.json", {**read_lineage(path), "machine": runtime.machine()})

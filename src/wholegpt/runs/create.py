@@ -1,40 +1,28 @@
-"""Beginning a run: everything is decided and written into its folder, ready for the first step."""
+"""Creating a run: its sources are checked, every setting is resolved, and its folder is written."""
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from wholegpt import runtime
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
     WEIGHTS,
     CheckpointStore,
-    ModelFolder,
     TrainingFiles,
     load_model,
     model_folder,
+    save_model,
 )
 from wholegpt.console import Console
-from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
-from wholegpt.data.reading.files import READING_OPTIONS
-from wholegpt.errors import ConfigError, DataError, RunError
-from wholegpt.files import (
-    exists,
-    recover_unlocked,
-    sha256_file,
-    utf8_name,
-    write_folder_atomic,
-    write_json_atomic,
-    write_text_atomic,
-)
-from wholegpt.model import Encoder, Transformer
+from wholegpt.data import PreparedData, TokenShards
+from wholegpt.errors import ConfigError
+from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.model.lora import merge, remove_lora
-from wholegpt.planning import Budget, make_plan, refuse_planned
+from wholegpt.planning import Budget, Plan, make_plan, refuse_planned
 from wholegpt.runs.folder import (
+    COMPANIONS,
     PLAN,
     RUN_FILES,
     Parent,
@@ -43,24 +31,19 @@ from wholegpt.runs.folder import (
     read_lineage,
     recorded_config,
     run_data,
-    source_of,
     with_absolute_paths,
 )
-from wholegpt.settings.choices import Architecture, Execution, TaskKind
-from wholegpt.settings.schema import Config, DataConfig, ModelConfig, TokenizerConfig
+from wholegpt.settings.choices import Execution, TaskKind
+from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import to_mapping, to_yaml
 from wholegpt.settings.validation import check
-from wholegpt.stages.classification import begin_task
-from wholegpt.stages.initialization import architecture_of, begin_model
-from wholegpt.stages.instruction import begin_instructions, begin_pairs
-from wholegpt.stages.pretraining import Forgetting
-from wholegpt.tokenizers import MASK
+from wholegpt.stages.definition import ParentModel, RunSetup, SetupRequest
+from wholegpt.stages.registry import stage_of
 from wholegpt.training.resolution import decide, resolve
-from wholegpt.training.stage import Begun
 from wholegpt.training.state import TrainingState
 
 
-def start_run(
+def create_run(
     config: Config,
     out: Path | None,
     overwrite: bool,
@@ -68,165 +51,102 @@ def start_run(
     budget: Budget | None = None,
     locks: contextlib.ExitStack | None = None,
 ) -> Path:
-    """Prepare the data, decide everything, and write the run's folder, ready for its first step.
+    """Write the folder of a new run, ready for its first step, and return it.
 
-    The folder is locked until ``locks`` are released, or until this returns.
+    The stage that ``config`` selects reads and checks the data. From then on the run needs nothing outside its folder
+    but data that were prepared elsewhere. With a ``budget``, the model and its training are planned. The folder is
+    locked until ``locks`` are released, or until this returns. It is written completely or not at all, so that a bad
+    source does not cost a run that was there before.
     """
-    config = _as_given(config)
-    if config.finetuning.task is not TaskKind.pretraining or config.finetuning.model:
-        raise ConfigError(
-            f"finetuning.task is {config.finetuning.task} and finetuning.model '{config.finetuning.model}'; `wholegpt "
-            "finetune` begins from a model"
-        )
-    if config.model.architecture is Architecture.encoder_decoder and not budget:
-        return start_pairs(config, out, overwrite, console, locks)
     if budget:
         check(config)
         refuse_planned(budget.minutes, changed_settings(config))
-    config = _decided(_with_mask(config), console)
-    config, corpus = open_text(config, console)
-    name = corpus.name if corpus else Path(config.data.source[0]).name
+    config = _checked(config, console)
+    parent = _open_parent(config, console) if config.finetuning.model else None
+    stage = stage_of(config, parent and parent.loaded.model.config.architecture)
+    if parent:
+        _check_parent(config, parent)
+    plans: list[Plan] = []
 
-    def fill(target: Path) -> None:
-        data = prepared_text(config, corpus, target / "data", console)
-        data.warn_unless(config.data.card, console)
-        if budget:
-            plan = make_plan(config, data, budget, math.inf, console)
-            write_json_atomic(target / PLAN, plan.to_json())
-            console.note(plan.describe())
-            resolved = plan.config
-        else:
-            resolved = resolve(config, data)
-            _warn_of_warmup(config, resolved, console)
-        data.tokenizer.save(target / "tokenizer.json")
-        write_json_atomic(target / "lineage.json", lineage_of(resolved, source_of(data)))
-        write_text_atomic(target / "config.yaml", to_yaml(with_absolute_paths(resolved)))
+    def resolved(config: Config, data: PreparedData) -> Config:
+        if not budget:
+            return resolve(config, data)
+        plans.append(make_plan(config, data, budget, math.inf, console))
+        console.note(plans[-1].describe())
+        return plans[-1].config
 
-    # Whole or not at all: a source that turns out to be bad costs no run that was there before.
-    return _write(fill, out, name, config, overwrite, locks)
+    run = stage.set_up(SetupRequest(config, parent, resolved, console))
+    name = run.name or f"{Path(config.finetuning.model).resolve().name}-{config.finetuning.task}"
 
+    def fill(folder: Path) -> None:
+        setup = run.write(folder)
+        for plan in plans:
+            write_json_atomic(folder / PLAN, plan.to_json())
+        _write_setup(folder, config, setup, parent, console)
 
-def _write(
-    fill: Callable[[Path], None],
-    out: Path | None,
-    name: str,
-    config: Config,
-    overwrite: bool,
-    locks: contextlib.ExitStack | None,
-) -> Path:
-    """The folder of a new run, which is locked before it is filled."""
     with contextlib.ExitStack() as until_written:
         folder = (locks or until_written).enter_context(new_folder(out, name, config, overwrite))
         write_folder_atomic(folder, fill, RUN_FILES)
     return folder
 
 
-def _as_given(config: Config) -> Config:
-    """What repeats an encoder–decoder's run: its table is a source again."""
-    table = config.finetuning.data
-    if config.model.architecture is not Architecture.encoder_decoder or not table or config.finetuning.model:
-        return config
-    finetuning = dataclasses.replace(config.finetuning, task=TaskKind.pretraining, data="")
-    source = config.data.source or (table,)
-    return dataclasses.replace(
-        config, finetuning=finetuning, data=dataclasses.replace(config.data, source=source)
-    )
+def _write_setup(
+    folder: Path, asked: Config, setup: RunSetup, parent: ParentModel | None, console: Console
+) -> None:
+    """Write everything of a new run except its data."""
+    config = decide(setup.config)
+    _warn_of_warmup(asked, config, console)
+    setup.tokenizer.save(folder / "tokenizer.json")
+    if setup.metadata.chat_template:
+        write_text_atomic(folder / CHAT_TEMPLATE, setup.metadata.chat_template)
+    hashes: dict[str, str] = {}
+    for role, companion in setup.companions.items():
+        place = folder / COMPANIONS / role
+        save_model(place, companion.model, companion.tokenizer, companion.metadata)
+        hashes[role] = sha256_file(place / WEIGHTS)
+    parents = [_record_of(config, parent)] if parent else []
+    write_json_atomic(folder / "lineage.json", lineage_of(config, setup.source, parents, hashes))
+    write_text_atomic(folder / "config.yaml", to_yaml(with_absolute_paths(config)))
+    if setup.model:
+        training = TrainingFiles({}, TrainingState().to_json())
+        CheckpointStore(folder).save(setup.model, setup.tokenizer, training, 0, None, setup.metadata)
 
 
-def start_finetuning(
-    config: Config,
-    out: Path | None,
-    overwrite: bool,
-    console: Console,
-    locks: contextlib.ExitStack | None = None,
-) -> Path:
-    """Write the folder of a run that begins from another model, which is its checkpoint of step 0.
+def _record_of(config: Config, parent: ParentModel) -> Parent:
+    """Return the entry of ``lineage.json`` about the parent."""
+    path = str(Path(config.finetuning.model).resolve())
+    return Parent(path, parent.folder.name, sha256_file(parent.folder / WEIGHTS))
 
-    Nothing but this folder is needed from then on. It is locked until ``locks`` are released, or until this returns.
-    """
-    config = _decided(config, console)
-    settings = config.finetuning
-    source = model_folder(Path(settings.model), "best", console)
-    parent = load_model(source)
-    headless = settings.task in (TaskKind.pretraining, TaskKind.instruct)
-    if isinstance(parent.model, Encoder) and headless:
+
+def _open_parent(config: Config, console: Console) -> ParentModel:
+    """Load the model that the run starts from; its LoRA, if any, is merged."""
+    name = config.finetuning.model
+    folder = model_folder(Path(name), "best", console)
+    return ParentModel(name, folder, load_model(folder), lambda: _held_out_text(Path(name)))
+
+
+def _check_parent(config: Config, parent: ParentModel) -> None:
+    """Raise ``ConfigError`` if no run can start from the parent, and merge its LoRA if one can."""
+    loaded = parent.loaded
+    if loaded.metadata.task:
         raise ConfigError(
-            f"{settings.model}: is an encoder, which does not write; it is fine-tuned for tasks with a head"
+            f"{parent.name}: is fine-tuned for {loaded.metadata.task.kind} already; start from the model it came from"
         )
-    if isinstance(parent.model, Encoder) and settings.language_modeling:
-        raise ConfigError(
-            f"{settings.model}: is an encoder, which does not predict the next token; set "
-            "--finetuning.language-modeling 0"
-        )
-    if not isinstance(parent.model, Transformer):
-        raise ConfigError(
-            f"{settings.model}: is of kind {parent.model.config.architecture}; fine-tuning begins from a transformer"
-        )
-    if parent.metadata.task:
-        raise ConfigError(
-            f"{settings.model}: is fine-tuned for {parent.metadata.task.kind} already; "
-            "begin from the model it came from"
-        )
-    _check_architecture(config.model, parent.model.config, settings.model)
-    if parent.metadata.lora:
-        merge(parent.model)
-        remove_lora(parent.model)
-    origin = Parent(str(Path(settings.model).resolve()), source.name, sha256_file(source / WEIGHTS))
-    name = f"{Path(settings.model).resolve().name}-{settings.task}"
-
-    def fill(target: Path) -> None:
-        if settings.task is TaskKind.pretraining:
-            begun = _begin_text(config, parent, source, target, console)
-        elif settings.task is TaskKind.instruct:
-            begun = begin_instructions(config, parent, target, console)
-        else:
-            begun = begin_task(config, parent, target, console)
-        resolved = _write_begun(target, begun, [origin], console)
-        if settings.task is TaskKind.pretraining:
-            _begin_forgetting(resolved, begun, target, console)
-
-    return _write(fill, out, name, config, overwrite, locks)
+    _check_architecture(config.model, loaded.model.config, parent.name)
+    if loaded.metadata.lora:
+        merge(loaded.model)
+        remove_lora(loaded.model)
 
 
-def start_pairs(
-    config: Config,
-    out: Path | None,
-    overwrite: bool,
-    console: Console,
-    locks: contextlib.ExitStack | None = None,
-) -> Path:
-    """Write the folder of an encoder–decoder's run, which learns to write the target of each of its sources."""
-    if len(config.data.source) != 1:
-        raise ConfigError(
-            f"data.source is {list(config.data.source)}; an encoder_decoder learns from one table, of sources and "
-            "targets"
-        )
-    (source,) = config.data.source
-    settings = dataclasses.replace(config.finetuning, task=TaskKind.instruct, data=source)
-    reading = dataclasses.replace(config.data, source=())
-    config = _decided(dataclasses.replace(config, finetuning=settings, data=reading), console)
-
-    def fill(target: Path) -> None:
-        _write_begun(target, begin_pairs(config, target, console), [], console)
-
-    return _write(fill, out, utf8_name(Path(source)), config, overwrite, locks)
-
-
-def _write_begun(folder: Path, begun: Begun, parents: list[Parent], console: Console) -> Config:
-    """Everything of a run but its data, with the checkpoint of step 0; its config, decided."""
-    resolved = decide(begun.config)
-    _warn_of_warmup(begun.config, resolved, console)
-    begun.tokenizer.save(folder / "tokenizer.json")
-    if begun.metadata.chat_template:
-        write_text_atomic(folder / CHAT_TEMPLATE, begun.metadata.chat_template)
-    write_json_atomic(folder / "lineage.json", lineage_of(resolved, begun.source, parents))
-    write_text_atomic(folder / "config.yaml", to_yaml(with_absolute_paths(resolved)))
-    training = TrainingFiles({}, TrainingState().to_json())
-    CheckpointStore(folder).save(begun.model, begun.tokenizer, training, 0, None, begun.metadata)
-    return resolved
+def _held_out_text(run: Path) -> TokenShards:
+    """Return the held-out text of the pretraining run that the model in ``run`` goes back to."""
+    while recorded_config(run).finetuning.task is not TaskKind.pretraining:
+        run = Path(read_lineage(run)["parents"][0]["model"])
+    return run_data(run).validation
 
 
 def _warn_of_warmup(asked: Config, resolved: Config, console: Console) -> None:
+    """Warn if the warm-up that was asked for is longer than the run."""
     given, steps = asked.schedule.warmup_steps, resolved.training.steps
     if given > resolved.schedule.warmup_steps:
         console.warn(
@@ -235,58 +155,8 @@ def _warn_of_warmup(asked: Config, resolved: Config, console: Console) -> None:
         )
 
 
-def _begin_text(config: Config, parent: ModelFolder, source: Path, folder: Path, console: Console) -> Begun:
-    """Tokenize the text with the parent's vocabulary, to go on with its weights."""
-    tokenizer = TokenizerConfig(path=str(source.resolve()))
-    architecture = architecture_of(config, parent, parent.tokenizer.vocab_size)
-    config = dataclasses.replace(config, tokenizer=tokenizer, model=architecture)
-    config, corpus = open_text(config, console)
-    data = prepared_text(config, corpus, folder / "data", console)
-    if data.tokenizer.sha256 != parent.tokenizer.sha256:
-        raise ConfigError(
-            f"{data.folder}: was prepared with another tokenizer than the model's; name the text itself"
-        )
-    lora = config.lora if config.lora.rank else None
-    ends = parent.metadata.end_token_ids
-    metadata = dataclasses.replace(
-        parent.metadata,
-        control=data.manifest.control,
-        start_text=data.start_text,
-        lora=lora,
-        new_tokens=0,
-        # Documents end with end-of-text, whatever ended texts before.
-        end_token_ids=(*ends, *({data.tokenizer.end_of_text_id} - {*ends})) if ends else (),
-    )
-    config = resolve(config, data)
-    return Begun(config, begin_model(config, parent, metadata), parent.tokenizer, metadata, source_of(data))
-
-
-def _begin_forgetting(config: Config, begun: Begun, folder: Path, console: Console) -> None:
-    """Keep the text that may be forgotten, and how well the model knows it; a chat model's is the one before that."""
-    text_run, device = Path(config.finetuning.model), torch.device(config.runtime.device)
-    try:
-        while recorded_config(text_run).finetuning.task is not TaskKind.pretraining:
-            text_run = Path(read_lineage(text_run)["parents"][0]["model"])
-        text = run_data(text_run).validation
-    except (DataError, RunError) as error:
-        console.note(f"what is forgotten of the text before is not measured: {error}")
-        return
-    with console.working("measuring the model on the text that it comes from"):
-        Forgetting.begin(folder, text, begun.model.to(device).eval(), config, begun.tokenizer)
-
-
-def _with_mask(config: Config) -> Config:
-    """``config``, whose tokenizer has the token that hides others, where an encoder is trained."""
-    names = config.tokenizer.special_tokens
-    if config.model.architecture is not Architecture.encoder or MASK in names:
-        return config
-    return dataclasses.replace(
-        config, tokenizer=dataclasses.replace(config.tokenizer, special_tokens=(*names, MASK))
-    )
-
-
 def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> None:
-    """Raise ``ConfigError`` where another architecture is asked for than the model has."""
+    """Raise ``ConfigError`` if ``asked`` differs from the architecture of the parent."""
     default = to_mapping(ModelConfig())
     theirs = to_mapping(parent)
     for name, value in to_mapping(asked).items():
@@ -296,54 +166,16 @@ def _check_architecture(asked: ModelConfig, parent: ModelConfig, where: str) -> 
             )
 
 
-def _decided(config: Config, console: Console) -> Config:
-    """``config``, checked, and known to be possible on this machine before anything is read."""
+def _checked(config: Config, console: Console) -> Config:
+    """Check ``config``, and that this machine can run it, before anything is read."""
     check(config)
     config = _eager_without_compiler(config, console)
     runtime.decide(config)
     return config
 
 
-def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
-    """The corpus that ``config`` names; none where it names prepared data, whose folder and tokenizer it then has."""
-    folder = Path(config.data.source[0]) if len(config.data.source) == 1 and config.data.source[0] else None
-    if folder and not exists(folder):
-        recover_unlocked(folder)
-    if folder is None or not PreparedData.exists(folder):
-        return config, open_corpus(config.data)
-    for name in (*READING_OPTIONS, "clean", "deduplicate"):
-        if getattr(config.data, name) != getattr(DataConfig(), name):
-            raise ConfigError(
-                f"data.{name} changes nothing here: {folder} is prepared data, which is read already; leave it out"
-            )
-    # Absolute, so that the run can be resumed from any folder.
-    console.note(f"{folder} is prepared data: its own tokenizer and split are used")
-    data = dataclasses.replace(config.data, source=(str(folder.resolve()),))
-    hides = PreparedData.open(folder).tokenizer.id_of(MASK) is not None
-    if config.model.architecture is Architecture.encoder and not hides:
-        raise ConfigError(
-            f"{folder}: was prepared without the token {MASK}, by which an encoder learns; name the text itself, or "
-            f"prepare it with --tokenizer.special-tokens '{MASK}'"
-        )
-    return dataclasses.replace(config, data=data, tokenizer=TokenizerConfig(path=str(folder.resolve()))), None
-
-
-def prepared_text(config: Config, corpus: Corpus | None, folder: Path, console: Console) -> PreparedData:
-    """The tokens of ``corpus``, written to ``folder``; or the prepared data that ``config`` names."""
-    if corpus is None:
-        folder = Path(config.data.source[0])
-        data, asked = PreparedData.open(folder), list(config.data.control)
-        if asked and asked != list(data.manifest.control):
-            raise ConfigError(
-                f"data.control is {asked}, and {folder} was prepared with {list(data.manifest.control)}; prepare the "
-                "text anew, or leave it out"
-            )
-        return data
-    return prepare(corpus, config.data, config.tokenizer, folder, console)
-
-
 def _eager_without_compiler(config: Config, console: Console) -> Config:
-    """``config``, compiled only where PyTorch's compiler works; a warning says why not."""
+    """Return ``config``, without compilation if PyTorch's compiler does not work here; warn of that."""
     if config.precision.execution is Execution.eager:
         return config
     problem = runtime.compiler_problem(runtime.choose_device(config.runtime.device))
@@ -355,7 +187,7 @@ def _eager_without_compiler(config: Config, console: Console) -> Config:
 
 
 def changed_settings(config: Config) -> list[str]:
-    """Settings that are not their defaults, as SECTION.FIELD."""
+    """Return the settings that are not their defaults, as SECTION.FIELD."""
     given, default = to_mapping(config), to_mapping(Config())
     return [
         f"{section}.{name}"

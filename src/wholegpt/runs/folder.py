@@ -3,7 +3,7 @@
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -14,20 +14,35 @@ import tokenizers
 import torch
 
 from wholegpt import __version__, runtime
-from wholegpt.checkpoint import CHAT_TEMPLATE, CHECKPOINT_FILES, CHECKPOINTS, STEP_PATTERN
+from wholegpt.checkpoint import (
+    CHAT_TEMPLATE,
+    CHECKPOINT_FILES,
+    CHECKPOINTS,
+    MODEL_FILES,
+    STEP_PATTERN,
+    WEIGHTS,
+    CheckpointStore,
+    ModelFolder,
+    load_metadata,
+    load_model,
+)
 from wholegpt.data import PreparedData
-from wholegpt.data.examples.files import EXAMPLE_FILES, examples_hash
+from wholegpt.data.examples.files import EXAMPLE_FILES
 from wholegpt.data.reading.corpora import HUB_PREFIX
 from wholegpt.data.reading.sources import STANDARD_INPUT
 from wholegpt.data.text.shards import PREPARED_FILES
-from wholegpt.errors import DataError, RunError
-from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked
+from wholegpt.errors import RunError
+from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_unlocked, sha256_file
 from wholegpt.settings import presets
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check
+from wholegpt.stages.definition import RunContents
 from wholegpt.stages.pretraining import FORGETTING_FILES
+from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
 
 PLAN = "plan.json"
+COMPANIONS = "companions"
+"""The folder of frozen models that a run's objective needs."""
 LONGEST_NAME = 180
 """Bytes of the name of a run's folder; systems allow 255, and locks and temporary folders have longer names."""
 RUN_FILES = (
@@ -35,29 +50,60 @@ RUN_FILES = (
     *("metrics.jsonl", "checkpoints.json", "report.html", "result.json"),
     *(f"data/{name}" for name in (*PREPARED_FILES, *EXAMPLE_FILES)),
     *(f"{CHECKPOINTS}/{STEP_PATTERN}/{name}" for name in CHECKPOINT_FILES),
+    *(f"{COMPANIONS}/*/{name}" for name in MODEL_FILES),
+    f"{ROLLOUTS}/{ROLLOUT_PATTERN}",
 )
 """Patterns of the files that a run consists of; whatever else lies in its folder is somebody's, and kept."""
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The model that a run began from."""
+    """The record of the model that a run started from."""
 
     model: str
-    """Where it was."""
+    """Its path."""
     checkpoint: str
     weights: str
     """SHA-256 of the file of its weights."""
 
 
+def run_contents(path: Path) -> RunContents:
+    """Return the records of the run at ``path``, from which its stage is opened."""
+    config, lineage, own = recorded_config(path), read_lineage(path), path / "data"
+    sources = config.data.source
+    return RunContents(
+        path,
+        config,
+        str(lineage.get("data")),
+        own if PreparedData.exists(own) or not sources else Path(sources[0]),
+        lambda: load_metadata(CheckpointStore(path).choose("last")[0]),
+        lambda: load_companions(path),
+    )
+
+
+def load_companions(path: Path) -> dict[str, ModelFolder]:
+    """Load the companion models of the run at ``path``, by role.
+
+    Raises ``RunError`` if one is not the model that the run started with.
+    """
+    device = torch.device(recorded_config(path).runtime.device)
+    loaded: dict[str, ModelFolder] = {}
+    for role, recorded in read_lineage(path).get("companions", {}).items():
+        folder = path / COMPANIONS / role
+        if not (folder / WEIGHTS).exists() or sha256_file(folder / WEIGHTS) != recorded:
+            raise RunError(f"{folder}: not the {role} model that the run started with; start a new run")
+        loaded[role] = load_model(folder, device)
+    return loaded
+
+
 def run_data(path: Path) -> PreparedData:
-    """The tokens of the run at ``path``, checked to be those it began with."""
-    own = path / "data"
-    data = PreparedData.open(own if PreparedData.exists(own) else Path(recorded_config(path).data.source[0]))
-    if data.fingerprint != read_lineage(path).get("data"):
-        raise DataError(f"{data.folder}: not the data that {path} began with; restore it, or start a new run")
-    data.verify()
-    return data
+    """Return the tokens of the run at ``path``, checked to be those that it started with."""
+    return run_contents(path).text()
+
+
+def run_examples(path: Path) -> Path:
+    """Return the folder of the examples of the run at ``path``, checked to be those that it started with."""
+    return run_contents(path).examples()
 
 
 def recorded_config(path: Path) -> Config:
@@ -86,30 +132,21 @@ def read_lineage(path: Path) -> dict[str, Any]:
     return lineage
 
 
-def run_examples(path: Path) -> Path:
-    """Where the examples of the fine-tuning run at ``path`` are, checked to be those it began with."""
-    folder = path / "data"
-    if examples_hash(folder) != read_lineage(path).get("data"):
-        raise DataError(f"{folder}: not the examples that the run began with; start a new run")
-    return folder
+def lineage_of(
+    config: Config,
+    source: dict[str, Any],
+    parents: Sequence[Parent] = (),
+    companions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return ``lineage.json`` of a new run: its ``source``, parents, companions, seed, versions, machine and command.
 
-
-def source_of(data: PreparedData) -> dict[str, Any]:
-    """What ``lineage.json`` says of a text."""
-    return {
-        "corpus": data.manifest.corpus,
-        "provenance": data.manifest.provenance,
-        "data": data.fingerprint,
-        "data_card": data.card["sha256"],
-    }
-
-
-def lineage_of(config: Config, source: dict[str, Any], parents: Sequence[Parent] = ()) -> dict[str, Any]:
-    """What ``lineage.json`` says of a run that begins: its ``source``, parents, seed, versions, machine and command."""
+    ``companions`` are the SHA-256 of the weights of each companion model, by role.
+    """
     return {
         "format_version": 1,
         **source,
         "parents": [asdict(parent) for parent in parents],
+        "companions": dict(companions or {}),
         "seed": config.runtime.seed,
         "versions": {
             "wholegpt": __version__,
@@ -136,7 +173,7 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     holds_run = presets.is_run(folder)
     if holds_run and not overwrite:
         raise RunError(
-            f"{folder}: already holds a run; go on with it by `wholegpt train --resume {quote(str(folder))}`, "
+            f"{folder}: already holds a run; continue it with `wholegpt train --resume {quote(str(folder))}`, "
             "name another --out, or add --overwrite to replace it"
         )
     if folder.exists() and not holds_run and (folder.is_file() or any(folder.iterdir())):

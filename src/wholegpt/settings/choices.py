@@ -204,7 +204,7 @@ class TaskKind(Choice):
     """What a model learns."""
 
     pretraining = "pretraining"
-    """To go on with text."""
+    """Continued pretraining on text."""
     classification = "classification"
     """A text has one of several labels."""
     entailment = "entailment"

@@ -17,7 +17,6 @@ from wholegpt.settings.choices import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
-    TaskKind,
 )
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import from_mapping, nearest, read_yaml
@@ -175,11 +174,6 @@ def recipe_folder() -> Path:
 def recipe_names() -> list[str]:
     """Names that ``recipe`` takes besides paths."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
-
-
-def finetuning_recipe(task: TaskKind) -> str:
-    """The recipe that fine-tuning begins from where none is named."""
-    return "instruct" if task is TaskKind.instruct else "finetune"
 
 
 def is_run(folder: Path) -> bool:

@@ -218,6 +218,9 @@ class FinetuningConfig:
     """Train the head first, and one block more, from the last, each time so many steps are done. 0: all at once."""
     class_weights: ClassWeights = ClassWeights.equal
     """What an example of each class weighs in the loss."""
+    reference_kl: bool = False
+    """Keep the model of step 0 as a frozen reference, and log the KL divergence of the trained model from it, in nats
+    per token (pretraining and instruct). A step takes about two thirds longer."""
 
 
 @dataclass(frozen=True)

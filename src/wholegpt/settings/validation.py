@@ -258,10 +258,16 @@ def _check_finetuning(config: Config) -> None:
     if settings.class_weights is ClassWeights.balanced and (headless or settings.task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, which {settings.task} has none of")
     _check_unused(config, headless)
-    if settings.task is TaskKind.pretraining:
+    if settings.reference_kl and not (headless and settings.model):
+        raise ConfigError(
+            "finetuning.reference_kl compares with the model that training starts from, in continued pretraining and "
+            "instruction tuning; leave it out"
+        )
+    pairs = config.model.architecture is Architecture.encoder_decoder
+    if settings.task is TaskKind.pretraining and not pairs:
         return
     _check_example_data(config)
-    if not settings.model and config.model.architecture is not Architecture.encoder_decoder:
+    if not settings.model and not pairs:
         raise ConfigError(
             f"finetuning.task is {settings.task}; name the model to begin from, finetuning.model"
         )
@@ -284,11 +290,14 @@ def _check_example_data(config: Config) -> None:
 def _check_unused(config: Config, headless: bool) -> None:
     """Raise ``ConfigError`` for settings of other tasks than the one that is asked for."""
     task = config.finetuning.task
+    pairs = config.model.architecture is Architecture.encoder_decoder
+    of_text = task is TaskKind.pretraining and not pairs
     meaningless = [
         *(["answer_columns"] if task is not TaskKind.choice else []),
         *(["chat_template"] if task is not TaskKind.instruct else []),
         *(["head_learning_rate", "language_modeling"] if headless else []),
-        *(["data", "validation", "text_columns", "label_column"] if task is TaskKind.pretraining else []),
+        *(["data"] if task is TaskKind.pretraining else []),
+        *(["validation", "text_columns", "label_column"] if of_text else []),
     ]
     default = FinetuningConfig()
     for name in meaningless:

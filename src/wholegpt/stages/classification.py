@@ -1,13 +1,14 @@
-"""Fine-tuning for a task as a stage of training: the examples of a run, its loss, and how good its answers are."""
+"""Fine-tuning with a head for a task: classification, entailment, similarity, multiple choice."""
 
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
-from wholegpt.checkpoint import ModelFolder, ModelMetadata, listed
+from wholegpt.checkpoint import ModelMetadata, listed
 from wholegpt.console import Console
 from wholegpt.data.examples.batches import TaskLoader
 from wholegpt.data.examples.data import TaskData
@@ -17,26 +18,36 @@ from wholegpt.evaluation import TaskScore
 from wholegpt.losses import balanced_weights
 from wholegpt.metrics import pearson_correlation
 from wholegpt.model import TaskModel, TokenModel
-from wholegpt.settings.choices import ClassWeights
+from wholegpt.model.heads import TaskTransformer
+from wholegpt.settings.choices import Architecture, ClassWeights, TaskKind
 from wholegpt.settings.schema import Config
-from wholegpt.stages.initialization import begin
+from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, SetupRequest, StageDefinition
+from wholegpt.stages.initialization import fine_tuned
 from wholegpt.stages.prediction import MEANS, outputs_of, score_predictions
 from wholegpt.stages.task_objective import TaskObjective
 from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.callbacks import Unfreeze
+from wholegpt.training.events import Callback
 from wholegpt.training.objectives import with_router_losses
-from wholegpt.training.stage import Begun, Criterion, QuickScore
+from wholegpt.training.stage import Criterion, QuickScore, Stage
+from wholegpt.training.state import TrainingState
 
 QUIET = Console(quiet=True)
+EXAMPLES = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
+"""The arguments of `predict` for one example, if they are not two texts."""
 ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy", tie="nats_per_example")
 CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="validation correlation")
 
 
-class TaskTuning:
-    """Answers of a head to examples (``wholegpt.data.examples.tasks``), by E11."""
+class TaskTuning(Stage):
+    """A head over the last token of each example (``wholegpt.data.examples.tasks``), trained by E11."""
+
+    generates = False
 
     def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
-        """``config`` is decided; ``tokenizer`` knows the task's special tokens."""
-        self.config, self.data, self.tokenizer, self.metadata = config, data, tokenizer, metadata
+        """``config`` is resolved; ``tokenizer`` has the task's special tokens."""
+        super().__init__(config, tokenizer, metadata)
+        self.data = data
         self.criterion = CORRELATION if data.task.scores else ACCURACY
         self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
         task, settings = data.task, config.finetuning
@@ -50,7 +61,7 @@ class TaskTuning:
         self.batches = TaskLoader(self.train, targets, config.training.batch_size, config.runtime.seed)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
-        """The figures of the held-out examples, with intervals at the end only."""
+        """Return the figures of the held-out examples, with confidence intervals if ``whole``."""
         assert isinstance(model, TaskModel)
         task, examples = self.data.task, self.data.validation
         outputs = outputs_of(model, self.validation, task, self.config.precision.dtype, QUIET)
@@ -67,16 +78,13 @@ class TaskTuning:
         nats = -float(outputs[np.arange(len(right)), right].mean())
         return QuickScore(dict(zip(MEANS, (correct, nats), strict=True)))
 
-    def write(self, model: TokenModel, device: torch.device) -> str:
-        """Nothing: its answers are not text."""
-        return ""
-
-    def masks(self) -> list[list[tuple[str, bool]]]:
-        """None: every token counts."""
-        return []
+    def callbacks(self, model: TokenModel, state: TrainingState) -> Sequence[Callback]:
+        """Return the gradual unfreezing, if that is asked for."""
+        every = self.config.finetuning.unfreeze_every
+        return [Unfreeze(cast(TaskTransformer, model), every, state.step)] if every else []
 
     def describe(self) -> str:
-        """How many examples there are, what they are, and how often they are read."""
+        """Return the number of examples, their labels and columns, and the number of epochs."""
         task, training = self.data.task, self.config.training
         epochs = training.steps * training.batch_size / len(self.train)
         what = (
@@ -94,7 +102,7 @@ class TaskTuning:
         copied = sum(example.parts in learned for example in self.data.validation)
         known = f" ({copied:,} of them are training examples, too: figures are too good)" if copied else ""
         return (
-            f"{task.kind}: {len(self.train):,} training examples ({epochs:.1f} passes), {len(self.validation):,} "
+            f"{task.kind}: {len(self.train):,} training examples ({epochs:.1f} epochs), {len(self.validation):,} "
             f"held out{known}; {what}; columns {', '.join(columns)}{too_long}"
         )
 
@@ -103,19 +111,59 @@ class TaskTuning:
         return [encode_example(one.parts, self.tokenizer, length) for one in examples]
 
 
-def begin_task(config: Config, parent: ModelFolder, folder: Path, console: Console) -> Begun:
-    """Read the examples, keep them in a run's new ``folder``, and put new tokens and a head to the ``parent``.
+def set_up(request: SetupRequest) -> NewRun:
+    """Set up fine-tuning of the parent with a new head."""
+    parent, settings = request.parent, request.config.finetuning
+    assert parent
+    if settings.language_modeling and not parent.loaded.model.predicts_next_token:
+        raise ConfigError(
+            f"{parent.name}: is an encoder, which does not predict the next token; set "
+            "--finetuning.language-modeling 0"
+        )
+    return NewRun("", lambda folder: _write(request, folder))
 
-    Raises ``DataError`` for examples that do not fit the task, ``ModuleNotFoundError`` where a figure needs a module
-    that is not installed.
+
+def _write(request: SetupRequest, folder: Path) -> RunSetup:
+    """Read the examples into ``folder``, and add the task's special tokens and a head to the parent.
+
+    Raises ``DataError`` for examples that do not fit the task, ``ModuleNotFoundError`` if a metric needs a module that
+    is not installed.
     """
-    data = TaskData.read(config, console)
+    config, parent = request.config, request.parent_model
+    data = TaskData.read(config, request.console)
     if data.task.scores:
         importlib.import_module("scipy")
         if config.finetuning.class_weights is ClassWeights.balanced:
             raise ConfigError("finetuning.class_weights is for labels, and these examples have scores")
-    fingerprint = data.save(folder / "data")
+    data_hash = data.save(folder / "data")
     tokenizer = parent.tokenizer.with_special_tokens(SPECIAL_TOKENS)
     lora = config.lora if config.lora.rank else None
     metadata = ModelMetadata(task=data.task, lora=lora, new_tokens=len(SPECIAL_TOKENS))
-    return begin(config, parent, tokenizer, metadata, len(data.train), fingerprint)
+    return fine_tuned(config, parent, tokenizer, metadata, len(data.train), data_hash)
+
+
+def open_stage(run: RunContents) -> TaskTuning:
+    """Open fine-tuning over the examples of a run."""
+    return TaskTuning(run.config, TaskData.open(run.examples()), run.tokenizer(), run.metadata())
+
+
+def next_steps(config: Config) -> list[NextStep]:
+    """Return the uses of a model with a head."""
+    texts = EXAMPLES.get(config.finetuning.task, '"A TEXT" "ANOTHER"')
+    return [
+        NextStep(f"{{program}} predict {{run}} {texts}", "predict an example"),
+        NextStep("{program} evaluate {run} TEST.csv", "evaluate it on other examples"),
+    ]
+
+
+STAGE = StageDefinition(
+    name="classification",
+    tasks=(TaskKind.classification, TaskKind.entailment, TaskKind.similarity, TaskKind.choice),
+    architectures=(),
+    parents=(Architecture.transformer, Architecture.encoder),
+    set_up=set_up,
+    open=open_stage,
+    next_steps=next_steps,
+    section="finetuning",
+    recipe="finetune",
+)

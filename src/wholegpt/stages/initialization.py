@@ -1,4 +1,4 @@
-"""A run that begins from another model: its weights taken over, with rows for new tokens, a head, LoRA."""
+"""A run that starts from a trained model: its weights, with rows for new tokens, a head, and LoRA."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +12,20 @@ from wholegpt.model import TokenModel
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.settings.choices import Initialization
 from wholegpt.settings.schema import Config, ModelConfig
+from wholegpt.stages.definition import RunSetup
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.stage import Begun
 
 
-def begin(
+def fine_tuned(
     config: Config,
     parent: ModelFolder,
     tokenizer: Tokenizer,
     metadata: ModelMetadata,
-    per_pass: int,
-    examples_hash: str,
-) -> Begun:
-    """A run over examples of which a pass reads ``per_pass``, kept already under ``examples_hash``."""
-    config = with_steps(config, per_pass)
+    rows: int,
+    data_hash: str,
+) -> RunSetup:
+    """Return the setup of a run over examples, of which an epoch has ``rows``."""
+    config = with_steps(config, rows)
     architecture, steps = architecture_of(config, parent, tokenizer.vocab_size), config.training.steps
     frozen = config.finetuning.unfreeze_every * (architecture.n_layers + 1)
     if frozen >= steps:
@@ -34,39 +34,38 @@ def begin(
             "tokens would never be learned: free sooner, or train longer"
         )
     config = replace(config, model=architecture)
-    source = source_of_examples(config, examples_hash)
-    return Begun(config, begin_model(config, parent, metadata), tokenizer, metadata, source)
+    source = source_of_examples(config.finetuning.data, data_hash)
+    return RunSetup(config, tokenizer, source, initialized_model(config, parent, metadata), metadata)
 
 
-def with_steps(config: Config, per_pass: int) -> Config:
-    """``config`` with steps in place of passes, each over so many examples or rows.
+def with_steps(config: Config, rows: int) -> Config:
+    """Return ``config`` with steps in place of epochs of ``rows`` examples each.
 
-    Where these are fewer than a batch, it holds each once, so that passes stay passes and few examples make more steps.
+    If there are fewer rows than a batch, a batch holds each row once, so that few examples make more steps.
     """
     training = config.training
     if training.steps:
         return config
-    batch = training.batch_size if training.initial_batch_size else min(training.batch_size, per_pass)
-    steps = max(1, round(training.epochs * per_pass / batch))
+    batch = training.batch_size if training.initial_batch_size else min(training.batch_size, rows)
+    steps = max(1, round(training.epochs * rows / batch))
     return replace(config, training=replace(training, steps=steps, epochs=0.0, batch_size=batch))
 
 
-def source_of_examples(config: Config, examples_hash: str) -> dict[str, Any]:
-    """What ``lineage.json`` says of a table of examples."""
-    corpus = Path(config.finetuning.data).name
-    return {"corpus": corpus, "provenance": None, "data": examples_hash, "data_card": ""}
+def source_of_examples(path: str, data_hash: str) -> dict[str, Any]:
+    """Return the entries of ``lineage.json`` about a table of examples."""
+    return {"corpus": Path(path).name, "provenance": None, "data": data_hash, "data_card": ""}
 
 
 def architecture_of(config: Config, parent: ModelFolder, vocab_size: int) -> ModelConfig:
-    """The parent's, with the vocabulary and the dropout of the new run."""
+    """Return the parent's architecture, with the vocabulary and the dropout of the new run."""
     return replace(parent.model.config, vocab_size=vocab_size, dropout=config.model.dropout)
 
 
 @torch.no_grad()
-def begin_model(config: Config, parent: ModelFolder, metadata: ModelMetadata) -> TokenModel:
-    """A model of the architecture in ``config``, with the parent's weights unless random ones are asked for.
+def initialized_model(config: Config, parent: ModelFolder, metadata: ModelMetadata) -> TokenModel:
+    """Return a model of the architecture in ``config``, with the parent's weights or, if asked for, random ones.
 
-    Rows of new tokens, the head and LoRA begin as they do anywhere.
+    Rows of new tokens, the head and LoRA are initialized as in any new model.
     """
     torch.manual_seed(config.runtime.seed)
     model = make_model(config.model, metadata)

@@ -1,6 +1,7 @@
-"""Pretraining of an encoder: finding hidden tokens (Devlin et al. 2018, section 3.1). Shapes: B windows."""
+"""Masked language modeling of an encoder (Devlin et al. 2018, section 3.1). Shapes: B windows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from wholegpt.losses import IGNORED, class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, clustered_proportion
 from wholegpt.model import Encoder, TokenModel
 from wholegpt.runtime import compute_in, mix_seed
-from wholegpt.settings.choices import Documents
+from wholegpt.settings.choices import Architecture, Documents, TaskKind
 from wholegpt.settings.schema import Config
-from wholegpt.stages.pretraining import Pretraining
+from wholegpt.stages.definition import NewRun, NextStep, SetupRequest, StageDefinition
+from wholegpt.stages.pretraining import Pretraining, set_up_text
+from wholegpt.tokenizers import MASK
 from wholegpt.training.objectives import MaskedLanguageModeling
 from wholegpt.training.stage import Criterion, QuickScore
 
@@ -24,20 +27,21 @@ TOKENS_AT_ONCE = 8192
 
 
 class MaskedPretraining(Pretraining):
-    """The hidden tokens of text."""
+    """Prediction of the masked tokens of text."""
 
+    generates = False
     criterion = Criterion("nats_per_masked_token", higher_is_better=False, words="validation loss")
 
     def __init__(self, config: Config, data: PreparedData) -> None:
-        """``config`` is decided, and ``data`` its tokens."""
+        """``config`` is resolved, and ``data`` its tokens."""
         super().__init__(config, data)
         self.objective = MaskedLanguageModeling()
         self.batches = MaskedLoader(make_loader(data, config), data.tokenizer, config.runtime.seed)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
-        """How well the hidden 15% of the held-out text are found, always the same ones, in whole windows.
+        """Return loss and accuracy on 15% of the tokens of the held-out text, always the same ones, in whole windows.
 
-        Of all of them with intervals, or of ``evaluation.tokens`` tokens, in a window at least.
+        All windows are used, with confidence intervals, or ``evaluation.tokens`` tokens in at least one window.
         """
         assert isinstance(model, Encoder)
         text, length = self.data.validation, min(model.context_length, len(self.data.validation))
@@ -80,12 +84,39 @@ class MaskedPretraining(Pretraining):
         parts = (np.ones(len(rows)), right, nats)
         return np.stack([np.bincount(rows, weights=part, minlength=len(starts)) for part in parts], axis=1)
 
-    def write(self, model: TokenModel, device: torch.device) -> str:
-        """Nothing: it does not write."""
+    def sample(self, model: TokenModel, device: torch.device) -> str:
+        """Return nothing: an encoder does not generate text."""
         return ""
 
 
 def _batches(starts: np.ndarray, length: int) -> Iterator[slice]:
-    """Windows that are read at once."""
+    """Yield the windows that are evaluated at once."""
     rows = max(1, TOKENS_AT_ONCE // length)
     return (slice(first, first + rows) for first in range(0, len(starts), rows))
+
+
+def set_up(request: SetupRequest) -> NewRun:
+    """Set up pretraining of an encoder, whose tokenizer has a mask token."""
+    config, names = request.config, request.config.tokenizer.special_tokens
+    if MASK not in names:
+        config = replace(config, tokenizer=replace(config.tokenizer, special_tokens=(*names, MASK)))
+    return set_up_text(replace(request, config=config))
+
+
+def next_steps(_: Config) -> list[NextStep]:
+    """Return the uses of a pretrained encoder."""
+    options = "--task classification --finetuning.language-modeling 0"
+    command = f"{{program}} finetune {{run}} {options} --data YOUR.csv"
+    return [NextStep(command, "train a classifier from it")]
+
+
+STAGE = StageDefinition(
+    name="masked",
+    tasks=(TaskKind.pretraining,),
+    architectures=(Architecture.encoder,),
+    parents=(),
+    set_up=set_up,
+    open=lambda run: MaskedPretraining(run.config, run.text()),
+    next_steps=next_steps,
+    section="training",
+)

@@ -13,11 +13,14 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
+import torch
+
 from wholegpt.console import Console, Progress, sample_for_people
 from wholegpt.files import write_text_atomic
 from wholegpt.model import TaskModel, Transformer
 from wholegpt.settings.schema import Config
-from wholegpt.training.loop import StepMetrics
+from wholegpt.training.averaging import update_average
+from wholegpt.training.events import Callback, StepMetrics
 from wholegpt.training.stage import Criterion
 from wholegpt.training.state import Best, TrainingState
 
@@ -58,10 +61,8 @@ class MetricsLog:
         write_text_atomic(self.path, "".join(line + "\n" for line in lines))
 
 
-class LogMetrics:
+class LogMetrics(Callback):
     """Writes the step's figures down each ``logging.every`` steps."""
-
-    is_training = True
 
     def __init__(self, unit: str, log: MetricsLog, config: Config) -> None:
         """``unit`` is what the loss is called."""
@@ -86,7 +87,19 @@ class LogMetrics:
             )
 
 
-class Validate:
+class AverageWeights(Callback):
+    """Keeps the running average of the weights beside the optimizer's state."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        self.optimizer, self.decay = optimizer, decay
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Update the average, unless the step made no update."""
+        if metrics.gradient_norm is not None:
+            update_average(self.optimizer, self.decay, state.step)
+
+
+class Validate(Callback):
     """Measures on held-out data, keeps the best, and stops when that has not improved for long enough."""
 
     is_training = False
@@ -95,6 +108,8 @@ class Validate:
         self, evaluate: Callable[[], dict[str, Any]], criterion: Criterion, log: MetricsLog, config: Config
     ) -> None:
         self.evaluate, self.criterion, self.log, self.config = evaluate, criterion, log, config
+        self.notify: Callable[[TrainingState], None] = lambda state: None
+        """Called after each evaluation."""
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """An evaluation, where it is due."""
@@ -114,9 +129,10 @@ class Validate:
             patience = self.config.evaluation.patience
             if patience and state.evaluations_since_best >= patience:
                 state.stop_reason = f"no better {self.criterion.words} in {patience} evaluations"
+        self.notify(state)
 
 
-class Sample:
+class Sample(Callback):
     """Lets the model write, so that one can see what it has learned."""
 
     is_training = False
@@ -134,7 +150,7 @@ class Sample:
                 self.console.note(f"sample after step {state.step:,}:\n{sample_for_people(text)}\n")
 
 
-class SaveCheckpoints:
+class SaveCheckpoints(Callback):
     """Saves when due, at each new best, and when the run stops."""
 
     is_training = False
@@ -150,13 +166,11 @@ class SaveCheckpoints:
             self.save(state)
 
 
-class Unfreeze:
+class Unfreeze(Callback):
     """Trains the head alone at first, then one block more, from the last, each ``every`` steps (Howard and Ruder 2018).
 
     The rest, embeddings and all, is trained once every block is.
     """
-
-    is_training = True
 
     def __init__(self, model: Transformer, every: int, step: int) -> None:
         """``step`` steps are done."""
@@ -177,10 +191,8 @@ class Unfreeze:
             self.model.head.requires_grad_(True)
 
 
-class TimeLimit:
+class TimeLimit(Callback):
     """Stops early, resumably, when the wall clock since its creation passes ``seconds``."""
-
-    is_training = True
 
     REASON = "the time given by --max-seconds is over"
 
@@ -193,10 +205,8 @@ class TimeLimit:
             state.stop_reason = self.REASON
 
 
-class WatchPace:
+class WatchPace(Callback):
     """Says so where the steps will take another time than planned; the plan itself stays."""
-
-    is_training = True
 
     WORTH_SAYING = 0.1
     """Share by which the time must differ from what was last said."""
@@ -227,13 +237,11 @@ class WatchPace:
             )
 
 
-class StopOnSignal:
+class StopOnSignal(Callback):
     """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once.
 
     Before the end of the first step, which may wait for PyTorch's compiler, there is nothing to save: it stops at once.
     """
-
-    is_training = True
 
     REASON = "interrupted"
 
@@ -269,10 +277,8 @@ class StopOnSignal:
         self.console.note("stopping after this step; Ctrl-C again stops at once, without saving")
 
 
-class ShowProgress:
+class ShowProgress(Callback):
     """Moves the progress bar."""
-
-    is_training = True
 
     def __init__(self, progress: Progress, criterion: Criterion) -> None:
         self.progress, self.criterion = progress, criterion

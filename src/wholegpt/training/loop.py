@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,13 +11,15 @@ from torch import nn
 from wholegpt.errors import NumericsError
 from wholegpt.model import Transformer
 from wholegpt.runtime import compute_in, mix_seed, separate_compiled_code
-from wholegpt.settings.choices import Dtype, Execution
+from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import Config
-from wholegpt.training.averaging import update_average
+from wholegpt.training.events import Callbacks, StepMetrics
 from wholegpt.training.objectives import Objective, Rows
 from wholegpt.training.optimizers import set_learning_rate
 from wholegpt.training.schedules import learning_rate
 from wholegpt.training.state import TrainingState
+
+NO_CALLBACKS = Callbacks(())
 
 
 @runtime_checkable
@@ -30,70 +31,30 @@ class BatchSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one optimiser step measured."""
-
-    loss: float
-    """Mean over the step's terms; for language modelling, nats per token."""
-    learning_rate: float
-    gradient_norm: float | None
-    """Global L2 norm before clipping; none where float16 overflowed and the step was skipped."""
-    tokens: int
-    seconds: float
-    others: Mapping[str, float] = field(default_factory=dict)
-    """What else the objective measured."""
+Step = Callable[[TrainingState, Callbacks], StepMetrics]
+"""One step of the loop, from the state before it."""
 
 
-@runtime_checkable
-class Callback(Protocol):
-    """Something done between optimiser steps."""
+def train(step: Step, steps: int, state: TrainingState, callbacks: Callbacks) -> None:
+    """Run ``step`` from ``state.step`` to ``steps``, or until a callback stops the run.
 
-    is_training: bool
-    """Whether its time counts as training time; that of evaluation, samples and saving does not."""
-
-    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Called after every step. Setting ``state.stop_reason`` ends the run after this step."""
-        ...
-
-
-def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    batches: BatchSource,
-    config: Config,
-    state: TrainingState,
-    callbacks: Sequence[Callback],
-) -> None:
-    """Run optimiser steps from ``state.step`` to ``config.training.steps``, or until a callback stops it.
-
-    Raises ``NumericsError`` at the first loss or gradient that is not finite, before it touches the
-    weights.
+    Raises ``NumericsError`` at the first loss or gradient that is not finite, before the weights change.
     """
-    if config.precision.execution is Execution.compiled:
-        assert isinstance(model, Transformer)
-        separate_compiled_code()
-        for block in model.blocks:  # one compilation serves all of them
-            block.compile()
-    while state.step < config.training.steps and not state.stop_reason:
-        model.train()
+    while state.step < steps and not state.stop_reason:
         started = time.perf_counter()
-        metrics = train_step(model, optimizer, objective, batches, config, state)
+        metrics = step(state, callbacks)
         state.step += 1
         state.tokens += metrics.tokens
-        for callback in callbacks:
-            started = _charge(state, "train_seconds", started)
-            callback.after_step(state, metrics)
-            started = _charge(state, "train_seconds" if callback.is_training else "other_seconds", started)
-        _charge(state, "train_seconds", started)
+        callbacks.after_step(state, metrics, started)
+    callbacks.at_end(state)
 
 
-def _charge(state: TrainingState, account: str, since: float) -> float:
-    """Add the time since then to one of the state's two clocks; returns now."""
-    now = time.perf_counter()
-    setattr(state, account, getattr(state, account) + now - since)
-    return now
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the blocks of a transformer for training; one compilation serves all of them."""
+    assert isinstance(model, Transformer)
+    separate_compiled_code()
+    for block in model.blocks:
+        block.compile()
 
 
 def train_step(
@@ -103,13 +64,15 @@ def train_step(
     batches: BatchSource,
     config: Config,
     state: TrainingState,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> StepMetrics:
-    """Optimiser step ``state.step`` (from 0): gradients of the mean over all its terms, clipped, then the update.
+    """Do optimizer step ``state.step`` (from 0): gradients of the mean over all its terms, clipped, then the update.
 
-    Each micro-batch adds its sum of terms divided by the whole step's count (E8), so any split gives
-    the big batch's gradient to rounding.
+    Each micro-batch adds its sum of terms divided by the whole step's count (E8), so that any split gives the gradient
+    of the whole batch, up to rounding. Callbacks see ``before_update`` with the gradients present.
     """
     started, step = time.perf_counter(), state.step
+    model.train()
     batch = batches.batch(step).to(torch.device(config.runtime.device))
     rate = learning_rate(step, config.training.steps, config.optimizer, config.schedule)
     set_learning_rate(optimizer, rate)
@@ -131,9 +94,8 @@ def train_step(
                 f"the {name} is {value} at step {step + 1}; training stopped and the checkpoints before "
                 f"it are kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
             )
+    callbacks.before_update(state, model)
     optimizer.step()
-    if config.training.average_decay:
-        update_average(optimizer, config.training.average_decay, step + 1)
     return StepMetrics(loss, rate, norm, tokens, time.perf_counter() - started, metrics)
 
 

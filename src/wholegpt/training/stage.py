@@ -1,33 +1,37 @@
-"""What differs between the ways of training: pretraining, tasks, conversations."""
+"""The interface of a stage, one way of training, to the run that trains it."""
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from wholegpt.checkpoint import ModelMetadata
+from wholegpt.checkpoint import ModelMetadata, make_model
 from wholegpt.model import TokenModel
 from wholegpt.settings.schema import Config
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.loop import BatchSource
+from wholegpt.training.events import Callback, Callbacks, StepMetrics
+from wholegpt.training.loop import BatchSource, train_step
 from wholegpt.training.objectives import Objective
+from wholegpt.training.optimizers import make_run_optimizer
+from wholegpt.training.state import TrainingState
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Which figure of an evaluation says which weights are best, and what stops a run early."""
+    """The figure of an evaluation by which the best weights are chosen, and by which a run stops early."""
 
     figure: str
     higher_is_better: bool
     words: str
-    """For people."""
+    """The figure's name in messages."""
     tie: str = ""
-    """Of evaluations alike in ``figure`` that is better which is lower in this one."""
+    """A second figure, lower is better, that decides between evaluations with the same ``figure``."""
 
     def better(self, values: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-        """Whether an evaluation is better than the best before; what is not a number never is."""
+        """Return whether an evaluation is better than the best before. A figure that is not a number never is."""
         here, there = values[self.figure], best[self.figure]
         if here is None or there is None:
             return there is None and here is not None
@@ -38,78 +42,92 @@ class Criterion:
 
 @runtime_checkable
 class Score(Protocol):
-    """How good a model is."""
+    """The result of an evaluation."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return it as plain values."""
         ...
 
 
 @dataclass(frozen=True)
 class QuickScore:
-    """Figures without intervals, while training."""
+    """Figures without intervals, for evaluations while training."""
 
     figures: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; ``None`` for what is not a number."""
+        """Return the figures; None for one that is not a number."""
         return {name: x if math.isfinite(x) else None for name, x in self.figures.items()}
 
 
-@dataclass(frozen=True)
-class Begun:
-    """What a run that begins from another model is made of."""
+class Stage(ABC):
+    """One way of training, opened over the data in a run's folder.
 
-    config: Config
-    """With the architecture and the number of steps."""
-    model: TokenModel
-    tokenizer: Tokenizer
-    metadata: ModelMetadata
-    source: dict[str, Any]
-    """What ``lineage.json`` says of the data."""
+    A subclass sets ``criterion``, ``objective`` and ``batches`` and implements ``evaluate`` and ``describe``. The other
+    methods have defaults that fit training by gradients.
+    """
 
+    criterion: Criterion
+    objective: Objective
+    """The loss to minimize."""
+    batches: BatchSource
+    """The batch of each step."""
+    generates = True
+    """Whether samples are generated while training."""
 
-@runtime_checkable
-class Stage(Protocol):
-    """One way of training, over what a run's folder holds."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """That of the model."""
-        ...
+    def __init__(self, config: Config, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
+        """``config`` is resolved. ``metadata`` is written into the run's model folders."""
+        self.config, self.tokenizer, self.metadata = config, tokenizer, metadata
 
     @property
-    def metadata(self) -> ModelMetadata:
-        """What the model folders of the run say."""
-        ...
+    def loss_name(self) -> str:
+        """Return the name of the loss in the log."""
+        return self.objective.unit
 
-    @property
-    def objective(self) -> Objective:
-        """What is minimised."""
-        ...
+    def new_model(self) -> TokenModel:
+        """Return the model before the first step, for a run that has no checkpoint yet."""
+        config = self.config
+        return make_model(config.model, self.metadata, config.precision.attention, config.training.recompute)
 
-    @property
-    def batches(self) -> BatchSource:
-        """What it is minimised on."""
-        ...
+    def make_optimizer(self, model: TokenModel) -> torch.optim.Optimizer:
+        """Return the optimizer of the trainable parameters."""
+        return make_run_optimizer(model, self.config)
 
-    @property
-    def criterion(self) -> Criterion:
-        """What the best weights are best in."""
-        ...
+    def batches_for(self, model: TokenModel) -> BatchSource:
+        """Return the batches. A stage whose data depend on the weights reads them from ``model``."""
+        return self.batches
 
+    def callbacks(self, model: TokenModel, state: TrainingState) -> Sequence[Callback]:
+        """Return callbacks of this stage alone."""
+        return ()
+
+    def train_step(
+        self,
+        model: TokenModel,
+        optimizer: torch.optim.Optimizer,
+        batches: BatchSource,
+        state: TrainingState,
+        callbacks: Callbacks,
+    ) -> StepMetrics:
+        """Do one step of the loop."""
+        return train_step(model, optimizer, self.objective, batches, self.config, state, callbacks)
+
+    @abstractmethod
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
-        """How good the model is on the held-out data: a quick look while training, or the ``whole`` of it."""
-        ...
+        """Evaluate the model on held-out data: all of them if ``whole``, else a quick estimate while training."""
 
-    def write(self, model: TokenModel, device: torch.device) -> str:
-        """A sample of what the model writes; nothing where it is not made to write."""
-        ...
+    @abstractmethod
+    def describe(self) -> str:
+        """Return a line about the training data and how often they are used."""
+
+    def sample(self, model: TokenModel, device: torch.device) -> str:
+        """Return a generated sample."""
+        return ""
 
     def masks(self) -> list[list[tuple[str, bool]]]:
-        """A few examples token by token, and whether each is learned; none where all are."""
-        ...
+        """Return a few training examples token by token, and whether each has a loss; none where all have."""
+        return []
 
-    def describe(self) -> str:
-        """What is trained on, in a line for people."""
-        ...
+    def results(self, model: TokenModel) -> dict[str, Score]:
+        """Return further results of the trained model, by their names in the JSON output of ``train``."""
+        return {}

@@ -12,8 +12,8 @@ from wholegpt.data.chat.conversations import ConversationData, read_conversation
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message
 from wholegpt.data.reading.tables import Reading, Table, read_table
 from wholegpt.errors import DataError
-from wholegpt.stages import instruction as instructions
-from wholegpt.stages.instruction import fit_conversations, fitting_turns
+from wholegpt.stages import answers as instructions
+from wholegpt.stages.answers import fit_conversations, fitting_turns
 from wholegpt.tokenizers import byte_tokenizer
 
 ADD = (Message("user", "Add 1 1"), Message("assistant", "2"))

@@ -59,16 +59,18 @@ class ConversationData:
     """Where the training ones stood."""
 
     @classmethod
-    def read(cls, config: Config, console: Console = QUIET) -> "ConversationData":
-        """From the tables that ``config.finetuning`` names. Raises ``DataError`` for tables that hold none.
+    def read(cls, config: Config, console: Console = QUIET, source: str = "") -> "ConversationData":
+        """Read the tables that ``config.finetuning`` names, or ``source`` for the training examples.
 
-        What is not a conversation of text is skipped where ``config.data`` says so of text or of lines.
+        Rows without a conversation of text are skipped if ``config.data`` says so of bad text or bad lines. Raises
+        ``DataError`` for tables without conversations.
         """
         settings = config.finetuning
-        if not settings.data:
+        source = source or settings.data
+        if not source:
             raise ConfigError("no training examples are named; give --data FILE")
-        reading = Reading.of(config.data, settings.data, settings.validation)
-        table = reading.table(Path(settings.data))
+        reading = Reading.of(config.data, source, settings.validation)
+        table = reading.table(Path(source))
         columns = TaskColumns(settings.text_columns, (), settings.label_column)
         train, columns = read_conversations(table, columns, reading, console)
         if settings.validation:
@@ -86,7 +88,7 @@ class ConversationData:
         if not 0 < len(held_out) < len(train):
             different = f" of {len(copies):,} different questions" if len(copies) < len(train) else ""
             raise DataError(
-                f"{settings.data}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
+                f"{source}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
                 "out; give more, or held-out ones by --validation FILE"
             )
         sides = [[one for i, one in enumerate(train) if (i in held_out) is side] for side in (False, True)]

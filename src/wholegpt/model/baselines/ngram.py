@@ -104,29 +104,37 @@ class NGram(TokenModel):
 
     @classmethod
     def counted(cls, token_ids: Int[np.ndarray, " S"], config: ModelConfig) -> "NGram":
-        """The model of a text. Raises ``DataError`` for one with fewer tokens than the order."""
-        order, vocab_size = config.ngram_order, config.vocab_size
+        """Return the model of a text. Raises ``DataError`` for a text with fewer tokens than the order."""
+        model = cls(config)
+        model.count(token_ids)
+        return model
+
+    def count(self, token_ids: Int[np.ndarray, " S"]) -> None:
+        """Replace the tables by those of a text. Raises ``DataError`` for a text with fewer tokens than the order."""
+        order, vocab_size = self.config.ngram_order, self.config.vocab_size
         if order == 0:
-            return cls(config)
+            return
         levels = count_ngrams(token_ids, order, vocab_size)
-        model = cls(config, [len(level.keys) for level in levels])
         alphas: list[np.ndarray] = []
         gammas: list[np.ndarray] = []
         contexts = 1
         for size, level in enumerate(levels, start=1):
             counts = level.counts if size == order else level.continuations
-            discount = config.ngram_discount or estimated_discount(counts)
+            discount = self.config.ngram_discount or estimated_discount(counts)
             alpha, gamma = discounted(level, counts, contexts, vocab_size, discount)
             alphas.append(alpha)
             gammas.append(gamma)
             contexts = len(level.keys)
             if size == 1:
-                model.base.copy_(torch.from_numpy(_without_context(level, counts, alpha, gamma, vocab_size)))
-        model.keys.copy_(torch.from_numpy(np.concatenate([level.keys for level in levels])))
-        model.alphas.copy_(torch.from_numpy(np.concatenate(alphas)))
-        if order > 1:
-            model.gammas.copy_(torch.from_numpy(np.concatenate(gammas[1:])))
-        return model
+                base = _without_context(level, counts, alpha, gamma, vocab_size)
+                self.base.copy_(torch.from_numpy(base))
+        self.sizes = [len(level.keys) for level in levels]
+        device, dtype = self.keys.device, self.base.dtype
+        self.keys = torch.from_numpy(np.concatenate([level.keys for level in levels])).to(device)
+        self.alphas = torch.from_numpy(np.concatenate(alphas)).to(device, dtype)
+        later = np.concatenate([np.zeros(0), *gammas[1:]])
+        self.gammas = torch.from_numpy(later).to(device, dtype)
+        self.ends = torch.tensor(self.sizes, dtype=torch.long, device=device).cumsum(0)
 
     @property
     def ends_at_context(self) -> bool:

@@ -1,0 +1,277 @@
+"""The answers of conversations: their loss, their generation, and an evaluation of both."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from wholegpt.console import Console
+from wholegpt.data.chat.packing import batches_of, collate_conversations
+from wholegpt.data.chat.template import ChatTemplate, Conversation, EncodedConversation, Message
+from wholegpt.errors import DataError
+from wholegpt.evaluation import TaskScore
+from wholegpt.evaluation.examples import Generation, Record, means_of
+from wholegpt.evaluation.perplexity import check_numbers
+from wholegpt.generation import Completion, generate
+from wholegpt.losses import IGNORED
+from wholegpt.metrics import bootstrap, bootstrap_ratio
+from wholegpt.model import EncoderDecoder, TokenModel
+from wholegpt.runtime import compute_in
+from wholegpt.settings.choices import Dtype
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.stages.prediction import TOKENS_AT_ONCE
+from wholegpt.tokenizers import Tokenizer
+
+MOST_WRITTEN = 200
+"""Tokens of a generated answer in an evaluation."""
+NEVER = -1e6
+"""Added to the logit of a token that must not be generated."""
+MEANS = {"nats_per_answer": "nats", "stopped": "stopped", "empty": "empty"}
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The cross-entropy of answers, and of the token that ends each."""
+
+    nats_per_token: float
+    perplexity: float
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class FittedConversation:
+    """A conversation, and what of it a model sees."""
+
+    messages: Conversation
+    encoded: EncodedConversation
+    cut: bool
+    """Whether some of it is beyond the context."""
+    asked: int
+    """Messages before the last answer that begins within the context."""
+
+    @property
+    def question(self) -> Conversation:
+        """What that answer answers."""
+        return self.messages[: self.asked]
+
+
+def fit_conversations(
+    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, context_length: int
+) -> list[FittedConversation]:
+    """Each in at most τ + 1 tokens: what is beyond is left out, and a conversation that has no answer left is too.
+
+    Raises ``DataError`` where none is left.
+    """
+    most, fitted = context_length + 1, list[FittedConversation]()
+    for one in conversations:
+        whole = template.encode(one, tokenizer)
+        seen = EncodedConversation(whole.token_ids[:most], whole.scored[:most])
+        if any(seen.scored[1:]):
+            cut = len(whole.token_ids) > most
+            places = [i for i, message in enumerate(one) if message.role == "assistant"]
+            last = _last_begun(one, places, template, tokenizer, context_length) if cut else places[-1]
+            fitted.append(FittedConversation(one, seen, cut, last))
+    if not fitted:
+        raise DataError(
+            f"of {len(conversations):,} conversations none has an answer that begins within the model's context of "
+            f"{context_length:,} tokens; shorten what stands before the answers, or take a model with a longer context"
+        )
+    return fitted
+
+
+def _last_begun(
+    messages: Conversation,
+    places: Sequence[int],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    context_length: int,
+) -> int:
+    """Which of the ``places`` of answers is the last with a beginning within the context; the first in any case."""
+
+    def begins(number: int) -> bool:
+        before = messages[: places[number]]
+        return len(template.encode(before, tokenizer, asking=True).token_ids) < context_length
+
+    return places[last_that(begins, len(places) - 1) or 0]
+
+
+@torch.inference_mode()
+def answer_nats(model: TokenModel, conversations: Sequence[EncodedConversation], dtype: Dtype) -> np.ndarray:
+    """−ln p of the answers of each conversation, their ends included, in nats, shape (N,)."""
+    found = np.zeros(len(conversations))
+    lengths = [len(one.token_ids) for one in conversations]
+    for chunk in batches_of(lengths, TOKENS_AT_ONCE):
+        batch = collate_conversations([[conversations[i]] for i in chunk]).to(model.device)
+        with compute_in(dtype, model.device):
+            logits = model(batch.token_ids)
+        nats = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        found[chunk] = nats.view(len(chunk), -1).double().sum(1).cpu().numpy()
+    return found
+
+
+def answers(
+    model: TokenModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    questions: Sequence[Sequence[Message]],
+    config: GenerationConfig,
+    console: Console,
+    emit: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
+    prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
+    chosen = answering(config, template, tokenizer)
+    configs = [with_room(model, prompt, chosen) for prompt in prompts]
+    return generate(model, tokenizer, prompts, configs, model.device, console, emit)
+
+
+def with_room(model: TokenModel, prompt_ids: Sequence[int], config: GenerationConfig) -> GenerationConfig:
+    """``config`` with no more tokens than an encoder–decoder, whose source stays, has room for.
+
+    Raises ``DataError`` for a source that leaves none.
+    """
+    if not isinstance(model, EncoderDecoder):
+        return config
+    room = model.context_length - len(prompt_ids)
+    if room < 1:
+        raise DataError(
+            f"the source has {len(prompt_ids):,} tokens, and the model's context is {model.context_length:,}, which "
+            "holds what is written too; shorten it"
+        )
+    return replace(config, max_tokens=min(config.max_tokens, room), min_tokens=min(config.min_tokens, room))
+
+
+def fitting_turns(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, context_length: int, room: int
+) -> list[Message]:
+    """A conversation without its oldest turns, as far as an answer of ``room`` tokens needs their place.
+
+    The system's message and the last question stay. Takes time in proportion to what is kept, however long the
+    conversation is. Raises ``DataError`` where these alone are beyond the context.
+    """
+    system = [one for one in messages[:1] if one.role == "system"]
+    turns = messages[len(system) :]
+    shortest = 2 - len(turns) % 2  # begins with the user, as the whole does
+
+    def kept(exchanges: int) -> list[Message]:
+        return [*system, *turns[len(turns) - shortest - 2 * exchanges :]]
+
+    def tokens_of(exchanges: int) -> int:
+        return len(template.encode(kept(exchanges), tokenizer, asking=True).token_ids)
+
+    limit = context_length - min(room, context_length // 4)
+    most = last_that(lambda exchanges: tokens_of(exchanges) <= limit, (len(turns) - shortest) // 2)
+    if most is None and (tokens := tokens_of(0)) >= context_length:
+        what = "the system's message and the question have" if system else "the question has"
+        raise DataError(f"{what} {tokens:,} tokens; the model sees {context_length:,}, its answer among them")
+    return kept(most or 0)
+
+
+def last_that(holds: Callable[[int], bool], most: int) -> int | None:
+    """The largest number from 0 to ``most`` for which ``holds`` is true, where it is true up to there and not beyond.
+
+    None where it is not even for 0. Asks of no number beyond twice the one that it finds, and one.
+    """
+    low, high = -1, 0
+    while high <= most and holds(high):
+        low, high = high, 2 * high + 1
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low if low >= 0 else None
+
+
+def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Tokenizer) -> GenerationConfig:
+    """``config`` for answers: their end ends them, and the template's other special tokens are never written."""
+    others = [tokenizer.id_of(name) for name in template.special_tokens if name != template.end_of_turn]
+    never = {token_id for token_id in others if token_id is not None} - tokenizer.end_ids
+    bias = (*config.logit_bias, *((token_id, NEVER) for token_id in sorted(never)))
+    by_itself = tokenizer.id_of(template.end_of_turn) in tokenizer.end_ids
+    stop = config.stop if by_itself else (*config.stop, template.end_of_turn)
+    return replace(config, logit_bias=bias, stop=stop)
+
+
+def evaluate_answers(
+    model: TokenModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    dtype: Dtype,
+    console: Console,
+) -> TaskScore:
+    """``score_answers`` of conversations, without those that have no answer within the context, which is said."""
+    fitted = fit_conversations(conversations, template, tokenizer, model.context_length)
+    if len(fitted) < len(conversations):
+        console.warn(
+            f"{len(conversations) - len(fitted):,} of {len(conversations):,} conversations have no answer within the "
+            f"model's context of {model.context_length:,} tokens and are left out"
+        )
+    return score_answers(model, tokenizer, template, fitted, dtype, console)
+
+
+def score_answers(
+    model: TokenModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    conversations: Sequence[FittedConversation],
+    dtype: Dtype,
+    console: Console,
+) -> TaskScore:
+    """The loss of all answers, and what the model answers to the last question itself, the likeliest token each time.
+
+    At most ``MOST_WRITTEN`` tokens are written; what has not ended then counts as not ended.
+
+    ``median_length_ratio`` is the median of their tokens over that of the references'. BLEU and ROUGE of those against
+    the given ones come with them where sacreBLEU and rouge-score are installed.
+    """
+    nats = answer_nats(model, [one.encoded for one in conversations], dtype)
+    check_numbers(nats, "answers")
+    config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
+    questions = [one.question for one in conversations]
+    written = answers(model, tokenizer, template, questions, config, console)
+    overlap = all(importlib.util.find_spec(name) for name in Generation.needs)
+    records = [
+        {"line": line, "nats": float(loss), **_record(one, answer, tokenizer, overlap)}
+        for line, (one, loss, answer) in enumerate(zip(conversations, nats, written, strict=True), 1)
+    ]
+    with console.working("resampling for the intervals"):
+        lengths = [np.array([one[name] for one in records]) for name in ("tokens", "reference_tokens")]
+        metrics = {
+            "nats_per_token": bootstrap_ratio(nats, np.array([one["scored"] for one in records])),
+            **means_of(records, MEANS),
+            "median_length_ratio": bootstrap(
+                len(records), lambda rows: float(np.divide(*(np.median(side[rows]) for side in lengths)))
+            ),
+        }
+        if overlap:
+            metrics |= Generation.metrics(records)
+    cut = sum(one.cut for one in conversations)
+    return TaskScore("instruct", len(records), 0, metrics, MEANS, cut, records, "their end")
+
+
+def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, overlap: bool) -> Record:
+    """What became of a conversation's question."""
+    asked = one.question
+    reference, text = one.messages[one.asked].content, answer.text.strip()
+    return {
+        "truncated": one.cut,
+        "prompt": asked[-1].content,
+        "reference": reference,
+        "scored": sum(one.encoded.scored),
+        "stopped": answer.finish_reason in ("end_of_text", "stop"),
+        "tokens": len(answer.token_ids),
+        "reference_tokens": len(tokenizer.encode(reference)),
+        "generated": text,
+        "empty": not text,
+        **(Generation(asked[-1].content, reference).generated_record(text) if overlap else {}),
+    }

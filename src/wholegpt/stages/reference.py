@@ -1,0 +1,39 @@
+"""The parent of a run as its frozen reference (``finetuning.reference_kl``)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from wholegpt.checkpoint import ModelFolder, ModelMetadata
+from wholegpt.model import NeuralModel
+from wholegpt.settings.schema import Config
+from wholegpt.stages.definition import RunContents
+from wholegpt.stages.initialization import initialized_model
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.reference import FrozenReference, LoraBase, Reference
+
+REFERENCE = "reference"
+"""The role of the companion."""
+
+
+def companions_of(
+    config: Config, parent: ModelFolder, tokenizer: Tokenizer, metadata: ModelMetadata
+) -> Mapping[str, ModelFolder]:
+    """Return the model of step 0 as the reference, if ``config`` asks for one and LoRA does not make it unnecessary.
+
+    The base of LoRA is the reference itself, unless embeddings of new tokens are trained in it.
+    """
+    if not config.finetuning.reference_kl or (metadata.lora and not metadata.new_tokens):
+        return {}
+    plain = replace(metadata, lora=None)
+    return {REFERENCE: ModelFolder(initialized_model(config, parent, plain), tokenizer, plain)}
+
+
+def reference_of(run: RunContents) -> Reference | None:
+    """Return the reference of a run, if its settings ask for one."""
+    if not run.config.finetuning.reference_kl:
+        return None
+    companion = run.companions().get(REFERENCE)
+    if companion is None:
+        return LoraBase()
+    assert isinstance(companion.model, NeuralModel)
+    return FrozenReference(companion.model)
