@@ -172,8 +172,14 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
             if not holder and time.monotonic() < deadline:
                 time.sleep(LOCK_SECONDS / 20)
                 continue
-            if not file.exists():  # where no file can be made, the library waits for one
-                raise RunError(f"{path}: no file can be made beside it; name another folder") from None
+            if (
+                not file.exists()
+            ):  # released just now; or no file can be created, and the library waits for one
+                try:
+                    file.touch()
+                except OSError:
+                    raise RunError(f"{path}: no file can be made beside it; name another folder") from None
+                continue
             raise FolderBusyError(
                 f"{path}: {holder or 'another process'} is writing into it; wait until it has ended, or name "
                 "another folder"
