@@ -77,8 +77,8 @@ def result_of(run: Path) -> tuple[str, str, list[Any]]:
     return hashes[0], hashes[1], figures
 
 
-def victim(run: Path, mode: str, number: float) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.torture.victim", str(run), mode, str(number)]
+def victim(run: Path, mode: str, number: float, way: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.torture.victim", str(run), mode, str(number), way]
     return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
 
 
@@ -86,6 +86,7 @@ WAYS: dict[str, tuple[Callable[[Path, Path], Path], int]] = {
     "pretraining": (prepared_run, 10),
     "classification": (prepared_finetuning("classification", lora=0), 4),
     "instruct by LoRA": (prepared_finetuning("instruct", lora=4), 4),
+    "rollouts": (prepared_run, 6),
 }
 
 
@@ -95,7 +96,7 @@ def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Pat
     text = tmp_path / "text.txt"
     text.write_text(text_of(4000))
     whole = prepare(tmp_path / "whole", text)
-    uninterrupted = victim(whole, "never", 0)
+    uninterrupted = victim(whole, "never", 0, way)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     seconds, calls = map(float, uninterrupted.stdout.split())
     expected = result_of(whole)
@@ -106,9 +107,9 @@ def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Pat
     while len(moments) < kills:
         # Every other kill is inside a save, just before a file-system call; the others fall anywhere.
         if len(moments) % 2:
-            process = victim(killed, "call", generator.randrange(1, int(calls / kills) + 1))
+            process = victim(killed, "call", generator.randrange(1, int(calls / kills) + 1), way)
         else:
-            process = victim(killed, "delay", generator.uniform(0, 1.2 * seconds / kills))
+            process = victim(killed, "delay", generator.uniform(0, 1.2 * seconds / kills), way)
         if process.returncode == 0:  # the run was done before; another one is killed
             assert result_of(killed) == expected
             killed = prepare(tmp_path / f"killed-{len(list(tmp_path.iterdir()))}", text)
@@ -117,6 +118,6 @@ def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Pat
         moments.append(CheckpointStore(killed).last_good()[0])
     assert len(set(moments)) > kills / 2 - 1, f"the kills did not spread over the run: {moments}"
     assert moments[-1] is not None and moments[-1] < STEPS
-    last = victim(killed, "never", 0)
+    last = victim(killed, "never", 0, way)
     assert last.returncode == 0, last.stderr
     assert result_of(killed) == expected

@@ -1,4 +1,7 @@
-"""A training process that kills itself: ``python -m tests.torture.victim RUN MODE NUMBER``.
+"""A training process that kills itself: ``python -m tests.torture.victim RUN MODE NUMBER [rollouts]``.
+
+With ``rollouts`` it trains on its own samples instead of the text.
+
 
 ``delay``: SIGKILL NUMBER seconds after the training loop begins.
 ``call``: SIGKILL just before the NUMBER-th file-system call that is made while saving a checkpoint.
@@ -13,6 +16,7 @@ import time
 from typing import Any
 
 from tests.torture.file_system import patch_file_system
+from tests.training import self_training
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 from wholegpt.runs import api
@@ -32,6 +36,8 @@ class Setter:
 
 def main() -> None:
     run, mode, number = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    if "rollouts" in sys.argv[4:]:
+        self_training.register()
     calls, saving = 0, False
 
     def before(name: str) -> None:
