@@ -354,7 +354,9 @@ def test_interruption_between_steps(text_file: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(callbacks.StopOnSignal, "__enter__", enter)
     monkeypatch.setattr(callbacks, "LogMetrics", Press)
-    with pytest.raises(Interrupted, match=r"saved after step 5 of 12; continue with `wholegpt train --resume"):
+    with pytest.raises(
+        Interrupted, match=r"saved after step 5 of 12; continue with `wholegpt train --resume"
+    ):
         api.train(config=tiny_config(text_file), out=tmp_path / "run", console=QUIET)
     assert CheckpointStore(tmp_path / "run").last_good() == (5, [])
 

@@ -1,0 +1,100 @@
+"""The events of the training loop."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import text_of, tiny_config
+from wholegpt.console import Console
+from wholegpt.runs import api
+from wholegpt.runs import train as runs
+from wholegpt.training.events import Callback, Callbacks, StepMetrics
+from wholegpt.training.loop import train
+from wholegpt.training.state import TrainingState
+
+QUIET = Console(quiet=True)
+
+
+class Recorder(Callback):
+    """Records every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def before_update(self, state: TrainingState, model: nn.Module) -> None:
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        assert all(one is not None for one in gradients)
+        norm = float(nn.utils.get_total_norm([one for one in gradients if one is not None]))
+        self.events.append(("before_update", state.step, norm))
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        self.events.append(("after_step", state.step, metrics.gradient_norm))
+
+    def after_evaluation(self, state: TrainingState) -> None:
+        assert state.last_validation and "nats_per_token" in state.last_validation
+        self.events.append(("after_evaluation", state.step))
+
+    def at_end(self, state: TrainingState) -> None:
+        self.events.append(("at_end", state.step))
+
+
+def test_a_run_reports_its_events_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, original = Recorder(), runs.Callbacks
+    monkeypatch.setattr(runs, "Callbacks", lambda listeners: original([recorder, *listeners]))
+    (tmp_path / "text.txt").write_text(text_of(4000))
+    config = tiny_config(
+        tmp_path / "text.txt", training={"steps": 4, "gradient_clip": 0.25}, evaluation={"every": 2}
+    )
+    api.train(config=config, out=tmp_path / "run", console=QUIET)
+    kinds = [(event[0], event[1]) for event in recorder.events]
+    step = [[("before_update", done), ("after_step", done + 1)] for done in range(4)]
+    expected = [*step[0], *step[1], ("after_evaluation", 2), *step[2], *step[3], ("after_evaluation", 4)]
+    assert kinds == [*expected, ("at_end", 4)]
+    norms = [event[2] for event in recorder.events if event[0] == "before_update"]
+    assert all(norm <= 0.25 * 1.0001 for norm in norms)  # clipped
+    assert max(event[2] for event in recorder.events if event[0] == "after_step") > 0.25
+
+
+def test_a_callback_can_change_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruning mask works in this way: what has no gradient and no weight decay keeps its value."""
+
+    class Freeze(Callback):
+        def before_update(self, state: TrainingState, model: nn.Module) -> None:
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    original = runs.Callbacks
+    (tmp_path / "text.txt").write_text(text_of(4000))
+    config = tiny_config(tmp_path / "text.txt", training={"steps": 3}, evaluation={"every": 1})
+    monkeypatch.setattr(runs, "Callbacks", lambda listeners: original([Freeze(), *listeners]))
+    frozen = api.train(config=config, out=tmp_path / "frozen", console=QUIET)
+    assert frozen.state.best and frozen.state.best.step == 1  # no evaluation was better than the first
+
+
+def test_a_callback_stops_the_loop_after_the_current_step() -> None:
+    class Stop(Callback):
+        def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+            state.stop_reason = "enough" if state.step == 2 else ""
+
+    state, recorder = TrainingState(), Recorder()
+    metrics = StepMetrics(1.0, 0.1, None, 7, 0.0)
+    train(lambda state, callbacks: metrics, 5, state, Callbacks([Stop(), recorder]))
+    assert [event[:2] for event in recorder.events] == [("after_step", 1), ("after_step", 2), ("at_end", 2)]
+    assert (state.step, state.tokens, state.stop_reason) == (2, 14, "enough")
+
+
+def test_time_is_charged_to_the_clock_of_each_callback() -> None:
+    class Slow(Callback):
+        is_training = False
+
+        def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+            torch.ones(400, 400) @ torch.ones(400, 400)
+
+    state = TrainingState()
+    train(lambda state, callbacks: StepMetrics(1.0, 0.1, None, 7, 0.0), 3, state, Callbacks([Slow()]))
+    assert state.other_seconds > 0 and state.train_seconds > 0
+    assert dataclasses.asdict(state)["tokens"] == 21
