@@ -56,6 +56,14 @@ class NumericsError(WholeGPTError):
     """A recorded numerical choice is not available here, or training left the finite numbers."""
 
 
+class QueueFull(WholeGPTError):
+    """A scheduler has as many queued requests as it accepts."""
+
+
+class SchedulerClosed(WholeGPTError):
+    """A scheduler accepts no more requests: it was closed, or its engine failed."""
+
+
 class Interrupted(WholeGPTError):
     """The user pressed Ctrl-C. The message says what was saved and how to go on."""
 

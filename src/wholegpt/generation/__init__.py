@@ -6,14 +6,18 @@ from wholegpt.generation.engine import Engine
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.results import Completion, Hypothesis, InterruptedWriting, TokenChoice
 from wholegpt.generation.sampling import Sampler
+from wholegpt.generation.scheduler import Scheduler
+from wholegpt.generation.streams import CompletionStream
 
 __all__ = [
     "Completion",
+    "CompletionStream",
     "Engine",
     "GenerationRequest",
     "Hypothesis",
     "InterruptedWriting",
     "Sampler",
+    "Scheduler",
     "TokenChoice",
     "beam_search",
     "encode_prompt",

@@ -6,6 +6,7 @@ so nothing is unfolded beforehand and every token that may follow is known, what
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ MOST_WORK = 5_000_000
 ONE_SPACE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """White space in JSON: at most a space after a comma or a colon."""
 _vocabularies: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()
+_building_vocabulary = threading.Lock()
 _last_read: "WeakKeyDictionary[Tokenizer, tuple[str, LLMatcher]]" = WeakKeyDictionary()
 """The grammar that was read last for a vocabulary: many texts are of one form, and copies cost nothing."""
 
@@ -57,8 +59,9 @@ class Constraint:
             raise ConfigError(
                 f"{self.name} needs a tokenizer whose tokens spell their text; this one sets spaces between words"
             )
-        self._grammar = f'%llguidance {{"no_forcing": true}}\nstart: {_rule(config)}'
         self._tokenizer = tokenizer
+        # Kept, so that going back to the beginning never compiles the grammar again.
+        self._beginning = _matcher(tokenizer, f'%llguidance {{"no_forcing": true}}\nstart: {_rule(config)}')
         self._ends = list(tokenizer.end_ids)
         self._start()
         if self.complete([]):
@@ -80,7 +83,7 @@ class Constraint:
         return self._may_end and not self._may_go_on
 
     def _start(self) -> None:
-        self._matcher = _matcher(self._tokenizer, self._grammar)
+        self._matcher = self._beginning.deep_copy()
         self._followed: list[int] = []
         self._look()
 
@@ -135,20 +138,21 @@ def _matcher(tokenizer: Tokenizer, grammar: str) -> "LLMatcher":
 
 def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
     """The library's form of a vocabulary, kept as long as ``tokenizer`` is; special tokens have no bytes in it."""
-    if tokenizer not in _vocabularies:
-        from llguidance import LLTokenizer, TokenizerWrapper
+    from llguidance import LLTokenizer, TokenizerWrapper
 
-        sizes = tokenizer.text_sizes[:, 0]
-        spelled = [one if size else b"" for one, size in zip(tokenizer.token_bytes, sizes, strict=True)]
-        end = len(spelled)
-        _vocabularies[tokenizer] = LLTokenizer(
-            TokenizerWrapper(
-                SimpleNamespace(
-                    tokens=[*spelled, b""], special_token_ids=[end], eos_token_id=end, bos_token_id=None
+    with _building_vocabulary:
+        if tokenizer not in _vocabularies:
+            sizes = tokenizer.text_sizes[:, 0]
+            spelled = [one if size else b"" for one, size in zip(tokenizer.token_bytes, sizes, strict=True)]
+            end = len(spelled)
+            _vocabularies[tokenizer] = LLTokenizer(
+                TokenizerWrapper(
+                    SimpleNamespace(
+                        tokens=[*spelled, b""], special_token_ids=[end], eos_token_id=end, bos_token_id=None
+                    )
                 )
             )
-        )
-    return _vocabularies[tokenizer]
+        return _vocabularies[tokenizer]
 
 
 def _problem(matcher: "LLMatcher") -> str:

@@ -64,6 +64,11 @@ class Engine:
         return bool(self._waiting or self._running)
 
     @property
+    def free_slots(self) -> int:
+        """How many more requests can be added without one having to wait."""
+        return self.slots - len(self._running) - len(self._waiting)
+
+    @property
     def unfinished_tokens(self) -> int:
         """What the requests that are being written have so far."""
         return sum(len(request.token_ids) for request in self._running)
@@ -81,19 +86,48 @@ class Engine:
         model, for a text that does not fit a slot, for settings that are out of range or that the vocabulary cannot
         meet, and where too many requests wait already.
         """
+        request = self.prepare(prompt_ids, config, emit, drafter)
+        self.add(request)
+        return request
+
+    def prepare(
+        self,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+        emit: Callable[[str], None] = lambda text: None,
+        drafter: Drafter | None = None,
+    ) -> GenerationRequest:
+        """Check a request and compile its grammar, without adding it.
+
+        The only method that may be called while another thread uses the engine. Raises the errors of ``submit``.
+        """
         if drafter:
             check_rewinds(self._pool)
         check_prompt(prompt_ids, self.model.vocab_size)
-        if len(self._waiting) >= MOST_WAITING:
-            raise ConfigError(f"{MOST_WAITING:,} requests are waiting, which is the limit; submit it later")
         needed = min(len(prompt_ids) + config.max_tokens, self.model.context_length)
         if needed > self.capacity:
             raise ConfigError(f"prompt and max_tokens take {needed} positions; a slot has {self.capacity}")
         request = GenerationRequest(prompt_ids, config, self.tokenizer, emit, drafter)
         request.unread = request.prompt_ids[-self.model.context_length :]
+        return request
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a prepared request, unless it has ended already. Raises ``ConfigError`` where too many wait."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise ConfigError(f"{MOST_WAITING:,} requests are waiting, which is the limit; submit it later")
         if not request.finish_reason:
             self._waiting.append(request)
-        return request
+
+    @torch.inference_mode()
+    def cancel(self, request: GenerationRequest) -> None:
+        """End a request between two steps, with the text so far. Does nothing if it has ended."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        elif request in self._running:
+            self._remove(self._running.index(request))
+        else:
+            return
+        self._attempt(request, request.cancel, None)
 
     @torch.inference_mode()
     def step(self) -> list[GenerationRequest]:

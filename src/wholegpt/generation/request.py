@@ -64,6 +64,11 @@ class GenerationRequest:
         """End the text because of an exception in this request."""
         self.finish_reason, self.error, self._drafter = "error", error, None
 
+    def cancel(self) -> None:
+        """End the text as it is, because nobody wants the rest."""
+        self._drafter = None
+        self._finish("cancelled")
+
     def draw(self, logits: Float[Tensor, "T V"], guessed: Sequence[int]) -> int:
         """Draw one token, and one more after each that was ``guessed``; returns how many.
 
@@ -122,11 +127,8 @@ class GenerationRequest:
     def _finish(self, reason: str) -> str:
         """End the text; returns what of half a character is left, as U+FFFD."""
         left = ""
-        if reason not in (
-            "length",
-            "time",
-            "forbidden",
-        ):  # which may cut a character in two: half of it is not shown
+        # These may cut a character in two; half of a character is not shown.
+        if reason not in ("length", "time", "forbidden", "cancelled"):
             left = self._decoder.finish()
             self._show(left)
         self.finish_reason = "stop" if self._stops.found else reason

@@ -25,7 +25,7 @@ class Completion:
     """The tokens drawn, end-of-text left out."""
     finish_reason: str
     """``length``, ``stop`` (a stop text was written, or all that ``regex`` or ``json_schema`` allows), ``end_of_text``,
-    ``time``, ``forbidden`` (the settings allow no further token), ``interrupted`` or ``error``."""
+    ``time``, ``forbidden`` (the settings allow no further token), ``cancelled``, ``interrupted`` or ``error``."""
     tokens_per_second: float
     """Tokens drawn over wall clock, reading the prompt included."""
     choices: list[TokenChoice]

@@ -175,11 +175,13 @@ _known_banned: "WeakKeyDictionary[Tokenizer, dict[str, BannedText]]" = WeakKeyDi
 def _banned_text(text: str, tokenizer: Tokenizer) -> "BannedText":
     """Of many requests with the same banned text, only the first looks through the vocabulary."""
     known = _known_banned.setdefault(tokenizer, {})
-    if text not in known:
-        if len(known) == MOST_KNOWN:
+    banned = known.get(text)
+    if banned is None:
+        banned = BannedText(text, tokenizer.token_bytes)
+        if len(known) >= MOST_KNOWN:
             known.clear()
-        known[text] = BannedText(text, tokenizer.token_bytes)
-    return known[text]
+        known[text] = banned
+    return banned  # not looked up again: another thread may have cleared ``known``
 
 
 class BannedText:

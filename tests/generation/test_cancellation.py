@@ -1,0 +1,85 @@
+"""Requests that are cancelled between two steps of the engine leave nothing behind in the others' texts."""
+
+import string
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import write_one
+from tests.parity.test_plain import randomized
+from wholegpt.generation import Engine, GenerationRequest
+from wholegpt.generation.speculation import PromptLookup
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.tokenizers import character_tokenizer
+
+TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
+MODELS = {kind: randomized(kind) for kind in ("modern", "gpt2", "window", "linear")}
+PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=16)
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(sorted(MODELS)),
+    st.lists(
+        st.tuples(PROMPTS, st.integers(1, 12), st.integers(0, 6), st.none() | st.integers(0, 12)),
+        min_size=2,
+        max_size=6,
+    ),
+    st.integers(1, 4),
+    st.integers(1, 20),
+)
+def test_cancelling_changes_no_other_text(
+    kind: str, asked: list[tuple[list[int], int, int, int | None]], slots: int, read_at_once: int
+) -> None:
+    """Whatever is cancelled when: while it waits, while its prompt is read, while it is decoded."""
+    model = MODELS[kind]
+    requests: dict[int, GenerationRequest] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
+        engine = Engine(model, TOKENIZER, torch.device("cpu"), slots=slots)
+        for step in range(1000):
+            for number, (prompt, tokens, arrival, cancelled) in enumerate(asked):
+                if arrival == step:
+                    requests[number] = engine.submit(prompt, GenerationConfig(tokens, 1.0, seed=number))
+                if number in requests and cancelled is not None and arrival + cancelled == step:
+                    ended = requests[number].finish_reason
+                    engine.cancel(requests[number])
+                    assert requests[number].finish_reason == (ended or "cancelled")
+            engine.step()
+            if step > 20 and not engine.busy:
+                break
+    assert engine.free_slots == slots
+    for number, (prompt, tokens, _, cancelled) in enumerate(asked):
+        one = requests[number].completion()
+        alone = write_one(model, TOKENIZER, prompt, GenerationConfig(tokens, 1.0, seed=number))
+        if one.finish_reason == "cancelled":
+            assert cancelled is not None
+            assert alone.token_ids[: len(one.token_ids)] == one.token_ids
+            assert alone.text.startswith(one.text) and len(one.text) == len(one.token_ids)
+        else:
+            assert (one.token_ids, one.text) == (alone.token_ids, alone.text)
+
+
+def test_an_error_of_emit_while_cancelling_is_kept_to_the_request() -> None:
+    def emit(text: str) -> None:
+        raise OSError("nobody listens")
+
+    engine = Engine(MODELS["modern"], TOKENIZER, torch.device("cpu"), slots=2)
+    held, other = (
+        engine.submit([1], GenerationConfig(9, 0, stop=("." * 20,)), emit=one)
+        for one in (emit, lambda text: None)
+    )
+    engine.cancel(held)
+    assert isinstance(held.error, OSError) and held.finish_reason == "error"
+    engine.run()
+    assert other.finish_reason == "length"
+
+
+def test_the_memory_of_a_drafter_is_freed() -> None:
+    engine = Engine(MODELS["modern"], TOKENIZER, torch.device("cpu"), slots=1)
+    request = engine.submit([1, 2], GenerationConfig(9), drafter=PromptLookup())
+    engine.step()
+    engine.cancel(request)
+    assert request._drafter is None and not engine.busy
