@@ -8,12 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import text_of, tiny_config
+from tests.helpers import text_of, tiny_config, tiny_model
 from wholegpt.console import Console
+from wholegpt.data import Batch
+from wholegpt.losses import IGNORED
+from wholegpt.model import Transformer
 from wholegpt.runs import api
 from wholegpt.runs import train as runs
+from wholegpt.settings.presets import configure
 from wholegpt.training.events import Callback, Callbacks, StepMetrics
-from wholegpt.training.loop import train
+from wholegpt.training.loop import train, train_step
+from wholegpt.training.objectives import LanguageModeling
+from wholegpt.training.optimizers import make_run_optimizer
 from wholegpt.training.state import TrainingState
 
 QUIET = Console(quiet=True)
@@ -98,3 +104,20 @@ def test_time_is_charged_to_the_clock_of_each_callback() -> None:
     train(lambda state, callbacks: StepMetrics(1.0, 0.1, None, 7, 0.0), 3, state, Callbacks([Slow()]))
     assert state.other_seconds > 0 and state.train_seconds > 0
     assert dataclasses.asdict(state)["tokens"] == 21
+
+
+def test_a_batch_without_terms_trains_nothing() -> None:
+    torch.manual_seed(0)
+    model = Transformer(tiny_model())
+    config = configure({"optimizer": {"kind": "adamw", "weight_decay": 0.5}, "runtime": {"device": "cpu"}})
+    optimizer = make_run_optimizer(model, config)
+    token_ids = torch.randint(37, (2, 12))
+
+    class Unscored:
+        def batch(self, step: int) -> Batch:
+            return Batch(token_ids, torch.full_like(token_ids, IGNORED))
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    metrics = train_step(model, optimizer, LanguageModeling(), Unscored(), config, TrainingState())
+    assert metrics.gradient_norm is None and metrics.tokens == 24
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

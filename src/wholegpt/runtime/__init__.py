@@ -3,6 +3,7 @@
 from wholegpt.runtime.compilation import COMPILER_ERRORS, compiler_problem, separate_compiled_code
 from wholegpt.runtime.decisions import apply, check_available, decide, without_unavailable
 from wholegpt.runtime.device import choose_device, device_available, synchronize
+from wholegpt.runtime.distributed import Processes, processes
 from wholegpt.runtime.memory import (
     free_memory,
     keep_freed_memory,
@@ -26,6 +27,7 @@ from wholegpt.runtime.threads import check_threads, cores_used_by_others, overlo
 
 __all__ = [
     "COMPILER_ERRORS",
+    "Processes",
     "apply",
     "at_least_float32",
     "check_available",
@@ -48,6 +50,7 @@ __all__ = [
     "mix_seed",
     "overload",
     "peak_bytes",
+    "processes",
     "resident_bytes",
     "return_freed_memory",
     "seed_everything",

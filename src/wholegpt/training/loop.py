@@ -10,7 +10,7 @@ from torch import nn
 
 from wholegpt.errors import NumericsError
 from wholegpt.model import Transformer
-from wholegpt.runtime import compute_in, mix_seed, separate_compiled_code
+from wholegpt.runtime import compute_in, mix_seed, processes, separate_compiled_code
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import Config
 from wholegpt.training.events import Callbacks, StepMetrics
@@ -69,7 +69,8 @@ def train_step(
     """Do optimizer step ``state.step`` (from 0): gradients of the mean over all its terms, clipped, then the update.
 
     Each micro-batch adds its sum of terms divided by the whole step's count (E8), so that any split gives the gradient
-    of the whole batch, up to rounding. Callbacks see ``before_update`` with the gradients present.
+    of the whole batch, up to rounding. Callbacks see ``before_update`` with the gradients present. A batch without
+    terms trains nothing: its loss is NaN, and there is no update.
     """
     started, step = time.perf_counter(), state.step
     model.train()
@@ -77,6 +78,9 @@ def train_step(
     rate = learning_rate(step, config.training.steps, config.optimizer, config.schedule)
     set_learning_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
+    if not objective.count(batch):
+        seconds = time.perf_counter() - started
+        return StepMetrics(math.nan, rate, None, batch.token_ids.numel(), seconds)
     half = config.precision.dtype is Dtype.float16
     scale = state.loss_scale.value if half else 1.0
     metrics = accumulate_gradients(model, objective, batch, config, step, scale)
@@ -104,25 +108,34 @@ def accumulate_gradients(
 ) -> dict[str, float]:
     """Add ``scale`` times the gradient of the step's mean loss, micro-batch by micro-batch; return the step's metrics.
 
-    Random numbers (dropout) are seeded by (seed, step, first row), so that none need to be stored.
+    Each process of the run computes its share of the rows, and all get the sum of the gradients. Random numbers
+    (dropout) are seeded by (seed, step, first row), so that none need to be stored.
     """
     device, dtype = batch.token_ids.device, config.precision.dtype
     length = batch.token_ids[0].numel()  # less than the model's context where a step's windows are cut
     micro = config.training.micro_batch_size * config.model.context_length
     rows = max(1, micro // length) if micro else len(batch)
-    count = max(objective.count(batch), 1)
+    count, here = max(objective.count(batch), 1), processes()
+    first, last = here.share(len(batch))
     sums: dict[str, tuple[float, float]] = {}
-    for start in range(0, len(batch), rows):
+    for start in range(first, last, rows):
         torch.manual_seed(mix_seed(config.runtime.seed, step, start))
         with compute_in(dtype, device):
-            some = batch.rows(start, start + rows)
-            terms = objective(model, some)
+            terms = objective(model, batch.rows(start, min(start + rows, last)))
             share = terms.total / count
         (share * scale if scale != 1 else share).backward()
         for name, (value, number) in terms.metrics.items():
             before, counted = sums.get(name, (0.0, 0.0))
             sums[name] = before + float(value), counted + number
-    return {name: value / number if number else 0.0 for name, (value, number) in sums.items()}
+    here.sum_gradients(list(model.parameters()))
+    names = here.agree(sorted(sums))
+    pairs = [sums.get(name, (0.0, 0.0)) for name in names]
+    values = here.sum_values([value for value, _ in pairs], device)
+    numbers = here.sum_values([number for _, number in pairs], device)
+    return {
+        name: value / number if number else 0.0
+        for name, value, number in zip(names, values, numbers, strict=True)
+    }
 
 
 def clip_gradients(model: nn.Module, limit: float, scale: float) -> float:
