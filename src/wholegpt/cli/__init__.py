@@ -14,7 +14,7 @@ import cyclopts
 
 from wholegpt import __version__
 from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
-from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, program_name
+from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, SettingsHelp, program_name
 from wholegpt.console import discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, WholeGPTError, shortened
 from wholegpt.interrupts import end_process
@@ -38,6 +38,9 @@ EXTRAS = {
 }
 """Modules that are installed only when asked for, and what to ask for."""
 FEWEST_COLUMNS = 20
+HELP_ALL = "--help-all"
+REPLACED = {"-": LONE_HYPHEN, HELP_ALL: "--help"}
+"""Tokens that the parser gets in place of others."""
 LONGEST_NAME = 200
 """Characters of a path in an error of the operating system."""
 
@@ -81,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_working_directory()
         if any("\0" in token for token in tokens):
             raise ConfigError("an argument holds a NUL character, which no path and no setting can")
-        parsed = [LONE_HYPHEN if token == "-" else token for token in tokens]
+        SettingsHelp.everything = HELP_ALL in tokens
+        parsed = [REPLACED.get(token, token) for token in tokens]
         make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
         write_output("", end="")  # flushes what was printed, so that a full disk is reported
     except cyclopts.CycloptsError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
-from cyclopts import App, Parameter, Token
+from cyclopts import App, Group, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
 from wholegpt.console import Console, write_output
@@ -85,8 +85,41 @@ def _with_hyphen(token: Token) -> Token:
 
 ReadingOptions = Annotated[Reading, Parameter(name="*", group="Reading text")]
 CommonOptions = Annotated[Common, Parameter(name="*", group="Everywhere")]
+COMMON_SETTINGS = {
+    *("model.architecture", "model.context-length", "model.n-layers", "model.d-model", "model.n-heads"),
+    *("tokenizer.kind", "tokenizer.vocab-size"),
+    *("finetuning.text-columns", "finetuning.label-column", "lora.rank"),
+    *("training.steps", "training.epochs", "training.batch-size", "optimizer.learning-rate"),
+    *("evaluation.every", "checkpointing.every", "logging.sample-prompt"),
+}
+"""The settings that `--help` shows."""
+
+
+class SettingsHelp:
+    """Shows the common settings only, unless ``everything`` is set for `--help-all`."""
+
+    everything: ClassVar[bool] = False
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        """Draw the panel of settings."""
+        from cyclopts.help import DefaultFormatter
+
+        if not SettingsHelp.everything:
+            common = [one for one in panel.entries if one.names[0].removeprefix("--") in COMMON_SETTINGS]
+            panel = panel.copy(entries=common)
+        DefaultFormatter()(console, options, panel)
+
+
 Settings = Annotated[
-    Config, Parameter(name="*", group="Settings (shown: the defaults; a recipe has its own)")
+    Config,
+    Parameter(
+        name="*",
+        group=Group(
+            "Settings",
+            "Any setting of a recipe; the defaults shown are those without a recipe. `--help-all` lists all of them.",
+            help_formatter=SettingsHelp(),
+        ),
+    ),
 ]
 
 
