@@ -99,7 +99,7 @@ def test_tokenizers_that_normalize_text_say_so(tmp_path: Path) -> None:
 def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) -> None:
     before = CheckpointStore(run_folder).last_good()
     message = fails("train", run_folder / "data", "--out", run_folder, "--overwrite", *TINY)
-    assert "which the run is to be trained on; name another --out" in message
+    assert "which the run trains on; name another --out" in message
     assert CheckpointStore(run_folder).last_good() == before
 
 

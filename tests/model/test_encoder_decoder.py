@@ -189,7 +189,7 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     alone, beside = lm.generate("ab", **settings), lm.generate_all(["ab", long], **settings)
     assert beside[0].token_ids == alone.token_ids and len(alone.token_ids) == 8
     assert len(beside[1].token_ids) < 8  # each has the room that its own source leaves
-    with pytest.raises(DataError, match="which holds what is written too; shorten it"):
+    with pytest.raises(DataError, match="which must hold the target, too; shorten it"):
         lm.generate(long + "abab", console=QUIET)
     with pytest.raises(DataError, match="the source is empty"):
         lm.generate(" ", console=QUIET)

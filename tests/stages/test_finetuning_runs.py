@@ -588,7 +588,7 @@ def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path)
     data = animals(tmp_path / "a.csv", 20)
     with pytest.raises(ConfigError, match="is fine-tuned for classification already"):
         finetune(classifier, data, "classification", tmp_path / "run")
-    with pytest.raises(RunError, match="which the run begins from"):
+    with pytest.raises(RunError, match="which the run starts from"):
         api.finetune(
             base, data, task="classification", config=settings(), out=base, overwrite=True, console=QUIET
         )

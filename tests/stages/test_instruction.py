@@ -530,7 +530,7 @@ def test_special_tokens_are_never_part_of_an_answer() -> None:
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instructions, "MOST_WRITTEN", 12)
+    monkeypatch.setattr(instructions, "MOST_GENERATED_TOKENS", 12)
 
 
 def test_resumed_it_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:

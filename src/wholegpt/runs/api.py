@@ -1,4 +1,4 @@
-"""What `import wholegpt` does with runs: train, plan, fine-tune, resume."""
+"""The Python interface to runs: train, plan, finetune, resume."""
 
 import contextlib
 import dataclasses
@@ -50,13 +50,13 @@ def train(
 ) -> Run[TextScore]:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
 
-    A source is a name, never the text itself: write that to a file first.
+    A source is a path or a name, never the text itself.
 
-    Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``
-    the model and its training are planned to take that long, everything included, from now or from ``started``
-    (of ``time.monotonic``), and ``config`` may only differ in the rest. The run is written to ``out``
-    (``runs/NAME`` unless given). ``max_seconds`` stops early, resumably. Raises ``RunError`` if ``out`` holds a
-    run and ``overwrite`` is not set.
+    Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``, model
+    and training are planned so that everything takes that long, from now or from ``started`` (of ``time.monotonic``);
+    ``config`` may then only change settings that the plan does not decide. The run is written to ``out`` (default:
+    ``runs/NAME``). ``max_seconds`` stops early; ``resume`` continues. Raises ``RunError`` if ``out`` has a run and
+    ``overwrite`` is not set.
     """
     check_max_seconds("max_seconds", max_seconds)
     budget = None if minutes is None else Budget(minutes, started)
@@ -89,13 +89,13 @@ def finetune(
     max_seconds: float | None = None,
     console: Console | None = None,
 ) -> Run[Any]:
-    """Adapt a trained model to a task: classification, entailment, similarity, choice, instruct, or more pretraining.
+    """Fine-tune a trained model: classification, entailment, similarity, choice, instruct, or continued pretraining.
 
-    ``data`` are the training examples, a table (.csv, .tsv, .jsonl, .json); ``validation`` the held-out ones, a share
-    of the training ones unless given. For pretraining ``data`` is text, as for ``train``. Settings come from
-    ``config``, or from the ``recipe`` (finetune, or instruct, unless given). The run is written to ``out``
-    (``runs/NAME-TASK`` unless given), and whatever it needs with it. Raises ``DataError`` for examples that do not fit
-    the task.
+    ``data`` is a table of training examples (.csv, .tsv, .jsonl, .json, .parquet), ``validation`` one of held-out
+    examples (default: a share of the training examples). For pretraining, ``data`` is text, as for ``train``. Settings
+    come from ``config``, or from the ``recipe`` (default: finetune, or instruct). The run is written to ``out``
+    (default: ``runs/NAME-TASK``) with everything that it needs. Raises ``DataError`` for examples that do not fit the
+    task.
     """
     check_max_seconds("max_seconds", max_seconds)
     console = console or Console()
@@ -128,12 +128,12 @@ def plan(
     started: float | None = None,
     console: Console | None = None,
 ) -> Plan:
-    """What ``train`` with these ``minutes`` would do, without doing it.
+    """Return what ``train`` would do with these ``minutes``, without training.
 
-    The text and this machine are measured for some seconds; the process is planned to fill at most ``memory``
-    bytes. With a ``machine`` described, which has a memory of its own, only the text is measured, and without
-    ``sources`` nothing: the plan is for English prose. Raises ``ConfigError`` for what a plan decides itself,
-    a time too short and a memory too small, ``DataError`` for a text too small to plan for.
+    The text and this machine are measured for some seconds; the process may use at most ``memory`` bytes. For another
+    ``machine``, which has a memory of its own, only the text is measured; without ``sources``, the plan is for English
+    prose. Raises ``ConfigError`` for settings that a plan decides itself, and for too little time or memory;
+    ``DataError`` for too little text.
     """
     budget, console = Budget(minutes, started), console or Console()
     chosen = _with_sources(config or Config(), sources)
@@ -154,7 +154,7 @@ def plan(
 
 
 def _checked_type(config: Config | None) -> Config | None:
-    """``config``; raises ``ConfigError`` for anything but settings."""
+    """Return ``config``. Raises ``ConfigError`` if it is not a ``Config``."""
     if config is not None and not isinstance(config, Config):
         raise ConfigError(
             f"config is of type {type(config).__name__}; make settings of it by wg.configure(...)"
@@ -177,10 +177,10 @@ def resume(
     allow_different_numerics: bool = False,
     console: Console | None = None,
 ) -> Run[Any]:
-    """Go on with a run that was stopped, to the same weights, bit for bit, as if it never had been.
+    """Continue a run that was stopped. The weights at its end are bit for bit those of a run without a stop.
 
-    Raises ``NumericsError`` where a recorded choice (dtype, threads, processor, PyTorch) is not
-    available here, unless ``allow_different_numerics``.
+    Raises ``NumericsError`` if a recorded choice (dtype, threads, processor, PyTorch) is not available here, unless
+    ``allow_different_numerics`` is set.
     """
     check_max_seconds("max_seconds", max_seconds)
     console = console or Console()
@@ -192,13 +192,13 @@ def resume(
 
 
 def _accept_numerics(path: Path, allow_different_numerics: bool, console: Console) -> None:
-    """Raise ``NumericsError`` where the recorded numerics are not available; or record others, where allowed."""
+    """Raise ``NumericsError`` if the recorded numerics are not available; if it is allowed, record others instead."""
     config = recorded_config(path)
     problems = runtime.check_available(config, read_lineage(path).get("machine", {}))
     if problems and not allow_different_numerics:
         raise NumericsError(
-            f"{path}: cannot go on bit for bit: {'; '.join(problems)}; "
-            "--allow-different-numerics goes on all the same"
+            f"{path}: cannot continue bit for bit: {'; '.join(problems)}; "
+            "--allow-different-numerics continues with other numerics"
         )
     if problems:
         console.warn(f"continuing with different numerics: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""Two models on the same text or examples, and what a model is measured on."""
+"""Comparison of two models on the same text or examples, and the choice of the data to evaluate a model on."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +20,9 @@ def compare(
     console: Console | None = None,
     **settings: Any,
 ) -> dict[str, Difference]:
-    """Two models on the same text, or the same file of examples: each figure of both, and how certain its difference.
+    """Compare two models on the same text or file of examples: each figure of both, and the interval of its difference.
 
-    ``settings`` are those of ``evaluate``, or of ``evaluate_task`` where the one source is a file of examples.
+    ``settings`` are those of ``evaluate``, or of ``evaluate_task`` if the source is a file of examples.
     """
     check_sources(sources)
     reading = reading_of(settings)
@@ -41,13 +41,13 @@ def compare(
 
 
 def reading_of(settings: Mapping[str, Any]) -> Reading:
-    """Those of the settings of an evaluation that say how tables are read."""
+    """Return the settings of an evaluation that say how tables are read."""
     names = ("encoding", "on_bad_text", "on_bad_line")
     return Reading(**{name: settings[name] for name in names if name in settings})
 
 
 def answers_examples(lm: LanguageModel, *sources: str | Path, reading: Reading) -> bool:
-    """Whether a model is measured on examples, not on text: by its head, or by its answers to questions in a table."""
+    """Return whether a model is evaluated on examples (by its head, or its answers to questions), not on text."""
     if lm.task or not sources:
         return lm.task is not None or lm.chat_template is not None
     path = Path(sources[0])
@@ -60,7 +60,7 @@ def answers_examples(lm: LanguageModel, *sources: str | Path, reading: Reading) 
 
 
 def task_file(*sources: str | Path, text_field: str | None = None, encoding: str = "utf-8") -> bool:
-    """Whether the sources are one file of examples. Raises ``DataError`` where there are other sources besides."""
+    """Return whether the source is a file of examples. Raises ``DataError`` if there are other sources besides it."""
     tasks = [source for source in sources if is_task_file(Path(source), text_field or "", encoding)]
     if tasks and len(sources) > 1:
         raise DataError(

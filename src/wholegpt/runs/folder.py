@@ -1,4 +1,4 @@
-"""A run's folder: what it records of itself, and whether it may be written."""
+"""The folder of a run: its records, and the rules for writing into it."""
 
 import contextlib
 import os
@@ -44,7 +44,7 @@ PLAN = "plan.json"
 COMPANIONS = "companions"
 """The folder of frozen models that a run's objective needs."""
 LONGEST_NAME = 180
-"""Bytes of the name of a run's folder; systems allow 255, and locks and temporary folders have longer names."""
+"""Most bytes of the name of a run's folder. Systems allow 255; the names of locks and temporary folders are longer."""
 RUN_FILES = (
     *("config.yaml", "lineage.json", "tokenizer.json", CHAT_TEMPLATE, PLAN, *FORGETTING_FILES),
     *("metrics.jsonl", "checkpoints.json", "report.html", "result.json"),
@@ -53,7 +53,7 @@ RUN_FILES = (
     *(f"{COMPANIONS}/*/{name}" for name in MODEL_FILES),
     f"{ROLLOUTS}/{ROLLOUT_PATTERN}",
 )
-"""Patterns of the files that a run consists of; whatever else lies in its folder is somebody's, and kept."""
+"""Patterns of the files of a run. Any other file in its folder belongs to the user and is kept."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def run_examples(path: Path) -> Path:
 
 
 def recorded_config(path: Path) -> Config:
-    """The settings of the run at ``path``, checked. Raises ``RunError`` where there is none."""
+    """Return the settings of the run at ``path``, checked. Raises ``RunError`` if there is no run."""
     if not path.exists():
         recover_unlocked(path)
     if not (path / "config.yaml").exists():
@@ -122,7 +122,7 @@ def recorded_config(path: Path) -> Config:
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
-    """A run's ``lineage.json``. Raises ``RunError`` when it cannot be read."""
+    """Return a run's ``lineage.json``. Raises ``RunError`` if it cannot be read."""
     try:
         lineage = read_json(path / "lineage.json")
     except (OSError, ValueError) as error:
@@ -161,12 +161,12 @@ def lineage_of(
 
 
 def check_free(folder: Path, config: Config, overwrite: bool) -> None:
-    """Raise ``RunError`` where a run in ``folder`` would overwrite something that it may not."""
+    """Raise ``RunError`` if a run in ``folder`` would overwrite something that it may not."""
     settings = config.finetuning
     trained_on = [source for source in (*config.data.source, settings.data, settings.validation) if source]
     for source, use in [
-        *((one, "is to be trained on") for one in trained_on),
-        (settings.model, "begins from"),
+        *((one, "trains on") for one in trained_on),
+        (settings.model, "starts from"),
     ]:
         if source and Path(source).resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{folder}: holds {source}, which the run {use}; name another --out")
@@ -181,15 +181,15 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
 
 
 def _shortened(name: str) -> str:
-    """The beginning of a name that is too long for a folder with others beside it."""
+    """Return the first ``LONGEST_NAME`` bytes of a name."""
     return os.fsdecode(os.fsencode(name)[:LONGEST_NAME])
 
 
 @contextlib.contextmanager
 def new_folder(out: Path | None, name: str, config: Config, overwrite: bool) -> Iterator[Path]:
-    """The folder of a new run, locked within the block: ``out``, or a new one called ``name``.
+    """Yield the folder of a new run, locked within the block: ``out``, or a new folder called ``name``.
 
-    Raises ``RunError`` where the run would overwrite something that it may not.
+    Raises ``RunError`` if the run would overwrite something that it may not.
     """
     with lock_folder(out, "train") if out else claim_name(Path("runs") / _shortened(name), "train") as folder:
         check_free(folder, config, overwrite)
@@ -197,7 +197,7 @@ def new_folder(out: Path | None, name: str, config: Config, overwrite: bool) -> 
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """``config`` whose paths are absolute, so that it means the same in every folder."""
+    """Return ``config`` with absolute paths, so that it means the same in every working directory."""
     data, finetuning = config.data, config.finetuning
     return replace(
         config,
@@ -218,9 +218,9 @@ def _absolute_source(source: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """``path`` from the root on, if it exists; else as given, so that errors quote what was typed.
+    """Return the absolute path, if it exists; otherwise ``path``, so that errors quote what the user typed.
 
-    Links stay, but for ``..``, which may be behind one.
+    Links are kept, unless ``path`` has ``..``, which may follow one.
     """
     if path in ("", STANDARD_INPUT) or not exists(path):
         return path

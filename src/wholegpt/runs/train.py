@@ -40,7 +40,7 @@ S = TypeVar("S", bound=Score)
 
 @dataclass(frozen=True)
 class Run(Generic[S]):
-    """A training run on disk, and how it ended."""
+    """A training run on disk, and its results."""
 
     path: Path
     config: Config

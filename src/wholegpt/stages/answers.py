@@ -25,7 +25,7 @@ from wholegpt.settings.schema import GenerationConfig
 from wholegpt.stages.prediction import TOKENS_AT_ONCE
 from wholegpt.tokenizers import Tokenizer
 
-MOST_WRITTEN = 200
+MOST_GENERATED_TOKENS = 200
 """Tokens of a generated answer in an evaluation."""
 NEVER = -1e6
 """Added to the logit of a token that must not be generated."""
@@ -34,40 +34,40 @@ MEANS = {"nats_per_answer": "nats", "stopped": "stopped", "empty": "empty"}
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """The cross-entropy of answers, and of the token that ends each."""
+    """The cross-entropy of answers, including the token that ends each of them."""
 
     nats_per_token: float
     perplexity: float
     tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the figures as plain values."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class FittedConversation:
-    """A conversation, and what of it a model sees."""
+    """A conversation, and the part of it that fits into the context."""
 
     messages: Conversation
     encoded: EncodedConversation
     cut: bool
-    """Whether some of it is beyond the context."""
+    """Whether a part of the conversation is beyond the context."""
     asked: int
-    """Messages before the last answer that begins within the context."""
+    """Number of messages before the last answer that starts within the context."""
 
     @property
     def question(self) -> Conversation:
-        """What that answer answers."""
+        """Return the messages before that answer."""
         return self.messages[: self.asked]
 
 
 def fit_conversations(
     conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, context_length: int
 ) -> list[FittedConversation]:
-    """Each in at most τ + 1 tokens: what is beyond is left out, and a conversation that has no answer left is too.
+    """Cut conversations to at most τ + 1 tokens, and drop those that have no answer left.
 
-    Raises ``DataError`` where none is left.
+    Raises ``DataError`` if none is left.
     """
     most, fitted = context_length + 1, list[FittedConversation]()
     for one in conversations:
@@ -93,7 +93,7 @@ def _last_begun(
     tokenizer: Tokenizer,
     context_length: int,
 ) -> int:
-    """Which of the ``places`` of answers is the last with a beginning within the context; the first in any case."""
+    """Return the last of the ``places`` of answers that starts within the context, or the first place if none does."""
 
     def begins(number: int) -> bool:
         before = messages[: places[number]]
@@ -104,7 +104,7 @@ def _last_begun(
 
 @torch.inference_mode()
 def answer_nats(model: TokenModel, conversations: Sequence[EncodedConversation], dtype: Dtype) -> np.ndarray:
-    """−ln p of the answers of each conversation, their ends included, in nats, shape (N,)."""
+    """Return −ln p of the answers of each conversation, including their ends, in nats; shape (N,)."""
     found = np.zeros(len(conversations))
     lengths = [len(one.token_ids) for one in conversations]
     for chunk in batches_of(lengths, TOKENS_AT_ONCE):
@@ -127,7 +127,7 @@ def answers(
     console: Console,
     emit: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
-    """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
+    """Generate answers. Each ends with the template's end of a turn and has no other special token."""
     prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
     chosen = answering(config, template, tokenizer)
     configs = [with_room(model, prompt, chosen) for prompt in prompts]
@@ -135,9 +135,9 @@ def answers(
 
 
 def with_room(model: TokenModel, prompt_ids: Sequence[int], config: GenerationConfig) -> GenerationConfig:
-    """``config`` with no more tokens than an encoder–decoder, whose source stays, has room for.
+    """Return ``config`` with at most as many tokens as an encoder-decoder's context leaves beside the source.
 
-    Raises ``DataError`` for a source that leaves none.
+    Raises ``DataError`` for a source that leaves no room.
     """
     if not isinstance(model, EncoderDecoder):
         return config
@@ -145,7 +145,7 @@ def with_room(model: TokenModel, prompt_ids: Sequence[int], config: GenerationCo
     if room < 1:
         raise DataError(
             f"the source has {len(prompt_ids):,} tokens, and the model's context is {model.context_length:,}, which "
-            "holds what is written too; shorten it"
+            "must hold the target, too; shorten it"
         )
     return replace(config, max_tokens=min(config.max_tokens, room), min_tokens=min(config.min_tokens, room))
 
@@ -153,10 +153,10 @@ def with_room(model: TokenModel, prompt_ids: Sequence[int], config: GenerationCo
 def fitting_turns(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, context_length: int, room: int
 ) -> list[Message]:
-    """A conversation without its oldest turns, as far as an answer of ``room`` tokens needs their place.
+    """Return a conversation without its oldest turns, so that an answer of ``room`` tokens fits into the context.
 
-    The system's message and the last question stay. Takes time in proportion to what is kept, however long the
-    conversation is. Raises ``DataError`` where these alone are beyond the context.
+    The system message and the last question are kept. The time is proportional to the turns that are kept. Raises
+    ``DataError`` if the system message and the question alone are beyond the context.
     """
     system = [one for one in messages[:1] if one.role == "system"]
     turns = messages[len(system) :]
@@ -177,9 +177,9 @@ def fitting_turns(
 
 
 def last_that(holds: Callable[[int], bool], most: int) -> int | None:
-    """The largest number from 0 to ``most`` for which ``holds`` is true, where it is true up to there and not beyond.
+    """Return the largest number from 0 to ``most`` for which ``holds`` is true; it must be true for all smaller ones.
 
-    None where it is not even for 0. Asks of no number beyond twice the one that it finds, and one.
+    Returns None if there is none. Never calls ``holds`` with more than twice the result plus one.
     """
     low, high = -1, 0
     while high <= most and holds(high):
@@ -192,7 +192,7 @@ def last_that(holds: Callable[[int], bool], most: int) -> int | None:
 
 
 def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Tokenizer) -> GenerationConfig:
-    """``config`` for answers: their end ends them, and the template's other special tokens are never written."""
+    """Return ``config`` for answers: the end of a turn stops them; other special tokens of the template are excluded."""
     others = [tokenizer.id_of(name) for name in template.special_tokens if name != template.end_of_turn]
     never = {token_id for token_id in others if token_id is not None} - tokenizer.end_ids
     bias = (*config.logit_bias, *((token_id, NEVER) for token_id in sorted(never)))
@@ -209,7 +209,7 @@ def evaluate_answers(
     dtype: Dtype,
     console: Console,
 ) -> TaskScore:
-    """``score_answers`` of conversations, without those that have no answer within the context, which is said."""
+    """Evaluate the answers of conversations; leave out those without an answer in the context, with a warning."""
     fitted = fit_conversations(conversations, template, tokenizer, model.context_length)
     if len(fitted) < len(conversations):
         console.warn(
@@ -227,22 +227,22 @@ def score_answers(
     dtype: Dtype,
     console: Console,
 ) -> TaskScore:
-    """The loss of all answers, and what the model answers to the last question itself, the likeliest token each time.
+    """Evaluate the loss of all answers, and greedily generated answers to the last question of each conversation.
 
-    At most ``MOST_WRITTEN`` tokens are written; what has not ended then counts as not ended.
+    At most ``MOST_GENERATED_TOKENS`` tokens are generated; a longer answer counts as not stopped.
 
-    ``median_length_ratio`` is the median of their tokens over that of the references'. BLEU and ROUGE of those against
-    the given ones come with them where sacreBLEU and rouge-score are installed.
+    ``median_length_ratio`` is the median length of generated answers, in tokens, divided by that of the references. If
+    sacreBLEU and rouge-score are installed, BLEU and ROUGE are computed, too.
     """
     nats = answer_nats(model, [one.encoded for one in conversations], dtype)
     check_numbers(nats, "answers")
-    config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
+    config = GenerationConfig(max_tokens=MOST_GENERATED_TOKENS, temperature=0.0)
     questions = [one.question for one in conversations]
-    written = answers(model, tokenizer, template, questions, config, console)
+    generated = answers(model, tokenizer, template, questions, config, console)
     overlap = all(importlib.util.find_spec(name) for name in Generation.needs)
     records = [
         {"line": line, "nats": float(loss), **_record(one, answer, tokenizer, overlap)}
-        for line, (one, loss, answer) in enumerate(zip(conversations, nats, written, strict=True), 1)
+        for line, (one, loss, answer) in enumerate(zip(conversations, nats, generated, strict=True), 1)
     ]
     with console.working("resampling for the intervals"):
         lengths = [np.array([one[name] for one in records]) for name in ("tokens", "reference_tokens")]
@@ -260,7 +260,7 @@ def score_answers(
 
 
 def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, overlap: bool) -> Record:
-    """What became of a conversation's question."""
+    """Return the record of one conversation."""
     asked = one.question
     reference, text = one.messages[one.asked].content, answer.text.strip()
     return {

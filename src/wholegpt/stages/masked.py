@@ -51,7 +51,7 @@ class MaskedPretraining(Pretraining):
         if wanted < len(starts):
             starts = starts[np.unique(np.linspace(0, len(starts) - 1, wanted).round().astype(int))]
         counts = np.concatenate(
-            [self._found(model, starts[rows], length, device) for rows in _batches(starts, length)]
+            [self._evaluate_windows(model, starts[rows], length, device) for rows in _batches(starts, length)]
         )
         hidden, right, nats = counts.T
         if not whole:
@@ -63,10 +63,10 @@ class MaskedPretraining(Pretraining):
         }
         return TaskScore("masked tokens", int(hidden.sum()), 0, metrics, {}, 0, [])
 
-    def _found(
+    def _evaluate_windows(
         self, model: Encoder, starts: np.ndarray, length: int, device: torch.device
     ) -> Float[np.ndarray, "B 3"]:
-        """Of windows: how many tokens were hidden, how many of them are the likeliest, and the nats of all."""
+        """Return for each window the numbers of masked tokens and of correct predictions, and the sum of the nats."""
         windows = np.stack([self.data.validation.read(int(start), length) for start in starts])
         seen, targets = hide_tokens(
             torch.from_numpy(windows).long(), self.tokenizer, mix_seed(0, int(starts[0]))

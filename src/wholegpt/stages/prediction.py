@@ -1,4 +1,4 @@
-"""What a fine-tuned model answers, and how well.
+"""Predictions of a model with a head, and their evaluation.
 
 Shapes: N examples, O outputs.
 """
@@ -30,17 +30,17 @@ MEANS = {"accuracy": "correct", "nats_per_example": "nats"}
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one example."""
+    """The prediction for one example."""
 
     texts: tuple[str, ...]
-    """What was read: a text, or two; of choices the context and the answers."""
+    """The input: one text, or two; for choices the context and the answers."""
     label: str | float
-    """The likeliest label or answer; or the score."""
+    """The most likely label or answer, or the score."""
     probabilities: dict[str, float]
-    """Of each label or answer; none where the answer is a score."""
+    """Of each label or answer; empty for a score."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; a single text is ``text``."""
+        """Return plain values; a single text is called ``text``."""
         texts = {"text": self.texts[0]} if len(self.texts) == 1 else {"texts": list(self.texts)}
         if isinstance(self.label, float):
             return {**texts, "score": self.label}
@@ -51,7 +51,7 @@ class Prediction:
 def outputs_of(
     model: TaskModel, examples: Sequence[EncodedExample], task: Task, dtype: Dtype, console: Console
 ) -> Float[np.ndarray, "N O"]:
-    """ln p of each class or answer, or the scores; what was read together does not change them but in rounding."""
+    """Return ln p of each class or answer, or the scores. Other examples in the batch change only the rounding."""
     device = model.device
     rows: dict[int, np.ndarray] = {}
     tokens = [len(one.sequences) * max(map(len, one.sequences)) for one in examples]
@@ -76,12 +76,12 @@ def predict(
     dtype: Dtype,
     console: Console,
 ) -> list[Prediction]:
-    """The answer to each example, given by the texts of its sequences."""
+    """Predict each example, given by the texts of its sequences."""
     examples = [encode_example(one, tokenizer, model.context_length) for one in parts]
     if cut := sum(one.cut > 0 for one in examples):
         console.warn(
             f"{cut:,} of {len(examples):,} examples are longer than the model's context of "
-            f"{model.context_length:,} tokens; they were read without the ends of their longest texts"
+            f"{model.context_length:,} tokens; the ends of their longest texts were cut off"
         )
     outputs = outputs_of(model, examples, task, dtype, console)
     check_numbers(outputs, "outputs")
@@ -96,7 +96,7 @@ def evaluate_head(
     dtype: Dtype,
     console: Console,
 ) -> TaskScore:
-    """How good a model's answers to some examples are."""
+    """Evaluate a model with a head on examples."""
     encoded = [encode_example(one.parts, tokenizer, model.context_length) for one in examples]
     outputs = outputs_of(model, encoded, task, dtype, console)
     check_numbers(outputs, "outputs")
@@ -110,7 +110,7 @@ def score_predictions(
     encoded: Sequence[EncodedExample],
     outputs: Float[np.ndarray, "N O"],
 ) -> TaskScore:
-    """How good the ``outputs`` for some examples are, with intervals, and what became of each example."""
+    """Compute the metrics of ``outputs`` with confidence intervals, and a record of each example."""
     records = [
         {"line": line, "truncated": one.cut > 0, **_record(task, example, row)}
         for line, (example, one, row) in enumerate(zip(examples, encoded, outputs, strict=True), 1)
@@ -133,7 +133,7 @@ def _texts(task: Task, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _names(task: Task, texts: Sequence[str]) -> Sequence[str]:
-    """What each output stands for: a label, or one of the answers after the context."""
+    """Return the name of each output: a label, or one of the answers after the context."""
     return task.labels or texts[1:]
 
 
@@ -147,7 +147,7 @@ def _prediction(task: Task, parts: Sequence[Sequence[str]], row: Float[np.ndarra
 
 
 def _record(task: Task, example: TaskExample, row: Float[np.ndarray, " O"]) -> Record:
-    """What became of an example: its texts, truth and answer."""
+    """Return the record of an example: its texts, label and prediction."""
     known = {"texts": list(_texts(task, example.parts))}
     if task.scores:
         score, expected = float(example.target), float(row[0])

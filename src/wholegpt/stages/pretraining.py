@@ -70,7 +70,7 @@ class Forgetting:
         return cls(before, _score(model, text, tokenizer, config))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; ``nats_per_token`` is what was lost, of a token of the old text."""
+        """Return plain values; ``nats_per_token`` is the increase of the loss on the parent's text."""
         lost = self.after.nats_per_token - self.before.nats_per_token
         return {"nats_per_token": lost, "before": self.before.to_json(), "after": self.after.to_json()}
 
@@ -81,7 +81,7 @@ def _score(model: TokenModel, text: TokenShards, tokenizer: Tokenizer, config: C
 
 
 def metadata_of(data: PreparedData) -> ModelMetadata:
-    """What a model that is trained on ``data`` can be asked for, and what its texts start from."""
+    """Return the metadata of a model trained on ``data``: its control codes and start text."""
     return ModelMetadata(data.manifest.control, start_text=data.start_text)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning for tasks (Radford et al. 2018, section 3.2): what is minimised, and what is predicted.
+"""Fine-tuning for tasks (Radford et al. 2018, section 3.2): the loss, and the forward pass with a head.
 
 Shapes: B examples, C sequences of each, T positions, D model width, O outputs.
 """
@@ -18,8 +18,8 @@ from wholegpt.training.objectives import Terms
 class TaskObjective:
     """E11: L = L_task + λ·L_LM; a term is an example.
 
-    L_task is −ln p of the right class or answer in nats, or the squared error of a score; L_LM the mean of the nats a
-    token of its sequences, and of those the mean.
+    L_task is −ln p of the right class or answer in nats, or the squared error of a score; L_LM the mean over
+    its sequences of the mean nats per token.
     """
 
     unit = "loss"
@@ -31,12 +31,12 @@ class TaskObjective:
         scores: bool = False,
         class_weights: Float[Tensor, " O"] | None = None,
     ) -> None:
-        """``language_modeling`` is λ; ``scores`` says that targets are numbers."""
+        """``language_modeling`` is λ. With ``scores``, targets are real numbers instead of classes."""
         self.task, self.language_modeling = task, language_modeling
         self.scores, self.class_weights = scores, class_weights
 
     def count(self, batch: TaskBatch) -> int:
-        """Examples."""
+        """Return the number of examples."""
         return len(batch)
 
     def __call__(self, model: nn.Module, batch: TaskBatch) -> Terms:
@@ -58,12 +58,12 @@ class TaskObjective:
 def read(
     model: TaskModel, batch: TaskBatch, task: TaskKind
 ) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "B O"]]:
-    """The hidden states of all N = B·C sequences, and the head's outputs."""
+    """Return the hidden states of all N = B·C sequences, and the outputs of the head."""
     token_ids = batch.token_ids.flatten(0, 1)
-    if isinstance(model, Encoder):  # which would see what fills a row up
-        places = torch.arange(token_ids.shape[1], device=token_ids.device)
-        documents = (places > batch.last.flatten()[:, None]).long()
-        segments = (places >= batch.second.flatten()[:, None]).long()
+    if isinstance(model, Encoder):  # which would attend to padding
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        documents = (positions > batch.last.flatten()[:, None]).long()
+        segments = (positions >= batch.second.flatten()[:, None]).long()
         hidden = model.hidden_states(token_ids, documents=documents, segments=segments)
     else:
         hidden = model.hidden_states(token_ids)
@@ -72,7 +72,7 @@ def read(
 
 
 def next_tokens(batch: TaskBatch) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"]]:
-    """What each position should predict, and what it counts: 1 for an example, alike for its sequences and tokens."""
+    """Return the target and the weight of each position; the weights of an example's sequences and tokens sum to 1."""
     token_ids, last = batch.token_ids.flatten(0, 1), batch.last.flatten()
     targets = token_ids.roll(-1, dims=1)
     real = torch.arange(token_ids.shape[1], device=token_ids.device) < last[:, None]

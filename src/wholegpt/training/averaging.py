@@ -1,4 +1,4 @@
-"""A running average of the weights (Polyak and Juditsky 1992), kept beside the optimiser's own state."""
+"""A running average of the weights (Polyak and Juditsky 1992), kept in the optimizer's state."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ import torch
 from wholegpt.training.optimizers import parameters_of
 
 AVERAGE = "average"
-"""Its name in the optimiser's state of each parameter."""
+"""The name of the average in the optimizer's state of a parameter."""
 
 
 @torch.no_grad()
 def update_average(optimizer: torch.optim.Optimizer, decay: float, step: int) -> None:
-    """w̄ ← β·w̄ + (1 − β)·w for every parameter, after optimiser step ``step`` (from 1).
+    """Update the averages, w̄ ← β·w̄ + (1 − β)·w, after optimizer step ``step`` (from 1).
 
-    β = min(``decay``, (1 + step)/(10 + step)), so that the first, poor weights are soon forgotten.
+    β = min(``decay``, (1 + step)/(10 + step)), so that the average soon forgets the first weights.
     """
     beta = min(decay, (1 + step) / (10 + step))
     for parameter in parameters_of(optimizer):
@@ -27,9 +27,9 @@ def update_average(optimizer: torch.optim.Optimizer, decay: float, step: int) ->
 
 
 def exchange(optimizer: torch.optim.Optimizer) -> None:
-    """The averages become the weights, and the weights take their place in the state; twice undoes it.
+    """Exchange the weights and their averages; a second call undoes the first.
 
-    Does nothing where no average is kept.
+    Does nothing if no average is kept.
     """
     for parameter in parameters_of(optimizer):
         state = optimizer.state.get(parameter, {})
@@ -39,7 +39,7 @@ def exchange(optimizer: torch.optim.Optimizer) -> None:
 
 @contextlib.contextmanager
 def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """A block in which the model's weights are their averages, where those are kept."""
+    """Use the averages, if they are kept, as the weights within the block."""
     exchange(optimizer)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What happens between steps: metrics, evaluation, samples, checkpoints, stopping, progress."""
+"""Callbacks of training: metrics, evaluation, samples, checkpoints, stopping, progress."""
 
 import json
 import math
@@ -26,23 +26,23 @@ from wholegpt.training.state import Best, TrainingState
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether something done each ``every`` steps, and after the last, is due after ``step`` steps."""
+    """Return whether something that is done every ``every`` steps, and after the last one, is due after ``step``."""
     return step == steps or (every > 0 and step % every == 0)
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object a line, with ``kind`` train, validation or sample."""
+    """The log ``metrics.jsonl``: one JSON object per line, of ``kind`` train, validation or sample."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Add a line; it is on its way to the disk when this returns."""
+        """Append a line; it is flushed to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; lines that hold none, such as a last one that a crash cut short, are left out."""
+        """Return all complete records, without lines that a crash cut short."""
         if not self.path.exists():
             return []
         records: list[dict[str, Any]] = []
@@ -56,20 +56,20 @@ class MetricsLog:
         return records
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``, before a run goes on from there."""
+        """Remove the records after ``step``, before a run continues from there."""
         lines = [json.dumps(r, ensure_ascii=False) for r in self.read() if r["step"] <= step]
         write_text_atomic(self.path, "".join(line + "\n" for line in lines))
 
 
 class LogMetrics(Callback):
-    """Writes the step's figures down each ``logging.every`` steps."""
+    """Logs the metrics of every ``logging.every``-th step."""
 
     def __init__(self, unit: str, log: MetricsLog, config: Config) -> None:
-        """``unit`` is what the loss is called."""
+        """``unit`` is the name of the loss."""
         self.unit, self.log, self.config = unit, log, config
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """One line, where it is due."""
+        """Log a line, if one is due."""
         if state.step == 1 or due(state.step, self.config.logging.every, self.config.training.steps):
             self.log.append(
                 "train",
@@ -100,7 +100,7 @@ class AverageWeights(Callback):
 
 
 class Validate(Callback):
-    """Measures on held-out data, keeps the best, and stops when that has not improved for long enough."""
+    """Evaluates on held-out data, remembers the best evaluation, and stops early if there is no better one."""
 
     is_training = False
 
@@ -112,7 +112,7 @@ class Validate(Callback):
         """Called after each evaluation."""
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """An evaluation, where it is due."""
+        """Evaluate, if it is due."""
         if due(state.step, self.config.evaluation.every, self.config.training.steps):
             self.run(state)
 
@@ -133,7 +133,7 @@ class Validate(Callback):
 
 
 class Sample(Callback):
-    """Lets the model write, so that one can see what it has learned."""
+    """Generates samples, so that one can see what the model has learned."""
 
     is_training = False
 
@@ -141,7 +141,7 @@ class Sample(Callback):
         self.write, self.log, self.config, self.console = write, log, config, console
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """A sample, where it is due; the last one is left to whoever shows the result."""
+        """Generate a sample, if one is due. The last one is printed with the result of the run."""
         every, tokens = self.config.logging.sample_every, self.config.logging.sample_tokens
         if tokens and due(state.step, every, self.config.training.steps):
             text = self.write()
@@ -151,7 +151,7 @@ class Sample(Callback):
 
 
 class SaveCheckpoints(Callback):
-    """Saves when due, at each new best, and when the run stops."""
+    """Saves checkpoints when due, at each new best, and when the run stops."""
 
     is_training = False
 
@@ -159,7 +159,7 @@ class SaveCheckpoints(Callback):
         self.save, self.config = save, config
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """A checkpoint, where it is due. Must come after what can change the state."""
+        """Save, if it is due. Must come after the callbacks that change the state."""
         improved = state.best is not None and state.best.step == state.step
         due_now = due(state.step, self.config.checkpointing.every, self.config.training.steps)
         if due_now or improved or state.stop_reason:
@@ -167,18 +167,18 @@ class SaveCheckpoints(Callback):
 
 
 class Unfreeze(Callback):
-    """Trains the head alone at first, then one block more, from the last, each ``every`` steps (Howard and Ruder 2018).
+    """Gradual unfreezing: first the head, then one more block, from the last, every ``every`` steps (Howard, Ruder 2018).
 
-    The rest, embeddings and all, is trained once every block is.
+    The embeddings follow after all blocks.
     """
 
     def __init__(self, model: Transformer, every: int, step: int) -> None:
-        """``step`` steps are done."""
+        """``step`` is the number of steps done."""
         self.model, self.every = model, every
         self._apply(step)
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Decide what the next step trains."""
+        """Select the parameters that the next step trains."""
         self._apply(state.step)
 
     def _apply(self, step: int) -> None:
@@ -192,7 +192,7 @@ class Unfreeze(Callback):
 
 
 class TimeLimit(Callback):
-    """Stops early, resumably, when the wall clock since its creation passes ``seconds``."""
+    """Stops the run, which can be resumed, ``seconds`` of wall clock after the creation of this callback."""
 
     REASON = "the time given by --max-seconds is over"
 
@@ -200,18 +200,18 @@ class TimeLimit(Callback):
         self.deadline = time.monotonic() + seconds
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Stop when the time is over."""
+        """Stop if the time is over."""
         if time.monotonic() >= self.deadline and not state.stop_reason:
             state.stop_reason = self.REASON
 
 
 class WatchPace(Callback):
-    """Says so where the steps will take another time than planned; the plan itself stays."""
+    """Notes when training will take longer or shorter than planned. The plan does not change."""
 
     WORTH_SAYING = 0.1
-    """Share by which the time must differ from what was last said."""
+    """Relative difference from the last note above which a new note is printed."""
     LOOKS = 3
-    """Of so many stretches between looks at the clock the median counts: one odd moment says nothing."""
+    """Number of intervals whose median counts, so that one slow moment has no effect."""
 
     def __init__(self, planned_seconds: float, config: Config, console: Console) -> None:
         self.said, self.config, self.console = planned_seconds, config, console
@@ -219,7 +219,7 @@ class WatchPace(Callback):
         self.every = max(20, config.training.steps // 20)
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """A look at the clock, where it is due: the time left follows from the median of the last stretches."""
+        """Estimate the remaining time from the median of the last intervals, if it is due."""
         left = self.config.training.steps - state.step
         if state.step % self.every or left < self.every:
             return
@@ -229,16 +229,16 @@ class WatchPace(Callback):
         stretch = median(later - earlier for earlier, later in pairwise(self.looks))
         seconds = state.train_seconds + left * stretch / self.every
         if abs(seconds / self.said - 1) > self.WORTH_SAYING:
-            than = "longer" if seconds > self.said else "less long"
+            than = "longer" if seconds > self.said else "shorter"
             self.said = seconds
             self.console.note(
-                f"the steps take another time than planned: training will take {than} than said, "
-                f"{seconds:.0f} s of training in all ({state.train_seconds:.0f} s are over); the steps stay as planned"
+                f"training will take {than} than planned: {seconds:.0f} s, of which {state.train_seconds:.0f} s are "
+                "over; the number of steps does not change"
             )
 
 
 class StopOnSignal(Callback):
-    """Turns Ctrl-C, or a polite kill, into a stop after the current step; a second one stops at once.
+    """Turns Ctrl-C or SIGTERM into a stop after the current step; a second one stops at once.
 
     Before the end of the first step, which may wait for PyTorch's compiler, there is nothing to save: it stops at once.
     """
@@ -262,7 +262,7 @@ class StopOnSignal(Callback):
             signal.signal(number, handler)
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Stop when asked."""
+        """Stop if a signal came."""
         self.stepped = True
         if self.asked and not state.stop_reason:
             state.stop_reason = self.REASON
@@ -278,14 +278,14 @@ class StopOnSignal(Callback):
 
 
 class ShowProgress(Callback):
-    """Moves the progress bar."""
+    """Advances the progress bar."""
 
     def __init__(self, progress: Progress, criterion: Criterion) -> None:
         self.progress, self.criterion = progress, criterion
         self._loss = self._rate = 0.0
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """One step on, with a smoothed loss and speed."""
+        """Advance by a step, and show the smoothed loss and speed."""
         weight = 1 / min(state.step, 20)
         if math.isfinite(metrics.loss):
             self._loss += (metrics.loss - self._loss) * weight if self._loss else metrics.loss

@@ -24,10 +24,10 @@ NO_CALLBACKS = Callbacks(())
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Gives the batch of any step, so that resuming replays nothing."""
+    """The batches of a run, as a function of the step, so that resuming replays nothing."""
 
     def batch(self, step: int) -> Rows:
-        """The batch of optimiser step ``step`` (from 0)."""
+        """Return the batch of optimizer step ``step`` (from 0)."""
         ...
 
 
@@ -139,9 +139,9 @@ def accumulate_gradients(
 
 
 def clip_gradients(model: nn.Module, limit: float, scale: float) -> float:
-    """Divide the gradients by ``scale``, then shorten them to the global L2 norm ``limit`` (0: never).
+    """Divide the gradients by ``scale``, then clip them to the global L2 norm ``limit`` (0: no limit).
 
-    Returns the norm before shortening.
+    Returns the norm before clipping.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if scale != 1:

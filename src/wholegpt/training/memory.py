@@ -1,4 +1,4 @@
-"""How much memory training takes, predicted; and the micro-batch that fits into what there is."""
+"""Prediction of the memory of training, and the micro-batch that fits into the memory that is free."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ HEADROOM = 0.9
 
 
 def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
-    """Most bytes of tensors held at once in an optimiser step over micro-batches of so many windows.
+    """Predict the peak of the bytes of tensors in an optimizer step, with micro-batches of so many windows.
 
     Weights, gradients and the optimiser's state in float32; the weights once more where products run in
     16 bits; and the largest of what comes on top: with what the forward pass of one micro-batch keeps, the
@@ -50,13 +50,13 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
 
 
 def attention_numbers(model: ModelConfig) -> int:
-    """Numbers of the matrices of all attention layers."""
+    """Return the number of parameters in the matrices of all attention layers."""
     heads = 2 * model.n_heads + 2 * model.n_kv_heads
     return (model.distinct_layers or model.n_layers) * model.d_model * heads * model.d_head
 
 
 def fitting_micro_batch(config: Config, free_bytes: float) -> int:
-    """The largest micro-batch, the whole batch or halves of it, whose prediction fits into ``free_bytes``.
+    """Return the largest micro-batch, the batch halved zero or more times, whose prediction fits into ``free_bytes``.
 
     Raises ``ConfigError``, saying what would fit, where not even one window does.
     """
@@ -77,7 +77,7 @@ def fitting_micro_batch(config: Config, free_bytes: float) -> int:
 
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
-    """Configs that need less and less memory, each with the options that make it."""
+    """Yield configs that need less and less memory, each with the options that make it."""
     words: list[str] = []
     if config.model.architecture in BLOCKWISE:
         config = replace(config, training=replace(config.training, recompute=Recompute.blocks))

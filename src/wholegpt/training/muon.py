@@ -16,11 +16,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """a, b, c of ``orthogonalize``: the steepest rise of small singular values that keeps large ones near 1."""
 ITERATIONS = 5
 UPDATE_SCALE = 0.2
-"""Root mean square of an update's entries before the learning rate, about AdamW's (Liu et al. 2025)."""
+"""Root mean square of the entries of an update before the learning rate, about that of AdamW (Liu et al. 2025)."""
 
 
 def orthogonalize(matrices: Float[Tensor, "*N R C"]) -> Float[Tensor, "*N R C"]:
-    """About U·Vᵀ for each matrix U·Σ·Vᵀ: the same directions, every singular value made about 1.
+    """Return approximately U·Vᵀ for each matrix U·Σ·Vᵀ: the same directions, with singular values of about 1.
 
     Five Newton–Schulz iterations X ← aX + (bA + cA²)X with A = X·Xᵀ, from X = M/‖M‖_F. Singular values
     end between 0.68 and 1.21, unless they began below about a thousandth of the norm. Computed in the
@@ -44,7 +44,7 @@ def muon_update(
     decay: float,
     weight_decay: float,
 ) -> tuple[Float[Tensor, "R C"], Float[Tensor, "R C"]]:
-    """One step of Muon, the twin of the batched one.
+    """Do one step of Muon for one matrix; the readable twin of the batched step.
 
     m ← μm + g;  O = orthogonalize(g + μm);  W ← W − η·λ·W − η·0.2·√max(R, C)·O   (Jordan et al. 2024 with
     Liu et al. 2025, section 2.2: the scale makes learning rate and weight decay those of AdamW).
@@ -58,7 +58,7 @@ def muon_update(
 
 
 class Muon(torch.optim.AdamW):
-    """``muon_update`` for the groups that name their ``rows``; PyTorch's fused AdamW for all others.
+    """An optimizer that applies ``muon_update`` to groups with ``rows``, and PyTorch's fused AdamW to the others.
 
     ``rows`` gives, for each matrix of the group, the rows of the maps stacked in it (queries, keys and
     values), which are made orthogonal one by one. ``dtype`` is the number format of that computation.
@@ -70,7 +70,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One step, from the parameters' gradients; those of the matrices are used up."""
+        """Do one step. The gradients of the matrices are overwritten."""
         for group in self.param_groups:
             if "rows" in group:
                 self._step_matrices(group)

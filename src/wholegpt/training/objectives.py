@@ -16,28 +16,28 @@ from wholegpt.settings.schema import Config
 
 @runtime_checkable
 class Rows(Protocol):
-    """A batch of any format: rows that can be taken some at a time."""
+    """A batch of any format, which can be split by rows."""
 
     @property
     def token_ids(self) -> Int[Tensor, "B *T"]:
-        """The tokens of each row."""
+        """Return the tokens of each row."""
         ...
 
     def __len__(self) -> int:
-        """B."""
+        """Return B."""
         ...
 
     def rows(self, start: int, end: int) -> "Rows":
-        """Rows ``start`` to ``end``: a micro-batch."""
+        """Return the micro-batch of rows ``start`` to ``end`` − 1."""
         ...
 
     def to(self, device: torch.device) -> "Rows":
-        """The batch on ``device``."""
+        """Return the batch on ``device``."""
         ...
 
 
 Metrics = Mapping[str, tuple[Tensor | float, float]]
-"""Name -> a sum and its count. The log has the quotient of both, each added up over the micro-batches of a step."""
+"""Name -> (sum, count). The log shows the quotient, after both are added up over the micro-batches of a step."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Terms:
     total: Float[Tensor, " "]
     """The sum of the terms. The loop minimizes it, divided by the number of terms in the whole step."""
     metrics: Metrics
-    """What is logged: the objective's ``unit``, and whatever else it measures."""
+    """The logged metrics: the objective's ``unit`` and others."""
 
 
 @runtime_checkable
@@ -86,11 +86,11 @@ class WithRouterLosses:
 
     @property
     def unit(self) -> str:
-        """That of the objective."""
+        """Return that of the objective."""
         return self.objective.unit
 
     def count(self, batch: Any) -> int:
-        """That of the objective."""
+        """Return that of the objective."""
         return self.objective.count(batch)
 
     def __call__(self, model: nn.Module, batch: Any) -> Terms:
@@ -101,23 +101,23 @@ class WithRouterLosses:
 
 
 def with_router_losses(objective: Objective, config: Config) -> Objective:
-    """Return ``objective`` itself, or with the losses of the routers where the model is a mixture of experts."""
+    """Return ``objective`` itself, or with the router losses if the model is a mixture of experts."""
     if not config.model.experts:
         return objective
     return WithRouterLosses(objective, config.training.balance_loss, config.training.router_z_loss)
 
 
 class MaskedLanguageModeling:
-    """−ln p of each hidden token, in nats; a term is a hidden token (Devlin et al. 2018, section 3.1)."""
+    """The negative log-likelihood of masked tokens in nats; a term is one token (Devlin et al. 2018, section 3.1)."""
 
     unit = "nats_per_masked_token"
 
     def count(self, batch: Batch) -> int:
-        """Tokens to be found."""
+        """Return the number of masked tokens."""
         return int((batch.targets != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
-        """Return the sum of their nats."""
+        """Return the sum of the nats of all masked tokens."""
         assert isinstance(model, Encoder)
         hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
         hidden_ones = batch.targets != IGNORED
@@ -132,7 +132,7 @@ class LanguageModeling:
     unit = "nats_per_token"
 
     def count(self, batch: Batch) -> int:
-        """Targets that are scored."""
+        """Return the number of scored targets."""
         return int((batch.targets != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:

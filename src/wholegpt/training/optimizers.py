@@ -1,4 +1,4 @@
-"""AdamW (E9): PyTorch's fused implementation, its readable twin; which parameters decay, which Muon takes."""
+"""Optimizers: AdamW (E9), fused and as a readable twin, and the choice of parameters for weight decay and Muon."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from wholegpt.settings.schema import Config, OptimizerConfig
 from wholegpt.training.muon import Muon
 
 UNTRAINED = "untrained"
-"""Part of a parameter's state that stands for none."""
+"""The part that stands for an empty state of a parameter."""
 
 
 def make_optimizer(
@@ -23,7 +23,7 @@ def make_optimizer(
     dtype: torch.dtype = torch.float32,
     head_learning_rate: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """The optimiser of the trainable parameters of ``model``; matrices decay, vectors do not.
+    """Return the optimizer of the trainable parameters of ``model``; matrices decay, vectors do not.
 
     With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the number format in which
     it makes them orthogonal. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
@@ -59,13 +59,13 @@ def make_optimizer(
 
 
 def make_run_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimiser of a run whose config is decided; Muon's products are in bfloat16 where the run's are."""
+    """Return the optimizer of a run with a resolved config; Muon multiplies in bfloat16 if the run does."""
     dtype = torch.bfloat16 if config.precision.dtype is Dtype.bfloat16 else torch.float32
     return make_optimizer(model, config.optimizer, dtype, config.finetuning.head_learning_rate)
 
 
 def decays(parameter: nn.Parameter) -> bool:
-    """Whether weight decay pulls at it: at matrices, unless a part of them is frozen."""
+    """Return whether a parameter has weight decay: matrices do, unless some of their rows are frozen."""
     return parameter.ndim >= 2 and not partly_frozen(parameter)
 
 
@@ -82,7 +82,7 @@ def adamw_update(
     learning_rate: float,
     config: OptimizerConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One AdamW step (E9; Loshchilov and Hutter 2019, algorithm 2), the twin of the fused one.
+    """Do one AdamW step (E9; Loshchilov and Hutter 2019, algorithm 2); the readable twin of the fused one.
 
     m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;
     θ ← θ − η·λ·θ − η·(m/(1−β₁ᵗ)) / (√(v/(1−β₂ᵗ)) + ε), with t = ``step`` counted from 1.
@@ -102,7 +102,7 @@ def adamw_update(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Use ``value`` for the next step, times the group's own scale where it has one."""
+    """Set the learning rate of the next step; a group with a ``scale`` gets ``value`` times that."""
     for group in optimizer.param_groups:
         group["lr"] = value * group.get("scale", 1.0)
 
@@ -124,7 +124,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``optimizer_tensors`` returned; no tensors at all are the state before the first step.
+    """Load what ``optimizer_tensors`` returned; no tensors at all are the state before the first step.
 
     Checkpoints of earlier versions number the parameters in the order of the optimizer's groups instead. Raises
     ``CheckpointError`` unless the tensors are of exactly the parameters of this optimizer, and of their shapes.
@@ -158,6 +158,6 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _named_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that the optimizer has, by their names in the model."""
+    """Return the optimizer's parameters by their names in the model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: parameter for parameter in parameters_of(optimizer)}

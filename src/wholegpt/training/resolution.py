@@ -1,4 +1,4 @@
-"""From what a user asks for to what a run does: every choice that the text and the machine decide."""
+"""Resolution of settings: every choice that depends on the text or on the machine."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ from wholegpt.training.memory import fitting_micro_batch
 
 
 def resolve(config: Config, data: PreparedData) -> Config:
-    """``config`` with everything decided that depends on the corpus and on this machine.
+    """Return ``config`` with every setting resolved that depends on the corpus or on this machine.
 
-    Raises ``ConfigError`` or ``DataError`` where the two do not fit together: another vocabulary, fewer
-    tokens than a window, nothing held out, a sample prompt that cannot be encoded.
+    Raises ``ConfigError`` or ``DataError`` if the two do not fit together: another vocabulary, fewer tokens than a
+    window, no held-out text, a sample prompt that cannot be encoded.
     """
     check(config)
     vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
@@ -53,9 +53,9 @@ def resolve(config: Config, data: PreparedData) -> Config:
 
 
 def decide(config: Config) -> Config:
-    """``config``, whose model and steps are known, with what these and this machine decide.
+    """Return ``config``, whose model and steps are known, with the settings that depend on these or on this machine.
 
-    That is the warm-up, device, precision and micro-batch.
+    These are warm-up, device, precision and micro-batch.
     """
     training = config.training
     optimizer, schedule = complete_optimizer(config.optimizer), config.schedule

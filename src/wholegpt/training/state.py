@@ -1,4 +1,4 @@
-"""Where a run stands. With the weights and the optimiser's moments this is all that resuming needs."""
+"""The counters of a run. With the weights and the optimizer's moments they are all that resuming needs."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -19,20 +19,20 @@ class Best:
 
 @dataclass(frozen=True)
 class LossScale:
-    """What a loss is multiplied by, and its gradient divided by, so that float16 keeps small gradients.
+    """A factor of the loss, by which gradients are divided again, so that small gradients do not underflow in float16.
 
-    Halved where a gradient overflows (that step is skipped), doubled after 1,000 steps in which none
-    did (Micikevicius et al. 2018, section 3.2).
+    It is halved when a gradient overflows (that step is skipped), and doubled after 1,000 steps without an overflow
+    (Micikevicius et al. 2018, section 3.2).
     """
 
     value: float = 2.0**16
     good_steps: int = 0
-    """Steps without an overflow since it last changed."""
+    """Steps without an overflow since the last change."""
 
     DOUBLED_AFTER: ClassVar[int] = 1000
 
     def after(self, overflowed: bool) -> "LossScale":
-        """The scale of the next step."""
+        """Return the scale of the next step."""
         if overflowed:
             return LossScale(self.value / 2)
         good_steps = self.good_steps + 1
@@ -48,28 +48,28 @@ class TrainingState:
     """Counters of a run."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     tokens: int = 0
     """Tokens trained on."""
     train_seconds: float = 0.0
-    """Wall clock inside optimiser steps; evaluation, samples and saving are not counted."""
+    """Wall clock of the optimizer steps, without evaluation, samples and saving."""
     other_seconds: float = 0.0
-    """Wall clock of what is not counted above: evaluation, samples, saving."""
+    """Wall clock of evaluation, samples and saving."""
     best: Best | None = None
     last_validation: dict[str, Any] | None = None
     evaluations_since_best: int = 0
     loss_scale: LossScale = field(default_factory=LossScale)
     """Used in float16 only."""
     stop_reason: str = ""
-    """Why the run ended before its last step; empty while it has not."""
+    """Why the run ended before its last step; empty otherwise."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the state as plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrainingState":
-        """Back from ``to_json``. Raises ``CheckpointError`` for what is none."""
+        """Return the state that ``to_json`` wrote. Raises ``CheckpointError`` for anything else."""
         try:
             return msgspec.convert(value, cls)
         except msgspec.ValidationError as error:
