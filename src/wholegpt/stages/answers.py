@@ -192,7 +192,7 @@ def last_that(holds: Callable[[int], bool], most: int) -> int | None:
 
 
 def answering(config: GenerationConfig, template: ChatTemplate, tokenizer: Tokenizer) -> GenerationConfig:
-    """Return ``config`` for answers: the end of a turn stops them; other special tokens of the template are excluded."""
+    """Return ``config`` for answers: the end of a turn stops them; others of the template are excluded."""
     others = [tokenizer.id_of(name) for name in template.special_tokens if name != template.end_of_turn]
     never = {token_id for token_id in others if token_id is not None} - tokenizer.end_ids
     bias = (*config.logit_bias, *((token_id, NEVER) for token_id in sorted(never)))

@@ -167,7 +167,7 @@ class SaveCheckpoints(Callback):
 
 
 class Unfreeze(Callback):
-    """Gradual unfreezing: first the head, then one more block, from the last, every ``every`` steps (Howard, Ruder 2018).
+    """Unfreezes the head first, then one more block, from the last, every ``every`` steps (Howard, Ruder 2018).
 
     The embeddings follow after all blocks.
     """
