@@ -67,4 +67,4 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(rows: int, tmp_path:
 def test_one_process() -> None:
     assert processes() == Processes(0, 1)
     assert Processes().share(7) == (0, 7)
-    assert [Processes(rank, 3).share(7) for rank in range(3)] == [(0, 2), (2, 4), (4, 7)]
+    assert [Processes(rank, 3).share(7) for rank in range(3)] == [(0, 3), (3, 5), (5, 7)]

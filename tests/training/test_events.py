@@ -1,6 +1,7 @@
 """The events of the training loop."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,19 @@ class Recorder(Callback):
         self.events.append(("at_end", state.step))
 
 
+def add_callback(callback: Callback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run have one more callback, before its own."""
+
+    class More(Callbacks):
+        def __init__(self, callbacks: Sequence[Callback]) -> None:
+            super().__init__([callback, *callbacks])
+
+    monkeypatch.setattr(runs, "Callbacks", More)
+
+
 def test_a_run_reports_its_events_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder, original = Recorder(), runs.Callbacks
-    monkeypatch.setattr(runs, "Callbacks", lambda listeners: original([recorder, *listeners]))
+    recorder = Recorder()
+    add_callback(recorder, monkeypatch)
     (tmp_path / "text.txt").write_text(text_of(4000))
     config = tiny_config(
         tmp_path / "text.txt", training={"steps": 4, "gradient_clip": 0.25}, evaluation={"every": 2}
@@ -73,10 +84,9 @@ def test_a_callback_can_change_gradients(tmp_path: Path, monkeypatch: pytest.Mon
             for parameter in model.parameters():
                 parameter.grad = None
 
-    original = runs.Callbacks
     (tmp_path / "text.txt").write_text(text_of(4000))
     config = tiny_config(tmp_path / "text.txt", training={"steps": 3}, evaluation={"every": 1})
-    monkeypatch.setattr(runs, "Callbacks", lambda listeners: original([Freeze(), *listeners]))
+    add_callback(Freeze(), monkeypatch)
     frozen = api.train(config=config, out=tmp_path / "frozen", console=QUIET)
     assert frozen.state.best and frozen.state.best.step == 1  # no evaluation was better than the first
 

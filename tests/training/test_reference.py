@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import text_of, tiny_config
+from tests.helpers import WORDS, text_of, tiny_config
 from wholegpt.checkpoint import load_model
 from wholegpt.console import Console
 from wholegpt.data import Batch
@@ -49,12 +49,12 @@ def test_the_metric_is_a_mean_over_scored_positions_and_changes_no_loss(
     terms = objective(model.train(), batch)
     plain = LanguageModeling()(model, batch)
     assert model.training and not any(p.requires_grad for p in other.parameters())
-    assert float(terms.total) == float(plain.total)
+    assert terms.total.item() == plain.total.item()
     total, count = terms.metrics["reference_kl"]
     scored = targets != -100
     expected = kl_divergence(model(batch.token_ids)[scored], other(batch.token_ids)[scored])
     assert count == int(scored.sum())
-    assert float(total) / count == pytest.approx(float(expected.mean()), rel=1e-12)
+    assert float(total) / count == pytest.approx(expected.mean().item(), rel=1e-12)
 
 
 def test_the_base_of_lora_is_the_reference() -> None:
@@ -74,7 +74,7 @@ def test_the_base_of_lora_is_the_reference() -> None:
     batch = Batch(token_ids[:, :-1], token_ids[:, 1:])
     total, count = WithReferenceKL(LanguageModeling(), LoraBase())(model, batch).metrics["reference_kl"]
     expected = kl_divergence(after.flatten(0, 1), before.flatten(0, 1)).mean()
-    assert float(total) / count == pytest.approx(float(expected), rel=1e-9) and float(expected) > 1e-3
+    assert float(total) / count == pytest.approx(expected.item(), rel=1e-9) and expected.item() > 1e-3
 
 
 def parent_and_text(folder: Path) -> tuple[Path, Path]:
@@ -124,7 +124,7 @@ def test_continued_pretraining_logs_the_divergence_from_its_parent(lora: int, tm
 
 def test_instruction_tuning_keeps_a_reference_that_knows_the_new_tokens(tmp_path: Path) -> None:
     parent, _ = parent_and_text(tmp_path)
-    rows = [{"prompt": f"the of {i}", "response": f"and {i % 7}"} for i in range(40)]
+    rows = [{"prompt": f"{one} of {other}", "response": one} for one in WORDS[:7] for other in WORDS[7:13]]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     changes: dict[str, Any] = {
         "finetuning": {"reference_kl": True},

@@ -29,8 +29,12 @@ class Processes:
         return self.rank == 0
 
     def share(self, rows: int) -> tuple[int, int]:
-        """Return the first row of this process's part of a batch, and the row after its last."""
-        return self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size
+        """Return the first row of this process's part of a batch, and the row after its last.
+
+        Parts differ by at most one row, and the main process has one if there is any.
+        """
+        first, end = (-(-rank * rows // self.world_size) for rank in (self.rank, self.rank + 1))
+        return first, end
 
     def sum_values(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Return the sums of ``values`` over all processes, in float64."""

@@ -45,7 +45,8 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
     )
     rows = packed_rows(data, template, tokenizer, parent.model.context_length)
     setup = fine_tuned(config, parent, tokenizer, metadata, rows, data_hash)
-    return replace(setup, companions=companions_of(setup.config, parent, tokenizer, metadata))
+    assert setup.model
+    return replace(setup, companions=companions_of(config, setup.model, tokenizer, metadata))
 
 
 def open_stage(run: RunContents) -> InstructionTuning:

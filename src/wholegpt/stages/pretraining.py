@@ -187,7 +187,7 @@ def _write_continued(request: SetupRequest, folder: Path) -> RunSetup:
     config = request.resolve(config, data)
     model = initialized_model(config, parent, metadata)
     _set_up_forgetting(config, model, source, folder, request.console)
-    companions = companions_of(config, parent, parent.tokenizer, metadata)
+    companions = companions_of(config, model, parent.tokenizer, metadata)
     return RunSetup(config, parent.tokenizer, source_of(data), model, metadata, companions)
 
 

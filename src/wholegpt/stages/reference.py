@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from wholegpt.checkpoint import ModelFolder, ModelMetadata
-from wholegpt.model import NeuralModel
+from wholegpt.checkpoint import ModelFolder, ModelMetadata, make_model
+from wholegpt.model import NeuralModel, TokenModel
+from wholegpt.model.lora import base_tensors
 from wholegpt.settings.schema import Config
 from wholegpt.stages.definition import RunContents
-from wholegpt.stages.initialization import initialized_model
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.reference import FrozenReference, LoraBase, Reference
 
@@ -16,16 +16,18 @@ REFERENCE = "reference"
 
 
 def companions_of(
-    config: Config, parent: ModelFolder, tokenizer: Tokenizer, metadata: ModelMetadata
+    config: Config, model: TokenModel, tokenizer: Tokenizer, metadata: ModelMetadata
 ) -> Mapping[str, ModelFolder]:
-    """Return the model of step 0 as the reference, if ``config`` asks for one and LoRA does not make it unnecessary.
+    """Return a copy of ``model``, that of step 0, as the reference, if ``config`` asks for one.
 
-    The base of LoRA is the reference itself, unless embeddings of new tokens are trained in it.
+    No copy is needed with LoRA, whose base is the reference itself, unless embeddings of new tokens are trained in it.
     """
     if not config.finetuning.reference_kl or (metadata.lora and not metadata.new_tokens):
         return {}
     plain = replace(metadata, lora=None)
-    return {REFERENCE: ModelFolder(initialized_model(config, parent, plain), tokenizer, plain)}
+    reference = make_model(model.config, plain)
+    reference.load_state_dict(base_tensors(model), strict=False)  # without a tied output projection
+    return {REFERENCE: ModelFolder(reference, tokenizer, plain)}
 
 
 def reference_of(run: RunContents) -> Reference | None:
