@@ -214,7 +214,7 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     (one,) = tuned.load().predict("the of and")
     both = tuned.load().predict("the of and", "to in is the of and the of")
     assert one.probabilities["a"] == pytest.approx(both[0].probabilities["a"], abs=1e-6)
-    with pytest.raises(ConfigError, match="an encoder sees what follows, so it cannot write"):
+    with pytest.raises(ConfigError, match="an encoder is bidirectional and cannot generate text"):
         run.load().generate("the", console=QUIET)
     with pytest.raises(ConfigError, match="is an encoder, which does not write"):
         api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)

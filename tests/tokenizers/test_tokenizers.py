@@ -112,7 +112,7 @@ def test_unknown_character_is_named() -> None:
 
 
 def test_lone_surrogate_is_named() -> None:
-    with pytest.raises(TokenizerError, match=r"position 1 holds a lone surrogate \(U\+D800\)"):
+    with pytest.raises(TokenizerError, match=r"position 1 contains a lone surrogate \(U\+D800\)"):
         byte_tokenizer().encode("a\ud800")
 
 

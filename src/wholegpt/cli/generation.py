@@ -232,9 +232,9 @@ def _search(
 
 def _kept(interruption: KeyboardInterrupt) -> list[Any]:
     """What had been written."""
-    from wholegpt.generation import InterruptedWriting
+    from wholegpt.generation import InterruptedGeneration
 
-    return interruption.completions if isinstance(interruption, InterruptedWriting) else []
+    return interruption.completions if isinstance(interruption, InterruptedGeneration) else []
 
 
 def _completion_json(one: "Completion") -> dict[str, Any]:

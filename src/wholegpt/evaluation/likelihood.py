@@ -168,7 +168,7 @@ def _score_group(
     progress: Progress,
 ) -> None:
     beginning = model.new_cache(1, shared)
-    model.read(torch.tensor([group[0].inputs[:shared]], device=device), beginning)
+    model.prefill(torch.tensor([group[0].inputs[:shared]], device=device), beginning)
     group.sort(key=lambda one: len(one.token_ids))
     for batch in _batches(group, model, shared):
         longest = max(len(one.inputs) for one in batch)
@@ -225,7 +225,5 @@ def _likelihood(one: _Sequence, logits: Tensor) -> Likelihood:
     greedy = bool((logits.argmax(dim=-1) == targets).all())
     nats = -float(chosen.sum())
     if math.isnan(nats):
-        raise NumericsError(
-            "the model gives no numbers (NaN) for a text; its weights are damaged or have diverged"
-        )
+        raise NumericsError("the model produces NaN for a text; its weights are damaged or have diverged")
     return Likelihood(nats, one.scored, greedy, one.truncated, one.scored / one.continuation)

@@ -110,7 +110,7 @@ def check_numbers(values: np.ndarray, what: str) -> None:
     """Raise ``NumericsError`` where some of the ``values`` that a model gave for ``what`` are NaN."""
     if broken := int(np.isnan(values).sum()):
         raise NumericsError(
-            f"the model gives no numbers (NaN) for {broken:,} of {values.size:,} {what}; its weights are damaged or "
+            f"the model produces NaN for {broken:,} of {values.size:,} {what}; its weights are damaged or "
             "training has diverged"
         )
 

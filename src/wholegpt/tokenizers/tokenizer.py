@@ -368,7 +368,7 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"position {error.start} holds a lone surrogate (U+{ord(text[error.start]):04X}), "
+            f"position {error.start} contains a lone surrogate (U+{ord(text[error.start]):04X}), "
             "which is not a character"
         ) from None
 
