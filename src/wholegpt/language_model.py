@@ -223,7 +223,9 @@ class LanguageModel:
             if not all(prompt.strip() for prompt in prompts):
                 raise DataError("the source is empty; give a text that something is to be made of")
             asked = [[Message("user", prompt)] for prompt in prompts]
-            return config, [chat.encode(one, self.tokenizer, asking=True).token_ids for one in asked]
+            return config, [
+                chat.encode(one, self.tokenizer, generation_prompt=True).token_ids for one in asked
+            ]
         begun = {
             prompt: encode_prompt(
                 self.model, self.tokenizer, header, prompt, allow_special, console, self.start_text

@@ -154,8 +154,8 @@ def test_bad_guidance(run: Path, fails: Fails) -> None:
         *asked, "0.5", "--control", "letter=a"
     )
     assert "guidance is nan" in fails(*asked, "nan", "--control", "letter=a")
-    assert "give control too" in fails(*asked, "2")
-    message = "with guidance they have to fit the 48 that the model sees"
+    assert "set control too" in fails(*asked, "2")
+    message = "with guidance they must fit the 48 that the model sees"
     assert message in fails(*asked, "2", "--control", "letter=a", "--max-tokens", "45")
     with pytest.raises(ConfigError, match="control_omitted is 1"):
         check(wg.configure({"data": {"control": ["a"], "control_omitted": 1.0}}))

@@ -247,13 +247,16 @@ def test_the_chat_template_is_found_where_transformers_finds_it(form: str, tmp_p
     expected = theirs.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
     template = lm.answering_template()
     messages = [Message(**one) for one in talk]
-    assert template.encode(messages, lm.tokenizer, asking=True).token_ids == expected
+    assert template.encode(messages, lm.tokenizer, generation_prompt=True).token_ids == expected
     assert template.end_of_turn == ("</s>" if form == "end of another form" else "<|im_end|>")
     export = export_model(tmp_path / "ours", "huggingface", tmp_path / "again", console=QUIET).path
     theirs = transformers.AutoTokenizer.from_pretrained(export)
     assert theirs.apply_chat_template(talk, add_generation_prompt=True)["input_ids"] == expected
     again = load(import_model(export, tmp_path / "back", console=QUIET), console=QUIET)
-    assert again.answering_template().encode(messages, again.tokenizer, asking=True).token_ids == expected
+    assert (
+        again.answering_template().encode(messages, again.tokenizer, generation_prompt=True).token_ids
+        == expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,7 @@ def test_examples_that_were_changed_are_refused(base: Path, tmp_path: Path) -> N
     )
     kept = run.path / "data" / "train.jsonl"
     kept.write_text(kept.read_text().replace("bird", "fish", 1))
-    with pytest.raises(DataError, match=r"train\.jsonl: not the examples that the run began with"):
+    with pytest.raises(DataError, match=r"train\.jsonl: not the examples that the run started with"):
         api.resume(run.path, console=QUIET)
 
 
@@ -534,7 +534,7 @@ def test_what_only_held_out_examples_have(base: Path, tmp_path: Path) -> None:
     data = animals(tmp_path / "a.csv", 20)
     held_out = table(tmp_path / "dev.csv", ["text", "label"], [["Ann", "bird"], ["Bob", "beast"]])
     with pytest.raises(
-        DataError, match=r"dev\.csv: line 3: the label 'beast' is that of no training example"
+        DataError, match=r"dev\.csv: line 3: the label 'beast' is not in the training examples"
     ):
         api.finetune(
             base,

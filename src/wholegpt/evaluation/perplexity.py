@@ -179,7 +179,7 @@ def windows_over(
     borders = [0, len(tokens) - 1]
     if documents is Documents.separate:
         borders[1:1] = [
-            place for place in tokens.places_of(tokenizer.end_of_text_id) if 0 < place < borders[-1]
+            place for place in tokens.positions_of(tokenizer.end_of_text_id) if 0 < place < borders[-1]
         ]
     return [
         Window(start + window.start, start + window.end, start + window.first_scored)

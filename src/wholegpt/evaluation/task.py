@@ -119,7 +119,7 @@ def read_examples(path: Path, reading: Reading | None = None) -> Examples:
                 raise DataError(f"{where}: is no example; its fields are those of no kind ({known})")
             example = _example(kind, record, where)
         except DataError as error:
-            reading.pass_over(error)
+            reading.skip_record(error)
             continue
         number = int(place.rpartition(" ")[2])
         by_line[number] = example

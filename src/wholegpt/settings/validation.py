@@ -389,7 +389,7 @@ def check_generation(generation: GenerationConfig) -> None:
         if "" in texts:
             raise ConfigError(f"{name} holds an empty text, which every text holds; leave it out")
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            raise ConfigError(f"{name} contains a lone surrogate, which is not a character")
+            raise ConfigError(f"{name} holds a lone surrogate, which is not a character")
     forms = [name for name in ("regex", "json_schema") if getattr(generation, name)]
     others = [name for name in ("forced", "stop", "min_tokens") if getattr(generation, name)]
     if forms and (against := forms[1:] + others):

@@ -182,7 +182,7 @@ def _last_begun(
 
     def begins(number: int) -> bool:
         before = messages[: places[number]]
-        return len(template.encode(before, tokenizer, asking=True).token_ids) < context_length
+        return len(template.encode(before, tokenizer, generation_prompt=True).token_ids) < context_length
 
     return places[last_that(begins, len(places) - 1) or 0]
 
@@ -213,7 +213,7 @@ def answers(
     emit: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
     """What the model answers; each ends with the template's end of a turn, and holds no other special token."""
-    prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
+    prompts = [template.encode(one, tokenizer, generation_prompt=True).token_ids for one in questions]
     chosen = answering(config, template, tokenizer)
     configs = [with_room(model, prompt, chosen) for prompt in prompts]
     return generate(model, tokenizer, prompts, configs, model.device, console, emit)
@@ -251,7 +251,7 @@ def fitting_turns(
         return [*system, *turns[len(turns) - shortest - 2 * exchanges :]]
 
     def tokens_of(exchanges: int) -> int:
-        return len(template.encode(kept(exchanges), tokenizer, asking=True).token_ids)
+        return len(template.encode(kept(exchanges), tokenizer, generation_prompt=True).token_ids)
 
     limit = context_length - min(room, context_length // 4)
     most = last_that(lambda exchanges: tokens_of(exchanges) <= limit, (len(turns) - shortest) // 2)
