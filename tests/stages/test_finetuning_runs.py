@@ -592,7 +592,7 @@ def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path)
         api.finetune(
             base, data, task="classification", config=settings(), out=base, overwrite=True, console=QUIET
         )
-    with pytest.raises(ConfigError, match="the model has no head for a task"):
+    with pytest.raises(ConfigError, match="the model has no task head"):
         load(base, console=QUIET).predict("Ann")
     with pytest.raises(ConfigError, match="`wholegpt finetune` begins from a model"):
         api.train(base / "data", config=settings(finetuning={"task": "classification", "model": str(base)}))

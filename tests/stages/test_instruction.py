@@ -558,7 +558,7 @@ def test_chat_on_the_command_line(
     assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
     assert capsys.readouterr().out.split() == ["bird", "fish"]
     assert main(["chat", str(base), "--quiet"]) == 2
-    assert "was not taught to answer" in capsys.readouterr().err
+    assert "is not instruction-tuned" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_program(

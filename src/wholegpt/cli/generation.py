@@ -178,7 +178,7 @@ def _compiling_seconds(lm: "LanguageModel") -> float:
     """Of the time of writing, what PyTorch's compiler took."""
     from wholegpt.model import CompiledTransformer
 
-    return lm.writer.compiling_seconds if isinstance(lm.writer, CompiledTransformer) else 0.0
+    return lm.generator.compiling_seconds if isinstance(lm.generator, CompiledTransformer) else 0.0
 
 
 def _show(

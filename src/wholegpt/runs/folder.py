@@ -90,7 +90,7 @@ def run_examples(path: Path) -> Path:
     """Where the examples of the fine-tuning run at ``path`` are, checked to be those it began with."""
     folder = path / "data"
     if examples_hash(folder) != read_lineage(path).get("data"):
-        raise DataError(f"{folder}: not the examples that the run started with; start a new run")
+        raise DataError(f"{folder}: not the examples that the run began with; start a new run")
     return folder
 
 

@@ -62,7 +62,7 @@ def load(
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
         fresh = quantize_weights(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
         writer = _writer(fresh, Execution(execution), console)
-        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), writer=writer)
+        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), generator=writer)
     folder = model_folder(Path(path), str(checkpoint), console)
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)

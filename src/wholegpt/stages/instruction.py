@@ -27,7 +27,7 @@ from wholegpt.data.text.vocabulary import make_tokenizer
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
-from wholegpt.evaluation.perplexity import check_numbers
+from wholegpt.evaluation.perplexity import check_not_nan
 from wholegpt.generation import Completion, generate
 from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
@@ -320,7 +320,7 @@ def score_answers(
     the given ones come with them where sacreBLEU and rouge-score are installed.
     """
     nats = answer_nats(model, [one.encoded for one in conversations], dtype)
-    check_numbers(nats, "answers")
+    check_not_nan(nats, "answers")
     config = GenerationConfig(max_tokens=MOST_WRITTEN, temperature=0.0)
     questions = [one.question for one in conversations]
     written = answers(model, tokenizer, template, questions, config, console)
