@@ -187,7 +187,7 @@ def load_model(
     fresh = make_model(config, metadata, kernel, recompute, sizes)
     fresh.load_state_dict(_read_tensors(path), strict=False)
     if broken := not_finite(fresh.own_tensors()):
-        raise CheckpointError(f"{path}: {broken} holds values that are not finite in 32 bits")
+        raise CheckpointError(f"{path}: {broken} holds values that are not finite in float32")
     return ModelFolder(fresh.to(device), tokenizer, metadata)
 
 
