@@ -197,7 +197,7 @@ def long_texts(rounds: int) -> None:
         for length in LENGTHS:
             cache = model.new_cache(1, length + STEPS * (rounds + 1))
             for piece in torch.randint(512, (1, length)).split(512, dim=1):
-                model.read(piece, cache)
+                model.prefill(piece, cache)
             read[name, length] = model, cache
     token = torch.zeros(1, 1, dtype=torch.long)
     found: dict[tuple[str, int], list[float]] = {key: [] for key in read}

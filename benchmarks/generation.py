@@ -21,7 +21,7 @@ from wholegpt.generation import Engine
 from wholegpt.generation.speculation import PromptLookup
 from wholegpt.interop.conversion import export_model
 from wholegpt.metrics import bootstrap
-from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
+from wholegpt.model import CompiledTransformer, TokenModel, Transformer, quantize_weights
 from wholegpt.runs.folder import run_data
 from wholegpt.runs.load import load
 from wholegpt.runtime import has_bfloat16, peak_bytes
@@ -438,7 +438,7 @@ def main() -> None:
     exact = Transformer(presets.preset("gpt2-small"))
     numbers = torch.bfloat16 if HALF else torch.float32
     names = [name for name in FORMATS if name != ("float32" if HALF else "bfloat16")]
-    models = {name: lay_out(copy.deepcopy(exact), WeightFormat(name), numbers) for name in names}
+    models = {name: quantize_weights(copy.deepcopy(exact), WeightFormat(name), numbers) for name in names}
     both: dict[str, TokenModel] = {
         **models,
         **{f"{name}{COMPILED}": CompiledTransformer(model, QUIET) for name, model in models.items()},

@@ -39,7 +39,7 @@ def overlap_lines(documents: list[str]) -> list[str]:
     return [
         f"Of {len(overlaps)} held-out documents {len(found)} share runs of 13 words with the training text:",
         "",
-        *(f'- {one.found:,} of {one.runs:,} runs: "{one.excerpt}"' for one in found),
+        *(f'- {one.found:,} of {one.ngrams:,} runs: "{one.excerpt}"' for one in found),
     ]
 
 

@@ -144,12 +144,12 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
 class CountingCache:
     """For models that need nothing of what they have read but how much it was."""
 
-    rewinds = True
+    can_rewind = True
 
     def __init__(self, lengths: torch.Tensor) -> None:
         self.lengths = lengths
 
-    def can_forget(self, row: int, length: int) -> bool:
+    def can_rewind_to(self, row: int, length: int) -> bool:
         return True
 
     @classmethod
@@ -185,7 +185,7 @@ class LogitsOnly(torch.nn.Module):
     def logits_at(self, *arguments: Any, **named: Any) -> torch.Tensor:
         raise AssertionError
 
-    def read(self, token_ids: torch.Tensor, cache: CountingCache) -> None:
+    def prefill(self, token_ids: torch.Tensor, cache: CountingCache) -> None:
         cache.lengths += token_ids.shape[1]
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:

@@ -220,7 +220,7 @@ def test_what_a_crash_left_is_not_deleted_where_somebody_made_the_folder_anew(tm
     (work / files.MARK).write_text(json.dumps({"new": ".partial-run/new"}))
     (tmp_path / "run").mkdir()
     with (
-        pytest.raises(RunError, match="is what stood there before a crash"),
+        pytest.raises(RunError, match="has the content from before a crash"),
         lock_folder(tmp_path / "run", "test"),
     ):
         pass
@@ -231,10 +231,10 @@ def test_hidden_folders_of_others_are_not_deleted(tmp_path: Path) -> None:
     for prefix in (".partial-", ".unfinished-"):
         (tmp_path / f"{prefix}run").mkdir()
         put("notes.txt", tmp_path / f"{prefix}run")
-    with pytest.raises(RunError, match="was not made by wholegpt"):
+    with pytest.raises(RunError, match="was not created by wholegpt"):
         write_folder_atomic(tmp_path / "run", partial(put, "new"))
     with (
-        pytest.raises(RunError, match="was not made by wholegpt"),
+        pytest.raises(RunError, match="was not created by wholegpt"),
         resumable_folder(tmp_path / "run", "request"),
     ):
         pass

@@ -14,26 +14,26 @@ from wholegpt.errors import BIDIRECTIONAL
 T = TypeVar("T")
 
 LINE_INTERVAL_SECONDS = 10.0
-"""How often progress is written as a line where there is no terminal to draw a bar on."""
+"""How often progress is written as a line if there is no terminal for a bar."""
 _CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDIRECTIONAL}]")
-"""Control characters that a terminal could obey, without the tab and the end of a line."""
+"""Control characters that a terminal could interpret, except tab and line end."""
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters written as escapes, so that a terminal does not obey them."""
+    """Return ``text`` with control characters escaped, so that a terminal does not interpret them."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def write_output(text: str, end: str = "\n", exact: bool = False) -> None:
-    """Write a result to standard output: ``visible`` where it is a terminal, unless ``exact``; else as it is.
+    """Write a result to standard output: ``visible`` on a terminal unless ``exact``, otherwise unchanged.
 
-    Raises ``OSError`` that names standard output where it takes no more.
+    Raises ``OSError`` naming standard output if it cannot be written.
     """
     _write((visible(text) if sys.stdout.isatty() and not exact else text) + end)
 
 
 def write_styled(parts: Sequence[tuple[str, str]], separator: str = "", end: str = "\n") -> None:
-    """``write_output`` of parts of a text, each in a style of ``rich``; ``separator`` divides them without colours."""
+    """Write parts of a text, each in a style of ``rich``; without colors, ``separator`` separates them."""
     from rich.console import Console as RichConsole
     from rich.text import Text
 
@@ -48,13 +48,13 @@ def write_styled(parts: Sequence[tuple[str, str]], separator: str = "", end: str
 
 
 def write_error(line: str) -> None:
-    """Write a line to standard error; a reader that went away or a full disk does not stop the work."""
+    """Write a line to standard error; a closed pipe or a full disk is ignored."""
     with contextlib.suppress(OSError, ValueError):
         print(visible(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 def open_standard_streams() -> None:
-    """Put the null device in place of standard streams that were closed, before another file gets their number.
+    """Replace closed standard streams by the null device, before another file gets their number.
 
     Characters that the encoding of a stream lacks are written as escapes.
     """
@@ -67,7 +67,7 @@ def open_standard_streams() -> None:
 
 
 def discard_output() -> None:
-    """Send what standard output still holds to the null device, so that Python does not fail on it at exit."""
+    """Send the buffer of standard output to the null device, so that Python does not fail on it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -92,30 +92,30 @@ class Progress(Protocol):
 
 
 def sample_for_people(text: str) -> str:
-    """A generated text, or a note in place of one that is empty or white space alone."""
+    """Return a generated text, or a note if it is empty or white space only."""
     if not text:
-        return "(nothing: the model ended the text at once)"
-    return text if text.strip() else f"(white space alone: {text[:40]!r})"
+        return "(empty: the model ended the text at once)"
+    return text if text.strip() else f"(white space only: {text[:40]!r})"
 
 
 class Console:
-    """Notes and progress on standard error, or nothing when quiet."""
+    """Notes and progress on standard error; nothing if quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
 
     def note(self, message: str) -> None:
-        """One line for the user."""
+        """Show one line to the user."""
         if not self.quiet:
             write_error(message)
 
     def warn(self, message: str) -> None:
-        """One line that the user should not miss, shown even when quiet."""
+        """Show one line that the user should not miss, even if quiet."""
         write_error(f"warning: {message}")
 
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[None]:
-        """Says what goes on while its length is not known: a spinner on a terminal, a line elsewhere."""
+        """Show that work of unknown length is running: a spinner on a terminal, otherwise a line."""
         if self.quiet or not sys.stderr.isatty():
             self.note(description)
             yield
@@ -128,7 +128,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
-        """A bar with the time left on a terminal, a line every ten seconds elsewhere."""
+        """Show a bar with the remaining time on a terminal, otherwise a line every ten seconds."""
         if self.quiet:
             yield Silent()
         elif sys.stderr.isatty():
@@ -138,7 +138,7 @@ class Console:
             yield _Lines(description, total, done)
 
     def track(self, description: str, steps: Sequence[T]) -> Iterator[T]:
-        """``steps``, with ``progress``."""
+        """Yield ``steps`` with ``progress``."""
         with self.progress(description, len(steps)) as progress:
             for step in steps:
                 yield step
@@ -146,7 +146,7 @@ class Console:
 
     @contextlib.contextmanager
     def bytes_progress(self, description: str, total: int) -> Iterator[Progress]:
-        """``progress`` over bytes, with how many megabytes go by in a second."""
+        """Show ``progress`` over bytes, with the megabytes per second."""
         with self.progress(description, total) as progress:
             yield _Rate(progress)
 
@@ -165,7 +165,7 @@ class Silent:
     """No progress bar."""
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
-        """Shows nothing."""
+        """Show nothing."""
 
 
 class _Lines:

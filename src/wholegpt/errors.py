@@ -1,30 +1,30 @@
-"""The errors a user can cause.
+"""Errors that a user can cause.
 
-Each message is one line: what was found, where, what was expected, and what to do next.
-The command line prints that line and exits with ``exit_code``; Python callers catch ``WholeGPTError``.
+Each message is one line: what was found, where, what was expected, and what to do next. The command line
+prints that line and exits with ``exit_code``; Python callers catch ``WholeGPTError``.
 """
 
 import re
 
 BIDIRECTIONAL = "\u202a-\u202e\u2066-\u2069"
-"""Characters that reorder the text around them, as a range of a regular expression; text can hide behind them."""
+"""Characters that reorder the text around them, as a range of a regular expression; they can hide text."""
 _CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{BIDIRECTIONAL}]+")
 
 
 def one_line(text: str) -> str:
-    """``text`` on one line, with a space in place of control characters."""
+    """Return ``text`` on one line, with a space in place of control characters."""
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def shortened(text: str, longest: int = 60) -> str:
-    """``one_line`` of ``text``, its middle left out where it has more than ``longest`` characters."""
+    """Return ``one_line`` of ``text``, with its middle elided beyond ``longest`` characters."""
     line = one_line(text)
     half = longest // 2
     return line if len(line) <= longest else f"{line[: longest - half - 1]}…{line[-half:]}"
 
 
 class WholeGPTError(Exception):
-    """Something the user can put right. The message says how, in one line whatever foreign text it quotes."""
+    """An error that the user can fix. The message says how, in one line whatever foreign text it quotes."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class DataError(WholeGPTError):
 
 
 class TokenizerError(WholeGPTError):
-    """A tokenizer cannot be loaded, or cannot express a text."""
+    """A tokenizer cannot be loaded, or cannot encode a text."""
 
 
 class CheckpointError(WholeGPTError):
@@ -49,11 +49,11 @@ class CheckpointError(WholeGPTError):
 
 
 class RunError(WholeGPTError):
-    """A run folder cannot be used as asked."""
+    """A run folder cannot be used as requested."""
 
 
 class NumericsError(WholeGPTError):
-    """A recorded numerical choice is not available here, or training left the finite numbers."""
+    """A recorded numerical choice is not available here, or training produced NaN or infinity."""
 
 
 class QueueFull(WholeGPTError):
@@ -65,6 +65,6 @@ class SchedulerClosed(WholeGPTError):
 
 
 class Interrupted(WholeGPTError):
-    """The user pressed Ctrl-C. The message says what was saved and how to go on."""
+    """The user pressed Ctrl-C. The message says what was saved and how to continue."""
 
     exit_code = 130

@@ -1,10 +1,12 @@
-"""Writing files and folders so that a crash leaves the old content or the new, and two processes never write at once.
+"""Crash-safe writing of files and folders, and locks between processes.
 
-Everything the project writes to disk goes through these functions, so that one test can make
-each of their file-system calls fail in turn.
+A crash leaves the old content or the new, and two processes never write to one folder at once. Everything the
+project writes to disk goes through these functions, so that one test can make each of their file-system calls
+fail in turn.
 
-Beside a folder ``NAME`` there may be, hidden: ``.partial-NAME`` (the new content while it is written, the old one while
-it is replaced), ``.unfinished-NAME`` (work that a later call continues) and ``.wholegpt-lock-NAME``.
+Beside a folder ``NAME`` there may be hidden ones: ``.partial-NAME`` (the new content while it is written, the
+old one while it is replaced), ``.unfinished-NAME`` (work that a later call continues) and
+``.wholegpt-lock-NAME``.
 """
 
 import contextlib
@@ -28,19 +30,19 @@ from wholegpt.errors import RunError, WholeGPTError
 TEMPORARY_PREFIX, RESUMABLE_PREFIX = ".partial-", ".unfinished-"
 FILE_PREFIX, LOCK_PREFIX = ".wholegpt-partial-", ".wholegpt-lock-"
 MARK = "wholegpt.json"
-"""The file by which a hidden folder of ours is known, so that one that somebody else made is never touched."""
+"""A file that marks a hidden folder as created by wholegpt, so that others are never touched."""
 LOCK_SECONDS = 0.2
-"""How long the holder of a lock may take to record who it is."""
+"""Seconds that the holder of a lock may take to record who it is."""
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def utf8_name(path: Path) -> str:
-    """A file's name without suffixes, with what is not UTF-8 replaced, to name a folder by."""
+    """Return a file's name without suffixes and with non-UTF-8 bytes replaced, to name a folder."""
     return os.fsencode(path.stem or path.resolve().stem).decode("utf-8", "replace").replace("\ufffd", "_")
 
 
@@ -63,7 +65,9 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces the one at ``path`` when the block ends: temporary name, sync, rename, sync of folder."""
+    """Open a file that replaces the one at ``path`` when the block ends: temporary name, sync, rename, sync
+    of folder.
+    """
     temporary = path.with_name(FILE_PREFIX + secrets.token_hex(8))
     try:
         with temporary.open("xb") as file:
@@ -86,20 +90,21 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 def write_text_atomic(path: Path, content: str) -> None:
-    r"""``write_bytes_atomic`` for text, in UTF-8.
+    r"""Write text like ``write_bytes_atomic``, in UTF-8.
 
-    Names of files that are not UTF-8 hold surrogates, which are written as JSON, YAML and Python do: ``\udce9``.
+    Names of non-UTF-8 files contain surrogates, which are written as escapes as in JSON, YAML and Python:
+    ``\udce9``.
     """
     write_bytes_atomic(path, content.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """``write_bytes_atomic`` for JSON, indented, with a final newline."""
+    """Write indented JSON like ``write_bytes_atomic``, with a final newline."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises ``OSError`` or ``ValueError``."""
+    """Return the value in a JSON file. Raises ``OSError`` or ``ValueError``."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -107,17 +112,17 @@ def read_json(path: Path) -> Any:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a path exists; raises nothing, also for text that cannot be a path."""
+    """Return whether a path exists; never raises, even for text that cannot be a path."""
     return os.path.exists(path)  # noqa: PTH110 (which raises)
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a path is that of a file; raises nothing, also for text that cannot be a path."""
+    """Return whether a path is a file; never raises, even for text that cannot be a path."""
     return os.path.isfile(path)  # noqa: PTH113 (which raises)
 
 
 def file_inside(folder: Path, name: str) -> Path:
-    """The path of a file that a listing in ``folder`` names. Raises ``ValueError`` for one outside the folder."""
+    """Return the path of a file listed in ``folder``. Raises ``ValueError`` if it is outside the folder."""
     path = PurePath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
         raise ValueError(f"names the file {name!r}, which is not inside {folder}")
@@ -130,16 +135,17 @@ _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 
 
 class FolderBusyError(RunError):
-    """Another process, or another thread, writes into the folder."""
+    """Another process or thread is writing into the folder."""
 
 
 @contextlib.contextmanager
 def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
-    """Let no other process, and no other thread, write into the folder ``path`` within the block.
+    """Prevent other processes and threads from writing into the folder ``path`` within the block.
 
-    The lock is the operating system's, which releases it when the process dies. Locking a folder again inside the block
-    is allowed. What a crash left beside the folder is put in order first. Raises ``FolderBusyError`` at once, naming
-    the process that holds the lock, and ``RunError`` where the file system has no locks.
+    The lock is the operating system's, which releases it when the process dies. Locking a folder again inside
+    the block is allowed. Leftovers of a crash beside the folder are recovered first. Raises
+    ``FolderBusyError`` at once, naming the process that holds the lock, and ``RunError`` if the file system
+    does not support locks.
     """
     folder = _real(path)
     if folder in _held.get():
@@ -150,13 +156,13 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
     if not folder.name:
         raise RunError(f"{path}: is the root of the file system; name another folder")
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
-        raise RunError(f"{path}: is not UTF-8, as safetensors needs names to be; name another folder")
+        raise RunError(f"{path}: is not UTF-8, which safetensors requires of names; name another folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, RecursionError) as error:  # pathlib makes parents by recursion
+    except (OSError, RecursionError) as error:  # pathlib creates parents recursively
         problem = error.strerror if isinstance(error, OSError) else "too many folders in folders"
         raise RunError(
-            f"{folder.parent}: {problem}; no folder can be made there, name another folder"
+            f"{folder.parent}: {problem}; no folder can be created there, name another folder"
         ) from None
     file = folder.with_name(LOCK_PREFIX + folder.name)
     lock = FileLock(file)
@@ -172,13 +178,12 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
             if not holder and time.monotonic() < deadline:
                 time.sleep(LOCK_SECONDS / 20)
                 continue
-            if (
-                not file.exists()
-            ):  # released just now; or no file can be created, and the library waits for one
+            if not file.exists():
+                # It was released just now; or no file can be created, and the library waits for one.
                 try:
                     file.touch()
                 except OSError:
-                    raise RunError(f"{path}: no file can be made beside it; name another folder") from None
+                    raise RunError(f"{path}: no file can be created beside it; name another folder") from None
                 continue
             raise FolderBusyError(
                 f"{path}: {holder or 'another process'} is writing into it; wait until it has ended, or name "
@@ -190,7 +195,7 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
                 "folder, perhaps on another file system"
             ) from None
     previous = _held.set(_held.get() | {folder})
-    native = not isinstance(lock, SoftFileLock)  # the other one has a content of its own
+    native = not isinstance(lock, SoftFileLock)  # a soft lock file has content of its own
     try:
         if native:
             started = time.strftime("%Y-%m-%d %H:%M:%S %z")
@@ -201,14 +206,15 @@ def lock_folder(path: Path, purpose: str) -> Iterator[Path]:
     finally:
         _held.reset(previous)
         if native:
-            # While it is locked: whoever opened the file before finds that it has no name, and opens the next one.
+            # Delete it while locked: a process that opened the file before finds it unlinked and opens the
+            # next one.
             with contextlib.suppress(OSError):
                 file.unlink()
         lock.release()
 
 
 def _holder(lock_file: Path) -> str:
-    """Who holds a lock; empty until it has recorded that, which the record of a dead process does not tell."""
+    """Return who holds a lock; empty if it is not recorded yet, or recorded by a dead process."""
     try:
         holder = read_json(lock_file)
         process, purpose, started = holder["process"], holder["purpose"], holder["started"]
@@ -225,13 +231,13 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # somebody else's
+        pass  # the process of another user
     return True
 
 
 @contextlib.contextmanager
 def claim_name(wanted: Path, purpose: str) -> Iterator[Path]:
-    """``wanted``, or with the first number from 2 on that makes it new; locked within the block."""
+    """Yield ``wanted``, or with the first number from 2 on that makes it new; locked within the block."""
     for number in itertools.count(1):
         name = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
         lock = contextlib.ExitStack()
@@ -253,11 +259,12 @@ Patterns = Sequence[str]
 
 
 def write_folder_atomic(path: Path, fill: Callable[[Path], None], own: Patterns | None = None) -> None:
-    """Create the folder ``path`` whole: ``fill`` writes into a temporary one, which is synced and put in its place.
+    """Create the folder ``path`` atomically: ``fill`` writes into a temporary one, which is synced and
+    renamed.
 
-    A folder already at ``path`` is replaced, and so is one that a link at ``path`` leads to; files in it that are not
-    among its ``own`` (all unless given) are kept. A failure leaves whatever stood there before. Where another process
-    may write to ``path``, the caller locks it.
+    An existing folder at ``path``, or at the target of a link there, is replaced; files in it that do not
+    match ``own`` (default: all) are kept. After a failure the old content remains. If another process may
+    write to ``path``, the caller must lock it.
     """
     path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,11 +278,12 @@ def write_folder_atomic(path: Path, fill: Callable[[Path], None], own: Patterns 
 
 @contextlib.contextmanager
 def resumable_folder(path: Path, request: Any, own: Patterns | None = None) -> Iterator[Path]:
-    """A folder to fill in steps that a crash does not undo: what was finished for the same ``request`` is still there.
+    """Yield a folder to fill in steps that survive a crash: finished steps of the same ``request`` are still
+    there.
 
-    It becomes ``path`` when the block ends, whole, replacing what stood there as ``write_folder_atomic`` does; until
-    then it is a hidden sibling, which is deleted after a ``WholeGPTError``. The block itself says what is finished, by
-    files it writes whole. ``request`` is anything that JSON can hold.
+    It becomes ``path`` when the block ends, atomically and replacing existing content like
+    ``write_folder_atomic``. Until then it is a hidden sibling, which is deleted after a ``WholeGPTError``.
+    The block itself records what is finished, by atomically written files. ``request`` is any JSON value.
     """
     path = _real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,14 +302,14 @@ def resumable_folder(path: Path, request: Any, own: Patterns | None = None) -> I
     with _work_folder(path, unfinished.name) as work:
         _put_in_place(
             unfinished, path, work / "old", own
-        )  # with its mark, so that a crash before loses nothing
+        )  # with its mark, so that a crash before this loses nothing
     (path / MARK).unlink()
 
 
 def remove_folder(path: Path, own: Patterns | None = None) -> None:
-    """Delete the ``own`` files of a folder (all unless given), and the folder where it holds no others.
+    """Delete the ``own`` files of a folder (default: all), and the folder if no others are left.
 
-    A half-deleted folder is never taken for whole.
+    A half-deleted folder is never mistaken for a complete one.
     """
     if not path.exists():
         return
@@ -313,7 +321,7 @@ def remove_folder(path: Path, own: Patterns | None = None) -> None:
 
 
 def recover_folder(path: Path) -> None:
-    """Put in order what a crash left beside the folder ``path``: give the old content back, delete the rest."""
+    """Recover from a crash beside the folder ``path``: restore the old content, delete the rest."""
     work = path.with_name(TEMPORARY_PREFIX + path.name)
     if not _is_ours(work):
         return
@@ -323,13 +331,13 @@ def recover_folder(path: Path) -> None:
         sync_folder(path.parent)
     elif old.exists() and (path.parent / _mark_of(work).get("new", "")).exists():
         raise RunError(
-            f"{path}: exists, and {old} is what stood there before a crash; delete or rename one of them"
+            f"{path}: exists, and {old} has the content from before a crash; delete or rename one of them"
         )
     _delete_hidden(work)
 
 
 def recover_unlocked(path: Path) -> None:
-    """``recover_folder`` for a reader that misses ``path``, unless another process is about to put it there."""
+    """Run ``recover_folder`` for a reader that misses ``path``, unless another process is about to create it."""
     if path.name and _is_ours(_real(path).with_name(TEMPORARY_PREFIX + path.name)):
         with contextlib.suppress(FolderBusyError), lock_folder(path, "recovery"):
             pass
@@ -341,7 +349,7 @@ def _real(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _work_folder(path: Path, new: str) -> Iterator[Path]:
-    """The hidden sibling that ``path`` is replaced in, by the folder ``new`` beside ``path``; deleted at the end."""
+    """Yield the hidden sibling in which ``path`` is replaced by the folder ``new``; deleted at the end."""
     recover_folder(path)
     work = path.with_name(TEMPORARY_PREFIX + path.name)
     _make_hidden(work, {"new": new})
@@ -356,17 +364,19 @@ def _work_folder(path: Path, new: str) -> Iterator[Path]:
 
 
 def _make_hidden(folder: Path, mark: dict[str, Any]) -> None:
-    """A new hidden folder with the mark that it is ours; an older one is deleted, unless somebody else made it."""
+    """Create a hidden folder with our mark; an older one of ours is deleted, one of others raises
+    ``RunError``.
+    """
     if folder.exists():
         if not _is_ours(folder):
-            raise RunError(f"{folder}: is in the way, and was not made by wholegpt; rename or move it")
+            raise RunError(f"{folder}: is in the way, and was not created by wholegpt; rename or move it")
         _delete_hidden(folder)
     folder.mkdir()
     (folder / MARK).write_text(json.dumps(mark), encoding="utf-8")
 
 
 def _delete_hidden(folder: Path) -> None:
-    """Delete a hidden folder of ours. Its mark goes last, by which a half-deleted folder is known."""
+    """Delete a hidden folder of ours. Its mark goes last, which identifies a half-deleted folder."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -377,7 +387,7 @@ def _delete_hidden(folder: Path) -> None:
 
 
 def _mark_of(folder: Path) -> dict[str, Any]:
-    """The mark in a hidden folder; empty where there is none."""
+    """Return the mark in a hidden folder; empty if there is none."""
     try:
         content = read_json(folder / MARK)
     except (OSError, ValueError):
@@ -386,13 +396,13 @@ def _mark_of(folder: Path) -> dict[str, Any]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a hidden folder was made here: it has our mark, or a crash came just before that."""
-    is_folder = os.path.isdir(folder)  # noqa: PTH112 (never raises, also for a name that is too long)
+    """Return whether wholegpt created a hidden folder: it has our mark, or a crash prevented it."""
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 (never raises, even for names that are too long)
     return is_folder and ((folder / MARK).is_file() or not any(folder.iterdir()))
 
 
 def _put_in_place(new: Path, path: Path, old: Path, own: Patterns | None) -> None:
-    """Make ``new`` the folder ``path``; what stood there, but for what is not its ``own``, becomes ``old``."""
+    """Rename ``new`` to ``path``; existing content becomes ``old``, except files that do not match ``own``."""
     if path.exists():
         if own is not None:
             for other in _others_in(path, own):
@@ -411,7 +421,7 @@ def _put_in_place(new: Path, path: Path, old: Path, own: Patterns | None) -> Non
 
 
 def _others_in(folder: Path, own: Patterns) -> Iterator[PurePath]:
-    """Relative paths of the files, and of the empty folders, that are not among a folder's ``own``."""
+    """Yield the relative paths of the files and empty folders that do not match ``own``."""
     marks = [MARK] if "request" in _mark_of(folder) else []  # left by a crash
     patterns = [PurePath(pattern).parts for pattern in (*own, *marks, f"{FILE_PREFIX}*")]
 
@@ -422,21 +432,21 @@ def _others_in(folder: Path, own: Patterns) -> Iterator[PurePath]:
             for parts in patterns
         )
 
-    for place, folders, names in os.walk(folder):
-        here = PurePath(place).relative_to(folder)
-        links = [name for name in folders if Path(place, name).is_symlink()]
+    for root, folders, names in os.walk(folder):
+        here = PurePath(root).relative_to(folder)
+        links = [name for name in folders if Path(root, name).is_symlink()]
         yield from (here / name for name in (*names, *links) if not matches(here / name, whole=True))
         if not folders and not names and here.parts and not matches(here, whole=False):
             yield here
 
 
 def _keep(old: Path, new: Path, name: PurePath) -> None:
-    """Let the file, or the empty folder, ``name`` in ``old`` be in ``new`` too."""
+    """Copy the file or empty folder ``name`` from ``old`` to ``new``."""
     source, target = old / name, new / name
     if os.path.lexists(target):
         if _equal(source, target):  # kept before a crash
             return
-        raise RunError(f"{source}: is in the way, and was not made by wholegpt; rename or move it")
+        raise RunError(f"{source}: is in the way, and was not created by wholegpt; rename or move it")
     for parent in reversed(name.parents):
         if not (new / parent).exists():
             (new / parent).mkdir()
@@ -447,7 +457,7 @@ def _keep(old: Path, new: Path, name: PurePath) -> None:
         return
     try:
         os.link(source, target, follow_symlinks=False)
-    except OSError:  # not every file system has links
+    except OSError:  # not every file system supports links
         shutil.copy2(source, target, follow_symlinks=False)
 
 

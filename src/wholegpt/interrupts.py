@@ -1,9 +1,9 @@
 """Ctrl-C while native code runs.
 
-Python handles signals between two of its own instructions, so a call into native code that lasts minutes would make
-Ctrl-C wait for minutes. Such calls run in a thread while the main thread waits, which can be interrupted. Native code
-cannot be stopped: after Ctrl-C its thread goes on until the process ends, and ``end_process`` does not wait for it.
-That is safe because such calls write no files.
+Python handles signals between two of its own instructions, so a call into native code that lasts minutes
+would delay Ctrl-C for minutes. Such calls run in a thread while the main thread waits, which can be
+interrupted. Native code cannot be stopped: after Ctrl-C its thread continues until the process ends, and
+``end_process`` does not wait for it. This is safe because such calls write no files.
 """
 
 import contextvars
@@ -18,12 +18,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 THREAD_NAME = "wholegpt-native"
-"""How the names of threads begin that run native code."""
+"""Prefix of the names of threads that run native code."""
 PATIENCE_SECONDS = 0.2
 
 
 def interruptible(call: Callable[[], T]) -> T:
-    """``call()``, so that Ctrl-C takes effect at once. The call releases Python's lock and writes no files."""
+    """Run ``call()`` so that Ctrl-C takes effect at once. The call must release Python's lock and write no
+    files.
+    """
     if threading.current_thread() is not threading.main_thread():
         return call()
     outcome: Future[T] = Future()

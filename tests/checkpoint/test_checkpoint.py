@@ -23,7 +23,7 @@ from wholegpt.checkpoint import (
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
-from wholegpt.model import CompiledTransformer, Transformer, lay_out
+from wholegpt.model import CompiledTransformer, Transformer, quantize_weights
 from wholegpt.model.lora import add_lora, merge, remove_lora, unmerge
 from wholegpt.settings.choices import Architecture, WeightFormat
 from wholegpt.settings.presets import gpt2
@@ -57,10 +57,10 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "bfloat16"])
-def test_laid_out_weights_are_never_saved_in_part(folder: Path, tmp_path: Path, weights: str) -> None:
+def test_packed_weights_are_never_saved_in_part(folder: Path, tmp_path: Path, weights: str) -> None:
     """By none of the ways to a file: each would leave out every linear layer."""
-    model = lay_out(load_model(folder).model, WeightFormat(weights))
-    refused = pytest.raises(ConfigError, match=f"laid out as {weights}, which cannot be saved or loaded")
+    model = quantize_weights(load_model(folder).model, WeightFormat(weights))
+    refused = pytest.raises(ConfigError, match=f"packed as {weights} and cannot be saved or loaded")
     with refused:
         save_model(tmp_path / "a", model, TOKENIZER)
     with refused:

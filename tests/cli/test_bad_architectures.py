@@ -109,7 +109,7 @@ WRONG = {
     ),
     "text for an encoder–decoder": (
         ["--model.architecture", "encoder_decoder"],
-        "is no table; expected a name that ends in .csv",
+        "is not a table; expected a name ending in .csv",
     ),
 }
 

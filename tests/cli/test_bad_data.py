@@ -173,7 +173,10 @@ def test_interrupted_it_goes_on(tmp_path: Path) -> None:
     goes_on = subprocess.run(
         [sys.executable, "-m", "wholegpt.cli", *command], capture_output=True, text=True, env={**os.environ}
     )
-    assert goes_on.returncode == 0 and "going on with what an earlier call had read" in goes_on.stderr
+    assert (
+        goes_on.returncode == 0
+        and "continuing with the documents that an earlier call read" in goes_on.stderr
+    )
     assert PreparedData.exists(tmp_path / "out")
 
 

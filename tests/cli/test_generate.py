@@ -122,7 +122,7 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
         (["--completions", "1000000000"], "--completions is 1000000000; expected 1 to 10,000"),
         (["--beams", "2", "--completions", "3"], "2 beams find so many texts at most"),
         (["--beams", "2", "--draft", "prompt"], "--draft mean nothing for beam search"),
-        (["--beams", "2", "--top-k", "3"], "top_k means nothing for beam search"),
+        (["--beams", "2", "--top-k", "3"], "top_k has no effect in beam search"),
         (["--beams", "2", "--temperature", "3"], "temperature means nothing for beam search"),
         (["--beams", "2", "--alternatives", "3"], "alternatives means nothing for beam search"),
         (["--weights", "nothing"], "nothing"),

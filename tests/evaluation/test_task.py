@@ -179,8 +179,8 @@ def test_examples_longer_than_the_context_are_counted(lm: LanguageModel, tmp_pat
 
 BAD_LINES: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "is not JSON"),
-    "a wrong field": ('{"context": "a", "choice": ["b"], "answer": 0}', "fields are those of no kind"),
-    "no object": ("[1]", "fields are those of no kind"),
+    "a wrong field": ('{"context": "a", "choice": ["b"], "answer": 0}', "fields match no kind"),
+    "no object": ("[1]", "fields match no kind"),
 }
 BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "line 2 is not JSON"),
@@ -228,14 +228,14 @@ def test_files_of_no_kind(name: str, tmp_path: Path) -> None:
         ({"text": "no blank", "choices": ["a", "b"], "answer": 0}, "holds 0 times '_'"),
         ({"text": "at the _", "choices": ["a", "b"], "answer": 0}, "nothing follows the blank"),
         ({"passage": "word"}, "fewer than two words"),
-        ({"prompt": "a", "choices": ["1", "x"], "score": 1}, "'x', which is no number"),
+        ({"prompt": "a", "choices": ["1", "x"], "score": 1}, "'x', which is not a number"),
         ({"prompt": "a", "references": []}, "references is empty"),
         ({"prompt": "a", "label": "b"}, "all examples have the label 'b'"),
         ({"prompt": "a", "label": " "}, "label is empty"),
         ({"prompt": "a", "label": "b", "labels": ["b", " b"]}, "labels holds 'b' twice"),
         ({"context": "a", "choices": ["b", "b "], "answer": 1}, "choices holds 'b' twice"),
         ({"context": "a", "choices": ["b", " "], "answer": 0}, "choices holds an empty text"),
-        ({"prompt": "a", "choices": ["1", "nan"], "score": 1}, "'nan', which is no number"),
+        ({"prompt": "a", "choices": ["1", "nan"], "score": 1}, "'nan', which is not a number"),
         ({"prompt": "a", "choices": ["1", "2"], "score": float("inf")}, "line 1 holds Infinity"),
     ],
 )
@@ -284,7 +284,7 @@ def test_commands(
 def test_a_wrong_field_on_the_first_line_is_no_text(
     line: dict[str, Any], tmp_path: Path, trained_run: Path, fails: Fails
 ) -> None:
-    assert "fields are those of no kind" in fails("evaluate", trained_run, save(tmp_path, [line]), "--quiet")
+    assert "fields match no kind" in fails("evaluate", trained_run, save(tmp_path, [line]), "--quiet")
 
 
 def test_compare(tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,7 +344,7 @@ def test_weights_that_are_no_numbers_give_no_figures(lm: LanguageModel, tmp_path
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.fill_(float("nan"))
-        with pytest.raises(NumericsError, match="gives no numbers"):
+        with pytest.raises(NumericsError, match="produces NaN"):
             lm.evaluate_task(path, dtype=Dtype.float32, console=QUIET)
         weight.copy_(kept)
 

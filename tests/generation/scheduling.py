@@ -54,7 +54,7 @@ class Gated(LogitsOnly):
         assert self.is_open or self.permits.acquire(timeout=PATIENCE)
         if self.failure:
             raise self.failure
-        self.read(token_ids, cache)
+        self.prefill(token_ids, cache)
         return torch.zeros(*token_ids.shape, self.vocab_size)
 
     def wait(self) -> None:

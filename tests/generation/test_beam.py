@@ -16,7 +16,7 @@ from tests.helpers import tiny_model, tiny_models, write_one
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.generation import InterruptedWriting
+from wholegpt.generation import InterruptedGeneration
 from wholegpt.generation.beam import beam_search
 from wholegpt.interop.conversion import export_model
 from wholegpt.model import Transformer
@@ -151,7 +151,7 @@ def test_ctrl_c_hands_over_what_was_found(monkeypatch: pytest.MonkeyPatch) -> No
         return read(*arguments)
 
     monkeypatch.setattr(model, "forward", interrupted)
-    with pytest.raises(InterruptedWriting) as caught:
+    with pytest.raises(InterruptedGeneration) as caught:
         beam_search(model, without_end(TOKENIZER), [0, 1], config, 3, 1.0, CPU, QUIET)
     monkeypatch.undo()
     shorter = beam_search(model, without_end(TOKENIZER), [0, 1], GenerationConfig(3), 3, 1.0, CPU, QUIET)
@@ -169,7 +169,7 @@ def test_stop_texts_end_a_beam() -> None:
 
 def test_what_makes_no_sense() -> None:
     model = sharp_model(0)
-    with pytest.raises(ConfigError, match="top_k means nothing for beam search"):
+    with pytest.raises(ConfigError, match="top_k has no effect in beam search"):
         beam_search(model, TOKENIZER, [0], GenerationConfig(max_tokens=4, top_k=3), 2, 1.0, CPU, QUIET)
     with pytest.raises(ConfigError, match="needs room for both in the 12 that the model sees"):
         beam_search(model, TOKENIZER, [0], GenerationConfig(max_tokens=12), 2, 1.0, CPU, QUIET)

@@ -273,7 +273,7 @@ def test_without_an_end_of_text() -> None:
 
 def test_characters_that_a_vocabulary_lacks() -> None:
     tokenizer = character_tokenizer("abc")
-    with pytest.raises(ConfigError, match="regex: nothing that this vocabulary can write matches it"):
+    with pytest.raises(ConfigError, match="regex: no text of this vocabulary matches it"):
         Sampler(GenerationConfig(regex="x+"), tokenizer)
     allowed = Constraint(GenerationConfig(regex="(x|a)[b-z]"), tokenizer).allowed([])
     assert int(allowed.sum()) == 1
@@ -284,13 +284,13 @@ def test_characters_that_a_vocabulary_lacks() -> None:
         with pytest.raises(ConfigError):
             later.allowed([1])
     assert later.allowed([0]).tolist() == [False, True, False] and later.complete([0, 1])
-    with pytest.raises(ConfigError, match="json_schema needs a tokenizer whose tokens spell their text"):
+    with pytest.raises(ConfigError, match="json_schema needs a tokenizer whose tokens spell out their text"):
         Sampler(GenerationConfig(json_schema="{}"), train_gpt1(["the cat sat"] * 5, 30))
 
 
 REFUSED = {
     "(a": "unclosed group",
-    "[^\\s\\S]": "nothing that this vocabulary can write matches it",
+    "[^\\s\\S]": "no text of this vocabulary matches it",
     "a{0}": "only the empty text matches it",
     "(?=a)b": "look-around, including look-ahead and look-behind, is not supported",
     r"(a)\1": "backreferences are not supported",
@@ -298,7 +298,7 @@ REFUSED = {
     "(?-u:\\xff)": "pattern can match invalid UTF-8",
     "a\\": "ends in a backslash",
     "a{2,1}": "invalid repetition count range",
-    "\ud800": "holds a lone surrogate",
+    "\ud800": "contains a lone surrogate",
     "(" * 2000 + ")" * 2000: "maximum number of nested parentheses",
     "[a-z]?" * 4000: "lexer precomputation failed|grows too large",
     "x" * 1_000_000: f"has 1,000,000 characters; expected at most {MOST_CHARACTERS:,}",
@@ -328,7 +328,7 @@ def test_repeats_of_repeats_are_never_unfolded(expression: str) -> None:
         try:
             allowed = set(constraint.allowed([ord("a")] * size).nonzero().flatten().tolist())
         except ConfigError as error:
-            assert size > 20 and "grows too large to be followed" in str(error)
+            assert size > 20 and "grows too large to follow" in str(error)
             break
         assert ord("a") in allowed <= {ord("a"), TOKENIZERS["byte"].end_of_text_id}
     assert time.process_time() - started < 0.3 * (size + 1)
@@ -341,8 +341,8 @@ UNMET: dict[str, str] = {
     '{"type": "string", "pattern": "^a{5}$", "maxLength": 3}': "Unsatisfiable schema: Regex is empty",
     '{"type": "array", "items": false, "minItems": 1}': "required item is unsatisfiable",
     '{"properties": {"a": false}, "required": ["a"], "type": "object"}': "required property 'a' is unsatisfiable",
-    json.dumps(LOOP): "no finite text meets it",
-    '{"$ref": "#"}': "no finite text meets it",
+    json.dumps(LOOP): "no finite text satisfies it",
+    '{"$ref": "#"}': "no finite text satisfies it",
     '{"$defs": {"x": {"type": "array", "items": {"$ref": "#/$defs/x"}, "minItems": 1}}, "$ref": "#/$defs/x"}': "finite",
     "{": "not JSON: Expecting property name",
     "[1]": r"expected an object, found \[1\]",
@@ -427,7 +427,7 @@ def test_settings_that_contradict_each_other() -> None:
 def test_what_was_written_must_begin_a_match() -> None:
     sampler = Sampler(GenerationConfig(regex="abc"), TOKENIZERS["byte"])
     logits = torch.zeros(257)
-    with pytest.raises(ConfigError, match="regex: the text so far cannot be gone on with"):
+    with pytest.raises(ConfigError, match="regex: the text so far cannot be continued"):
         sampler.process(logits, list(b"ax"))
     assert int(sampler.process(logits, list(b"ab")).argmax()) == ord("c")
 

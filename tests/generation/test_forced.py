@@ -25,7 +25,7 @@ class Likes(LogitsOnly):
         self.pairs = 3 * torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        self.read(token_ids, cache)
+        self.prefill(token_ids, cache)
         return self.pairs[token_ids]
 
 
@@ -51,7 +51,7 @@ def test_beams_write_them_too() -> None:
 
 
 def test_a_forced_text_with_a_stop_text_in_it() -> None:
-    with pytest.raises(ConfigError, match="is forced and holds 'a', a stop text"):
+    with pytest.raises(ConfigError, match="is forced and contains 'a', a stop text"):
         write_one(Likes(0), TOKENIZER, "a", GenerationConfig(9, forced=("ba",), stop=("a",)))
 
 
@@ -65,7 +65,7 @@ def test_half_a_character_at_the_limit_is_not_shown() -> None:
             script = "日本".encode()
             logits = torch.zeros(1, 1, tokenizer.vocab_size)
             logits[..., script[int(cache.lengths[0]) % 6]] = 9.0
-            self.read(token_ids, cache)
+            self.prefill(token_ids, cache)
             return logits
 
     shown: list[str] = []

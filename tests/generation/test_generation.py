@@ -34,7 +34,7 @@ class Parrot(LogitsOnly):
         for row, length in enumerate(cache.lengths.tolist()):
             for place in range(token_ids.shape[1]):
                 logits[row, place, self.script[min(length + place, len(self.script) - 1)]] = 100.0
-        self.read(token_ids, cache)
+        self.prefill(token_ids, cache)
         return logits
 
 
@@ -93,7 +93,7 @@ def test_a_text_that_cannot_go_on_ends_alone() -> None:
     assert [one.finish_reason for one in together] == ["length", "forbidden", "length"]
     assert [one.text for one in together] == [alone.text, "ab", alone.text]
     banned = dataclasses.replace(stuck, banned=("a",))
-    with pytest.raises(ConfigError, match="every token is forbidden: banned, not to come twice, or outside"):
+    with pytest.raises(ConfigError, match="every token is forbidden: banned, a repeated n-gram, or outside"):
         generate(model, tokenizer, [prompt], [banned], CPU, console)
 
 
@@ -207,7 +207,7 @@ class Nothing(LogitsOnly):
 
 def test_a_model_that_gives_no_numbers() -> None:
     tokenizer = byte_tokenizer()
-    with pytest.raises(NumericsError, match="the model gives no numbers"):
+    with pytest.raises(NumericsError, match="the model produces NaN"):
         write_one(Nothing(tokenizer.vocab_size, 10), tokenizer, "x", GenerationConfig(3))
 
 

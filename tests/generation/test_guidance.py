@@ -43,7 +43,7 @@ def test_the_formula(kind: str, header: list[int], text: list[int]) -> None:
         for place in range(whole.shape[1]):
             cache = guided.new_cache(1)
             if place:
-                guided.read(whole[:, :place], cache)
+                guided.prefill(whole[:, :place], cache)
             pieces = guided(whole[:, place:], cache)
             size = min(pieces.shape[1], expected.shape[1])
             torch.testing.assert_close(pieces[:, -size:], expected[:, -size:])
@@ -150,12 +150,12 @@ def test_it_streams_and_searches(run: Path) -> None:
 
 def test_bad_guidance(run: Path, fails: Fails) -> None:
     asked = ("generate", run, "a", "--quiet", "--guidance")
-    assert "guidance is 0.5; expected 1, which is none, to 20" in fails(
+    assert "guidance is 0.5; expected 1, which disables it, to 20" in fails(
         *asked, "0.5", "--control", "letter=a"
     )
     assert "guidance is nan" in fails(*asked, "nan", "--control", "letter=a")
-    assert "give control too" in fails(*asked, "2")
-    message = "with guidance they have to fit the 48 that the model sees"
+    assert "set control too" in fails(*asked, "2")
+    message = "with guidance they must fit the 48 that the model sees"
     assert message in fails(*asked, "2", "--control", "letter=a", "--max-tokens", "45")
     with pytest.raises(ConfigError, match="control_omitted is 1"):
         check(wg.configure({"data": {"control": ["a"], "control_omitted": 1.0}}))

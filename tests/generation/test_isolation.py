@@ -56,24 +56,24 @@ class FailingDrafter(PromptLookup):
             if self._left <= 0:
                 raise CallerError(method)
 
-    def guess(self, token_ids: Sequence[int], most: int) -> list[int]:
-        self._called("guess")
-        return super().guess(token_ids, most)
+    def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
+        self._called("propose")
+        return super().propose(token_ids, most)
 
-    def learn(self, guessed: int, right: int) -> None:
-        self._called("learn")
-        super().learn(guessed, right)
+    def update(self, drafted: int, accepted: int) -> None:
+        self._called("update")
+        super().update(drafted, accepted)
 
 
 def break_sampler(request: GenerationRequest, calls: int) -> None:
     """Let a request's processors raise at their n-th call."""
     draw, left = request.sampler.draw, [calls]
 
-    def failing(logits: torch.Tensor, written: Sequence[int]) -> int:
+    def failing(logits: torch.Tensor, generated: Sequence[int]) -> int:
         left[0] -= 1
         if left[0] <= 0:
             raise CallerError("sampler")
-        return draw(logits, written)
+        return draw(logits, generated)
 
     request.sampler.draw = failing
 
@@ -85,7 +85,7 @@ def break_sampler(request: GenerationRequest, calls: int) -> None:
         st.tuples(
             PROMPTS,
             st.integers(1, 10),
-            st.sampled_from(["", "", "emit", "guess", "learn", "sampler"]),
+            st.sampled_from(["", "", "emit", "propose", "update", "sampler"]),
             st.integers(1, 6),
             st.integers(0, 6),
         ),
@@ -99,8 +99,8 @@ def test_a_failure_ends_one_request_only(
 ) -> None:
     """Whatever fails whenever, the others write what they write alone, in float64."""
     model = MODELS[kind]
-    if not model.new_cache(1).rewinds:
-        asked = [(p, n, "emit" if how in ("guess", "learn") else how, c, a) for p, n, how, c, a in asked]
+    if not model.new_cache(1).can_rewind:
+        asked = [(p, n, "emit" if how in ("propose", "update") else how, c, a) for p, n, how, c, a in asked]
     engine = Engine(model, TOKENIZER, CPU, slots=slots)
     waiting = sorted(enumerate(asked), key=lambda one: one[1][4])
     requests: dict[int, GenerationRequest] = {}
@@ -109,7 +109,7 @@ def test_a_failure_ends_one_request_only(
             number, (prompt, tokens, how, calls, _) = waiting.pop(0)
             config = GenerationConfig(tokens, 1.0, seed=number)
             emit = failing_after(calls) if how == "emit" else lambda text: None
-            drafter = FailingDrafter(calls, how) if how in ("guess", "learn") else None
+            drafter = FailingDrafter(calls, how) if how in ("propose", "update") else None
             requests[number] = engine.submit(prompt, config, emit, drafter)
             if how == "sampler":
                 break_sampler(requests[number], calls)
@@ -164,7 +164,7 @@ def test_an_error_of_the_model_ends_what_is_running_and_nothing_else() -> None:
             self.calls += 1
             if self.calls == 3:
                 raise RuntimeError("out of memory")
-            self.read(token_ids, cache)
+            self.prefill(token_ids, cache)
             return torch.zeros(*token_ids.shape, self.vocab_size)
 
     engine = Engine(Fails(37, 100), TOKENIZER, CPU, slots=2)
@@ -183,10 +183,10 @@ def test_what_cannot_be_read_is_refused_before_it_reaches_others() -> None:
             engine.submit(prompt, GenerationConfig(5))
 
     class Wrong:
-        def guess(self, token_ids: Sequence[int], most: int) -> list[int]:
+        def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
             return [99]
 
-        def learn(self, guessed: int, right: int) -> None:
+        def update(self, drafted: int, accepted: int) -> None:
             raise AssertionError
 
     wrong = engine.submit([1], GenerationConfig(5), drafter=Wrong())
@@ -205,7 +205,7 @@ class Rows(LogitsOnly):
         logits = torch.zeros(*token_ids.shape, self.vocab_size)
         for token, value in self.values.items():
             logits[..., self.place] = logits[..., self.place].masked_fill(token_ids == token, value)
-        self.read(token_ids, cache)
+        self.prefill(token_ids, cache)
         return logits
 
 
@@ -219,12 +219,12 @@ def test_a_row_that_is_no_number_fails_alone(value: float, place: int, temperatu
     config = GenerationConfig(8, temperature, logit_bias=((9, -1e6),))
     good, bad, other = (engine.submit([token], config) for token in (1, 9, 2))
     engine.run()
-    assert isinstance(bad.error, NumericsError) and "gives no numbers (NaN or infinite)" in str(bad.error)
+    assert isinstance(bad.error, NumericsError) and "produces NaN or infinite logits" in str(bad.error)
     assert bad.token_ids == []
     for one, token in ((good, 1), (other, 2)):
         assert one.token_ids == write_one(model, TOKENIZER, [token], config).token_ids
         assert len(one.token_ids) == 8
-    with pytest.raises(NumericsError, match="no numbers"):
+    with pytest.raises(NumericsError, match="NaN or infinite"):
         generate(model, TOKENIZER, [[1], [9]], [config] * 2, CPU, QUIET)
 
 
@@ -236,7 +236,7 @@ def test_minus_infinity_is_no_damage() -> None:
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
             return torch.full_like(super().forward(token_ids, cache), -math.inf)
 
-    with pytest.raises(NumericsError, match="no numbers"):
+    with pytest.raises(NumericsError, match="NaN or infinite"):
         generate(Nothing({}, 0), TOKENIZER, [[1]], [GenerationConfig(5)], CPU, QUIET)
 
 
@@ -263,15 +263,13 @@ def test_nan_does_not_stay_in_a_slot(kind: str) -> None:
 def test_beam_search_and_draft_models_find_nan() -> None:
     damaged = Rows({9: math.nan}, 7)
     config = GenerationConfig(5, 0)
-    with pytest.raises(NumericsError, match="no numbers"):
+    with pytest.raises(NumericsError, match="NaN or infinite"):
         beam_search(damaged, TOKENIZER, [9], config, 2, 1.0, CPU, QUIET)
     drafter = DraftModel(damaged, Sampler(config, TOKENIZER, [9]), CPU)
     engine = Engine(Rows({}, 0), TOKENIZER, CPU)
     request = engine.submit([9], config, drafter=drafter)
     engine.run()
-    assert isinstance(request.error, NumericsError) and "draft: the model gives no numbers" in str(
-        request.error
-    )
+    assert isinstance(request.error, NumericsError) and "draft: the model produces NaN" in str(request.error)
 
 
 TEXT_LIMITS: list[tuple[dict[str, Any], str]] = [
@@ -305,7 +303,7 @@ def test_limits_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.submit([1], config)
     with pytest.raises(ConfigError, match="2 requests are waiting, which is the limit"):
         engine.submit([1], config)
-    with pytest.raises(ConfigError, match="3 texts are asked for at once; expected at most 2"):
+    with pytest.raises(ConfigError, match="3 texts requested at once; expected at most 2"):
         generate(model, TOKENIZER, [[1]] * 3, [config] * 3, CPU, QUIET)
     with pytest.raises(ConfigError, match="the prompt has 21 tokens; expected 1 to 20"):
         Engine(model, TOKENIZER, CPU).submit([1] * 21, config)

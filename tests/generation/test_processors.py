@@ -220,7 +220,7 @@ def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced(
 def test_settings_that_cannot_be_met() -> None:
     with pytest.raises(ConfigError, match=r"logit_bias names token 999; ids go from 0 to \d+"):
         Sampler(GenerationConfig(logit_bias=((999, 1.0),)), TOKENIZER)
-    with pytest.raises(ConfigError, match="'the cat' is forced and holds 'at', which is banned"):
+    with pytest.raises(ConfigError, match="'the cat' is forced and contains 'at', which is banned"):
         Sampler(GenerationConfig(forced=("the cat",), banned=("at",)), TOKENIZER)
     everything = tuple(chr(i) for i in range(128))
     sampler = Sampler(GenerationConfig(banned=everything, min_tokens=1), byte_tokenizer())

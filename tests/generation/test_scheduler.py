@@ -203,7 +203,7 @@ def test_an_error_of_one_request_is_kept_to_it(monkeypatch: pytest.MonkeyPatch) 
 def test_numbers_that_are_not_finite_fail_their_row_only() -> None:
     class Damaged(LogitsOnly):
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
-            self.read(token_ids, cache)
+            self.prefill(token_ids, cache)
             logits = torch.zeros(*token_ids.shape, self.vocab_size)
             return logits.masked_fill((token_ids == 9)[..., None], torch.nan)
 
@@ -309,7 +309,7 @@ def test_ctrl_c_interrupts_a_wait_at_once() -> None:
     class Slow(LogitsOnly):
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
             time.sleep(0.01)
-            self.read(token_ids, cache)
+            self.prefill(token_ids, cache)
             return torch.zeros(*token_ids.shape, self.vocab_size)
 
     main, sent = threading.main_thread().ident or 0, list[float]()

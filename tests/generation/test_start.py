@@ -115,9 +115,9 @@ def test_samples_start_from_what_was_seen(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_sample_without_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample_for_people("a\n") == "a\n"
-    assert sample_for_people(" \n") == "(white space alone: ' \\n')"
+    assert sample_for_people(" \n") == "(white space only: ' \\n')"
     config = tiny_config("none", logging={"sample_every": 1}, training={"steps": 2})
     metrics = StepMetrics(1.0, 1.0, 1.0, 1, 1.0)
     state = TrainingState(step=1)
     Sample(lambda: "", MetricsLog(tmp_path / "m.jsonl"), config, Console()).after_step(state, metrics)
-    assert "sample after step 1:\n(nothing: the model ended the text at once)" in capsys.readouterr().err
+    assert "sample after step 1:\n(empty: the model ended the text at once)" in capsys.readouterr().err

@@ -37,5 +37,5 @@ def test_an_unknown_name_lists_the_right_ones(name: str, hint: str) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
 def test_what_can_be_no_name_of_a_file(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no name"):
+    with pytest.raises(ConfigError, match="is neither a template name"):
         fill_template(name, "hi")

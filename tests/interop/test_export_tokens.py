@@ -76,7 +76,7 @@ REFUSED = {
                 ]
             ),
         ),
-        "no name for the way this tokenizer cuts a text",
+        "does not support the word split",
     ),
 }
 
@@ -243,4 +243,4 @@ def test_what_can_be_asked_for_is_said_to_be_lost(tmp_path: Path, capsys: pytest
         tmp_path / "model", model_for(BASE), BASE, ModelMetadata(control={"genre": {"prose": 1, "verse": 2}})
     )
     assert main(["export", str(tmp_path / "model"), "--to", "huggingface"]) == 0
-    assert "do not know what the model can be asked for (genre)" in capsys.readouterr().err
+    assert "do not support the model's control codes (genre)" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_a_model_without_end_of_text_is_usable(
     (tmp_path / "text.txt").write_text("ABCDEF\n" * 9)
     assert main(["evaluate", ours, str(tmp_path / "text.txt")]) == 0
     assert main(["export", ours, "--to", "huggingface", "--quiet"]) == 0
-    assert "begin with a text of your own" in fails("generate", ours, "--quiet")
+    assert "or give a prompt" in fails("generate", ours, "--quiet")
 
 
 def test_bad_checkpoints(tmp_path: Path, fails: Fails) -> None:

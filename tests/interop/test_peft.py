@@ -179,7 +179,10 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
         ({"modules_to_save": ["wte"]}, "modules_to_save"),
     ]
     bad_tensors: list[tuple[dict[str, torch.Tensor], str]] = [
-        ({**tensors, "base_model.model.transformer.wte.weight": torch.zeros(2)}, "no LoRA of a linear layer"),
+        (
+            {**tensors, "base_model.model.transformer.wte.weight": torch.zeros(2)},
+            "not LoRA of a linear layer",
+        ),
         ({key: value for key, value in tensors.items() if key != name}, f"lacks {name}"),
         (
             {key.replace("h.0", "h.9"): value for key, value in tensors.items()},

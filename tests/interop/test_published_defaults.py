@@ -210,7 +210,7 @@ def test_key_value_heads_that_are_null(tmp_path: Path) -> None:
         (
             "qwen3",
             {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
-            "are given for full_attention apart",
+            "are given for full_attention separately",
         ),
         ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),

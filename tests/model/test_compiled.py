@@ -30,7 +30,7 @@ from wholegpt.settings.schema import GenerationConfig
 from wholegpt.console import Console
 from wholegpt.generation import Engine
 from wholegpt.runs.load import load
-from wholegpt.model import CompiledTransformer, Transformer, lay_out
+from wholegpt.model import CompiledTransformer, Transformer, quantize_weights
 from wholegpt.tokenizers import byte_tokenizer
 
 DEVICE, TOKENIZER = torch.device(sys.argv[1]), byte_tokenizer()
@@ -39,7 +39,7 @@ QUIET = Console(quiet=True)
 @torch.inference_mode()
 def logits(model):
     cache = model.new_cache(1, 64)
-    model.read(torch.arange(12)[None], cache)
+    model.prefill(torch.arange(12)[None], cache)
     return torch.cat([model(torch.tensor([[token_id]]), cache) for token_id in range(20)])
 
 torch.manual_seed(0)
@@ -56,7 +56,7 @@ assert not counters["inductor"]["cudagraph_skips"]
 if DEVICE.type == "cpu":
     for seed in range(2):  # the cache of what was compiled holds the first model, of the same shapes
         torch.manual_seed(seed)
-        model = lay_out(Transformer(config).eval(), WeightFormat.int8, torch.float32)
+        model = quantize_weights(Transformer(config).eval(), WeightFormat.int8, torch.float32)
         eager = logits(model)
         difference = (logits(CompiledTransformer(model, QUIET)) - eager).abs().max() / eager.std()
         print(f"int8: logits differ by {difference:.3f} of their standard deviation at most")

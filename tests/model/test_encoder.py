@@ -13,7 +13,7 @@ from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.examples.batches import collate
 from wholegpt.data.examples.tasks import SPECIAL_TOKENS, encode_example
-from wholegpt.data.text.masking import MASKED, RANDOM, SHARE, hide_tokens
+from wholegpt.data.text.masking import MASKED, RANDOM, SHARE, mask_tokens
 from wholegpt.errors import ConfigError
 from wholegpt.evaluation import TaskScore, pseudo_perplexity
 from wholegpt.losses import IGNORED
@@ -134,7 +134,7 @@ def test_what_is_hidden() -> None:
     special = sorted(tokenizer.special_ids)
     generator = np.random.default_rng(0)
     token_ids = torch.from_numpy(generator.integers(0, tokenizer.vocab_size, (200, 500)))
-    seen, targets = hide_tokens(token_ids, tokenizer, 3)
+    seen, targets = mask_tokens(token_ids, tokenizer, 3)
     asked = targets != IGNORED
     assert not asked[torch.isin(token_ids, torch.tensor(special))].any()
     ordinary = ~torch.isin(token_ids, torch.tensor(special))
@@ -144,8 +144,8 @@ def test_what_is_hidden() -> None:
     kept = (seen[asked] == token_ids[asked]).float().mean().item()
     others = 1 / (tokenizer.vocab_size - len(special))
     assert kept == pytest.approx(1 - MASKED - RANDOM + RANDOM * others, abs=0.01)
-    assert torch.equal(hide_tokens(token_ids, tokenizer, 3)[0], seen)
-    assert not torch.equal(hide_tokens(token_ids, tokenizer, 4)[0], seen)
+    assert torch.equal(mask_tokens(token_ids, tokenizer, 3)[0], seen)
+    assert not torch.equal(mask_tokens(token_ids, tokenizer, 4)[0], seen)
 
 
 def test_pseudo_perplexity_of_separate_documents() -> None:
@@ -214,7 +214,7 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     (one,) = tuned.load().predict("the of and")
     both = tuned.load().predict("the of and", "to in is the of and the of")
     assert one.probabilities["a"] == pytest.approx(both[0].probabilities["a"], abs=1e-6)
-    with pytest.raises(ConfigError, match="an encoder sees what follows, so it cannot write"):
+    with pytest.raises(ConfigError, match="an encoder is bidirectional and cannot generate text"):
         run.load().generate("the", console=QUIET)
     with pytest.raises(ConfigError, match="is of architecture encoder; `finetune --task"):
         api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)

@@ -74,7 +74,7 @@ def test_merged_is_unmerged(kind: str) -> None:
     merge(model)
     with torch.inference_mode():
         torch.testing.assert_close(model(TOKENS), beside, rtol=0, atol=1e-6)
-    with pytest.raises(ConfigError, match="merged already"):
+    with pytest.raises(ConfigError, match="already merged"):
         merge(model)
     with pytest.raises(ConfigError, match="unmerge it first"):
         base_tensors(model)
@@ -129,7 +129,7 @@ def test_patterns_choose_layers() -> None:
         ({"dropout": 1.0}, "lora.dropout is 1"),
         (
             {"targets": ("blocks.7.*",)},
-            r"'blocks.7.\*' names no linear layer; there are blocks.0 to blocks.1, each",
+            r"'blocks.7.\*' matches no linear layer; there are blocks.0 to blocks.1, each",
         ),
         ({"targets": ("unembedding",)}, "attention.output, attention.query_key_value"),
     ],
@@ -143,5 +143,5 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
 
 def test_twice_is_refused() -> None:
     model = changed(fresh("modern"))
-    with pytest.raises(ConfigError, match="has LoRA already"):
+    with pytest.raises(ConfigError, match="already has LoRA"):
         add_lora(model, LORA)

@@ -13,7 +13,7 @@ from wholegpt.model import Transformer, expert_load, router_losses
 from wholegpt.model.layers.mixture_of_experts import (
     MixtureOfExperts,
     balance_loss,
-    places_in_queue,
+    queue_positions,
     router_z_loss,
 )
 from wholegpt.settings.choices import Bias, FeedForward
@@ -89,7 +89,7 @@ def test_batched_experts_equal_a_loop_over_tokens(
 def test_first_choices_come_first() -> None:
     experts = torch.tensor([[0, 1], [0, 1], [1, 0]])
     load = torch.bincount(experts.flatten(), minlength=2)
-    assert places_in_queue(experts, load).tolist() == [[0, 1], [1, 2], [0, 2]]
+    assert queue_positions(experts, load).tolist() == [[0, 1], [1, 2], [0, 2]]
 
 
 def test_losses_by_hand() -> None:

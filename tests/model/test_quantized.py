@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.helpers import shrink, tiny_model, tiny_models, write_one
 from wholegpt.errors import ConfigError
-from wholegpt.model import Transformer, lay_out
+from wholegpt.model import Transformer, quantize_weights
 from wholegpt.model.layers.linear import Linear
-from wholegpt.model.quantized import GROUP, INT8_ROWS, LAYOUTS, quantize_int4, quantize_int8
+from wholegpt.model.quantized import GROUP, INT8_ROWS, PACKED_LAYERS, quantize_int4, quantize_int8
 from wholegpt.settings import presets
 from wholegpt.settings.choices import WeightFormat
 from wholegpt.settings.schema import GenerationConfig, ModelConfig
@@ -74,7 +74,7 @@ def test_layers_compute_with_the_weights_they_stand_for(
     linear = Linear(inputs, outputs, bias=bias)
     x = torch.randn(2, rows, inputs).to(torch.bfloat16)
     with torch.inference_mode():
-        given = LAYOUTS[weights](linear)(x)
+        given = PACKED_LAYERS[weights](linear)(x)
     expected = x.double() @ dequantized(linear, weights).double().t()
     if linear.bias is not None:
         expected += linear.bias.detach().to(torch.bfloat16)
@@ -104,7 +104,7 @@ def test_logits_stay_within_a_bound(kind: str, weights: str, numbers: torch.dtyp
     token_ids = torch.randint(257, (2, 40))
     with torch.inference_mode():
         exact = model(token_ids)
-        held = lay_out(copy.deepcopy(model), WeightFormat(weights), numbers)
+        held = quantize_weights(copy.deepcopy(model), WeightFormat(weights), numbers)
         cache = held.new_cache(2)
         pieces = [held(piece, cache) for piece in token_ids.split([17, 1, 1, 21], dim=1)]
     for logits in (held(token_ids), torch.cat(pieces, dim=1)):
@@ -122,7 +122,7 @@ def test_rows_do_not_depend_on_how_many_are_read(weights: WeightFormat, numbers:
     before its scale.
     """
     torch.manual_seed(0)
-    layer = LAYOUTS[weights](Linear(256, 96, bias=False))
+    layer = PACKED_LAYERS[weights](Linear(256, 96, bias=False))
     rows = torch.randn(100, 256).to(numbers)
     with torch.inference_mode():
         whole, pieces = layer(rows), torch.cat([layer(piece) for piece in rows.split(40)])
@@ -135,23 +135,25 @@ def test_rows_do_not_depend_on_how_many_are_read(weights: WeightFormat, numbers:
 def test_they_write(kind: str, weights: WeightFormat) -> None:
     """Beyond the context, too."""
     torch.manual_seed(0)
-    model = lay_out(Transformer(models()[kind]), weights)
+    model = quantize_weights(Transformer(models()[kind]), weights)
     written = write_one(model, byte_tokenizer(), "abc", GenerationConfig(max_tokens=80, min_tokens=80))
     assert len(written.token_ids) == 80
 
 
 def test_a_format_that_the_sizes_do_not_allow() -> None:
-    with pytest.raises(ConfigError, match="groups of 32 do not divide a layer's 16 inputs"):
-        lay_out(Transformer(tiny_models()["modern"]), WeightFormat.int4)
+    with pytest.raises(ConfigError, match="groups of 32 do not divide the 16 inputs of a layer"):
+        quantize_weights(Transformer(tiny_models()["modern"]), WeightFormat.int4)
 
 
 def test_experts_have_no_kernel() -> None:
     """Of fewer than 16 bits: the router alone would be laid out, and choose others."""
     mixture = tiny_model(d_model=64, d_ff=64, experts=4)
     for weights in (WeightFormat.int8, WeightFormat.int4):
-        with pytest.raises(ConfigError, match=f"weights are {weights}, which experts have no kernel for"):
-            lay_out(Transformer(mixture), weights)
-    lay_out(Transformer(mixture), WeightFormat.bfloat16)
+        with pytest.raises(
+            ConfigError, match=f"weights are {weights}, which has no kernel for a mixture of experts"
+        ):
+            quantize_weights(Transformer(mixture), weights)
+    quantize_weights(Transformer(mixture), WeightFormat.bfloat16)
 
 
 def test_memory_is_that_of_the_format() -> None:
@@ -159,7 +161,7 @@ def test_memory_is_that_of_the_format() -> None:
     config = presets.preset("gpt2-small")
     config = shrink(config, vocab_size=64, d_model=128, n_heads=4, d_ff=512)
     for weights, expected in (("bfloat16", 2), ("int8", 1), ("int4", 0.5 + 4 / GROUP)):
-        model = lay_out(Transformer(config), WeightFormat(weights))
+        model = quantize_weights(Transformer(config), WeightFormat(weights))
         layer = model.blocks[0].feed_forward.expand
         held = [
             tensor for name, tensor in vars(layer).items() if isinstance(tensor, Tensor) and name != "bias"

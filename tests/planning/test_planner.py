@@ -67,7 +67,7 @@ def test_no_plan_goes_beyond_the_sweep_in_size_and_passes_for_its_text() -> None
     for tokens in (15_000, 400_000):
         plan = planned(100_000, dataclasses.replace(ENGLISH_PROSE, train_tokens=tokens))
         assert parameter_count(plan.config.model).blocks <= 25 * tokens
-        assert plan.passes <= 20 or plan.tokens <= 1.2 * planner.LEAST_TOKENS
+        assert plan.epochs <= 20 or plan.tokens <= 1.2 * planner.LEAST_TOKENS
 
 
 def test_a_small_memory_is_planned_with() -> None:
@@ -261,7 +261,7 @@ def test_bad_descriptions_of_a_machine(fails: Fails) -> None:
 def test_plan_for_a_machine_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "--minutes", "30", "--flops", "4e14", "--bandwidth", "3e12", "--memory", "80"]
     assert main(command) == 0
-    assert "reckoned from the description, not measured" in capsys.readouterr().out
+    assert "predicted from the description, not measured" in capsys.readouterr().out
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measured"] is False
 

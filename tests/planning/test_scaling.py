@@ -11,7 +11,7 @@ from wholegpt.planning import ENGLISH_PROSE
 from wholegpt.planning.planner import model_of_width, planned_config
 from wholegpt.planning.scaling import (
     COVERED_BLOCKS,
-    COVERED_PASSES,
+    COVERED_EPOCHS,
     COVERED_TEXT,
     COVERED_TOKENS,
     HALF_WIDTH,
@@ -82,9 +82,9 @@ def test_the_interval_widens_outside_what_was_measured() -> None:
     assert half_width(inside, text_tokens) == pytest.approx(HALF_WIDTH)
     assert half_width(math.e * COVERED_TOKENS, text_tokens) == pytest.approx(2 * HALF_WIDTH, rel=1e-3)
     assert half_width(inside, COVERED_TEXT / math.e) == pytest.approx(
-        HALF_WIDTH * (2 + math.log(inside * math.e / COVERED_TEXT / COVERED_PASSES)), rel=1e-3
+        HALF_WIDTH * (2 + math.log(inside * math.e / COVERED_TEXT / COVERED_EPOCHS)), rel=1e-3
     ), "a small text read often counts twice"
-    assert half_width(inside, inside / (2 * COVERED_PASSES)) > (1 + math.log(2)) * HALF_WIDTH
+    assert half_width(inside, inside / (2 * COVERED_EPOCHS)) > (1 + math.log(2)) * HALF_WIDTH
     large = model_of_width(768, 4096)
     excess = parameter_count(large).blocks / COVERED_BLOCKS
     assert excess > 2

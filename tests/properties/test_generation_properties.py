@@ -26,7 +26,7 @@ CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
 MODELS = {name: randomized(name) for name in test_plain.MODELS}
 KINDS = st.sampled_from(sorted(MODELS))
-REWINDING = st.sampled_from([name for name, model in sorted(MODELS.items()) if model.new_cache(1).rewinds])
+REWINDING = st.sampled_from([name for name, model in sorted(MODELS.items()) if model.new_cache(1).can_rewind])
 FIXED = {
     name: CompiledTransformer(model, QUIET, compiler=lambda one, **_: one)
     for name, model in MODELS.items()
@@ -95,8 +95,8 @@ def test_a_text_does_not_depend_on_its_companions(
     model = MODELS[kind]
     requests = [(beginning + end, chosen, arrival) for end, chosen, arrival in ends]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
-        patch.setattr("wholegpt.model.cache.READ_AT_ONCE", beyond_window)
+        patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", read_at_once)
+        patch.setattr("wholegpt.model.cache.PREFILL_CHUNK", beyond_window)
         writer = FIXED.get(kind, model) if fixed else model
         engine = Engine(writer, TOKENIZER, CPU, slots=slots)
         waiting = sorted(enumerate(requests), key=lambda one: one[1][2])
@@ -167,9 +167,9 @@ def test_guesses_change_nothing(
         "model": DraftModel(MODELS[other], sampler, CPU),
         "oracle": DraftModel(model, sampler, CPU),
     }
-    guessed = write_one(model, TOKENIZER, prompt, config, drafter=drafters[drafter])
-    assert (guessed.token_ids, guessed.text) == (alone.token_ids, alone.text)
-    assert guessed.finish_reason == alone.finish_reason
+    drafted = write_one(model, TOKENIZER, prompt, config, drafter=drafters[drafter])
+    assert (drafted.token_ids, drafted.text) == (alone.token_ids, alone.text)
+    assert drafted.finish_reason == alone.finish_reason
 
 
 @pytest.mark.parametrize("drafts", [False, True])
@@ -188,8 +188,8 @@ def test_a_draft_that_cannot_go_on_ends_its_guess() -> None:
         prompt = list(range(seed, 30))
         alone = write_one(MODELS["modern"], TOKENIZER, prompt, chosen)
         drafter = DraftModel(MODELS["modern"], Sampler(chosen, TOKENIZER, prompt), CPU)
-        guessed = write_one(MODELS["modern"], TOKENIZER, prompt, chosen, drafter=drafter)
-        assert (guessed.token_ids, guessed.finish_reason) == (alone.token_ids, alone.finish_reason)
+        drafted = write_one(MODELS["modern"], TOKENIZER, prompt, chosen, drafter=drafter)
+        assert (drafted.token_ids, drafted.finish_reason) == (alone.token_ids, alone.finish_reason)
 
 
 def test_right_guesses_save_steps() -> None:
@@ -198,13 +198,13 @@ def test_right_guesses_save_steps() -> None:
     config = GenerationConfig(max_tokens=10, temperature=0)
 
     class Knows:
-        def guess(self, token_ids: Sequence[int], most: int) -> list[int]:
+        def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
             return expected[len(token_ids) - 1 :][:most]
 
-        def learn(self, guessed: int, right: int) -> None:
+        def update(self, drafted: int, accepted: int) -> None:
             nonlocal calls
             calls += 1
-            assert guessed == right
+            assert drafted == accepted
 
     expected = write_one(model, TOKENIZER, [3], config).token_ids
     assert write_one(model, TOKENIZER, [3], config, drafter=Knows()).token_ids == expected

@@ -78,7 +78,7 @@ def test_tokens_are_those_of_transformers(source: str, tmp_path: Path) -> None:
     plain = [{"role": one.role, "content": one.content} for one in talk]
     assert template.encode(talk, tokenizer).token_ids == theirs.apply_chat_template(plain)["input_ids"]
     asked = theirs.apply_chat_template(plain[:-1], add_generation_prompt=True)["input_ids"]
-    assert template.encode(talk[:-1], tokenizer, asking=True).token_ids == asked
+    assert template.encode(talk[:-1], tokenizer, generation_prompt=True).token_ids == asked
 
 
 @pytest.mark.parametrize("source", [DEFAULT_TEMPLATE, CHAT_ML], ids=["built-in", "ChatML"])
@@ -97,7 +97,7 @@ def test_answers_and_their_ends_are_scored_and_nothing_else(source: str) -> None
     # What a user writes is never a special token.
     assert encoded.token_ids.count(tokenizer.end_of_text_id) == (2 if end == "<|endoftext|>" else 0)
     # Before an answer stands what stands there when one is asked for.
-    asked = template.encode(TALK[:2], tokenizer, asking=True).token_ids
+    asked = template.encode(TALK[:2], tokenizer, generation_prompt=True).token_ids
     assert encoded.token_ids[: len(asked)] == asked and encoded.scored[len(asked)]
 
 
@@ -119,7 +119,7 @@ BAD_TEMPLATES = {
     ),
     "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}": "too large",
     "{% macro a(n) %}{{ a(n - 1) ~ a(n - 1) if n else '' }}{% endmacro %}{{ a(50) }}": "more than 10,000 steps",
-    "{% for a in [[1]] recursive %}{{ loop(a) }}{% endfor %}": "a recursive loop is not for chat templates",
+    "{% for a in [[1]] recursive %}{{ loop(a) }}{% endfor %}": "a recursive loop is not allowed in chat templates",
     "{{ 'x'.ljust(1000000000) }}": "SecurityError: access to attribute 'ljust'",
     "{{ '{:1000000000}'.format(1) }}": "SecurityError",
     "{{ (['x', 'x'] | join('x')).zfill(1000000000) }}": "SecurityError",
@@ -129,9 +129,9 @@ BAD_TEMPLATES = {
     "{{ '%1000000000d' % 1 }}": "fails: SecurityError",
     "{{ 'x' | center(1000000000) }}": "does not compile",
     "{{ nothing.at.all }}": "fails: UndefinedError",
-    "{% include '/etc/passwd' %}": "does not compile: line 1: include is not for chat templates",
-    "{% block a %}{% endblock %}{{ self.a() }}": "block is not for chat templates",
-    "{{ 9 ** 9 }}": "pow is not for chat templates",
+    "{% include '/etc/passwd' %}": "does not compile: line 1: include is not allowed in chat templates",
+    "{% block a %}{% endblock %}{{ self.a() }}": "block is not allowed in chat templates",
+    "{{ 9 ** 9 }}": "pow is not allowed in chat templates",
     "{% set n = namespace(a='x') %}{% set n = namespace(a=n, b=n) %}": "too large",
     "{% set n = namespace(a='x') %}{% set n.a = [n] %}": "too large",
     "{{ {}.fromkeys(range(9000), 'a') }}": "SecurityError",
@@ -163,7 +163,7 @@ def test_a_template_without_a_place_for_the_system() -> None:
     )
     template = ChatTemplate(source)
     assert template.special_tokens == ["<|user|>", "<|end|>", "<|assistant|>"]
-    with pytest.raises(ConfigError, match=r"the chat template refuses the messages: No system here$"):
+    with pytest.raises(ConfigError, match=r"the chat template rejects the messages: No system here$"):
         template.encode(TALK, tokenizer_for(template))
 
 
@@ -246,11 +246,11 @@ BAD_DATA: dict[str, tuple[Any, str]] = {
     "role": ([{"messages": [{"role": "robot", "content": "Hi"}]}], "the role 'robot' is unknown"),
     "turns": (
         [{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}],
-        "user and assistant have to take turns",
+        "user and assistant must alternate",
     ),
     "unanswered": (
         [{"messages": [{"role": "user", "content": "a"}]}],
-        "has no answer, a message of the assistant",
+        "has no assistant message",
     ),
     "content": (
         [{"messages": [{"role": "user", "content": 3}]}],
@@ -392,7 +392,7 @@ def test_it_learns_to_answer_and_to_end(talker: Path, tmp_path: Path) -> None:
     which_of_two = math.log(2) / 5  # over four letters and the end, for a model that knows all but the kind
     assert score.metrics["nats_per_token"].value < which_of_two
     assert score.metrics["rouge1"].value == 1
-    with pytest.raises(ConfigError, match="user and assistant have to take turns"):
+    with pytest.raises(ConfigError, match="user and assistant must alternate"):
         lm.chat([{"role": "assistant", "content": "bird"}])
 
 
@@ -483,7 +483,7 @@ def test_the_template_goes_with_an_export_and_comes_back(adapted: Path, tmp_path
     assert (
         encoded["input_ids"]
         == lm.answering_template()
-        .encode([Message(**one) for one in asked], lm.tokenizer, asking=True)
+        .encode([Message(**one) for one in asked], lm.tokenizer, generation_prompt=True)
         .token_ids
     )
     settings = json.loads((tmp_path / "theirs/generation_config.json").read_text())
@@ -558,7 +558,7 @@ def test_chat_on_the_command_line(
     assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
     assert capsys.readouterr().out.split() == ["bird", "fish"]
     assert main(["chat", str(base), "--quiet"]) == 2
-    assert "was not taught to answer" in capsys.readouterr().err
+    assert "is not instruction-tuned" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_program(

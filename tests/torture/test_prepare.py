@@ -110,7 +110,7 @@ def test_without_space_finished_shards_stay(
     written = {path: path.stat().st_mtime_ns for path in records}
     assert 0 < len(written) < 18
     assert main([*map(str, command), str(tmp_path / "full")]) == 0
-    assert "going on with what an earlier call had read" in capsys.readouterr().err
+    assert "continuing with the documents that an earlier call read" in capsys.readouterr().err
     assert content(tmp_path / "full") == content(tmp_path / "whole")
 
 
@@ -169,7 +169,7 @@ def test_a_torn_copy_of_the_documents_is_noticed(
         patch.setattr("wholegpt.data.text.preparation.encode_side", killed)
         assert main([*command, str(out)]) == 130
     os.truncate(tmp_path / ".unfinished-out" / "documents" / "documents.bin", 20_000)
-    assert "documents.bin: damaged or missing; the same call begins anew" in fails(*command, out)
+    assert "documents.bin: damaged or missing; the same call starts over" in fails(*command, out)
     assert main([*command, str(out)]) == 0
     assert main([*command, str(tmp_path / "whole")]) == 0
     assert content(out) == content(tmp_path / "whole")

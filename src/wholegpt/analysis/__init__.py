@@ -1,1 +1,1 @@
-"""Looking at runs and models."""
+"""Analysis of runs and models."""

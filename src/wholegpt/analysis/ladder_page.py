@@ -1,4 +1,4 @@
-"""``ladder.html``: all rungs of the ladder in one table and one chart."""
+"""``ladder.html``: all baselines of the ladder in one table and one chart."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_ladder_page(path: Path, ladder: Mapping[str, Any]) -> None:
-    """Write the page of what ``wholegpt.experiments.ladder.Ladder.to_json`` gives."""
+    """Write the page for the output of ``wholegpt.experiments.ladder.Ladder.to_json``."""
     import jinja2
 
     template = resources.files("wholegpt.analysis").joinpath("ladder.html.jinja").read_text(encoding="utf-8")
@@ -25,25 +25,27 @@ def write_ladder_page(path: Path, ladder: Mapping[str, Any]) -> None:
 
 
 def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
-    """A point for each rung with its interval, from the first down to GPT, and one for as many parameters."""
-    rungs = ladder["rungs"]
-    places = range(len(rungs))
+    """Draw a point with its interval for each baseline, from the first down to GPT, and one at equal
+    parameters.
+    """
+    baselines = ladder["rungs"]
+    positions = range(len(baselines))
     for name, color, marker, size in (("result", BLUE, "o", 5), ("equal", ORANGE, "D", 7)):
-        shown = [(place, one[name]) for place, one in zip(places, rungs, strict=True) if one.get(name)]
+        shown = [
+            (position, one[name]) for position, one in zip(positions, baselines, strict=True) if one.get(name)
+        ]
         bits = [one["bits_per_byte"] for _, one in shown]
         low, high = zip(*(one["intervals"]["bits_per_byte"] for _, one in shown), strict=True)
-        around = np.maximum(
-            [np.subtract(bits, low), np.subtract(high, bits)], 0
-        )  # uniform: 0, but for rounding
+        around = np.maximum([np.subtract(bits, low), np.subtract(high, bits)], 0)  # uniform: 0 up to rounding
         label = f"{ladder['minutes']:g} min each" if name == "result" else "the same with equal parameters"
-        face = "none" if name == "equal" else color  # both can lie at one place
-        at = [place for place, _ in shown]
+        face = "none" if name == "equal" else color  # both can be at the same position
+        at = [position for position, _ in shown]
         axes.errorbar(bits, at, xerr=around, fmt=marker, markersize=size, color=color, mfc=face, label=label)
-    for place, one in zip(places, rungs, strict=True):
+    for position, one in zip(positions, baselines, strict=True):
         value = one["result"]["bits_per_byte"]
         axes.annotate(
             f"{value:.3f}",
-            (value, place),
+            (value, position),
             (0, 6),
             fontsize=9,
             textcoords="offset points",
@@ -51,7 +53,7 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
             va="bottom",
             color=GREY,
         )
-    axes.set_yticks(list(places), [one["name"] for one in rungs])
+    axes.set_yticks(list(positions), [one["name"] for one in baselines])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.margins(x=0.12)

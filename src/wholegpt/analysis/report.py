@@ -1,4 +1,4 @@
-"""``report.html``: a run on one self-contained page, made from the files in its folder alone."""
+"""``report.html``: a run on one self-contained page, created from the files in its folder only."""
 
 import io
 from collections import Counter
@@ -24,7 +24,7 @@ BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#6b7280"
 MISTAKES = ANSWERS = 20
 """How many are shown."""
 LOGGED = ("kind", "step", "train_seconds")
-"""What each line of the log has besides figures."""
+"""Fields of each log line that are not metrics."""
 
 
 def write_report(
@@ -33,10 +33,10 @@ def write_report(
     records: Sequence[dict[str, Any]] = (),
     masks: Sequence[Sequence[tuple[str, bool]]] = (),
 ) -> Path:
-    """Write ``report.html`` into the run's folder: figures, curves, samples, mistakes, data, settings.
+    """Write ``report.html`` into the run's folder: metrics, curves, samples, mistakes, data, settings.
 
-    ``result`` is what ``wholegpt train --json`` prints; ``records`` are what became of each held-out example,
-    ``masks`` tokens of training examples and whether each is learned.
+    ``result`` is the output of ``wholegpt train --json``; ``records`` are the results of each validation
+    example, ``masks`` the tokens of training examples and whether each is in the loss.
     """
     import jinja2
 
@@ -82,7 +82,7 @@ def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _confusion(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How many examples of each label got each answer; none where every example has labels of its own."""
+    """Return the confusion matrix; ``None`` if every example has labels of its own."""
     if not records or not isinstance(records[0].get("probabilities"), dict):
         return None
     labels = list(records[0]["probabilities"])
@@ -91,7 +91,7 @@ def _confusion(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _mistakes(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The wrong answers that were most certain, or the scores that are furthest off."""
+    """Return the wrong predictions with the highest confidence, or the scores with the largest error."""
     if records and "squared_error" in records[0]:
         rows = [_row(one, one["score"], f"{one['expected']:.3f}", one["squared_error"]) for one in records]
         title, by = "Furthest off", "squared error"
@@ -108,7 +108,7 @@ def _row(record: dict[str, Any], truth: Any, answer: str, by: float) -> dict[str
 
 
 def _certainty(record: dict[str, Any]) -> float:
-    """The probability of what was answered."""
+    """Return the probability of the prediction."""
     shares = record["probabilities"]
     return max(shares.values() if isinstance(shares, dict) else shares)
 
@@ -116,7 +116,7 @@ def _certainty(record: dict[str, Any]) -> float:
 def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict[str, str]]:
     train, validation = records["train"], records["validation"]
     if train and "gradient_norm" not in train[0]:
-        return []  # a model that is counted takes no steps
+        return []  # an n-gram model takes no steps
     unit = next(
         (name for name in ("nats_per_token", "nats_per_masked_token") if train and name in train[0]), "loss"
     )
@@ -164,7 +164,9 @@ def _x(records: list[dict[str, Any]]) -> list[int]:
 
 
 def svg_of(title: str, draw: Callable[["Axes"], None], along: str) -> str:
-    """An inline SVG of the axes that ``draw`` fills, over what runs ``along``; the same records give the same bytes."""
+    """Return an inline SVG of the axes that ``draw`` fills, with x label ``along``; equal inputs give equal
+    bytes.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

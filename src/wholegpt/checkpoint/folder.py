@@ -1,8 +1,8 @@
 """Model folders and checkpoints: weights, config and tokenizer as safetensors and JSON.
 
-A model folder holds ``model.safetensors``, ``config.json`` and ``tokenizer.json``. A checkpoint is a
-model folder with ``training/`` (optimiser state, and the integers that are the whole state of loader
-and random numbers) and ``checksums.json``. It is written whole or not at all.
+A model folder contains ``model.safetensors``, ``config.json`` and ``tokenizer.json``. A checkpoint is a model
+folder with ``training/`` (optimizer state, and the integers that are the whole state of loader and random
+numbers) and ``checksums.json``. It is written whole or not at all.
 """
 
 import math
@@ -50,31 +50,31 @@ OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER, CHAT_TEMPLATE)
 CHECKPOINT_FILES = (*MODEL_FILES, OPTIMIZER, STATE, CHECKSUMS)
 FLOATING = ("F64", "F32", "F16", "BF16")
-"""Formats of weights that are read, by safetensors' names; models hold them in 32 bits."""
+"""Accepted dtypes of stored weights, by safetensors' names; models hold them in float32."""
 LARGEST_JSON = 2**28
-"""Bytes of a JSON file that is read at all."""
+"""Maximum bytes of a JSON file."""
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a model folder says of its model besides the architecture."""
+    """Metadata of a model folder besides the architecture."""
 
     control: Values = field(default_factory=dict)
-    """What it can be asked for: the fields before its training texts, with their values."""
+    """Control codes: the fields in the headers of its training texts, with their values."""
     task: Task | None = None
-    """What its head answers."""
+    """The task of its head."""
     lora: LoraConfig | None = None
-    """Its LoRA, whose changes are stored beside the frozen weights."""
+    """Settings of its LoRA, whose updates are stored beside the frozen weights."""
     new_tokens: int = 0
-    """The last entries of the vocabulary, which were new when it was fine-tuned."""
+    """Number of tokens at the end of the vocabulary that were added for fine-tuning."""
     columns: TaskColumns | None = None
-    """Of the tables with the conversations that it learned to answer from."""
+    """Columns of the tables of conversations that it was fine-tuned on."""
     start_text: str = ""
-    """What its texts start from without a prompt; empty: end-of-text."""
+    """Default start of generation without a prompt; empty: end-of-text."""
     chat_template: str = ""
-    """How conversations with it are written, in a file of its own beside the tokenizer."""
+    """Its chat template, in a separate file beside the tokenizer."""
     end_token_ids: tuple[int, ...] = ()
-    """The tokens that end its texts, where it is not end-of-text alone."""
+    """Tokens that end generation, if not end-of-text only."""
 
 
 NO_METADATA = ModelMetadata()
@@ -92,7 +92,7 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """What a checkpoint keeps beside the model."""
+    """The training state in a checkpoint."""
 
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
@@ -107,7 +107,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
-    Raises as ``save_model`` does, so that the last good checkpoint is never followed by a broken one.
+    Raises like ``save_model``, so that the last good checkpoint is never followed by a broken one.
     """
     tensors = _tensors_to_save(folder, model, metadata)
 
@@ -133,11 +133,11 @@ def save_checkpoint(
 def save_model(
     folder: Path, model: TokenModel, tokenizer: Tokenizer, metadata: ModelMetadata = NO_METADATA
 ) -> None:
-    """Write a model folder, whole or not at all; replaces one that is there, but no other file in it.
+    """Write a model folder, whole or not at all; replaces a model there, but no other files.
 
-    Raises ``CheckpointError`` when the disk refuses, for weights that are not finite, and for tensors that are not
-    those of the model's config and ``metadata``; ``ConfigError`` for quantized weights and for LoRA that is merged;
-    ``RunError`` for files of the same names that are not ours.
+    Raises ``CheckpointError`` if writing fails, for weights that are not finite, and for tensors that do not
+    match the model's config and ``metadata``; ``ConfigError`` for quantized weights and for merged LoRA;
+    ``RunError`` for files of the same names that wholegpt did not write.
     """
     tensors = _tensors_to_save(folder, model, metadata)
     with lock_folder(folder, "saving a model"):
@@ -151,11 +151,10 @@ def load_model(
     kernel: AttentionKernel = AttentionKernel.plain,
     recompute: Recompute = Recompute.nothing,
 ) -> ModelFolder:
-    """Read a model folder onto ``device``.
+    """Load a model folder onto ``device``.
 
-    Raises ``CheckpointError`` for what is missing, damaged, newer than this program, or whose parts
-    do not fit together. What the config claims is compared with the header of the weights before anything is built of
-    that size or read.
+    Raises ``CheckpointError`` for files that are missing, damaged, of a newer version, or inconsistent. The
+    config is compared with the header of the weights before anything of its size is allocated or read.
     """
     config, metadata = load_model_config(folder), load_metadata(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -176,7 +175,7 @@ def load_model(
     sizes = _ngram_sizes(path, found) if config.architecture is Architecture.ngram else ()
     try:
         expected = _expected(config, metadata, sizes)
-    except RuntimeError as error:  # sizes whose product no tensor can have
+    except RuntimeError as error:  # sizes whose product exceeds any tensor
         raise CheckpointError(f"{path}: does not fit {CONFIG}: {str(error).splitlines()[0]}") from None
     wrong = _differing({name: one.shape for name, one in found.items()}, expected)
     if wrong:
@@ -188,12 +187,12 @@ def load_model(
     fresh = make_model(config, metadata, kernel, recompute, sizes)
     fresh.load_state_dict(_read_tensors(path), strict=False)
     if broken := not_finite(fresh.own_tensors()):
-        raise CheckpointError(f"{path}: {broken} holds values that are not finite in 32 bits")
+        raise CheckpointError(f"{path}: {broken} holds values that are not finite in float32")
     return ModelFolder(fresh.to(device), tokenizer, metadata)
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """The architecture in a model folder's ``config.json``."""
+    """Return the architecture in a model folder's ``config.json``."""
     path = folder / CONFIG
     content = _read_versioned(path)
     try:
@@ -204,7 +203,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 
 def load_metadata(folder: Path) -> ModelMetadata:
-    """What else a model folder's ``config.json`` says."""
+    """Return the other metadata in a model folder's ``config.json``."""
     path = folder / CONFIG
     content = _read_versioned(path)
     try:
@@ -214,7 +213,9 @@ def load_metadata(folder: Path) -> ModelMetadata:
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not 0 <= metadata.new_tokens <= load_model_config(folder).vocab_size:
-        raise CheckpointError(f"{path}: new_tokens is {metadata.new_tokens}, which is none of its vocabulary")
+        raise CheckpointError(
+            f"{path}: new_tokens is {metadata.new_tokens}; expected 0 to the vocabulary size"
+        )
     try:
         return replace(metadata, chat_template=(folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -230,9 +231,10 @@ def make_model(
     recompute: Recompute = Recompute.nothing,
     sizes: Sequence[int] = (),
 ) -> TokenModel:
-    """A fresh model with the head and the LoRA that ``metadata`` tell of; beside LoRA only what is new is trained.
+    """Create a model with the head and the LoRA in ``metadata``; with LoRA, only the new parameters are
+    trainable.
 
-    ``sizes`` are those of the tables of an n-gram model.
+    ``sizes`` are the sizes of an n-gram model's tables.
     """
     if config.architecture is Architecture.ngram:
         return NGram(config, sizes)
@@ -255,7 +257,7 @@ def make_model(
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder is one by itself, written by this program, and not a run's checkpoint."""
+    """Return whether a folder is a model folder written by wholegpt, and not a run's checkpoint."""
     if (folder / CHECKSUMS).exists():
         return False
     try:
@@ -265,12 +267,12 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def load_training(folder: Path) -> TrainingFiles:
-    """What ``save_checkpoint`` kept beside the model."""
+    """Return the training state that ``save_checkpoint`` wrote."""
     return TrainingFiles(_read_tensors(folder / OPTIMIZER), read_object(folder / STATE))
 
 
 def verify(folder: Path) -> None:
-    """Raise ``CheckpointError`` naming the file that is missing, truncated or altered."""
+    """Raise ``CheckpointError`` naming a file that is missing, truncated or altered."""
     content = _read_versioned(folder / CHECKSUMS)
     for name, expected in content.get("sha256", {}).items():
         try:
@@ -285,23 +287,23 @@ def verify(folder: Path) -> None:
 
 
 class NewerFormatError(CheckpointError):
-    """Written by a newer version of this program."""
+    """A file written by a newer version of wholegpt."""
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the first tensor that holds NaN or infinity; empty where none does."""
+    """Return the name of the first tensor with NaN or infinity; empty if there is none."""
     for name, tensor in tensors.items():
-        # NaN is both the least and the largest to PyTorch, so two numbers tell of all of them.
+        # PyTorch's minimum and maximum are NaN if any element is, so two values suffice.
         if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             return name
     return ""
 
 
 def _tensors_to_save(folder: Path, model: TokenModel, metadata: ModelMetadata) -> dict[str, Tensor]:
-    """All of a model's tensors, and no others than ``load_model`` will ask for."""
+    """Return all tensors of a model, after checking that they are those that ``load_model`` expects."""
     if any(layer.merged for _, layer in lora_layers(model)):
         raise ConfigError(
-            f"{folder}: not saved: the model's LoRA is merged; take it off by remove_lora, or unmerge it"
+            f"{folder}: not saved: the model's LoRA is merged; call remove_lora or unmerge first"
         )
     tensors = model.own_tensors()
     if broken := not_finite(tensors):
@@ -316,7 +318,7 @@ def _tensors_to_save(folder: Path, model: TokenModel, metadata: ModelMetadata) -
 
 
 def _expected(config: ModelConfig, metadata: ModelMetadata, sizes: Sequence[int]) -> dict[str, Tensor]:
-    """What a model folder holds of such a model: tensors that have shapes and types, but no memory."""
+    """Return the tensors of a model folder for such a model, with shapes and dtypes but without memory."""
     return _skeleton(config, metadata.task, metadata.lora, tuple(sizes))
 
 
@@ -329,21 +331,21 @@ def _skeleton(
 
 
 def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> list[str]:
-    """Names that one side lacks, or that have another shape there."""
+    """Return the names that only one side has, or that differ in shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     given = {name: tuple(shape) for name, shape in found.items()}
     return sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
 
 
 class _Stored(NamedTuple):
-    """A tensor of a safetensors file."""
+    """The header entry of a tensor in a safetensors file."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def _header(path: Path) -> dict[str, _Stored]:
-    """What a safetensors file says that it holds, without reading that."""
+    """Return the header of a safetensors file, without reading the tensors."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
@@ -356,10 +358,10 @@ def _fill_model(
     target: Path, model: TokenModel, tensors: dict[str, Tensor], tokenizer: Tokenizer, metadata: ModelMetadata
 ) -> None:
     safetensors.torch.save_file(tensors, target / WEIGHTS)
-    told = {name: value for name, value in to_mapping(metadata).items() if value}
-    if template := told.pop("chat_template", ""):
+    stored = {name: value for name, value in to_mapping(metadata).items() if value}
+    if template := stored.pop("chat_template", ""):
         write_text_atomic(target / CHAT_TEMPLATE, template)
-    config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config), **told}
+    config = {"format_version": FORMAT_VERSION, "model": to_mapping(model.config), **stored}
     write_json_atomic(target / CONFIG, config)
     tokenizer.save(target / TOKENIZER)
 
@@ -387,7 +389,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _ngram_sizes(path: Path, found: Mapping[str, _Stored]) -> list[int]:
-    """``ngram_sizes`` of a file, of which one small tensor is read."""
+    """Return ``ngram_sizes`` of a file, by reading one small tensor."""
     if "ends" not in found or math.prod(found["ends"].shape) > MOST_ORDER:
         return []
     with safetensors.safe_open(path, framework="pt") as file:
@@ -420,5 +422,5 @@ def _read_versioned(path: Path) -> dict[str, Any]:
 
 
 def listed(names: list[str]) -> str:
-    """The first ten of ``names``, and how many more there are."""
+    """Return the first ten of ``names``, and the number of further ones."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are there, which is last and which is best."""
+"""The checkpoints of a run, and which of them are last and best."""
 
 from pathlib import Path
 from shlex import quote
@@ -32,28 +32,28 @@ from wholegpt.tokenizers import Tokenizer
 
 CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
 STEP_PATTERN = STEP_PREFIX + 8 * "[0-9]"
-"""Names of the folders of checkpoints."""
+"""Pattern of the names of checkpoint folders."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run, by step, and which of them is last and which is best."""
+    """The checkpoints of one run, by step, and which of them are last and best."""
 
     def __init__(self, run: Path, keep: int = 1) -> None:
         self.folder, self.index, self.keep = run / CHECKPOINTS, run / "checkpoints.json", keep
 
     def path(self, step: int) -> Path:
-        """The folder of the checkpoint after ``step`` steps."""
+        """Return the folder of the checkpoint after ``step`` steps."""
         return self.folder / f"{STEP_PREFIX}{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints on disk, ascending, damaged ones included."""
+        """Return the steps of the checkpoints on disk, ascending, damaged ones included."""
         folders = [path for path in self.folder.glob(f"{STEP_PREFIX}*") if path.is_dir()]
         names = [path.name for path in folders if any((path / name).exists() for name in CHECKPOINT_FILES)]
         numbers = [name.removeprefix(STEP_PREFIX) for name in names]
         return sorted(int(number) for number in numbers if number.isdecimal() and len(number) >= 8)
 
     def best_step(self) -> int | None:
-        """The step whose validation loss was lowest, as last recorded."""
+        """Return the step with the lowest validation loss, as last recorded."""
         best = self._read_index().get("best")
         return best if isinstance(best, int) else None
 
@@ -66,11 +66,11 @@ class CheckpointStore:
         best: int | None,
         metadata: ModelMetadata = NO_METADATA,
     ) -> None:
-        """Write the checkpoint of ``step``, record which is best, and delete old and unfinished ones."""
+        """Write the checkpoint of ``step``, record the best one, and delete old and unfinished ones."""
         save_checkpoint(self.path(step), model, tokenizer, training, metadata)
         try:
             self.record(step, best)
-            # Steps beyond this one are damaged checkpoints that the run went back behind.
+            # Later steps are damaged checkpoints, from before the run resumed at an earlier one.
             kept = {best, *[s for s in self.steps() if s <= step][-self.keep :]}
             for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
                 recover_folder(unfinished.with_name(unfinished.name.removeprefix(TEMPORARY_PREFIX)))
@@ -85,9 +85,9 @@ class CheckpointStore:
         write_json_atomic(self.index, {"format_version": FORMAT_VERSION, "last": last, "best": best})
 
     def last_good(self) -> tuple[int | None, list[str]]:
-        """The newest undamaged checkpoint's step, and what is wrong with each newer one.
+        """Return the step of the newest undamaged checkpoint, and the problem of each newer one.
 
-        A checkpoint written by a newer version of this program is not damage: it raises.
+        A checkpoint of a newer version of wholegpt is not damaged: it raises ``NewerFormatError``.
         """
         problems: list[str] = []
         for step in reversed(self.steps()):
@@ -101,9 +101,10 @@ class CheckpointStore:
         return None, problems
 
     def choose(self, which: str = "best") -> tuple[Path, list[str]]:
-        """The folder of the ``best`` or ``last`` checkpoint, or of a step number; damaged ones passed over.
+        """Return the folder of the ``best`` or ``last`` checkpoint, or of a step, skipping damaged ones.
 
-        Raises ``CheckpointError`` where there is none.
+        Also returns the problems of the skipped ones. Raises ``CheckpointError`` if there is no usable
+        checkpoint.
         """
         if which not in ("best", "last"):
             step = {str(step): step for step in self.steps()}.get(which.lstrip("0") or "0")
@@ -140,11 +141,11 @@ class CheckpointStore:
 
 
 def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
-    """The model folder that ``path`` is or, for a run, that ``checkpoint`` picks; warns of damaged ones."""
+    """Return ``path`` if it is a model folder, or the ``checkpoint`` of a run; warn of damaged checkpoints."""
     if not path.exists():
         recover_unlocked(path)
     elif str(path) in presets.PRESETS:
-        console.note(f"{path} is read from the folder of that name; the preset has it too")
+        console.note(f"{path} is read from the folder of that name, not from the preset")
     if (path / "model.safetensors").exists():
         if (path / CHECKSUMS).exists():
             verify(path)
@@ -164,7 +165,7 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
         )
     if presets.is_run(path):
         raise CheckpointError(
-            f"{path}: is a run that has no checkpoint yet; go on with it by `wholegpt train --resume "
+            f"{path}: is a run that has no checkpoint yet; continue it with `wholegpt train --resume "
             f"{quote(str(path))}`"
         )
     raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")

@@ -275,7 +275,7 @@ def contamination(
     result = {
         "documents": len(overlaps),
         "contaminated": len(found),
-        "too_short": sum(not one.runs for one in overlaps),
+        "too_short": sum(not one.ngrams for one in overlaps),
         "words": words,
         "overlaps": [{**dataclasses.asdict(one), "share": one.share} for one in found],
     }

@@ -280,7 +280,7 @@ def chat(
 
     """
     from wholegpt.data.chat.template import Message
-    from wholegpt.generation import InterruptedWriting
+    from wholegpt.generation import InterruptedGeneration
     from wholegpt.runs.load import load
     from wholegpt.settings.serialization import to_mapping
 
@@ -305,7 +305,7 @@ def chat(
         said.append(Message("user", line))
         try:
             answer = lm.chat(said, emit=_emit(common), console=common.console, **settings)
-        except InterruptedWriting as interrupted:
+        except InterruptedGeneration as interrupted:
             answer = interrupted.completions[0]
         except (DataError, TokenizerError) as error:  # the conversation goes on without such a question
             said.pop()

@@ -178,7 +178,7 @@ def _compiling_seconds(lm: "LanguageModel") -> float:
     """Of the time of writing, what PyTorch's compiler took."""
     from wholegpt.model import CompiledTransformer
 
-    return lm.writer.compiling_seconds if isinstance(lm.writer, CompiledTransformer) else 0.0
+    return lm.generator.compiling_seconds if isinstance(lm.generator, CompiledTransformer) else 0.0
 
 
 def _show(
@@ -232,9 +232,9 @@ def _search(
 
 def _kept(interruption: KeyboardInterrupt) -> list[Any]:
     """What had been written."""
-    from wholegpt.generation import InterruptedWriting
+    from wholegpt.generation import InterruptedGeneration
 
-    return interruption.completions if isinstance(interruption, InterruptedWriting) else []
+    return interruption.completions if isinstance(interruption, InterruptedGeneration) else []
 
 
 def _completion_json(one: "Completion") -> dict[str, Any]:

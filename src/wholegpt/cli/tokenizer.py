@@ -51,7 +51,7 @@ def train(
         Print the first so many merges of byte-pair encoding, each with how often its pair stood in the text.
 
     """
-    from wholegpt.data import learn_vocabulary, open_corpus, plan_split, write_documents
+    from wholegpt.data import open_corpus, plan_split, train_vocabulary, write_documents
     from wholegpt.files import lock_folder
     from wholegpt.tokenizers.plain import learn_merges
 
@@ -68,7 +68,7 @@ def train(
         write_documents(Path(folder), corpus.pieces()) as store,
     ):
         plan = plan_split(store, corpus.name, corpus.split, data)
-        made, measured = learn_vocabulary(config, store, plan, common.console)
+        made, measured = train_vocabulary(config, store, plan, common.console)
         merges = list(learn_merges(plan.texts(store, "train"), explain)) if explain else []
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with lock_folder(Path(out), "tokenizer train"):

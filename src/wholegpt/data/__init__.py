@@ -1,23 +1,23 @@
-"""Token ids to batches: corpora, their preparation, and the loader."""
+"""Text corpora and labeled examples: reading, preparation and batches of token ids."""
 
 from wholegpt.data.reading.corpora import CORPORA, Corpus, of_texts, open_corpus
 from wholegpt.data.reading.files import read_text
 from wholegpt.data.text.card import card_page, describe_text
-from wholegpt.data.text.contamination import Overlap, contamination
+from wholegpt.data.text.contamination import Contamination, contamination
 from wholegpt.data.text.documents import DocumentStore, write_documents
 from wholegpt.data.text.loader import Batch, WindowLoader, make_loader, windows_before
 from wholegpt.data.text.preparation import find_in_store, prepare
 from wholegpt.data.text.shards import PreparedData, TextSizes, TokenShards
 from wholegpt.data.text.splitting import plan_split
 from wholegpt.data.text.statistics import TextStatistics
-from wholegpt.data.text.vocabulary import learn_vocabulary
+from wholegpt.data.text.vocabulary import train_vocabulary
 
 __all__ = [
     "CORPORA",
     "Batch",
+    "Contamination",
     "Corpus",
     "DocumentStore",
-    "Overlap",
     "PreparedData",
     "TextSizes",
     "TextStatistics",
@@ -27,13 +27,13 @@ __all__ = [
     "contamination",
     "describe_text",
     "find_in_store",
-    "learn_vocabulary",
     "make_loader",
     "of_texts",
     "open_corpus",
     "plan_split",
     "prepare",
     "read_text",
+    "train_vocabulary",
     "windows_before",
     "write_documents",
 ]

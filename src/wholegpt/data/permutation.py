@@ -1,4 +1,4 @@
-"""Orders of a billion things in constant memory: a permutation by its key, a mixture by its weights."""
+"""Permutations of large ranges in constant memory, and weighted interleaving."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,11 @@ FEISTEL_ROUNDS = 6
 
 
 def permute(indices: Int[np.ndarray, " N"], size: int, key: int) -> Int[np.ndarray, " N"]:
-    """Where each index goes under the permutation of range(``size``) that ``key`` names, in constant memory.
+    """Return the image of each index under the permutation of range(``size``) with this ``key``, in constant
+    memory.
 
-    A Feistel network over the smallest even number of bits that holds ``size``, walked until it
-    lands inside (Black and Rogaway 2002, "cycle walking").
+    A Feistel network over the smallest even number of bits that holds ``size``, applied until the result is
+    inside (Black and Rogaway 2002, "cycle walking").
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)
@@ -33,7 +34,9 @@ def permute(indices: Int[np.ndarray, " N"], size: int, key: int) -> Int[np.ndarr
 
 
 def endless_order(start: int, count: int, size: int, seed: int) -> list[int]:
-    """What is at ``count`` places from ``start`` on where ``size`` things come once, then in another order, forever."""
+    """Return ``count`` indices from ``start`` on in an endless sequence that permutes ``size`` indices in
+    every epoch.
+    """
     epochs, indices = np.divmod(np.arange(start, start + count), size)
     chosen = np.empty_like(indices)
     for epoch in np.unique(epochs):
@@ -42,20 +45,20 @@ def endless_order(start: int, count: int, size: int, seed: int) -> list[int]:
     return chosen.tolist()
 
 
-def held_out_places(size: int, fraction: float, seed: int) -> set[int]:
-    """``fraction`` of ``size`` places, drawn by ``seed``."""
+def held_out_indices(size: int, fraction: float, seed: int) -> set[int]:
+    """Draw ``fraction`` of ``size`` indices by ``seed``."""
     return set(permute(np.arange(size), size, mix_seed(seed, 0, 5))[: round(size * fraction)].tolist())
 
 
 def scramble(x: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
-    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    """Apply SplitMix64's finalizer (Steele et al. 2014): every input bit affects every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def uniform(numbers: Int[np.ndarray, " N"], key: int) -> Float[np.ndarray, " N"]:
-    """A number from 0 to 1 for each of ``numbers``, as good as random, the same for the same ``key``."""
+    """Return a pseudo-random number in [0, 1) for each of ``indices``, determined by ``key``."""
     return scramble(scramble(numbers.astype(np.uint64)) ^ np.uint64(key % 2**64)) / 2.0**64
 
 
@@ -63,16 +66,16 @@ WEIGHT_BITS = 20
 
 
 def interleave(
-    places: Int[np.ndarray, " N"], weights: Sequence[float]
+    indices: Int[np.ndarray, " N"], weights: Sequence[float]
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Of each place in an endless mixture, which source it is taken from, and its place in that one's own order.
+    """Return for each index of an endless mixture its source, and its index in the order of that source.
 
-    The first source takes floor(n·w₁/Σw) of the first n places, evenly, the second its part of the others, and so on:
-    every source is read in order, none twice, and among any n places its share is wᵢ/Σw to about one place for each
-    source before it.
+    The first source takes floor(n·w₁/Σw) of the first n, evenly spaced, the second its part of the others,
+    and so on. Every source is read in order, nothing twice, and among any n consecutive indices its share is
+    wᵢ/Σw, up to about one index for each source before it.
     """
-    source, within = np.zeros_like(places), places.copy()
-    undecided = np.ones(len(places), dtype=bool)
+    source, within = np.zeros_like(indices), indices.copy()
+    undecided = np.ones(len(indices), dtype=bool)
     for number, weight in enumerate(weights):
         share = round(weight / sum(weights[number:]) * 2**WEIGHT_BITS) if weight else 0
         before, after = within * share >> WEIGHT_BITS, (within + 1) * share >> WEIGHT_BITS

@@ -1,4 +1,4 @@
-"""A model against a text, or a file of examples; and against another model."""
+"""Evaluate a model on a text or a file of examples, and compare two models."""
 
 from wholegpt.evaluation.comparison import Difference, compare_tasks, compare_texts
 from wholegpt.evaluation.detokenization import Published, plain_text

@@ -1,4 +1,4 @@
-"""Two models on the same examples: by how much one is better, and whether a paired test finds that significant."""
+"""Compare two models on the same examples: the difference, its interval, and a paired significance test."""
 
 import math
 from dataclasses import dataclass
@@ -20,36 +20,37 @@ from wholegpt.metrics import (
 )
 
 ALPHA = 0.05
-"""Level of significance: where two models are equally good, one is called better in at most so many cases."""
+"""Significance level: of two equally good models, one is called better with at most this probability."""
 LESS_IS_BETTER = ("nats", "squared_error", "empty")
-"""Fields of records; of all others more is better."""
+"""Fields of records for which less is better; for all others more is better."""
 RANDOM_SIGNS = "random signs"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of two models."""
+    """The difference of one metric between two models."""
 
     first: float
     second: float
     difference: Estimate
-    """Second less first, with its interval: of proportions ``paired_difference``, else a bootstrap over the examples
-    or the pieces of the text."""
+    """Second minus first, with its interval: ``paired_difference`` for proportions, otherwise a bootstrap
+    over the examples or the pieces of the text.
+    """
     p_value: float
-    """How often chance alone makes a difference as large."""
+    """Probability of a difference at least as large by chance."""
     test: str
-    """How that is found: ``McNemar`` (exact) for proportions, else ``random signs`` of the examples' differences."""
+    """The test: ``McNemar`` (exact) for proportions, otherwise ``random signs`` of the examples' differences."""
     less_is_better: bool
 
     @property
     def better(self) -> str:
-        """``first`` or ``second`` where the p-value is below ``ALPHA``, else ``uncertain``."""
+        """Return ``first`` or ``second`` if the p-value is below ``ALPHA``, else ``uncertain``."""
         if not self.p_value < ALPHA:
             return "uncertain"
         return "second" if (self.difference.value < 0) == self.less_is_better else "first"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; ``None`` for what is not a number."""
+        """Return plain values; ``None`` for NaN."""
         ends = self.difference.to_json()
         return {
             "first": self.first if math.isfinite(self.first) else None,
@@ -65,7 +66,7 @@ class Difference:
 
 
 def compare_texts(first: TextEvaluation, second: TextEvaluation) -> dict[str, Difference]:
-    """Bits per byte of two models on one text."""
+    """Compare the bits per byte of two models on one text."""
 
     def difference(pieces: np.ndarray) -> float:
         one, other = (
@@ -87,9 +88,9 @@ def compare_texts(first: TextEvaluation, second: TextEvaluation) -> dict[str, Di
 
 
 def compare_tasks(first: TaskScore, second: TaskScore) -> dict[str, Difference]:
-    """Every figure of two models on one file of examples that is a mean over the examples.
+    """Compare all metrics of two models on one file of examples that are means over the examples.
 
-    Raises ``ConfigError`` where the examples scored are not the same.
+    Raises ``ConfigError`` if the scored examples differ.
     """
     if [r["line"] for r in first.records] != [r["line"] for r in second.records]:
         raise ConfigError("the two models were scored on different examples")

@@ -1,8 +1,9 @@
-"""Undoing what the published forms of WikiText and the Penn Treebank did to their text, reversibly.
+"""Reversible detokenization of the published forms of WikiText and the Penn Treebank.
 
-Both are lists of words with spaces between: punctuation stands alone, hyphens inside words are `` @-@ ``. A model
-of plain text would be charged for that, so the zero-shot figures of Radford et al. (2019, section 3.1) are of
-text with these artefacts undone, per word of the published form. Every change is kept, so that nothing is lost.
+Both are lists of words separated by spaces: punctuation is separate, hyphens inside words are `` @-@ ``. A
+model of plain text would be penalized for that, so the zero-shot results of Radford et al. (2019, section
+3.1) remove these artifacts and are per word of the published form. Every change is recorded, so that the
+original can be restored.
 """
 
 import re
@@ -21,16 +22,16 @@ class Published(StrEnum):
 
 @dataclass(frozen=True)
 class Detokenized:
-    """Plain text, and the way back."""
+    """Detokenized text, and the changes that restore the original."""
 
     text: str
     words: int
-    """Words of the published form, the end of each line being one: the tokens that its tables count."""
+    """Words of the published form, counting the end of each line as one: the tokens that its tables count."""
     changes: tuple[tuple[int, int, str], ...]
-    """Where something was changed in ``text``, how many characters it now has, and what it was."""
+    """Position of each change in ``text``, the length of the new text, and the original text."""
 
     def restored(self) -> str:
-        """The published form, character by character."""
+        """Return the published form, character by character."""
         pieces: list[str] = []
         done = 0
         for start, length, original in self.changes:
@@ -42,8 +43,8 @@ class Detokenized:
 _RULES: dict[Published, tuple[tuple[str, str], ...]] = {
     Published.wikitext: (
         (r" @([-,.])@ ", r"\1"),  # inside words and numbers: self @-@ made, 1 @,@ 000
-        (r"(?m)^ | $", ""),  # each line stands between two spaces
-        (r"(?<==) (?==)", ""),  # == headings ==, written = = headings = =
+        (r"(?m)^ | $", ""),  # each line has a space at both ends
+        (r"(?<==) (?==)", ""),  # == headings ==, stored as = = headings = =
         (r" (?=[,.;:!?)\]}%](?: |$))", ""),
         (r"(?<=[(\[{$£€]) ", ""),
         (r" (?='(?:s|m|d|re|ve|ll|S)\b)", ""),
@@ -63,7 +64,9 @@ _RULES: dict[Published, tuple[tuple[str, str], ...]] = {
 
 
 def plain_text(text: str, form: Published) -> Detokenized:
-    """``text`` of a published form as people write it; in WikiText, quotation marks close where one is open."""
+    """Return ``text`` of a published form as plain text; in WikiText, quotation marks alternately open and
+    close.
+    """
     if form is Published.none:
         return Detokenized(text, len(text.split()), ())
     words = len(text.split()) + text.count("\n")
@@ -72,7 +75,7 @@ def plain_text(text: str, form: Published) -> Detokenized:
     done = length = 0
     for start, end, replacement in _changes(text, form):
         if start < done:
-            continue  # two rules want the same space
+            continue  # two rules match the same space
         kept = text[done:start]
         length += len(kept)
         changes.append((length, len(replacement), text[start:end]))
@@ -83,7 +86,7 @@ def plain_text(text: str, form: Published) -> Detokenized:
 
 
 def _changes(text: str, form: Published) -> list[tuple[int, int, str]]:
-    """Start, end and what comes there instead, in order."""
+    """Return start, end and replacement of each change, in order."""
     found = [
         (match.start(), match.end(), match.expand(replacement))
         for rule, replacement in _RULES[form]
@@ -95,7 +98,9 @@ def _changes(text: str, form: Published) -> list[tuple[int, int, str]]:
 
 
 def _inside_quotes(text: str) -> Iterator[tuple[int, int, str]]:
-    """The spaces after a quotation mark that opens and before one that closes; each line begins anew."""
+    """Yield the spaces after an opening and before a closing quotation mark; each line starts with an opening
+    one.
+    """
     for line in re.finditer(r".+", text):
         opens = True
         for mark in re.finditer(r'(?<= )"(?= )', line[0]):

@@ -1,17 +1,21 @@
-"""The kinds of examples that a task file holds, one JSON object a line: what is asked, and what an answer is worth.
+"""Kinds of examples in a task file, one JSON object per line, and their metrics.
 
-========================  =====================================================================================
+========================
+=====================================================================================
 kind                      fields of a line
-========================  =====================================================================================
-multiple choice           ``context``, ``choices`` (a list of texts), ``answer`` (index of the right one, from 0)
+========================
+=====================================================================================
+multiple choice           ``context``, ``choices`` (a list of texts), ``answer`` (index of the correct one,
+from 0)
 schema, cloze             ``text`` with one ``_`` in it, ``choices``, ``answer``
-last word                 ``passage``, whose last word is asked
-classification            ``prompt``, ``label``; perhaps ``labels``, where not every one occurs in the file
+last word                 ``passage``, whose last word is predicted
+classification            ``prompt``, ``label``; optionally ``labels``, if some do not occur in the file
 score                     ``prompt``, ``choices`` (numbers as texts), ``score``
 generation                ``prompt``, ``references`` (a text, or a list of several)
-========================  =====================================================================================
+========================
+=====================================================================================
 
-A line may have an ``id`` besides. A space is put between what is asked and the answer where neither side has one.
+A line may also have an ``id``. A space is inserted between prompt and answer if neither side has one.
 """
 
 import dataclasses
@@ -45,13 +49,14 @@ from wholegpt.metrics import (
 
 BLANK = "_"
 Record = dict[str, Any]
-"""What became of one example. ``means`` of a kind tells which of its fields average to which figure, ``needs`` which
-modules its figures take."""
+"""The result of one example. ``means`` of a kind maps metrics to the fields that they average, ``needs``
+lists the modules that its metrics require.
+"""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of several continuations c is right: that of least −ln p(c | context), as a sum, or per token or byte."""
+    """Multiple choice: the continuation c of least −ln p(c | context), as a sum, or per token or byte."""
 
     kind: ClassVar[str] = "multiple choice"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -65,19 +70,19 @@ class Choice:
     answer: int
 
     def __post_init__(self) -> None:
-        """Refuse an answer that is no index."""
+        """Raise ``ValueError`` if the answer is not a valid index."""
         _check_answer(self.choices, self.answer)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Context and continuation, for each that is to be scored."""
+        """Return context and continuation, for each choice."""
         return [(self.context, spaced(self.context, choice)) for choice in self.choices]
 
     def solved(self) -> str:
-        """The example with its answer, as one of the shots before another."""
+        """Return the example with its answer, for few-shot prompts."""
         return self.context + spaced(self.context, self.choices[self.answer])
 
     def record(self, likelihoods: Sequence[Likelihood]) -> Record:
-        """What the model chooses by each of the three scores."""
+        """Return the model's choice by each of the three scores."""
         nats = [one.nats for one in likelihoods]
         by = {
             "sum": nats,
@@ -93,15 +98,15 @@ class Choice:
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Accuracy by each of the three scores."""
+        """Return the accuracy by each of the three scores."""
         return means_of(records, Choice.means)
 
 
 @dataclass(frozen=True)
 class Cloze:
-    """What belongs in the blank of a text, by the likelihood of the whole text or of what follows the blank.
+    """Fill in the blank of a text, by the likelihood of the whole text or of the part after the blank.
 
-    The second is partial scoring (Trinh and Le 2018): it leaves out how likely the choice itself is.
+    The latter is partial scoring (Trinh and Le 2018): it ignores how likely the choice itself is.
     """
 
     kind: ClassVar[str] = "cloze"
@@ -115,7 +120,9 @@ class Cloze:
     answer: int
 
     def __post_init__(self) -> None:
-        """Refuse an answer that is no index, and a text without exactly one blank and something behind it."""
+        """Raise ``ValueError`` if the answer is not a valid index, or if there is not exactly one blank with
+        text after it.
+        """
         _check_answer(self.choices, self.answer)
         if self.text.count(BLANK) != 1:
             raise ValueError(f"text holds {self.text.count(BLANK)} times '{BLANK}'; expected one blank")
@@ -123,7 +130,7 @@ class Cloze:
             raise ValueError("nothing follows the blank; give such an example as context, choices and answer")
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The whole text after nothing, and the end of it after the rest, for each choice."""
+        """Return for each choice the whole text after nothing, and the end of the text after the rest."""
         before, _, after = self.text.partition(BLANK)
         return [
             pair
@@ -132,12 +139,12 @@ class Cloze:
         ]
 
     def solved(self) -> str:
-        """The text with the right choice in it."""
+        """Return the text with the correct choice."""
         return self.text.replace(BLANK, self.choices[self.answer])
 
     def record(self, likelihoods: Sequence[Likelihood]) -> Record:
-        """What the model chooses by each of the two scores."""
-        full, partial = ([one.nats for one in likelihoods[place::2]] for place in (0, 1))
+        """Return the model's choice by each of the two scores."""
+        full, partial = ([one.nats for one in likelihoods[index::2]] for index in (0, 1))
         chosen_full, chosen_partial = int(np.argmin(full)), int(np.argmin(partial))
         return {
             "answer": self.answer,
@@ -151,15 +158,16 @@ class Cloze:
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Accuracy by each of the two scores."""
+        """Return the accuracy by each of the two scores."""
         return means_of(records, Cloze.means)
 
 
 @dataclass(frozen=True)
 class LastWord:
-    """The last word w of a passage (Paperno et al. 2016): right where each of its tokens is the likeliest.
+    """The last word w of a passage (Paperno et al. 2016): correct if each of its tokens is the most likely
+    one.
 
-    Its perplexity is exp of the mean of −ln p(w | passage) over the examples, in nats a word.
+    Its perplexity is exp of the mean of −ln p(w | passage) over the examples, in nats per word.
     """
 
     kind: ClassVar[str] = "last word"
@@ -168,28 +176,28 @@ class LastWord:
     passage: str
 
     def __post_init__(self) -> None:
-        """Refuse a passage of one word."""
+        """Raise ``ValueError`` for a passage of one word."""
         if len(self.passage.split()) < 2:
-            raise ValueError("passage has fewer than two words; the last is asked, after the others")
+            raise ValueError("passage has fewer than two words; the last one is predicted from the others")
 
     def pairs(self) -> list[tuple[str, str]]:
-        """All but the last word, and it."""
+        """Return all but the last word, and the last word."""
         whole = self.passage.rstrip()
         before = whole.rsplit(maxsplit=1)[0]
         return [(before, whole[len(before) :])]
 
     def solved(self) -> str:
-        """The passage."""
+        """Return the passage."""
         return self.passage
 
     def record(self, likelihoods: Sequence[Likelihood]) -> Record:
-        """How likely the word was, and whether it was the likeliest."""
+        """Return the word's nats, and whether all its tokens were the most likely ones."""
         (one,) = likelihoods
         return {"nats": one.nats, "correct": one.greedy}
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Accuracy, and the word's mean nats, and exp of that, its perplexity."""
+        """Return the accuracy, the word's mean nats, and exp of these, its perplexity."""
         means = means_of(records, LastWord.means)
         nats = means["nats_per_word"]
         return {**means, "perplexity_per_word": Estimate(*map(perplexity, (nats.value, nats.low, nats.high)))}
@@ -197,7 +205,7 @@ class LastWord:
 
 @dataclass(frozen=True)
 class Classification:
-    """Which label l follows a prompt: that of least −ln p(l | prompt) of all labels."""
+    """The label l that follows a prompt: that of least −ln p(l | prompt) of all labels."""
 
     kind: ClassVar[str] = "classification"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -205,10 +213,10 @@ class Classification:
     prompt: str
     label: str
     labels: tuple[str, ...] = ()
-    """All there are; those of the file unless given."""
+    """All labels; by default those in the file."""
 
     def __post_init__(self) -> None:
-        """Refuse labels that a model could not choose between."""
+        """Raise ``ValueError`` for labels that are empty or repeated."""
         if not self.label.strip():
             raise ValueError("label is empty")
         if self.labels:
@@ -216,24 +224,24 @@ class Classification:
 
     @staticmethod
     def complete(examples: "list[Classification]") -> "list[Classification]":
-        """The examples with the labels that occur in any of them."""
+        """Return the examples with all labels that occur in any of them."""
         found = tuple(sorted({label.strip() for one in examples for label in (*one.labels, one.label)}))
         if len(found) < 2:
             raise DataError(
-                f"all examples have the label {examples[0].label!r}; a class to choose needs at least two"
+                f"all examples have the label {examples[0].label!r}; classification needs at least two labels"
             )
         return [dataclasses.replace(one, label=one.label.strip(), labels=found) for one in examples]
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The prompt, and each label."""
+        """Return the prompt with each label."""
         return [(self.prompt, spaced(self.prompt, label)) for label in self.labels]
 
     def solved(self) -> str:
-        """The prompt with its label."""
+        """Return the prompt with its label."""
         return self.prompt + spaced(self.prompt, self.label)
 
     def record(self, likelihoods: Sequence[Likelihood]) -> Record:
-        """The label chosen, and the probability of each among them."""
+        """Return the predicted label, and the probability of each label."""
         nats = np.array([one.nats for one in likelihoods])
         chosen = self.labels[int(nats.argmin())]
         return {
@@ -245,7 +253,9 @@ class Classification:
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Accuracy, F1 (macro; of two labels that of the later in order too), Matthews correlation."""
+        """Return accuracy, F1 (macro; for two labels also that of the second in order) and Matthews
+        correlation.
+        """
         labels = list(records[0]["probabilities"])
         truth, chosen = (
             np.array([labels.index(record[name]) for record in records]) for name in ("label", "chosen")
@@ -263,7 +273,9 @@ class Classification:
 
 @dataclass(frozen=True)
 class Score:
-    """Which number follows a prompt: Σ c·p(c) / Σ p(c) over the choices c, p(c) the model's probability of each."""
+    """The number that follows a prompt: Σ c·p(c) / Σ p(c) over the choices c with the model's probabilities
+    p(c).
+    """
 
     kind: ClassVar[str] = "score"
     needs: ClassVar[tuple[str, ...]] = ("scipy",)
@@ -273,7 +285,7 @@ class Score:
     score: float
 
     def __post_init__(self) -> None:
-        """Refuse choices that are no numbers."""
+        """Raise ``ValueError`` for choices that are not numbers."""
         _check_texts("choices", self.choices)
         for choice in self.choices:
             try:
@@ -281,28 +293,30 @@ class Score:
             except ValueError:
                 finite = False
             if not finite:
-                raise ValueError(f"choices holds {choice!r}, which is no number")
+                raise ValueError(f"choices holds {choice!r}, which is not a number")
         if not math.isfinite(self.score):
             raise ValueError(f"score is {self.score}; expected a finite number")
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The prompt, and each number."""
+        """Return the prompt with each number."""
         return [(self.prompt, spaced(self.prompt, choice)) for choice in self.choices]
 
     def solved(self) -> str:
-        """The prompt with the choice nearest to its score."""
+        """Return the prompt with the choice nearest to its score."""
         nearest = min(self.choices, key=lambda choice: abs(float(choice) - self.score))
         return self.prompt + spaced(self.prompt, nearest)
 
     def record(self, likelihoods: Sequence[Likelihood]) -> Record:
-        """The score that the model expects."""
+        """Return the model's expected score."""
         shares = _shares(np.array([one.nats for one in likelihoods]))
         expected = sum(float(c) * share for c, share in zip(self.choices, shares, strict=True))
         return {"score": self.score, "expected": expected, "squared_error": (expected - self.score) ** 2}
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Pearson's and Spearman's correlation of the scores with the expected ones, and the mean squared error."""
+        """Return Pearson's and Spearman's correlation of scores and expected scores, and the mean squared
+        error.
+        """
         truth, expected = _column(records, "score"), _column(records, "expected")
         figures = {"pearson_correlation": pearson_correlation, "spearman_correlation": spearman_correlation}
         correlations = {
@@ -317,7 +331,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Generation:
-    """A text generated after a prompt, against one or several references."""
+    """A text generated after a prompt, compared with one or more references."""
 
     kind: ClassVar[str] = "generation"
     needs: ClassVar[tuple[str, ...]] = ("sacrebleu", "rouge_score")
@@ -326,28 +340,30 @@ class Generation:
     references: tuple[str, ...] | str
 
     def __post_init__(self) -> None:
-        """Refuse an example without a reference."""
+        """Raise ``ValueError`` if there is no reference."""
         if not self.all_references:
             raise ValueError("references is empty; expected at least one text")
 
     @property
     def all_references(self) -> tuple[str, ...]:
-        """The references, as several."""
+        """Return the references as a tuple."""
         return (self.references,) if isinstance(self.references, str) else self.references
 
     def solved(self) -> str:
-        """The prompt with its first reference."""
+        """Return the prompt with its first reference."""
         return self.prompt + spaced(self.prompt, self.all_references[0])
 
     def generated_record(self, text: str) -> Record:
-        """What was generated, its ROUGE, and what its BLEU is made of."""
+        """Return the generated text, its ROUGE, and the counts for its BLEU."""
         counts = bleu_counts(text, self.all_references).astype(int).tolist()
         scores = rouge(text, self.all_references)
         return {"generated": text, "empty": not text, **scores, "bleu_counts": counts}
 
     @staticmethod
     def metrics(records: Sequence[Record]) -> dict[str, Estimate]:
-        """Corpus BLEU (0 to 100), mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (0 to 1), share of empty texts."""
+        """Return corpus BLEU (0 to 100), mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (0 to 1), and share of
+        empty texts.
+        """
         counts = np.array([record["bleu_counts"] for record in records], dtype=np.float64)
         return {
             "bleu": bootstrap(len(records), lambda rows: bleu(counts[rows])),
@@ -360,7 +376,7 @@ KINDS: tuple[type[Example], ...] = (Choice, Cloze, LastWord, Classification, Sco
 
 
 def spaced(before: str, after: str) -> str:
-    """``after``, with a space before it where neither side has one."""
+    """Return ``after``, with a space before it if neither side has one."""
     return after if not before or before[-1].isspace() or after[:1].isspace() else " " + after
 
 
@@ -371,7 +387,7 @@ def _check_answer(choices: tuple[str, ...], answer: int) -> None:
 
 
 def _check_texts(name: str, texts: tuple[str, ...]) -> None:
-    """Refuse texts that a model could not choose between."""
+    """Raise ``ValueError`` for texts that are empty or repeated."""
     if len(texts) < 2:
         raise ValueError(f"{name} has {len(texts)} entries; expected at least two")
     stripped = [text.strip() for text in texts]
@@ -383,7 +399,7 @@ def _check_texts(name: str, texts: tuple[str, ...]) -> None:
 
 
 def _shares(nats: np.ndarray) -> list[float]:
-    """Probabilities in proportion to exp(−nats)."""
+    """Return probabilities proportional to exp(−nats)."""
     weights = np.exp(nats.min() - nats)
     return (weights / weights.sum()).tolist()
 
@@ -393,7 +409,7 @@ def _column(records: Sequence[Record], name: str) -> np.ndarray:
 
 
 def means_of(records: Sequence[Record], columns: Mapping[str, str]) -> dict[str, Estimate]:
-    """Figures that are the means of columns of the ``records``, each with its interval, exact for truth values."""
+    """Return the means of columns of the ``records``, each with its interval, which is exact for Booleans."""
     means: dict[str, Estimate] = {}
     for name, column in columns.items():
         values = np.array([record[column] for record in records])

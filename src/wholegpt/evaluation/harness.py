@@ -1,4 +1,4 @@
-"""Our models under ``lm-eval``, EleutherAI's evaluation harness, so that its tasks run on them."""
+"""Adapter for ``lm-eval``, EleutherAI's evaluation harness."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
 
 DEFAULT_MAX_TOKENS = 256
-"""The harness's own, for tasks that do not say."""
+"""The harness's default, for tasks without a limit."""
 
 
 def harness_model(
     model: CausalLanguageModel, tokenizer: Tokenizer, device: torch.device, dtype: Dtype, console: Console
 ) -> "TemplateLM":
-    """A model for ``lm_eval.simple_evaluate(model=…)``, scored by the same engine as our own tasks.
+    """Return a model for ``lm_eval.simple_evaluate(model=…)``, scored by the same code as wholegpt's own
+    tasks.
 
-    Needs the extra ``lm-eval``. Sampling follows the tasks' temperature, top-k and top-p; other settings of
-    generation are refused by a ``ValueError``.
+    Requires the extra ``lm-eval``. Sampling follows the tasks' temperature, top-k and top-p; any other
+    generation setting raises ``ValueError``.
     """
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -85,8 +86,8 @@ def harness_model(
                         f"the task generates up to {configs[-1].max_tokens} tokens; the model sees {self.max_length}"
                     )
                 prompts.append(encode_prompt(model, tokenizer, "", context, True, quiet)[-room:])
-            written = generate(model, tokenizer, prompts, configs, device, console)
-            results = [completion.text for completion in written]
+            completions = generate(model, tokenizer, prompts, configs, device, console)
+            results = [completion.text for completion in completions]
             for request, result in zip(requests, results, strict=True):
                 self.cache_hook.add_partial("generate_until", request.args, result)
             return results
@@ -95,7 +96,7 @@ def harness_model(
 
 
 def generation_of(settings: dict[str, Any], max_tokens: int) -> GenerationConfig:
-    """A task's settings of generation as ours. Raises ``ValueError`` for one that we do not have."""
+    """Convert a task's generation settings. Raises ``ValueError`` for an unsupported one."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, max_tokens))

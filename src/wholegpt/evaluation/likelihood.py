@@ -1,7 +1,7 @@
-"""How likely a model finds continuations of contexts: what multiple choice, cloze and last words are judged by.
+"""Likelihoods of continuations given contexts, for multiple choice, cloze and last-word tasks.
 
-Sequences that begin alike are computed together: the shared beginning once, its keys and values then serve
-all of them. The others go in batches of similar length.
+Sequences with a common prefix are computed together: the prefix once, and its KV cache is shared. The others
+are computed in batches of similar length.
 """
 
 import math
@@ -20,32 +20,33 @@ from wholegpt.settings.choices import Dtype
 from wholegpt.tokenizers import Tokenizer
 
 LEAST_SHARED = 16
-"""Tokens of a shared beginning below which it is not looked at."""
+"""Minimum tokens of a common prefix to be shared."""
 LEAST_SAVED = 256
-"""Tokens that sharing must save a group, for which it takes passes of its own instead of room in large batches."""
+"""Minimum tokens that sharing must save, since a group needs separate forward passes instead of room in large
+batches.
+"""
 LOGITS_AT_ONCE = 2**24
-"""Most logits of a batch: 64 MB in float32."""
+"""Maximum logits of a batch: 64 MB in float32."""
 CACHED_AT_ONCE = 2**17
-"""Most positions that the caches of one batch hold, over all its sequences."""
+"""Maximum positions in the caches of one batch, over all its sequences."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A continuation to be scored, and the context before it."""
+    """A continuation to score, and its context."""
 
     context_ids: tuple[int, ...]
-    """At least one."""
+    """Token ids of the context, at least one."""
     continuation_ids: tuple[int, ...]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, context: str, continuation: str) -> "Request":
-        """The ids of both texts as of one: spaces that end the context go to the continuation.
+        """Encode both texts as one; spaces at the end of the context go to the continuation.
 
-        The context's ids are those that spell nothing of the continuation; a token that spells the end of the one and
-        the beginning of the other belongs to the continuation, which has at least one. Before an empty context, or
-        one that its first token goes beyond, stands end-of-text, or, where the vocabulary has none, the first token
-        of the continuation.
-        Raises ``DataError`` for two texts of which nothing is left to score.
+        The context gets the tokens that contain nothing of the continuation. A token across the boundary
+        belongs to the continuation, which has at least one token. If no token is left for the context, it is
+        end-of-text, or, if the vocabulary has none, the first token of the continuation. Raises ``DataError``
+        if nothing is left to score.
         """
         stripped = context.rstrip()
         whole = tokenizer.encode(context + continuation)
@@ -60,18 +61,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model makes of a continuation."""
+    """The likelihood of a continuation."""
 
     nats: float
     """−ln p(continuation | context), summed over its tokens."""
     tokens: int
-    """How many of them were scored."""
+    """Number of scored tokens."""
     greedy: bool
-    """Whether each of them is the likeliest at its place."""
+    """Whether each token is the most likely one at its position."""
     truncated: bool
-    """Whether context and continuation are longer than the model's context: then the first tokens are left out."""
+    """Whether context and continuation exceed the model's context, so that the first tokens were dropped."""
     share: float = 1.0
-    """Of the continuation's tokens that were scored; less where it is longer than the model's context by itself."""
+    """Share of the continuation's tokens that were scored; below 1 if it alone exceeds the model's context."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class _Sequence:
     number: int
     token_ids: tuple[int, ...]
     scored: int
-    """The last so many of them."""
+    """Number of tokens to score, at the end."""
     continuation: int
-    """Tokens of the continuation, also where it is too long."""
+    """Tokens of the continuation, including dropped ones."""
     truncated: bool
 
     @property
@@ -90,7 +91,7 @@ class _Sequence:
 
     @property
     def first_scored(self) -> int:
-        """The first input whose successor is scored."""
+        """Return the index of the first input whose successor is scored."""
         return len(self.token_ids) - 1 - self.scored
 
 
@@ -102,10 +103,10 @@ def score_continuations(
     dtype: Dtype,
     console: Console,
 ) -> list[Likelihood]:
-    """The likelihood of each continuation, in the order of the requests.
+    """Return the likelihood of each continuation, in the order of the requests.
 
-    A request longer than the model's context τ keeps its last τ + 1 tokens, as inputs and targets; a continuation
-    that is longer by itself is scored in its last τ tokens.
+    A request longer than the model's context τ keeps its last τ + 1 tokens, as inputs and targets. Of a
+    continuation that alone is longer, the last τ tokens are scored.
     """
     sequences = [_fitted(i, request, model.context_length) for i, request in enumerate(requests)]
     scored: list[Likelihood | None] = [None] * len(sequences)
@@ -131,10 +132,10 @@ def _fitted(number: int, request: Request, context_length: int) -> _Sequence:
 
 
 def _groups(sequences: list[_Sequence]) -> Iterator[tuple[list[_Sequence], int]]:
-    """Sequences with a common beginning, and its length, which ends before the first token that any scores.
+    """Yield sequences with a common prefix, and its length, which ends before the first scored token.
 
-    In sorted order each sequence joins the group before it where that saves more tokens than it costs, by a
-    beginning that is shorter for all.
+    In sorted order, each sequence joins the previous group if that saves more tokens than the shorter prefix
+    costs.
     """
     group: list[_Sequence] = []
     shared = 0
@@ -152,7 +153,7 @@ def _groups(sequences: list[_Sequence]) -> Iterator[tuple[list[_Sequence], int]]
 
 
 def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common prefix."""
     for i, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return i
@@ -167,18 +168,20 @@ def _score_group(
     scored: list[Likelihood | None],
     progress: Progress,
 ) -> None:
-    beginning = model.new_cache(1, shared)
-    model.read(torch.tensor([group[0].inputs[:shared]], device=device), beginning)
+    prefix_cache = model.new_cache(1, shared)
+    model.prefill(torch.tensor([group[0].inputs[:shared]], device=device), prefix_cache)
     group.sort(key=lambda one: len(one.token_ids))
     for batch in _batches(group, model, shared):
         longest = max(len(one.inputs) for one in batch)
-        _score_batch(model, batch, shared, beginning.repeated(len(batch), longest), device, scored, progress)
+        _score_batch(
+            model, batch, shared, prefix_cache.repeated(len(batch), longest), device, scored, progress
+        )
 
 
 def _batches(
     sequences: list[_Sequence], model: CausalLanguageModel, shared: int
 ) -> Iterator[list[_Sequence]]:
-    """Neighbours, as many as fit into the limits of a batch, of which the last is the longest."""
+    """Yield adjacent sequences, as many as fit the limits of a batch; the last one is the longest."""
     most_scored = LOGITS_AT_ONCE // model.vocab_size
     batch: list[_Sequence] = []
     for one in sequences:
@@ -205,15 +208,17 @@ def _score_batch(
     scored: list[Likelihood | None],
     progress: Progress,
 ) -> None:
-    """Score sequences whose first ``shared`` inputs are in the cache. Padding stands behind, where nothing sees it."""
+    """Score sequences whose first ``shared`` inputs are in the cache. Padding is at the end, where attention
+    ignores it.
+    """
     longest = max(len(one.inputs) for one in batch) - shared
     inputs = torch.zeros(len(batch), longest, dtype=torch.long)
-    places = torch.zeros(len(batch), longest, dtype=torch.bool)
+    positions = torch.zeros(len(batch), longest, dtype=torch.bool)
     for row, one in enumerate(batch):
         rest = one.inputs[shared:]
         inputs[row, : len(rest)] = torch.tensor(rest)
-        places[row, one.first_scored - shared : len(rest)] = True
-    logits = model.logits_at(inputs.to(device), places.to(device), cache).cpu().double()
+        positions[row, one.first_scored - shared : len(rest)] = True
+    logits = model.logits_at(inputs.to(device), positions.to(device), cache).cpu().double()
     for one, some in zip(batch, logits.split([one.scored for one in batch]), strict=True):
         scored[one.number] = _likelihood(one, some)
     progress.advance(len(batch))
@@ -225,7 +230,5 @@ def _likelihood(one: _Sequence, logits: Tensor) -> Likelihood:
     greedy = bool((logits.argmax(dim=-1) == targets).all())
     nats = -float(chosen.sum())
     if math.isnan(nats):
-        raise NumericsError(
-            "the model gives no numbers (NaN) for a text; its weights are damaged or have diverged"
-        )
+        raise NumericsError("the model produces NaN for a text; its weights are damaged or have diverged")
     return Likelihood(nats, one.scored, greedy, one.truncated, one.scored / one.continuation)

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: nats, perplexity (E15), bits per character and byte (E16)."""
+"""Cross-entropy of a model on a text: nats, perplexity (E15), bits per character and byte (E16)."""
 
 import dataclasses
 import math
@@ -21,9 +21,9 @@ from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import Tokenizer
 
 SCORED_AT_ONCE = 2**22
-"""Most logits of one batch of several windows: 16 MB in float32."""
+"""Maximum logits of one batch of several windows: 16 MB in float32."""
 TOKENS_AT_ONCE = 8192
-"""Most tokens in one batch; larger ones leave a CPU's caches and are slower."""
+"""Maximum tokens in one batch; larger batches exceed a CPU's caches and are slower."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class TextScore:
     bits_per_character: float
     bits_per_byte: float
     tokens: int
-    """Tokens scored: all but the first, which nothing precedes."""
+    """Scored tokens: all but the first, which has no context."""
     characters: int
     """Characters of the scored tokens; end-of-text tokens add none."""
     bytes: int
     """Their length in UTF-8."""
 
     def to_json(self) -> dict[str, float | int | None]:
-        """As plain values; ``None`` where a figure is not finite, which JSON cannot write."""
+        """Return plain values; ``None`` if a value is not finite, which JSON cannot represent."""
         return {name: x if math.isfinite(x) else None for name, x in dataclasses.asdict(self).items()}
 
 
@@ -54,16 +54,16 @@ class Window:
     start: int
     end: int
     first_scored: int
-    """Index of the first input whose target is scored here; those before it are context."""
+    """Index of the first input whose target is scored here; earlier ones are context."""
 
 
 def scoring_windows(n_tokens: int, context_length: int, stride: int) -> Iterator[Window]:
-    """Windows that score every token after the first exactly once.
+    """Yield windows that score every token after the first exactly once.
 
-    Each begins ``stride`` after the one before; the tokens that two windows share are scored by the earlier and
-    are context to the later. With stride τ windows have τ inputs and carry no context over. With a smaller one
-    each token has at least τ − stride tokens before it, and windows hold τ tokens, of which the last is only
-    predicted: the procedure that transformers documents for models of fixed length.
+    Each window starts ``stride`` after the previous one; the tokens that two windows share are scored by the
+    earlier and are context for the later one. With stride τ, windows have τ inputs and share no context. With
+    a smaller stride, each token has at least τ − stride tokens of context, and windows have τ tokens, of
+    which the last is only predicted: the procedure that transformers documents for models of fixed length.
     """
     scored_to, inputs = 0, context_length if stride == context_length else context_length - 1
     for start in range(0, max(n_tokens - 1, 0), stride):
@@ -83,7 +83,7 @@ def score_tokens(
     dtype: Dtype,
     console: Console,
 ) -> np.ndarray:
-    """−ln p of each scored token, in nats, float64, in the order of the windows."""
+    """Return −ln p of each scored token, in nats, float64, in the order of the windows."""
     tokens_at_once = min(TOKENS_AT_ONCE, SCORED_AT_ONCE // model.vocab_size)
     per_batch = max(1, tokens_at_once // model.context_length)
     pieces: list[np.ndarray] = []
@@ -106,11 +106,11 @@ def score_tokens(
     return np.concatenate(pieces)
 
 
-def check_numbers(values: np.ndarray, what: str) -> None:
-    """Raise ``NumericsError`` where some of the ``values`` that a model gave for ``what`` are NaN."""
+def check_not_nan(values: np.ndarray, what: str) -> None:
+    """Raise ``NumericsError`` if some of the model's ``values`` for ``what`` are NaN."""
     if broken := int(np.isnan(values).sum()):
         raise NumericsError(
-            f"the model gives no numbers (NaN) for {broken:,} of {values.size:,} {what}; its weights are damaged or "
+            f"the model produces NaN for {broken:,} of {values.size:,} {what}; its weights are damaged or "
             "training has diverged"
         )
 
@@ -126,11 +126,11 @@ def evaluate_tokens(
     sample: int = 0,
     documents: Documents = Documents.joined,
 ) -> TextScore:
-    """Score ``tokens``, all after the first, or about ``sample`` of them in windows spread evenly.
+    """Score ``tokens``, all after the first, or about ``sample`` of them in evenly spaced windows.
 
-    ``stride`` is that of ``scoring_windows``; 0 means τ. Separate ``documents`` are not context to each other: windows
-    begin anew at each, with the end-of-text token before it. Raises ``DataError`` for fewer than two
-    tokens, ``ConfigError`` for a stride beyond τ.
+    ``stride`` is that of ``scoring_windows``; 0 means τ. Separate ``documents`` are not context for each
+    other: windows restart at each document, with the end-of-text token before it. Raises ``DataError`` for
+    fewer than two tokens, ``ConfigError`` for a stride beyond τ.
     """
     windows = windows_over(tokens, model.context_length, stride, tokenizer, documents)
     if sample and sample < len(tokens):
@@ -145,15 +145,17 @@ def evaluate_tokens(
 
 
 def check_context(context: int, most: int) -> None:
-    """Raise ``ConfigError`` for windows that are longer than what the model can see."""
+    """Raise ``ConfigError`` for windows that exceed the model's context."""
     if not 0 <= context <= most:
         raise ConfigError(f"context is {context}; expected 1 to {most}, or 0 for that")
 
 
 def text_scale(tokens: TokenShards, tokenizer: Tokenizer) -> Float[np.ndarray, "2"]:
-    """Bytes and characters of the text itself for each that its tokens spell; 1 where the tokenizer keeps text.
+    """Return bytes and characters of the original text per byte and character of its tokens; 1 for lossless
+    tokenizers.
 
-    What each token stands for in a text that was changed is not known: its share of what all of them spell.
+    The original text of a single token is unknown if the tokenizer changes text, so each token gets its
+    share.
     """
     if tokenizer.keeps_text or tokens.text is None:
         return np.ones(2)
@@ -164,9 +166,9 @@ def text_scale(tokens: TokenShards, tokenizer: Tokenizer) -> Float[np.ndarray, "
 def windows_over(
     tokens: TokenShards, context_length: int, stride: int, tokenizer: Tokenizer, documents: Documents
 ) -> list[Window]:
-    """``scoring_windows`` of a text or of each of its documents; a stride of 0 means τ.
+    """Return ``scoring_windows`` of a text or of each of its documents; a stride of 0 means τ.
 
-    Raises as ``evaluate_tokens`` does.
+    Raises like ``evaluate_tokens``.
     """
     if not 0 <= stride <= context_length:
         raise ConfigError(
@@ -176,20 +178,22 @@ def windows_over(
         raise DataError(
             f"the text has {len(tokens)} token(s); at least 2 are needed, one to predict the other from"
         )
-    borders = [0, len(tokens) - 1]
+    boundaries = [0, len(tokens) - 1]
     if documents is Documents.separate:
-        borders[1:1] = [
-            place for place in tokens.places_of(tokenizer.end_of_text_id) if 0 < place < borders[-1]
+        boundaries[1:1] = [
+            position
+            for position in tokens.positions_of(tokenizer.end_of_text_id)
+            if 0 < position < boundaries[-1]
         ]
     return [
         Window(start + window.start, start + window.end, start + window.first_scored)
-        for start, end in pairwise(borders)
+        for start, end in pairwise(boundaries)
         for window in scoring_windows(end - start + 1, context_length, stride or context_length)
     ]
 
 
 def text_score(nats: np.ndarray, n_bytes: int, n_characters: int) -> TextScore:
-    """The nats of some tokens in every unit, by the bytes and characters of those tokens."""
+    """Return the nats of tokens in every unit, given the bytes and characters of these tokens."""
     total = float(nats.sum())
     return TextScore(
         nats_per_token=total / len(nats),

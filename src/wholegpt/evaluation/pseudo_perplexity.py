@@ -1,6 +1,7 @@
-"""How well an encoder fills in each token of a text, all others of its window seen (Salazar et al. 2020).
+"""Pseudo-perplexity: how well an encoder predicts each masked token given all others (Salazar et al. 2020).
 
-This is no perplexity: what follows is known, too, so it cannot be compared with one, nor does it measure bits.
+It is not a perplexity: later tokens are visible too, so it cannot be compared with one and does not measure
+bits.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.text.loader import document_numbers
 from wholegpt.errors import DataError, TokenizerError
-from wholegpt.evaluation.perplexity import check_context, check_numbers
+from wholegpt.evaluation.perplexity import check_context, check_not_nan
 from wholegpt.losses import class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, perplexity
 from wholegpt.model import Encoder
@@ -26,20 +27,20 @@ TOKENS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class PseudoPerplexity:
-    """Of a text, with its 95% interval over windows."""
+    """The pseudo-perplexity of a text, with its 95% interval over windows."""
 
     pseudo_nats_per_token: float
-    """−ln p(token | all others of its window), a mean."""
+    """Mean −ln p(token | all others of its window)."""
     pseudo_perplexity: float
-    """exp of it."""
+    """exp of the mean nats."""
     tokens: int
-    """Scored ones: all but special tokens, which an encoder never learns to find."""
+    """Scored tokens: all but special tokens, which are never masked in training."""
     low: float
-    """Of the nats."""
+    """Lower end of the interval of the nats; ``high`` is the upper end."""
     high: float
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         values = asdict(self)
         interval = [values.pop("low"), values.pop("high")]
         return {**values, "intervals": {"pseudo_nats_per_token": interval}}
@@ -55,15 +56,17 @@ def pseudo_perplexity(
     context: int = 0,
     documents: Documents = Documents.joined,
 ) -> PseudoPerplexity:
-    """Each token hidden in turn, in windows of ``context`` tokens (0: τ) that do not overlap: as many passes as tokens.
+    """Mask each token in turn, in windows of ``context`` tokens (0: τ) without overlap; one forward pass per
+    token.
 
-    Separate ``documents`` do not see each other. Raises ``ConfigError`` for more context than the model has,
-    ``DataError`` for a text without tokens, ``TokenizerError`` for a vocabulary without the token that hides.
+    Separate ``documents`` do not see each other. Raises ``ConfigError`` for a context longer than the
+    model's, ``DataError`` for a text without tokens, ``TokenizerError`` for a vocabulary without a mask
+    token.
     """
     check_context(context, model.context_length)
     mask_id = tokenizer.id_of(MASK)
     if mask_id is None:
-        raise TokenizerError(f"the tokenizer has no {MASK}, in whose place tokens are hidden")
+        raise TokenizerError(f"the tokenizer has no {MASK} token, which pseudo-perplexity needs")
     special = sorted(tokenizer.special_ids)
     counted = tokens.counts
     scored = len(tokens) - int(sum(counted[token_id] for token_id in special if token_id < len(counted)))
@@ -75,22 +78,22 @@ def pseudo_perplexity(
     with console.progress("evaluating", scored) as progress:
         for number, start in enumerate(starts):
             window = torch.from_numpy(tokens.read(start, min(length, len(tokens) - start)).astype(np.int64))
-            numbers = None
+            document_ids = None
             if documents is Documents.separate:
-                numbers = torch.from_numpy(document_numbers(window.numpy(), tokenizer.end_of_text_id))
+                document_ids = torch.from_numpy(document_numbers(window.numpy(), tokenizer.end_of_text_id))
             ordinary = torch.from_numpy(~np.isin(window.numpy(), special)).nonzero()[:, 0]
-            for places in ordinary.split(max(1, TOKENS_AT_ONCE // length)):
-                seen = window.repeat(len(places), 1)
-                rows = torch.arange(len(places))
-                seen[rows, places] = mask_id
+            for positions in ordinary.split(max(1, TOKENS_AT_ONCE // length)):
+                seen = window.repeat(len(positions), 1)
+                rows = torch.arange(len(positions))
+                seen[rows, positions] = mask_id
                 with compute_in(dtype, model.device):
-                    of_rows = None if numbers is None else numbers.expand_as(seen).to(model.device)
+                    of_rows = None if document_ids is None else document_ids.expand_as(seen).to(model.device)
                     hidden = model.hidden_states(seen.to(model.device), documents=of_rows)
-                    logits = model.logits_of(hidden[rows, places])
-                nats = class_negative_log_likelihood(logits, window[places].to(model.device))
+                    logits = model.logits_of(hidden[rows, positions])
+                nats = class_negative_log_likelihood(logits, window[positions].to(model.device))
                 sums[number] += float(nats.double().sum())
-                counts[number] += len(places)
-                progress.advance(len(places))
-    check_numbers(sums, "windows")
+                counts[number] += len(positions)
+                progress.advance(len(positions))
+    check_not_nan(sums, "windows")
     nats = bootstrap_ratio(sums, counts)
     return PseudoPerplexity(nats.value, perplexity(nats.value), int(counts.sum()), nats.low, nats.high)

@@ -1,4 +1,4 @@
-"""A model against a file of examples: reading it, few-shot prompts, and the figures with their intervals."""
+"""Evaluate a model on a file of examples: parsing, few-shot prompts, and metrics with their intervals."""
 
 import dataclasses
 import importlib
@@ -30,29 +30,29 @@ from wholegpt.tokenizers import Tokenizer
 
 SHOTS_JOINED_BY = "\n\n"
 GREEDY_LINE = GenerationConfig(max_tokens=100, temperature=0.0, stop=("\n",))
-"""How texts are generated unless the caller says otherwise: the likeliest token each, to the end of the line."""
+"""Default generation: greedy, up to the end of the line."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """How a model did on a file of examples."""
+    """The results of a model on a file of examples."""
 
     kind: str
     examples: int
     shots: int
-    """Solved examples before each; they are not scored."""
+    """Number of few-shot examples before each; they are not scored."""
     metrics: dict[str, Estimate]
     means: Mapping[str, str]
-    """Those of the figures that are means over the examples, and the field of the records that they are the mean of."""
+    """Metrics that are means over the examples, and the field of the records that each averages."""
     truncated: int
-    """Examples that are longer than the model's context."""
+    """Number of examples that exceed the model's context."""
     records: list[Record]
-    """What became of each example, with the number of its line."""
+    """The result of each example, with its line number."""
     left_out: str = "their beginning"
-    """What these were read without."""
+    """The part of these that was dropped."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, without the records."""
+        """Return plain values, without the records."""
         return {
             "kind": self.kind,
             "examples": self.examples,
@@ -65,27 +65,29 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one kind, by the numbers of their lines."""
+    """Examples of one kind, by line number."""
 
     path: Path
     by_line: dict[int, Example]
     ids: dict[int, Any]
-    """Those that lines give their examples."""
+    """The ``id`` of each line that has one."""
 
     @property
     def kind(self) -> type[Example]:
-        """What all of them are."""
+        """Return the kind of the examples."""
         return type(next(iter(self.by_line.values())))
 
 
 def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> bool:
-    """Whether the first record of a JSON file asks something; else it is a text, or holds one in ``text_field``."""
+    """Return whether the first record of a JSON file is an example; otherwise the file is text, in
+    ``text_field``.
+    """
     if file_format(path) not in JSON or not is_file(path):
         return False
     lenient = DataConfig(encoding=encoding, on_bad_text="replace", on_bad_line="skip")
     try:
         record = next((row.record for row in table_rows(path, lenient, ReadingReport())), None)
-    except DataError:  # read as a text, which says what is wrong
+    except DataError:  # reading it as text raises the error
         return False
     if not isinstance(record, dict):
         return False
@@ -97,31 +99,29 @@ def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> b
 
 
 def read_examples(path: Path, reading: Reading | None = None) -> Examples:
-    """The examples of a JSON file, all of one kind.
+    """Read the examples of a JSON file, all of one kind.
 
-    Raises ``DataError`` naming the line, for a field that is missing, unknown or of the wrong type, and for an answer
-    that is no index, unless ``reading`` leaves such examples out.
+    Raises ``DataError`` naming the line, for a field that is missing, unknown or of the wrong type, and for
+    an answer that is not a valid index, unless ``reading`` skips such examples.
     """
     if file_format(path) not in JSON:
-        raise DataError(
-            f"{path}: holds no examples of a task; expected a name that ends in {', '.join(JSON)}"
-        )
+        raise DataError(f"{path}: is not a file of examples; expected a name ending in {', '.join(JSON)}")
     reading = reading or Reading()
     kind: type[Example] | None = None
     by_line: dict[int, Example] = {}
     ids: dict[int, Any] = {}
-    for place, record in table_rows(path, reading.config, reading.report, most_bytes=LARGEST_TABLE):
-        where = f"{path}: {place}"
+    for location, record in table_rows(path, reading.config, reading.report, most_bytes=LARGEST_TABLE):
+        where = f"{path}: {location}"
         kind = kind or (_kind_of(record) if isinstance(record, dict) else None)
         try:
             if kind is None:
                 known = "; ".join(f"{one.kind}: {', '.join(_fields(one)[0])}" for one in KINDS)
-                raise DataError(f"{where}: is no example; its fields are those of no kind ({known})")
+                raise DataError(f"{where}: is not an example; its fields match no kind ({known})")
             example = _example(kind, record, where)
         except DataError as error:
-            reading.pass_over(error)
+            reading.skip_record(error)
             continue
-        number = int(place.rpartition(" ")[2])
+        number = int(location.rpartition(" ")[2])
         by_line[number] = example
         if "id" in record:
             ids[number] = record["id"]
@@ -137,7 +137,7 @@ def read_examples(path: Path, reading: Reading | None = None) -> Examples:
 
 
 def _fields(kind: type[Example]) -> tuple[list[str], list[str]]:
-    """The fields that a line must have, and those that it may have."""
+    """Return the required fields of a line, and all allowed ones."""
     fields = dataclasses.fields(kind)
     return [f.name for f in fields if f.default is dataclasses.MISSING], [f.name for f in fields]
 
@@ -172,16 +172,16 @@ def _example(kind: type[Example], record: Any, where: str) -> Example:
 
 
 def few_shot(examples: Examples, shots: int, pool: Examples | None, seed: int) -> tuple[str, Examples]:
-    """What stands before every example, and the examples that are left to be scored.
+    """Return the few-shot prefix of every example, and the examples to score.
 
-    ``shots`` solved examples, drawn from ``pool`` without replacement or else from the file itself, which then
-    lacks them. None of the pool is drawn that is scored too. The same ``seed`` draws the same ones. Raises
-    ``ConfigError`` where there are not so many, ``DataError`` for a pool of another kind.
+    ``shots`` examples are drawn by ``seed`` without replacement from ``pool``, excluding scored examples, or
+    else from the file itself, from which they are removed. Raises ``ConfigError`` if there are too few,
+    ``DataError`` for a pool of another kind.
     """
     if shots < 0:
         raise ConfigError(f"shots is {shots}; expected 0 or more")
     if pool and not shots:
-        raise ConfigError(f"examples to draw from are given ({pool.path}), but shots is 0; name how many")
+        raise ConfigError(f"a file of few-shot examples is given ({pool.path}), but shots is 0; set shots")
     if shots == 0:
         return "", examples
     source = pool or examples
@@ -215,12 +215,12 @@ def evaluate_task(
     seed: int = 1337,
     generation: GenerationConfig | None = None,
 ) -> TaskScore:
-    """Score examples, each after ``shots`` solved ones (``few_shot``).
+    """Score examples, each after ``shots`` few-shot examples (``few_shot``).
 
-    What is too long for the model loses its beginning, and is counted; where a text is generated, what leaves no room
-    for it. ``generation`` is how: the likeliest token each, up to 100 of them and to the end of the line, unless given.
-    Raises ``ConfigError`` for settings of generation where nothing is
-    generated, ``ModuleNotFoundError`` before anything is computed where a figure needs a module that is not installed.
+    Examples that exceed the model's context lose their start and are counted; for generation this includes
+    the room for the completion. ``generation`` sets how texts are generated; the default is greedy, up to 100
+    tokens and the end of the line. Raises ``ConfigError`` for generation settings if nothing is generated,
+    and ``ModuleNotFoundError`` before any computation if a metric requires a missing module.
     """
     if generation and examples.kind is not Generation:
         raise ConfigError(
@@ -264,7 +264,7 @@ def _choose(
         example = examples.by_line[line]
         assert not isinstance(example, Generation)
         cut = any(one.truncated for one in some)
-        records.append({**_place(examples, line, cut), **example.record(some)})
+        records.append({**_common_fields(examples, line, cut), **example.record(some)})
         truncated += cut
     return records, truncated
 
@@ -281,8 +281,8 @@ def _generate(
     room = model.context_length - settings.max_tokens
     if room < 1:
         raise ConfigError(
-            f"max_tokens is {settings.max_tokens}; the model sees {model.context_length} tokens, and some of them "
-            "have to be the prompt's"
+            f"max_tokens is {settings.max_tokens}; the model sees {model.context_length} tokens, and the prompt "
+            "needs some of them"
         )
     asked = {line: one for line, one in examples.by_line.items() if isinstance(one, Generation)}
     quiet = Console(quiet=True)
@@ -290,17 +290,19 @@ def _generate(
         encode_prompt(model, tokenizer, "", before + one.prompt, False, quiet) for one in asked.values()
     ]
     fitted = [prompt[-room:] for prompt in prompts]
-    written = generate(model, tokenizer, fitted, [settings] * len(fitted), device, console)
+    completions = generate(model, tokenizer, fitted, [settings] * len(fitted), device, console)
     records: list[Record] = []
     truncated = 0
-    for (line, example), prompt, completion in zip(asked.items(), prompts, written, strict=True):
+    for (line, example), prompt, completion in zip(asked.items(), prompts, completions, strict=True):
         cut = len(prompt) > room
-        records.append({**_place(examples, line, cut), **example.generated_record(completion.text.strip())})
+        records.append(
+            {**_common_fields(examples, line, cut), **example.generated_record(completion.text.strip())}
+        )
         truncated += cut
     return records, truncated
 
 
-def _place(examples: Examples, line: int, truncated: bool) -> Record:
-    """What every record begins with."""
+def _common_fields(examples: Examples, line: int, truncated: bool) -> Record:
+    """Return the common fields of every record."""
     name = {"id": examples.ids[line]} if line in examples.ids else {}
     return {"line": line, **name, "truncated": truncated}

@@ -1,4 +1,4 @@
-"""A model against a whole text: its cross-entropy in every unit, with an interval."""
+"""Evaluate a model on a whole text: cross-entropy in every unit, with intervals."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from wholegpt.data import TokenShards
 from wholegpt.evaluation.perplexity import (
     TextScore,
     check_context,
-    check_numbers,
+    check_not_nan,
     score_tokens,
     text_scale,
     text_score,
@@ -24,7 +24,7 @@ from wholegpt.settings.choices import Documents, Dtype
 from wholegpt.tokenizers import Tokenizer
 
 PIECES = 100
-"""Equal pieces of a text, by bytes, over which its figures are bootstrapped."""
+"""Number of pieces of equal bytes that the text is split into for the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class TextEvaluation(TextScore):
 
     bits_per_token: float
     words: int
-    """Between white space; of a published form of text, the ends of its lines too."""
+    """Words separated by white space; in a published form of text, line ends count too."""
     bits_per_word: float
     perplexity_per_word: float
     """exp(nats per word)."""
     intervals: dict[str, Estimate]
-    """Of each figure: a bootstrap over equal pieces of the text."""
+    """Interval of each metric: a bootstrap over equal pieces of the text."""
     piece_nats: np.ndarray
     """Nats of each piece of the text, shape (P,)."""
     piece_bytes: np.ndarray
-    """Bytes of each, shape (P,)."""
+    """Bytes of each piece, shape (P,)."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; ``None`` where a figure is not finite. ``intervals`` gives the ends of each."""
+        """Return plain values; ``None`` if a value is not finite. ``intervals`` has the ends of each."""
         names = [
             *TextScore.__dataclass_fields__,
             "bits_per_token",
@@ -71,16 +71,17 @@ def evaluate_text(
     context: int = 0,
     documents: Documents = Documents.joined,
 ) -> TextEvaluation:
-    """Score all ``tokens`` after the first, as ``evaluate_tokens`` does, in windows of ``context`` of them (0: τ).
+    """Score all ``tokens`` after the first, like ``evaluate_tokens``, in windows of ``context`` tokens (0:
+    τ).
 
-    ``words`` are those of the text itself, where that is not what the tokens spell. The intervals are a bootstrap
-    over 100 equal pieces of the text, so they say how much another text of this kind might differ, not another
-    training.
+    ``words`` is the number of words of the original text, if the tokens spell another one. The intervals are
+    a bootstrap over 100 equal pieces of the text: they describe the variation between texts of this kind, not
+    between training runs.
     """
     check_context(context, model.context_length)
     windows = windows_over(tokens, context or model.context_length, stride, tokenizer, documents)
     nats = score_tokens(model, tokens, windows, device, dtype, console)
-    check_numbers(nats, "tokens")
+    check_not_nan(nats, "tokens")
     token_ids = tokens.read(0, len(tokens))
     sizes = tokenizer.text_sizes[token_ids[1:]] * text_scale(tokens, tokenizer)
     words = _words(token_ids, tokenizer) if words is None else words
@@ -118,7 +119,7 @@ def evaluate_text(
 
 
 def _words(token_ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    """Between white space, and documents."""
+    """Count the words separated by white space, and by documents."""
     if not tokenizer.has_end_of_text:
         return len(tokenizer.decode(token_ids.tolist()).split())
     ends = token_ids == tokenizer.end_of_text_id

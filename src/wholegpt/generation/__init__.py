@@ -1,10 +1,10 @@
-"""Text from a model: functions over any causal language model, none of its methods."""
+"""Text generation: functions over any causal language model."""
 
 from wholegpt.generation.beam import beam_search
 from wholegpt.generation.decoding import encode_prompt, generate, generate_ids
 from wholegpt.generation.engine import Engine
 from wholegpt.generation.request import GenerationRequest
-from wholegpt.generation.results import Completion, Hypothesis, InterruptedWriting, TokenChoice
+from wholegpt.generation.results import Completion, Hypothesis, InterruptedGeneration, TokenChoice
 from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.scheduler import Scheduler
 from wholegpt.generation.streams import CompletionStream
@@ -15,7 +15,7 @@ __all__ = [
     "Engine",
     "GenerationRequest",
     "Hypothesis",
-    "InterruptedWriting",
+    "InterruptedGeneration",
     "Sampler",
     "Scheduler",
     "TokenChoice",

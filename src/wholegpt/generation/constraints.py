@@ -1,7 +1,8 @@
-"""A text held to a form: the whole of it matches a regular expression, or is JSON that a schema allows.
+"""Constrained decoding: the whole completion matches a regular expression, or is JSON that a schema allows.
 
-The form is kept byte by byte by llguidance, an Earley parser over regular expressions that are derived as they are met,
-so nothing is unfolded beforehand and every token that may follow is known, whatever bytes it spells.
+The constraint is followed byte by byte by llguidance, an Earley parser over regular expressions that are
+derived lazily. Nothing is compiled in advance, and every token that may follow is known, whatever bytes it
+consists of.
 """
 
 import json
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_WORK = 5_000_000
-"""Most work for one token, in the library's units: at most 0.1 s seen. Its own 200,000 stop many bounded repeats."""
+"""Work limit per token, in the library's units; takes at most 0.1 s. The library's default of 200,000 rejects
+many bounded repetitions.
+"""
 ONE_SPACE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""White space in JSON: at most a space after a comma or a colon."""
+"""White space in JSON: at most one space after a comma or a colon."""
 _vocabularies: "WeakKeyDictionary[Tokenizer, LLTokenizer]" = WeakKeyDictionary()
 _building_vocabulary = threading.Lock()
-_last_read: "WeakKeyDictionary[Tokenizer, tuple[str, LLMatcher]]" = WeakKeyDictionary()
-"""The grammar that was read last for a vocabulary: many texts are of one form, and copies cost nothing."""
+_last_matcher: "WeakKeyDictionary[Tokenizer, tuple[str, LLMatcher]]" = WeakKeyDictionary()
+"""The last grammar per vocabulary: many requests share one grammar, and copying its matcher is cheap."""
 
 
 class NothingLeftError(ConfigError):
@@ -41,13 +44,13 @@ class NothingLeftError(ConfigError):
 
 
 class Constraint:
-    """Says which tokens may follow what one request has written. It follows ``written`` wherever that goes."""
+    """The tokens that a regex or JSON schema allows after the tokens generated so far, for one request."""
 
     def __init__(self, config: GenerationConfig, tokenizer: Tokenizer) -> None:
-        """Of ``config.regex`` or ``config.json_schema``.
+        """Compile ``config.regex`` or ``config.json_schema``.
 
-        Raises ``ConfigError`` for one that cannot be read, is too large, or that nothing of this vocabulary matches,
-        ``ModuleNotFoundError`` without llguidance.
+        Raises ``ConfigError`` for a constraint that is invalid, too large, or that no text of this vocabulary
+        matches, and ``ModuleNotFoundError`` without llguidance.
         """
         self.name = "regex" if config.regex else "json_schema"
         content = config.regex or config.json_schema
@@ -57,7 +60,7 @@ class Constraint:
             )
         if tokenizer.marks_word_ends:
             raise ConfigError(
-                f"{self.name} needs a tokenizer whose tokens spell their text; this one sets spaces between words"
+                f"{self.name} needs a tokenizer whose tokens spell out their text; this one adds spaces between words"
             )
         self._tokenizer = tokenizer
         # Kept, so that going back to the beginning never compiles the grammar again.
@@ -65,49 +68,48 @@ class Constraint:
         self._ends = list(tokenizer.end_ids)
         self._start()
         if self.complete([]):
-            raise ConfigError(
-                f"{self.name}: of what this vocabulary can write, only the empty text matches it"
-            )
+            raise ConfigError(f"{self.name}: with this vocabulary only the empty text matches it")
 
-    def allowed(self, written: Sequence[int]) -> Bool[Tensor, " V"]:
-        """Which tokens may follow ``written``: end-of-text where the text may end, no other special token.
+    def allowed(self, generated: Sequence[int]) -> Bool[Tensor, " V"]:
+        """Return which tokens may follow ``generated``: end-of-text if the text may end, and no other special
+        token.
 
-        Raises ``NothingLeftError`` where ``written`` begins nothing that matches.
+        Raises ``NothingLeftError`` if no matching text starts with ``generated``.
         """
-        self._follow(written)
+        self._follow(generated)
         return self._allowed
 
-    def complete(self, written: Sequence[int]) -> bool:
-        """Whether ``written`` matches and nothing can follow it but the end."""
-        self._follow(written)
-        return self._may_end and not self._may_go_on
+    def complete(self, generated: Sequence[int]) -> bool:
+        """Return whether ``generated`` matches and nothing but the end can follow."""
+        self._follow(generated)
+        return self._may_end and not self._may_continue
 
     def _start(self) -> None:
         self._matcher = self._beginning.deep_copy()
         self._followed: list[int] = []
         self._look()
 
-    def _follow(self, written: Sequence[int]) -> None:
+    def _follow(self, generated: Sequence[int]) -> None:
         known = len(self._followed)
-        if list(written[:known]) != self._followed:
+        if list(generated[:known]) != self._followed:
             self._start()
             known = 0
-        if len(written) > known:
-            followed = list(written)
+        if len(generated) > known:
+            followed = list(generated)
             if not self._matcher.consume_tokens(followed[known:]):
                 problem = _problem(self._matcher)
                 self._start()
-                raise NothingLeftError(f"{self.name}: the text so far cannot be gone on with: {problem}")
+                raise NothingLeftError(f"{self.name}: the text so far cannot be continued: {problem}")
             self._look()
             self._followed = followed
 
     def _look(self) -> None:
-        """Find out what may follow. The library's own end-of-text is one past the vocabulary."""
+        """Compute which tokens may follow. The library's end-of-text id is one past the vocabulary."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(bits, count=self._tokenizer.vocab_size + 1, bitorder="little").view(np.bool_)
         if self._matcher.is_error():
             raise NothingLeftError(f"{self.name}: {_problem(self._matcher)}")
-        self._may_end, self._may_go_on = bool(allowed[-1]), bool(allowed[:-1].any())
+        self._may_end, self._may_continue = bool(allowed[-1]), bool(allowed[:-1].any())
         allowed[self._ends] = self._may_end
         self._allowed = torch.from_numpy(allowed[:-1])
 
@@ -121,23 +123,23 @@ def _rule(config: GenerationConfig) -> str:
     try:
         return f"/{regex_to_lark(config.regex, '')}/"
     except UnicodeEncodeError:
-        raise ConfigError("regex: holds a lone surrogate, which is not a character") from None
+        raise ConfigError("regex: contains a lone surrogate, which is not a character") from None
 
 
 def _matcher(tokenizer: Tokenizer, grammar: str) -> "LLMatcher":
-    """What follows a text of ``grammar`` from its beginning."""
+    """Return a matcher for ``grammar`` at the start of a text."""
     from llguidance import LLMatcher, LLParserLimits
 
-    known, matcher = _last_read.get(tokenizer, ("", None))
+    known, matcher = _last_matcher.get(tokenizer, ("", None))
     if matcher is None or known != grammar:
         limits = LLParserLimits(step_lexer_fuel=MOST_WORK, verbose_errors=False)
         matcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
-        _last_read[tokenizer] = grammar, matcher
+        _last_matcher[tokenizer] = grammar, matcher
     return matcher.deep_copy()
 
 
 def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
-    """The library's form of a vocabulary, kept as long as ``tokenizer`` is; special tokens have no bytes in it."""
+    """Return the library's form of a vocabulary, cached as long as ``tokenizer``; special tokens have no bytes."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     with _building_vocabulary:
@@ -156,12 +158,12 @@ def _vocabulary(tokenizer: Tokenizer) -> "LLTokenizer":
 
 
 def _problem(matcher: "LLMatcher") -> str:
-    """What the library says, in one line, without its own grammar around it."""
+    """Return the library's error message in one line, without the grammar around it."""
     lines = matcher.get_error().partition("\n   1 |")[0].splitlines()
     if not lines or lines[0].startswith("NoExtension"):
-        return "nothing that this vocabulary can write matches it"
+        return "no text of this vocabulary matches it"
     if lines[0].startswith("lexer"):
-        return "grows too large to be followed; repeat less in it"
+        return "grows too large to follow; reduce its repetitions"
     last = lines[0] if lines[-1].startswith("<") else lines[-1]
     around = r"(at \d+\(\d+\): )?(invalid regex .*\(in regex\): |failed to compile JSON schema: )?(error: )?"
     return re.sub(f"^{around}", "", last).partition(". ")[0][:300]

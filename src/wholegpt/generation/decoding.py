@@ -1,7 +1,7 @@
-"""Writing texts with a model. A model sees at most τ tokens.
+"""Generate texts with a model, which sees at most τ tokens.
 
-Where positions are learned there are no more, so a full window starts anew from its last τ/2 tokens; with rotary
-positions the text goes on, each token seeing the last τ.
+Models with learned positions have no more than τ of them, so a full window restarts with its last τ/2 tokens.
+With rotary positions generation continues, and each token sees the last τ.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ import torch
 
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
-from wholegpt.generation.engine import Engine, check_rewinds, restarted_window
+from wholegpt.generation.engine import Engine, check_can_rewind, restarted_window
 from wholegpt.generation.memory import plan_slots
 from wholegpt.generation.request import GenerationRequest
-from wholegpt.generation.results import Completion, InterruptedWriting
+from wholegpt.generation.results import Completion, InterruptedGeneration
 from wholegpt.generation.sampling import Sampler
 from wholegpt.generation.speculation import Drafter, DraftModel, PromptLookup
 from wholegpt.model.interface import CausalLanguageModel
@@ -26,17 +26,17 @@ from wholegpt.tokenizers import Tokenizer
 def generate_ids(
     model: CausalLanguageModel, prompt_ids: Sequence[int], sampler: Sampler, device: torch.device
 ) -> Iterator[int]:
-    """Draw token after token, until the settings end the text, reading the whole window again for each.
+    """Draw one token after another until the settings end the text, and recompute the whole window for each.
 
-    The plain twin of the engine: slow, without a cache. A prompt longer than τ keeps its tail.
+    This is the plain twin of the engine: slow, without a cache. A prompt longer than τ is cut to its end.
     """
-    written: list[int] = []
+    generated: list[int] = []
     window = list(prompt_ids)[-model.context_length :]
-    while len(written) < sampler.config.max_tokens and not sampler.complete(written):
-        with torch.inference_mode():  # not across the yield, where it would be the caller's too
+    while len(generated) < sampler.config.max_tokens and not sampler.complete(generated):
+        with torch.inference_mode():  # not across the yield, where it would also apply to the caller
             logits = model(torch.tensor([window], device=device))[0, -1]
-            token_id = sampler.draw(logits.cpu(), written)
-        written.append(token_id)
+            token_id = sampler.draw(logits.cpu(), generated)
+        generated.append(token_id)
         yield token_id
         window.append(token_id)
         if model.ends_at_context and len(window) > model.context_length:
@@ -53,18 +53,19 @@ def generate(
     emit: Callable[[int, str], None] | None = None,
     draft: CausalLanguageModel | str = "",
 ) -> list[Completion]:
-    """Continue ``prompts``, each by settings of its own, as many at once as memory allows.
+    """Complete ``prompts``, each with its own settings, as many at once as memory allows.
 
-    ``emit`` gets the number of a text and its next piece, which never holds half a character nor any part of a stop
-    text; without it progress is shown. ``draft`` guesses ahead, which changes no text but saves time where it is right:
-    "prompt" looks for the last tokens further up, a smaller model of the same vocabulary writes on. Raises
-    ``ConfigError`` for settings out of range or that allow no token at all, ``InterruptedWriting`` on Ctrl-C.
+    ``emit`` receives the index of a text and its next piece, which never contains an incomplete character or
+    any part of a stop text; without it, progress is shown. ``draft`` enables speculative decoding, which
+    changes no text but saves time if the draft tokens are accepted: "prompt" is prompt lookup, a smaller
+    model of the same vocabulary is a draft model. Raises ``ConfigError`` for settings that are out of range
+    or allow no token at all, ``InterruptedGeneration`` on Ctrl-C.
     """
     if len(prompts) > MOST_WAITING:
-        raise ConfigError(f"{len(prompts):,} texts are asked for at once; expected at most {MOST_WAITING:,}")
+        raise ConfigError(f"{len(prompts):,} texts requested at once; expected at most {MOST_WAITING:,}")
     drafting = None if isinstance(draft, str) else draft
     if drafting:
-        check_rewinds(drafting.new_cache(1, 1))
+        check_can_rewind(drafting.new_cache(1, 1))
     needed = [
         min(model.context_length, len(prompt_ids) + config.max_tokens)
         for prompt_ids, config in zip(prompts, configs, strict=True)
@@ -73,33 +74,33 @@ def generate(
     slots = plan_slots(model, len(prompts), capacity, device, console, drafting)
     engine = Engine(model, tokenizer, device, slots, capacity)
 
-    def emit_for(number: int) -> Callable[[str], None]:
-        return lambda text: emit(number, text) if emit else None
+    def emit_for(index: int) -> Callable[[str], None]:
+        return lambda text: emit(index, text) if emit else None
 
     requests: list[GenerationRequest] = []
-    for number, (prompt_ids, config) in enumerate(zip(prompts, configs, strict=True)):
+    for index, (prompt_ids, config) in enumerate(zip(prompts, configs, strict=True)):
         drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)
-        requests.append(engine.submit(prompt_ids, config, emit_for(number), drafter))
+        requests.append(engine.submit(prompt_ids, config, emit_for(index), drafter))
     shown_by_caller = Console(quiet=True) if emit else console
     total, ended, shown = sum(config.max_tokens for config in configs), 0, 0
     try:
-        with shown_by_caller.progress("writing", total) as progress:
+        with shown_by_caller.progress("generating", total) as progress:
             while engine.busy:
                 ended += sum(one.config.max_tokens for one in engine.step())
                 done = ended + engine.unfinished_tokens
                 progress.advance(done - shown)
                 shown = done
     except KeyboardInterrupt:
-        raise InterruptedWriting([request.completion() for request in requests]) from None
+        raise InterruptedGeneration([request.completion() for request in requests]) from None
     for request in requests:
         if request.error:
             raise request.error
-    _say_forbidden(requests, console)
+    _report_forbidden(requests, console)
     return [request.completion() for request in requests]
 
 
-def _say_forbidden(requests: Sequence[GenerationRequest], console: Console) -> None:
-    """Warn of texts that the settings let end early. Raises ``ConfigError`` where they allow no text at all."""
+def _report_forbidden(requests: Sequence[GenerationRequest], console: Console) -> None:
+    """Warn of texts that the settings end early. Raises ``ConfigError`` if they allow no text at all."""
     problems = [one.problem for one in requests if one.problem]
     if problems and not any(one.token_ids for one in requests):
         raise ConfigError(problems[0])
@@ -114,14 +115,14 @@ def make_drafter(
     tokenizer: Tokenizer,
     device: torch.device,
 ) -> Drafter | None:
-    """What guesses for one request. Raises ``ConfigError`` for a name that is none."""
+    """Return the drafter of one request. Raises ``ConfigError`` for an unknown name."""
     if not draft:
         return None
     if isinstance(draft, str):
         if draft != "prompt":
             raise ConfigError(f"draft is '{draft}'; expected prompt, or a model")
         return PromptLookup()
-    # A guess need not have the form that is asked for: one that has not is not right.
+    # Draft tokens need not satisfy the constraint: those that do not are rejected.
     free = dataclasses.replace(config, regex="", json_schema="")
     return DraftModel(draft, Sampler(free, tokenizer, prompt_ids), device)
 
@@ -135,12 +136,13 @@ def encode_prompt(
     console: Console,
     start_text: str = "",
 ) -> list[int]:
-    """The ids of a prompt, at least one: an empty one is ``start_text``, or else end-of-text.
+    """Return the ids of a prompt, at least one: an empty prompt becomes ``start_text``, or else end-of-text.
 
-    Says so, and where a prompt is too long. Before it stand the tokens that the tokenizer puts before every prompt.
+    Notes this on the console, and if a prompt is too long. The tokenizer's prefix tokens come before every
+    prompt.
 
-    A ``header`` begins a document, so it stands after end-of-text, and is encoded with the prompt as one text, as in
-    training, unless ``allow_special``. Raises ``TokenizerError`` for what cannot be encoded.
+    A ``header`` starts a document, so it follows end-of-text. It is encoded together with the prompt as one
+    text, as in training, unless ``allow_special``. Raises ``TokenizerError`` for text that cannot be encoded.
     """
     if allow_special:
         prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=True)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.errors import ConfigError, NumericsError
-from wholegpt.generation.processors import NO_NUMBERS, have_numbers
+from wholegpt.generation.processors import INVALID_LOGITS, are_valid_logits
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.speculation import Drafter, common_length
 from wholegpt.model.interface import Cache, CausalLanguageModel
@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 ROWS_AT_ONCE = 16
 """Rows of a step within which guesses are read too: so many take little longer than one."""
-READ_AT_ONCE = 512
+PREFILL_CHUNK = 512
 """Tokens of new prompts that are read in a step, so that a long one does not hold up those that are being written."""
 
 
@@ -102,7 +102,7 @@ class Engine:
         The only method that may be called while another thread uses the engine. Raises the errors of ``submit``.
         """
         if drafter:
-            check_rewinds(self._pool)
+            check_can_rewind(self._pool)
         check_prompt(prompt_ids, self.model.vocab_size)
         needed = min(len(prompt_ids) + config.max_tokens, self.model.context_length)
         if needed > self.capacity:
@@ -159,7 +159,7 @@ class Engine:
             batch.append([*real, *real[-1:] * (width - len(real))])
         logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready])
         logits = at_least_float32(logits.cpu())
-        for row, numbers in enumerate(have_numbers(logits).all(dim=-1).tolist()):
+        for row, numbers in enumerate(are_valid_logits(logits).all(dim=-1).tolist()):
             self._draw(row, logits[row], guesses[row], numbers)
         ended = [row for row in range(ready) if self._running[row].finish_reason]
         return [self._remove(row) for row in reversed(ended)]
@@ -172,7 +172,7 @@ class Engine:
                 read = self._attempt(request, lambda: request.draw(logits, guessed), 0)
                 self._pool.lengths[row] -= len(logits) - read
             else:
-                request.fail(NumericsError(NO_NUMBERS))
+                request.fail(NumericsError(INVALID_LOGITS))
         if request.error:
             # NaN that is left in a slot would reach the next request in it: its weight is 0, and 0 · NaN is NaN.
             self._pool.rows(row, row + 1).clear()
@@ -203,7 +203,7 @@ class Engine:
         return [self._attempt(request, partial(self._guess_one, request, most), []) for request in requests]
 
     def _guess_one(self, request: GenerationRequest, most: int) -> list[int]:
-        guessed = request.guess(most)
+        guessed = request.propose(most)
         if len(guessed) > max(most, 0) or not all(0 <= one < self.model.vocab_size for one in guessed):
             raise ValueError(
                 f"the drafter guessed {guessed[:20]}; expected at most {most} ids of the vocabulary"
@@ -219,7 +219,7 @@ class Engine:
                 self._attempt(request, partial(self._restart, row, request), None)
                 if request.error:
                     failed.append(self._remove(row))
-        left = READ_AT_ONCE
+        left = PREFILL_CHUNK
         while left > 0:
             if not self._reading:
                 if not self._waiting or len(self._running) == self.slots:
@@ -250,13 +250,13 @@ class Engine:
         if len(window) + len(companion.token_ids) > self.capacity:
             return 0  # its window has moved on
         length = common_length(window[:-1], request.unread[:-1])
-        return length if self._pool.can_forget(other, length) else 0
+        return length if self._pool.can_rewind_to(other, length) else 0
 
     def _read(self, row: int, most: int) -> int:
         request = self._running[row]
         piece = request.unread[:-1][:most]
         if piece:
-            self.model.read(torch.tensor([piece], device=self.device), self._pool.rows(row, row + 1))
+            self.model.prefill(torch.tensor([piece], device=self.device), self._pool.rows(row, row + 1))
             request.unread = request.unread[len(piece) :]
         return len(piece)
 
@@ -293,9 +293,9 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
         raise ConfigError(f"the prompt holds token id {outside}; ids go from 0 to {vocab_size - 1}")
 
 
-def check_rewinds(cache: Cache) -> None:
+def check_can_rewind(cache: Cache) -> None:
     """Raise ``ConfigError`` for a model that nothing can be guessed for, and that cannot guess."""
-    if not cache.rewinds:
+    if not cache.can_rewind:
         raise ConfigError(
             "wrong guesses cannot be taken back from a model that keeps a sum of what it read; leave draft out"
         )

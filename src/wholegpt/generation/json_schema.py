@@ -1,4 +1,4 @@
-"""A JSON schema is read here: what would be passed over, or could never be met by a finite text, is refused."""
+"""Validate JSON schemas: unsupported keywords, and schemas that no finite text satisfies, are errors."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,9 @@ SUPPORTED = frozenset(
         *("readOnly", "title", "writeOnly"),
     )
 )
-"""All that is kept, and what only describes. Without ``minProperties``: a property may be written twice."""
+"""All keywords that are enforced or only describe. ``minProperties`` is missing: a property may be generated
+twice.
+"""
 
 
 LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
@@ -32,16 +34,16 @@ DAYS = (
     "^(000[1-9]|00[1-9]|0[1-9]|[1-9])",
     f"^([0-9]{{4}}-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])|{LEAP_YEAR}-02-29)",
 )
-"""Of the dates that the library allows, those that exist: years begin at 1, and a 29th of February is in leap years."""
+"""Restrict the library's dates to those that exist: years start at 1, and February 29 is in leap years."""
 SECONDS = "[0-9]:[0-5][0-9]:[0-5][0-9]"
-"""Of its times those without a 61st second, which few readers know."""
+"""Restrict the library's times to those without a leap second, which few parsers accept."""
 STRICTER = {"date": DAYS, "time": (SECONDS,), "date-time": (*DAYS, SECONDS)}
 
 
 def read_schema(text: str) -> dict[str, Any]:
-    """The schema in a JSON text, its dates and times held to those that exist.
+    """Parse a JSON schema, and restrict its dates and times to those that exist.
 
-    Raises ``ConfigError`` naming the place of what it cannot keep to.
+    Raises ``ConfigError`` naming the location of anything unsupported.
     """
     try:
         schema = json.loads(text)
@@ -54,37 +56,37 @@ def read_schema(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError("json_schema: nested too deep") from None
     if not can_end:
-        raise ConfigError("json_schema: no finite text meets it: what it requires holds itself")
+        raise ConfigError("json_schema: no finite text satisfies it: it requires itself recursively")
     return _with_strict_formats(schema)
 
 
 def _with_strict_formats(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
-    held: dict[str, Any] = {}
+    strict: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in HOLD_ONE:
-            held[keyword] = _with_strict_formats(value)
+            strict[keyword] = _with_strict_formats(value)
         elif keyword in HOLD_LIST:
-            held[keyword] = [_with_strict_formats(one) for one in value]
+            strict[keyword] = [_with_strict_formats(one) for one in value]
         elif keyword in HOLD_NAMED:
-            held[keyword] = {name: _with_strict_formats(one) for name, one in value.items()}
+            strict[keyword] = {name: _with_strict_formats(one) for name, one in value.items()}
         else:
-            held[keyword] = value
-    stricter = STRICTER.get(str(held.get("format")), ())
+            strict[keyword] = value
+    stricter = STRICTER.get(str(strict.get("format")), ())
     if stricter:
-        held["allOf"] = [*held.get("allOf", []), *({"pattern": pattern} for pattern in stricter)]
-    return held
+        strict["allOf"] = [*strict.get("allOf", []), *({"pattern": pattern} for pattern in stricter)]
+    return strict
 
 
 def check_pattern(pattern: str, where: str) -> None:
-    """Refuse a lone backslash at the end, which would be passed over."""
+    """Raise ``ConfigError`` for a lone backslash at the end, which would be ignored."""
     if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
         raise ConfigError(f"{where}: ends in a backslash; double it, or leave it out")
 
 
 def _references(schema: Any, where: str) -> Iterator[str]:
-    """Every ``$ref``, after a look at every keyword."""
+    """Yield every ``$ref``, and check every keyword."""
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
@@ -110,7 +112,7 @@ def _references(schema: Any, where: str) -> Iterator[str]:
 
 
 def _met_by_finite_text(root: dict[str, Any]) -> set[str]:
-    """The references that some finite JSON meets: the least set that follows from itself."""
+    """Return the references that some finite JSON satisfies, as a least fixed point."""
     targets: dict[str, Any] = {}
     users: dict[str, list[str]] = {}
     waiting = list(_references(root, "#"))
@@ -132,7 +134,7 @@ def _met_by_finite_text(root: dict[str, Any]) -> set[str]:
 
 
 def _can_end(schema: Any, met: set[str]) -> bool:
-    """Whether what ``schema`` requires needs no reference that is not ``met``."""
+    """Return whether the requirements of ``schema`` need only references in ``met``."""
     if isinstance(schema, bool):
         return True
     either = [schema[keyword] for keyword in ("anyOf", "oneOf") if schema.get(keyword)]
@@ -160,22 +162,22 @@ def _can_end_as(kind: Any, schema: dict[str, Any], met: set[str]) -> bool:
 
 
 def _target(root: dict[str, Any], reference: str) -> Any:
-    """What a reference within the schema points to (RFC 6901)."""
-    place: Any = root
+    """Return the target of a reference within the schema (RFC 6901)."""
+    target: Any = root
     try:
         start, *parts = unquote(reference).split("/")
         if start != "#":
             raise KeyError(reference)
         for part in parts:
             key = part.replace("~1", "/").replace("~0", "~")
-            place = place[int(key)] if isinstance(place, list) else place[key]
+            target = target[int(key)] if isinstance(target, list) else target[key]
     except (KeyError, IndexError, TypeError, ValueError):
         raise ConfigError(f"json_schema: $ref {_shown(reference)} points to nothing in the schema") from None
-    if not isinstance(place, dict | bool):
+    if not isinstance(target, dict | bool):
         raise ConfigError(
-            f"json_schema: $ref {_shown(reference)} points to {_shown(place)}, which is no schema"
+            f"json_schema: $ref {_shown(reference)} points to {_shown(target)}, which is not a schema"
         )
-    return place
+    return target
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What the caches of texts may take of the memory."""
+"""Memory limits for the KV caches of generation."""
 
 import torch
 
@@ -8,18 +8,20 @@ from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.runtime import free_memory
 
 MOST_AT_ONCE = 32
-"""Texts that are written at once; more of them gain little on a CPU (docs/benchmarks.md)."""
+"""Most texts generated at once; more gain little on a CPU (docs/benchmarks.md)."""
 SHARE_OF_MEMORY = 0.5
-"""Most of the free memory that the cache may take."""
+"""Largest share of the free memory that the cache may take."""
 
 
 def check_memory(model: CausalLanguageModel, beams: int, capacity: int, device: torch.device) -> None:
-    """Raise ``ConfigError`` where there is no memory for so many beams, which are copied when they change places."""
+    """Raise ``ConfigError`` if memory does not suffice for ``beams`` beams, which are copied when they are
+    reordered.
+    """
     needed, available = 2 * model.cache_bytes(beams, capacity), SHARE_OF_MEMORY * free_memory(device)
     if needed > available:
         raise ConfigError(
             f"{beams:,} beams of {capacity:,} tokens take {needed / 1e6:,.0f} MB of cache, and "
-            f"{available / 1e6:,.0f} MB can be spared; try fewer beams or max_tokens"
+            f"{available / 1e6:,.0f} MB are available; try fewer beams or a smaller max_tokens"
         )
 
 
@@ -31,9 +33,10 @@ def plan_slots(
     console: Console,
     draft: CausalLanguageModel | None = None,
 ) -> int:
-    """How many texts of up to ``capacity`` tokens are written at once, the others waiting; says so where memory is why.
+    """Return how many texts of up to ``capacity`` tokens are generated at once; the others wait.
 
-    Each has a cache of the ``draft`` model too. Raises ``ConfigError`` where there is not memory for one.
+    Each text also has a cache of the ``draft`` model. Notes on the console if memory is the limit. Raises
+    ``ConfigError`` if memory does not suffice for one text.
     """
 
     def cache_bytes(n: int) -> int:
@@ -46,7 +49,7 @@ def plan_slots(
     if not fitting:
         raise ConfigError(
             f"the cache of one text of {capacity:,} tokens takes {cache_bytes(1) / 1e6:,.0f} MB, and "
-            f"{available / 1e6:,.0f} MB can be spared; try a shorter prompt or fewer max_tokens"
+            f"{available / 1e6:,.0f} MB are available; try a shorter prompt or a smaller max_tokens"
         )
     if fitting < wanted:
         console.note(

@@ -1,7 +1,7 @@
-"""What may change a model's logits before a token is drawn from them: pure functions, one equation each.
+"""Logits processors: pure functions, one equation each, applied before a token is drawn.
 
-Logits are of shape (V,), for one sequence; ``token_ids`` are what it holds so far, the prompt included, ``written``
-what was generated.
+Logits have shape (V,), for one sequence. ``token_ids`` are its tokens so far, the prompt included;
+``generated`` are those after the prompt.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 NEVER = float("-inf")
-NO_NUMBERS = "the model gives no numbers (NaN or infinite) for a text; its weights are damaged or training has diverged"
+INVALID_LOGITS = (
+    "the model produces NaN or infinite logits for a text; its weights are damaged or training diverged"
+)
 
 
-def have_numbers(logits: Float[Tensor, "*B V"]) -> Bool[Tensor, "*B"]:
-    """Whether a token can be drawn from each row: none is NaN or +∞, and not all are −∞.
+def are_valid_logits(logits: Float[Tensor, "*B V"]) -> Bool[Tensor, "*B"]:
+    """Return whether a token can be drawn from each row: no logit is NaN or +∞, and not all are −∞.
 
-    The largest tells: NaN and +∞ are larger than any number, to PyTorch's ``amax``.
+    The maximum decides: PyTorch's ``amax`` returns NaN or +∞ if there is one.
     """
     return logits.amax(dim=-1).isfinite()
 
@@ -25,63 +27,70 @@ def have_numbers(logits: Float[Tensor, "*B V"]) -> Bool[Tensor, "*B"]:
 def penalize_repetition(
     logits: Float[Tensor, " V"], token_ids: Sequence[int], penalty: float
 ) -> Float[Tensor, " V"]:
-    """l/θ where l > 0, l·θ where l < 0, for every token that the sequence holds (Keskar et al. 2019, section 4.1)."""
+    """Compute l/θ if l > 0 and l·θ if l < 0, for every token in the sequence (Keskar et al. 2019, section
+    4.1).
+    """
     seen = torch.tensor(sorted(set(token_ids)), dtype=torch.long)
     of_seen = logits[seen]
     return logits.index_put((seen,), torch.where(of_seen > 0, of_seen / penalty, of_seen * penalty))
 
 
 def penalize_frequency(
-    logits: Float[Tensor, " V"], written: Sequence[int], frequency: float, presence: float
+    logits: Float[Tensor, " V"], generated: Sequence[int], frequency: float, presence: float
 ) -> Float[Tensor, " V"]:
-    """l − c·α_f − [c > 0]·α_p, c how often the token was written (OpenAI's parameters of these names)."""
-    ids, counts = torch.tensor(written, dtype=torch.long).unique(return_counts=True)
+    """Compute l − c·α_f − [c > 0]·α_p, where c counts the token in ``generated`` (OpenAI's parameters of
+    these names).
+    """
+    ids, counts = torch.tensor(generated, dtype=torch.long).unique(return_counts=True)
     return logits.index_add(0, ids, -(frequency * counts + presence).to(logits.dtype))
 
 
 def ends_of_repeated_ngrams(token_ids: Sequence[int], size: int) -> list[int]:
-    """Tokens that would end a run of ``size`` tokens that the sequence holds already (Paulus et al. 2017)."""
+    """Return the tokens that would complete an n-gram of ``size`` tokens already in the sequence (Paulus et
+    al. 2017).
+    """
     end = list(token_ids[len(token_ids) - size + 1 :]) if size > 1 else []
-    runs = range(len(token_ids) - size + 1)
-    return [token_ids[at + size - 1] for at in runs if list(token_ids[at : at + size - 1]) == end]
+    starts = range(len(token_ids) - size + 1)
+    return [token_ids[at + size - 1] for at in starts if list(token_ids[at : at + size - 1]) == end]
 
 
 def forbid(logits: Float[Tensor, " V"], token_ids: Sequence[int]) -> Float[Tensor, " V"]:
-    """−∞ for ``token_ids``."""
+    """Set the logits of ``token_ids`` to −∞."""
     return logits.index_fill(0, torch.tensor(list(token_ids), dtype=torch.long), NEVER)
 
 
 def keep_allowed(logits: Float[Tensor, " V"], allowed: Bool[Tensor, " V"]) -> Float[Tensor, " V"]:
-    """−∞ where not ``allowed``."""
+    """Set logits to −∞ where not ``allowed``."""
     return logits.masked_fill(~allowed, NEVER)
 
 
 def add_bias(logits: Float[Tensor, " V"], bias: Sequence[tuple[int, float]]) -> Float[Tensor, " V"]:
-    """l + b for each token that has a bias b."""
+    """Compute l + b for each token that has a bias b."""
     ids, values = zip(*bias, strict=True)
     return logits.index_add(0, torch.tensor(ids, dtype=torch.long), torch.tensor(values, dtype=logits.dtype))
 
 
 def scale_by_temperature(logits: Float[Tensor, " V"], temperature: float) -> Float[Tensor, " V"]:
-    """l / T, less the largest, in float64, so that no T overflows: greedy as T → 0, uniform as T → ∞."""
+    """Compute (l − max l) / T in float64, so that no T overflows: greedy as T → 0, uniform as T → ∞."""
     precise = logits.double()
     return (precise - precise.max()) / temperature
 
 
 def keep_top_k(logits: Float[Tensor, " V"], k: int) -> Float[Tensor, " V"]:
-    """−∞ for all that are less than the k-th largest (Fan et al. 2018, section 5.1); equal ones stay together."""
+    """Set all logits below the k-th largest to −∞ (Fan et al. 2018, section 5.1); ties with it are kept."""
     least = torch.topk(logits, min(k, len(logits))).values[-1]
     return logits.masked_fill(logits < least, NEVER)
 
 
 def keep_top_p(logits: Float[Tensor, " V"], p: float) -> Float[Tensor, " V"]:
-    """−∞ outside the nucleus: the likeliest tokens whose probabilities first reach p (Holtzman et al. 2020).
+    """Set logits outside the nucleus to −∞ (Holtzman et al. 2020).
 
-    Equal ones stay together.
+    The nucleus is the smallest set of most likely tokens with a probability of at least p. Ties with its last
+    token are kept.
     """
     probabilities = torch.softmax(logits, dim=-1)
     candidates = 256
-    while True:  # the nucleus is small most often, and sorting the whole vocabulary slow
+    while True:  # the nucleus is usually small, and sorting the whole vocabulary is slow
         candidates = min(candidates, len(logits))
         largest = torch.topk(probabilities, candidates).values
         outside = largest.cumsum(0) >= p
@@ -93,6 +102,6 @@ def keep_top_p(logits: Float[Tensor, " V"], p: float) -> Float[Tensor, " V"]:
 
 
 def keep_min_p(logits: Float[Tensor, " V"], share: float) -> Float[Tensor, " V"]:
-    """−∞ where p < ``share`` · max p (Nguyen et al. 2024)."""
+    """Set logits to −∞ where p < ``share`` · max p (Nguyen et al. 2024)."""
     probabilities = torch.softmax(logits, dim=-1)
     return logits.masked_fill(probabilities < share * probabilities.max(), NEVER)

@@ -1,4 +1,4 @@
-"""One text being written: what it has, how its tokens are drawn, and why it ended."""
+"""The state of one generation request: its tokens, how they are drawn, and why it ended."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from wholegpt.tokenizers import Tokenizer
 
 
 class GenerationRequest:
-    """A prompt, its settings, and what has been written after it."""
+    """A prompt, its settings, and the tokens generated after it."""
 
     def __init__(
         self,
@@ -27,21 +27,22 @@ class GenerationRequest:
         emit: Callable[[str], None] = lambda text: None,
         drafter: Drafter | None = None,
     ) -> None:
-        """``emit`` gets the text piece by piece: never half a character, nor any part of a stop text.
+        """Set up a request. ``emit`` receives the text piece by piece.
 
-        Raises ``ConfigError`` for settings out of range, or that this vocabulary cannot meet.
+        Pieces never contain an incomplete character or any part of a stop text. Raises ``ConfigError`` for
+        settings that are out of range or that this vocabulary cannot satisfy.
         """
         self.prompt_ids, self.config, self.emit = list(prompt_ids), config, emit
         self.sampler, self._drafter = Sampler(config, tokenizer, prompt_ids), drafter
         self.token_ids: list[int] = []
         self.unread = self.prompt_ids
-        """What the model has not read yet, the last token drawn included."""
+        """Tokens that the model has not processed yet, including the last token drawn."""
         self.finish_reason = "" if config.max_tokens else "length"
-        """Empty while the text goes on."""
+        """Empty until the text ends."""
         self.error: Exception | None = None
-        """What went wrong in this request, where that ended the text."""
+        """The exception in this request that ended the text, if any."""
         self.problem = ""
-        """Why no further token is allowed, where that ended the text."""
+        """Why no further token is allowed, if that ended the text."""
         self._decoder = tokenizer.stream(prompt_ids[-1])
         self._stops = StopSearch(config.stop, config.min_tokens)
         self._pieces: list[str] = []
@@ -53,46 +54,47 @@ class GenerationRequest:
         """Start the clock of ``max_seconds``."""
         self._started = time.perf_counter()
 
-    def guess(self, most: int) -> list[int]:
-        """Up to ``most`` tokens that may come next, none that the limit of tokens would cut off."""
+    def propose(self, most: int) -> list[int]:
+        """Return up to ``most`` draft tokens, none beyond the limit of ``max_tokens``."""
         most = min(most, self.config.max_tokens - len(self.token_ids) - 1)
         if self._drafter is None or most < 1:
             return []
-        return self._drafter.guess([*self.prompt_ids, *self.token_ids], most)
+        return self._drafter.propose([*self.prompt_ids, *self.token_ids], most)
 
     def fail(self, error: Exception) -> None:
         """End the text because of an exception in this request."""
         self.finish_reason, self.error, self._drafter = "error", error, None
 
     def cancel(self) -> None:
-        """End the text as it is, because nobody wants the rest."""
+        """End the text as it is."""
         self._drafter = None
         self._finish("cancelled")
 
-    def draw(self, logits: Float[Tensor, "T V"], guessed: Sequence[int]) -> int:
-        """Draw one token, and one more after each that was ``guessed``; returns how many.
+    def draw(self, logits: Float[Tensor, "T V"], drafted: Sequence[int]) -> int:
+        """Draw one token, and one more after each accepted draft token; return how many were drawn.
 
-        Row t of the logits is of the token after t guesses. Raises whatever ``emit`` or the drafter does.
+        Row t of the logits predicts the token after t draft tokens. Raises whatever ``emit`` or the drafter
+        raises.
         """
-        right = 0
-        for guess in [*guessed, None]:
+        accepted = 0
+        for draft_token in [*drafted, None]:
             try:
-                token_id = self.sampler.draw(logits[right], self.token_ids)
+                token_id = self.sampler.draw(logits[accepted], self.token_ids)
                 piece = self.accept(token_id)
             except NothingLeftError as error:
                 self.problem = str(error)
                 self._finish("forbidden")
                 break
             if self.config.alternatives:
-                self._choices.append(self._choice(logits[right], token_id, piece))
-            if token_id != guess or self.finish_reason:
+                self._choices.append(self._choice(logits[accepted], token_id, piece))
+            if token_id != draft_token or self.finish_reason:
                 break
-            right += 1
+            accepted += 1
         if self._drafter is not None:
-            self._drafter.learn(len(guessed), right)
+            self._drafter.update(len(drafted), accepted)
         if self.finish_reason:
-            self._drafter = None  # and its memory
-        return right + 1
+            self._drafter = None  # frees its memory
+        return accepted + 1
 
     def _choice(self, logits: Float[Tensor, " V"], token_id: int, piece: str) -> TokenChoice:
         log_probabilities = torch.log_softmax(logits, dim=-1)
@@ -106,7 +108,9 @@ class GenerationRequest:
         )
 
     def accept(self, token_id: int) -> str:
-        """Add a token that was drawn; sets ``finish_reason`` where the text ends with it. Returns what it adds."""
+        """Append a token that was drawn, and set ``finish_reason`` if the text ends with it. Return the text
+        it adds.
+        """
         self._ended = time.perf_counter()
         if self.sampler.ends(token_id):
             return self._finish("end_of_text") + self._tokenizer.decode([token_id])
@@ -125,9 +129,9 @@ class GenerationRequest:
         return piece
 
     def _finish(self, reason: str) -> str:
-        """End the text; returns what of half a character is left, as U+FFFD."""
+        """End the text; return the rest of an incomplete character, as U+FFFD."""
         left = ""
-        # These may cut a character in two; half of a character is not shown.
+        # These may cut a character, and an incomplete one is not shown.
         if reason not in ("length", "time", "forbidden", "cancelled"):
             left = self._decoder.finish()
             self._show(left)
@@ -138,15 +142,15 @@ class GenerationRequest:
         return left
 
     def _show(self, text: str) -> None:
-        # No stop text is looked for while a forced one is outstanding.
-        owes = self.sampler.owes(self.token_ids)
-        piece = self._stops.pass_over(text) if owes else self._stops.push(text)
+        # Stop texts are not searched for until all forced texts have been generated.
+        has_outstanding = self.sampler.has_outstanding(self.token_ids)
+        piece = self._stops.skip(text) if has_outstanding else self._stops.push(text)
         if piece:
             self._pieces.append(piece)
             self.emit(piece)
 
     def completion(self) -> Completion:
-        """What has been written so far."""
+        """Return the completion so far."""
         seconds = max(self._ended - self._started, 1e-9)
         rate = len(self.token_ids) / seconds
         reason = self.finish_reason or "interrupted"

@@ -1,45 +1,49 @@
-"""What generation gives back: completions, hypotheses of beam search, and what there is of either on Ctrl-C."""
+"""Results of generation: completions, hypotheses of beam search, and partial results on Ctrl-C."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """A token that was written, and what the model thought of it and of others, before any setting."""
+    """A generated token, with the model's probabilities of it and of others before any logits processor."""
 
     token_id: int
     text: str
-    """What it adds to the text: a character comes with the token that completes it. End-of-text has its name here."""
+    """The text it adds: a character is added by the token that completes it. For end-of-text, its name."""
     surprisal_bits: float
     """−log₂ p."""
     alternatives: list[tuple[str, float]]
-    """The likeliest tokens and their probabilities, the likeliest first."""
+    """The most likely tokens and their probabilities, most likely first."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote."""
+    """A generated text."""
 
     text: str
     token_ids: list[int]
-    """The tokens drawn, end-of-text left out."""
+    """The tokens drawn, without end-of-text."""
     finish_reason: str
-    """``length``, ``stop`` (a stop text was written, or all that ``regex`` or ``json_schema`` allows), ``end_of_text``,
-    ``time``, ``forbidden`` (the settings allow no further token), ``cancelled``, ``interrupted`` or ``error``."""
+    """``length``, ``stop`` (a stop text was generated, or ``regex`` or ``json_schema`` allows nothing more),
+    ``end_of_text``, ``time``, ``forbidden`` (the settings allow no further token), ``cancelled``, ``interrupted`` or
+    ``error``.
+    """
     tokens_per_second: float
-    """Tokens drawn over wall clock, reading the prompt included."""
+    """Tokens drawn per second of wall clock, prefill included."""
     choices: list[TokenChoice]
-    """One for each token drawn, end-of-text and those of a stop text included, where ``alternatives`` asks for them."""
+    """One per token drawn, including end-of-text and tokens of a stop text; empty unless ``alternatives`` is
+    set.
+    """
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text that beam search has found."""
+    """A text found by beam search."""
 
     text: str
-    """Up to the stop text, where one ended it."""
+    """The text up to the stop text, if one ended it."""
     token_ids: list[int]
-    """End-of-text left out."""
+    """The tokens, without end-of-text."""
     log_probability: float
     """ln p of the tokens, end-of-text included, in nats."""
     score: float
@@ -48,10 +52,10 @@ class Hypothesis:
     """``length``, ``end_of_text``, ``stop`` or ``interrupted``."""
 
 
-class InterruptedWriting(KeyboardInterrupt):
-    """Ctrl-C while texts were written, or searched for."""
+class InterruptedGeneration(KeyboardInterrupt):
+    """Ctrl-C during generation or beam search."""
 
     def __init__(self, completions: list[Completion] | list[Hypothesis]) -> None:
         super().__init__("interrupted")
         self.completions = completions
-        """What had been written of each."""
+        """The partial result of each text."""

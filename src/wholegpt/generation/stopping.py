@@ -1,4 +1,4 @@
-"""Where a text ends: stop texts, found across the borders of tokens."""
+"""Stop texts, found across the boundaries of tokens."""
 
 from collections.abc import Sequence
 
@@ -6,44 +6,45 @@ from wholegpt.tokenizers import Tokenizer
 
 
 class StopSearch:
-    """Looks for stop texts in a text that comes in pieces, and holds back what may yet turn out to begin one."""
+    """Searches for stop texts in a text that arrives in pieces, and withholds a suffix that may start one."""
 
     def __init__(self, stops: Sequence[str], after: int = 0) -> None:
-        """In the first ``after`` pieces none is looked for."""
+        """Search for ``stops``, but not in the first ``after`` pieces."""
         self.stops, self.after = stops, after
         self.found = False
-        self._held = ""
+        self._withheld = ""
 
     def push(self, piece: str) -> str:
-        """What can be shown now; nothing after the first stop text, nor of it."""
+        """Return the text that can be shown now, up to the first stop text."""
         if self.after > 0:
-            return self.pass_over(piece)
-        held = self._held + piece
-        places = [place for stop in self.stops if (place := held.find(stop)) >= 0]
-        if places:
-            self.found, self._held = True, ""
-            return held[: min(places)]
-        keep = max((_overlap(held, stop) for stop in self.stops), default=0)
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+            return self.skip(piece)
+        text = self._withheld + piece
+        positions = [position for stop in self.stops if (position := text.find(stop)) >= 0]
+        if positions:
+            self.found, self._withheld = True, ""
+            return text[: min(positions)]
+        keep = max((_overlap(text, stop) for stop in self.stops), default=0)
+        self._withheld = text[len(text) - keep :]
+        return text[: len(text) - keep]
 
-    def pass_over(self, piece: str) -> str:
-        """What can be shown of a piece in which no stop text is looked for."""
+    def skip(self, piece: str) -> str:
+        """Return the text that can be shown of a piece that is not searched."""
         self.after -= 1
         return self.finish() + piece
 
     def finish(self) -> str:
-        """What was held back."""
-        held, self._held = self._held, ""
-        return held
+        """Return the withheld text."""
+        text, self._withheld = self._withheld, ""
+        return text
 
 
 def text_before_stop(
     tokenizer: Tokenizer, token_ids: Sequence[int], after: int, stops: Sequence[str], min_tokens: int
 ) -> tuple[str, bool]:
-    """The text of ``token_ids``, which stand after the token ``after``, up to a stop text; and whether there was one.
+    """Return the text of ``token_ids`` up to a stop text, and whether there was one.
 
-    In the first ``min_tokens`` none is looked for. Half a character at the end is left out.
+    The tokens follow the token ``after``. The first ``min_tokens`` tokens are not searched. An incomplete
+    character at the end is left out.
     """
     decoder, search, text = tokenizer.stream(after), StopSearch(stops, min_tokens), ""
     for token_id in token_ids:
@@ -54,5 +55,5 @@ def text_before_stop(
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of ``stop`` that ``text`` ends with."""
+    """Return the length of the longest proper prefix of ``stop`` that ``text`` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

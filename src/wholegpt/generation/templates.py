@@ -1,4 +1,4 @@
-"""Prompt templates: a text around the prompt, and what ends the answer to it."""
+"""Prompt templates: text around the prompt, and the stop texts that end the completion."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.files import is_file
 from wholegpt.settings.serialization import nearest
 
-PLACE = "{prompt}"
+PLACEHOLDER = "{prompt}"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Template:
 
     text: str
     stop: tuple[str, ...] = ()
-    """Texts that end what is written after it."""
+    """Stop texts that end the completion."""
 
 
 TEMPLATES = {
@@ -29,24 +29,24 @@ TEMPLATES = {
 
 
 def fill_template(template: str, prompt: str) -> tuple[str, tuple[str, ...]]:
-    """``prompt`` in a template, and the template's stop texts.
+    """Return ``prompt`` inserted in a template, and the template's stop texts.
 
-    ``template`` is a name of ``TEMPLATES``, a text with ``{prompt}`` in it, or a file that holds one (a line end at its
-    end left out). Nothing else in braces means anything. Raises ``ConfigError`` for what is none of these.
+    ``template`` is a name in ``TEMPLATES``, a text with ``{prompt}`` in it, or a file with such a text
+    (without its final line end). Other braces have no meaning. Raises ``ConfigError`` for anything else.
     """
     chosen = TEMPLATES.get(template) or Template(_text_of(template))
-    return chosen.text.replace(PLACE, prompt), chosen.stop
+    return chosen.text.replace(PLACEHOLDER, prompt), chosen.stop
 
 
 def _text_of(template: str) -> str:
-    if PLACE in template:
+    if PLACEHOLDER in template:
         return template
     if not is_file(template):
         hint = nearest(template, list(TEMPLATES))
         raise ConfigError(
-            f"template '{template}' is no name, no file, and no text with {PLACE} in it; {hint}"
+            f"template '{template}' is neither a template name, nor a file, nor a text with {PLACEHOLDER}; {hint}"
         )
     text = read_text(Path(template), "utf-8")
-    if PLACE not in text:
-        raise ConfigError(f"{template}: has no {PLACE}, which says where the prompt goes in the template")
+    if PLACEHOLDER not in text:
+        raise ConfigError(f"{template}: has no {PLACEHOLDER}, which marks where the prompt goes")
     return text.removesuffix("\n").removesuffix("\r")

@@ -1,1 +1,1 @@
-"""Out to other programs and in from them."""
+"""Export to and import from other programs."""

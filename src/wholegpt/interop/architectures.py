@@ -1,6 +1,6 @@
-"""GPT-1, GPT-2 and Qwen3 as ``transformers`` writes them: one table of tensor names and one of settings each.
+"""GPT-1, GPT-2 and Qwen3 in ``transformers``: a table of tensor names and a table of settings for each.
 
-Read from left to right a table leads out, from right to left it leads in.
+Export reads a table from left to right, import from right to left.
 """
 
 from collections.abc import Mapping
@@ -19,35 +19,35 @@ from wholegpt.settings.validation import complete_model
 
 @dataclass(frozen=True)
 class Architecture:
-    """One published architecture as ``transformers`` writes it."""
+    """A published architecture in the format of ``transformers``."""
 
     name: str
-    """As ``presets.published_architecture`` calls it."""
+    """Name in ``presets.published_architecture``."""
     model_type: str
     class_name: str
     base: ModelConfig
-    """What makes a model one of this architecture; its sizes are replaced."""
+    """A config of this architecture, whose sizes are replaced."""
     sizes: Mapping[str, str]
-    """Our field -> theirs, for numbers."""
+    """Our field -> theirs, for numeric fields."""
     activation: str
-    """Their field of the feed-forward layer's function."""
+    """Their field for the activation of the feed-forward layer."""
     activations: Mapping[str, FeedForward]
-    """What its values mean; the first one that means ours is written."""
+    """Meaning of its values; export writes the first value with the right meaning."""
     dropouts: tuple[str, ...]
-    """Their probabilities for what is one probability here; the first is read."""
+    """Their dropout probabilities, which are a single one here; import uses the first."""
     defaults: Mapping[str, Any]
-    """The value of each field that ``config.json`` leaves out, from their config class."""
+    """Default of each field that ``config.json`` leaves out, from their config class."""
     prefix: str
-    """What stands before the names of most tensors; published files may leave it out."""
+    """Prefix of most tensor names; published files may leave it out."""
     table: Table
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of their fields."""
+    """Alternative names of their fields."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Their fields that change the computation, with the only value that can be expressed here, their default."""
+    """Their fields that change the computation, with the only supported value, their default."""
     nullable: Mapping[str, str] = field(default_factory=dict)
-    """Their sizes that may be null, and the size that then applies; empty where it follows from the others."""
+    """Their sizes that may be null, and the size that then applies; empty if it follows from the others."""
     constants: tuple[str, ...] = ()
-    """Ends of the names of tensors that hold nothing learned, in files of older versions."""
+    """Name suffixes of tensors without parameters, in files of older versions."""
 
 
 _GPT_SIZES = {
@@ -91,7 +91,7 @@ GPT1 = Architecture(
     base=gpt1(),
     sizes=_GPT_SIZES,
     activation="afn",
-    # What transformers calls gelu in this model is the tanh approximation.
+    # transformers calls the tanh approximation gelu in this model.
     activations={"gelu": FeedForward.gelu_tanh},
     dropouts=_GPT_DROPOUTS,
     defaults={**_GPT_DEFAULTS, "vocab_size": 40_478, "n_positions": 512, "afn": "gelu"},
@@ -210,7 +210,7 @@ ARCHITECTURES = (GPT1, GPT2, QWEN3)
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The one that ``config`` is. Raises ``ConfigError`` naming the settings that none can express."""
+    """Return the architecture of ``config``. Raises ``ConfigError`` naming the settings that none supports."""
     nearest, differing = published_architecture(config)
     if differing:
         values = [f"{name} = {getattr(config, name.removeprefix('model.'))}" for name in differing]
@@ -222,23 +222,23 @@ def architecture_of(config: ModelConfig) -> Architecture:
 
 
 def architecture_named(content: Mapping[str, Any], path: Path) -> Architecture:
-    """The one that a ``config.json`` names. Raises ``CheckpointError`` for one that is unknown."""
+    """Return the architecture that a ``config.json`` names. Raises ``CheckpointError`` if it is unknown."""
     for one in ARCHITECTURES:
         if content.get("model_type") == one.model_type:
             return one
     if "format_version" in content:
-        raise CheckpointError(f"{path.parent}: is a model folder of wholegpt already; use it as it is")
+        raise CheckpointError(f"{path.parent}: is already a model folder of wholegpt; use it as it is")
     known = ", ".join(one.model_type for one in ARCHITECTURES)
     raise CheckpointError(
-        f"{path}: model_type is {content.get('model_type')!r}; the architectures that open here are {known}"
+        f"{path}: model_type is {content.get('model_type')!r}; the supported architectures are {known}"
     )
 
 
 def to_their_config(architecture: Architecture, config: ModelConfig) -> dict[str, Any]:
-    """The settings in their names."""
+    """Return the settings under their names."""
     config = complete_model(config)
     activation = next(name for name, ours in architecture.activations.items() if ours is config.feed_forward)
-    written = {
+    result = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
         **{theirs: getattr(config, ours) for ours, theirs in architecture.sizes.items()},
@@ -248,21 +248,21 @@ def to_their_config(architecture: Architecture, config: ModelConfig) -> dict[str
         "tie_word_embeddings": config.embeddings is Embeddings.tied,
         "dtype": "float32",
     }
-    if "n_positions" in written:
-        written["n_ctx"] = config.context_length  # read by llama.cpp's converter
+    if "n_positions" in result:
+        result["n_ctx"] = config.context_length  # required by llama.cpp's converter
     if config.positions is Positions.rotary:
-        # The first is what versions before 5 read.
-        written["rope_theta"] = config.rotary_base
-        written["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rotary_base}
-    return written
+        # Versions before 5 read the first one.
+        result["rope_theta"] = config.rotary_base
+        result["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rotary_base}
+    return result
 
 
 def from_their_config(architecture: Architecture, content: Mapping[str, Any], path: Path) -> ModelConfig:
-    """The settings that a ``config.json`` gives. Raises ``CheckpointError`` naming the field that does not fit."""
+    """Return the config from a ``config.json``. Raises ``CheckpointError`` naming an unsupported field."""
     content = with_defaults(architecture, content)
     for name_there, value in {**architecture.fixed, **_NEVER_SET}.items():
         given = content.get(name_there, value)
-        if given != value and (given or value):  # an empty object is as good as null
+        if given != value and (given or value):  # an empty object is equivalent to null
             raise CheckpointError(
                 f"{path}: {name_there} is {given!r}; only models in which it is {value!r} can be imported"
             )
@@ -290,11 +290,11 @@ def from_their_config(architecture: Architecture, content: Mapping[str, Any], pa
 
 
 _NEVER_SET = {"per_layer_config": None, "quantization_config": None, "is_encoder_decoder": False}
-"""Fields of every model of theirs that change the computation, with the only value that can be expressed here."""
+"""Fields of all their models that change the computation, with the only supported value."""
 
 
 def with_defaults(architecture: Architecture, content: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` with the published value of each field that it leaves out, under the names used here."""
+    """Return a ``config.json`` with the published default of each missing field, and without aliases."""
     named = {name: value for name, value in content.items() if name not in architecture.aliases}
     other = {
         architecture.aliases[name]: value for name, value in content.items() if name in architecture.aliases
@@ -303,31 +303,33 @@ def with_defaults(architecture: Architecture, content: Mapping[str, Any]) -> dic
 
 
 def _rotary_base(content: Mapping[str, Any], path: Path) -> float:
-    """The base of the rotary positions, read as ``transformers`` reads it.
+    """Return the base of the rotary positions, as ``transformers`` reads it.
 
-    ``rope_scaling`` is the name of ``rope_parameters`` before version 5, and comes first; the ``rope_theta`` in either
-    counts more than the one beside it.
+    ``rope_scaling`` is the name of ``rope_parameters`` before version 5 and takes precedence; ``rope_theta``
+    in either takes precedence over the top-level one.
     """
     for part in ("rope_parameters", "rope_scaling"):
         rope = content.get(part) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
         if not isinstance(rope, Mapping) or kind != "default":
             raise CheckpointError(
-                f"{path}: {part} is of the kind {kind!r}; only default rotary positions open here"
+                f"{path}: {part} is of the kind {kind!r}; only default rotary positions are supported"
             )
         nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
         if nested:
             raise CheckpointError(
-                f"{path}: {part} are given for {nested[0]} apart; only one kind of rotary positions opens here"
+                f"{path}: {part} are given for {nested[0]} separately; only one kind of rotary positions is supported"
             )
     rope = {**content, **(content.get("rope_scaling") or content.get("rope_parameters") or {})}
     if rope.get("partial_rotary_factor") not in (None, 1):
-        raise CheckpointError(f"{path}: partial_rotary_factor is not 1; only whole heads are rotated here")
+        raise CheckpointError(
+            f"{path}: partial_rotary_factor is not 1; only rotation of whole heads is supported"
+        )
     return number_in(rope, "rope_theta", path)
 
 
 def _refuse_windows(content: Mapping[str, Any], path: Path) -> None:
-    """Raise ``CheckpointError`` where some layer's attention sees less than the whole context."""
+    """Raise ``CheckpointError`` if the attention of some layer sees less than the whole context."""
     layers, window = whole_number_in(content, "num_hidden_layers", path), content["sliding_window"]
     narrow = window is not None and window < content["max_position_embeddings"]
     windowed = content["use_sliding_window"] and narrow and content["max_window_layers"] < layers
@@ -335,7 +337,7 @@ def _refuse_windows(content: Mapping[str, Any], path: Path) -> None:
     if kinds is None and windowed:
         raise CheckpointError(
             f"{path}: use_sliding_window is true and sliding_window is {window}, in the layers from "
-            f"max_window_layers, {content['max_window_layers']}, on; only attention to the whole context opens here"
+            f"max_window_layers, {content['max_window_layers']}, on; only attention to the whole context is supported"
         )
     if kinds is not None and kinds != ["full_attention"] * layers:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Models out to other programs, with the proof that they are the same there, and in from them."""
+"""Export models to other programs with parity reports, and import models from them."""
 
 import glob
 import tempfile
@@ -49,42 +49,46 @@ from wholegpt.tokenizers import (
 )
 
 PARITY_REPORTS, OLD_PARITY_REPORTS = "parity_reports.json", "certificate.json"
-"""The file of an export that lists its files and its parity reports; earlier versions named it otherwise."""
+"""File of an export that lists its files and its parity reports; the second name is from earlier versions."""
 PADDED_SHARE = 0.25
-"""Of a vocabulary that may be rows without tokens, as published models have that are padded to a round size."""
+"""Largest share of a vocabulary that may be rows without tokens, as in published models padded to a round
+size.
+"""
 PADDED_MULTIPLE, MOST_PADDED_ROWS = 64, 256
-"""Of a small vocabulary more may be: up to the next multiple of 64, 128 or 256."""
+"""A small vocabulary may have more: up to the next multiple of 64, 128 or 256."""
 
 
 class Format(StrEnum):
-    """What a model can be exported to."""
+    """Formats that a model can be exported to."""
 
     huggingface = "huggingface"
     gguf = "gguf"
     peft = "peft"
-    """The LoRA of a model alone."""
+    """Only the LoRA of a model."""
 
 
 HUGGINGFACE_TOLERANCE = 2e-5
-"""Largest logit difference allowed, as a share of the largest logit or of 1: rounding in float32."""
+"""Largest allowed logit difference, as a share of the largest logit or of 1: rounding in float32."""
 TOLERANCES = {TensorType.f32: 2e-3, TensorType.f16: 1e-2, TensorType.q8_0: 1e-1}
-"""The same of GGUF, whose GELU llama.cpp looks up in 16 bits; docs/interoperability.md has measured ones."""
+"""The same for GGUF, where llama.cpp looks up GELU in 16 bits; docs/interoperability.md has measured values."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export came to."""
+    """The result of an export."""
 
     path: Path
     """The folder of the export."""
     files: list[Path]
     parity_reports: list[ParityReport]
-    """One for each program that opened it."""
+    """One report for each program that opened the export."""
     unchecked: list[str] = field(default_factory=list)
-    """What could not be checked, and why."""
+    """Checks that were not possible, and why."""
 
     def to_json(self) -> dict[str, Any]:
-        """What ``wholegpt export --json`` prints, and ``parity_reports.json`` holds."""
+        """Return the output of ``wholegpt export --json``, which is also the content of
+        ``parity_reports.json``.
+        """
         return {
             "path": str(self.path),
             "files": [file.name for file in self.files],
@@ -103,17 +107,19 @@ def export_model(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Export:
-    """Write a run's or model folder's model for other programs, and prove that it is the same model there.
+    """Export the model of a run or model folder for other programs, and measure that it is the same model
+    there.
 
-    The export goes to the folder ``out`` (``RUN-huggingface``, ``RUN-gguf-TYPE`` or ``RUN-peft`` unless given), whole
-    or not at all. ``tensor_type`` is how GGUF stores matrices. To ``peft`` goes the LoRA alone, for the model that the
-    run began from, with the rows of new tokens. Raises ``ConfigError`` naming the settings that the format cannot
-    express, ``CheckpointError`` where the measured difference exceeds the tolerance.
+    The export is written to the folder ``out`` (default ``RUN-huggingface``, ``RUN-gguf-TYPE`` or
+    ``RUN-peft``), whole or not at all. ``tensor_type`` is GGUF's storage type of matrices. ``peft`` exports
+    only the LoRA, for the base model of the run, with the rows of new tokens. Raises ``ConfigError`` naming
+    settings that the format does not support, ``CheckpointError`` if the measured difference exceeds the
+    tolerance.
     """
     console, format_ = console or Console(), chosen(Format, to, "to")
     stored = chosen(TensorType, tensor_type, "type")
     if stored is not TensorType.f32 and format_ is not Format.gguf:
-        raise ConfigError(f"type {stored} is for gguf; {format_} exports are in 32 bits")
+        raise ConfigError(f"type {stored} is for gguf; {format_} exports are in float32")
     source = Path(run)
     whole = source.resolve()
     kind = f"{format_}-{stored}" if format_ is Format.gguf else format_
@@ -133,7 +139,7 @@ def _export(
     checkpoint: str,
     console: Console,
 ) -> Export:
-    """Write the export into ``folder``, in place of the files that are its ``own``."""
+    """Write the export into ``folder``, replacing the files ``own``."""
     whole = source.resolve()
     loaded = load_model(model_folder(source, checkpoint, console))
     lora, template = loaded.metadata.lora, loaded.metadata.chat_template
@@ -141,8 +147,8 @@ def _export(
         raise ConfigError(f"{source}: has no LoRA; `wholegpt finetune --lora.rank 8` trains one")
     if loaded.metadata.control:
         console.warn(
-            f"other programs do not know what the model can be asked for ({listed(sorted(loaded.metadata.control))}): "
-            "there, write the line before a text yourself"
+            f"other programs do not support the model's control codes ({listed(sorted(loaded.metadata.control))}): "
+            "there, start the prompt with their header line yourself"
         )
     if format_ is not Format.peft:
         loaded = _language_model(loaded, console)
@@ -182,15 +188,13 @@ def _export(
 
 
 def _language_model(loaded: ModelFolder, console: Console) -> ModelFolder:
-    """The model with its LoRA merged and without the head of a task, which other programs do not have."""
+    """Return the model with merged LoRA and without a task head, which other programs do not support."""
     if loaded.metadata.lora:
         merge(loaded.model)
         remove_lora(loaded.model)
     if loaded.metadata.task is None:
         return ModelFolder(loaded.model, loaded.tokenizer)
-    console.note(
-        f"the head for {loaded.metadata.task.kind} stays here; what is exported is the language model"
-    )
+    console.note(f"the head for {loaded.metadata.task.kind} is not exported, only the language model")
     plain = Transformer(loaded.model.config)
     tensors = loaded.model.state_dict()
     plain.load_state_dict({name: tensors[name] for name in plain.state_dict()})
@@ -201,14 +205,18 @@ T = TypeVar("T", bound=StrEnum)
 
 
 def chosen(kind: type[T], value: str, option: str) -> T:
-    """The member of ``kind`` that is called ``value``. Raises ``ConfigError`` naming the ``option`` and its values."""
+    """Return the member of ``kind`` named ``value``. Raises ``ConfigError`` naming the ``option`` and its
+    values.
+    """
     if value not in list(kind):
         raise ConfigError(f"{option} is '{value}'; {nearest(value, list(kind))}")
     return kind(value)
 
 
 def _check_free(folder: Path, overwrite: bool, ours: bool, what: str) -> None:
-    """Raise ``RunError`` for a folder that may not be replaced: ``ours`` says whether it is ``what`` it has to be."""
+    """Raise ``RunError`` for a folder that may not be replaced; ``ours`` says whether it is ``what`` it must
+    be.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not ours:
@@ -218,7 +226,7 @@ def _check_free(folder: Path, overwrite: bool, ours: bool, what: str) -> None:
 
 
 def _files_of_export(folder: Path) -> list[str]:
-    """Names of the files that an export wrote into ``folder``; none where it is no export."""
+    """Return the names of the files that an export wrote into ``folder``; empty if it is not an export."""
     for report, key in ((PARITY_REPORTS, "parity_reports"), (OLD_PARITY_REPORTS, "certificates")):
         try:
             content = read_object(folder / report)
@@ -251,15 +259,15 @@ def _reopened_huggingface(
 def _reopened_adapter(
     target: Path, loaded: ModelFolder, console: Console
 ) -> tuple[list[ForeignModel], list[str]]:
-    """The adapter on the model without it, here and by ``peft``."""
+    """Open the adapter on its base model, with wholegpt and with ``peft``."""
     head = loaded.metadata.task
     if head:
-        console.note(f"the head for {head.kind} stays here; the adapter changes the language model alone")
+        console.note(f"the head for {head.kind} is not exported; the adapter changes the language model only")
     base = Transformer(loaded.model.config)
     tensors = {name: tensor.clone() for name, tensor in base_tensors(loaded.model).items()}
     base.load_state_dict({name: tensors[name] for name in base.own_tensors()}, strict=False)
     new = loaded.metadata.new_tokens
-    with torch.no_grad():  # what the adapter brings is not there before
+    with torch.no_grad():  # the new rows come from the adapter
         for weight in (base.token_embedding.weight, base.unembedding.weight) if new else ():
             weight[-new:] = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -270,7 +278,10 @@ def _reopened_adapter(
         except ImportError as error:
             opened, unchecked = [], [f"peft did not open it ({error}): pip install peft, and export again"]
         except ConfigError as error:
-            opened, unchecked = [], [f"peft cannot open it, as transformers does not have the model: {error}"]
+            opened, unchecked = (
+                [],
+                [f"peft cannot open it, since transformers does not support the model: {error}"],
+            )
     peft.load_adapter(target, base)
     own = ForeignModel("wholegpt itself", _logits(base.eval()), encoder(Tokenizer.load(target / TOKENIZER)))
     return [own, *opened], unchecked
@@ -292,7 +303,7 @@ def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[l
 
 
 def _refuse_changed(model: TokenModel, tensors: dict[str, Tensor]) -> None:
-    """Raise ``CheckpointError`` where a tensor came back with other bits."""
+    """Raise ``CheckpointError`` if a tensor was changed."""
     for name, tensor in model.own_tensors().items():
         if not torch.equal(tensor, tensors[name]):
             raise CheckpointError(f"the export is not the same model: {name} came back changed")
@@ -322,14 +333,14 @@ def import_model(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Make a model folder of a model from elsewhere: a folder that ``transformers`` saved, or nanoGPT's ``ckpt.pt``.
+    """Import a model folder saved by ``transformers``, or nanoGPT's ``ckpt.pt``, as a model folder.
 
-    Or of a LoRA adapter that ``peft`` or ``export_model`` saved, together with the model ``onto`` which it is put.
+    A LoRA adapter saved by ``peft`` or ``export_model`` is imported together with its base model ``onto``.
 
-    The folder is ``out``, ``models/NAME`` unless given. The tokenizer is the one beside the model, or ``tokenizer``
-    (a tokenizer.json, or a folder with GPT-2's two files), or the characters of the text ``vocabulary_from``, as
-    nanoGPT numbers them. Raises ``CheckpointError`` for what is damaged, unknown or contradicts itself,
-    ``TokenizerError`` for a tokenizer that is missing or not the model's.
+    The result is ``out``, by default ``models/NAME``. The tokenizer is the one beside the model, or
+    ``tokenizer`` (a tokenizer.json, or a folder with GPT-2's two files), or the characters of the text
+    ``vocabulary_from``, with nanoGPT's ids. Raises ``CheckpointError`` for a model that is damaged, unknown
+    or inconsistent, ``TokenizerError`` for a tokenizer that is missing or does not fit the model.
     """
     console = console or Console()
     path = Path(path)
@@ -353,14 +364,14 @@ def _import(
     onto: str | Path | None,
     console: Console,
 ) -> None:
-    """Write the model folder of what is in ``path``, whose model is in ``source``."""
+    """Write the model folder for ``path``, whose model is in ``source``."""
     if (source / peft.CONFIG).is_file():
         if onto is None:
-            raise ConfigError(f"{path}: is an adapter; name the run or model that it is for by --onto")
+            raise ConfigError(f"{path}: is an adapter; name its base run or model with --onto")
         _import_adapter(source, load_model(model_folder(Path(onto), "best", console)), folder)
         return
     if onto is not None:
-        raise ConfigError(f"{path}: is no adapter; --onto is for those")
+        raise ConfigError(f"{path}: is not an adapter; --onto requires one")
     config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
     vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
     metadata = _chat_metadata(source, vocabulary, console)
@@ -369,14 +380,14 @@ def _import(
         metadata = replace(metadata, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
         if not ends and not vocabulary.has_end_of_text:
             console.note(
-                f"no token ends the texts of this model: it has no {END_OF_TEXT}, and neither config.json nor "
+                f"no token ends generation with this model: it has no {END_OF_TEXT}, and neither config.json nor "
                 "generation_config.json gives an eos_token_id"
             )
     save_model(folder, _built(config, tensors), vocabulary, metadata)
 
 
 def _chat_metadata(source: Path, tokenizer: Tokenizer, console: Console) -> ModelMetadata:
-    """How the model's conversations are written, where that is said beside it and can be done here."""
+    """Return metadata with the chat template beside the model, if there is one and it is supported."""
     path = source
     try:
         found = chat_template_in(source)
@@ -390,21 +401,21 @@ def _chat_metadata(source: Path, tokenizer: Tokenizer, console: Console) -> Mode
     unknown = [name for name in template.special_tokens if tokenizer.id_of(name) is None]
     if unknown:
         console.warn(
-            f"{path}: writes {listed(unknown)}, which no token is; the model is imported without a chat template"
+            f"{path}: uses {listed(unknown)}, which no token is; the model is imported without a chat template"
         )
         return NO_METADATA
     return ModelMetadata(chat_template=template.source)
 
 
 def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
-    """Write a model folder of ``base`` with an adapter on it, which stays apart from its weights."""
+    """Write a model folder of ``base`` with an adapter, which is stored separately from its weights."""
     if base.metadata.lora or base.metadata.task:
-        raise ConfigError("the model that an adapter is put on is one without LoRA and without a head")
+        raise ConfigError("the base model of an adapter must have neither LoRA nor a head")
     new = peft.new_tokens_of(adapter)
     tokenizer = Tokenizer.load(adapter / TOKENIZER) if new else base.tokenizer
     if tokenizer.vocab_size != base.model.vocab_size + new:
         raise TokenizerError(
-            f"{adapter}: is for a model of {tokenizer.vocab_size - new:,} tokens, to which it brings {new}; this one "
+            f"{adapter}: is for a model of {tokenizer.vocab_size - new:,} tokens and adds {new}; this one "
             f"has {base.model.vocab_size:,}"
         )
     model = Transformer(replace(base.model.config, vocab_size=tokenizer.vocab_size))
@@ -419,7 +430,7 @@ def _vocabulary(
     path: Path, tokenizer: str | Path | None, vocabulary_from: str | Path | None, config: ModelConfig
 ) -> Tokenizer:
     if vocabulary_from:
-        # nanoGPT reads its text as Python does by default: every end of a line is one character.
+        # nanoGPT reads its text in Python's default mode: every line end is one character.
         text = read_text(Path(vocabulary_from), "utf-8").replace("\r\n", "\n").replace("\r", "\n")
         return character_tokenizer([text])
     folder = path if path.is_dir() else path.parent
@@ -432,7 +443,7 @@ def _vocabulary(
 
 
 def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Console) -> Tokenizer:
-    """``tokenizer`` with as many entries as the model has; a few may be rows that no token has."""
+    """Return ``tokenizer`` with as many entries as the model; a few may be rows without tokens."""
     unused = config.vocab_size - tokenizer.vocab_size
     if not unused:
         return tokenizer
@@ -447,7 +458,7 @@ def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Con
     padded = not config.vocab_size % PADDED_MULTIPLE and unused < MOST_PADDED_ROWS
     if not padded and unused > PADDED_SHARE * config.vocab_size:
         raise TokenizerError(
-            f"{sizes}, which is more than a padded vocabulary explains; name the model's own tokenizer with --tokenizer"
+            f"{sizes}, which is too many for a padded vocabulary; name the model's own tokenizer with --tokenizer"
         )
     console.warn(
         f"{unused} rows of the model's vocabulary have no token; they get the names <|unused_N|> and are never "

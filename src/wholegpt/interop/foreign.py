@@ -1,4 +1,4 @@
-"""Reading what other programs wrote: tensors by name, JSON objects, each with its limits and a clear error."""
+"""Read files of other programs: tensors by name and JSON objects, with limits and clear errors."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +18,11 @@ from wholegpt.settings.serialization import from_mapping
 from wholegpt.settings.validation import complete_model
 
 LARGEST_SIZE, MOST_LAYERS = 2**24, 1024
-"""Of any number in somebody's config, and of blocks."""
+"""Maximum of any number in a config, and of layers."""
 PICKLES = (".bin", ".pt", ".pth")
 OTHER_FORMATS = {
     ".gguf": (
-        "GGUF files of llama.cpp are not imported; import the model that it was made from, or turn it into one: in "
+        "GGUF files of llama.cpp are not imported; import the original model, or convert the file: in "
         "transformers, AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(NEW_FOLDER), and "
         "the same with AutoTokenizer"
     ),
@@ -31,31 +31,31 @@ OTHER_FORMATS = {
     ".msgpack": "Flax's weights are not imported; import the folder with the model's safetensors",
     ".ckpt": "checkpoints of training programs are not imported; import the folder with the model's safetensors",
 }
-"""Files of other programs, by their ending, and what to do instead."""
+"""Files of other programs, by suffix, and what to do instead."""
 
 
 @dataclass(frozen=True)
 class ForeignTensors:
-    """Tensors somewhere else, known by name and shape, read one by one."""
+    """Tensors in foreign files, known by name and shape, read one by one."""
 
     where: Path
-    """What the errors name."""
+    """Name of the file in errors."""
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
 
     def renamed(self, new_name: Callable[[str], str]) -> "ForeignTensors":
-        """The same under other names; those that ``new_name`` makes empty are left out."""
+        """Return the tensors under other names, without those that ``new_name`` maps to an empty name."""
         old = {new_name(name): name for name in self.shapes}
         old.pop("", None)
         shapes = {new: self.shapes[name] for new, name in old.items()}
         return ForeignTensors(self.where, shapes, lambda name: self.read(old[name]))
 
     def into_ours(self, table: Iterable[Name], config: ModelConfig) -> dict[str, Tensor]:
-        """All tensors of a model of this ``config``, in our names and float32.
+        """Return all tensors of a model of this ``config``, under our names and in float32.
 
         Raises ``CheckpointError`` naming every tensor that is missing, extra or of another shape.
         """
-        # Before anything is built of a size that only the config claims.
+        # Check this before allocating anything of a size that only the config claims.
         if config.n_layers > len(self.shapes):
             raise CheckpointError(
                 f"{self.where}: holds {len(self.shapes):,} tensors, too few for the {config.n_layers:,} layers of "
@@ -76,10 +76,10 @@ class ForeignTensors:
             raise CheckpointError(
                 f"{self.where}: does not hold the model of its config: {'; '.join(sorted(problems))}"
             )
-        return to_ours(self.read_numbers, names)
+        return to_ours(self.read_float32, names)
 
-    def read_numbers(self, name: str) -> Tensor:
-        """A tensor in float32. Raises ``CheckpointError`` for integers, and for what is not finite."""
+    def read_float32(self, name: str) -> Tensor:
+        """Return a tensor in float32. Raises ``CheckpointError`` for integers, NaN and infinity."""
         tensor = self.read(name)
         if not tensor.is_floating_point():
             raise CheckpointError(
@@ -87,16 +87,14 @@ class ForeignTensors:
             )
         tensor = tensor.float()
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{self.where}: {name} holds values that are infinite, or no numbers, in 32 bits"
-            )
+            raise CheckpointError(f"{self.where}: {name} holds values that are infinite or NaN in float32")
         return tensor
 
 
 def tied(tensors: ForeignTensors, copy: str, original: str) -> ForeignTensors:
-    """``tensors`` with ``original`` alone of two that are one in the model; either may be the one that is stored.
+    """Return ``tensors`` with only ``original`` of two tied tensors; either may be stored.
 
-    Raises ``CheckpointError`` where both are and differ.
+    Raises ``CheckpointError`` if both are stored and differ.
     """
     if copy not in tensors.shapes:
         return tensors
@@ -107,20 +105,20 @@ def tied(tensors: ForeignTensors, copy: str, original: str) -> ForeignTensors:
     )
     if not same:
         raise CheckpointError(
-            f"{tensors.where}: {copy} differs from {original}, but the config says that they are one; where they "
-            "are two, set tie_word_embeddings to false"
+            f"{tensors.where}: {copy} differs from {original}, but the config ties them; if they "
+            "are separate, set tie_word_embeddings to false"
         )
     return tensors.renamed(lambda name: "" if name == copy else name)
 
 
 def open_tensors(folder: Path, *names: str) -> ForeignTensors:
-    """The tensors of the first of the files ``names`` that is there, or of the several that its index lists.
+    """Open the first existing file of ``names``, or the files that its index lists.
 
-    Safetensors, and the pickles that PyTorch's loader of tensors alone reads. Raises ``CheckpointError`` for a file
-    that is missing or damaged.
+    Supports safetensors, and pickles through PyTorch's tensors-only loader. Raises ``CheckpointError`` for a
+    file that is missing or damaged.
     """
     for name in names:
-        # One file also where an index is beside it, which is then an older one's: so does transformers.
+        # A single file takes precedence over an index, which is then older, as in transformers.
         if (folder / name).exists():
             return _together(folder / name, {}, [folder / name])
         index = folder / f"{name}.index.json"
@@ -131,7 +129,7 @@ def open_tensors(folder: Path, *names: str) -> ForeignTensors:
 
 
 def _together(where: Path, by_name: dict[str, Path], paths: list[Path]) -> ForeignTensors:
-    """The tensors of all ``paths``, each of which is in the file that ``by_name`` says, if it says so."""
+    """Return the tensors of all ``paths``, checked against ``by_name``, the index of files."""
     readers: dict[Path, Callable[[str], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
@@ -150,7 +148,7 @@ def _together(where: Path, by_name: dict[str, Path], paths: list[Path]) -> Forei
 
 
 Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]
-"""The shapes of a file's tensors, and how one is read."""
+"""The shapes of a file's tensors, and a function that reads one."""
 
 
 def _open(path: Path) -> Opened:
@@ -169,13 +167,13 @@ def _open_pickle(path: Path) -> Opened:
 
 
 def load_tensors_only(path: Path, what: str) -> Any:
-    """What the pickle of ``what`` holds, read by PyTorch's loader that runs nothing.
+    """Load the pickle of ``what`` with PyTorch's loader that runs no code.
 
-    Raises ``CheckpointError`` for what that loader refuses.
+    Raises ``CheckpointError`` for anything that the loader rejects.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # what a damaged pickle raises is not limited
+    except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{path}: cannot be read as {what} by PyTorch's loader of tensors and plain values "
             f"({type(error).__name__}); such files are pickles, which can run any program when they are opened "
@@ -185,7 +183,7 @@ def load_tensors_only(path: Path, what: str) -> Any:
 
 
 def _sharded(folder: Path, index: Path, suffix: str) -> dict[str, Path]:
-    """Tensor name -> file, from an index."""
+    """Return tensor name -> file, from an index."""
     weights = read_object(index).get("weight_map")
     if (
         not isinstance(weights, dict)
@@ -210,7 +208,7 @@ def _nothing_in(folder: Path, name: str) -> str:
 
 
 def number_in(content: Mapping[str, Any], field: str, path: Path, absent: float | None = None) -> float:
-    """A number in somebody's config. Raises ``CheckpointError`` naming the field for anything else."""
+    """Return a number from a config. Raises ``CheckpointError`` naming the field for anything else."""
     value = content.get(field, absent)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST_SIZE:
         raise CheckpointError(f"{path}: {field} is {value!r}; expected a number from 0 to {LARGEST_SIZE:,}")
@@ -218,7 +216,7 @@ def number_in(content: Mapping[str, Any], field: str, path: Path, absent: float 
 
 
 def whole_number_in(content: Mapping[str, Any], field: str, path: Path) -> int:
-    """A size in somebody's config. Raises ``CheckpointError`` naming the field for anything else."""
+    """Return a size from a config. Raises ``CheckpointError`` naming the field for anything else."""
     value = number_in(content, field, path)
     if not isinstance(value, int):
         raise CheckpointError(f"{path}: {field} is {value!r}; expected a whole number")
@@ -226,7 +224,7 @@ def whole_number_in(content: Mapping[str, Any], field: str, path: Path) -> int:
 
 
 def completed(base: ModelConfig, changes: Mapping[str, Any], path: Path) -> ModelConfig:
-    """``base`` with what ``path`` says. Raises ``CheckpointError`` where that makes no model."""
+    """Return ``base`` with the settings from ``path``. Raises ``CheckpointError`` if the result is invalid."""
     try:
         config = complete_model(from_mapping(changes, base, str(path)))
     except ConfigError as error:

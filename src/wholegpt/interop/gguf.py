@@ -1,4 +1,4 @@
-"""Models as GGUF files, which llama.cpp opens: GPT-2 and Qwen3 architectures, through the ``gguf`` library."""
+"""Export of GPT-2 and Qwen3 architectures to GGUF files for llama.cpp, with the ``gguf`` library."""
 
 import ctypes
 import functools
@@ -62,12 +62,12 @@ TABLES: dict[str, Table] = {
 
 
 class TensorType(StrEnum):
-    """How the matrices are stored; vectors and positions always in 32 bits."""
+    """Storage type of matrices; vectors and positions are always float32."""
 
     f32 = "f32"
     f16 = "f16"
     q8_0 = "q8_0"
-    """Blocks of 32 numbers: eight bits each and a scale of 16 (8.5 bits a number)."""
+    """Blocks of 32 weights: eight bits each and a 16-bit scale (8.5 bits per weight)."""
 
 
 def write(
@@ -75,8 +75,8 @@ def write(
 ) -> None:
     """Write one GGUF file.
 
-    Raises ``ConfigError`` naming the settings that llama.cpp's architectures cannot express, ``TokenizerError`` for a
-    tokenizer that its own cannot repeat.
+    Raises ``ConfigError`` naming settings that llama.cpp's architectures do not support, ``TokenizerError``
+    for a tokenizer that llama.cpp cannot reproduce.
     """
     import gguf
 
@@ -98,7 +98,7 @@ def write(
 
 
 def read(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors of a file that ``write`` made of a model of this ``config``, in our names and float32."""
+    """Read the tensors of a file that ``write`` created, under our names and in float32."""
     import gguf
 
     config, table = _expressible(config)
@@ -115,7 +115,7 @@ _FILE_TYPES = {TensorType.f32: "ALL_F32", TensorType.f16: "MOSTLY_F16", TensorTy
 
 
 def _expressible(config: ModelConfig) -> tuple[ModelConfig, Table]:
-    """The config as it is written, and its table."""
+    """Return the config to export, and its table of names."""
     architecture = architecture_of(config)
     if architecture.name not in TABLES:
         raise ConfigError(
@@ -156,10 +156,10 @@ def _add_config(writer: "GGUFWriter", config: ModelConfig) -> None:
 
 
 def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
-    """A file as llama.cpp opens it, with a key-value cache in 32 bits for ``context_length`` tokens.
+    """Open a file with llama.cpp, with a float32 KV cache for ``context_length`` tokens.
 
-    Raises ``ImportError`` where that is not installed or does not load, ``CheckpointError`` where it cannot open
-    the file.
+    Raises ``ImportError`` if llama.cpp is missing or does not load, ``CheckpointError`` if it cannot open the
+    file.
     """
     try:
         llama_cpp = importlib.import_module("llama_cpp")
@@ -192,5 +192,5 @@ def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:
 
 @functools.cache
 def _no_log(llama_cpp: ModuleType) -> Any:
-    """A callback that drops what llama.cpp would log; kept, since llama.cpp goes on calling it."""
+    """Return a callback that discards llama.cpp's log; cached, since llama.cpp keeps calling it."""
     return llama_cpp.llama_log_callback(lambda level, text, user_data: None)

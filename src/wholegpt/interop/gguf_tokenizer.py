@@ -1,6 +1,6 @@
-"""A tokenizer in the metadata of a GGUF file, as llama.cpp reads it.
+"""Tokenizers in the metadata of GGUF files, for llama.cpp.
 
-It knows byte-level BPE that cuts words as GPT-2 or Qwen2 does; characters of ASCII can be written so too.
+Supported are byte-level BPE with the word split of GPT-2 or Qwen2, and ASCII character tokenizers.
 """
 
 import json
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 NO_MERGE = "<|none|> <|none|>"
-"""llama.cpp asks for a list of merges that is not empty; no text has these two entries."""
+"""llama.cpp requires a non-empty list of merges; these two entries occur in no text."""
 
 
 def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
-    """Write entries and merges. Raises ``TokenizerError`` for a tokenizer of which llama.cpp would give other ids."""
+    """Write entries and merges. Raises ``TokenizerError`` for a tokenizer for which llama.cpp would give
+    other ids.
+    """
     content = json.loads(tokenizer.to_json())
     _refuse_what_llama_cpp_lacks(content)
     added = {token["id"]: token for token in content["added_tokens"]}
@@ -39,7 +41,7 @@ def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
 
 
 def _type_of(token_id: int, added: dict[str, Any] | None, tokenizer: Tokenizer) -> int:
-    """What llama.cpp calls the kind of an entry; ``added`` says how it was, if it was."""
+    """Return llama.cpp's type of an entry; ``added`` is its added token, if any."""
     from gguf import TokenType
 
     if token_id in tokenizer.unused_ids:
@@ -50,11 +52,11 @@ def _type_of(token_id: int, added: dict[str, Any] | None, tokenizer: Tokenizer) 
 
 
 def add_ends(writer: "GGUFWriter", tokenizer: Tokenizer, chat_template: str) -> None:
-    """The tokens that begin and end texts, as the export to Hugging Face has them."""
+    """Write the tokens that start and end texts, as in the export to Hugging Face."""
     ids, ends = special_ids(tokenizer), ends_of_answers(tokenizer, chat_template)
     if not ends:
         raise TokenizerError(
-            "the tokenizer has no end-of-text token, in whose place llama.cpp would take an ordinary one; "
+            "the tokenizer has no end-of-text token, and llama.cpp would use an ordinary one instead; "
             "export to huggingface instead"
         )
     writer.add_add_bos_token(bool(tokenizer.prefix_ids))
@@ -67,12 +69,12 @@ def add_ends(writer: "GGUFWriter", tokenizer: Tokenizer, chat_template: str) -> 
 
 
 def _refuse_what_llama_cpp_lacks(content: dict[str, Any]) -> None:
-    """Raise ``TokenizerError`` for parts of a ``tokenizer.json`` without which llama.cpp would give other ids."""
+    """Raise ``TokenizerError`` for parts of a ``tokenizer.json`` that llama.cpp does not support."""
     normalizer, model = content["normalizer"], content["model"]
     if normalizer:
         steps = [one["type"] for one in normalizer.get("normalizers", [normalizer])]
         raise TokenizerError(
-            f"llama.cpp does not change text before it cuts it into tokens, and this tokenizer does "
+            f"llama.cpp does not normalize text before encoding, but this tokenizer does "
             f"({', '.join(steps)}): it would give other ids for some texts. Export to huggingface instead"
         )
     settings = (
@@ -84,36 +86,36 @@ def _refuse_what_llama_cpp_lacks(content: dict[str, Any]) -> None:
     )
     if used := [name for name in settings if model.get(name)]:
         raise TokenizerError(
-            f"llama.cpp cannot repeat this tokenizer: its {' and '.join(used)} would be lost. Export to huggingface "
+            f"llama.cpp cannot reproduce this tokenizer: its {' and '.join(used)} would be lost. Export to huggingface "
             "instead"
         )
     for token in content["added_tokens"]:
         if used := [flag for flag in ("lstrip", "rstrip", "single_word") if token[flag]]:
             raise TokenizerError(
-                f"llama.cpp cannot repeat this tokenizer: its token {token['content']!r} is {' and '.join(used)}. "
+                f"llama.cpp cannot reproduce this tokenizer: its token {token['content']!r} is {' and '.join(used)}. "
                 "Export to huggingface instead"
             )
     names = [token["content"] for token in content["added_tokens"]]
     if pair := next(((a, b) for a in names for b in names if _overlap(a, b)), None):
         raise TokenizerError(
-            f"llama.cpp cannot repeat this tokenizer: its tokens {pair[0]!r} and {pair[1]!r} can overlap in a text, "
+            f"llama.cpp cannot reproduce this tokenizer: its tokens {pair[0]!r} and {pair[1]!r} can overlap in a text, "
             "where llama.cpp takes the longest one and not the first. Export to huggingface instead"
         )
 
 
 def _overlap(left: str, right: str) -> bool:
-    """Whether a longer token can begin inside the one before it. Runs of one character are cut alike by both."""
+    """Return whether a longer token can start inside the previous one. Both split repeated characters alike."""
     if len(right) <= len(left) or len({*left, *right}) == 1:
         return False
-    return any(right.startswith(left[place:]) for place in range(1, len(left)))
+    return any(right.startswith(left[index:]) for index in range(1, len(left)))
 
 
 def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
-    """Id -> token, in the 256 characters that stand for bytes."""
+    """Return id -> token, in the 256 characters that represent bytes."""
     vocabulary = content["model"]["vocab"]
     if content["model"]["type"] == "BPE" and "ByteLevel" in json.dumps(content["pre_tokenizer"]):
         return {token_id: token for token, token_id in vocabulary.items()}
-    # Entries of several characters are special, or no text becomes them.
+    # Entries of several characters are special, or no text is encoded to them.
     longer = [token for token in vocabulary if len(token) == 1 and not token.isascii()]
     if content["model"]["type"] != "WordLevel" or longer:
         reason = (
@@ -122,8 +124,8 @@ def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
             else content["model"]["type"]
         )
         raise TokenizerError(
-            f"llama.cpp cannot repeat this tokenizer ({reason}); it knows byte-level BPE, and character tokenizers "
-            "of ASCII only. Export to huggingface, or train with --tokenizer.kind bpe"
+            f"llama.cpp cannot reproduce this tokenizer ({reason}); it supports byte-level BPE and character "
+            "tokenizers of ASCII only. Export to huggingface, or train with --tokenizer.kind bpe"
         )
     alphabet = byte_level_alphabet()
     return {
@@ -132,7 +134,7 @@ def _byte_level_entries(content: dict[str, Any]) -> dict[int, str]:
 
 
 def _splitting(content: dict[str, Any]) -> str:
-    """llama.cpp's name for the way a text is cut into words before its tokens are joined."""
+    """Return llama.cpp's name for the split of a text into words."""
     first = content["pre_tokenizer"]
     parts = [
         {name: value for name, value in part.items() if name != "trim_offsets"}
@@ -145,7 +147,7 @@ def _splitting(content: dict[str, Any]) -> str:
     if parts == [split, _byte_level(use_regex=False)]:
         return "qwen2"
     raise TokenizerError(
-        "llama.cpp has no name for the way this tokenizer cuts a text into words; it knows GPT-2's and Qwen2's. "
+        "llama.cpp does not support the word split of this tokenizer, only those of GPT-2 and Qwen2. "
         "Export to huggingface instead"
     )
 
@@ -160,7 +162,7 @@ def _merges(content: dict[str, Any]) -> list[str]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that llama.cpp makes of the metadata of a file that ``add_tokenizer`` wrote."""
+    """Return the tokenizer that llama.cpp builds from the metadata of a file that ``add_tokenizer`` wrote."""
     import gguf
     import tokenizers
 

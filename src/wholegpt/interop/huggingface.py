@@ -1,4 +1,4 @@
-"""Models in the form of Hugging Face ``transformers``: GPT-2, GPT-1 (openai-gpt) and Qwen3, both ways."""
+"""Export to and import from Hugging Face ``transformers``: GPT-2, GPT-1 (openai-gpt) and Qwen3."""
 
 import contextlib
 from collections.abc import Iterator
@@ -38,15 +38,15 @@ from wholegpt.tokenizers import END_OF_TEXT, PADDING, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
-"""Read where there are no safetensors."""
+"""Used if there are no safetensors."""
 UNEMBEDDING = "lm_head.weight"
 
 
 def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: str = "") -> None:
     """Write files into ``folder`` that ``AutoModelForCausalLM`` and ``AutoTokenizer`` open.
 
-    Raises ``ConfigError`` naming the settings that no architecture of theirs can express. Dropout is one number
-    here and three or one there. A GPT-2 without biases becomes one whose biases are 0.
+    Raises ``ConfigError`` naming settings that no supported architecture has. Dropout is one number here and
+    one or three there. A GPT-2 without biases is exported with biases of 0.
     """
     architecture = architecture_of(model.config)
     config = with_biases(model.config) if architecture.base.bias is Bias.all else model.config
@@ -67,12 +67,12 @@ def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: 
     names = {
         name.removesuffix("_id"): tokenizer.name_of(one)
         for name, one in first.items()
-        if one in tokenizer.special_ids  # transformers makes it one
+        if one in tokenizer.special_ids  # transformers would make any named token special
     }
     write_json_atomic(
         folder / TOKENIZER_CONFIG,
         {
-            "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it stands
+            "tokenizer_class": "PreTrainedTokenizerFast",  # loads tokenizer.json unchanged
             "model_max_length": config.context_length,
             "clean_up_tokenization_spaces": False,
             **names,
@@ -81,7 +81,9 @@ def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: 
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The beginning, the end and the padding of texts, as far as there are such tokens, under their names."""
+    """Return the ids of the tokens that start, end and pad texts, as far as they exist, under transformers'
+    names.
+    """
     ids: dict[str, Any] = {}
     if tokenizer.prefix_ids:
         ids["bos_token_id"] = tokenizer.prefix_ids[0]
@@ -95,7 +97,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def ends_of_answers(tokenizer: Tokenizer, chat_template: str) -> list[int]:
-    """The tokens that end what a model generates: an answer, where it has a chat template, in place of a document."""
+    """Return the tokens that end generation: with a chat template, those of an answer instead of a document."""
     end = tokenizer.id_of(ChatTemplate(chat_template).end_of_turn) if chat_template else None
     if end is None:
         return sorted(tokenizer.end_ids)
@@ -103,9 +105,10 @@ def ends_of_answers(tokenizer: Tokenizer, chat_template: str) -> list[int]:
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The config, and the tensors in our names and float32, of a model that ``transformers`` or ``write`` saved.
+    """Read a model that ``transformers`` or ``write`` saved: its config, and tensors under our names in
+    float32.
 
-    Raises ``CheckpointError`` for what is missing, damaged, unknown, or contradicts itself.
+    Raises ``CheckpointError`` for anything missing, damaged, unknown or inconsistent.
     """
     content = read_object(folder / CONFIG)
     architecture = architecture_named(content, folder / CONFIG)
@@ -122,7 +125,9 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def end_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
-    """The tokens at which ``transformers`` ends a text of the model in ``folder``; none where nothing says so."""
+    """Return the tokens at which ``transformers`` ends generation for the model in ``folder``; empty if
+    unspecified.
+    """
     content = read_object(folder / CONFIG)
     return end_ids_in(
         folder, with_defaults(architecture_named(content, folder / CONFIG), content), vocab_size
@@ -130,17 +135,17 @@ def end_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def _full_name(name: str, architecture: Architecture, bare: bool) -> str:
-    """``name`` with the prefix, where the file is ``bare`` of it; empty for what holds nothing learned."""
+    """Return ``name`` with the prefix if the file is ``bare`` of it; empty for tensors without parameters."""
     if name.endswith(architecture.constants):
         return ""
     return architecture.prefix + name if bare and name != UNEMBEDDING else name
 
 
 def open_with_transformers(folder: Path) -> ForeignModel:
-    """A folder as ``transformers`` opens it, on the CPU in float32.
+    """Open a folder with ``transformers``, on the CPU in float32.
 
-    Raises ``ImportError`` where that is not installed or does not load, ``CheckpointError`` where it cannot open
-    the folder.
+    Raises ``ImportError`` if it is missing or does not load, ``CheckpointError`` if it cannot open the
+    folder.
     """
     import transformers
 
@@ -153,7 +158,7 @@ def open_with_transformers(folder: Path) -> ForeignModel:
             raise CheckpointError(
                 f"{program} cannot open the export: {type(error).__name__}: {error}"
             ) from None
-    tokenizer.model_max_length = 10**9  # else it warns of texts longer than the model's context
+    tokenizer.model_max_length = 10**9  # otherwise it warns of texts longer than the model's context
 
     @torch.inference_mode()
     def logits(token_ids: list[int]) -> Tensor:
@@ -167,7 +172,7 @@ def open_with_transformers(folder: Path) -> ForeignModel:
 
 @contextlib.contextmanager
 def quiet(logging: Any) -> Iterator[None]:
-    """Silence: neither notes nor progress bars of ``transformers``."""
+    """Silence the log and the progress bars of ``transformers``."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""Tensor names of other programs, and the way there and back through one table.
+"""Tensor names of other programs, and the conversion in both directions with one table.
 
-Shapes are those of a linear layer's weight, (outputs, inputs); some programs store its transpose, some
-split in several tensors what we stack in one.
+Shapes are those of a linear layer's weight, (outputs, inputs). Some programs store its transpose; some split
+a tensor that is stacked here into several.
 """
 
 import functools
@@ -20,26 +20,26 @@ LAYER = "{layer}"
 
 @dataclass(frozen=True)
 class Name:
-    """One of our tensors and what it is called elsewhere. ``{layer}`` in a name stands for each block's number."""
+    """One of our tensors and its name elsewhere. ``{layer}`` in a name stands for the index of a block."""
 
     ours: str
     theirs: tuple[str, ...]
-    """Several where they hold the rows of ours in parts: queries, keys and values."""
+    """Several names if they hold the rows of ours in parts: queries, keys and values."""
     transposed: bool = False
 
     def of_layer(self, layer: int) -> "Name":
-        """The name in one block."""
+        """Return the name in one block."""
         theirs = tuple(name.replace(LAYER, str(layer)) for name in self.theirs)
         return Name(self.ours.replace(LAYER, str(layer)), theirs, self.transposed)
 
 
 def name(ours: str, *theirs: str, transposed: bool = False) -> Name:
-    """A line of a table."""
+    """Return a line of a table."""
     return Name(ours, theirs, transposed)
 
 
 def both(ours: str, theirs: str, transposed: bool = False) -> tuple[Name, Name]:
-    """Two lines: the weight and the bias of one layer."""
+    """Return two lines: the weight and the bias of one layer."""
     return Name(f"{ours}.weight", (f"{theirs}.weight",), transposed), Name(
         f"{ours}.bias", (f"{theirs}.bias",)
     )
@@ -49,28 +49,28 @@ Table = tuple[Name, ...]
 
 
 def names_of(table: Table, config: ModelConfig) -> list[Name]:
-    """The table written out for every block, without what a model of this ``config`` does not hold."""
-    written = [
+    """Expand the table for every block, without tensors that a model of this ``config`` does not have."""
+    expanded = [
         line.of_layer(layer)
         for line in table
         for layer in (range(config.n_layers) if LAYER in line.ours else range(1))
     ]
-    held = own_shapes(config)
-    return [line for line in written if line.ours in held]
+    own = own_shapes(config)
+    return [line for line in expanded if line.ours in own]
 
 
 def own_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor that a model folder of this ``config`` holds."""
+    """Return the shape of each tensor in a model folder of this ``config``."""
     return {name: tuple(tensor.shape) for name, tensor in _hollow(config).items()}
 
 
 def with_biases(config: ModelConfig) -> ModelConfig:
-    """``config`` with biases, for formats that always hold them: those that a model lacks are 0 there."""
+    """Return ``config`` with biases, for formats that always store them; biases that a model lacks are 0."""
     return replace(config, bias=Bias.all)
 
 
 def to_theirs(tensors: Mapping[str, Tensor], names: Iterable[Name], config: ModelConfig) -> dict[str, Tensor]:
-    """Our tensors under their names, split and transposed as they are there; biases that are missing are 0."""
+    """Return our tensors under their names, split and transposed as they are there; missing biases are 0."""
     shapes = own_shapes(config)
     given: dict[str, Tensor] = {}
     for line in names:
@@ -84,7 +84,7 @@ def to_theirs(tensors: Mapping[str, Tensor], names: Iterable[Name], config: Mode
 
 
 def to_ours(read: Callable[[str], Tensor], names: Iterable[Name]) -> dict[str, Tensor]:
-    """Their tensors, which ``read`` gives by name, under our names, in float32."""
+    """Return their tensors, which ``read`` returns by name, under our names in float32."""
     given: dict[str, Tensor] = {}
     for line in names:
         parts = [read(theirs) for theirs in line.theirs]
@@ -94,7 +94,7 @@ def to_ours(read: Callable[[str], Tensor], names: Iterable[Name]) -> dict[str, T
 
 
 def their_shapes(names: Iterable[Name], config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor elsewhere, for a model of this ``config``."""
+    """Return the shape of each tensor elsewhere, for a model of this ``config``."""
     hollow = _hollow(config)
     return {name: tuple(tensor.shape) for name, tensor in to_theirs(hollow, names, config).items()}
 
@@ -106,5 +106,5 @@ def _hollow(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def stacked_rows(config: ModelConfig) -> list[int]:
-    """Rows of queries, keys and values in the one matrix of ours."""
+    """Return the numbers of rows of queries, keys and values in our stacked matrix."""
     return [heads * config.d_head for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]

@@ -1,4 +1,4 @@
-"""nanoGPT's ``ckpt.pt``: the one pickled format that is read, through PyTorch's loader that runs nothing."""
+"""Import of nanoGPT's ``ckpt.pt``, the only pickled format, through PyTorch's loader that runs no code."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +28,7 @@ TABLE: Table = (
     *both("final_norm", "transformer.ln_f"),
 )
 FILE = "ckpt.pt"
-"""What ``train.py`` calls its checkpoint."""
+"""Name of the checkpoint that ``train.py`` writes."""
 SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "block_size",
@@ -38,15 +38,15 @@ SIZES = {
     "dropout": "dropout",
 }
 CAUSAL_MASK, UNEMBEDDING = ".attn.bias", "lm_head.weight"
-"""The one is in files of old versions; the other is the token embedding once more."""
+"""The first is in files of old versions; the second is the tied token embedding."""
 
 
 def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The config, and the tensors in our names and float32, of a checkpoint that nanoGPT's ``train.py`` saved.
+    """Read a checkpoint of nanoGPT's ``train.py``: its config, and tensors under our names in float32.
 
-    nanoGPT's GELU is the exact one; without biases its LayerNorms have none either, which is a bias of 0 here.
-    Raises ``CheckpointError`` for a file that is damaged, that holds anything but tensors and plain values, or whose
-    parts contradict each other.
+    nanoGPT's GELU is exact. Without biases its LayerNorms have none either, which is a bias of 0 here. Raises
+    ``CheckpointError`` for a file that is damaged, inconsistent, or contains anything but tensors and plain
+    values.
     """
     content = load_tensors_only(path, "nanoGPT's ckpt.pt")
     arguments, tensors = _parts(content, path)
@@ -88,5 +88,5 @@ def _config(arguments: Mapping[str, Any], path: Path) -> ModelConfig:
 
 
 def _plain_name(name: str) -> str:
-    """Without what torch.compile puts before it; empty for what holds nothing learned of its own."""
+    """Return a name without the prefix of torch.compile; empty for tensors without parameters of their own."""
     return "" if name.endswith(CAUSAL_MASK) else name.removeprefix("_orig_mod.")

@@ -1,4 +1,4 @@
-"""The proof that an export is the same model: both read a fixed text, and the difference is measured."""
+"""Parity reports: measure on a fixed text that an export is the same model."""
 
 import dataclasses
 import math
@@ -26,24 +26,26 @@ HARBOUR NOTICE No. 7: don't wait, THEY'LL sail at 07:45, £12.50 (1234567890 sea
 \tName:        Zoë Müller-Straße\r\n\tcafé, cafe\u0301, ﬁne, Ⅷ, ½, ２, ＡＢ, İstanbul, Å, Å   \n\n\n
 {"a": [1, -2.5e10]};  if (x != y) { return   x_1; }    // 東京 → Москва 🙂👩\u200d🚢 नमस्ते
 """
-"""What both read: what tokenizers treat differently is in it, such as capitals, composed and decomposed characters."""
+"""The fixed text contains what tokenizers treat differently: capitals, composed and decomposed characters,
+and more.
+"""
 CONTINUED_TOKENS = 50
 PROMPT_TOKENS = 16
 MOST_TOKENS = 1024
-"""Of the text that are read; a model's whole context could be more than memory holds."""
+"""Maximum tokens of the text that are compared; a model's whole context could exceed memory."""
 Logits = Callable[[list[int]], Float[Tensor, "T V"]]
-"""A model somewhere: token ids in, the logits after each of them out."""
+"""A model in any program: token ids in, the logits after each of them out."""
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model as some program opened it."""
+    """A model as opened by some program."""
 
     program: str
     """Its name and version."""
     logits: Logits
     encode: Callable[[str], list[int]] | None
-    """Its own way from text, with the names of special tokens in it, to ids; none where it only reads the weights."""
+    """The program's own tokenizer, parsing special tokens in a text; ``None`` if it only reads the weights."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class ParityReport:
     """A measured comparison of a model with its export."""
 
     opened_by: str
-    """The program that read the export, with its version."""
+    """The program that opened the export, with its version."""
     tokens: int
-    """Tokens of the fixed text that both read."""
+    """Number of compared tokens of the fixed text."""
     equal_token_ids: bool | None
-    """Whether its tokenizer gives the same ids for the text and all added tokens; none where it brought none."""
+    """Whether its tokenizer gives the same ids for the text and all added tokens; ``None`` if it has none."""
     largest_logit_difference: float
     mean_logit_difference: float
     largest_logit: float
@@ -65,23 +67,23 @@ class ParityReport:
     export_perplexity: float
     """The same of the export."""
     equal_greedy_tokens: int
-    """Tokens for which both continue the beginning of the text alike."""
+    """Number of greedy tokens after the start of the text before the first difference."""
     greedy_tokens: int
     tolerance: float
-    """Largest logit difference allowed, as a share of the largest logit or of 1, whichever is more."""
+    """Largest allowed logit difference, as a share of the largest logit or of 1, whichever is larger."""
 
     @property
     def holds(self) -> bool:
-        """Whether ids are the same and logits within the tolerance; not where a logit is no number."""
+        """Return whether ids are equal and logits within the tolerance; ``False`` if a logit is NaN."""
         allowed = self.tolerance * max(1.0, self.largest_logit)
         return self.equal_token_ids is not False and self.largest_logit_difference <= allowed
 
     def to_json(self) -> dict[str, float | int | str | bool]:
-        """As plain values."""
+        """Return plain values."""
         return {**dataclasses.asdict(self), "holds": self.holds}
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line of text."""
         return (
             f"opened by {self.opened_by}: logits differ by at most {self.largest_logit_difference:.2g} (mean "
             f"{self.mean_logit_difference:.2g}, largest logit {self.largest_logit:.3g}) over {self.tokens} tokens; "
@@ -99,7 +101,7 @@ def compare(
     tolerance: float,
     console: Console,
 ) -> ParityReport:
-    """Measure how far an export is from the original, in the logits of a fixed text and a greedy continuation.
+    """Measure how far an export is from the original, in the logits of a fixed text and in greedy decoding.
 
     ``tolerance`` bounds the largest difference of two logits, as a share of the largest logit or of 1. Raises
     ``CheckpointError`` beyond it, and for a tokenizer that gives other ids.
@@ -133,7 +135,9 @@ def compare(
 
 
 def _text_for(tokenizer: Tokenizer) -> str:
-    """The fixed text as far as the tokenizer knows it; where that is next to nothing, all its entries in order."""
+    """Return the part of the fixed text that the tokenizer can encode; if that is short, all its entries in
+    order.
+    """
     known = tokenizer.known_part(TEXT)
     if len(known) >= len(TEXT) / 2:
         return known
@@ -141,7 +145,7 @@ def _text_for(tokenizer: Tokenizer) -> str:
 
 
 def _equal_ids(tokenizer: Tokenizer, encode: Callable[[str], list[int]], text: str) -> bool:
-    """Whether both give the same ids for the text, as it is and with every added token in it."""
+    """Return whether both tokenizers give the same ids for the text, and with every added token in it."""
     added = [tokenizer.name_of(token_id) for token_id in tokenizer.added_ids]
     between = tokenizer.known_part(" a") or text[:1]
     texts = [text, between.join(["", *added, ""]), "".join(added)]
@@ -149,7 +153,7 @@ def _equal_ids(tokenizer: Tokenizer, encode: Callable[[str], list[int]], text: s
 
 
 def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """From text to ids, with the names of special tokens read as these, as other programs do."""
+    """Return a function from text to ids that parses special tokens, as other programs do."""
     return partial(tokenizer.encode, allow_special=True)
 
 

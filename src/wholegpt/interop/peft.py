@@ -1,7 +1,8 @@
-"""LoRA adapters in the form of Hugging Face ``peft``, which opens them on the same model exported for ``transformers``.
+"""LoRA adapters in the format of Hugging Face ``peft``, for the same model exported to ``transformers``.
 
-New tokens are rows at the end of the vocabulary. Their trained values are in the adapter (``trainable_token_indices``
-of ``peft``), and the model that it is put on must have that many rows already, whatever they hold.
+New tokens are rows at the end of the vocabulary. Their trained values are in the adapter
+(``trainable_token_indices`` of ``peft``), and the base model must already have that many rows, with any
+values.
 
 Shapes: I inputs, O outputs, R rank.
 """
@@ -30,11 +31,11 @@ from wholegpt.settings.schema import LoraConfig, ModelConfig
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PICKLED_WEIGHTS = "adapter_model.bin"
-"""Read where there are no safetensors."""
+"""Used if there are no safetensors."""
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 MATRICES = ("token_embedding", "unembedding")
-"""Ours that have a row for each token."""
+"""Our matrices with one row per token."""
 PLAIN = {
     "bias": "none",
     "use_dora": False,
@@ -52,28 +53,30 @@ PLAIN = {
     "kasa_config": None,
     "monteclora_config": None,
 }
-"""Their settings that change the computation, with the only value that can be expressed here."""
+"""Their settings that change the computation, with the only supported value."""
 DEFAULTS = {"r": 8, "lora_alpha": 8}
-"""Of settings that ``adapter_config.json`` leaves out."""
+"""Defaults of settings missing in ``adapter_config.json``."""
 ADDED_TO_THE_MODEL = (True, False, "gaussian", "eva", "orthogonal")
-"""Initializations that leave the weights below the adapter as they are."""
+"""Initializations that leave the base weights unchanged."""
 
 
 def save_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:
-    """``write_adapter`` into ``folder``, whole or not at all. Raises ``RunError`` for files of these names there."""
+    """Write an adapter into ``folder``, whole or not at all. Raises ``RunError`` if files of these names
+    exist.
+    """
     with lock_folder(folder, "saving an adapter"):
         write_folder_atomic(folder, lambda target: write_adapter(target, model, config, new_tokens), ())
 
 
 def write_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_tokens: int = 0) -> None:
-    """Write the LoRA of ``model``, merged or not, which has the settings ``config``, into ``folder``.
+    """Write the LoRA of ``model`` with the settings ``config``, merged or not, into ``folder``.
 
-    With it go the last ``new_tokens`` rows of the vocabulary. Where no program of theirs can open the model, the
-    layers have our names. Raises ``ConfigError`` without LoRA.
+    It includes the last ``new_tokens`` rows of the vocabulary. If transformers does not support the model,
+    the layers have our names. Raises ``ConfigError`` without LoRA.
     """
     layers = dict(lora_layers(model))
     if not layers:
-        raise ConfigError("the model has no LoRA to be saved")
+        raise ConfigError("the model has no LoRA to save")
     modules = _modules(model.config)
     tensors: dict[str, Tensor] = {}
     for ours, layer in layers.items():
@@ -110,26 +113,27 @@ def write_adapter(folder: Path, model: TokenModel, config: LoraConfig, new_token
 
 
 def new_tokens_of(folder: Path) -> int:
-    """How many rows for new tokens an adapter brings. Raises ``CheckpointError`` for what is damaged."""
+    """Return the number of new tokens in an adapter. Raises ``CheckpointError`` if it is damaged."""
     path = folder / CONFIG
     given = read_object(path).get("trainable_token_indices")
     if not given:
         return 0
     lists = list(given.values()) if isinstance(given, dict) else [given]
-    numbers = lists[0]
-    if not isinstance(numbers, list) or not numbers or not all(isinstance(number, int) for number in numbers):
-        raise CheckpointError(f"{path}: trainable_token_indices are no list of numbers")
-    if any(one != numbers for one in lists) or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+    indices = lists[0]
+    if not isinstance(indices, list) or not indices or not all(isinstance(number, int) for number in indices):
+        raise CheckpointError(f"{path}: trainable_token_indices are not a list of indices")
+    if any(one != indices for one in lists) or indices != list(range(indices[0], indices[0] + len(indices))):
         raise CheckpointError(
             f"{path}: trainable_token_indices are not the last tokens, which are all that can be new"
         )
-    return len(numbers)
+    return len(indices)
 
 
 def open_with_peft(base: Path, adapter: Path, encode: Callable[[str], list[int]]) -> ForeignModel:
-    """An ``adapter`` on the model in ``base``, which ``huggingface.write`` wrote, as ``peft`` opens them in float32.
+    """Open an ``adapter`` on the model in ``base``, which ``huggingface.write`` wrote, with ``peft`` in
+    float32.
 
-    Raises ``ImportError`` where that is not installed, ``CheckpointError`` where it cannot open them.
+    Raises ``ImportError`` if it is missing, ``CheckpointError`` if it cannot open them.
     """
     import peft
     import transformers
@@ -153,10 +157,10 @@ def open_with_peft(base: Path, adapter: Path, encode: Callable[[str], list[int]]
 
 
 def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
-    """Put the adapter in ``folder`` on ``model``, in place of one that it has, which must not be merged.
+    """Put the adapter in ``folder`` on ``model``, replacing an existing one, which must not be merged.
 
-    The rows of its new tokens become the last ones of ``model``. Raises ``CheckpointError`` for one of another model,
-    or that holds what LoRA here cannot express.
+    The rows of its new tokens replace the last ones of ``model``. Raises ``CheckpointError`` for an adapter
+    of another model, or with unsupported settings.
     """
     content = read_object(folder / CONFIG)
     for name, value in PLAIN.items():
@@ -186,7 +190,7 @@ def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
     changes = {
         ours: (
             _one_down(found, theirs),
-            torch.cat([found.read_numbers(f"{module}.lora_B.weight") for module in theirs]),
+            torch.cat([found.read_float32(f"{module}.lora_B.weight") for module in theirs]),
         )
         for ours, theirs in _changed(found, model.config, rows).items()
     }
@@ -206,14 +210,15 @@ def load_adapter(folder: Path, model: TokenModel) -> LoraConfig:
         layer.down.data, layer.up.data = down.to(layer.down), up.to(layer.up)
     for ours, name in rows.items():
         weight = model.get_submodule(ours).get_parameter("weight")
-        weight.data[-new:] = found.read_numbers(name).to(weight)
+        weight.data[-new:] = found.read_float32(name).to(weight)
     return config
 
 
 def base_hash(model: TokenModel, vocab_size: int | None = None) -> str:
-    """SHA-256 of the weights without LoRA: names, shapes and float32 numbers. Of merged ones they are rounded.
+    """Return the SHA-256 of the weights without LoRA: names, shapes and float32 values, rounded if LoRA is
+    merged.
 
-    Of a vocabulary with new tokens the first ``vocab_size`` rows count.
+    Of a vocabulary with new tokens, the first ``vocab_size`` rows count.
     """
     content = hashlib.sha256()
     for name, tensor in sorted(_base(model, vocab_size or model.vocab_size).items()):
@@ -223,7 +228,7 @@ def base_hash(model: TokenModel, vocab_size: int | None = None) -> str:
 
 
 def _base(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
-    """What was there before new tokens and LoRA; a head came with these."""
+    """Return the tensors of the model without new tokens, LoRA and head."""
     return {
         name: tensor[:vocab_size] if name.removesuffix(".weight") in MATRICES else tensor
         for name, tensor in base_tensors(model).items()
@@ -232,7 +237,7 @@ def _base(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
 
 
 def _token_matrices(config: ModelConfig) -> dict[str, str]:
-    """Ours with a row for each token, and what they are called there."""
+    """Return our matrices with one row per token, and their names elsewhere."""
     named = {
         line.ours.removesuffix(".weight"): line.theirs[0].removesuffix(".weight") for line in _names(config)
     }
@@ -240,7 +245,7 @@ def _token_matrices(config: ModelConfig) -> dict[str, str]:
 
 
 def _new_rows(found: ForeignTensors, config: ModelConfig, new: int) -> dict[str, str]:
-    """Our matrices of tokens, each with the name of the tensor that holds its new rows."""
+    """Return our matrices of tokens, each with the name of the tensor of its new rows."""
     if not new:
         return {}
     rows = {ours: PREFIX + theirs + ROWS for ours, theirs in _token_matrices(config).items()}
@@ -256,7 +261,7 @@ def _new_rows(found: ForeignTensors, config: ModelConfig, new: int) -> dict[str,
 
 
 def _changed(found: ForeignTensors, config: ModelConfig, rows: dict[str, str]) -> dict[str, list[str]]:
-    """Our layers that an adapter changes, each with the names of theirs that it is there."""
+    """Return our layers that an adapter changes, each with its names in the adapter."""
     changes = [name for name in found.shapes if name not in rows.values()]
     modules = {name.rsplit(".", 2)[0] for name in changes}
     unknown = [
@@ -265,7 +270,7 @@ def _changed(found: ForeignTensors, config: ModelConfig, rows: dict[str, str]) -
         if not name.startswith(PREFIX) or not name.endswith((".lora_A.weight", ".lora_B.weight"))
     ]
     if unknown:
-        raise CheckpointError(f"{found.where}: holds {listed(unknown)}, which is no LoRA of a linear layer")
+        raise CheckpointError(f"{found.where}: holds {listed(unknown)}, which are not LoRA of a linear layer")
     chosen: dict[str, list[str]] = {}
     for ours, theirs in _modules(config).items():
         if modules.isdisjoint(theirs):
@@ -288,17 +293,17 @@ def _changed(found: ForeignTensors, config: ModelConfig, rows: dict[str, str]) -
 
 
 def _one_down(found: ForeignTensors, theirs: Sequence[str]) -> Tensor:
-    """The A of a layer, which its parts have to share."""
-    first, *others = (found.read_numbers(f"{module}.lora_A.weight") for module in theirs)
+    """Return the A of a layer, which its parts must share."""
+    first, *others = (found.read_float32(f"{module}.lora_A.weight") for module in theirs)
     if not all(torch.equal(first, other) for other in others):
         raise CheckpointError(
-            f"{found.where}: {', '.join(theirs)} differ in A; here they are one layer, with one A"
+            f"{found.where}: {', '.join(theirs)} differ in A; here they form one layer with one A"
         )
     return first
 
 
 def _modules(config: ModelConfig) -> dict[str, list[str]]:
-    """Our linear layers, each with what it is called there."""
+    """Return our linear layers, each with its names elsewhere."""
     return {
         ours.ours.removesuffix(".weight"): [PREFIX + name.removesuffix(".weight") for name in ours.theirs]
         for ours in _linear(config)
@@ -306,14 +311,14 @@ def _modules(config: ModelConfig) -> dict[str, list[str]]:
 
 
 def _linear(config: ModelConfig) -> list[Name]:
-    """The names of the linear layers of the blocks."""
+    """Return the names of the linear layers of the blocks."""
     return [
         line for line in _names(config) if line.ours.startswith("blocks.") and line.ours.endswith(".weight")
     ]
 
 
 def _names(config: ModelConfig) -> list[Name]:
-    """What each tensor is called there; by our names where no program of theirs has the model."""
+    """Return the name of each tensor elsewhere; our names if transformers does not support the model."""
     try:
         return names_of(architecture_of(config).table, config)
     except ConfigError:
@@ -321,7 +326,7 @@ def _names(config: ModelConfig) -> list[Name]:
 
 
 def _check_base(folder: Path, model: TokenModel, new: int) -> None:
-    """Refuse an adapter that was trained beside other weights, where it says beside which."""
+    """Raise ``CheckpointError`` if the adapter records other base weights."""
     if not (folder / BASE).exists():
         return
     expected = read_object(folder / BASE)

@@ -1,4 +1,4 @@
-"""Files beside the weights of a Hugging Face model: its chat template, and the tokens that end its texts."""
+"""Files beside the weights of a Hugging Face model: its chat template, and the tokens that end generation."""
 
 import json
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ CHAT_TEMPLATE, CHAT_TEMPLATES = "chat_template.jinja", "additional_chat_template
 LEGACY_CHAT_TEMPLATE = "chat_template.json"
 TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
 LARGEST_TEMPLATE = 2**20
-"""Bytes of a template file that is read at all."""
+"""Maximum bytes of a template file."""
 DEFAULT_TOKENS = {"bos_token": "", "eos_token": "<|endoftext|>"}
-"""What the names of special tokens stand for in a template here."""
+"""Values of the names of special tokens in our templates."""
 
 
 def chat_template_in(folder: Path) -> tuple[str, Path] | None:
-    """The default chat template of a model and the file that it is in, where ``transformers`` looks for it.
+    """Return the default chat template of a model and its file, found as in ``transformers``.
 
-    ``chat_template.jinja`` comes before ``tokenizer_config.json``, which holds one template or several with names, and
-    that before ``chat_template.json``. Names of special tokens in a template stand for those of
-    ``tokenizer_config.json``. Raises ``CheckpointError`` for a file that cannot be read, and for several templates of
-    which none is called ``default``.
+    ``chat_template.jinja`` takes precedence over ``tokenizer_config.json``, which has one template or several
+    named ones, and that over ``chat_template.json``. Names of special tokens in a template have the values of
+    ``tokenizer_config.json``. Raises ``CheckpointError`` for an unreadable file, and for several templates
+    without one named ``default``.
     """
     config = _optional(folder / TOKENIZER_CONFIG)
     path = folder / CHAT_TEMPLATE
@@ -36,16 +36,17 @@ def chat_template_in(folder: Path) -> tuple[str, Path] | None:
     if (folder / CHAT_TEMPLATES).is_dir():
         names = sorted(one.stem for one in (folder / CHAT_TEMPLATES).glob("*.jinja"))
         raise CheckpointError(
-            f"{folder / CHAT_TEMPLATES}: has the templates {', '.join(names)}, and none is default"
+            f"{folder / CHAT_TEMPLATES}: has the templates {', '.join(names)}, and none is named default"
         )
     return None
 
 
 def end_ids_in(folder: Path, content: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The tokens at which ``transformers`` ends a text; none where nothing says so.
+    """Return the tokens at which ``transformers`` ends generation; empty if unspecified.
 
-    ``content`` is ``config.json`` with its defaults; ``generation_config.json`` comes before it. Ids that the model
-    does not have are left out, as they can never be generated. Raises ``CheckpointError`` for what is no token id.
+    ``content`` is ``config.json`` with its defaults; ``generation_config.json`` takes precedence. Ids that
+    the model does not have are left out, since they are never generated. Raises ``CheckpointError`` for an
+    invalid token id.
     """
     path, given = folder / GENERATION_CONFIG, _optional(folder / GENERATION_CONFIG).get("eos_token_id")
     if given is None:
@@ -57,12 +58,12 @@ def end_ids_in(folder: Path, content: Mapping[str, Any], vocab_size: int) -> tup
 
 
 def without_special_names(template: str) -> str:
-    """``template`` for other programs, in which the names of special tokens stand for what they stand for here."""
+    """Return ``template`` for other programs, with our values for the names of special tokens."""
     return _with_set(template, DEFAULT_TOKENS)
 
 
 def _with_tokens(template: str, config: Mapping[str, Any]) -> str:
-    """``template``, in which the names of special tokens stand for those of a ``tokenizer_config.json``."""
+    """Return ``template`` with the values of ``tokenizer_config.json`` for the names of special tokens."""
     tokens: dict[str, str] = {}
     for name, value in config.items():
         content = value.get("content") if isinstance(value, Mapping) else value
@@ -72,7 +73,9 @@ def _with_tokens(template: str, config: Mapping[str, Any]) -> str:
 
 
 def _with_set(template: str, tokens: Mapping[str, str], known: Mapping[str, str] = {}) -> str:
-    """``template`` after a ``{% set %}`` for each of ``tokens`` that it uses and that is not ``known`` already."""
+    """Return ``template`` after a ``{% set %}`` for each of ``tokens`` that it uses and that is not in
+    ``known``.
+    """
     from jinja2 import TemplateError, meta
 
     from wholegpt.data.chat.sandbox import TemplateSandbox
@@ -82,13 +85,13 @@ def _with_set(template: str, tokens: Mapping[str, str], known: Mapping[str, str]
     try:
         used = meta.find_undeclared_variables(TemplateSandbox().parse(template))
     except (TemplateError, RecursionError):
-        return template  # compiling it says what is wrong
+        return template  # compiling it raises the error
     set_here = {name: value for name, value in tokens.items() if name in used and known.get(name) != value}
-    # The first line break after a block is dropped, and is part of the template where it begins with one.
-    begin = "\n" if set_here and template.startswith("\n") else ""
+    # Jinja drops the first line break after a block, which here belongs to the template.
+    line_break = "\n" if set_here and template.startswith("\n") else ""
     return (
         "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in set_here.items())
-        + begin
+        + line_break
         + template
     )
 
@@ -98,13 +101,13 @@ def _default_of(found: Any, path: Path) -> str:
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
         if "default" not in named:
             raise CheckpointError(
-                f"{path}: has the templates {', '.join(map(str, named))}, and none is default"
+                f"{path}: has the templates {', '.join(map(str, named))}, and none is named default"
             )
         found = named["default"]
     if isinstance(found, Mapping):
         found = found.get("default")
     if not isinstance(found, str):
-        raise CheckpointError(f"{path}: chat_template is no text")
+        raise CheckpointError(f"{path}: chat_template is not a text")
     return found
 
 
@@ -118,5 +121,5 @@ def _text(path: Path) -> str:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is none."""
+    """Return the JSON object in a file; empty if there is none."""
     return read_object(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""What a path on the command line is: a model that can be imported, or what to do instead."""
+"""Interpret a path for import: a model, or advice on what to do instead."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES
 
 PICKLED_NAMES = ("pytorch_model", "adapter_model")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""How models on the Hugging Face hub are called."""
+"""Pattern of model names on the Hugging Face hub."""
 
 
 def model_in(path: Path) -> Path:
-    """The folder that ``transformers`` saved, or nanoGPT's checkpoint file, that ``path`` is or holds or is part of."""
+    """Return the ``transformers`` folder or nanoGPT checkpoint that ``path`` is, contains or belongs to."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder{_how_to_get(path)}")
     if path.suffix in OTHER_FORMATS and path.is_file():
@@ -26,7 +26,7 @@ def model_in(path: Path) -> Path:
     if path.is_file() and path.suffix in PICKLES and path.name.startswith(PICKLED_NAMES):
         if (path.parent / huggingface.WEIGHTS).exists():
             raise CheckpointError(
-                f"{path}: such files are pickles; beside it is {huggingface.WEIGHTS}, which is read: name the folder"
+                f"{path}: such files are pickles; beside it is {huggingface.WEIGHTS}, which is used: name the folder"
             )
         return path.parent
     if path.suffix in (".safetensors", ".json"):
@@ -36,7 +36,7 @@ def model_in(path: Path) -> Path:
         )
     if path.is_file() and path.suffix not in PICKLES:
         raise CheckpointError(
-            f"{path}: is no model; expected a folder that transformers saved, nanoGPT's {nanogpt.FILE}, or the "
+            f"{path}: is not a model; expected a folder that transformers saved, nanoGPT's {nanogpt.FILE}, or the "
             "folder of an adapter"
         )
     if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
@@ -45,26 +45,26 @@ def model_in(path: Path) -> Path:
 
 
 def _how_to_get(path: Path) -> str:
-    """What to do about a path that is missing and could be the name of a model on the Hugging Face hub."""
+    """Return advice for a missing path that could be the name of a model on the Hugging Face hub."""
     if not HUB_NAME.fullmatch(str(path)):
         return ""
     return (
-        f"; nothing is downloaded: if it is a model of the Hugging Face hub, `hf download {path} --local-dir "
+        f"; nothing is downloaded: if it is a model on the Hugging Face hub, `hf download {path} --local-dir "
         f"{path.name}` gets it (pip install huggingface_hub), and `wholegpt import {path.name}` opens the folder"
     )
 
 
 def _what_is_in(folder: Path) -> str:
-    """Why a folder without a model's config is none."""
+    """Return why a folder without a model's config is not a model."""
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return "is empty; expected a folder that transformers saved, with config.json and the weights"
     if {"config.yaml", "checkpoints.json"} <= {*names}:
-        return "is a run of wholegpt already; use it as it is"
+        return "is already a run of wholegpt; use it as it is"
     others = [name for name in names if Path(name).suffix in OTHER_FORMATS]
     if others:
         return f"holds {listed(others)}: {OTHER_FORMATS[Path(others[0]).suffix]}"
     return (
-        f"holds no {huggingface.CONFIG}, which says what model the weights are of; it holds {listed(names)}. "
+        f"holds no {huggingface.CONFIG}, which describes the model of the weights; it holds {listed(names)}. "
         f"Expected a folder that transformers saved, nanoGPT's {nanogpt.FILE}, or an adapter's folder"
     )

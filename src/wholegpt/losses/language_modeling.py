@@ -1,4 +1,4 @@
-"""The pretraining objective (E8). Shapes: B batch, T positions, D model width, V vocabulary, N = B·T, C of them."""
+"""The language modeling loss (E8). Shapes: B batch, T positions, D width, V vocabulary, N = B·T, C of them."""
 
 from typing import Any
 
@@ -14,21 +14,23 @@ IGNORED = -100
 """A target that is not scored."""
 
 LOGITS_AT_ONCE = 2**27
-"""Most logits that ``linear_cross_entropy`` holds: 256 MB in bfloat16."""
+"""Maximum logits in memory in ``linear_cross_entropy``: 256 MB in bfloat16."""
 CPU_SOFTMAX_LOGITS, SOFTMAX_LOGITS = 2**20, 2**24
-"""Most of them that are float32 at once: 4 MB, which a CPU's caches hold; elsewhere 64 MB, for fewer launches."""
+"""Maximum logits in float32 at once: 4 MB on a CPU, to fit its caches; elsewhere 64 MB, for fewer kernel
+launches.
+"""
 ROWS_AT_ONCE = 8192
-"""Most positions at once: the weight's gradient sums over them, in 16 bits where the products are."""
+"""Maximum positions at once: the weight's gradient sums over them, in 16 bits if the products are."""
 VOCABULARY_BLOCK = 8192
-"""Rows of the weight whose gradient is one product; oneDNN is a quarter slower on 50,257 of them."""
+"""Rows of the weight whose gradient is one product; oneDNN is a quarter slower with 50,257 rows."""
 
 
 def negative_log_likelihood(
     logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """−ln p(target) at each position, in nats, in float32; 0 where the target is ``IGNORED``.
+    """Compute −ln p(target) at each position, in nats, in float32; 0 where the target is ``IGNORED``.
 
-    E8 is the sum of these over an optimiser step, divided by the number of targets in that step.
+    E8 is the sum of these over an optimizer step, divided by the number of targets in that step.
     """
     precise = at_least_float32(logits)
     losses = F.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
@@ -41,13 +43,13 @@ def linear_cross_entropy(
     targets: Int[Tensor, "B T"],
     importance: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, " "]:
-    """The sum of ``negative_log_likelihood(hidden·weightᵀ, targets)``, without ever holding B·T·V logits.
+    """Compute the sum of ``negative_log_likelihood(hidden·weightᵀ, targets)`` without storing B·T·V logits.
 
-    Each target counts as often as its ``importance`` says, once without.
+    Each target is weighted by its ``importance`` (default 1).
 
-    Some positions at a time: their logits, the loss, and at once its gradient, softmax(logits) −
-    onehot(target), which takes the logits' place and is multiplied into the gradients of ``hidden`` and
-    ``weight``. The products run in autocast's number format where it is on.
+    A block of positions is processed at a time: the logits, the loss, and immediately its gradient,
+    softmax(logits) − onehot(target), which replaces the logits and is multiplied into the gradients of
+    ``hidden`` and ``weight``. The products run in autocast's dtype if it is enabled.
     """
     flat = None if importance is None else importance.flatten()
     total = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), flat)
@@ -58,11 +60,12 @@ def linear_cross_entropy(
 def token_log_probabilities(
     hidden: Float[Tensor, "B T D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """Return ln p(target) at each position, in nats, without ever holding B·T·V logits; 0 where ``IGNORED``.
+    """Return ln p(target) at each position, in nats, without storing B·T·V logits; 0 where ``IGNORED``.
 
-    It equals −``negative_log_likelihood(hidden·weightᵀ, targets)`` and takes any gradient from above. With
-    g = ∂L/∂ln p, ∂L/∂logits = g·(onehot(target) − softmax(logits)), for which the logits are computed again, some
-    positions at a time; ``linear_cross_entropy``, their sum, computes them once. The products run in autocast's dtype.
+    It equals −``negative_log_likelihood(hidden·weightᵀ, targets)`` and accepts any upstream gradient. With g
+    = ∂L/∂ln p, ∂L/∂logits = g·(onehot(target) − softmax(logits)). The backward pass computes the logits
+    again, a block of positions at a time; ``linear_cross_entropy``, which is the sum, computes them once. The
+    products run in autocast's dtype.
     """
     flat = _TokenLogProbabilities.apply(hidden.flatten(0, 1), weight, targets.flatten())
     assert isinstance(flat, Tensor)
@@ -117,13 +120,13 @@ class _TokenLogProbabilities(torch.autograd.Function):
 
 
 def _row_slices(rows: int, vocab_size: int) -> list[slice]:
-    """Positions whose logits are held at once."""
+    """Return the blocks of positions whose logits are in memory at once."""
     at_once = max(1, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
     return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
 
 
 def _softmax_slices(logits: Float[Tensor, "C V"]) -> list[slice]:
-    """Rows of logits that are in 32 bits at once."""
+    """Return the rows of logits that are in float32 at once."""
     limit = CPU_SOFTMAX_LOGITS if logits.device.type == "cpu" else SOFTMAX_LOGITS
     at_once = max(1, limit // logits.shape[1])
     return [slice(start, min(start + at_once, len(logits))) for start in range(0, len(logits), at_once)]
@@ -148,8 +151,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Int[Tensor, " N"],
         importance: Float[Tensor, " N"] | None,
     ) -> Float[Tensor, " "]:
-        number_format = compute_dtype(hidden)
-        hidden_, weight_ = hidden.to(number_format), weight.to(number_format)
+        dtype = compute_dtype(hidden)
+        hidden_, weight_ = hidden.to(dtype), weight.to(dtype)
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -176,7 +179,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _replace_by_gradient(
     logits: Float[Tensor, "C V"], targets: Int[Tensor, " C"], importance: Float[Tensor, " C"] | None
 ) -> Float[Tensor, " "]:
-    """The summed loss of ``logits``, which become its gradient, softmax − onehot; 0 where ``IGNORED``."""
+    """Return the summed loss of ``logits``, and replace them by its gradient, softmax − onehot; 0 where
+    ``IGNORED``.
+    """
     precise = torch.promote_types(logits.dtype, torch.float32)
     total = logits.new_zeros((), dtype=precise)
     for part in _softmax_slices(logits):
@@ -185,7 +190,7 @@ def _replace_by_gradient(
         goal = goal.unsqueeze(1).where(scored, 0)
         largest, at_goal = some.amax(1, keepdim=True), some.gather(1, goal)
         probabilities = torch.softmax(some, dim=1, dtype=precise)
-        # ln Σ exp(logits) from the largest: its probability, at least 1/V, cannot underflow.
+        # ln Σ exp(logits) from the largest logit: its probability, at least 1/V, cannot underflow.
         normalizer = largest - probabilities.amax(1, keepdim=True).log()
         nats = (normalizer - at_goal).where(scored, 0)
         probabilities.scatter_add_(1, goal, torch.full_like(goal, -1, dtype=precise))

@@ -1,7 +1,8 @@
-"""How good predicted classes and scores are.
+"""Metrics of predicted classes and scores.
 
-Figures of classes are functions of confusion matrices, of one or of many resampled ones at once, for scikit-learn's
-take milliseconds each and an interval needs a thousand (docs/decisions.md). Shapes: N examples, O classes, R resamples.
+Metrics of classes are functions of confusion matrices, one or many resampled ones at once: scikit-learn's
+metrics take milliseconds each, and an interval needs a thousand (docs/decisions.md). Shapes: N examples, O
+classes, R resamples.
 """
 
 import math
@@ -14,27 +15,29 @@ from jaxtyping import Float, Int, Real
 def confusion_matrix(
     truth: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], n_classes: int
 ) -> Int[np.ndarray, "O O"]:
-    """How many examples of each class (rows) are predicted to be of each (columns)."""
+    """Count how many examples of each class (rows) are predicted as each class (columns)."""
     cells = truth * n_classes + predicted
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def f1(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndarray, "*R O"]:
-    """2·TP / (2·TP + FP + FN) of each class; not a number where it is neither true nor predicted anywhere."""
+    """Compute 2·TP / (2·TP + FP + FN) of each class; NaN for a class that is neither true nor predicted
+    anywhere.
+    """
     found = 2.0 * np.diagonal(confusion, axis1=-2, axis2=-1)
     named = confusion.sum(-1) + confusion.sum(-2)
     return np.divide(found, named, out=np.full(found.shape, np.nan), where=named > 0)
 
 
 def f1_macro(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndarray, "*R"]:
-    """The mean of ``f1`` over the classes that are true or predicted somewhere."""
+    """Compute the mean of ``f1`` over the classes that are true or predicted somewhere."""
     return np.asarray(np.nanmean(f1(confusion), axis=-1))
 
 
 def matthews_correlation(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndarray, "*R"]:
-    """(c·s − Σ tₖpₖ) / √((s² − Σ tₖ²)(s² − Σ pₖ²)); 0 for a constant side (Gorodkin 2004).
+    """Compute (c·s − Σ tₖpₖ) / √((s² − Σ tₖ²)(s² − Σ pₖ²)); 0 if either side is constant (Gorodkin 2004).
 
-    c of s examples are right; t are of class k and p are predicted to be.
+    c of s examples are correct; tₖ are of class k and pₖ are predicted as class k.
     """
     exact = confusion.astype(float)
     right, true, predicted = np.trace(exact, axis1=-2, axis2=-1), exact.sum(-1), exact.sum(-2)
@@ -45,14 +48,16 @@ def matthews_correlation(confusion: Real[np.ndarray, "*R O O"]) -> Float[np.ndar
 
 
 def pearson_correlation(truth: Sequence[float], predicted: Sequence[float]) -> float:
-    """Covariance over the product of the standard deviations, by SciPy; not a number for a constant side."""
+    """Compute covariance over the product of the standard deviations with SciPy; NaN if either side is
+    constant.
+    """
     from scipy.stats import pearsonr
 
     return _of_varied(pearsonr, truth, predicted)
 
 
 def spearman_correlation(truth: Sequence[float], predicted: Sequence[float]) -> float:
-    """``pearson_correlation`` of the ranks."""
+    """Compute ``pearson_correlation`` of the ranks."""
     from scipy.stats import spearmanr
 
     return _of_varied(spearmanr, truth, predicted)

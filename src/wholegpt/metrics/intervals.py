@@ -1,6 +1,6 @@
-"""How sure a figure is: the bootstrap (Efron 1979), and the paired test of two models on the same examples.
+"""Bootstrap intervals (Efron 1979), and the paired randomization test of two models on the same examples.
 
-Proportions have intervals of their own (``proportions``).
+Proportions have exact intervals (``proportions``).
 """
 
 from collections.abc import Callable
@@ -12,28 +12,30 @@ from jaxtyping import Float, Int, Real
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 Statistic = Callable[[Int[np.ndarray, " N"]], float]
-"""A figure of the examples with these numbers, which may repeat."""
+"""A statistic of the examples at these indices, which may repeat."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% interval."""
+    """An estimate with its 95% interval."""
 
     value: float
     low: float
     high: float
 
     def mapped(self, rising: Callable[[float], float]) -> "Estimate":
-        """The estimate of a rising function of the figure."""
+        """Return the estimate of an increasing function of the value."""
         return Estimate(rising(self.value), rising(self.low), rising(self.high))
 
     def to_json(self) -> dict[str, float | None]:
-        """As plain values; ``None`` for what is not a number."""
+        """Return plain values; ``None`` for NaN."""
         return {name: x if np.isfinite(x) else None for name, x in vars(self).items()}
 
 
 def bootstrap(n_examples: int, statistic: Statistic, seed: int = 0) -> Estimate:
-    """``statistic`` of all examples, and the 2.5% and 97.5% quantiles of it over resamples with replacement."""
+    """Compute ``statistic`` of all examples, and its 2.5% and 97.5% quantiles over resamples with
+    replacement.
+    """
     generator = np.random.default_rng(seed)
     resampled = [statistic(generator.integers(n_examples, size=n_examples)) for _ in range(RESAMPLES)]
     low, high = _quantiles(np.array(resampled), n_examples)
@@ -45,7 +47,7 @@ def bootstrap_counts(
     statistic: Callable[[np.ndarray], np.ndarray],
     seed: int = 0,
 ) -> Estimate:
-    """``bootstrap`` of a figure of confusion matrices, of all resamples at once."""
+    """Compute ``bootstrap`` of a function of confusion matrices, for all resamples at once."""
     n_examples = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(n_examples, counts.ravel() / n_examples, RESAMPLES)
     low, high = _quantiles(statistic(drawn.reshape(RESAMPLES, *counts.shape)), n_examples)
@@ -55,7 +57,7 @@ def bootstrap_counts(
 def bootstrap_ratio(
     numerators: Real[np.ndarray, " N"], denominators: Real[np.ndarray, " N"], seed: int = 0
 ) -> Estimate:
-    """``bootstrap`` of Σ numerators / Σ denominators; a mean where the denominators are 1."""
+    """Compute ``bootstrap`` of Σ numerators / Σ denominators; a mean if the denominators are 1."""
     n_examples = len(numerators)
     counts = np.random.default_rng(seed).multinomial(
         n_examples, np.full(n_examples, 1 / n_examples), RESAMPLES
@@ -68,10 +70,10 @@ def bootstrap_ratio(
 
 
 def paired_p_value(differences: Real[np.ndarray, " N"], seed: int = 0) -> float:
-    """How often a mean at least as far from 0 arises when the sign of each difference is a coin's (Fisher 1935).
+    """Compute the probability of a mean at least as far from 0 under random signs of the differences (Fisher
+    1935).
 
-    Two-sided, from 10,000 random assignments, the observed one counted among them; not a number where a difference is
-    not finite.
+    Two-sided, from 10,000 random assignments plus the observed one; NaN if a difference is not finite.
     """
     if not np.isfinite(differences).all():
         return np.nan
@@ -86,7 +88,9 @@ def paired_p_value(differences: Real[np.ndarray, " N"], seed: int = 0) -> float:
 
 
 def _quantiles(values: Float[np.ndarray, " R"], n_examples: int) -> tuple[float, float]:
-    """Not numbers where the resamples tell nothing: all those of a single example are the same."""
+    """Return the quantiles; NaN if the resamples have no information: all those of a single example are the
+    same.
+    """
     known = values[np.isfinite(values)]
     if not len(known) or n_examples < 2:
         return np.nan, np.nan

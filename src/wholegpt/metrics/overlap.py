@@ -1,4 +1,4 @@
-"""How much a written text shares with a reference: BLEU by sacreBLEU, ROUGE by its reference package."""
+"""Similarity of a generated text to references: BLEU by sacreBLEU, ROUGE by its reference package."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +13,19 @@ ORDERS = 4
 """BLEU counts n-grams of up to four words."""
 
 
-def bleu_counts(written: str, references: Sequence[str]) -> Float[np.ndarray, " 10"]:
-    """What BLEU needs of one text: its n-grams found in a reference and all it has, n from 1 to 4, and both lengths."""
+def bleu_counts(text: str, references: Sequence[str]) -> Float[np.ndarray, " 10"]:
+    """Return BLEU's statistics of one text: matched and total n-grams for n from 1 to 4, and both lengths."""
     import sacrebleu
 
-    score = sacrebleu.sentence_bleu(written, list(references))
+    score = sacrebleu.sentence_bleu(text, list(references))
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.float64)
 
 
 def bleu(counts: Float[np.ndarray, "N 10"]) -> float:
-    """Corpus BLEU from 0 to 100 (Papineni et al. 2002) of texts with these ``bleu_counts``.
+    """Compute corpus BLEU from 0 to 100 (Papineni et al. 2002) of texts with these ``bleu_counts``.
 
-    sacreBLEU's default tokenisation and smoothing: exp(Σₙ ln pₙ / 4) times a penalty for texts shorter than the
-    references, pₙ the share of n-grams found.
+    Uses sacreBLEU's default tokenization and smoothing: exp(Σₙ ln pₙ / 4) times a penalty for texts shorter
+    than the references, where pₙ is the share of matched n-grams.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -36,10 +36,12 @@ def bleu(counts: Float[np.ndarray, "N 10"]) -> float:
     return float(score.score)
 
 
-def rouge(written: str, references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures from 0 to 1 (Lin 2004) against the best of the references, stemmed."""
+def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
+    """Compute ROUGE-1, ROUGE-2 and ROUGE-L F-measures from 0 to 1 (Lin 2004) for the best reference, with
+    stemming.
+    """
     scorer = _rouge_scorer()
-    scores = scorer.score_multi(list(references), written)
+    scores = scorer.score_multi(list(references), text)
     return {name: float(scores[name].fmeasure) for name in ROUGE}
 
 

@@ -1,4 +1,4 @@
-"""Intervals and tests of proportions, for which a bootstrap is too narrow near 0 and 1, and of few examples."""
+"""Intervals and tests of proportions: a bootstrap is too narrow near 0 and 1, and for few examples."""
 
 import math
 from statistics import NormalDist
@@ -10,16 +10,17 @@ from wholegpt.metrics.intervals import CONFIDENCE, Estimate
 
 TAIL = (1 - CONFIDENCE) / 2
 HALVINGS = 44
-"""Of an interval that a quantile is found in: to 13 digits."""
+"""Bisections of an interval in the search for a quantile: 13 digits."""
 PRECISION, MOST_TERMS = 1e-14, 100_000
-"""Of the beta distribution's continued fraction."""
+"""Precision and maximum terms of the beta distribution's continued fraction."""
 
 
 def proportion(right: float, count: float) -> Estimate:
-    """``right`` of ``count`` with the interval of Clopper and Pearson (1934), which never covers less than it says.
+    """Return ``right`` / ``count`` with the interval of Clopper and Pearson (1934), whose coverage is at
+    least nominal.
 
-    Its ends are quantiles of beta distributions: B(2.5%; k, n − k + 1) and B(97.5%; k + 1, n − k). Of nothing the value
-    is not a number, and the interval all there is.
+    Its ends are quantiles of beta distributions: B(2.5%; k, n − k + 1) and B(97.5%; k + 1, n − k). For a
+    count of 0 the value is NaN and the interval is [0, 1].
     """
     if not count:
         return Estimate(math.nan, 0.0, 1.0)
@@ -30,11 +31,12 @@ def proportion(right: float, count: float) -> Estimate:
 
 
 def clustered_proportion(right: Real[np.ndarray, " N"], counts: Real[np.ndarray, " N"]) -> Estimate:
-    """``proportion`` of Σ right of Σ counts where the examples of a cluster are alike (Korn and Graubard 1998).
+    """Return ``proportion`` of Σ right / Σ counts if the examples of a cluster are correlated (Korn and
+    Graubard 1998).
 
-    The interval is that of n/d examples, d the variance between clusters over that of as many independent examples
-    (1 at least). Where the clusters do not show how alike theirs are (there is one, or all are right, or all wrong)
-    each counts as one example.
+    The interval is that of n/d examples, where d is the variance between clusters over that of as many
+    independent examples (at least 1). If the clusters do not show their correlation (there is one cluster, or
+    all examples are right, or all wrong), each cluster counts as one example.
     """
     count = float(counts.sum())
     if not count:
@@ -45,7 +47,8 @@ def clustered_proportion(right: Real[np.ndarray, " N"], counts: Real[np.ndarray,
         residuals = right - value * counts
         variance = clusters / (clusters - 1) * float((residuals**2).sum()) / count**2
         effective = value * (1 - value) / variance if variance else count
-        # The fewer the clusters, the less certain their variance: the normal quantile over Student's, both squared.
+        # Fewer clusters make their variance less certain: divide the normal quantile by Student's, both
+        # squared.
         degrees = clusters - 1
         share = _beta_quantile(2 * TAIL, degrees / 2, 0.5)
         effective *= NormalDist().inv_cdf(1 - TAIL) ** 2 * share / (degrees * (1 - share))
@@ -54,7 +57,8 @@ def clustered_proportion(right: Real[np.ndarray, " N"], counts: Real[np.ndarray,
 
 
 def paired_difference(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> Estimate:
-    """The share of ``second`` that is true less that of ``first``, with the interval of Bonett and Price (2012).
+    """Compute the share of true values in ``second`` minus that in ``first``, with the interval of Bonett and
+    Price (2012).
 
     With b examples that only the first has right, c only the second, and b′ = (b + 1)/(n + 2), c′ likewise:
     c′ − b′ ± z·√((b′ + c′ − (c′ − b′)²)/(n + 2)).
@@ -67,18 +71,19 @@ def paired_difference(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " 
 
 
 def mcnemar_p_value(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> float:
-    """How often chance divides the examples that one model alone has right at least as unevenly (McNemar 1947).
+    """Compute the probability that chance splits the discordant examples at least as unevenly (McNemar 1947).
 
-    Exact and two-sided: 2·P(X ≤ min(b, c)), X binomial of b + c coins, b and c as in ``paired_difference``.
+    Exact and two-sided: 2·P(X ≤ min(b, c)), X binomial of b + c coin tosses, b and c as in
+    ``paired_difference``.
     """
     lost, won = int((first & ~second).sum()), int((second & ~first).sum())
-    # P(X ≤ k) of n coins is the beta distribution's I(1/2; n − k, k + 1).
+    # P(X ≤ k) of n coin tosses is the beta distribution's I(1/2; n − k, k + 1).
     fewer = min(lost, won)
     return min(1.0, 2 * _beta_cdf(0.5, lost + won - fewer, fewer + 1)) if lost != won else 1.0
 
 
 def _beta_quantile(probability: float, a: float, b: float) -> float:
-    """Where the beta distribution reaches a probability, by halving."""
+    """Return the quantile of the beta distribution for a probability, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -90,7 +95,7 @@ def _beta_quantile(probability: float, a: float, b: float) -> float:
 
 
 def _beta_cdf(x: float, a: float, b: float) -> float:
-    """I(x; a, b), by its continued fraction where that converges fast, and 1 − I(1 − x; b, a) elsewhere.
+    """Compute I(x; a, b) by its continued fraction if that converges fast, otherwise 1 − I(1 − x; b, a).
 
     DLMF 8.17.22; Lentz's method.
     """

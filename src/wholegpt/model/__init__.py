@@ -1,4 +1,4 @@
-"""Token ids in, logits out: one transformer, put together from parts."""
+"""Models that map token ids to logits, and the parts they are built from."""
 
 from wholegpt.model.accounting import (
     flops_per_token,
@@ -13,7 +13,7 @@ from wholegpt.model.encoder import Encoder
 from wholegpt.model.encoder_decoder import EncoderDecoder
 from wholegpt.model.heads import TaskModel
 from wholegpt.model.layers.mixture_of_experts import expert_load, router_losses
-from wholegpt.model.quantized import lay_out
+from wholegpt.model.quantized import quantize_weights
 from wholegpt.model.transformer import Transformer
 
 __all__ = [
@@ -27,8 +27,8 @@ __all__ = [
     "Transformer",
     "expert_load",
     "flops_per_token",
-    "lay_out",
     "parameter_count",
+    "quantize_weights",
     "router_losses",
     "saved_activations",
     "training_memory_bytes",

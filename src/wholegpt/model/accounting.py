@@ -1,4 +1,4 @@
-"""Size and cost of a model, predicted from its config alone."""
+"""Predict the size and the cost of a model from its config alone."""
 
 from dataclasses import dataclass
 
@@ -22,33 +22,36 @@ from wholegpt.settings.validation import TRANSFORMERS, WINDOWED, complete_model
 
 FLOAT32_BYTES = 4
 GATES = {Architecture.elman: 1, Architecture.gru: 3, Architecture.lstm: 4}
-"""Maps of the token, and of the state, in each layer."""
+"""Number of gates: how many maps of the token, and of the state, each layer has."""
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many numbers a model learns, by part."""
+    """The number of parameters of a model, by part."""
 
     embeddings: int
-    """Token and position embeddings, and the output projection where it is a matrix of its own."""
+    """Token and position embeddings, and the output projection if it is not tied."""
     blocks: int
-    """Attention, feed-forward and norms of all layers, with the final norm."""
+    """Attention, feed-forward layers and norms of all layers, with the final norm."""
     unused: int
-    """Those of the experts that a token does not go through."""
+    """Parameters of the experts that a token is not routed to."""
 
     @property
     def total(self) -> int:
-        """All of them; a tied matrix counts once."""
+        """Return the number of all parameters; a tied matrix counts once."""
         return self.embeddings + self.blocks
 
     @property
     def active(self) -> int:
-        """Those that a token meets."""
+        """Return the number of parameters that the computation for one token uses."""
         return self.total - self.unused
 
 
 def parameter_count(config: ModelConfig) -> ParameterCount:
-    """The number of parameters of a model of ``config``; that of n-grams depends on the text, and is not known."""
+    """Return the number of parameters of a model of ``config``.
+
+    It is 0 for n-gram models, whose size depends on the text.
+    """
     c = complete_model(config)
     if c.architecture not in TRANSFORMERS:
         return _recurrent_parameters(c)
@@ -68,12 +71,11 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     matrices, distinct = 1 if c.embeddings is Embeddings.tied else 2, c.distinct_layers or c.n_layers
     positions = c.context_length if c.positions is Positions.learned else 0
     vectors, heading = positions + c.segments, 0
-    if (
-        c.architecture is Architecture.encoder
-    ):  # what predicts: a layer, its norm, and a number for each token
+    if c.architecture is Architecture.encoder:  # the prediction layer, its norm, and a bias for each token
         heading = c.d_model * (c.d_model + 1) + norm + c.vocab_size
         heading += norm if c.norm_placement is NormPlacement.post else 0
-    if c.architecture is Architecture.encoder_decoder:  # each layer twice, and between them
+    # each layer once in the encoder and once in the decoder, and cross-attention
+    if c.architecture is Architecture.encoder_decoder:
         heads = c.n_heads * c.d_head
         cross = linear(c.d_model, heads) + linear(c.d_model, 2 * heads) + linear(heads, c.d_model) + norm
         heading = final_norm + distinct * (attention + feed_forward + 2 * norm + cross)
@@ -87,7 +89,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
 
 
 def _recurrent_parameters(c: ModelConfig) -> ParameterCount:
-    """L · G · (2·D² + 2·D) for G gates."""
+    """Compute L · G · (2·D² + 2·D) for G gates, and the embeddings."""
     gates = GATES.get(c.architecture, 0)
     matrices = 1 if c.embeddings is Embeddings.tied else 2
     embeddings = matrices * c.vocab_size * c.d_model if gates else 0
@@ -95,22 +97,26 @@ def _recurrent_parameters(c: ModelConfig) -> ParameterCount:
 
 
 def projected_heads(config: ModelConfig) -> int:
-    """Heads of queries, keys and values that attention makes of the stream; the average has values alone."""
+    """Return the number of heads of queries, keys and values that the input projection produces.
+
+    Average attention has values only.
+    """
     return config.n_heads + (0 if config.attention is Attention.average else 2 * config.n_kv_heads)
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations of the forward pass, a token, in a full window of τ tokens.
+    """Compute the floating-point operations of the forward pass per token, in a full window of τ tokens.
 
-    Counts the matrix products only, a multiplication and an addition as two: 2·(entries of the
-    weight matrices, the output projection included) + 4·L·H·K·τ for Q·Kᵀ and the weighted sum, in
-    which a causal model that skips nothing computes all τ keys. Training costs three times as much
-    (Kaplan et al. 2020, section 2.1): about 6·N + 12·L·D·τ.
+    Only matrix products count, with a multiplication and an addition as two operations: 2·(entries of the
+    weight matrices, the output projection included) + 4·L·H·K·τ for Q·Kᵀ and the weighted sum. A causal model
+    that skips nothing computes all τ keys. Training costs three times as much (Kaplan et al. 2020, section
+    2.1): about 6·N + 12·L·D·τ.
 
-    In place of τ: 2·W in a sliding window, 2·W + τ/W strided; linear attention takes
-    2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C, the average nothing. An encoder–decoder counts both stacks and
-    attention to the source for every position; a recurrent network 2·(2·L·G·D² + V·D) with G gates. Of a mixture the
-    experts count that a token goes through, and the router; training takes capacity_factor times as many of theirs.
+    Other kinds of attention replace τ: 2·W for a sliding window, 2·W + τ/W for strided attention. Linear
+    attention takes 2·L·H·(C·(2·K + 1) + 2·K·(K + 1)) with chunks of C; average attention takes nothing. An
+    encoder–decoder counts both stacks and cross-attention for every position. A recurrent network takes
+    2·(2·L·G·D² + V·D) with G gates. A mixture of experts counts the router and the experts that a token is
+    routed to; training takes capacity_factor times as many operations in the experts.
     """
     c = complete_model(config)
     if c.architecture not in TRANSFORMERS:
@@ -120,7 +126,7 @@ def flops_per_token(config: ModelConfig) -> int:
     attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
     feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.experts * c.d_model
     predicting = c.d_model**2 if c.architecture is Architecture.encoder else 0
-    if c.architecture is Architecture.encoder_decoder:  # every position goes through both halves in training
+    if c.architecture is Architecture.encoder_decoder:  # in training every position goes through both halves
         layer = 2 * (attention + feed_forward) + 4 * c.d_model * c.n_heads * c.d_head
         return 2 * (
             c.n_layers * layer + c.vocab_size * c.d_model
@@ -130,7 +136,7 @@ def flops_per_token(config: ModelConfig) -> int:
 
 
 def mixing_flops(config: ModelConfig) -> int:
-    """Forward FLOPs of one head of one layer for a token, beside its projections."""
+    """Compute the forward FLOPs of one head of one layer per token, without its projections."""
     d_head, chunk = config.d_head, CHUNK
     match config.attention:
         case Attention.average:
@@ -142,7 +148,7 @@ def mixing_flops(config: ModelConfig) -> int:
 
 
 def scored_keys(config: ModelConfig) -> int:
-    """Keys whose scores are computed for a query in a full window, where a pattern's others are skipped."""
+    """Return how many keys are scored per query in a full window; sparse patterns skip the others."""
     tau, window = config.context_length, config.attention_window
     if config.attention not in WINDOWED:
         return tau
@@ -150,31 +156,34 @@ def scored_keys(config: ModelConfig) -> int:
 
 
 def training_memory_bytes(config: ModelConfig) -> int:
-    """Bytes of weights, gradients and AdamW's two moments in float32: 16 a parameter. Activations come on top."""
+    """Return the bytes of weights, gradients and AdamW's two moments in float32: 16 per parameter.
+
+    Activations are not included.
+    """
     return 4 * FLOAT32_BYTES * parameter_count(config).total
 
 
 def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
-    """Numbers that the forward pass of a training step keeps for the backward pass, a token, in a full window.
+    """Compute how many activations per token a training step saves for the backward pass, in a full window.
 
-    In the number format of the products. By layer: the residual stream before each norm and after it, what
-    enters and leaves attention and its weights, what enters and leaves the activation of the feed-forward
-    layer, and where there is dropout one mask for each place. The fused kernel keeps no weights. An encoder–decoder
-    has both stacks, with the plain kernel always, and between the decoder's layers attention to the source.
+    Activations have the compute dtype. Each layer saves the residual stream before and after each norm, the
+    inputs, outputs and weights of attention, the input and output of the feed-forward activation, and one
+    mask per dropout. The fused kernel saves no attention weights. An encoder–decoder saves both stacks,
+    always with the plain kernel, and the cross-attention between the decoder's layers.
     """
     c = complete_model(config)
     dropped = c.dropout > 0
     if c.architecture is Architecture.ngram:
         return 0
-    if c.architecture not in TRANSFORMERS:  # gates and states of each position, and what enters
+    if c.architecture not in TRANSFORMERS:  # gates and states of each position, and the input
         return (
             c.n_layers * (GATES.get(c.architecture, 0) + 3 + dropped) * c.d_model + (2 + dropped) * c.d_model
         )
     both = c.architecture is Architecture.encoder_decoder
     attention = _saved_by_attention(c, used_kernel(c.architecture, kernel), dropped)
-    inner = {FeedForward.swiglu: 4, FeedForward.relu: 1}  # what ReLU lets through says what entered it
+    inner = {FeedForward.swiglu: 4, FeedForward.relu: 1}  # the backward pass of ReLU needs its output only
     feed_forward = inner.get(c.feed_forward, 2) * c.d_ff
-    if c.experts:  # places for as many tokens as the experts take, what enters and what leaves them
+    if c.experts:  # inputs and outputs of the experts, for as many tokens as their capacity allows
         feed_forward += 2 * c.d_model
         feed_forward = round(c.capacity_factor * c.experts_per_token * feed_forward)
     block = (4 + 2 * dropped) * c.d_model + attention + feed_forward
@@ -182,7 +191,7 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     if both:
         weights = c.n_heads * (1 + 2 * dropped) * c.context_length
         crossing = (2 + dropped) * c.d_model + 6 * c.n_heads * c.d_head + weights
-        masks = 3 * c.context_length // 2  # a byte for each key
+        masks = 3 * c.context_length // 2  # one byte per key
         return c.n_layers * (2 * block + crossing + masks) + 2 * ends
     return c.n_layers * block + ends
 
@@ -194,7 +203,7 @@ def _saved_by_attention(c: ModelConfig, kernel: AttentionKernel, dropped: bool) 
     attention = 4 * heads + (width if c.query_key_norm is QueryKeyNorm.rms_norm else 0)
     if (
         c.attention is Attention.linear
-    ):  # in float32: features, [v, 1], weights within a chunk, sums, both parts of n / z
+    ):  # in float32: features, [v, 1], weights within a chunk, sums, numerator and denominator of n / z
         ours = c.n_heads * (5 * c.d_head + CHUNK + 2 * c.d_head * (c.d_head + 1) // CHUNK)
         return attention + 2 * ours
     if c.attention in WINDOWED and kernel is not AttentionKernel.plain:
@@ -206,7 +215,7 @@ def _saved_by_attention(c: ModelConfig, kernel: AttentionKernel, dropped: bool) 
 
 
 def mean_keys(context_length: int, kernel: AttentionKernel) -> int:
-    """Keys whose weights are computed for a query, on average over a window."""
+    """Compute the mean number of keys per query whose weights are computed, over a window."""
     if kernel is not AttentionKernel.blocked:
         return context_length
     block = query_block(context_length)

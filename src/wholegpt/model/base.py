@@ -1,6 +1,6 @@
-"""What all models are to the rest of the program, and what those share that are networks over embeddings.
+"""Base classes of models: what every model offers, and what networks over token embeddings share.
 
-Shapes: B batch, T positions, D width, V vocabulary, N places.
+Shapes: B batch, T positions, D width, V vocabulary, N selected positions.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,9 @@ INITIAL_STANDARD_DEVIATION = 0.02
 
 
 class TokenModel(nn.Module, ABC):
-    """An ``interface.CausalLanguageModel`` that is made from a ``ModelConfig``, and whose tensors can be saved."""
+    """An ``interface.CausalLanguageModel`` that is built from a ``ModelConfig`` and whose tensors can be
+    saved.
+    """
 
     predicts_next_token = True
     """Whether the logits at a position are of the token after it."""
@@ -33,61 +35,64 @@ class TokenModel(nn.Module, ABC):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Return V, the number of tokens in the vocabulary."""
         return self.config.vocab_size
 
     @property
     def context_length(self) -> int:
-        """τ: the length of a training window, and the most positions attention sees; learned ones end there."""
+        """Return τ, the length of a training window and the largest number of positions that attention sees.
+
+        Learned positions end there.
+        """
         return self.config.context_length
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Return the device of the tensors."""
 
     @property
     @abstractmethod
     def ends_at_context(self) -> bool:
-        """Whether there are no more than τ positions."""
+        """Return whether the model is limited to τ positions."""
 
     @abstractmethod
     def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
-        """Logits of the token that follows each position.
+        """Return the logits of the token that follows each position.
 
-        With a ``cache`` the positions go on from what it holds, and it is extended by T.
+        With a ``cache``, positions continue from the cached tokens, and the cache is extended by T.
         """
 
     @abstractmethod
     def logits_at(
-        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+        self, token_ids: Int[Tensor, "B T"], positions: Bool[Tensor, "B T"], cache: Any = None
     ) -> Float[Tensor, "N V"]:
-        """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
+        """Return the logits of ``forward`` at the N selected ``positions`` only, row by row."""
 
     @abstractmethod
-    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
-        """Extend ``cache`` by T positions whose logits nobody needs."""
+    def prefill(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by T positions without computing their logits."""
 
     @abstractmethod
     def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
-        """An empty cache for ``batch_size`` sequences of up to ``capacity`` tokens (0: τ)."""
+        """Return an empty cache for ``batch_size`` sequences of up to ``capacity`` tokens (0: τ)."""
 
     @abstractmethod
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """Bytes of such a cache."""
+        """Return the bytes of a cache of this size."""
 
     @property
     def parameter_count(self) -> int:
-        """The number of its parameters; a tied matrix counts once."""
+        """Return the number of parameters; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """What it is stored as."""
+        """Return the tensors to save, by name."""
         return {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
 
 
 class NeuralModel(TokenModel):
-    """A network over token embeddings, whose output projection may be these again (E7)."""
+    """A network over token embeddings, whose output projection may be tied to them (E7)."""
 
     unembedding: Linear
 
@@ -96,7 +101,7 @@ class NeuralModel(TokenModel):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
 
     def make_unembedding(self) -> Linear:
-        """The output projection, which is the token embedding or a matrix of its own."""
+        """Return the output projection: the token embedding if tied, else a matrix of its own."""
         made = Linear(self.config.d_model, self.config.vocab_size, bias=False)
         if self.config.embeddings is Embeddings.tied:
             made.weight = self.token_embedding.weight
@@ -104,39 +109,39 @@ class NeuralModel(TokenModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return self.token_embedding.weight.device
 
     @abstractmethod
     def hidden_states(
         self, token_ids: Int[Tensor, "B T"], cache: Any = None, documents: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """What the logits are a linear map of."""
+        """Return the hidden states that ``logits_of`` maps to logits."""
 
     @abstractmethod
     def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """The weight matrices between the embeddings, each with the rows of the maps stacked in it."""
+        """Yield each weight matrix between the embeddings, with the number of rows of each map stacked in it."""
 
     def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
-        """Logits of the token that follows each position (E7)."""
+        """Return the logits of the token that follows each position (E7)."""
         return self.logits_of(self.hidden_states(token_ids, cache))
 
     def logits_of(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
-        """h·W_eᵀ."""
+        """Compute h·W_eᵀ."""
         return self.unembedding(hidden)
 
     def logits_at(
-        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+        self, token_ids: Int[Tensor, "B T"], positions: Bool[Tensor, "B T"], cache: Any = None
     ) -> Float[Tensor, "N V"]:
-        """The logits of ``forward`` at some ``places`` only, N of them, row by row."""
-        return self.logits_of(self.hidden_states(token_ids, cache)[places])
+        """Return the logits of ``forward`` at the N selected ``positions`` only, row by row."""
+        return self.logits_of(self.hidden_states(token_ids, cache)[positions])
 
-    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
-        """Extend ``cache`` by T positions whose logits nobody needs."""
+    def prefill(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by T positions without computing their logits."""
         self.hidden_states(token_ids, cache)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Without a tied output projection, which is the token embedding."""
+        """Return the tensors to save; a tied output projection is left out."""
         tensors = super().own_tensors()
         if self.unembedding.weight is self.token_embedding.weight:
             del tensors["unembedding.weight"]
@@ -144,7 +149,7 @@ class NeuralModel(TokenModel):
 
 
 class PositionedModel(NeuralModel):
-    """A network that is told where each token is: added to its embedding, or by turning queries and keys."""
+    """A network with position information: added to the embeddings, or as a rotation of queries and keys."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -153,14 +158,14 @@ class PositionedModel(NeuralModel):
     def embedded(
         self, token_ids: Int[Tensor, "B T"], positions: Int[Tensor, "*B T"]
     ) -> Float[Tensor, "B T D"]:
-        """h₀ = W_e[x] + W_p[t] (E3)."""
+        """Compute h₀ = W_e[x] + W_p[t] (E3)."""
         stream = self.token_embedding(token_ids)
         if self.position_embedding is None:
             return stream
         return stream + self.position_embedding(positions).to(stream.dtype)
 
     def rotation(self, positions: Int[Tensor, "*B T"], stream: Float[Tensor, "B T D"]) -> Rotation | None:
-        """By which queries and keys are turned, where they are."""
+        """Return the rotation of queries and keys at these positions, or ``None`` without rotary positions."""
         if self.rotary is None:
             return None
         of_heads = positions.unsqueeze(1) if positions.ndim == 2 else positions

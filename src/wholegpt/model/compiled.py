@@ -1,6 +1,7 @@
-"""One token more of each sequence in one compiled call: no Python between its operations.
+"""Decode one token per sequence in one compiled call, without Python between the operations.
 
-Shapes: B sequences that go on, R sequences that the cache has room for, T tokens, N places, V vocabulary.
+Shapes: B active sequences, R sequences that the cache has room for, T tokens, N selected positions, V
+vocabulary.
 """
 
 import contextlib
@@ -27,27 +28,27 @@ from wholegpt.runtime import COMPILER_ERRORS, separate_compiled_code
 from wholegpt.settings.validation import RECURRENT
 
 CAPACITY_UNIT = 256
-"""Caches have room for a multiple of so many positions, so that one compiled step serves texts of different lengths."""
+"""Capacities of caches are multiples of this, so that one compiled step serves texts of different lengths."""
 MOST_SHAPES = 64
-"""Caches of different sizes that steps are compiled for in one process."""
+"""Largest number of cache shapes that steps are compiled for in one process."""
 FOR_CPU = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-"""Weights are constants; for each product the fastest of several kernels is chosen by trying them."""
+"""Treat weights as constants, and choose the fastest of several kernels for each product by timing them."""
 FOR_GPU = {"triton.cudagraphs": True}
-"""The kernels of a step are launched as one graph."""
+"""Launch the kernels of a step as one CUDA graph."""
 
 
 class CompiledTransformer(TokenModel):
-    """A transformer whose steps of one token are compiled by PyTorch (``torch.compile``), once for each size of cache.
+    """A transformer whose decoding steps are compiled by ``torch.compile``, once for each shape of cache.
 
-    Every step is of all R sequences that the cache has room for, and attends to its whole capacity, so that no shape
-    changes from token to token; longer pieces are read by the model itself. The logits are the model's but for their
-    last bits: fused operations round in other places.
+    Every step computes all R sequences that the cache has room for and attends to its whole capacity, so that
+    no shape changes from token to token. Longer inputs go through the model itself. The logits equal the
+    model's up to rounding: fused operations round at other points.
     """
 
     def __init__(
         self, model: TokenModel, console: Console, compiler: Callable[..., Any] = torch.compile
     ) -> None:
-        """Raises ``ConfigError`` for a kind of model whose steps have no fixed shapes."""
+        """Wrap ``model``. Raises ``ConfigError`` if its steps cannot have fixed shapes."""
         if not compilable(model):
             raise ConfigError(
                 "execution is compiled, which is for transformers with softmax attention and without experts; "
@@ -57,24 +58,26 @@ class CompiledTransformer(TokenModel):
         self.model, self._console = model, console
         self._step = compiler(step, fullgraph=True, dynamic=False)
         self._compiled_for: set[tuple[torch.Size, int]] = set()
-        """Shapes of caches, and numbers of threads."""
+        """Compiled cases: the shape of the cache and the number of threads."""
         self._kept: tuple[Tensor, Tensor, weakref.ref[KeyValueCache]] | None = None
-        """The keys and values of the last cache, and who uses them."""
+        """The keys and values of the last cache, and a weak reference to the cache that uses them."""
         self.compiling_seconds = 0.0
-        """What its first steps took."""
+        """Time that compilation took."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return self.model.device
 
     @property
     def ends_at_context(self) -> bool:
-        """Whether there are no more than τ positions."""
+        """Return whether the model is limited to τ positions."""
         return self.model.ends_at_context
 
     def forward(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
-        """Logits of the token after each position; of one token more of each sequence by the compiled step."""
+        """Return the logits of the token after each position; a single token per sequence uses the compiled
+        step.
+        """
         if cache is None or token_ids.shape[1] > 1:
             return self.model(token_ids, cache)
         whole: KeyValueCache = cache.whole
@@ -84,16 +87,19 @@ class CompiledTransformer(TokenModel):
         logits = self._step(*inputs) if kind in self._compiled_for else self._first_step(*inputs)
         self._compiled_for.add(kind)
         cache.advance(1)
-        return logits[: len(token_ids)].clone()  # the next step may write where these stand
+        return logits[: len(token_ids)].clone()  # the next step may overwrite this memory
 
     def _first_step(self, *inputs: Any) -> Float[Tensor, "R 1 V"]:
-        """A step with caches of a new shape, for which it is compiled; where that fails it stays as it is."""
+        """Compile and run a step for caches of a new shape; if compilation fails, use the uncompiled step
+        from now on.
+        """
         from torch._dynamo import config as tracing
-        from torch._inductor import config as compiling  # which take a second to import
+        from torch._inductor import config as compiling  # importing these takes a second
 
         separate_compiled_code()
         options = FOR_CPU if self.device.type == "cpu" else FOR_GPU
-        # Weights become constants of the code, of which PyTorch's cache does not compare all: not those in 8 bits.
+        # Weights become constants in the code. PyTorch's compile cache does not compare all of them: 8-bit
+        # weights not.
         caching: Any = torch.compiler.config
         tag = f"{caching.cache_key_tag}-{fingerprint(self.model)}"
         started = time.perf_counter()
@@ -103,7 +109,7 @@ class CompiledTransformer(TokenModel):
                 caching.patch(cache_key_tag=tag),
                 tracing.patch(recompile_limit=MOST_SHAPES),
                 warnings.catch_warnings(action="ignore"),
-                contextlib.redirect_stderr(io.StringIO()),  # where the compiler writes, whatever its settings
+                contextlib.redirect_stderr(io.StringIO()),  # the compiler writes here whatever its settings
             ):
                 return self._step(*inputs)
         except COMPILER_ERRORS as error:
@@ -115,19 +121,19 @@ class CompiledTransformer(TokenModel):
             self.compiling_seconds += time.perf_counter() - started
 
     def logits_at(
-        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+        self, token_ids: Int[Tensor, "B T"], positions: Bool[Tensor, "B T"], cache: Any = None
     ) -> Float[Tensor, "N V"]:
-        """The logits of ``forward`` at some ``places`` only."""
-        return self.model.logits_at(token_ids, places, cache)
+        """Return the logits of ``forward`` at the selected ``positions`` only."""
+        return self.model.logits_at(token_ids, positions, cache)
 
-    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
-        """Extend ``cache`` by T positions whose logits nobody needs."""
-        self.model.read(token_ids, cache)
+    def prefill(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by T positions without computing their logits."""
+        self.model.prefill(token_ids, cache)
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> KeyValueCache:
-        """The model's, of a size that others have too; in the memory of the last one where nobody uses that any more.
+        """Return a cache of rounded capacity, in the memory of the last one if that is no longer used.
 
-        The place of that memory is part of what is compiled for a GPU.
+        Code compiled for a GPU contains the address of that memory.
         """
         capacity = self._rounded(capacity)
         keys, values, user = self._kept or (torch.empty(0), torch.empty(0), lambda: None)
@@ -145,7 +151,7 @@ class CompiledTransformer(TokenModel):
         return cache
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """Bytes of such a cache."""
+        """Return the bytes of a cache of this size."""
         return self.model.cache_bytes(batch_size, self._rounded(capacity))
 
     def _rounded(self, capacity: int) -> int:
@@ -154,7 +160,7 @@ class CompiledTransformer(TokenModel):
 
 
 def fingerprint(model: TokenModel) -> str:
-    """A hash of all tensors of a model, those that are laid out for a kernel among them, which are no parameters."""
+    """Return a hash of all tensors of a model, including packed weights, which are no parameters."""
     found = hashlib.sha256()
     for name, module in model.named_modules():
         own = {
@@ -171,9 +177,9 @@ def fingerprint(model: TokenModel) -> str:
 
 
 def compilable(model: TokenModel) -> TypeGuard[Transformer]:
-    """Whether the steps of a model can have fixed shapes."""
-    writes = type(model) is Transformer  # and no encoder, which is one too
-    return writes and model.config.attention not in RECURRENT and not model.config.experts
+    """Return whether the decoding steps of a model can have fixed shapes."""
+    is_decoder = type(model) is Transformer  # an encoder is a subclass
+    return is_decoder and model.config.attention not in RECURRENT and not model.config.experts
 
 
 def step(
@@ -183,7 +189,7 @@ def step(
     visible: Bool[Tensor, "R 1 1 S"],
     cache: KeyValueCache,
 ) -> Float[Tensor, "R 1 V"]:
-    """``Transformer.forward`` of one token of each sequence, for which ``cache`` is ready."""
+    """Run ``Transformer.forward`` for one token per sequence, whose positions are reserved in ``cache``."""
     stream = model.embedded(token_ids, positions)
     context = SequenceContext(visible, model.rotation(positions, stream), cache)
     return model.logits_of(model.through_blocks(stream, context))

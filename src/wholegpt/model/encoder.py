@@ -1,6 +1,6 @@
-"""A transformer that sees what follows too, and predicts tokens that are hidden from it (Devlin et al. 2018, "BERT").
+"""A bidirectional transformer that predicts masked tokens (Devlin et al. 2018, "BERT").
 
-Shapes: B batch, T positions, D model width, N tokens, V vocabulary.
+Shapes: B batch, T positions, D model width, N selected positions, V vocabulary.
 """
 
 from typing import Any
@@ -21,10 +21,10 @@ from wholegpt.settings.schema import ModelConfig
 
 
 class Encoder(Transformer):
-    """h₀ = W_e[x] + W_p[t] + W_s[segment], blocks without a mask, logits LN(act(W·h + c))·W_eᵀ + b.
+    """h₀ = W_e[x] + W_p[t] + W_s[segment], blocks without a causal mask, logits LN(act(W·h + c))·W_eᵀ + b.
 
-    act is the activation of the feed-forward layers; the logits are of what stands at each position itself.
-    Post-norm blocks, BERT's, are entered through a norm of h₀.
+    act is the activation of the feed-forward layers. The logits at a position predict the token at that
+    position. With post-norm blocks, as in BERT, h₀ is normalized first.
     """
 
     predicts_next_token = False
@@ -53,9 +53,10 @@ class Encoder(Transformer):
         documents: Int[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The residual stream after the last block; ``documents``, and what fills a row up, do not see each other.
+        """Return the residual stream after the last block.
 
-        ``segments`` are 0 unless given: which of two texts each token is in.
+        ``documents`` and padding do not see each other. ``segments`` (default 0) are the index of the text of
+        a pair that each token belongs to.
         """
         assert cache is None
         length = token_ids.shape[1]
@@ -74,13 +75,15 @@ class Encoder(Transformer):
         return self.through_blocks(self.embedding_norm(stream), context)
 
     def logits_of(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
-        """Of hidden states, what stands there."""
+        """Return the logits of the tokens at these positions."""
         return self.unembedding(self.predicted(hidden)) + self.prediction_bias
 
     def predicted(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        """LN(act(W·h + c))."""
+        """Compute LN(act(W·h + c))."""
         return self.prediction_norm(self.activation(self.prediction(hidden)))
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
-        """None: what it made of a token changes with those that follow."""
-        raise ConfigError("an encoder sees what follows, so it cannot write; train a transformer for that")
+        """Raise ``ConfigError``: an encoder cannot use a cache, since its states depend on later tokens."""
+        raise ConfigError(
+            "an encoder is bidirectional and cannot generate text; train a transformer for that"
+        )

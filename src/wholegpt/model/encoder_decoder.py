@@ -1,7 +1,9 @@
-"""A transformer in two halves: one reads a source from both sides, the other writes a target (Vaswani et al. 2017).
+"""A transformer in two halves: a bidirectional encoder of a source, a decoder of a target (Vaswani et al.
+2017).
 
-A sequence is source, separator, target. The encoder reads the source up to the separator, the decoder begins with it;
-so a sequence can be trained on, scored and written like that of any other model.
+A sequence is source, separator, target. The encoder processes the source including the separator, and the
+decoder starts with the separator. A sequence can therefore be trained on, scored and generated like that of
+any other model.
 
 Shapes: B batch, T positions, S source positions, D model width, H heads, K head width, L layers.
 """
@@ -30,7 +32,9 @@ from wholegpt.settings.validation import complete_model
 
 
 class CrossAttention(nn.Module):
-    """softmax(Q·Kᵀ/√K + M)·V with queries of the target, keys and values of the source (E4), projected by W_O."""
+    """Compute softmax(Q·Kᵀ/√K + M)·V with queries of the target, keys and values of the source (E4), and
+    project by W_O.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,8 +46,8 @@ class CrossAttention(nn.Module):
         self.key_value.stacked_rows = [width, width]
         self.output = Linear(width, config.d_model, bias=bias)
 
-    def remember(self, source: Float[Tensor, "B S D"]) -> Float[Tensor, "2 B H S K"]:
-        """Keys and values of the source, which every position of the target meets."""
+    def keys_values(self, source: Float[Tensor, "B S D"]) -> Float[Tensor, "2 B H S K"]:
+        """Return the keys and values of the source, which every target position attends to."""
         batch, length, _ = source.shape
         return self.key_value(source).view(batch, length, 2, -1, self.d_head).permute(2, 0, 3, 1, 4)
 
@@ -53,7 +57,7 @@ class CrossAttention(nn.Module):
         memory: Float[Tensor, "2 B H S K"],
         visible: Bool[Tensor, "B 1 T S"],
     ) -> Float[Tensor, "B T D"]:
-        """Each position's weighted mean of the source."""
+        """Return each position's weighted mean of the source values, projected by W_O."""
         batch, length, _ = stream.shape
         queries = self.query(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
         p = self.dropout if self.training else 0.0
@@ -63,15 +67,15 @@ class CrossAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """What the decoder sees of the encoder in one forward pass."""
+    """The encoder's outputs as the decoder sees them in one forward pass."""
 
     memories: Sequence[Float[Tensor, "2 B H S K"]]
-    """Of each layer."""
+    """Keys and values of each layer."""
     visible: Bool[Tensor, "B 1 T S"]
 
 
 class DecoderBlock(Block):
-    """A block with attention to the source between its own and the feed-forward layer."""
+    """A block with cross-attention between self-attention and the feed-forward layer."""
 
     def __init__(self, config: ModelConfig, kernel: AttentionKernel) -> None:
         super().__init__(config, kernel)
@@ -81,7 +85,7 @@ class DecoderBlock(Block):
     def decode(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int, source: Source
     ) -> Float[Tensor, "B T D"]:
-        """The residual stream after this block."""
+        """Return the residual stream after this block."""
         memory, visible = source.memories[layer], source.visible
         stream = self.add(stream, self.attention_norm, lambda h: self.attention(h, context, layer))
         stream = self.add(stream, self.cross_norm, lambda h: self.cross_attention(h, memory, visible))
@@ -89,7 +93,7 @@ class DecoderBlock(Block):
 
 
 class EncoderDecoder(PositionedModel):
-    """L encoder blocks over the source, L decoder blocks over the target; one embedding for all."""
+    """L encoder blocks over the source and L decoder blocks over the target, with one embedding for both."""
 
     has_source = True
 
@@ -108,7 +112,7 @@ class EncoderDecoder(PositionedModel):
 
     @property
     def ends_at_context(self) -> bool:
-        """The source stays where it is, so there are no more than τ positions."""
+        """Return ``True``: the source keeps its positions, so there are at most τ."""
         return True
 
     def hidden_states(
@@ -117,9 +121,10 @@ class EncoderDecoder(PositionedModel):
         cache: "SourceCache | None" = None,
         documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The decoder's last states; of source positions, where nothing is predicted, they mean nothing.
+        """Return the decoder's last states; states at source positions, where nothing is predicted, are
+        undefined.
 
-        ``documents`` are sequences side by side, each with a source of its own.
+        ``documents`` marks independent sequences in a row, each with its own source.
         """
         if cache is not None:
             return self._next_states(token_ids, cache)
@@ -131,29 +136,34 @@ class EncoderDecoder(PositionedModel):
         itself = torch.eye(token_ids.shape[1], dtype=torch.bool, device=token_ids.device)
         of_source = (parts.alike & parts.source[:, None, :]).unsqueeze(1)
         before = parts.alike & parts.target[:, None, :] & itself.new_ones(itself.shape).tril()
-        encoded = self._encoded(token_ids, parts.places, of_source)
-        source = Source([block.cross_attention.remember(encoded) for block in self._decoder], of_source)
-        return self._decoded(token_ids, parts.target_places, (before | itself).unsqueeze(1), None, source)
+        encoded = self._encoded(token_ids, parts.positions, of_source)
+        source = Source([block.cross_attention.keys_values(encoded) for block in self._decoder], of_source)
+        return self._decoded(token_ids, parts.target_positions, (before | itself).unsqueeze(1), None, source)
 
     def _next_states(self, token_ids: Int[Tensor, "B T"], cache: "SourceCache") -> Float[Tensor, "B T D"]:
-        """The same token by token: a source is kept until its separator comes, and then read at once."""
-        taken = [
-            self._take_source(row, token_ids[row], cache.rows(row, row + 1)) for row in range(len(token_ids))
+        """Compute the same with a cache: source tokens are buffered until the separator, then encoded at
+        once.
+        """
+        buffered = [
+            self._buffer_source(row, token_ids[row], cache.rows(row, row + 1))
+            for row in range(len(token_ids))
         ]
-        if not any(taken):
-            return self._written(token_ids, cache)
+        if not any(buffered):
+            return self._decode_target(token_ids, cache)
         states = token_ids.new_zeros(
             *token_ids.shape, self.config.d_model, dtype=self.token_embedding.weight.dtype
         )
-        for row, count in enumerate(taken):
+        for row, count in enumerate(buffered):
             if count < token_ids.shape[1]:
-                states[row, count:] = self._written(
+                states[row, count:] = self._decode_target(
                     token_ids[row : row + 1, count:], cache.rows(row, row + 1)
                 )[0]
         return states
 
-    def _take_source(self, row: int, token_ids: Int[Tensor, " T"], cache: "SourceCache") -> int:
-        """Keep the tokens that stand before a separator, and read all of them where it has come; how many they are."""
+    def _buffer_source(self, row: int, token_ids: Int[Tensor, " T"], cache: "SourceCache") -> int:
+        """Buffer the tokens before a separator, and encode the source when it arrives. Returns how many
+        tokens were buffered.
+        """
         if cache.complete:
             return 0
         known = int(cache.lengths[0])
@@ -164,15 +174,15 @@ class EncoderDecoder(PositionedModel):
         if len(ends):
             length = known + count + 1
             cache.tokens[0, length - 1] = self.config.separator
-            places = torch.arange(length, device=token_ids.device)
-            encoded = self._encoded(cache.tokens[:, :length], places, None)
+            positions = torch.arange(length, device=token_ids.device)
+            encoded = self._encoded(cache.tokens[:, :length], positions, None)
             for layer, block in enumerate(self._decoder):
-                cache.memories[layer, :, :, :, :length] = block.cross_attention.remember(encoded)
+                cache.memories[layer, :, :, :, :length] = block.cross_attention.keys_values(encoded)
             cache.source_lengths[0] = length
         return count
 
-    def _written(self, token_ids: Int[Tensor, "B T"], cache: "SourceCache") -> Float[Tensor, "B T D"]:
-        """The decoder's states of tokens of targets, whose sources have been read."""
+    def _decode_target(self, token_ids: Int[Tensor, "B T"], cache: "SourceCache") -> Float[Tensor, "B T D"]:
+        """Return the decoder's states of target tokens, whose sources have been encoded."""
         longest = int(cache.source_lengths.max())
         seen = (
             torch.arange(longest, device=token_ids.device)
@@ -190,14 +200,14 @@ class EncoderDecoder(PositionedModel):
     def _decoder(self) -> list[DecoderBlock]:
         return [block for block in self.decoder if isinstance(block, DecoderBlock)]
 
-    def _begun(
+    def _embed(
         self,
         token_ids: Int[Tensor, "B T"],
         positions: Int[Tensor, "*B T"],
         visible: Bool[Tensor, "*M T S"] | None,
         cache: KeyValueCache | None,
     ) -> tuple[Float[Tensor, "B T D"], SequenceContext]:
-        """h₀ of either half, and what its attention layers share."""
+        """Return h₀ of either half, and the context that its attention layers share."""
         stream = self.embedded(token_ids, positions)
         context = SequenceContext(visible, self.rotation(positions, stream), cache)
         p = self.config.dropout if self.training else 0.0
@@ -209,7 +219,7 @@ class EncoderDecoder(PositionedModel):
         positions: Int[Tensor, "*B S"],
         visible: Bool[Tensor, "B 1 S S"] | None,
     ) -> Float[Tensor, "B S D"]:
-        stream, context = self._begun(token_ids, positions, visible, None)
+        stream, context = self._embed(token_ids, positions, visible, None)
         for layer, block in enumerate(self.encoder):
             stream = block(stream, context, layer)
         return self.encoder_norm(stream)
@@ -222,7 +232,7 @@ class EncoderDecoder(PositionedModel):
         cache: KeyValueCache | None,
         source: Source,
     ) -> Float[Tensor, "B T D"]:
-        stream, context = self._begun(token_ids, positions, visible, cache)
+        stream, context = self._embed(token_ids, positions, visible, cache)
         for layer, block in enumerate(self._decoder):
             stream = block.decode(stream, context, layer, source)
         if cache is not None:
@@ -230,7 +240,7 @@ class EncoderDecoder(PositionedModel):
         return self.decoder_norm(stream)
 
     def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """The weight matrices of both halves."""
+        """Yield the weight matrices of both halves, with the number of rows of each map stacked in them."""
         for half in (self.encoder, self.decoder):
             for module in half.modules():
                 if isinstance(module, Linear):
@@ -239,7 +249,7 @@ class EncoderDecoder(PositionedModel):
                             yield parameter, module.stacked_rows or [len(parameter)]
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> "SourceCache":
-        """An empty cache for sources and targets of up to ``capacity`` tokens together (0: τ)."""
+        """Return an empty cache for sources and targets of up to ``capacity`` tokens together (0: τ)."""
         c, room = self.config, capacity or self.context_length
         dtype = self.token_embedding.weight.dtype
         shape = c.n_layers, 2, batch_size, c.n_heads, room, c.d_head
@@ -252,7 +262,7 @@ class EncoderDecoder(PositionedModel):
         )
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """Keys and values of source and target, and the tokens of the source."""
+        """Return the bytes of the keys and values of source and target, and of the source tokens."""
         dtype = self.token_embedding.weight.dtype
         one = KeyValueCache.bytes(self.config, batch_size, capacity, dtype)
         return one * (1 + self.config.n_heads // self.config.n_kv_heads) + 8 * batch_size * capacity
@@ -260,17 +270,17 @@ class EncoderDecoder(PositionedModel):
 
 @dataclass(frozen=True)
 class Parts:
-    """Which part of a sequence each position is in."""
+    """The part of a sequence that each position belongs to."""
 
     alike: Bool[Tensor, "B T T"]
-    """Of the same document."""
+    """Whether two positions are in the same document."""
     source: Bool[Tensor, "B T"]
-    """Up to the first separator of its document, which is in both."""
+    """Positions up to the first separator of their document, which belongs to source and target."""
     target: Bool[Tensor, "B T"]
-    places: Int[Tensor, "B T"]
-    """In the document."""
-    target_places: Int[Tensor, "B T"]
-    """After its separator."""
+    positions: Int[Tensor, "B T"]
+    """Position in the document."""
+    target_positions: Int[Tensor, "B T"]
+    """Position after the separator of the document."""
 
 
 def _parts(token_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, separator: int) -> Parts:
@@ -279,20 +289,22 @@ def _parts(token_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, 
     index = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
     ends = token_ids == separator
     so_far = ends.long().cumsum(1)
-    places = restarted_positions(documents)
-    before = torch.where(places == 0, so_far - ends.long(), 0).cummax(1).values
+    positions = restarted_positions(documents)
+    before = torch.where(positions == 0, so_far - ends.long(), 0).cummax(1).values
     passed = so_far - before
     first = ends & (passed == 1)
     started = (index * first).cummax(1).values
     alike = documents[:, :, None] == documents[:, None]
     target = passed > 0
-    return Parts(alike, (passed == 0) | first, target, places, (index - started).clamp_min(0) * target)
+    return Parts(alike, (passed == 0) | first, target, positions, (index - started).clamp_min(0) * target)
 
 
 class SourceCache:
-    """Sources as they come, what the encoder made of them, and keys and values of the targets."""
+    """Buffered source tokens, the keys and values that the encoder computed from them, and those of the
+    targets.
+    """
 
-    rewinds = True
+    can_rewind = True
 
     def __init__(
         self,
@@ -304,19 +316,19 @@ class SourceCache:
     ) -> None:
         self.tokens, self.memories, self.decoder = tokens, memories, decoder
         self.source_lengths, self.lengths = source_lengths, lengths
-        """The separator is counted in both."""
+        """Lengths of the sequences; the separator counts in both this and ``source_lengths``."""
 
     @property
     def complete(self) -> bool:
-        """Whether the separator of the only sequence has come."""
+        """Return whether the separator of the single sequence has arrived."""
         return 0 < int(self.source_lengths[0]) <= int(self.lengths[0])
 
-    def can_forget(self, row: int, length: int) -> bool:
-        """Always: a source that is not whole any more is read again."""
+    def can_rewind_to(self, row: int, length: int) -> bool:
+        """Return ``True``: a source that is cut is encoded again."""
         return True
 
     def rows(self, first: int, last: int) -> "SourceCache":
-        """Sequences ``first`` to ``last`` − 1, in the same memory."""
+        """Return sequences ``first`` to ``last`` − 1 as a view of the same memory."""
         some = slice(first, last)
         return SourceCache(
             self.tokens[some],
@@ -327,7 +339,7 @@ class SourceCache:
         )
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
-        """Make sequence ``target`` hold what ``source`` does, or its first ``length`` tokens."""
+        """Copy sequence ``source`` to ``target``, or only its first ``length`` tokens."""
         for held in (self.tokens, self.source_lengths):
             held[target] = held[source]
         self.memories[:, :, target] = self.memories[:, :, source]
@@ -335,7 +347,7 @@ class SourceCache:
         self.lengths[target] = self.lengths[source] if length is None else length
 
     def reorder(self, sources: Sequence[int]) -> None:
-        """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
+        """Replace sequence i by sequence ``sources[i]``, all at once; later sequences stay."""
         chosen = list(sources)
         for held in (self.tokens, self.source_lengths, self.lengths):
             held[: len(chosen)] = held[chosen]
@@ -343,14 +355,14 @@ class SourceCache:
         self.decoder.reorder(chosen)
 
     def clear(self) -> None:
-        """Forget everything, keeping the memory, which is set to 0 as far as it was used."""
+        """Remove all tokens but keep the memory, with its used part set to 0."""
         self.memories[..., : int(self.lengths.max()) + 1, :] = 0
         self.source_lengths.zero_()
         self.lengths.zero_()
         self.decoder.clear()
 
     def repeated(self, batch_size: int, capacity: int) -> "SourceCache":
-        """A cache for ``batch_size`` sequences that all begin with what this one, of a single sequence, holds."""
+        """Return a cache for ``batch_size`` copies of the single sequence of this one."""
         more = capacity - self.tokens.shape[1]
         memories = nn.functional.pad(self.memories, (0, 0, 0, max(more, 0)))
         return SourceCache(

@@ -1,6 +1,6 @@
-"""What stands on a transformer besides its output vocabulary.
+"""Task heads: linear layers on a transformer beside its output projection.
 
-Shapes: B examples, C sequences of each, T positions, D model width, O outputs.
+Shapes: B examples, C sequences of each example, T positions, D model width, O outputs.
 """
 
 import torch
@@ -29,7 +29,7 @@ class TaskTransformer(Transformer):
 
 
 class TaskEncoder(Encoder):
-    """The same of an encoder."""
+    """An encoder with a linear head on the last token of each sequence."""
 
     def __init__(
         self,
@@ -46,28 +46,29 @@ TaskModel = TaskTransformer | TaskEncoder
 
 
 def make_head(config: ModelConfig, outputs: int) -> nn.Linear:
-    """W·h + b, begun as the embeddings are."""
+    """Return the layer W·h + b, initialized like the embeddings."""
     head = nn.Linear(config.d_model, outputs)
     nn.init.normal_(head.weight, std=INITIAL_STANDARD_DEVIATION)
     nn.init.zeros_(head.bias)
     return head
 
 
-def read_out(
+def apply_head(
     head: nn.Linear, hidden: Float[Tensor, "B C T D"], last: Int[Tensor, "B C"], summed: bool
 ) -> Float[Tensor, "B O"]:
-    """W·h + b of the hidden states at the ``last`` real token of each sequence, whatever stands after it.
+    """Compute W·h + b of the hidden states at the ``last`` real token of each sequence; padding may follow
+    it.
 
-    ``summed``: h is the sum over an example's sequences (both orders of two texts); else each sequence has the one
-    output of its own, and O is C (the answers to a question).
+    With ``summed``, h is the sum over the sequences of an example (both orders of a text pair). Otherwise
+    each sequence has a single output and O equals C (the choices of a multiple-choice question).
     """
-    places = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
-    at_last = hidden.gather(2, places)[:, :, 0]
+    index = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
+    at_last = hidden.gather(2, index)[:, :, 0]
     return head(at_last.sum(1)) if summed else head(at_last)[:, :, 0]
 
 
 def extend_vocabulary(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:
-    """The tensors of ``model`` with rows for further tokens, drawn as embeddings begin."""
+    """Return the tensors of ``model`` with rows for additional tokens, initialized like embeddings."""
     assert isinstance(model, NeuralModel)
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for name in ("token_embedding.weight", "unembedding.weight"):

@@ -1,7 +1,7 @@
-"""What a language model is to the rest of the program: token ids in, logits out.
+"""The interface of a language model: token ids in, logits out.
 
-Training, generation and evaluation are written against these protocols and nothing else,
-so an n-gram table or a recurrent network can stand where a transformer stands.
+Training, generation and evaluation use only these protocols, so an n-gram model or a recurrent network can
+replace a transformer.
 """
 
 from collections.abc import Sequence
@@ -13,80 +13,90 @@ from torch import Tensor
 
 @runtime_checkable
 class Cache(Protocol):
-    """What a model keeps of the tokens it has read, so that it need not read them again."""
+    """State of the tokens that a model has processed, so that it does not process them again."""
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
-        """How many tokens of each sequence have been read; setting one lower forgets those after it, where it can."""
+        """Return how many tokens of each sequence are cached; setting a lower value drops the later ones, if
+        possible.
+        """
         ...
 
     @property
-    def rewinds(self) -> bool:
-        """Whether tokens can be forgotten one by one."""
+    def can_rewind(self) -> bool:
+        """Return whether a sequence can be cut to any shorter length."""
         ...
 
-    def can_forget(self, row: int, length: int) -> bool:
-        """Whether a sequence can go back to its first ``length`` tokens."""
+    def can_rewind_to(self, row: int, length: int) -> bool:
+        """Return whether sequence ``row`` can be cut to its first ``length`` tokens."""
         ...
 
     def rows(self, first: int, last: int) -> "Cache":
-        """Sequences ``first`` to ``last`` − 1 in the same memory."""
+        """Return sequences ``first`` to ``last`` − 1 as a view of the same memory."""
         ...
 
     def reorder(self, sources: Sequence[int]) -> None:
-        """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
+        """Replace sequence i by sequence ``sources[i]``, all at once; later sequences stay."""
         ...
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
-        """Make sequence ``target`` hold what ``source`` does, or its first ``length`` tokens."""
+        """Copy sequence ``source`` to ``target``, or only its first ``length`` tokens."""
         ...
 
     def clear(self) -> None:
-        """Forget them."""
+        """Remove all tokens."""
         ...
 
     def repeated(self, batch_size: int, capacity: int) -> "Cache":
-        """A cache for ``batch_size`` sequences of up to ``capacity`` tokens that all begin with these."""
+        """Return a cache for ``batch_size`` copies of this single sequence, of up to ``capacity`` tokens."""
         ...
 
 
 @runtime_checkable
 class CausalLanguageModel(Protocol):
-    """Predicts each next token from the tokens before it. Its caches are those it makes itself."""
+    """A model that predicts each token from the tokens before it. A model accepts only caches that it
+    created.
+    """
 
     @property
     def vocab_size(self) -> int:
-        """V: how many tokens there are."""
+        """Return V, the number of tokens in the vocabulary."""
         ...
 
     @property
     def context_length(self) -> int:
-        """τ: how many tokens each token sees, itself included."""
+        """Return τ, the number of tokens that each token sees, itself included."""
         ...
 
     @property
     def ends_at_context(self) -> bool:
-        """Whether there are no more than τ positions, so that a longer text has to begin anew."""
+        """Return whether the model is limited to τ positions, so that a longer text must restart at position
+        0.
+        """
         ...
 
     def __call__(self, token_ids: Int[Tensor, "B T"], cache: Any = None) -> Float[Tensor, "B T V"]:
-        """Logits of the token after each position; with ``cache``, positions go on from what it holds."""
+        """Return the logits of the token after each position; with ``cache``, positions continue from the
+        cached tokens.
+        """
         ...
 
     def logits_at(
-        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: Any = None
+        self, token_ids: Int[Tensor, "B T"], positions: Bool[Tensor, "B T"], cache: Any = None
     ) -> Float[Tensor, "N V"]:
-        """The logits of a call at some ``places`` only, N of them, row by row."""
+        """Return the logits at the N selected ``positions`` only, row by row."""
         ...
 
-    def read(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
-        """Extend ``cache`` by tokens after which nothing is predicted."""
+    def prefill(self, token_ids: Int[Tensor, "B T"], cache: Any) -> None:
+        """Extend ``cache`` by tokens without computing their logits."""
         ...
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """Bytes of such a cache."""
+        """Return the bytes of a cache of this size."""
         ...
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> Cache:
-        """An empty cache for ``batch_size`` sequences of up to ``capacity`` tokens; 0: ``context_length``."""
+        """Return an empty cache for ``batch_size`` sequences of up to ``capacity`` tokens; 0:
+        ``context_length``.
+        """
         ...

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022): a trained change of low rank beside frozen weights.
+"""LoRA (Hu et al. 2022): a trainable low-rank update of frozen weights.
 
 Shapes: B batch dimensions, I inputs, O outputs, R rank.
 """
@@ -21,13 +21,13 @@ from wholegpt.settings.schema import LoraConfig
 from wholegpt.settings.validation import check_lora
 
 FROZEN_ROWS = "frozen_rows"
-"""What a partly frozen matrix says of itself."""
+"""Attribute of a partly frozen matrix: the number of its frozen rows."""
 
 
 class LoraLinear(nn.Module):
-    """x·(W + (α/R)·B·A)ᵀ + b, of which W and b are frozen (section 4.1).
+    """x·(W + (α/R)·B·A)ᵀ + b with W and b frozen (section 4.1).
 
-    A begins random and B with zeros, so at first it is the layer it was.
+    A is initialized at random and B with zeros, so the initial layer equals the base layer.
     """
 
     def __init__(self, base: Linear, config: LoraConfig) -> None:
@@ -37,52 +37,53 @@ class LoraLinear(nn.Module):
         outputs, inputs = base.weight.shape
         self.down = nn.Parameter(base.weight.new_empty(config.rank, inputs))
         self.up = nn.Parameter(base.weight.new_zeros(outputs, config.rank))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as linear layers begin
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as linear layers are initialized
         self.merged = False
         self.enabled = True
 
     @property
     def weight(self) -> Tensor:
-        """W, with the change where that is merged."""
+        """Return W, including the update if it is merged."""
         return self.base.weight
 
     @property
     def change(self) -> Float[Tensor, "O I"]:
-        """(α/R)·B·A."""
+        """Compute (α/R)·B·A."""
         return self.scale * (self.up @ self.down)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """The layer's output for each row; dropout is on what A reads."""
+        """Return the layer's output for each row; dropout is applied to the input of A."""
         if self.merged or not self.enabled:
             return self.base(x)
-        read = dropout(x, self.dropout if self.training else 0.0)
-        return self.base(x) + self.scale * F.linear(F.linear(read, self.down), self.up)
+        dropped = dropout(x, self.dropout if self.training else 0.0)
+        return self.base(x) + self.scale * F.linear(F.linear(dropped, self.down), self.up)
 
 
 def add_lora(model: TokenModel, config: LoraConfig) -> list[str]:
-    """Freeze ``model`` and put a trainable change beside each linear layer that ``config.targets`` names.
+    """Freeze ``model`` and add a trainable update to each linear layer that ``config.targets`` matches.
 
-    Returns those layers' names. Raises ``ConfigError`` for a pattern that names none, and for a model that has LoRA.
+    Returns the names of those layers. Raises ``ConfigError`` for a pattern without a match, and for a model
+    that has LoRA.
     """
     check_lora(config)
     if not config.rank:
-        raise ConfigError("lora.rank is 0, which changes nothing; expected at least 1")
+        raise ConfigError("lora.rank is 0, which trains nothing; expected at least 1")
     if next(lora_layers(model), None):
-        raise ConfigError("the model has LoRA already; merge it first, or take it off")
+        raise ConfigError("the model already has LoRA; merge it first, or remove it")
     linear = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     inside = [name for name in linear if name.startswith("blocks.")]
     for pattern in config.targets:
         if not any(fnmatchcase(name, pattern) for name in inside):
             kinds = sorted({name.split(".", 2)[2] for name in inside})
             raise ConfigError(
-                f"lora.targets: '{pattern}' names no linear layer; there are blocks.0 to "
-                f"blocks.{model.config.n_layers - 1}, each with {', '.join(kinds)}, and * stands for anything"
+                f"lora.targets: '{pattern}' matches no linear layer; there are blocks.0 to "
+                f"blocks.{model.config.n_layers - 1}, each with {', '.join(kinds)}, and * matches anything"
             )
     chosen = [name for name in inside if any(fnmatchcase(name, pattern) for pattern in config.targets)]
     most = min(min(linear[name].weight.shape) for name in chosen)
     if config.rank > most:
         raise ConfigError(
-            f"lora.rank is {config.rank}; expected at most {most}, which no change of a layer exceeds"
+            f"lora.rank is {config.rank}; expected at most {most}, the full rank of the smallest layer"
         )
     model.requires_grad_(False)
     for name in chosen:
@@ -91,7 +92,9 @@ def add_lora(model: TokenModel, config: LoraConfig) -> list[str]:
 
 
 def train_new_embeddings(model: NeuralModel, n_new: int) -> None:
-    """Train the last ``n_new`` rows of the frozen token embedding, and of an output projection of its own."""
+    """Make the last ``n_new`` rows of the frozen token embedding trainable, and those of an untied output
+    projection.
+    """
     for weight in {id(w): w for w in (model.token_embedding.weight, model.unembedding.weight)}.values():
         weight.requires_grad_(True)
         old = len(weight) - n_new
@@ -107,19 +110,19 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def partly_frozen(parameter: nn.Parameter) -> bool:
-    """Whether only some rows of a matrix are trained."""
+    """Return whether only some rows of a matrix are trainable."""
     return bool(getattr(parameter, FROZEN_ROWS, 0))
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """The layers with LoRA and their names."""
+    """Yield the layers with LoRA and their names."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name, module
 
 
 def base_tensors(model: TokenModel) -> dict[str, Tensor]:
-    """What a model folder holds of the frozen model, without LoRA. Raises ``ConfigError`` where that is merged."""
+    """Return the tensors of the frozen base model, without LoRA. Raises ``ConfigError`` if LoRA is merged."""
     if any(layer.merged for _, layer in lora_layers(model)):
         raise ConfigError("the LoRA of this model is merged; unmerge it first")
     return {
@@ -131,9 +134,10 @@ def base_tensors(model: TokenModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge(model: TokenModel) -> None:
-    """Add each change to its weights, so that the model is as fast as without. ``unmerge`` undoes it, but for rounding.
+    """Add each LoRA update to its weights, so that inference costs nothing extra. ``unmerge`` reverts it up
+    to rounding.
 
-    Raises ``ConfigError`` where there is none, or where they are merged.
+    Raises ``ConfigError`` if the model has no LoRA or if it is merged.
     """
     for layer in _layers(model, merged=False):
         layer.base.weight += layer.change
@@ -142,7 +146,7 @@ def merge(model: TokenModel) -> None:
 
 @torch.no_grad()
 def unmerge(model: TokenModel) -> None:
-    """Take each change off its weights again. Raises ``ConfigError`` where none is merged."""
+    """Subtract each LoRA update from its weights. Raises ``ConfigError`` if none is merged."""
     for layer in _layers(model, merged=True):
         layer.base.weight -= layer.change
         layer.merged = False
@@ -164,7 +168,7 @@ def without_lora(model: nn.Module) -> Iterator[None]:
 
 
 def remove_lora(model: TokenModel) -> None:
-    """Leave plain linear layers: with the change where it is merged, without where it is not."""
+    """Replace the LoRA layers by plain linear layers, which keep the update only if it is merged."""
     for name, layer in list(lora_layers(model)):
         _replace(model, name, layer.base)
     model.requires_grad_(True)
@@ -175,7 +179,7 @@ def _layers(model: TokenModel, merged: bool) -> list[LoraLinear]:
     if not layers:
         raise ConfigError("the model has no LoRA")
     if any(layer.merged is not merged for layer in layers):
-        raise ConfigError(f"the LoRA of this model is {'not merged' if merged else 'merged already'}")
+        raise ConfigError(f"the LoRA of this model is {'not merged' if merged else 'already merged'}")
     return layers
 
 

@@ -26,8 +26,8 @@ Weights = Mapping[str, Tensor]
 def logits(token_ids: Int[Tensor, "B T"], weights: Weights, config: ModelConfig) -> Float[Tensor, "B T V"]:
     """Return the logits of the token after each position.
 
-    h₀ = W_e[x] + W_p[t] (E3), then L blocks (E5), then LN(h_L)·W_eᵀ (E7). ``config`` is complete, as that of a
-    ``Transformer`` is. Raises ``ConfigError`` for other variants than the two.
+    h₀ = W_e[x] + W_p[t] (E3), then L blocks (E5), then LN(h_L)·W_eᵀ (E7). ``config`` is complete, like that of a
+    ``Transformer``. Raises ``ConfigError`` for any other variant.
     """
     if not is_plain(config):
         raise ConfigError(
@@ -42,7 +42,7 @@ def logits(token_ids: Int[Tensor, "B T"], weights: Weights, config: ModelConfig)
 
 
 def is_plain(config: ModelConfig) -> bool:
-    """Return whether a model is one that this page computes."""
+    """Return whether this page computes models of ``config``."""
     return (
         config.architecture is Architecture.transformer
         and config.positions in (Positions.learned, Positions.rotary)

@@ -1,4 +1,4 @@
-"""Weights laid out once for reading and writing, in 16, 8 or 4 bits.
+"""Weights quantized and packed for inference, in 16, 8 or 4 bits.
 
 Shapes: I inputs, O outputs, N rows, C weights that share a scale.
 """
@@ -20,61 +20,63 @@ M = TypeVar("M", bound=TokenModel)
 GROUP = 32
 """C of the 4-bit format."""
 INT4_OUTPUTS = 64
-"""PyTorch's kernel takes outputs in multiples of so many."""
+"""PyTorch's kernel requires the number of outputs to be a multiple of this."""
 INT8_ROWS = 48
-"""From so many rows on a product in bfloat16 is faster than PyTorch's 8-bit kernel, unpacking included."""
+"""From this many rows, a product in bfloat16 is faster than PyTorch's 8-bit kernel, unpacking included."""
 SMALLEST_SCALE = 1e-30
 
 
-def lay_out(model: M, weights: WeightFormat, numbers: torch.dtype = torch.bfloat16) -> M:
-    """Replace ``model``'s linear layers by those of another format, in place, and hold everything else in ``numbers``.
+def quantize_weights(model: M, weights: WeightFormat, dtype: torch.dtype = torch.bfloat16) -> M:
+    """Quantize and pack the linear layers of ``model`` in place, and convert all else to ``dtype``.
 
-    It then reads, writes and caches in that number format, which its logits have, and cannot be trained. Raises
-    ``ConfigError`` where the device or the sizes do not allow the weights' format.
+    Activations, KV cache and logits then have ``dtype``, and the model cannot be trained. Raises
+    ``ConfigError`` if the device or the layer sizes do not support the format of ``weights``.
     """
     if weights is WeightFormat.float32:
         return model
     if not isinstance(model, Transformer):
         raise ConfigError(
-            f"weights are {weights}, which are for transformers; this is {model.config.architecture}"
+            f"weights are {weights}, which transformers support; this is {model.config.architecture}"
         )
     on_cpu = model.device.type == "cpu"
     if not on_cpu and weights is not WeightFormat.bfloat16:
         raise ConfigError(
-            f"weights are {weights} on {model.device}; 8 and 4 bits are for the CPU, try bfloat16"
+            f"weights are {weights} on {model.device}; 8 and 4 bits are for the CPU only; try bfloat16"
         )
     if model.config.experts and weights is not WeightFormat.bfloat16:
-        raise ConfigError(f"weights are {weights}, which experts have no kernel for; try bfloat16")
+        raise ConfigError(
+            f"weights are {weights}, which has no kernel for a mixture of experts; try bfloat16"
+        )
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear) and on_cpu:
-                setattr(parent, name, LAYOUTS[weights](child))
+                setattr(parent, name, PACKED_LAYERS[weights](child))
     for parameter in model.parameters():
-        parameter.requires_grad_(False).data = parameter.data.to(numbers)
+        parameter.requires_grad_(False).data = parameter.data.to(dtype)
     return model.eval()
 
 
-class LaidOut(nn.Module):
-    """A layer whose weight is in the layout of a kernel, from which it cannot be saved, nor loaded into it."""
+class PackedLayer(nn.Module):
+    """A layer whose weight is packed for a kernel; it can be neither saved nor loaded."""
 
     weights: WeightFormat
 
     def _refuse(self) -> None:
         raise ConfigError(
-            f"the weights are laid out as {self.weights}, which cannot be saved or loaded; load the model with "
-            "weights=float32 for that"
+            f"the weights are packed as {self.weights} and cannot be saved or loaded; load the model with "
+            "weights=float32 to do so"
         )
 
     def _save_to_state_dict(self, *arguments: Any, **named: Any) -> None:
-        """Refuse, where nothing would be saved else: what a kernel takes is no parameter."""
+        """Raise ``ConfigError``: packed weights are no parameters and would silently be left out."""
         self._refuse()
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         self._refuse()
 
 
-class PackedLinear(LaidOut):
-    """x·Wᵀ + b in bfloat16, the weight in oneDNN's own layout."""
+class PackedLinear(PackedLayer):
+    """x·Wᵀ + b in bfloat16, with the weight in oneDNN's packed format."""
 
     weights = WeightFormat.bfloat16
 
@@ -85,11 +87,11 @@ class PackedLinear(LaidOut):
         self.bias = _bias(linear)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """The layer's output for each row."""
+        """Return the layer's output for each row."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class Int8Linear(LaidOut):
+class Int8Linear(PackedLayer):
     """x·(s ⊙ Q)ᵀ + b with q = round(w/s) in −127…127 and s = max|w|/127 for each output (E13, symmetric)."""
 
     weights = WeightFormat.int8
@@ -100,18 +102,18 @@ class Int8Linear(LaidOut):
         self.bias = _bias(linear)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """The layer's output for each row."""
+        """Return the layer's output for each row."""
         rows = x.reshape(-1, x.shape[-1])
-        halved = rows.to(torch.bfloat16)  # of 32 bits PyTorch's kernel is 15 times slower
+        halved = rows.to(torch.bfloat16)  # PyTorch's kernel is 15 times slower for 32-bit inputs
         if len(rows) < INT8_ROWS:
             product = torch.ops.aten._weight_int8pack_mm(halved, self.weight, self.scale)
-        else:  # the same numbers, so that a text does not depend on how many rows are read at once
+        else:  # the same values, so that a text does not depend on the number of rows per call
             product = halved.to(x.dtype) @ self.weight.to(x.dtype).t() * self.scale
         product = product.to(torch.bfloat16).to(x.dtype)
         return _with_bias(product, self.bias).view(*x.shape[:-1], -1)
 
 
-class Int4Linear(LaidOut):
+class Int4Linear(PackedLayer):
     """x·Ŵᵀ + b with ŵ = s·(q − 8) + z, q in 0…15, for each group of C inputs of an output (E13, asymmetric)."""
 
     weights = WeightFormat.int4
@@ -121,7 +123,7 @@ class Int4Linear(LaidOut):
         self.outputs, inputs = linear.weight.shape
         if inputs % GROUP:
             raise ConfigError(
-                f"weights are int4, whose groups of {GROUP} do not divide a layer's {inputs} inputs"
+                f"weights are int4, whose groups of {GROUP} do not divide the {inputs} inputs of a layer"
             )
         weight = linear.weight.detach().float()
         weight = nn.functional.pad(weight, (0, 0, 0, -self.outputs % INT4_OUTPUTS))
@@ -131,7 +133,7 @@ class Int4Linear(LaidOut):
         self.bias = _bias(linear)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """The layer's output for each row."""
+        """Return the layer's output for each row."""
         rows = x.reshape(-1, x.shape[-1])
         halved = rows.to(torch.bfloat16)
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(halved, self.weight, GROUP, self.scales)
@@ -139,7 +141,9 @@ class Int4Linear(LaidOut):
 
 
 def quantize_int8(weight: Float[Tensor, "O I"]) -> tuple[Int[Tensor, "O I"], Float[Tensor, " O"]]:
-    """q = round(w/s) and s, in bfloat16 as the product takes it, so that q makes up for its rounding."""
+    """Compute q = round(w/s) and s. s is rounded to bfloat16 first, as the product uses it, so that q
+    compensates.
+    """
     scale = (weight.abs().amax(dim=1) / 127).clamp_min(SMALLEST_SCALE).to(torch.bfloat16)
     levels = (weight / scale.float()[:, None]).round().clamp(-127, 127)
     return levels.to(torch.int8), scale
@@ -148,7 +152,7 @@ def quantize_int8(weight: Float[Tensor, "O I"]) -> tuple[Int[Tensor, "O I"], Flo
 def quantize_int4(
     groups: Float[Tensor, "O G C"],
 ) -> tuple[Int[Tensor, "O G C"], Float[Tensor, "O G"], Float[Tensor, "O G"]]:
-    """q = round((w − z)/s) + 8 with s = (max − min)/15 and z = min + 8·s, both in bfloat16."""
+    """Compute q = round((w − z)/s) + 8, s = (max − min)/15 and z = min + 8·s; s and z are in bfloat16."""
     least, most = groups.aminmax(dim=-1)
     scale = ((most - least) / 15).clamp_min(SMALLEST_SCALE).to(torch.bfloat16)
     middle = (least + 8 * scale.float()).to(torch.bfloat16)
@@ -156,7 +160,7 @@ def quantize_int4(
     return levels.clamp(0, 15).to(torch.int32), scale, middle
 
 
-LAYOUTS: dict[WeightFormat, Callable[[Linear], nn.Module]] = {
+PACKED_LAYERS: dict[WeightFormat, Callable[[Linear], nn.Module]] = {
     WeightFormat.bfloat16: PackedLinear,
     WeightFormat.int8: Int8Linear,
     WeightFormat.int4: Int4Linear,

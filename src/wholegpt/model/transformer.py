@@ -1,4 +1,4 @@
-"""The model: token ids -> logits.
+"""The decoder-only transformer: token ids in, logits out.
 
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
@@ -30,10 +30,10 @@ from wholegpt.settings.validation import RECURRENT, check_separable, complete_mo
 
 
 class Transformer(PositionedModel):
-    """A decoder-only transformer, GPT-1, GPT-2 or modern by its config.
+    """A decoder-only transformer: GPT-1, GPT-2 or modern, depending on its config.
 
-    h₀ = W_e[x] + W_p[t] (E3), L blocks (E5), then logits LN(h_L)·W_eᵀ (E7; post-norm blocks end
-    in a normalisation of their own, so there the last LN is left out, as in GPT-1).
+    h₀ = W_e[x] + W_p[t] (E3), L blocks (E5), then logits LN(h_L)·W_eᵀ (E7). Post-norm blocks end with a
+    normalization of their own, so they have no final LN, as in GPT-1.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Transformer(PositionedModel):
 
     @property
     def ends_at_context(self) -> bool:
-        """Whether there are no more than τ positions: where each is a vector of its own."""
+        """Return whether the model is limited to τ positions: each one has its own vector."""
         return bounded_positions(self.config)
 
     def hidden_states(
@@ -63,10 +63,10 @@ class Transformer(PositionedModel):
         cache: ModelCache | None = None,
         documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The residual stream after the last block and its normalisation.
+        """Return the residual stream after the last block and the final normalization.
 
-        ``documents`` numbers the document that each token is in: documents do not see each other, and positions begin
-        anew in each. It needs the whole sequence, so it cannot go with a ``cache``.
+        ``documents`` holds the document index of each token: documents do not see each other, and positions
+        restart at 0 in each. It requires the whole sequence and cannot be combined with a ``cache``.
         """
         assert cache is None or documents is None
         if documents is not None:
@@ -89,8 +89,8 @@ class Transformer(PositionedModel):
     def through_blocks(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext
     ) -> Float[Tensor, "B T D"]:
-        """From h₀ to the last block's output and its normalisation."""
-        # From here on in the number format of the products: half the memory to read and write.
+        """Return the last block's output after the final normalization, given h₀."""
+        # From here on in the compute dtype: half the memory traffic.
         stream = dropout(stream.to(compute_dtype(stream)), self.config.dropout if self.training else 0.0)
         for layer in range(self.config.n_layers):
             block = self.blocks[layer % len(self.blocks)]
@@ -103,7 +103,7 @@ class Transformer(PositionedModel):
     def _whole(
         self, length: int, documents: Int[Tensor, "B T"] | None
     ) -> tuple[Int[Tensor, "*B T"], Bool[Tensor, "*M T T"]]:
-        """Positions and what each may see, where sequences are read from their beginning."""
+        """Return positions and attention mask of whole sequences."""
         if length > self.context_length and self.ends_at_context:
             raise ConfigError(f"{length} tokens do not fit model.context_length = {self.context_length}")
         visible = visible_keys(length, self.config, self.device)
@@ -115,7 +115,7 @@ class Transformer(PositionedModel):
         return restarted_positions(documents), visible & alike.unsqueeze(1)
 
     def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """The weight matrices of the blocks, each with the rows of the maps stacked in it."""
+        """Yield each weight matrix of the blocks, with the number of rows of each map stacked in it."""
         for block in self.blocks:
             assert isinstance(block, Block)
             layers = (one for one in block.modules() if isinstance(one, Linear | ExpertLinear))
@@ -125,10 +125,11 @@ class Transformer(PositionedModel):
                     yield parameter, stacked.get(parameter) or [len(parameter)]
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> ModelCache:
-        """An empty cache for ``capacity`` positions (0: τ) on the weights' device.
+        """Return an empty cache for ``capacity`` positions (0: τ) on the weights' device.
 
-        It is in the weights' number format; for a single sequence on a CPU in 32 bits at least, where the product of
-        one query with all keys takes a third of the time (docs/decisions.md). The sum of linear attention always is.
+        Its dtype is that of the weights. For a single sequence on a CPU it is at least float32, which makes
+        the product of one query with all keys three times as fast (docs/decisions.md). The state of linear
+        attention is always at least float32.
         """
         if self.config.attention in RECURRENT:
             return RecurrentCache.empty(state_shape(self.config, batch_size), self.device, self._sum_dtype)
@@ -138,7 +139,7 @@ class Transformer(PositionedModel):
         )
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """Bytes of such a cache."""
+        """Return the bytes of a cache of this size."""
         if self.config.attention in RECURRENT:
             return math.prod(state_shape(self.config, batch_size)) * self._sum_dtype.itemsize
         return KeyValueCache.bytes(self.config, batch_size, capacity, self._cache_dtype(batch_size))
@@ -155,10 +156,11 @@ class Transformer(PositionedModel):
 
 @torch.no_grad()
 def initialize(model: NeuralModel) -> None:
-    """GPT-2's initialisation: N(0, 0.02²); biases 0; what writes to the residual stream scaled by 1/√(2L).
+    """Initialize as GPT-2: N(0, 0.02²); biases 0; output projections of the residual branches scaled by
+    1/√(2L).
 
-    The scaling keeps the variance of the residual stream from growing with depth (Radford et al.
-    2019, section 2.3). Norms start as the identity.
+    The scaling keeps the variance of the residual stream from growing with depth (Radford et al. 2019,
+    section 2.3). Norms start as the identity.
     """
     residual_scale = 1 / math.sqrt(2 * model.config.n_layers)
     for name, module in model.named_modules():

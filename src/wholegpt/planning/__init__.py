@@ -1,4 +1,4 @@
-"""Before training: what fits into a time and a memory, and what it will come to."""
+"""Plan training for a time and memory budget, and predict its result."""
 
 from wholegpt.planning.machine import Machine
 from wholegpt.planning.plan import ENGLISH_PROSE, Budget, Plan, Text

@@ -1,4 +1,4 @@
-"""What a machine does in a second, measured here or described; and how long a training step takes on it."""
+"""Speed of a machine, measured or described, and the duration of a training step on it."""
 
 import math
 import time
@@ -16,27 +16,27 @@ from wholegpt.training.muon import ITERATIONS
 
 PROBE_SIZE = 2048
 PROBE_SECONDS = 0.5
-PASSES = 44.0
-"""Copies of each number kept for the backward pass that take as long as a step's work outside its products."""
-OPTIMIZER_PASSES = 12.0
-"""How often clipping and the optimiser read or write each parameter, gradient or moment, in float32."""
+ACTIVATION_COPIES = 44.0
+"""Copies per saved activation that take as long as a step's work outside its matrix products."""
+OPTIMIZER_ACCESSES = 12.0
+"""How often clipping and the optimizer read or write each parameter, gradient or moment, in float32."""
 
 FORWARD_SHARE = 3.0
-"""How many times as fast as training a forward pass alone goes through tokens."""
+"""Speed of a forward pass in tokens per second, relative to training."""
 SAMPLE_TOKENS_PER_SECOND = 100.0
-"""Assumed of a machine that is only described: about what Python's part of a token costs."""
+"""Assumed for a machine that is only described: about the cost of Python per token."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The figures that bound training. Raises ``ConfigError`` for what no machine has."""
+    """The properties that limit training speed. Raises ``ConfigError`` for impossible values."""
 
     flops: float
-    """FLOP/s of a large matrix product in the number format of training."""
+    """FLOP/s of a large matrix product in the dtype of training."""
     bandwidth: float
-    """Bytes a second between processor and memory."""
+    """Bytes per second between processor and memory."""
     memory: float = math.inf
-    """Bytes that training may fill."""
+    """Bytes available for training."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("flops", self.flops, 1e6), ("bandwidth", self.bandwidth, 1e6)):
@@ -47,7 +47,9 @@ class Machine:
 
 
 def probe(device: torch.device, dtype: Dtype) -> Machine:
-    """Measure ``device`` for about a second: a square product of 2,048 and a copy of 128 MB, the best of each."""
+    """Measure ``device`` for about a second: a square product of size 2,048 and a copy of 128 MB, the best of
+    each.
+    """
     a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(runtime.torch_dtype(dtype))
     source = torch.zeros(2**25, device=device)
     target = torch.empty_like(source)
@@ -67,12 +69,13 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def step_seconds(config: Config, machine: Machine) -> float:
-    """Seconds of one optimiser step, as its products at the machine's rate and its other work at its bandwidth.
+    """Compute the seconds of an optimizer step: products at the machine's FLOP/s, other work at its
+    bandwidth.
 
-    (3·F·n + 30·D·N_b) / flops + (44·s·a·n + 48·N) / bandwidth for n tokens a step, F forward FLOPs a token, a
-    numbers of s bytes kept a token (two of them for each logit), N parameters, N_b of them in the blocks, whose
-    square matrices take Muon 2·(1 + 1 + 1)·D FLOPs a parameter and iteration. The 44 is fitted to widths from 64 to
-    512 on two cores (docs/decisions.md). ``config`` must be decided.
+    (3·F·n + 30·D·N_b) / flops + (44·s·a·n + 48·N) / bandwidth for n tokens per step, F forward FLOPs per
+    token, a saved activations of s bytes per token (two for each logit), and N parameters, N_b of them in the
+    blocks. Muon takes 2·(1 + 1 + 1)·D FLOPs per parameter of their square matrices and iteration. The 44 is
+    fitted to widths from 64 to 512 on two cores (docs/decisions.md). ``config`` must be resolved.
     """
     model, training = config.model, config.training
     tokens = training.batch_size * model.context_length
@@ -81,50 +84,52 @@ def step_seconds(config: Config, machine: Machine) -> float:
         products += ITERATIONS * 6 * model.d_model * parameter_count(model).blocks
     size = 4 if config.precision.dtype is Dtype.float32 else 2
     kept = tokens * (saved_activations(model, config.precision.attention) + 2 * model.vocab_size)
-    moved = PASSES * size * kept + OPTIMIZER_PASSES * 4 * parameter_count(model).total
+    moved = ACTIVATION_COPIES * size * kept + OPTIMIZER_ACCESSES * 4 * parameter_count(model).total
     return products / machine.flops + moved / machine.bandwidth
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a model trains, is measured and writes."""
+    """Speed of training, evaluation and generation of a model."""
 
     step_seconds: float
     validation_tokens_per_second: float
     sample_tokens_per_second: float
     start_seconds: float = 0.0
-    """What the first steps take more than others: finding memory, choosing kernels, compiling."""
+    """Additional time of the first steps: allocating memory, choosing kernels, compiling."""
 
 
 class Speeds:
-    """Rates of any size on a machine: as measured where they were, else reckoned from those nearest in width."""
+    """Rates of any size on a machine: measured, or extrapolated from the nearest measured width."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._measured: dict[tuple[int, int, bool], tuple[Config, Rates]] = {}
 
     def add(self, config: Config, rates: Rates) -> None:
-        """What was measured for ``config``."""
+        """Record the measured ``rates`` of ``config``."""
         self._measured[_kind(config)] = (config, rates)
 
     def has(self, config: Config) -> bool:
-        """Whether the size of ``config`` was measured, with or without dropout as it has."""
+        """Return whether the size of ``config`` was measured, with or without dropout as in ``config``."""
         return _kind(config) in self._measured
 
     def __call__(self, config: Config) -> Rates:
-        """Seconds of a step as the machine's figures give them, times what that was off by where it was measured."""
+        """Return the rates of ``config``: computed from the machine's properties, and corrected by
+        measurements.
+        """
         here = self._measured.get(_kind(config))
         if here:
             return here[1]
-        reckoned = step_seconds(config, self.machine)
+        predicted = step_seconds(config, self.machine)
         tokens = config.training.batch_size * config.model.context_length
         if not self._measured:
-            return Rates(reckoned, FORWARD_SHARE * tokens / reckoned, SAMPLE_TOKENS_PER_SECOND)
+            return Rates(predicted, FORWARD_SHARE * tokens / predicted, SAMPLE_TOKENS_PER_SECOND)
         known, rates = min(
             self._measured.values(),
             key=lambda pair: abs(math.log(pair[0].model.d_model / config.model.d_model)),
         )
-        slower = reckoned / step_seconds(known, self.machine)
+        slower = predicted / step_seconds(known, self.machine)
         return Rates(
             rates.step_seconds * slower,
             rates.validation_tokens_per_second

@@ -1,4 +1,4 @@
-"""What a plan is made for and what it says: a text, a time, and what to train."""
+"""The inputs and the result of planning: a text, a time, and what to train."""
 
 import dataclasses
 import math
@@ -15,64 +15,64 @@ from wholegpt.settings.serialization import to_mapping
 
 @dataclass(frozen=True)
 class Text:
-    """What a plan must know of a text."""
+    """The properties of a text that planning requires."""
 
     train_tokens: float
     validation_tokens: int
     bytes_per_token: float
-    """Of the validation text."""
+    """Bytes per token of the validation text."""
     vocab_size: int
 
     @classmethod
     def of(cls, data: PreparedData) -> "Text":
-        """Those of prepared data."""
+        """Return the properties of prepared data."""
         train, validation = data.manifest.train, data.manifest.validation
         per_token = validation.bytes / max(validation.tokens, 1)
         return cls(train.tokens, validation.tokens, per_token, data.manifest.vocab_size)
 
 
 class Budget:
-    """A time, and when it began; now unless given."""
+    """A time budget and its start, by default now."""
 
     def __init__(self, minutes: float, started: float | None = None) -> None:
         self.minutes = minutes
         self.started = time.monotonic() if started is None else started
 
     def spent(self) -> float:
-        """Seconds of it that are over."""
+        """Return the seconds of the budget that have passed."""
         return time.monotonic() - self.started
 
 
 ENGLISH_PROSE = Text(train_tokens=math.inf, validation_tokens=400_000, bytes_per_token=3.61, vocab_size=4096)
-"""A text without end, as reviews, news and speeches are, where none is named."""
+"""An endless text like reviews, news and speeches, used if no text is named."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be trained, how long it takes, what it needs, and what to expect of it."""
+    """What will be trained, its duration and memory, and its expected result."""
 
     minutes: float
-    """What was asked for."""
+    """The requested time."""
     measured: bool
-    """Whether speed was measured on this machine; else it was reckoned from a description."""
+    """Whether speed was measured on this machine; otherwise it is predicted from a description."""
     config: Config
     seconds: float
-    """Of the whole command: reading, measuring, training, evaluation, samples, saving."""
+    """Duration of the whole command: reading, measuring, training, evaluation, samples, saving."""
     train_seconds: float
     step_seconds: float
     tokens: int
-    passes: float
-    """Over the training text."""
+    epochs: float
+    """Number of epochs over the training text."""
     peak_memory_bytes: int
     bits_per_byte: Expectation
-    """Of the whole held-out text, after the last step."""
+    """Expected loss on the whole validation text after the last step."""
     useful_minutes: float | None = None
-    """Where less time than asked for is enough: more does not help on this text."""
+    """Set if less time than requested is enough, because more does not help on this text."""
     notes: tuple[str, ...] = ()
-    """What was assumed, and where the plan goes beyond what was measured."""
+    """Assumptions, and where the plan exceeds the measured range."""
 
     def to_json(self) -> dict[str, Any]:
-        """What ``wholegpt plan --json`` prints."""
+        """Return the output of ``wholegpt plan --json``."""
         return {
             "minutes": self.minutes,
             "measured": self.measured,
@@ -81,7 +81,7 @@ class Plan:
             "step_seconds": self.step_seconds,
             "steps": self.config.training.steps,
             "tokens": self.tokens,
-            "passes": self.passes,
+            "passes": self.epochs,
             "parameters": parameter_count(self.config.model).total,
             "peak_memory_bytes": self.peak_memory_bytes,
             "bits_per_byte": dataclasses.asdict(self.bits_per_byte),
@@ -91,16 +91,18 @@ class Plan:
         }
 
     def describe(self) -> str:
-        """The plan for people, in a few lines."""
+        """Return the plan as a few lines of text."""
         model, training, loss = self.config.model, self.config.training, self.bits_per_byte
-        basis = "measured on this machine" if self.measured else "reckoned from the description, not measured"
-        passes = f"{self.passes:.1f} passes over the text, " if self.passes else ""
+        basis = (
+            "measured on this machine" if self.measured else "predicted from the description, not measured"
+        )
+        epochs = f"{self.epochs:.1f} epochs, " if self.epochs else ""
         lines = [
             f"plan for {self.minutes:g} minutes, {basis}:",
             f"  model   {parameter_count(model).total:,} parameters: {model.n_layers} layers, {model.d_model} wide, "
             f"vocabulary of {model.vocab_size:,}" + (f", dropout {model.dropout:g}" if model.dropout else ""),
             f"  steps   {training.steps:,} of {training.batch_size} × {model.context_length} tokens: {self.tokens:,} "
-            f"tokens, {passes}{self.tokens / self.train_seconds:,.0f} tokens/s",
+            f"tokens, {epochs}{self.tokens / self.train_seconds:,.0f} tokens/s",
             f"  time    {clock(self.seconds)} in all, {clock(self.train_seconds)} of it training",
             f"  memory  about {self.peak_memory_bytes / 1e9:.2f} GB at most",
             f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",
@@ -111,7 +113,7 @@ class Plan:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
+    """Format seconds as minutes and seconds, with hours if needed."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

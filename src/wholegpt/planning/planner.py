@@ -1,4 +1,4 @@
-"""The time budget: what to train on a text in the minutes given, and what to expect of it.
+"""Plan what to train on a text in a given time, and predict the result.
 
 A plan is a config with a fixed number of steps, so a run made from it resumes bit for bit like any other.
 """
@@ -19,7 +19,7 @@ from wholegpt.planning.machine import Machine, Rates, Speeds, probe
 from wholegpt.planning.plan import Budget, Plan, Text
 from wholegpt.planning.scaling import (
     COVERED_BLOCKS,
-    COVERED_PASSES,
+    COVERED_EPOCHS,
     COVERED_TEXT,
     COVERED_TOKENS,
     EARLY_SHARE,
@@ -48,34 +48,38 @@ WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048
 CONTEXT_LENGTH = 256
 BATCH_SIZE = 16
 SMALL_BATCH_TOKENS = 16e6
-"""The batch is ``BATCH_SIZE`` for trainings on less than four times as many tokens."""
+"""The batch size is ``BATCH_SIZE`` for training on less than four times as many tokens."""
 LEAST_STEPS = 100
-"""Fewer are hardly more than the warm-up."""
+"""Fewer steps are hardly more than the warm-up."""
 LEAST_TOKENS = LEAST_STEPS * BATCH_SIZE * CONTEXT_LENGTH
 LEAST_TEXT = 2 * CONTEXT_LENGTH
-"""Tokens without which there is nothing to plan for."""
+"""Minimum tokens of a text for planning."""
 BISECTIONS = 12
 GOOD_ENOUGH = 1.002
-"""Of plans whose expected losses are this near the best, one that takes far less time is enough."""
+"""If the expected losses of two plans are within this factor, one that takes far less time is preferred."""
 ENOUGH_TIME = 0.8
-"""Far less: below this share of the time."""
+"""Far less time: below this share."""
 TOKENS_A_PARAMETER = 20
-"""Of different text, at most, in trainings longer than the sweep's (Hoffmann et al. 2022, table 3)."""
+"""Maximum distinct tokens per parameter, for training beyond the range of the sweep (Hoffmann et al. 2022,
+table 3).
+"""
 EVALUATIONS = 10
 SAMPLES = 3
 CHECKPOINT_SECONDS = 600.0
-"""A checkpoint is due at least this often, besides those of evaluations that were the best so far."""
+"""Maximum seconds between checkpoints, besides those of the best evaluations."""
 DISK_BYTES_PER_SECOND = 2e8
 CHECKPOINT_BYTES = 16
-"""Of weights and optimiser, a parameter, rounded up."""
+"""Bytes of weights and optimizer state per parameter, rounded up."""
 REPORT_SECONDS = 2.0
 BRIEF_SECONDS = 1.0
 ALLOCATOR_BYTES = 128e6
-"""What the process needs besides its tensors once it trains: threads, compiled kernels, holes of the heap."""
+"""Memory that the process needs in training besides its tensors: threads, compiled kernels, heap
+fragmentation.
+"""
 PROGRAM_BYTES = 400e6 + ALLOCATOR_BYTES
-"""Python, PyTorch and that, of a process that is not here to be looked at."""
+"""Memory of Python, PyTorch and ``ALLOCATOR_BYTES``, for a process that cannot be measured here."""
 TRIAL_SHARE, LONGEST_TRIAL = 0.05, 30.0
-"""How much of the time may go into measuring the speed of one size, and seconds at most: docs/decisions.md."""
+"""Share of the time, and maximum seconds, for measuring the speed of one size: docs/decisions.md."""
 PILOT_VALIDATION_TOKENS, TRIAL_VALIDATION_TOKENS = 50_000, 10_000
 PLANNED = (
     "model",
@@ -90,7 +94,9 @@ PLANNED = (
 
 
 def refuse_planned(minutes: float, named: Iterable[str]) -> None:
-    """Raise ``ConfigError`` for a time that is none, and for settings, ``named`` SECTION.FIELD, that a plan decides."""
+    """Raise ``ConfigError`` for an invalid time, and for settings in ``named`` (SECTION.FIELD) that a plan
+    decides.
+    """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}; expected a finite time above 0")
     decided = [name for name in named if name in PLANNED or name.partition(".")[0] in PLANNED]
@@ -101,7 +107,9 @@ def refuse_planned(minutes: float, named: Iterable[str]) -> None:
 
 
 def model_of_width(width: int, vocab_size: int) -> ModelConfig:
-    """The modern (Qwen3) model of the ladder: a layer for each 64 of width, three at least; heads of 64, or 32."""
+    """Return the modern (Qwen3) model of this width: a layer per 64 of width, at least three; heads of 64, or
+    32.
+    """
     return complete_model(
         ModelConfig(
             vocab_size=vocab_size,
@@ -114,15 +122,16 @@ def model_of_width(width: int, vocab_size: int) -> ModelConfig:
 
 
 def batch_size(tokens: float) -> int:
-    """Windows in a step of a training on so many tokens: 16 up to 64 million, then growing as their root.
+    """Return the windows per step for training on so many tokens: 16 up to 64 million, then growing as their
+    root.
 
-    The sweep has 16 windows throughout; the growth is a rule for longer trainings that was not measured.
+    The sweep uses 16 windows throughout; the growth is an unmeasured rule for longer training.
     """
     return BATCH_SIZE * 2 ** max(0, math.floor(math.log(tokens / SMALL_BATCH_TOKENS, 4)) if tokens else 0)
 
 
 def planned_config(base: Config, width: int, text: Text, tokens: float) -> Config:
-    """``base`` with everything that a plan decides for a model so wide, trained on about so many tokens."""
+    """Return ``base`` with everything that a plan decides for a model of this width and about so many tokens."""
     batch = batch_size(tokens)
     steps = max(1, round(tokens / (batch * CONTEXT_LENGTH)))
     optimizer = complete_optimizer(OptimizerConfig())
@@ -139,19 +148,19 @@ def planned_config(base: Config, width: int, text: Text, tokens: float) -> Confi
     )
 
 
-def regularization(passes: float, steps: int, learning_rate: float) -> tuple[float, float]:
-    """Weight decay and dropout for so many passes over the text; docs/decisions.md has the measurements.
+def regularization(epochs: float, steps: int, learning_rate: float) -> tuple[float, float]:
+    """Return weight decay and dropout for a number of epochs; docs/decisions.md has the measurements.
 
-    Weights forget with a time constant of 1/(η·λ) steps; λ is set so that it is a share of the run that falls
-    with the passes, 1/(1.2·passes^0.6), but λ ≤ 1.
+    Weights are forgotten with a time constant of 1/(η·λ) steps. λ is set so that it is a share of the run
+    that decreases with the epochs, 1/(1.2·epochs^0.6), but λ ≤ 1.
     """
-    share = 1.2 * max(1.0, passes) ** 0.6
-    dropout = 0.0 if passes <= 6 else 0.1 if passes <= 15 else 0.2
+    share = 1.2 * max(1.0, epochs) ** 0.6
+    dropout = 0.0 if epochs <= 6 else 0.1 if epochs <= 15 else 0.2
     return min(1.0, share / (learning_rate * steps)), dropout
 
 
 def run_seconds(config: Config, text: Text, rates: Rates) -> float:
-    """Seconds that a run of ``config`` takes: its steps, evaluations, samples, checkpoints and report."""
+    """Compute the seconds of a run of ``config``: its steps, evaluations, samples, checkpoints and report."""
     tokens = EVALUATIONS * min(config.evaluation.tokens, text.validation_tokens) + text.validation_tokens
     training = rates.start_seconds + config.training.steps * rates.step_seconds
     checkpoints = EVALUATIONS + training / CHECKPOINT_SECONDS
@@ -166,11 +175,11 @@ def run_seconds(config: Config, text: Text, rates: Rates) -> float:
 
 @dataclass(frozen=True)
 class Choice:
-    """A config and what it takes."""
+    """A config, its duration and its expected loss."""
 
     config: Config
     seconds: float
-    """Of the run, everything in it."""
+    """Duration of the whole run."""
     loss: Expectation
     """In nats per token."""
     enough: bool = False
@@ -185,11 +194,11 @@ def choose(
     seconds: float,
     memory: float,
 ) -> Choice | None:
-    """The size and number of steps with the lowest expected loss after ``seconds``.
+    """Return the size and number of steps with the lowest expected loss after ``seconds``.
 
-    Where that repeats the text and far less time comes to nearly the same, the least such time. Nothing where
-    not even the smallest model can be trained in the time. ``base`` must be decided. Raises ``ConfigError``
-    where none fits into ``memory`` bytes.
+    If the text is repeated and far less time gives nearly the same loss, the shortest such time is chosen.
+    Returns ``None`` if not even the smallest model can be trained in the time. ``base`` must be resolved.
+    Raises ``ConfigError`` if no model fits into ``memory`` bytes.
     """
     pilot = planned_config(base, PILOT_WIDTH, text, PILOT_TOKENS)
 
@@ -206,7 +215,7 @@ def choose(
             break
         at_small_batches = LEAST_TOKENS * seconds / (LEAST_STEPS * rates_of(smallest).step_seconds)
         low, high = LEAST_TOKENS, max(10 * at_small_batches, LEAST_TOKENS)
-        for _ in range(BISECTIONS):  # what can just be afforded is to fill the time
+        for _ in range(BISECTIONS):  # find the number of tokens that fills the time
             middle = math.sqrt(low * high)
             low, high = (middle, high) if choice(width, middle).seconds <= seconds else (low, middle)
         tokens = low
@@ -215,11 +224,11 @@ def choose(
             if one.seconds <= seconds:
                 choices.append(one)
                 if tokens <= text.train_tokens:
-                    break  # without repeats more tokens are always better
+                    break  # without repetition, more tokens are always better
             tokens *= 0.9
     if not choices:
         return None
-    for unfit in (_starved, _overgrown, _overtrained):  # each only where something else is left
+    for unfit in (_starved, _overgrown, _overtrained):  # each filter applies only if something is left
         choices = [one for one in choices if not unfit(one.config, text)] or choices
     chosen = min(choices, key=lambda one: one.loss.expected)
     if trained_tokens(chosen.config) > text.train_tokens:
@@ -244,19 +253,21 @@ def choose(
 
 
 def _starved(config: Config, text: Text) -> bool:
-    """Whether a model is too small for its tokens by the published rule, where our own sweep does not reach."""
+    """Return whether a model is too small for its tokens by the published rule, beyond the range of the
+    sweep.
+    """
     fresh = min(trained_tokens(config), text.train_tokens)
     return fresh > COVERED_TOKENS and fresh > TOKENS_A_PARAMETER * parameter_count(config.model).total
 
 
 def _overgrown(config: Config, text: Text) -> bool:
-    """Whether a model is larger for its text than any of the sweep: it would overfit."""
+    """Return whether a model is larger for its text than any of the sweep, so that it would overfit."""
     return parameter_count(config.model).blocks > text.train_tokens * COVERED_BLOCKS / COVERED_TEXT
 
 
 def _overtrained(config: Config, text: Text) -> bool:
-    """Whether a training repeats its text more often than any of the sweep."""
-    return trained_tokens(config) > COVERED_PASSES * text.train_tokens
+    """Return whether training repeats its text more often than any of the sweep."""
+    return trained_tokens(config) > COVERED_EPOCHS * text.train_tokens
 
 
 def make_plan(
@@ -268,8 +279,9 @@ def make_plan(
 ) -> Plan:
     """Measure this machine and the text for some seconds, and plan what to train in the time of ``budget``.
 
-    ``memory`` limits what the process may fill. Raises ``ConfigError`` for a time too short (with the least that
-    makes sense), or where not even the smallest model fits into the memory; ``DataError`` for a text too small.
+    ``memory`` limits the memory of the process. Raises ``ConfigError`` if the time is too short (with the
+    minimum that makes sense) or if not even the smallest model fits into the memory; ``DataError`` if the
+    text is too small.
     """
     text = Text.of(data)
     _refuse_too_small(text, data)
@@ -316,7 +328,7 @@ def _refuse_little_memory(base: Config, text: Text, memory: float) -> None:
         raise ConfigError(
             f"the smallest model that --minutes plans needs {needed / 1e9:.2f} GB besides the program itself, and "
             f"there are {max(memory, 0) / 1e9:.2f} GB for it; {math.ceil((needed - memory) / 1e7) / 100:.2f} GB more "
-            "would do, and a smaller model can be trained without --minutes"
+            "would suffice, and a smaller model can be trained without --minutes"
         )
 
 
@@ -330,7 +342,7 @@ def _refuse_too_small(text: Text, data: PreparedData) -> None:
 
 
 def measure_difficulty(config: Config, data: PreparedData, console: Console) -> Difficulty:
-    """How hard a text is, from the pilot's short training on it."""
+    """Measure how hard a text is by a short pilot training on it."""
     text = Text.of(data)
     _refuse_too_small(text, data)
     pilot = resolve(planned_config(config, PILOT_WIDTH, text, PILOT_TOKENS), data)
@@ -339,7 +351,7 @@ def measure_difficulty(config: Config, data: PreparedData, console: Console) -> 
 
 def _run_pilot(pilot: Config, data: PreparedData, console: Console) -> tuple[Difficulty, Rates]:
     early, last = max(1, pilot.training.steps // EARLY_SHARE), pilot.training.steps
-    with console.progress("learning how hard the text is", last) as progress, runtime.memory_apart():
+    with console.progress("measuring how hard the text is", last) as progress, runtime.memory_apart():
         trial = run_trial(pilot, data, progress, PILOT_VALIDATION_TOKENS, scored_after=(early,))
     return Difficulty(trial.validation_nats[early], trial.validation_nats[last]), trial.rates
 
@@ -347,7 +359,7 @@ def _run_pilot(pilot: Config, data: PreparedData, console: Console) -> tuple[Dif
 def plan_elsewhere(
     config: Config, text: Text, difficulty: Difficulty, minutes: float, machine: Machine
 ) -> Plan:
-    """A plan for a machine that is only described, reckoned from its figures. Raises as ``make_plan`` does."""
+    """Return a plan for a machine that is only described. Raises like ``make_plan``."""
     on_cpu = config.runtime.device == "cpu"
     precision = dataclasses.replace(
         config.precision,
@@ -356,7 +368,7 @@ def plan_elsewhere(
     )
     base = dataclasses.replace(config, precision=precision)
     speeds = Speeds(machine)
-    # What ``make_plan`` would spend before the run: the pilot, and the trial of what it chooses.
+    # The time that ``make_plan`` would spend before the run: the pilot, and a trial of its choice.
     pilot = planned_config(base, PILOT_WIDTH, text, PILOT_TOKENS)
     spent = pilot.training.steps * speeds(pilot).step_seconds + min(TRIAL_SHARE * 60 * minutes, LONGEST_TRIAL)
     choice = choose(base, text, difficulty, speeds, 60 * minutes - spent, machine.memory - PROGRAM_BYTES)
@@ -373,7 +385,7 @@ def _plan(
     seconds = spent + choice.seconds
     notes = []
     if math.isinf(text.train_tokens):
-        notes.append("of English prose without end: with a text named, that one is measured")
+        notes.append("for endless English prose; name a text to measure it")
     if tokens > COVERED_TOKENS or parameter_count(config.model).blocks > COVERED_BLOCKS:
         notes.append(
             f"beyond the {COVERED_TOKENS / 1e6:g} million tokens and parameters that expected losses were fitted to"
@@ -386,7 +398,7 @@ def _plan(
         train_seconds=rates.start_seconds + config.training.steps * rates.step_seconds,
         step_seconds=rates.step_seconds,
         tokens=tokens,
-        passes=tokens / text.train_tokens,
+        epochs=tokens / text.train_tokens,
         peak_memory_bytes=int(peak),
         bits_per_byte=choice.loss.times(1 / (math.log(2) * text.bytes_per_token)),
         useful_minutes=seconds / 60 if choice.enough else None,
@@ -395,7 +407,7 @@ def _plan(
 
 
 def _least_seconds(base: Config, text: Text, rates_of: Callable[[Config], Rates]) -> float:
-    """Of a run of the smallest model for the fewest steps."""
+    """Compute the seconds of a run of the smallest model for the fewest steps."""
     smallest = planned_config(base, WIDTHS[0], text, LEAST_TOKENS)
     return run_seconds(smallest, text, rates_of(smallest))
 

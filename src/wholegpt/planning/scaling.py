@@ -1,6 +1,7 @@
-"""How the loss falls with model size and training: a law fitted to this project's own sweep.
+"""Scaling law of the loss with model size and training, fitted to this project's own sweep.
 
-The sweep and its figures are in ``benchmarks/scaling.jsonl``; ``python -m benchmarks.scaling --fit`` gives ``LAW``.
+The data of the sweep are in ``benchmarks/scaling.jsonl``; ``python -m benchmarks.scaling --fit`` computes
+``LAW``.
 """
 
 import math
@@ -10,27 +11,27 @@ from wholegpt.model import parameter_count
 from wholegpt.settings.schema import Config
 
 PILOT_WIDTH, PILOT_TOKENS = 64, 200 * 16 * 256
-"""The short training that measures how hard a text is."""
+"""Size of the pilot, a short training that measures how hard a text is."""
 EARLY_SHARE = 8
-"""It is scored after one step in so many of its own, too: how fast its loss falls tells texts apart."""
+"""The pilot is also evaluated after this fraction of its steps: how fast its loss falls distinguishes texts."""
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A figure and the interval it is expected in."""
+    """An expected value with its interval."""
 
     expected: float
     low: float
     high: float
 
     def times(self, factor: float) -> "Expectation":
-        """The same in another unit."""
+        """Return the same in another unit."""
         return Expectation(self.expected * factor, self.low * factor, self.high * factor)
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What the pilot came to on a text, in nats per token of its held-out part."""
+    """The pilot's loss on a text, in nats per token of its validation split."""
 
     early: float
     """After an eighth of its steps."""
@@ -38,7 +39,7 @@ class Difficulty:
 
     @property
     def fall(self) -> float:
-        """ln(early / last), how fast the text is learned; 0 where the loss rose, as on a text far too small."""
+        """Return ln(early / last), how fast the loss falls; 0 if it rose, as on a text that is far too small."""
         return max(0.0, math.log(self.early / self.last))
 
 
@@ -48,9 +49,9 @@ class ScalingLaw:
 
     g = 1 + A·(N / 10⁶)^−α + B·(D_e / 10⁶)^−β and D_e = min(D, U)·(1 + R·(1 − exp(−(D/U − 1)/R))) for D > U:
 
-    N parameters in the blocks, D tokens trained on, U of them different. The form of g is that of Hoffmann et
-    al. 2022, section 3.3, with repeated tokens worth less as in Muennighoff et al. 2023, section 3.1; κ lets a
-    text whose loss fell faster in the pilot go on falling faster.
+    N parameters in the blocks, D training tokens, U of them distinct. The form of g is from Hoffmann et al.
+    2022, section 3.3, with repeated tokens discounted as in Muennighoff et al. 2023, section 3.1. With κ, a
+    text whose loss fell faster in the pilot continues to fall faster.
     """
 
     a: float
@@ -58,43 +59,51 @@ class ScalingLaw:
     b: float
     beta: float
     repeats: float
-    """R: how many passes more than the first are worth something."""
+    """R: how many epochs after the first add information."""
     kappa: float
 
     def level(self, blocks: float, tokens: float, unique_tokens: float) -> float:
-        """g(N, D, U)."""
+        """Compute g(N, D, U)."""
         fresh = min(tokens, unique_tokens)
         again = max(tokens / unique_tokens - 1, 0.0)
         effective = fresh * (1 + self.repeats * (1 - math.exp(-again / self.repeats)))
         return 1 + self.a * (blocks / 1e6) ** -self.alpha + self.b * (effective / 1e6) ** -self.beta
 
     def loss(self, difficulty: Difficulty, ratio: float) -> float:
-        """Nats per token where g is ``ratio`` times the pilot's."""
+        """Compute nats per token if g is ``ratio`` times the pilot's."""
         return difficulty.last * ratio ** ((difficulty.fall / TYPICAL_FALL) ** self.kappa)
 
 
 TYPICAL_FALL = 0.3
-"""Where the exponent (fall / 0.3)^κ is 1."""
+"""The fall for which the exponent (fall / 0.3)^κ is 1."""
 LAW = ScalingLaw(a=0.08090, alpha=0.7169, b=1.0771, beta=0.30479, repeats=2.2178, kappa=1.8051)
 HALF_WIDTH = 0.03
-"""Of the interval, as a share of the expected loss, inside what the sweep covers; docs/decisions.md says why."""
-COVERED_TOKENS, COVERED_BLOCKS, COVERED_PASSES = 10e6, 10e6, 20.0
+"""Half width of the interval as a share of the expected loss, within the range of the sweep;
+docs/decisions.md explains it.
+"""
+COVERED_TOKENS, COVERED_BLOCKS, COVERED_EPOCHS = 10e6, 10e6, 20.0
 COVERED_TEXT, SMALLEST_BLOCKS = 4e5, 3.3e5
-"""Above the first three, below these two, the interval widens, by its own width for each factor of e: tokens trained
-on, parameters in the blocks, passes; tokens of different text, and again parameters in the blocks (96 wide)."""
+"""Range of the sweep.
+
+Above the first three and below these two values, the interval widens by its own width for each factor of e:
+training tokens, parameters in the blocks, epochs; distinct tokens of text, and again parameters in the blocks
+(96 wide).
+"""
 ENGLISH = Difficulty(early=6.77, last=5.23)
-"""Of English prose (reviews, news, speeches) with a vocabulary of 4,096."""
+"""English prose (reviews, news, speeches) with a vocabulary of 4,096."""
 
 
 def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficulty: Difficulty) -> Expectation:
-    """Nats per token on held-out text after ``config``, from what the ``pilot`` came to on the same text."""
+    """Predict nats per token on held-out text after ``config``, given the loss of the ``pilot`` on the same
+    text.
+    """
     blocks, tokens = _size(config)
     pilot_level = LAW.level(*_size(pilot), unique_tokens)
     expected = LAW.loss(difficulty, LAW.level(blocks, tokens, unique_tokens) / pilot_level)
     excesses = (
         tokens / COVERED_TOKENS,
         blocks / COVERED_BLOCKS,
-        tokens / unique_tokens / COVERED_PASSES,
+        tokens / unique_tokens / COVERED_EPOCHS,
         COVERED_TEXT / unique_tokens,
         SMALLEST_BLOCKS / blocks,
     )
@@ -104,10 +113,10 @@ def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficult
 
 
 def _size(config: Config) -> tuple[int, int]:
-    """Parameters in the blocks, and tokens trained on."""
+    """Return the parameters in the blocks, and the training tokens."""
     return parameter_count(config.model).blocks, trained_tokens(config)
 
 
 def trained_tokens(config: Config) -> int:
-    """By all steps of a training whose batch does not grow."""
+    """Return the tokens of all steps of a training with constant batch size."""
     return config.training.steps * config.training.batch_size * config.model.context_length

@@ -1,4 +1,4 @@
-"""A few steps of real training on the text at hand, measured and thrown away."""
+"""A trial: a few steps of real training on the given text, measured and discarded."""
 
 import math
 import statistics
@@ -25,22 +25,22 @@ from wholegpt.training.optimizers import make_run_optimizer
 from wholegpt.training.state import TrainingState
 
 WARM_STEPS = 2
-"""First steps, whose time is not counted: they find memory and choose kernels."""
+"""First steps that are not timed: they allocate memory and choose kernels."""
 SAMPLE_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps measured."""
+    """The measurements of a trial."""
 
     rates: Rates
-    """The mean of the steps; how fast it was measured and wrote."""
+    """Mean speed of the steps, and speed of evaluation and generation."""
     validation_nats: dict[int, float]
-    """Per token of the held-out text, after the steps asked for and after the last."""
+    """Nats per token of the validation text, after the requested steps and after the last one."""
 
 
 class _Watch(Callback):
-    """Times the steps, scores where it is due, and ends a trial that has taken long enough."""
+    """Times the steps, evaluates after the requested ones, and ends a trial after its time."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class _Watch(Callback):
 
     @property
     def step_seconds(self) -> float:
-        """The mean: a hiccup now and then is part of every run, too."""
+        """Return the mean: occasional slow steps are part of every run."""
         return statistics.fmean(self.steps)
 
     @property
@@ -80,9 +80,10 @@ def run_trial(
     seconds: float = math.inf,
     scored_after: tuple[int, ...] = (),
 ) -> Trial:
-    """Train ``config`` for its steps, or for ``seconds`` but at least three steps; score ``sample`` tokens.
+    """Train ``config`` for its steps, or for ``seconds`` but at least three steps; evaluate on ``sample``
+    tokens.
 
-    ``config`` must be decided. The steps go through the training loop itself, with its loader.
+    ``config`` must be resolved. The steps use the normal training loop and loader.
     """
     device, quiet = torch.device(config.runtime.device), Console(quiet=True)
     runtime.apply(config.runtime)

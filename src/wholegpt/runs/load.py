@@ -11,7 +11,7 @@ from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.language_model import LanguageModel
-from wholegpt.model import CompiledTransformer, TokenModel, Transformer, lay_out
+from wholegpt.model import CompiledTransformer, TokenModel, Transformer, quantize_weights
 from wholegpt.model.lora import merge, remove_lora
 from wholegpt.settings import presets
 from wholegpt.settings.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
@@ -60,9 +60,9 @@ def load(
         if config.vocab_size == 0:
             tokenizer = byte_tokenizer()
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
-        fresh = lay_out(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
+        fresh = quantize_weights(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
         writer = _writer(fresh, Execution(execution), console)
-        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), writer=writer)
+        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), generator=writer)
     folder = model_folder(Path(path), str(checkpoint), console)
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
@@ -72,7 +72,7 @@ def load(
     metadata = loaded.metadata
     if folder.parent == Path(path) / "checkpoints" and not metadata.start_text:
         metadata = dataclasses.replace(metadata, start_text=_start_text(Path(path)))
-    model = lay_out(loaded.model, layout, numbers)
+    model = quantize_weights(loaded.model, layout, numbers)
     writer = _writer(model, Execution(execution), console)
     return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, metadata, writer)
 

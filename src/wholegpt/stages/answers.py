@@ -14,7 +14,7 @@ from wholegpt.data.chat.template import ChatTemplate, Conversation, EncodedConve
 from wholegpt.errors import DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
-from wholegpt.evaluation.perplexity import check_numbers
+from wholegpt.evaluation.perplexity import check_not_nan
 from wholegpt.generation import Completion, generate
 from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
@@ -97,7 +97,7 @@ def _last_begun(
 
     def begins(number: int) -> bool:
         before = messages[: places[number]]
-        return len(template.encode(before, tokenizer, asking=True).token_ids) < context_length
+        return len(template.encode(before, tokenizer, generation_prompt=True).token_ids) < context_length
 
     return places[last_that(begins, len(places) - 1) or 0]
 
@@ -128,7 +128,7 @@ def answers(
     emit: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
     """Generate answers. Each ends with the template's end of a turn and has no other special token."""
-    prompts = [template.encode(one, tokenizer, asking=True).token_ids for one in questions]
+    prompts = [template.encode(one, tokenizer, generation_prompt=True).token_ids for one in questions]
     chosen = answering(config, template, tokenizer)
     configs = [with_room(model, prompt, chosen) for prompt in prompts]
     return generate(model, tokenizer, prompts, configs, model.device, console, emit)
@@ -166,7 +166,7 @@ def fitting_turns(
         return [*system, *turns[len(turns) - shortest - 2 * exchanges :]]
 
     def tokens_of(exchanges: int) -> int:
-        return len(template.encode(kept(exchanges), tokenizer, asking=True).token_ids)
+        return len(template.encode(kept(exchanges), tokenizer, generation_prompt=True).token_ids)
 
     limit = context_length - min(room, context_length // 4)
     most = last_that(lambda exchanges: tokens_of(exchanges) <= limit, (len(turns) - shortest) // 2)
@@ -235,7 +235,7 @@ def score_answers(
     sacreBLEU and rouge-score are installed, BLEU and ROUGE are computed, too.
     """
     nats = answer_nats(model, [one.encoded for one in conversations], dtype)
-    check_numbers(nats, "answers")
+    check_not_nan(nats, "answers")
     config = GenerationConfig(max_tokens=MOST_GENERATED_TOKENS, temperature=0.0)
     questions = [one.question for one in conversations]
     generated = answers(model, tokenizer, template, questions, config, console)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from wholegpt.data import PreparedData, make_loader
 from wholegpt.data.text.loader import document_numbers
-from wholegpt.data.text.masking import MaskedLoader, hide_tokens
+from wholegpt.data.text.masking import MaskedLoader, mask_tokens
 from wholegpt.evaluation import TaskScore
 from wholegpt.losses import IGNORED, class_negative_log_likelihood
 from wholegpt.metrics import bootstrap_ratio, clustered_proportion
@@ -68,7 +68,7 @@ class MaskedPretraining(Pretraining):
     ) -> Float[np.ndarray, "B 3"]:
         """Return for each window the numbers of masked tokens and of correct predictions, and the sum of the nats."""
         windows = np.stack([self.data.validation.read(int(start), length) for start in starts])
-        seen, targets = hide_tokens(
+        seen, targets = mask_tokens(
             torch.from_numpy(windows).long(), self.tokenizer, mix_seed(0, int(starts[0]))
         )
         asked, documents = targets != IGNORED, None

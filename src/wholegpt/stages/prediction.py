@@ -16,7 +16,7 @@ from wholegpt.data.chat.packing import batches_of
 from wholegpt.data.examples.batches import collate
 from wholegpt.data.examples.tasks import EncodedExample, Task, TaskExample, encode_example
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
-from wholegpt.evaluation.perplexity import check_numbers
+from wholegpt.evaluation.perplexity import check_not_nan
 from wholegpt.evaluation.task import TaskScore
 from wholegpt.model import TaskModel
 from wholegpt.runtime import compute_in
@@ -84,7 +84,7 @@ def predict(
             f"{model.context_length:,} tokens; the ends of their longest texts were cut off"
         )
     outputs = outputs_of(model, examples, task, dtype, console)
-    check_numbers(outputs, "outputs")
+    check_not_nan(outputs, "outputs")
     return [_prediction(task, one, row) for one, row in zip(parts, outputs, strict=True)]
 
 
@@ -99,7 +99,7 @@ def evaluate_head(
     """Evaluate a model with a head on examples."""
     encoded = [encode_example(one.parts, tokenizer, model.context_length) for one in examples]
     outputs = outputs_of(model, encoded, task, dtype, console)
-    check_numbers(outputs, "outputs")
+    check_not_nan(outputs, "outputs")
     with console.working("resampling for the intervals"):
         return score_predictions(task, examples, encoded, outputs)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wholegpt.data.examples.batches import TaskBatch
 from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy, squared_error
 from wholegpt.model import Encoder
-from wholegpt.model.heads import TaskModel, read_out
+from wholegpt.model.heads import TaskModel, apply_head
 from wholegpt.settings.choices import TaskKind
 from wholegpt.training.objectives import Terms
 
@@ -68,7 +68,7 @@ def read(
     else:
         hidden = model.hidden_states(token_ids)
     by_example = hidden.view(*batch.token_ids.shape, -1)
-    return hidden, read_out(model.head, by_example, batch.last, summed=task is not TaskKind.choice)
+    return hidden, apply_head(model.head, by_example, batch.last, summed=task is not TaskKind.choice)
 
 
 def next_tokens(batch: TaskBatch) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"]]:

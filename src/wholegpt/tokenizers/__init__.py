@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Tokenizers: text to token ids and back."""
 
 from wholegpt.tokenizers.form import byte_level_alphabet
 from wholegpt.tokenizers.published import TOKENIZER_FILES, gpt2_tokenizer, open_tokenizer

@@ -1,10 +1,12 @@
-"""Byte-level byte-pair encoding of much text, by tiktoken where it gives the same ids.
+"""Byte-level BPE of long texts with tiktoken, if it gives the same ids.
 
-tiktoken knows no added tokens that occur in ordinary text, so a vocabulary that has some is left to ``tokenizers``.
+tiktoken does not support added tokens that occur in ordinary text, so vocabularies with such tokens use
+``tokenizers``.
 
-The ``tokenizers`` library applies a list of merges; tiktoken joins whatever pair makes the entry of least id. Both are
-the same where each entry stands for one merge, in the order of the ids, and is what its own bytes come to just before
-it: then no border of a token inside a word depends on what stands beyond it. All of that is checked.
+The ``tokenizers`` library applies a list of merges; tiktoken merges the pair whose entry has the lowest id.
+Both give the same result if each entry corresponds to one merge, in the order of the ids, and is what its own
+bytes are encoded to by the earlier merges: then no token boundary inside a word depends on the text beyond
+it. All of this is checked.
 """
 
 import json
@@ -15,17 +17,22 @@ import numpy as np
 import tiktoken
 
 GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""How GPT-2 cuts a text into words (Radford et al. 2019), written so that little is tried twice: ``++`` gives nothing
-back, white space at the end is taken at once, and what ``\\s+(?!\\S)`` leaves is one character."""
+"""GPT-2's split of a text into words (Radford et al. 2019), written with little backtracking.
+
+``++`` is possessive, white space at the end is matched at once, and the rest after ``\\s+(?!\\S)`` is a
+single character.
+"""
 LONGEST_SPACE = 10_000
-"""More white space in a row overflows the stack of tiktoken's regular expressions."""
+"""Longer white space overflows the stack of tiktoken's regular expressions."""
 
 LONGEST_ENTRY = 1000
-"""Bytes of an entry that is checked; of one letter repeated without end there are longer ones."""
+"""Maximum bytes of an entry that is checked; texts that repeat one letter produce longer ones."""
 
 
 def fast_encoding(tokenizer_json: str, token_bytes: Sequence[bytes]) -> tiktoken.Encoding | None:
-    """tiktoken's encoding of a ``tokenizer.json`` whose entries stand for these bytes; none where ids could differ."""
+    """Return tiktoken's encoding of a ``tokenizer.json`` whose entries have these bytes; ``None`` if ids
+    could differ.
+    """
     content = json.loads(tokenizer_json)
     model, split = content["model"], content["pre_tokenizer"] or {}
     plain = (
@@ -57,21 +64,21 @@ def fast_encoding(tokenizer_json: str, token_bytes: Sequence[bytes]) -> tiktoken
         if token_id <= latest or _merged(token_bytes[token_id], ranks, token_id) != parts:
             return None
         latest = token_id
-    # Without any special token tiktoken would look for the empty one at every character.
+    # Without a special token, tiktoken would search for the empty one at every character.
     special = {"<||>": len(token_bytes)}
     return tiktoken.Encoding("wholegpt", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=special)
 
 
 def encode_fast(encoding: tiktoken.Encoding, text: str) -> np.ndarray | None:
-    """The ids of ``text``; none where it holds more white space in a row than tiktoken can read."""
-    # Such a run covers one of these places.
+    """Return the ids of ``text``; ``None`` if it has more consecutive white space than tiktoken supports."""
+    # Such white space covers one of these positions.
     if any(text[at : at + 64].isspace() for at in range(0, len(text) - 64, LONGEST_SPACE // 2)):
         return None
     return encoding.encode_to_numpy(text, disallowed_special=())
 
 
 def _merged(word: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """A word's tokens when every merge into an entry of an id ``below`` this one has been made, least id first."""
+    """Return a word's tokens after all merges into an entry with an id ``below`` this one, lowest id first."""
     parts = [word[i : i + 1] for i in range(len(word))]
     while len(parts) > 1:
         joined = [ranks.get(a + b, below) for a, b in pairwise(parts)]

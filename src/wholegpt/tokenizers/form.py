@@ -1,8 +1,8 @@
-"""Which tokenizers give text back.
+"""Check whether a tokenizer is lossless.
 
-A tokenizer is accepted when the texts of its tokens, joined, are the text that was encoded, as its normalizer leaves
-it. That follows from its parts: no pre-tokenizer, model or added token may drop or add a character. GPT-1's form, which
-marks the ends of words, is the one exception.
+A tokenizer is accepted if the texts of its tokens, joined, are the encoded text after its normalizer. This
+follows from its parts: no pre-tokenizer, model or added token may drop or add a character. The only exception
+is GPT-1's form, which marks the ends of words.
 """
 
 import json
@@ -13,14 +13,15 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
 KEEPING = {"ByteLevel", "Split", "Punctuation", "Digits", "FixedLength"}
-"""Pre-tokenizers that cut a text and change nothing, where their options do not say otherwise."""
+"""Pre-tokenizers that split a text without changing it, depending on their options."""
 
 
 def byte_level_alphabet() -> str:
-    """The 256 printable characters that stand for the bytes 0–255 in GPT-2's vocabulary, in byte order.
+    """Return the 256 printable characters that represent the bytes 0–255 in GPT-2's vocabulary, in byte
+    order.
 
-    A byte that is a printable Latin-1 character other than the space stands for itself; the others
-    take U+0100 onwards, in order.
+    A byte that is a printable Latin-1 character other than the space represents itself; the others are mapped
+    to U+0100 onwards, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -31,17 +32,17 @@ BYTES = {character: byte for byte, character in enumerate(byte_level_alphabet())
 
 
 def is_byte_level(library: Library) -> bool:
-    """Whether the entries are written in the characters of ``byte_level_alphabet``."""
+    """Return whether the entries consist of characters of ``byte_level_alphabet``."""
     return isinstance(library.decoder, decoders.ByteLevel)
 
 
 def word_end(library: Library) -> str:
-    """What marks the entries that end a word, in GPT-1's form; empty elsewhere."""
+    """Return the suffix of entries that end a word, in GPT-1's form; otherwise empty."""
     return getattr(library.model, "end_of_word_suffix", None) or ""
 
 
 def fault(library: Library) -> str:
-    """Why encoded text would not come back as it was, or differ from time to time; empty when nothing is wrong."""
+    """Return why encoding is not lossless or not deterministic; empty if nothing is wrong."""
     ids = sorted(library.get_vocab(with_added_tokens=True).values())
     if ids != list(range(len(ids))):
         return f"has {len(ids):,} entries with ids up to {max(ids, default=0):,}; expected each id from 0 on once"
@@ -50,7 +51,7 @@ def fault(library: Library) -> str:
     changes = _added_token_fault(library)
     if not word_end(library):
         changes = changes or _normalizer_fault(library) or _model_fault(library)
-    return changes and f"does not give text back unchanged: it {changes}"
+    return changes and f"is not lossless: it {changes}"
 
 
 def _added_token_fault(library: Library) -> str:
@@ -70,7 +71,9 @@ def _added_token_fault(library: Library) -> str:
 
 
 def _normalizer_fault(library: Library) -> str:
-    """A text is normalized in parts, between added tokens: that must come to the same as the whole."""
+    """Check the normalizer: a text is normalized in parts, between added tokens, which must give the same
+    result.
+    """
     if library.normalizer is None:
         return ""
     normalized = library.normalizer.normalize_str
@@ -103,7 +106,7 @@ def _model_fault(library: Library) -> str:
 
 
 def _steps(pre_tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """The settings of each pre-tokenizer, those of a sequence one by one."""
+    """Yield the settings of each pre-tokenizer, those of a sequence one by one."""
 
     def flat(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if settings["type"] == "Sequence":

@@ -1,4 +1,4 @@
-"""Published vocabularies."""
+"""Published tokenizers: GPT-1, GPT-2, Qwen2 and Qwen3."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 GPT2_FILES, TRANSFORMERS_FILES = ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")
 UNKNOWN, WORD_END = "<unk>", "</w>"
-"""What GPT-1's vocabulary calls symbols that it lacks, and how it marks the last symbol of a word."""
+"""GPT-1's entry for unknown symbols, and its suffix for the last symbol of a word."""
 QWEN2_SPLIT = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -24,17 +24,18 @@ QWEN2_SPLIT = "|".join(
         r"\s+",
     )
 )
-"""How the published Qwen2 and Qwen3 tokenizers cut a text into words."""
+"""The split of a text into words in the published Qwen2 and Qwen3 tokenizers."""
 TOKENIZER_FILES = ("tokenizer.json", GPT2_FILES[0], TRANSFORMERS_FILES[0])
-"""One of these is in a folder that holds a tokenizer."""
+"""A folder with a tokenizer contains one of these files."""
 
 
 def gpt2_tokenizer(folder: str | Path, cut_as_qwen2: bool = False) -> Tokenizer:
-    """GPT-2's tokenizer from its two published files, ``encoder.json`` and ``vocab.bpe``: 50,257 entries.
+    """Load GPT-2's tokenizer from its two published files, ``encoder.json`` and ``vocab.bpe``: 50,257
+    entries.
 
-    ``vocab.json`` and ``merges.txt`` are the same under the names that ``transformers`` gives them, and GPT-1's too,
-    which is told by its marked word ends. Qwen2's and Qwen3's look like GPT-2's; the model says
-    which they are. Raises ``TokenizerError`` when one is missing or not what its name says.
+    ``vocab.json`` and ``merges.txt`` are the names that ``transformers`` gives them. GPT-1's files have these
+    names too and are recognized by their marked word ends. Qwen2's and Qwen3's files look like GPT-2's;
+    ``cut_as_qwen2`` says which they are. Raises ``TokenizerError`` if a file is missing or invalid.
     """
     folder = Path(folder)
     names = TRANSFORMERS_FILES if (folder / TRANSFORMERS_FILES[0]).exists() else GPT2_FILES
@@ -71,17 +72,17 @@ def gpt2_tokenizer(folder: str | Path, cut_as_qwen2: bool = False) -> Tokenizer:
 
 
 def with_added_tokens(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """``tokenizer`` with the tokens that ``transformers`` adds to it.
+    """Return ``tokenizer`` with the tokens that ``transformers`` adds to it.
 
-    They are in ``added_tokens_decoder`` of ``tokenizer_config.json``, or, of older versions, in ``added_tokens.json``;
-    those that the first file names as the beginning, the end and so on are special. Raises ``TokenizerError`` where an
-    id given there is not the one that the token has or gets.
+    They are in ``added_tokens_decoder`` of ``tokenizer_config.json`` or, for older versions, in
+    ``added_tokens.json``. Tokens that the first file names as ``bos_token``, ``eos_token`` and so on are
+    special. Raises ``TokenizerError`` if a given id is not the one that the token has or gets.
     """
     config = _object(folder / "tokenizer_config.json")
     if config.get("add_prefix_space"):
         raise TokenizerError(
-            f"{folder / 'tokenizer_config.json'}: add_prefix_space is true; a space before each text would not be "
-            "given back, so such tokenizers are not read"
+            f"{folder / 'tokenizer_config.json'}: add_prefix_space is true; the space before each text would not be "
+            "removed again, so such tokenizers are not supported"
         )
     named = {**_object(folder / "special_tokens_map.json"), **config}
     special = [_content(value) for name, value in named.items() if name.endswith("_token")]
@@ -122,12 +123,14 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _content(token: Any) -> str:
-    """The text of a token, given as such or as an object."""
+    """Return the text of a token, given as text or as an object."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file. Raises ``TokenizerError`` for anything else."""
+    """Return the JSON object in a file; empty if there is no file. Raises ``TokenizerError`` for anything
+    else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -140,7 +143,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def gpt1_library(model: models.BPE) -> Library:
-    """How GPT-1 cuts text into words, over a vocabulary of its form."""
+    """Return GPT-1's split of text into words, over a vocabulary of its form."""
     library = Library(model)
     library.normalizer = normalizers.BertNormalizer(lowercase=True)
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -149,7 +152,9 @@ def gpt1_library(model: models.BPE) -> Library:
 
 
 def open_tokenizer(path: str | Path, cut_as_qwen2: bool = False) -> Tokenizer:
-    """A ``tokenizer.json``, or the one in a folder: a run, a model, or GPT-2's two published files, or Qwen2's."""
+    """Open a ``tokenizer.json``, or the tokenizer in a folder: of a run, a model, or GPT-2's or Qwen2's
+    published files.
+    """
     path = Path(path)
     if not path.is_dir():
         return Tokenizer.load(path)

@@ -1,4 +1,4 @@
-"""Whether a tokenizer is fit for a text: what it loses, what it does not know, and what of it is never used."""
+"""Quality of a tokenizer on a text: losses, unknown symbols and unused entries."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,38 +10,38 @@ from wholegpt.tokenizers.published import UNKNOWN
 from wholegpt.tokenizers.tokenizer import Tokenizer
 
 MOST_UNKNOWN = 0.01
-"""Share of a text's tokens that may stand for what the vocabulary lacks."""
+"""Largest share of a text's tokens that may be unknown."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A tokenizer on a sample of text."""
+    """Quality of a tokenizer on a sample of text."""
 
     texts: int
     changed_texts: int
-    """Those that do not come back as they were, where the tokenizer keeps text."""
+    """Texts that do not decode to themselves, for lossless tokenizers."""
     unknown_share: float
-    """Of the tokens, those that stand for symbols the vocabulary lacks."""
+    """Share of tokens that represent symbols missing in the vocabulary."""
     bytes_per_token: float
     unused_share: float
-    """Of the entries, those that no text of the sample has."""
+    """Share of entries that do not occur in the sample."""
 
     def check(self) -> None:
-        """Raise ``TokenizerError``, with the figure, for a tokenizer that would spoil a model."""
+        """Raise ``TokenizerError``, with the value, for a tokenizer that would spoil a model."""
         if self.changed_texts:
             raise TokenizerError(
-                f"{self.changed_texts} of {self.texts} texts do not come back from this tokenizer as they were"
+                f"{self.changed_texts} of {self.texts} texts are changed by encoding and decoding"
             )
         if self.unknown_share > MOST_UNKNOWN:
             raise TokenizerError(
-                f"{self.unknown_share:.1%} of the tokens stand for symbols that the vocabulary lacks; at most "
-                f"{MOST_UNKNOWN:.0%} is of use; train on text like this, or with --tokenizer.kind bpe, which knows "
+                f"{self.unknown_share:.1%} of the tokens are unknown symbols; at most "
+                f"{MOST_UNKNOWN:.0%} is acceptable; train on similar text, or with --tokenizer.kind bpe, which encodes "
                 "every symbol"
             )
 
 
 def quality(tokenizer: Tokenizer, texts: Iterable[str]) -> Quality:
-    """Measure ``tokenizer`` on ``texts``; those that it cannot encode at all raise ``TokenizerError``."""
+    """Measure ``tokenizer`` on ``texts``. Raises ``TokenizerError`` for a text that it cannot encode."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     n_texts = changed = n_bytes = 0
     unknown = tokenizer.id_of(UNKNOWN)

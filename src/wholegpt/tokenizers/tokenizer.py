@@ -1,4 +1,4 @@
-"""One tokenizer class over the ``tokenizers`` library, whatever the vocabulary."""
+"""The tokenizer class, over the ``tokenizers`` library, for any vocabulary."""
 
 import codecs
 import copy
@@ -23,30 +23,33 @@ from wholegpt.tokenizers.form import BYTES, fault, is_byte_level, word_end
 
 END_OF_TEXT = "<|endoftext|>"
 START, DELIMITER, CLASSIFY, PADDING = "<|start|>", "<|delimiter|>", "<|classify|>", "<|padding|>"
-"""Of the task formats, reserved by ``tokenizer.special_tokens`` or added when a model is adapted."""
+"""Tokens of the task formats, reserved by ``tokenizer.special_tokens`` or added for fine-tuning."""
 MASK = "<|mask|>"
-"""Of tokens that are hidden from an encoder."""
-PORTION_CHARACTERS = 500_000
+"""Replaces masked tokens in the input of an encoder."""
+BATCH_CHARACTERS = 500_000
 """Characters that a thread encodes at once."""
 LONG_CHARACTERS = 100_000
-"""Of a text whose encoding can be interrupted; a thread for each short one would take longer than the text."""
+"""Minimum length of a text whose encoding can be interrupted; a thread for each short text would take longer
+than the encoding.
+"""
 
 
 class Tokenizer:
-    """Turns text into token ids and back; stored as a ``tokenizer.json`` that the library opens.
+    """Encodes text to token ids and decodes them; stored as a ``tokenizer.json`` that the library opens.
 
-    ``decode(encode(text)) == text`` for every string that UTF-8 can express, under byte-level BPE and
-    the byte tokenizer; under the character tokenizer for strings of its characters. Others open here too that change
-    text (``keeps_text`` is false): GPT-1's lower-cases it and sets a space between its words, Qwen's composes
-    characters (NFC). What they give back is the text as their normalizer leaves it; ``form`` says what is refused.
+    ``decode(encode(text)) == text`` for every string that UTF-8 can encode, with byte-level BPE and the byte
+    tokenizer; with the character tokenizer for strings of its characters. Tokenizers that change text are
+    also supported (``keeps_text`` is false): GPT-1's lowercases it and puts a space between its words, Qwen's
+    composes characters (NFC). They decode to the normalized text; ``form`` defines which tokenizers are
+    rejected.
 
     Any number of threads may encode with one tokenizer at once.
     """
 
     def __init__(self, library: tokenizers.Tokenizer, content: str = "") -> None:
         self._library = library
-        self._library.encode_special_tokens = True  # those written in a text are plain text
-        # A loaded file is kept as it is, so that another version of the library changes no hash.
+        self._library.encode_special_tokens = True  # special tokens in a text are plain text
+        # A loaded file is kept unchanged, so that another version of the library changes no hash.
         self._content = content or library.to_str(pretty=True)
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
         self.has_end_of_text = library.token_to_id(END_OF_TEXT) is not None
@@ -61,28 +64,30 @@ class Tokenizer:
 
     @property
     def end_of_text_id(self) -> int:
-        """The token between documents. Raises ``TokenizerError`` where there is none."""
+        """Return the token between documents. Raises ``TokenizerError`` if there is none."""
         token_id = self._library.token_to_id(END_OF_TEXT)
         if token_id is None:
             raise TokenizerError(
-                f"the tokenizer has no {END_OF_TEXT} token, which separates documents and begins a text; "
-                "train one that has with `wholegpt tokenizer train`, or begin with a text of your own"
+                f"the tokenizer has no {END_OF_TEXT} token, which separates documents and starts a text; "
+                "train a tokenizer that has one with `wholegpt tokenizer train`, or give a prompt"
             )
         return token_id
 
     def id_of(self, token: str) -> int | None:
-        """The id of an entry by its name; none where there is no such entry."""
+        """Return the id of an entry by its name; ``None`` if there is no such entry."""
         return self._library.token_to_id(token)
 
     def with_ends(self, token_ids: Iterable[int]) -> "Tokenizer":
-        """The tokenizer of a model whose generated texts end at ``token_ids``, in place of end-of-text."""
+        """Return a copy whose generated texts end at ``token_ids`` instead of end-of-text."""
         changed = copy.copy(self)
         changed.end_ids = frozenset(token_ids)
         return changed
 
     @cached_property
     def prefix_ids(self) -> list[int]:
-        """The tokens that other programs put before a prompt, from the post-processor of ``tokenizer.json``."""
+        """Return the tokens that other programs put before a prompt, from the post-processor of
+        ``tokenizer.json``.
+        """
         processor = json.loads(self._content).get("post_processor") or {}
         prefix: list[int] = []
         for one in processor.get("processors", [processor]):
@@ -96,17 +101,19 @@ class Tokenizer:
 
     @cached_property
     def unused_ids(self) -> list[int]:
-        """The entries that ``with_unused`` added: rows of a padded model, which no text has."""
+        """Return the entries added by ``with_unused``: rows of a padded model, which no text is encoded to."""
         return [token_id for token_id, token in self._added.items() if token.content == unused_name(token_id)]
 
     @property
     def added_ids(self) -> list[int]:
-        """The ids of all added tokens, special or not, in order."""
+        """Return the ids of all added tokens, special or not, in order."""
         return sorted(self._added)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """The ids that no text becomes: those of special tokens, unless the model also uses the entry for text."""
+        """Return the ids that no text is encoded to: special tokens, unless the model also uses the entry for
+        text.
+        """
         special = {token_id: token.content for token_id, token in self._added.items() if token.special}
         return frozenset(token_id for token_id, name in special.items() if not self._spells(name, token_id))
 
@@ -117,12 +124,12 @@ class Tokenizer:
             return False
 
     def name_of(self, token_id: int) -> str:
-        """The name of an entry."""
+        """Return the name of an entry."""
         return self._library.id_to_token(token_id) or ""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a ``tokenizer.json``. Raises ``TokenizerError`` naming the file when it is not one."""
+        """Load a ``tokenizer.json``. Raises ``TokenizerError`` naming the file if it is not one."""
         try:
             content = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +147,7 @@ class Tokenizer:
         return tokenizer
 
     def to_json(self) -> str:
-        """The content of ``tokenizer.json``."""
+        """Return the content of ``tokenizer.json``."""
         return self._content
 
     def save(self, path: str | Path) -> None:
@@ -149,22 +156,22 @@ class Tokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the vocabulary and its settings: equal hashes give equal ids."""
+        """Return the SHA-256 of the vocabulary and its settings: equal hashes give equal ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of ``text``. Special tokens written in it are plain text unless ``allow_special``.
+        """Return the ids of ``text``. Special tokens in it are plain text unless ``allow_special``.
 
-        Raises ``TokenizerError`` naming the first character the vocabulary cannot express.
+        Raises ``TokenizerError`` naming the first character that the vocabulary cannot encode.
         """
         _check_characters(text)
-        library = self._reading_special if allow_special else self._library
+        library = self._parsing_special if allow_special else self._library
         if len(text) < LONG_CHARACTERS:
             return self._ids_of(library, [text])[0]
         return interruptible(lambda: self._ids_of(library, [text])[0])
 
     def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """``encode`` of many texts, in their order, on all cores; a few megabytes of them are held at a time."""
+        """Encode many texts, in order, on all cores; a few megabytes of them are in memory at a time."""
         workers = os.cpu_count() or 1
         waiting: deque[Future[list[np.ndarray]]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix=THREAD_NAME)
@@ -187,7 +194,7 @@ class Tokenizer:
         return [np.array(next(encoded), dtype=np.uint32) if one is None else one for one in ids]
 
     def _ids_of(self, library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
-        """The ids that ``library`` gives each text, whose length is not bounded: the one long call into it."""
+        """Return the library's ids of each text, of any length; this is the one long call into the library."""
         try:
             ids = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception as error:  # the library raises nothing more specific
@@ -195,12 +202,12 @@ class Tokenizer:
         if self._characters is not None and not self._word_end:
             for text, token_ids in zip(texts, ids, strict=True):
                 if not self._spelled_by(token_ids, text):
-                    raise self._cannot_express(library, [text], "the tokens spell another text")
+                    raise self._cannot_express(library, [text], "its tokens give another text")
         return ids
 
     @cached_property
-    def _reading_special(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, to which special tokens written in a text are those tokens."""
+    def _parsing_special(self) -> tokenizers.Tokenizer:
+        """Return the same tokenizer, except that it parses special tokens in a text."""
         library = tokenizers.Tokenizer.from_str(self._library.to_str())
         library.encode_special_tokens = False
         return library
@@ -210,13 +217,13 @@ class Tokenizer:
         return fast_encoding(self._library.to_str(), self.token_bytes)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of ``token_ids``; bytes that are not whole UTF-8 characters become U+FFFD."""
+        """Return the text of ``token_ids``; incomplete or invalid UTF-8 becomes U+FFFD."""
         return "".join(self.texts_of(token_ids))
 
     def texts_of(self, token_ids: Iterable[int]) -> list[str]:
-        """What each token adds to the text, which is all of them joined.
+        """Return the text that each token adds; joined they are the whole text.
 
-        A character of several tokens comes with the one that completes it; what is left incomplete, as U+FFFD, with
+        A character of several tokens belongs to the one that completes it; an incomplete one, as U+FFFD, to
         the last.
         """
         decoder = self.stream()
@@ -226,18 +233,18 @@ class Tokenizer:
         return texts
 
     def stream(self, after: int | None = None) -> "StreamDecoder":
-        """``decode`` token by token; ``after`` is the token before them, whose word's end they begin with."""
+        """Return a decoder for one token at a time; ``after`` is the token before them, which may end a word."""
         return StreamDecoder(self, after)
 
     def space_after(self, token_id: int) -> bytes:
-        """The space that stands after a token where another follows: GPT-1's vocabulary marks the ends of words."""
+        """Return the space between a token and the next one: GPT-1's vocabulary marks the ends of words."""
         return b" " if self._word_end and self.token_bytes[token_id].endswith(b" ") else b""
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes each token stands for; an added token stands for its own name.
+        """Return the bytes of each token; an added token has those of its name.
 
-        The end of a word is a space, where the vocabulary marks it.
+        The end of a word is a space if the vocabulary marks it.
         """
         byte_level = is_byte_level(self._library)
         by_id = {token_id: token for token, token_id in self._library.get_vocab().items()}
@@ -254,10 +261,10 @@ class Tokenizer:
 
     @cached_property
     def text_sizes(self) -> np.ndarray:
-        """Text bytes and characters each token adds, shape (V, 2); 0 and 0 for ``special_ids``.
+        """Return the bytes and characters that each token adds, shape (V, 2); 0 and 0 for ``special_ids``.
 
-        A character is counted where it starts, at a byte that does not continue another, so that
-        sums over the tokens of a text are the text's own sizes.
+        A character counts at its first byte, so that sums over the tokens of a text are the sizes of the
+        text.
         """
         sizes = [
             (0, 0) if i in self.special_ids else (len(b), sum(byte & 0xC0 != 0x80 for byte in b))
@@ -265,15 +272,19 @@ class Tokenizer:
         ]
         return np.array(sizes, dtype=np.int64)
 
-    def tokens_within(self, token_ids: Sequence[int], beginning: str) -> int:
-        """How many of the first ``token_ids`` spell nothing beyond ``beginning``, which their text begins with."""
+    def tokens_within(self, token_ids: Sequence[int], prefix: str) -> int:
+        """Return how many of the first ``token_ids`` contain nothing beyond ``prefix``, with which their text
+        starts.
+        """
         ends = self.text_sizes[list(token_ids), 0].cumsum()
-        beginning_bytes = self.text_sizes[self.encode(beginning), 0].sum()
-        return int(np.searchsorted(ends, beginning_bytes, side="right"))
+        prefix_bytes = self.text_sizes[self.encode(prefix), 0].sum()
+        return int(np.searchsorted(ends, prefix_bytes, side="right"))
 
     @cached_property
     def _characters(self) -> frozenset[str] | None:
-        """The only characters that can be encoded, or None where all can, or those unknown have an entry."""
+        """Return the only characters that can be encoded; ``None`` if all can, or if there is an unknown
+        entry.
+        """
         if is_byte_level(self._library) or self._word_end:
             return None
         entries = self._library.get_vocab(with_added_tokens=False)
@@ -281,47 +292,45 @@ class Tokenizer:
         return frozenset(entry for entry in entries if len(entry) == 1 and entry not in added)
 
     def known_part(self, text: str) -> str:
-        """``text`` without the characters that the vocabulary cannot express."""
+        """Return ``text`` without the characters that the vocabulary cannot encode."""
         if self._characters is None:
             return text
         return "".join(character for character in text if character in self._characters)
 
     def with_unused(self, vocab_size: int) -> "Tokenizer":
-        """The tokenizer with entries that no text has, up to ``vocab_size``: for models padded to a round size."""
+        """Return the tokenizer with unused entries up to ``vocab_size``, for models padded to a round size."""
         return self.with_special_tokens([unused_name(i) for i in range(self.vocab_size, vocab_size)])
 
     def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
-        """The tokenizer with further entries at its end, which no text becomes unless ``encode`` is told so.
+        """Return the tokenizer with further special entries at its end.
 
-        Raises ``TokenizerError`` for a name that is an entry already.
+        Raises ``TokenizerError`` for a name that already exists.
         """
         known = [name for name in names if self.id_of(name) is not None]
         if known:
-            raise TokenizerError(
-                f"{known[0]!r} is an entry of the vocabulary already; name another special token"
-            )
+            raise TokenizerError(f"{known[0]!r} is already in the vocabulary; name another special token")
         library = tokenizers.Tokenizer.from_str(self._content)
         library.add_special_tokens(list(names))
         return Tokenizer(library)
 
     def _check_round_trip(self, path: str | Path) -> None:
-        """Raise ``TokenizerError`` for a foreign tokenizer that changes text, or decodes unlike this class."""
+        """Raise ``TokenizerError`` for a tokenizer that is lossy or decodes unlike this class."""
         reason = fault(self._library)
-        if not reason and not self._gives_back(self._probe()):
-            reason = "does not give text back unchanged, so no figure per byte would be true"
+        if not reason and not self._is_lossless(self._probe()):
+            reason = "is not lossless, so no metric per byte would be correct"
         if reason:
             raise TokenizerError(
-                f"{path}: {reason}; only byte-level and character tokenizers that keep all of a text are supported, "
+                f"{path}: {reason}; only lossless byte-level and character tokenizers are supported, "
                 "and GPT-1's"
             )
 
     def _probe(self) -> str:
         if self._characters is None:
             return "A naïve café: 東京 🙂\n  don't 42"
-        # Each character twice, so that one is told from a run of it.
+        # Each character twice, to detect merging of repeated characters.
         return "".join(2 * character for character in sorted(self._characters))
 
-    def _gives_back(self, probe: str) -> bool:
+    def _is_lossless(self, probe: str) -> bool:
         try:
             token_ids = self.encode(probe)
             given_back = self.decode(token_ids)
@@ -337,7 +346,7 @@ class Tokenizer:
         return text if normalizer is None else normalizer.normalize_str(text)
 
     def _spelled_by(self, token_ids: list[int], text: str) -> bool:
-        """Whether the tokens spell ``text``: none of it was dropped, or replaced by an unknown token."""
+        """Return whether the tokens spell ``text``: nothing was dropped or replaced by an unknown token."""
         spelled = b"".join([self.token_bytes[token_id] for token_id in token_ids])
         if self._library.normalizer is None:
             return spelled == text.encode()
@@ -347,18 +356,20 @@ class Tokenizer:
     def _cannot_express(
         self, library: tokenizers.Tokenizer, texts: Sequence[str], reason: str
     ) -> TokenizerError:
-        """The error that names the first character that the vocabulary lacks, or else gives the ``reason``."""
+        """Return the error naming the first character missing in the vocabulary, or else giving the
+        ``reason``.
+        """
         known = self._characters or frozenset()
         for text in map(self._normalized, texts):
             for token in self._added.values():
                 if not (token.special and library.encode_special_tokens):
                     text = text.replace(token.content, next(iter(known), "") * len(token.content))
-            for place, character in enumerate(text):
+            for position, character in enumerate(text):
                 if known and character not in known:
                     return TokenizerError(
-                        f"character {character!r} (U+{ord(character):04X}) at position {place} is not among the "
-                        f"{len(known)} characters this tokenizer was trained on; leave it out, or train "
-                        "with --tokenizer.kind bpe, which knows every character"
+                        f"character {character!r} (U+{ord(character):04X}) at position {position} is not among the "
+                        f"{len(known)} characters that this tokenizer was trained on; leave it out, or train "
+                        "with --tokenizer.kind bpe, which encodes every character"
                     )
         return TokenizerError(f"the tokenizer cannot encode this text: {reason}")
 
@@ -368,19 +379,19 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"position {error.start} holds a lone surrogate (U+{ord(text[error.start]):04X}), "
+            f"position {error.start} contains a lone surrogate (U+{ord(text[error.start]):04X}), "
             "which is not a character"
         ) from None
 
 
 def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Neighbouring texts, at least ``PORTION_CHARACTERS`` of them at a time."""
+    """Yield consecutive texts with at least ``BATCH_CHARACTERS`` characters."""
     portion: list[str] = []
     characters = 0
     for text in texts:
         portion.append(text)
         characters += len(text)
-        if characters >= PORTION_CHARACTERS:
+        if characters >= BATCH_CHARACTERS:
             yield portion
             portion, characters = [], 0
     if portion:
@@ -388,24 +399,26 @@ def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def unused_name(token_id: int) -> str:
-    """The name of an entry that no text has."""
+    """Return the name of an unused entry."""
     return f"<|unused_{token_id}|>"
 
 
 class StreamDecoder:
-    """Tokens to text, never half a character; U+FFFD stands where bytes are broken."""
+    """Decodes tokens to text without incomplete characters; invalid bytes become U+FFFD."""
 
     def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = b"" if after is None else tokenizer.space_after(after)
+        self._space = b"" if after is None else tokenizer.space_after(after)
 
     def push(self, token_id: int) -> str:
-        """The text that is complete with this token; the space at the end of a word comes with the next one."""
-        piece = self._held + self._tokenizer.token_bytes[token_id]
-        self._held = self._tokenizer.space_after(token_id)
-        return self._decoder.decode(piece.removesuffix(self._held))
+        """Return the text completed by this token; the space at the end of a word is returned with the next
+        one.
+        """
+        piece = self._space + self._tokenizer.token_bytes[token_id]
+        self._space = self._tokenizer.space_after(token_id)
+        return self._decoder.decode(piece.removesuffix(self._space))
 
     def finish(self) -> str:
-        """What is left over."""
+        """Return the rest."""
         return self._decoder.decode(b"", final=True)

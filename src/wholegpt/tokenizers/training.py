@@ -1,4 +1,4 @@
-"""Making tokenizers from text: byte-level BPE (E1), characters, bytes."""
+"""Train tokenizers: byte-level BPE (E1), characters, bytes."""
 
 import json
 from collections.abc import Iterable
@@ -14,10 +14,12 @@ from wholegpt.tokenizers.published import UNKNOWN, WORD_END, gpt1_library
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 MOST_SYMBOLS = 100_000
-"""More than any text has; merges beyond those asked for are left out again."""
+"""More than any text has; merges beyond the requested number are removed again."""
 LONGEST_WORD = 256
-"""Symbols in a word that merges are learned from; a longer word counts as several. GPT-2's longest entry has 128 bytes.
-The time that a word takes grows with the square of its length."""
+"""Maximum symbols of a word in training; a longer word counts as several.
+
+GPT-2's longest entry has 128 bytes. The time that a word takes grows with the square of its length.
+"""
 
 
 def train_bpe(
@@ -26,12 +28,12 @@ def train_bpe(
     normalization: Normalization = Normalization.none,
     lowercase: bool = False,
 ) -> Tokenizer:
-    """Byte-level byte-pair encoding in GPT-2's form (Radford et al. 2019, section 2.2).
+    """Train byte-level byte-pair encoding in GPT-2's form (Radford et al. 2019, section 2.2).
 
-    E1: starting from the 256 bytes, join the most frequent adjacent pair of tokens inside the words
-    of ``texts``, again and again; ties go to the pair of smaller ids. The vocabulary is the bytes,
-    the joined pairs and, last, end-of-text: at most ``vocab_size`` entries. The plain twin is
-    ``plain.learn_merges``. Words of more than ``LONGEST_WORD`` bytes are cut, for learning only.
+    E1: starting from the 256 bytes, repeatedly merge the most frequent adjacent pair of tokens inside the
+    words of ``texts``; ties go to the pair of smaller ids. The vocabulary consists of the bytes, the merged
+    pairs and, last, end-of-text: at most ``vocab_size`` entries. The plain twin is ``plain.learn_merges``.
+    Words of more than ``LONGEST_WORD`` bytes are split, for training only.
     """
     library = Library(models.BPE())
     _normalize(library, normalization, lowercase)
@@ -56,10 +58,12 @@ def _learn_merges(library: Library, trainer: trainers.BpeTrainer, texts: Iterabl
 
 
 def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
-    """GPT-1's form (Radford et al. 2018, section 4.1): ``merges`` joined pairs besides the symbols of ``texts``.
+    """Train GPT-1's form (Radford et al. 2018, section 4.1): ``merges`` merged pairs besides the symbols of
+    ``texts``.
 
-    Text is lower-cased, freed of accents, and cut at white space and punctuation; the end of a word is marked, so a
-    symbol at the end is another than inside. Symbols that did not occur in ``texts`` become ``<unk>``.
+    Text is lowercased, stripped of accents, and split at white space and punctuation. The end of a word is
+    marked, so a symbol at the end differs from the same symbol inside. Symbols that do not occur in ``texts``
+    become ``<unk>``.
     """
     library = gpt1_library(models.BPE(unk_token=UNKNOWN, end_of_word_suffix=WORD_END))
     trainer = trainers.BpeTrainer(
@@ -74,7 +78,7 @@ def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
     learned = [(left, right) for left, right in pairs]
     n_symbols = len(model["vocab"]) - len(learned)
     if n_symbols < 2:
-        raise TokenizerError("the text has no words to make a vocabulary of")
+        raise TokenizerError("the text has no words to train a vocabulary on")
     vocabulary = {token: i for token, i in model["vocab"].items() if i < n_symbols + merges}
     library.model = models.BPE(
         vocab=vocabulary, merges=learned[:merges], unk_token=UNKNOWN, end_of_word_suffix=WORD_END
@@ -86,7 +90,9 @@ def train_gpt1(texts: Iterable[str], merges: int) -> Tokenizer:
 def train_character(
     texts: Iterable[str], normalization: Normalization = Normalization.none, lowercase: bool = False
 ) -> Tokenizer:
-    """One token per distinct character of ``texts``, in code-point order, then end-of-text."""
+    """Return a tokenizer with one token per distinct character of ``texts``, in code-point order, then
+    end-of-text.
+    """
     library = Library(models.WordLevel())
     _normalize(library, normalization, lowercase)
     if library.normalizer is not None:
@@ -99,7 +105,9 @@ def train_character(
 
 
 def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """``train_character`` without an end-of-text token, as nanoGPT has it: it cannot say where a text ends."""
+    """Train a character tokenizer without an end-of-text token, as in nanoGPT: it cannot mark where a text
+    ends.
+    """
     return Tokenizer(_character_library(texts))
 
 
@@ -108,7 +116,7 @@ def _character_library(texts: Iterable[str]) -> Library:
     for text in texts:
         characters.update(text)
     if not characters:
-        raise TokenizerError("the text has no characters to make a vocabulary of")
+        raise TokenizerError("the text has no characters to train a vocabulary on")
     vocabulary = {character: i for i, character in enumerate(sorted(characters))}
     library = Library(models.WordLevel(vocabulary, unk_token=""))
     library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -126,7 +134,7 @@ def _normalize(library: Library, normalization: Normalization, lowercase: bool) 
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One token per byte, its id the byte, then end-of-text (256)."""
+    """Return a tokenizer with one token per byte, whose id is the byte, then end-of-text (256)."""
     vocabulary = {character: byte for byte, character in enumerate(byte_level_alphabet())}
     library = Library(models.BPE(vocab=vocabulary, merges=[]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -35,7 +35,7 @@ def resolve(config: Config, data: PreparedData) -> Config:
         )
     data.tokenizer.encode(config.logging.sample_prompt)
     training = config.training
-    windows = training.epochs * loader.windows_per_pass
+    windows = training.epochs * loader.windows_per_text
     if training.batch_growth_steps:  # what its smaller batches leave for later
         growing = training.batch_growth_steps
         windows += growing * training.batch_size - windows_before(growing, training)

@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "system says two things": (
         said({"role": "system", "content": "Rhyme"}, USER, ANSWER, system="Be brief"),
-        "line 2: the system says one thing in 'system' and another in the messages",
+        "line 2: the system message in 'system' differs from the one in the messages",
     ),
     "system that is no text": (said(USER, ANSWER, system=["a"]), "line 2: expected a text in 'system'"),
     "empty content": (
@@ -146,9 +146,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         said(USER, ANSWER, images=["a.png"]),
         "line 2: has 'images', and images, sound and video",
     ),
-    "calls of tools": (
+    "tool calls": (
         said(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
-        "line 2: message 2: has 'tool_calls', and calls of tools are not supported",
+        "line 2: message 2: has 'tool_calls', and tool calls are not supported",
     ),
     "call of a function": (
         said(USER, {**ANSWER, "function_call": {"name": "f"}}),
@@ -156,20 +156,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "answer of a tool": (
         said(USER, {"role": "tool", "content": "2"}, ANSWER),
-        "line 2: message 2: the role 'tool' is of tools, which are not supported",
+        "line 2: message 2: the role 'tool' belongs to tool calls, which are not supported",
     ),
     "tools beside": (said(USER, ANSWER, tools=[{"name": "f"}]), "line 2: has 'tools'"),
     "an answer not to be learned": (
         said(USER, {**ANSWER, "weight": 0}),
-        "line 2: message 2: weight is 0, and every answer of a conversation is learned",
+        "line 2: message 2: weight is 0, but weights of answers are not supported",
     ),
     "an answer that is learned half": (
         said(USER, {**ANSWER, "weight": 0.5}),
-        "line 2: message 2: weight is 0.5, and every answer of a conversation is learned alike",
+        "line 2: message 2: weight is 0.5, but weights of answers are not supported",
     ),
     "an answer without a loss": (
         said(USER, {**ANSWER, "loss": False}),
-        "line 2: message 2: loss is False, and every answer of a conversation is learned alike",
+        "line 2: message 2: loss is False, but weights of answers are not supported",
     ),
     "a role that nobody knows": (
         said(USER, {"role": "narrator", "content": "2"}),
@@ -187,7 +187,7 @@ def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(name: str, tmp_pat
         read_conversations(table)
     skipping = Reading(on_bad_line="skip")
     assert read_conversations(table, reading=skipping)[0] == [ADD, ADD]
-    assert skipping.report.skipped == {"rows that are no examples": 1}
+    assert skipping.report.skipped == {"rows that are not examples": 1}
 
 
 def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str
     data = ConversationData.read(config, Console())
     assert (len(data.train), len(data.validation)) == (18, 2)
     said_of_it = capsys.readouterr().err
-    assert "skipped 4 rows that are no examples" in said_of_it
+    assert "skipped 4 rows that are not examples" in said_of_it
     assert all(f"line {line}" in said_of_it for line in (21, 22, 23)) and "line 24" not in said_of_it
 
 
@@ -256,7 +256,7 @@ def test_room_for_an_answer_is_found_without_reading_the_whole_conversation(
     long = (Message("user", "Hi"), *talk[1:2000])
     (fitted,) = fit_conversations([long], template, tokenizer, 200)
     assert fitted.cut and len(fitted.question) % 2 == 1
-    assert len(encode(template, fitted.question, tokenizer, asking=True).token_ids) < 200
+    assert len(encode(template, fitted.question, tokenizer, generation_prompt=True).token_ids) < 200
     assert sum(read) < len(long) + 100  # once whole, then what fits
 
 

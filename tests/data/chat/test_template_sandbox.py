@@ -166,7 +166,7 @@ def test_templates_in_the_style_of_published_models_give_the_same_tokens(name: s
     talk = [Message("user", "Why?\n<b>"), Message("assistant", "So."), Message("user", "Oh")]
     plain = [{"role": one.role, "content": one.content} for one in talk]
     expected = theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
-    assert template.encode(talk, tokenizer, asking=True).token_ids == expected
+    assert template.encode(talk, tokenizer, generation_prompt=True).token_ids == expected
     assert (
         template.encode(talk[:2], tokenizer).token_ids == theirs.apply_chat_template(plain[:2])["input_ids"]
     )

@@ -147,7 +147,7 @@ def test_labels_in_order() -> None:
     with pytest.raises(DataError, match="label 'c' has a single example"):
         label_names([*labelled("a", "b"), TaskExample((("a",),), "c")], "x")
     seen = table({"text": "a", "label": "good"}, {"text": "b", "label": "godo"})
-    with pytest.raises(DataError, match=r"line 2: the label 'godo' is that of no training example; .*good"):
+    with pytest.raises(DataError, match=r"line 2: the label 'godo' is not in the training examples; .*good"):
         read_examples(seen, CLASSIFICATION, labels=["bad", "good"])
 
 
@@ -225,10 +225,12 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"has no column '(class|review)'; there are text, label"):
             read_examples(read_table(path), CLASSIFICATION, columns)
     rows = [{"text1": "a", "text2": "b", "label": value} for value in ("1.5", "high")]
-    with pytest.raises(DataError, match="line 2: 'high' in 'label' is no number"):
+    with pytest.raises(DataError, match="line 2: 'high' in 'label' is not a number"):
         read_examples(table(*rows), TaskKind.similarity, scores=True)
     rows = [{"text1": "a", "text2": "b", "label": value} for value in (*map(str, range(20)), "n/a")]
-    with pytest.raises(DataError, match="line 21: 'n/a' in 'label' is no number, and nearly all others"):
+    with pytest.raises(
+        DataError, match="line 21: 'n/a' in 'label' is not a number, unlike nearly all others"
+    ):
         read_examples(table(*rows), TaskKind.similarity)
     with pytest.raises(DataError, match="line 2: the score 1e300 is beyond"):
         read_examples(

@@ -134,7 +134,7 @@ def test_utf_16_that_nothing_marks_is_thought_of(tmp_path: Path) -> None:
 def test_the_place_of_a_nul_character_is_in_bytes(tmp_path: Path) -> None:
     text = 5000 * "ab" + "\0c"
     (tmp_path / "a.txt").write_bytes(text.encode("utf-16"))
-    with pytest.raises(DataError, match="holds NUL characters, the first at byte 20002, "):
+    with pytest.raises(DataError, match="holds NUL characters, the first at byte 20002; "):
         list(read_documents(tmp_path / "a.txt", DataConfig(encoding="utf-16"), ReadingReport()))
 
 
@@ -202,7 +202,7 @@ def test_the_text_of_notebooks(tmp_path: Path) -> None:
     assert list(read_documents(tmp_path, DataConfig(), ReadingReport())) == ["y = 2\n"]
     for bad in ("[]", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{"source": 3}]}', "{", "[" * 100_000):
         path.write_text(bad)
-        with pytest.raises(DataError, match="is no Jupyter notebook"):
+        with pytest.raises(DataError, match="is not a Jupyter notebook"):
             list(read_documents(path, DataConfig(), ReadingReport()))
 
 

@@ -251,7 +251,7 @@ def test_options_that_change_nothing_are_refused(
         (tmp_path / file).write_text("text")
     config = DataConfig(source=(name if name == "python-docs" else str(tmp_path / name),), **options)
     if useless:
-        with pytest.raises(ConfigError, match=f"{useless} changes nothing here"):
+        with pytest.raises(ConfigError, match=f"{useless} has no effect here"):
             open_corpus(config)
     else:
         open_corpus(config)
@@ -311,7 +311,7 @@ def test_a_first_line_that_names_the_separator_is_no_row(tmp_path: Path, first: 
     path.write_text(first + "".join(separator.join(row) + "\n" for row in rows), newline="")
 
     assert both(path) == (["a, b", "c"], [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}])
-    assert read_table(path).places == ["line 3", "line 4"]
+    assert read_table(path).locations == ["line 3", "line 4"]
 
 
 def test_quotation_marks_may_stand_after_a_space(tmp_path: Path) -> None:
@@ -334,6 +334,6 @@ def test_what_a_table_is_not_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\na\rb,x\n", newline="")
 
     for one in refusals(tmp_path / "t.parquet"):
-        assert "is damaged, or no Parquet file as its name says" in one
+        assert "is damaged, or not a Parquet file as its name says" in one
     for one in refusals(tmp_path / "t.csv"):
-        assert "line 2 holds a carriage return that ends no line and is not quoted" in one
+        assert "line 2 has an unquoted carriage return within a line" in one

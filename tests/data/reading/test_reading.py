@@ -155,7 +155,7 @@ def test_bad_bytes_have_their_offset(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert documents == ["éééabc\ufffdd\ufffd"]
     assert report.skipped == {"bad bytes, replaced by U+FFFD": 2}
     documents, report = read(path, on_bad_text="skip")
-    assert documents == [] and report.skipped == {"documents with bytes or characters that are no text": 1}
+    assert documents == [] and report.skipped == {"documents with bytes or characters that are not text": 1}
     path.write_bytes(b"\xe9t\xe9")
     assert read(path, encoding="latin-1")[0] == ["été"]
     path.write_bytes("\ufeffmarked".encode())
@@ -212,7 +212,7 @@ def test_damaged_and_binary_files(tmp_path: Path) -> None:
         ("no.parquet", b"not parquet", "no.parquet"),
         ("a.txt", b"binary \0\1\2", "holds NUL bytes, so it is not a text file"),
         ("a.json", b"[1, 2", "is not JSON"),
-        ("b.json", b"[1, 2]", "entry 1 is no object with named fields but '1'"),
+        ("b.json", b"[1, 2]", "entry 1 is not an object with named fields but '1'"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
@@ -270,8 +270,8 @@ def test_a_long_text_with_bad_bytes_ends_before_them(tmp_path: Path, monkeypatch
     assert [documents[0], documents[2]] == [good.decode()] * 2 and len(documents) == 3
     assert good.decode().startswith(documents[1]) and len(documents[1]) > 800
     assert corpus.report.skipped == {
-        "documents with bytes or characters that are no text": 1,
-        "ends of long documents, from bytes or characters that are no text": 1,
+        "documents with bytes or characters that are not text": 1,
+        "ends of long documents, from bytes or characters that are not text": 1,
     }
 
 

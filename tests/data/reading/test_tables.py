@@ -77,13 +77,13 @@ def test_first_rows_and_separators(
         ("a.csv", "text,label\na,b,c\n", "line 2 has 3 columns, the first row 2"),
         ("a.csv", 'text,label\n"a,b\n', "line 2 opens a quotation mark that is not closed"),
         ("a.csv", "text,text\na,b\n", "two columns have the same name"),
-        ("a.jsonl", '{"a": 1}\n[1]\n', "line 2 is no object with named fields"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "line 2 is not an object with named fields"),
         ("a.jsonl", "{\n", "line 1 is not JSON"),
         ("a.jsonl", '{"a": "b"}\n{"a": "\\ud800"}\n', "line 2 holds half of a surrogate pair"),
         ("a.json", '[{"a": "\\udfff"}]', "entry 1 holds half of a surrogate pair"),
         ("a.json", '{"a": 1}', "expected a list of objects"),
         ("a.json", "[", "is not JSON"),
-        ("a.xlsx", "", "is no table; expected a name that ends in .csv"),
+        ("a.xlsx", "", "is not a table; expected a name ending in .csv"),
     ],
 )
 def test_bad_files(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_planted_runs_are_found_and_no_others() -> None:
         evaluation[number][to : to + 13] = training[source][at : at + 13]
     overlaps = contamination([[" ".join(one)] for one in training], [[" ".join(one)] for one in evaluation])
     assert [one.document for one in overlaps if one.found] == sorted(planted)
-    assert all(one.runs == 88 for one in overlaps)
+    assert all(one.ngrams == 88 for one in overlaps)
     assert all(one.found == 1 for one in overlaps if one.found)
     for number in planted:
         assert overlaps[number].excerpt in " ".join(evaluation[number])
@@ -34,15 +34,15 @@ def test_planted_runs_are_found_and_no_others() -> None:
 
 def test_case_and_punctuation_do_not_hide_a_run() -> None:
     (overlap,) = contamination([["To be, or not to be"]], [["to BE -- or... not;"]], words=4)
-    assert (overlap.runs, overlap.found, overlap.excerpt, overlap.share) == (1, 1, "to be or not", 1.0)
+    assert (overlap.ngrams, overlap.found, overlap.excerpt, overlap.share) == (1, 1, "to be or not", 1.0)
 
 
 def test_by_hand() -> None:
     """Of a b c, b c d, c d e the first and the last stand in the training text, over two pieces of a document."""
     training = [["a b c x", " y c"], ["d e"], [" d e c ", "d e"]]
     (overlap, short) = contamination(training, [["a b c d e"], ["a b"]], words=3)
-    assert (overlap.runs, overlap.found, overlap.excerpt) == (3, 2, "a b c")
-    assert (short.runs, short.share) == (0, 0.0)
+    assert (overlap.ngrams, overlap.found, overlap.excerpt) == (3, 2, "a b c")
+    assert (short.ngrams, short.share) == (0, 0.0)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_a_split_whose_sides_overlap_is_warned_of(tmp_path: Path, capsys: pytest
     ]
     assert main([*command, str(tmp_path / "all")]) == 0
     warned = capsys.readouterr().err
-    assert "held-out documents stand in the training text, more than half of each" in warned
+    assert "held-out documents occur in the training text, more than half of each" in warned
     assert "--data.deduplicate near" in warned
     assert main([*command, str(tmp_path / "fewer"), "--data.deduplicate", "exact"]) == 0
     assert "stand in the training text" not in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_copies_are_found_whatever_their_headers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [("x" * 101, "101 characters"), ("a\nb", "line break"), ([1], "but list"), ("\ud800", "no text")],
+    [("x" * 101, "101 characters"), ("a\nb", "line break"), ([1], "but list"), ("\ud800", "not text")],
 )
 def test_what_is_no_value_is_a_bad_line(value: Any, problem: str, tmp_path: Path) -> None:
     lines = [{"text": "a", "sentiment": "good"}, {"text": "b", "sentiment": value}]
@@ -178,7 +178,7 @@ def test_what_is_no_value_is_a_bad_line(value: Any, problem: str, tmp_path: Path
 
 def test_a_field_that_is_no_category(tmp_path: Path) -> None:
     lines = [{"text": f"text {i}", "id": i} for i in range(MOST_VALUES + 1)]
-    with pytest.raises(DataError, match="'id', of which the documents have more than 100 different values"):
+    with pytest.raises(DataError, match="'id', for which the documents have more than 100 different values"):
         prepared(write(tmp_path / "a.jsonl", lines), tmp_path / "out", control=("id",))
     prepared(write(tmp_path / "b.jsonl", lines[:-1]), tmp_path / "out", control=("id",))
 

@@ -73,7 +73,10 @@ def test_prepare_leaves_copies_out(tmp_path: Path, capsys: pytest.CaptureFixture
     fewer = json.loads(printed.out)
     count = [sum(result[side]["documents"] for side in ("train", "validation")) for result in (whole, fewer)]
     assert count == [100, 80]
-    assert "20 of 100 documents are copies of earlier ones, 0 nearly; they are left out" in printed.err
+    assert (
+        "20 of 100 documents are duplicates of earlier ones, 0 are near-duplicates; they are removed"
+        in printed.err
+    )
 
 
 def test_the_threshold_is_a_share() -> None:

@@ -144,7 +144,7 @@ def test_what_whole_documents_come_to_is_said(tmp_path: Path) -> None:
     with write_documents(tmp_path, map(Piece, ["x" * 10_000, *["y"] * 59])) as store:
         plan = plan_split(store, "x", Split.automatic, DataConfig(split=Split.documents))
     assert len(plan.train) == 1 and plan.description.endswith(
-        "0.587% of the bytes (whole documents come no nearer to 10%; --data.split fraction does)"
+        "0.587% of the bytes (whole documents come no closer to 10%; --data.split fraction does)"
     )
 
 

@@ -104,7 +104,7 @@ def test_numbers_learned() -> None:
 
 
 def test_too_little_text() -> None:
-    with pytest.raises(DataError, match="3 tokens are too few for runs of 5"):
+    with pytest.raises(DataError, match="3 tokens are too few for n-grams of order 5"):
         NGram.counted(np.array([1, 2, 3]), ngram_config(5, 5))
 
 

@@ -1,1 +1,1 @@
-"""Conversations: messages, templates, and rows of tokens."""
+"""Conversations: messages, chat templates, and packing into rows of tokens."""

@@ -1,16 +1,18 @@
-"""Conversations to learn from: read from tables in the common forms, divided, and kept in the run's folder.
+"""Conversations for fine-tuning: read from tables in the common formats, split, and stored in the run's
+folder.
 
 ======================  =====================================================================================
-form                    columns
+format                  columns
 ======================  =====================================================================================
-messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``; or of ``from``
-                        (system, human, gpt) and ``value``; ``data.messages`` has the other names and contents
-instructions            ``instruction``, perhaps ``input`` or ``context``, ``output``
-pairs                   ``prompt`` and ``response``, or other names of a text and what is to follow
+messages                ``messages``: a list of ``role`` (system, user, assistant) and ``content``; or of
+``from``
+                        (system, human, gpt) and ``value``; ``data.messages`` lists other names and contents
+instructions            ``instruction``, optionally ``input`` or ``context``, ``output``
+pairs                   ``prompt`` and ``response``, or other names of a prompt and a completion
 ======================  =====================================================================================
 
-A column ``system`` beside these is the system's message, and ``history``, a list of pairs of a question and an answer,
-the turns before an instruction or a prompt. All other columns are named in a note.
+An additional column ``system`` holds the system message, and ``history``, a list of pairs of a question and
+an answer, the turns before an instruction or a prompt. All other columns are named in a note.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,7 @@ from wholegpt.data.chat.messages import decode_list, read_messages, refuse_tools
 from wholegpt.data.chat.template import Conversation, Message
 from wholegpt.data.examples.columns import DETECTED, TaskColumns
 from wholegpt.data.examples.files import open_examples, save_examples
-from wholegpt.data.permutation import held_out_places
+from wholegpt.data.permutation import held_out_indices
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.row import by_lower_name
 from wholegpt.data.reading.tables import Reading, Table
@@ -35,28 +37,28 @@ from wholegpt.settings.schema import Config
 MESSAGES = ("messages", "conversations", "conversation")
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
 GIVEN = ("input", "context")
-"""What an instruction may be about, in a column of its own."""
+"""Columns with the input of an instruction."""
 CHOICES = ("choices", "options", "answers")
-"""Columns of questions with answers to choose from, which are no conversations."""
+"""Columns of multiple-choice questions, which are not conversations."""
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
 SYSTEM = ("system", "system_prompt", "system_message")
-"""Columns of what the system says, where that is no message."""
+"""Columns with the system message, if it is not in the messages."""
 HISTORY = "history"
 JOINED_BY = "\n\n"
-"""Between an instruction and its input."""
+"""Separator of an instruction and its input."""
 ASKING = ("user", "assistant")
-"""Who says what in a pair."""
+"""The roles of the texts of a pair."""
 QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
 class ConversationData:
-    """Training and held-out conversations."""
+    """Conversations of the training and the validation split."""
 
     train: list[Conversation]
     validation: list[Conversation]
     columns: TaskColumns
-    """Where the training ones stood."""
+    """The columns of the training table."""
 
     @classmethod
     def read(cls, config: Config, console: Console = QUIET, source: str = "") -> "ConversationData":
@@ -79,14 +81,19 @@ class ConversationData:
             return cls(train, validation, columns)
         reading.show(console)
         fraction = config.data.validation_fraction
-        copies: dict[Conversation, list[int]] = {}
-        for place, one in enumerate(train):
-            copies.setdefault(one[:-1], []).append(place)
-        groups = list(copies.values())
-        drawn = held_out_places(len(groups), fraction, config.runtime.seed)
-        held_out = {place for i in drawn for place in groups[i]}  # who asks the same is on one side
+        groups_of_equal: dict[Conversation, list[int]] = {}
+        for index, one in enumerate(train):
+            groups_of_equal.setdefault(one[:-1], []).append(index)
+        groups = list(groups_of_equal.values())
+        drawn = held_out_indices(len(groups), fraction, config.runtime.seed)
+        # conversations with equal prompts stay on one side
+        held_out = {index for i in drawn for index in groups[i]}
         if not 0 < len(held_out) < len(train):
-            different = f" of {len(copies):,} different questions" if len(copies) < len(train) else ""
+            different = (
+                f" of {len(groups_of_equal):,} different questions"
+                if len(groups_of_equal) < len(train)
+                else ""
+            )
             raise DataError(
                 f"{source}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
                 "out; give more, or held-out ones by --validation FILE"
@@ -96,17 +103,19 @@ class ConversationData:
 
     @classmethod
     def open(cls, folder: Path) -> "ConversationData":
-        """Back from ``save``. Raises ``DataError`` where a file is missing or not what it was."""
+        """Load what ``save`` wrote. Raises ``DataError`` if a file is missing or has changed."""
         about, train, validation = open_examples(folder, Conversation)
         return cls(train, validation, msgspec.convert(about, TaskColumns))
 
     def save(self, folder: Path) -> str:
-        """Write the conversations into a new ``folder``; returns the hash of all."""
+        """Write the conversations into a new ``folder``; return the hash of all."""
         return save_examples(folder, self.columns, self.train, self.validation)
 
 
 def holds_conversations(path: Path, reading: Reading | None = None, known: TaskColumns = DETECTED) -> bool:
-    """Whether a table has the ``known`` columns, or else some of messages, or of questions and answers."""
+    """Return whether a table has the ``known`` columns, or else columns of messages or of prompts and
+    answers.
+    """
     uncounted = replace(reading, report=ReadingReport()) if reading else Reading()
     columns = uncounted.table(path, _named(known)).columns
     if known.target and {*_named(known)} <= {*columns}:
@@ -120,7 +129,9 @@ def holds_conversations(path: Path, reading: Reading | None = None, known: TaskC
 def read_like(
     path: Path, reading: Reading, known: TaskColumns, console: Console = QUIET
 ) -> list[Conversation]:
-    """The conversations of a further table, in the ``known`` columns of the training ones where it has those."""
+    """Read the conversations of another table, from the ``known`` columns of the training table if it has
+    them.
+    """
     table = reading.table(path, _named(known))
     columns = known if {*_named(known)} <= {*table.columns} else DETECTED
     return read_conversations(table, columns, reading, console)[0]
@@ -133,10 +144,10 @@ def _named(columns: TaskColumns) -> list[str]:
 def read_conversations(
     table: Table, columns: TaskColumns = DETECTED, reading: Reading | None = None, console: Console = QUIET
 ) -> tuple[list[Conversation], TaskColumns]:
-    """The conversations of a table, and the columns that they were found in; ``columns`` names those of pairs.
+    """Read the conversations of a table; also return the columns that hold them.
 
-    Raises ``DataError`` naming the line of what is not a conversation of text, unless ``reading`` leaves such rows out;
-    and listing the columns where none is an answer.
+    ``columns`` names the columns of pairs. Raises ``DataError`` naming the line of a row that is not a text
+    conversation, unless ``reading`` skips such rows, and listing the columns if none holds answers.
     """
     form, reading = _form_of(table, columns), reading or Reading()
     found = list[Conversation]()
@@ -145,7 +156,7 @@ def read_conversations(
         try:
             found.append(form.conversation(table.rows[row], table.where(row)))
         except DataError as error:
-            reading.pass_over(error)
+            reading.skip_record(error)
             problem = problem or str(error)
     if not found:
         raise DataError(f"{table.path}: none of {len(table.rows):,} rows is a conversation; {problem}")
@@ -160,7 +171,7 @@ def read_conversations(
 
 @dataclass(frozen=True)
 class _Form:
-    """Which columns of a table hold what of a conversation; empty where none does."""
+    """The column of each part of a conversation; empty if the table has none."""
 
     messages: str
     texts: tuple[str, ...]
@@ -170,30 +181,30 @@ class _Form:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that are read."""
+        """Return all columns that are read."""
         return (self.messages, *self.texts, self.answers, self.system, self.history)
 
     @property
     def columns(self) -> TaskColumns:
-        """Those that other tables of the same form are to have."""
+        """Return the columns that other tables of the same format should have."""
         return (
             TaskColumns(target=self.messages) if self.messages else TaskColumns(self.texts, (), self.answers)
         )
 
     def conversation(self, row: Mapping[str, Any], where: str) -> Conversation:
-        """That of a row. Raises ``DataError`` for one that is none."""
+        """Return the conversation in a row. Raises ``DataError`` if there is none."""
         refuse_tools_and_media(row, where)
         messages = read_messages(row.get(self.messages), where) if self.messages else self._pair(row, where)
-        told = row.get(self.system)
-        if told is None or (isinstance(told, str) and not told.strip()):
+        system_text = row.get(self.system)
+        if system_text is None or (isinstance(system_text, str) and not system_text.strip()):
             return messages
-        if not isinstance(told, str):
-            raise DataError(f"{where}: expected a text in '{self.system}', found {told!r:.40}")
+        if not isinstance(system_text, str):
+            raise DataError(f"{where}: expected a text in '{self.system}', found {system_text!r:.40}")
         if messages[0].role != "system":
-            return (Message("system", told), *messages)
-        if messages[0].content.strip() != told.strip():
+            return (Message("system", system_text), *messages)
+        if messages[0].content.strip() != system_text.strip():
             raise DataError(
-                f"{where}: the system says one thing in '{self.system}' and another in the messages"
+                f"{where}: the system message in '{self.system}' differs from the one in the messages"
             )
         return messages
 
@@ -215,7 +226,9 @@ class _Form:
 
 
 def _form_of(table: Table, columns: TaskColumns) -> _Form:
-    """The form of a table's conversations. Raises ``DataError`` that lists the columns where there is none."""
+    """Return the format of a table's conversations. Raises ``DataError`` listing the columns if there is
+    none.
+    """
     by_name = by_lower_name(table.columns)
 
     def first(names: Sequence[str], *others: str) -> str:
@@ -238,7 +251,7 @@ def _form_of(table: Table, columns: TaskColumns) -> _Form:
 
 
 def _turns(history: Any, where: str) -> Conversation:
-    """Earlier turns: pairs of a question and an answer, or messages."""
+    """Return the earlier turns, given as pairs of a question and an answer or as messages."""
     history = decode_list(history)
     if history is None or history == [] or (isinstance(history, str) and not history.strip()):
         return ()

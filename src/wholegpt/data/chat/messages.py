@@ -1,4 +1,4 @@
-"""Messages as other programs write them: their roles, and contents that are text or lists of text parts."""
+"""Messages in the formats of other programs: roles, and contents that are text or lists of text parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,37 +13,37 @@ ROLE_NAMES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai"), "assistant"),
 }
-"""What other programs call the roles, in lower case."""
+"""Names of the roles in other programs, in lower case."""
 TOOL_ROLES = (
     *("tool", "function", "tool_call", "function_call", "tool_response", "function_response"),
     *("observation", "ipython", "environment"),
 )
-"""Roles of calls of tools, and of what these return."""
+"""Roles of tool calls and of their results."""
 TOOL_FIELDS = ("tool_calls", "function_call", "tool_call_id", "tools", "functions")
 MEDIA_FIELDS = ("image", "images", "audio", "audios", "video", "videos")
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from"), ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of parts of a content that are text."""
+"""Types of content parts that are text."""
 WEIGHT_FIELDS = ("weight", "train", "training", "loss")
-"""Fields of an answer that say how much it is learned."""
+"""Fields of an answer with its weight in the loss."""
 LEARNED = (None, "", 1, "1", "true", "True")
-"""Their values, ``True`` among them, where it is learned like all others."""
+"""Values of these fields, ``True`` included, for an answer of full weight."""
 
 
 def read_messages(value: Any, where: str) -> Conversation:
-    """The conversation in a list of messages, or in such a list as JSON text.
+    """Return the conversation in a list of messages, which may be given as JSON text.
 
-    Raises ``DataError`` naming ``where`` and the message for anything that is not a conversation of text with at least
-    one answer.
+    Raises ``DataError`` naming ``where`` and the message for anything that is not a text conversation with at
+    least one answer.
     """
     messages = conversation_of(value, where)
     if not any(one.role == "assistant" for one in messages):
-        raise DataError(f"{where}: has no answer, a message of the assistant")
+        raise DataError(f"{where}: has no assistant message")
     return messages
 
 
 def conversation_of(value: Any, where: str) -> Conversation:
-    """``read_messages`` without the demand for an answer."""
+    """Return the conversation like ``read_messages``, but without requiring an answer."""
     value = decode_list(value)
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: expected a list of messages, found {value!r:.60}")
@@ -57,9 +57,9 @@ def conversation_of(value: Any, where: str) -> Conversation:
 
 
 def read_message(value: Any, where: str) -> Message:
-    """One message. That of the system may be empty.
+    """Return one message. Only a system message may be empty.
 
-    Raises ``DataError`` for an unknown role, a content that is empty or not text, and whatever belongs to tools.
+    Raises ``DataError`` for an unknown role, for a content that is empty or not text, and for tool calls.
     """
     fields = value if isinstance(value, Mapping) else {}
     refuse_tools_and_media(fields, where)
@@ -67,7 +67,7 @@ def read_message(value: Any, where: str) -> Message:
     content = _text_of(fields.get(_first(CONTENT_FIELDS, fields)), where)
     name = role.strip().lower() if isinstance(role, str) else ""
     if name in TOOL_ROLES:
-        raise DataError(f"{where}: the role '{role}' is of tools, which are not supported")
+        raise DataError(f"{where}: the role '{role}' belongs to tool calls, which are not supported")
     if not name or content is None:
         raise DataError(f"{where}: a message needs a role and a content that is text, found {value!r:.60}")
     if name not in ROLE_NAMES:
@@ -75,8 +75,8 @@ def read_message(value: Any, where: str) -> Message:
     weighted = next((field for field in WEIGHT_FIELDS if fields.get(field) not in LEARNED), "")
     if weighted and ROLE_NAMES[name] == "assistant":
         raise DataError(
-            f"{where}: {weighted} is {fields[weighted]}, and every answer of a conversation is learned alike; leave "
-            "the conversation out, or the field"
+            f"{where}: {weighted} is {fields[weighted]}, but weights of answers are not supported; remove "
+            "the conversation or the field"
         )
     if not content.strip() and ROLE_NAMES[name] != "system":
         raise DataError(f"{where}: a message needs a content, found {value!r:.60}")
@@ -84,21 +84,21 @@ def read_message(value: Any, where: str) -> Message:
 
 
 def refuse_tools_and_media(fields: Mapping[str, Any], where: str) -> None:
-    """Raise ``DataError`` for a record or a message that has more to it than text."""
-    for names, what in ((TOOL_FIELDS, "calls of tools"), (MEDIA_FIELDS, "images, sound and video")):
+    """Raise ``DataError`` for a record or a message with tool calls, images, sound or video."""
+    for names, what in ((TOOL_FIELDS, "tool calls"), (MEDIA_FIELDS, "images, sound and video")):
         found = next((key for key, value in fields.items() if key.lower() in names and not _empty(value)), "")
         if found:
             raise DataError(f"{where}: has '{found}', and {what} are not supported; leave it out")
 
 
 def unused_fields(value: Any) -> set[str]:
-    """The fields of messages in a list that ``read_message`` does not read, those that hold something."""
+    """Return the non-empty fields of messages in a list that ``read_message`` does not use."""
     value = decode_list(value)
     found: set[str] = set()
     for one in value if isinstance(value, list) else []:
         if isinstance(one, Mapping):
             role = _first(ROLE_FIELDS, one)
-            # Nothing but answers is learned, so that a weight of anything else matters only where it is one.
+            # Only answers enter the loss, so the weight of any other message matters only if it is set.
             answers = ROLE_NAMES.get(str(one.get(role)).strip().lower()) == "assistant"
             weights = {name for name in WEIGHT_FIELDS if answers or one.get(name) not in LEARNED}
             read = {role, _first(CONTENT_FIELDS, one), *weights}
@@ -107,7 +107,7 @@ def unused_fields(value: Any) -> set[str]:
 
 
 def decode_list(value: Any) -> Any:
-    """The list that a text holds as JSON, as cells of separated values do; anything else as it is."""
+    """Return the list that a text contains as JSON, as in CSV cells; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -117,13 +117,13 @@ def decode_list(value: Any) -> Any:
 
 
 def _first(names: Sequence[str], fields: Mapping[str, Any]) -> str:
-    """The first of ``names`` that is a field with a value, or else that is a field."""
+    """Return the first of ``names`` that is a field with a value, or else the first that is a field."""
     there = [name for name in names if name in fields]
     return next((name for name in there if fields[name] is not None), there[0] if there else "")
 
 
 def _text_of(content: Any, where: str) -> str | None:
-    """A content as text; none where it is not."""
+    """Return a content as text; ``None`` if it is not text."""
     if content is None:
         return ""
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Conversations side by side in windows, without seeing each other.
+"""Pack several conversations into one window, without attention between them.
 
 Shapes: B rows, T positions.
 """
@@ -17,12 +17,13 @@ PADDING = 0
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which things of these ``lengths``, none above ``room``, go together: best fit, the longest first.
+    """Group items of these ``lengths``, none above ``room``, by best fit, longest first.
 
-    Each goes where the least is left that holds it (Johnson 1973: at most 11/9 of the fewest rows, and a few).
+    Each item goes into the row with the least space left that fits it (Johnson 1973: at most 11/9 of the
+    fewest rows, plus a constant).
     """
     rows: list[list[int]] = []
-    left: list[tuple[int, int]] = []  # what each row has room for, with its number, in order
+    left: list[tuple[int, int]] = []  # the free space of each row and its index, in ascending order
     for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         best = bisect_left(left, (lengths[place], -1))
         if best < len(left):
@@ -36,7 +37,9 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def batches_of(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Things of like size together, shorter to longer, each batch of at most ``most`` when all are as its largest."""
+    """Yield batches of items of similar size, in ascending order; each is padded to at most ``most`` in
+    total.
+    """
     chunk: list[int] = []
     for place in sorted(range(len(sizes)), key=lambda i: sizes[i]):
         if chunk and (len(chunk) + 1) * sizes[place] > most:
@@ -47,7 +50,7 @@ def batches_of(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def collate_conversations(rows: Sequence[Sequence[EncodedConversation]]) -> Batch:
-    """Rows of conversations, each of which sees itself alone; only its answers are targets."""
+    """Collate rows of conversations, which do not see each other; only answers are targets."""
     longest = max(sum(len(one.token_ids) - 1 for one in row) for row in rows)
     inputs = torch.full((len(rows), longest), PADDING)
     targets = torch.full((len(rows), longest), IGNORED)
@@ -65,7 +68,7 @@ def collate_conversations(rows: Sequence[Sequence[EncodedConversation]]) -> Batc
 
 
 class ConversationLoader:
-    """Packed rows in an order of their own in every epoch, forever; each batch a function of (seed, step) alone."""
+    """Yields packed rows, in a new order in every epoch; each batch is a function of (seed, step)."""
 
     def __init__(
         self, conversations: Sequence[EncodedConversation], context_length: int, batch_size: int, seed: int
@@ -75,6 +78,6 @@ class ConversationLoader:
         self.batch_size, self.seed = batch_size, seed
 
     def batch(self, step: int) -> Batch:
-        """The rows of optimiser step ``step`` (from 0)."""
+        """Return the rows of optimizer step ``step`` (from 0)."""
         chosen = endless_order(step * self.batch_size, self.batch_size, len(self.rows), self.seed)
         return collate_conversations([self.rows[i] for i in chosen])

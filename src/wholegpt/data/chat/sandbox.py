@@ -1,6 +1,6 @@
-"""Jinja for templates of others: what chat templates need and no more, of nothing but what they are given.
+"""A Jinja sandbox for chat templates from others, restricted to what such templates need.
 
-The environment is that of ``transformers``, without what could take unlimited time or memory.
+The environment equals that of ``transformers``, without anything that could take unlimited time or memory.
 """
 
 import json
@@ -22,14 +22,14 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 MOST_STEPS = 10_000
-"""Rounds of loops and calls of macros in one rendering."""
+"""Loop iterations and macro calls in one rendering."""
 MOST_CHARACTERS = 1_000_000
-"""Of each text, or of all texts in one list, that is put together in one."""
+"""Characters of each text, or of all texts in one list, that a template builds."""
 LARGEST_NUMBER = 1_000_000
 LARGEST_ARGUMENT, MOST_INDENT = 10_000, 16
-"""Of a filter that makes its value longer, and of indentation, which is written before every line."""
+"""Largest size argument of a filter, and largest indentation, which is repeated on every line."""
 MOST_SECONDS = 5.0
-"""Of one rendering, looked at in each round and call."""
+"""Seconds for one rendering, checked at each iteration and call."""
 _NAMES = (
     "Template Output TemplateData Const Name NSRef Getattr Getitem Slice Call Keyword Filter Test For If Assign "
     "AssignBlock Macro CallBlock FilterBlock With Scope "
@@ -37,7 +37,7 @@ _NAMES = (
     "Pos Concat List Tuple Dict Pair"
 )
 NODES = tuple(getattr(nodes, name) for name in _NAMES.split())
-"""What a template may be made of."""
+"""Node types that a template may contain."""
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
         "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric "  # noqa: SIM905
@@ -49,28 +49,34 @@ METHODS: dict[type, frozenset[str]] = {
     tuple: frozenset(("count", "index")),
     **dict.fromkeys((int, float, bytes, range), frozenset[str]()),
 }
-"""Of what a template holds or makes."""
+"""Allowed methods of values in a template."""
 FILTERS = frozenset(
     "abs attr batch capitalize count d default dictsort first float groupby indent int items last length list lower "  # noqa: SIM905
     "map max min reject rejectattr reverse round safe select selectattr slice sort string sum title trim truncate "
     "unique upper urlencode wordcount".split()
 )
 GROWING = {"indent": MOST_INDENT, **dict.fromkeys(("batch", "round", "slice", "truncate"), LARGEST_ARGUMENT)}
-"""Filters whose result is as large as a number that they are given, and the largest."""
+"""Filters whose result grows with a numeric argument, and the largest argument."""
 
 
 class _Bounded(NodeTransformer):
-    """Refuses what is not in ``NODES``; has rounds and calls counted, and lists and joined texts measured."""
+    """Rejects nodes outside ``NODES``; adds counters to loops and calls, and size checks to lists and joined
+    texts.
+    """
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
-        """The node that stands in the place of ``node``."""
+        """Return the node that replaces ``node``."""
         if not isinstance(node, NODES):
-            raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not for chat templates", node.lineno)
+            raise TemplateSyntaxError(
+                f"{type(node).__name__.lower()} is not allowed in chat templates", node.lineno
+            )
         self.generic_visit(node)
         match node:
             case nodes.For():
                 if node.recursive:
-                    raise TemplateSyntaxError("a recursive loop is not for chat templates", node.lineno)
+                    raise TemplateSyntaxError(
+                        "a recursive loop is not allowed in chat templates", node.lineno
+                    )
                 node.iter = _call("rounds", node.iter)
             case nodes.Macro() | nodes.CallBlock():
                 node.body.insert(0, nodes.ExprStmt(_call("step")))
@@ -90,20 +96,22 @@ def _call(name: str, *arguments: Any) -> nodes.Call:
 
 
 class _Generation(Extension):
-    """``{% generation %}``, which marks an answer for ``transformers``; here it is what it holds."""
+    """The ``{% generation %}`` block, which marks an answer for ``transformers``; here its content is
+    rendered as is.
+    """
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja has it)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The statements up to ``{% endgeneration %}``."""
+        """Parse the statements up to ``{% endgeneration %}``."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
-    """An environment for one template at a time; each rendering begins with ``begin``.
+    """An environment for one template at a time; call ``start_rendering`` before each rendering.
 
-    What goes too far raises jinja2's ``SecurityError``, what it does not know a ``TemplateSyntaxError``.
+    Exceeding a limit raises jinja2's ``SecurityError``, an unsupported construct a ``TemplateSyntaxError``.
     """
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%"})
@@ -124,16 +132,16 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             "strftime_now": self._strftime_now,
         }
         self.now = datetime.now()
-        """What ``strftime_now`` writes."""
-        self.begin()
+        """The time that ``strftime_now`` formats."""
+        self.start_rendering()
 
-    def begin(self, characters: int = 0) -> None:
-        """Allow one more rendering, of messages that have so many ``characters``."""
+    def start_rendering(self, characters: int = 0) -> None:
+        """Reset the limits for one more rendering, of messages with ``characters`` characters."""
         self._steps_left, self._most_characters = MOST_STEPS, MOST_CHARACTERS + 2 * characters
         self._deadline = time.monotonic() + MOST_SECONDS
 
     def step(self) -> None:
-        """Count one round or call."""
+        """Count one iteration or call."""
         self._steps_left -= 1
         if self._steps_left < 0:
             raise SecurityError(f"it takes more than {MOST_STEPS:,} steps")
@@ -141,20 +149,20 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"it takes longer than {MOST_SECONDS:g} s")
 
     def rounds(self, values: Iterable[Any]) -> Iterator[Any]:
-        """Each of ``values``, counted."""
+        """Yield each of ``values`` and count it."""
         for value in values:
             self.step()
             yield value
 
     def measured(self, value: Any) -> Any:
-        """``value``, which with all that it holds is no more than is allowed."""
+        """Return ``value`` if its size, nested values included, is within the limits."""
         held, characters, waiting = 0, 0, [value]
         while waiting:
             one = waiting.pop()
             held += 1
             characters += len(one) if isinstance(one, str) else 0
             if held > MOST_STEPS or characters > self._most_characters or isinstance(one, Namespace):
-                raise SecurityError("it puts together a list that is too large")
+                raise SecurityError("it builds a list that is too large")
             if isinstance(one, dict):
                 waiting += [*one.keys(), *one.values()]
             elif isinstance(one, list | tuple):
@@ -162,22 +170,22 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return value
 
     def joined(self, parts: Iterable[Any]) -> str:
-        """Texts one after the other, as ``~`` has it."""
+        """Concatenate texts for the operator ``~``."""
         return self.concat(map(str, parts))
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Texts one after the other, at most as long as is allowed."""
+        """Concatenate texts up to the length limit."""
         found: list[str] = []
         length = 0
         for part in parts:
             found.append(part)
             length += len(part)
             if length > self._most_characters:
-                raise SecurityError(f"it writes more than {self._most_characters:,} characters")
+                raise SecurityError(f"it produces more than {self._most_characters:,} characters")
         return "".join(found)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Sums of texts, of lists and of small numbers; other operations are for numbers alone."""
+        """Add texts, lists and small numbers; other operators accept numbers only."""
         if operator == "+" and (isinstance(left, Markup) or isinstance(right, Markup)):
             return self._kept(left + right)
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
@@ -186,14 +194,14 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             return self.measured(left + right)
         for side in (left, right):
             if isinstance(side, Undefined):
-                str(side + 0)  # says what is undefined
+                str(side + 0)  # raises an error that names the undefined variable
             if not isinstance(side, int | float) or abs(side) > LARGEST_NUMBER:
                 kinds = "texts, lists and small numbers" if operator == "+" else "small numbers"
-                raise SecurityError(f"{operator} is for {kinds}")
+                raise SecurityError(f"{operator} accepts only {kinds}")
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """What the sandbox lets be called; what methods of texts return is measured."""
+        """Call a permitted function; check the size of what methods of texts return."""
         owner = getattr(callee, "__self__", None)
         if not isinstance(owner, str):
             return super().call(context, callee, *args, **kwargs)
@@ -204,20 +212,20 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return self._kept(super().call(context, callee, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """What the sandbox lets be seen, and of texts, lists and numbers only ``METHODS``."""
+        """Return whether the sandbox permits an attribute; of texts, lists and numbers only ``METHODS``."""
         for kind, allowed in METHODS.items():
             if isinstance(obj, kind) and attr not in allowed:
                 return False
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """Nothing is done for ``str.format``, which is no method of texts here."""
+        """Do nothing: ``str.format`` is not available."""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Bounded().visit(super()._parse(source, name, filename))
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter whose result is measured."""
+        """Return a filter with a size check of its result."""
 
         @wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -230,10 +238,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return bounded
 
     def _kept(self, value: Any) -> Any:
-        """``value``, which is no larger than is allowed; of an iterator each item, when it is asked for."""
+        """Return ``value`` if it is within the size limits; check the items of an iterator one by one."""
         if isinstance(value, str):
             if len(value) > self._most_characters:
-                raise SecurityError(f"it writes more than {self._most_characters:,} characters")
+                raise SecurityError(f"it produces more than {self._most_characters:,} characters")
             return value
         if isinstance(value, list | tuple | dict):
             return self.measured(value)
@@ -244,7 +252,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         for value in self.rounds(values):
             characters += len(value) if isinstance(value, str) else 0
             if characters > self._most_characters:
-                raise SecurityError("it puts together a list that is too large")
+                raise SecurityError("it builds a list that is too large")
             yield self._kept(value)
 
     def _dict(self, *args: Any, **values: Any) -> dict[Any, Any]:
@@ -253,7 +261,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _namespace(self, *args: Any, **values: Any) -> Namespace:
         held = self.measured(dict(*args, **values))
         if any(str(name).startswith("_") for name in held):
-            raise SecurityError("names in a namespace do not begin with an underscore")
+            raise SecurityError("names in a namespace must not start with an underscore")
         return Namespace(held)
 
     def _join(self, parts: Iterable[Any], separator: str = "", attribute: str | int | None = None) -> str:
@@ -266,7 +274,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         text, old, new, most = str(text), str(old), str(new), -1 if count is None else count
         found = text.count(old) if most < 0 else min(most, text.count(old))
         if len(text) + found * len(new) > self._most_characters:
-            raise SecurityError(f"it writes more than {self._most_characters:,} characters")
+            raise SecurityError(f"it produces more than {self._most_characters:,} characters")
         return text.replace(old, new, most)
 
     def _tojson(
@@ -290,7 +298,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def _strftime_now(self, form: str) -> str:
         if len(form) > LARGEST_ARGUMENT or re.search(r"%[^a-zA-Z%]*\d{3}", form):
-            raise SecurityError("strftime_now is for short forms")
+            raise SecurityError("strftime_now accepts only short formats")
         return self.now.strftime(form)
 
     def _range(self, *bounds: int) -> range:

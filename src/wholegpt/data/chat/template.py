@@ -1,6 +1,7 @@
-"""Conversations as the text that a model reads: a Jinja template, as Hugging Face transformers has it.
+"""Render conversations as text with a Jinja chat template, as in Hugging Face transformers.
 
-The template gets ``messages``, each with ``role`` and ``content``, and ``add_generation_prompt``. It runs in a sandbox.
+The template receives ``messages``, each with ``role`` and ``content``, and ``add_generation_prompt``. It runs
+in a sandbox.
 """
 
 import contextlib
@@ -28,21 +29,21 @@ PAIR_TEMPLATE = (
     + SEPARATOR
     + "{% endif %}{% endfor %}"
 )
-"""Source, separator, target: what an encoder–decoder reads."""
+"""Source, separator, target: the sequence of an encoder–decoder."""
 MOST_CHARACTERS = 20_000
 SPECIAL = re.compile(r"<[|｜][^\s<>|｜]+[|｜]>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>")
-"""What a special token looks like: ``<|name|>``, and the names that published models use besides."""
+"""Pattern of special tokens: ``<|name|>``, and further names that published models use."""
 BEFORE, AFTER = "\ue000", "\ue001"
-"""Private characters that stand around the number of a message in place of its content."""
+"""Private-use characters around the index of a message, which replaces its content."""
 FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError, MemoryError)
-"""What a template can run into, beside Jinja's own errors."""
+"""Errors that a template can cause, besides Jinja's own."""
 TRIED = tuple((role, f" \t<Aß 'é> & {role}\n\n") for role in ("user", "assistant"))
-"""What a template must leave as it is, or only strip."""
+"""Probe messages, whose contents a template must keep unchanged, or only strip."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one side says."""
+    """One message of a conversation."""
 
     role: str
     content: str
@@ -53,18 +54,21 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation in tokens."""
+    """A conversation as token ids."""
 
     token_ids: list[int]
     scored: list[bool]
-    """Which tokens are of an answer, or end it."""
+    """Whether each token belongs to an answer or ends it."""
 
 
 class ChatTemplate:
-    """How a conversation is written."""
+    """A chat template."""
 
     def __init__(self, source: str = DEFAULT_TEMPLATE) -> None:
-        """Raises ``ConfigError`` for a template that does not compile, or does not write each message as it is."""
+        """Compile a template.
+
+        Raises ``ConfigError`` if it does not compile or changes the content of messages.
+        """
         from jinja2 import TemplateError, TemplateSyntaxError
 
         from wholegpt.data.chat.sandbox import TemplateSandbox
@@ -87,14 +91,14 @@ class ChatTemplate:
         self._example = list(self._parts([Message("user", "?"), Message("assistant", "!")], False))
         if not self.end_of_turn:
             raise ConfigError(
-                f"the chat template writes no special token, such as {END_OF_TEXT}, after an answer; none would end"
+                f"the chat template produces no special token, such as {END_OF_TEXT}, at the end of an answer"
             )
 
     @cached_property
     def special_tokens(self) -> list[str]:
-        """The special tokens that it writes, in order."""
+        """Return the special tokens in the template's output, in order."""
         everything = list(self._example)
-        with contextlib.suppress(ConfigError):  # some have no place for what the system says
+        with contextlib.suppress(ConfigError):  # some templates reject system messages
             everything += self._parts([Message(role, "?") for role in ROLES], False)
         asked = self._parts([Message("user", "?")], True)
         found = (
@@ -104,18 +108,18 @@ class ChatTemplate:
 
     @cached_property
     def end_of_turn(self) -> str:
-        """The special token that ends an answer; empty where none does."""
+        """Return the special token that ends an answer; empty if there is none."""
         after = self._example[-1]
         found = SPECIAL.search(after) if isinstance(after, str) else None
         return found[0] if found else ""
 
     def encode(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, asking: bool = False
+        self, messages: Sequence[Message], tokenizer: Tokenizer, generation_prompt: bool = False
     ) -> EncodedConversation:
-        """The tokens of a conversation; ``asking``: up to where an answer begins.
+        """Return the tokens of a conversation; with ``generation_prompt``, up to the start of an answer.
 
-        What looks like a special token in a message is plain text. An answer is encoded by itself, as it is written.
-        Raises ``ConfigError`` for a template that fails on these messages.
+        Special tokens in a message are encoded as plain text. An answer is encoded separately, as in
+        generation. Raises ``ConfigError`` if the template fails on these messages.
         """
         token_ids: list[int] = []
         scored: list[bool] = []
@@ -125,7 +129,7 @@ class ChatTemplate:
             token_ids.extend(ids)
             scored.extend([counts] * len(ids))
 
-        for part in self._written(messages, asking):
+        for part in self._checked_parts(messages, generation_prompt):
             if isinstance(part, Message) and part.role != "assistant":
                 plain += part.content
             elif isinstance(part, Message):
@@ -143,33 +147,33 @@ class ChatTemplate:
         return EncodedConversation(token_ids, scored)
 
     def _strips_contents(self) -> bool:
-        """Whether contents are stripped. Raises ``ConfigError`` where anything else becomes of them."""
+        """Return whether the template strips contents. Raises ``ConfigError`` if it changes them otherwise."""
         tried = [Message(*one) for one in TRIED]
         for strips in (False, True):
             self._strips = strips
             with contextlib.suppress(_ChangesContents):
-                self._written(tried, False)
+                self._checked_parts(tried, False)
                 return strips
         raise _ChangesContents
 
-    def _written(self, messages: Sequence[Message], asking: bool) -> list["str | Message"]:
-        """``_parts``, which are what the template makes of these contents too. Raises ``ConfigError`` else."""
+    def _checked_parts(self, messages: Sequence[Message], generation_prompt: bool) -> list["str | Message"]:
+        """Return ``_parts`` after checking that the template renders the real contents the same way."""
         self._sandbox.now = datetime.now()
-        parts = list(self._parts(messages, asking))
+        parts = list(self._parts(messages, generation_prompt))
         text = "".join(one.content if isinstance(one, Message) else one for one in parts)
-        if text != self._render([(one.role, one.content) for one in messages], asking):
+        if text != self._render([(one.role, one.content) for one in messages], generation_prompt):
             raise _ChangesContents
         return parts
 
-    def _parts(self, messages: Sequence[Message], asking: bool) -> Iterator["str | Message"]:
-        """What the template writes around the messages, and these."""
+    def _parts(self, messages: Sequence[Message], generation_prompt: bool) -> Iterator["str | Message"]:
+        """Yield the template's text around the messages, and the messages."""
         marked = [(one.role, f"{BEFORE}{i}{AFTER}") for i, one in enumerate(messages)]
-        text = self._render(marked, asking)
+        text = self._render(marked, generation_prompt)
         pieces = re.split(f"{BEFORE}(\\d+){AFTER}", text)
         numbers = [int(number) for number in pieces[1::2]]
         if sorted(set(numbers)) != numbers or numbers != list(range(len(messages))):
             raise ConfigError(
-                "the chat template has to write every message's content once, unchanged and in order"
+                "the chat template must render every message's content once, unchanged and in order"
             )
         for around, number in zip(pieces[::2], [*numbers, None], strict=True):
             yield around
@@ -177,14 +181,14 @@ class ChatTemplate:
                 said = messages[number]
                 yield Message(said.role, said.content.strip()) if self._strips else said
 
-    def _render(self, messages: Sequence[tuple[str, str]], asking: bool) -> str:
-        """What the template writes for messages, each a role and a content."""
+    def _render(self, messages: Sequence[tuple[str, str]], generation_prompt: bool) -> str:
+        """Render messages, each given as role and content."""
         from jinja2 import TemplateError, TemplateRuntimeError
 
-        self._sandbox.begin(sum(len(content) for _, content in messages))
+        self._sandbox.start_rendering(sum(len(content) for _, content in messages))
         given = {
             "messages": [{"role": role, "content": content} for role, content in messages],
-            "add_generation_prompt": asking,
+            "add_generation_prompt": generation_prompt,
             "tools": None,
             "documents": None,
             "bos_token": "",
@@ -194,19 +198,21 @@ class ChatTemplate:
             return self._template.render(given)
         except (TemplateError, *FAILURES) as error:
             if type(error) is TemplateRuntimeError:  # by its raise_exception
-                raise ConfigError(f"the chat template refuses the messages: {error}") from None
+                raise ConfigError(f"the chat template rejects the messages: {error}") from None
             raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
 
 
 class _ChangesContents(ConfigError):
-    """Said of a template that other programs would not read as it is read here."""
+    """The template changes contents, so other programs would render different text."""
 
     def __init__(self) -> None:
-        super().__init__("the chat template has to write every message's content unchanged, or stripped")
+        super().__init__("the chat template must render every message's content unchanged, or stripped")
 
 
 def check_conversation(messages: Sequence[Message], where: str) -> None:
-    """Raise ``ConfigError`` where sides do not take turns, beginning with the user after at most one system message."""
+    """Raise ``ConfigError`` unless user and assistant alternate, starting with the user after at most one
+    system message.
+    """
     if any(one.role not in ROLES for one in messages):
         role = next(one.role for one in messages if one.role not in ROLES)
         raise ConfigError(f"{where}: the role '{role}' is unknown; there are {', '.join(ROLES)}")
@@ -217,22 +223,22 @@ def check_conversation(messages: Sequence[Message], where: str) -> None:
     if wrong is not None or len(roles) == told:
         found = f"message {wrong + 1} is of the {roles[wrong]}" if wrong is not None else "there are none"
         raise ConfigError(
-            f"{where}: user and assistant have to take turns, beginning with the user, after at most one message of "
+            f"{where}: user and assistant must alternate, starting with the user, after at most one message of "
             f"the system; {found}"
         )
 
 
 def _split(text: str) -> Iterator[tuple[str, str]]:
-    """Plain text, each piece with the special token that follows it; none after the last."""
-    place = 0
+    """Yield plain text with the special token that follows it; an empty token after the last text."""
+    position = 0
     for found in SPECIAL.finditer(text):
-        yield text[place : found.start()], found[0]
-        place = found.end()
-    yield text[place:], ""
+        yield text[position : found.start()], found[0]
+        position = found.end()
+    yield text[position:], ""
 
 
 def _id_of(tokenizer: Tokenizer, name: str) -> int:
     token_id = tokenizer.id_of(name)
     if token_id is None:
-        raise ConfigError(f"the chat template writes {name}, which the vocabulary does not have")
+        raise ConfigError(f"the chat template produces {name}, which the vocabulary does not have")
     return token_id

@@ -1,1 +1,1 @@
-"""Labeled examples: tables to sequences of tokens, and sequences to batches."""
+"""Labeled examples: tables to token sequences, and sequences to batches."""

@@ -1,4 +1,4 @@
-"""Batches of task examples, each a function of (seed, step) alone.
+"""Batches of task examples, each a function of (seed, step).
 
 Shapes: B examples, C sequences of each, T positions.
 """
@@ -16,44 +16,46 @@ from wholegpt.data.permutation import endless_order, permute, uniform
 from wholegpt.runtime import mix_seed
 
 PADDING = 0
-"""Stands after the last real token, which sees nothing of it."""
+"""Padding token after the last real token, where attention never sees it."""
 SORTED_BATCHES = 16
-"""So many batches are drawn at once and sorted by length among themselves, so that little of them is padding."""
+"""How many batches are drawn at once and sorted by length, which reduces padding."""
 LENGTH_NOISE = 0.25
-"""Lengths are taken for up to so much longer, at random: else labels that go with lengths would come by themselves."""
+"""Random relative increase of lengths before sorting; otherwise labels that correlate with length would be
+grouped.
+"""
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Examples as a model reads them."""
+    """A batch of encoded examples."""
 
     token_ids: Int[Tensor, "B C T"]
     last: Int[Tensor, "B C"]
-    """Place of the last real token of each sequence; what stands after it is padding."""
+    """Position of the last real token of each sequence; padding follows."""
     second: Int[Tensor, "B C"]
-    """Place of the first token of each sequence's second text."""
+    """Position of the first token of each sequence's second text."""
     targets: Int[Tensor, " B"] | Float[Tensor, " B"]
-    """The class, or the place of the right answer, of each example; or its score."""
+    """The class, the index of the correct choice, or the score of each example."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def rows(self, start: int, end: int) -> "TaskBatch":
-        """Examples ``start`` to ``end``: a micro-batch."""
+        """Return examples ``start`` to ``end``: a micro-batch."""
         return TaskBatch(*(tensor[start:end] for tensor in self.tensors))
 
     def to(self, device: torch.device) -> "TaskBatch":
-        """The batch on ``device``."""
+        """Return the batch on ``device``."""
         return TaskBatch(*(tensor.to(device) for tensor in self.tensors))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, each with a row for each example."""
+        """Return all tensors, each with one row per example."""
         return self.token_ids, self.last, self.second, self.targets
 
 
 def collate(examples: Sequence[EncodedExample], targets: Sequence[int] | Sequence[float]) -> TaskBatch:
-    """Sequences of several lengths side by side, padded at their ends to the longest."""
+    """Collate sequences of different lengths, padded at the end to the longest."""
     sequences = [sequence for example in examples for sequence in example.sequences]
     longest = max(map(len, sequences))
     token_ids = torch.full((len(sequences), longest), PADDING)
@@ -70,10 +72,10 @@ def collate(examples: Sequence[EncodedExample], targets: Sequence[int] | Sequenc
 
 
 class TaskLoader:
-    """Examples in an order of their own in every epoch, forever; the last batch of an epoch goes on in the next.
+    """Yields batches in a new order in every epoch; the last batch of an epoch continues into the next.
 
-    Examples of about one length come together: the batches that are drawn at once, at most an epoch, hold each the
-    next longer ones, and are read in a random order.
+    Examples of similar length are grouped: the batches that are drawn at once, at most an epoch, are sorted
+    by length and read in random order.
     """
 
     def __init__(
@@ -88,13 +90,13 @@ class TaskLoader:
         self._sorted = max(1, min(SORTED_BATCHES, len(examples) // batch_size))
 
     def batch(self, step: int) -> TaskBatch:
-        """The batch of optimiser step ``step`` (from 0)."""
-        drawn, place = divmod(step, self._sorted)
+        """Return the batch of optimizer step ``step`` (from 0)."""
+        drawn, index = divmod(step, self._sorted)
         size = self._sorted * self.batch_size
         found = np.array(endless_order(drawn * size, size, len(self.examples), self.seed))
         if self._sorted > 1:
             noise = uniform(np.arange(drawn * size, (drawn + 1) * size), mix_seed(self.seed, 7))
             found = found[np.argsort(self._lengths[found] * (1 + LENGTH_NOISE * noise))]
-        (number,) = permute(np.array([place]), self._sorted, mix_seed(self.seed, drawn, 6))
+        (number,) = permute(np.array([index]), self._sorted, mix_seed(self.seed, drawn, 6))
         chosen = found[number * self.batch_size : (number + 1) * self.batch_size]
         return collate([self.examples[i] for i in chosen], [self.targets[i] for i in chosen])

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the texts and the labels of a task, where nobody says so."""
+"""Detect which columns of a table hold the texts and the labels of a task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,22 +34,22 @@ ANSWERS, ANSWER = ("choices", "answers", "options"), ("answer", "label", "correc
 
 @dataclass(frozen=True)
 class TaskColumns:
-    """Which columns of a table hold what; what is not named is detected."""
+    """The column of each part of an example; empty entries are detected."""
 
     texts: tuple[str, ...] = ()
-    """One, or two; of choices the context, and what is asked."""
+    """One or two text columns; for multiple choice, the context and the question."""
     answers: tuple[str, ...] = ()
-    """Of choices: one column with lists of texts, or one for each answer."""
+    """For multiple choice: one column with lists of texts, or one column per choice."""
     target: str = ""
-    """The label, score, or right answer."""
+    """The label, the score, or the correct choice."""
 
 
 DETECTED = TaskColumns()
-"""All of them are."""
+"""All columns are detected."""
 
 
 def columns_in(table: Table, columns: TaskColumns) -> TaskColumns:
-    """Those of the ``columns`` of another table that this one has too; the others are to be detected."""
+    """Return those of another table's ``columns`` that this table also has; the others are to be detected."""
 
     def known(names: tuple[str, ...]) -> tuple[str, ...]:
         return names if {*names} <= {*table.columns} else ()
@@ -58,15 +58,15 @@ def columns_in(table: Table, columns: TaskColumns) -> TaskColumns:
 
 
 def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
-    """``columns`` with what they do not name found, by likely names, by how long texts and how few labels are.
+    """Fill in missing ``columns``, by usual names, by the length of texts and the number of distinct labels.
 
-    Raises ``DataError`` that lists the columns where none fits.
+    Raises ``DataError`` listing the columns if none fits.
     """
     return _choice_columns(table, columns) if task is TaskKind.choice else _text_columns(table, task, columns)
 
 
 def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tuple[str, ...]:
-    """The columns of texts but for ``others``. Raises ``DataError`` where these are not as many as the task has."""
+    """Return the text columns except ``others``. Raises ``DataError`` if their number does not fit the task."""
     wanted = 1 if task is TaskKind.classification else 2
     texts = tuple(
         name
@@ -83,7 +83,9 @@ def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tupl
 
 
 def detect_choices(table: Table, columns: TaskColumns) -> TaskColumns:
-    """The columns of a context and of answers alone. Raises ``DataError`` where there are none."""
+    """Return the columns of a context and its choices, without the label. Raises ``DataError`` if there are
+    none.
+    """
     by_name = by_lower_name(table.columns)
     texts = columns.texts or tuple(by_name[name] for name in CONTEXTS if name in by_name)
     letters = [by_name[letter] for letter in "abcdefgh" if letter in by_name]
@@ -119,7 +121,9 @@ def _named(table: Table, names: Sequence[str]) -> str:
 
 
 def _fewest_values(table: Table, texts: Sequence[str]) -> str:
-    """The column with the fewest different values, of such the shortest ones, which is how labels look."""
+    """Return the column with the fewest distinct values, and of these the shortest ones: labels look like
+    this.
+    """
     others = [name for name in table.columns if name not in texts]
     if not others:
         raise DataError(f"{table.path}: has no column for labels; there are {', '.join(table.columns)}")
@@ -128,7 +132,7 @@ def _fewest_values(table: Table, texts: Sequence[str]) -> str:
 
 
 def _longest(table: Table, wanted: int, target: str) -> list[str]:
-    """Columns with likely names, else those with the longest texts, in the order of the table."""
+    """Return the columns with usual names, or else those with the longest texts, in the order of the table."""
     by_name = by_lower_name(column for column in table.columns if column != target)
     likely = [by_name[name] for name in TEXT_NAMES if name in by_name]
     if len(likely) >= wanted:

@@ -1,4 +1,4 @@
-"""The examples that a model is fine-tuned on: read from tables, divided, and kept in the run's folder."""
+"""The examples for fine-tuning: read from tables, split, and stored in the run's folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from wholegpt.console import Console
 from wholegpt.data.examples.columns import TaskColumns, columns_in
 from wholegpt.data.examples.files import open_examples, save_examples
 from wholegpt.data.examples.tasks import Task, TaskExample, label_names, read_examples
-from wholegpt.data.permutation import held_out_places
+from wholegpt.data.permutation import held_out_indices
 from wholegpt.data.reading.tables import Reading
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.choices import TaskKind
@@ -20,7 +20,7 @@ from wholegpt.settings.schema import Config
 
 @dataclass(frozen=True)
 class TaskData:
-    """Examples of one task, in training and held-out ones."""
+    """Examples of one task, split into training and validation."""
 
     task: Task
     train: list[TaskExample]
@@ -28,9 +28,9 @@ class TaskData:
 
     @classmethod
     def read(cls, config: Config, console: Console | None = None) -> "TaskData":
-        """From the tables that ``config.finetuning`` names; ``console`` is told what was left out of them.
+        """Read the tables that ``config.finetuning`` names; report skipped rows on ``console``.
 
-        Raises ``DataError`` for tables that do not hold what the task needs, and for too few examples.
+        Raises ``DataError`` for tables that do not fit the task, and for too few examples.
         """
         settings, data = config.finetuning, config.data
         if not settings.data:
@@ -49,19 +49,19 @@ class TaskData:
 
     @classmethod
     def open(cls, folder: Path) -> "TaskData":
-        """Back from ``save``. Raises ``DataError`` where a file is missing or not what it was."""
+        """Load what ``save`` wrote. Raises ``DataError`` if a file is missing or has changed."""
         about, train, validation = open_examples(folder, TaskExample)
         return cls(msgspec.convert(about, Task), train, validation)
 
     def save(self, folder: Path) -> str:
-        """Write the examples into a new ``folder``; returns the hash of all."""
+        """Write the examples into a new ``folder``; return the hash of all."""
         return save_examples(folder, self.task, self.train, self.validation)
 
 
 def read_labelled(path: Path, reading: Reading, task: Task) -> list[TaskExample]:
-    """The examples of a further table, in the columns of the training ones where it has those.
+    """Read the examples of another table, from the columns of the training table if it has them.
 
-    Raises ``DataError`` as ``read_examples`` does, and for a label that no training example has.
+    Raises ``DataError`` like ``read_examples``, and for a label that no training example has.
     """
     named = (*task.columns.texts, *task.columns.answers, task.columns.target)
     table = reading.table(path, [name for name in named if name])
@@ -76,9 +76,7 @@ def _task(kind: TaskKind, examples: Sequence[TaskExample], columns: TaskColumns,
         try:
             return Task(kind, tuple(label_names(examples, where)), columns=columns)
         except DataError as error:
-            if (
-                columns.target.isdigit()
-            ):  # a row that was meant as one of names would be a label with one example
+            if columns.target.isdigit():  # a row of column names would become a label with a single example
                 raise DataError(f"{error}; the first row, too, was read as an example") from None
             raise
     scores = [float(example.target) for example in examples]
@@ -91,25 +89,25 @@ def _task(kind: TaskKind, examples: Sequence[TaskExample], columns: TaskColumns,
 def _divide(
     examples: list[TaskExample], where: str, fraction: float, seed: int
 ) -> tuple[list[TaskExample], list[TaskExample]]:
-    """Training and held-out examples, of each label the same share, each side in the order of the table.
+    """Split examples into training and validation, stratified by label, each in the order of the table.
 
-    Examples of the same texts are on one side.
+    Examples with equal texts stay on one side.
     """
-    copies: dict[tuple[tuple[str, ...], ...], list[int]] = {}
-    for place, example in enumerate(examples):
-        copies.setdefault(example.parts, []).append(place)
+    by_texts: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        by_texts.setdefault(example.parts, []).append(index)
     groups: dict[str, list[list[int]]] = {}
-    for places in copies.values():
-        target = examples[places[0]].target
-        groups.setdefault(target if isinstance(target, str) else "", []).append(places)
+    for indices in by_texts.values():
+        target = examples[indices[0]].target
+        groups.setdefault(target if isinstance(target, str) else "", []).append(indices)
     held_out = {
-        place
+        index
         for group, count in zip(groups.values(), shares([*map(len, groups.values())], fraction), strict=True)
-        for i in held_out_places(len(group), count / len(group), seed)
-        for place in group[i]
+        for i in held_out_indices(len(group), count / len(group), seed)
+        for index in group[i]
     }
     if not 0 < len(held_out) < len(examples):
-        different = f" of {len(copies):,} different texts" if len(copies) < len(examples) else ""
+        different = f" of {len(by_texts):,} different texts" if len(by_texts) < len(examples) else ""
         raise DataError(
             f"{where}: has {len(examples):,} examples{different}, too few to hold {fraction:.0%} of them out; give "
             "more, or held-out ones by --validation FILE"
@@ -119,10 +117,10 @@ def _divide(
 
 
 def shares(sizes: Sequence[int], fraction: float) -> list[int]:
-    """``fraction`` of each group, in whole numbers that add up to that of all (largest remainders)."""
+    """Return ``fraction`` of each group, in integers that add up to that of all groups (largest remainders)."""
     wanted = [size * fraction for size in sizes]
     taken = [min(int(one), size - 1) for one, size in zip(wanted, sizes, strict=True)]
     lacking = round(sum(wanted)) - sum(taken)
-    for place in sorted(range(len(sizes)), key=lambda i: taken[i] - wanted[i])[: max(lacking, 0)]:
-        taken[place] += taken[place] < sizes[place] - 1
+    for index in sorted(range(len(sizes)), key=lambda i: taken[i] - wanted[i])[: max(lacking, 0)]:
+        taken[index] += taken[index] < sizes[index] - 1
     return taken

@@ -1,4 +1,4 @@
-"""The examples of a run, kept in its folder: two files of JSON lines, and a third that says what they are."""
+"""Storage of a run's examples: two files of JSON lines, and a third that describes them."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ EXAMPLE_FILES = (ABOUT, *SIDES)
 
 
 def save_examples(folder: Path, about: Any, train: Sequence[Any], validation: Sequence[Any]) -> str:
-    """Write examples into a new ``folder``, with what is to be known ``about`` them; returns the hash of all."""
+    """Write examples and a description ``about`` them into a new ``folder``; return the hash of all."""
     folder.mkdir()
     for name, examples in zip(SIDES, (train, validation), strict=True):
         lines = (json.dumps(msgspec.to_builtins(example), ensure_ascii=False) for example in examples)
@@ -27,16 +27,16 @@ def save_examples(folder: Path, about: Any, train: Sequence[Any], validation: Se
 
 
 def open_examples(folder: Path, example: Any) -> tuple[Any, list[Any], list[Any]]:
-    """What was known about the examples, and both sides, of the type ``example``: back from ``save_examples``.
+    """Load what ``save_examples`` wrote: the description and both splits, as objects of the type ``example``.
 
-    Raises ``DataError`` where a file is missing or not what it was.
+    Raises ``DataError`` if a file is missing or has changed.
     """
     try:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         sides: list[list[Any]] = []
         for name in SIDES:
             if sha256_file(folder / name) != content["sha256"][name]:
-                raise DataError(f"{folder / name}: not the examples that the run began with")
+                raise DataError(f"{folder / name}: not the examples that the run started with")
             lines = (folder / name).read_bytes().splitlines()
             sides.append([msgspec.json.decode(line, type=example) for line in lines])
         return content["about"], sides[0], sides[1]
@@ -45,5 +45,5 @@ def open_examples(folder: Path, example: Any) -> tuple[Any, list[Any], list[Any]
 
 
 def examples_hash(folder: Path) -> str:
-    """SHA-256 over what ``folder`` holds."""
+    """Return the SHA-256 of the examples in ``folder``."""
     return sha256_file(folder / ABOUT)

@@ -1,15 +1,19 @@
-"""Examples of tasks out of tables, and the token sequences that a model reads of them (Radford et al. 2018, figure 1).
+"""Task examples from tables, and their token sequences (Radford et al. 2018, figure 1).
 
-==============  ====================================================================  =========================
+==============  ====================================================================
+=========================
 task            columns, by these names or detected                                    sequences of an example
-==============  ====================================================================  =========================
+==============  ====================================================================
+=========================
 classification  a text, a label                                                        text
 entailment      two texts (premise, hypothesis), a label                               premise $ hypothesis
 similarity      two texts, a label or a score                                          both orders
-choice          ``context`` (perhaps with ``question``), answers, the right one        context $ answer, for each
-==============  ====================================================================  =========================
+choice          ``context`` (optionally ``question``), choices, the correct one        context $ choice, for
+each
+==============  ====================================================================
+=========================
 
-A sequence is ``start text [delimiter text] classify``, all three tokens being new ones.
+A sequence is ``start text [delimiter text] classify``, where all three tokens are new in the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -27,37 +31,37 @@ START, DELIMITER, CLASSIFY = "<|start|>", "<|delimiter|>", "<|classify|>"
 SPECIAL_TOKENS = (START, DELIMITER, CLASSIFY)
 MOST_LABELS = 1000
 SCORE_VALUES = 10
-"""Numbers with more different values, or with decimals, are scores and not labels."""
+"""Numbers with more distinct values, or with decimals, are scores and not labels."""
 MOST_MISTAKES = 0.1
-"""Share of a column of scores that may be no numbers; the first is then named."""
+"""Largest share of a score column that may be not numeric; the first such value is an error."""
 LARGEST_SCORE = 1e9
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a model with a head answers, and in which outputs."""
+    """What a model with a head predicts, and the meaning of its outputs."""
 
     kind: TaskKind
     labels: tuple[str, ...] = ()
-    """The class of each output; none of choices, which have one output each, and of scores."""
+    """The class of each output; empty for choices, which have one output each, and for scores."""
     mean: float = 0.0
-    """Of the training scores: the output is (score − mean) / standard deviation."""
+    """Mean of the training scores: the output is (score − mean) / standard deviation."""
     standard_deviation: float = 1.0
     columns: TaskColumns = field(default_factory=TaskColumns)
-    """Those of the training examples."""
+    """The columns of the training examples."""
 
     @property
     def scores(self) -> bool:
-        """Whether the answer is a number."""
+        """Return whether the prediction is a score."""
         return self.kind is TaskKind.similarity and not self.labels
 
     @property
     def outputs(self) -> int:
-        """O, of the head."""
+        """Return O, the number of outputs of the head."""
         return len(self.labels) or 1
 
     def target(self, example: "TaskExample") -> int | float:
-        """What the outputs are compared with: the class, the place of the right answer, or the scaled score."""
+        """Return the target of the outputs: the class, the index of the correct choice, or the scaled score."""
         if isinstance(example.target, str):
             return self.labels.index(example.target)
         return (example.target - self.mean) / self.standard_deviation if self.scores else int(example.target)
@@ -65,12 +69,12 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskExample:
-    """One example, in texts."""
+    """One example, as texts."""
 
     parts: tuple[tuple[str, ...], ...]
     """The texts of each sequence."""
     target: str | float
-    """The label; the score; of choices the place of the right answer, from 0."""
+    """The label, the score, or the index of the correct choice, from 0."""
 
 
 def read_examples(
@@ -81,12 +85,12 @@ def read_examples(
     labels: Sequence[str] = (),
     reading: Reading | None = None,
 ) -> tuple[list[TaskExample], TaskColumns]:
-    """The examples of a table, and the columns that they were found in.
+    """Read the examples of a table; also return the columns that hold them.
 
-    ``scores`` says whether a similarity is a number or a label; ``None``: a number where there are decimals or more
-    than ten different ones. ``labels`` are those of the training examples, of which a further table has no others.
-    Raises ``DataError`` naming the line of an empty text, a label that is missing or unknown, or an answer out of
-    range, unless ``reading`` leaves such rows out; and listing the columns where none fits.
+    ``scores`` says whether a similarity is a number or a label; ``None``: a number if there are decimals or
+    more than ten distinct values. ``labels`` are the allowed labels, those of the training examples. Raises
+    ``DataError`` naming the line of an empty text, a missing or unknown label, or a choice out of range,
+    unless ``reading`` skips such rows, and listing the columns if none fits.
     """
     found, reading = detect_columns(table, task, columns or TaskColumns()), reading or Reading()
     values = [_cell(value) for value in table.column(found.target)]
@@ -103,7 +107,7 @@ def read_examples(
             if labels:
                 check_label(example, labels, table.where(row))
         except DataError as error:
-            reading.pass_over(error)
+            reading.skip_record(error)
         else:
             examples.append(example)
     if not examples:
@@ -122,10 +126,10 @@ def _labelled(
 
 
 def read_parts(table: Table, task: Task, reading: Reading) -> list[tuple[tuple[str, ...], ...]]:
-    """The texts of each sequence of examples whose answers nobody needs to know.
+    """Read the texts of each sequence of examples without labels.
 
-    They are in the columns that the training examples had, or in the only ones of texts that there are. Raises
-    ``DataError`` as ``read_examples`` does, and where there are others.
+    They come from the columns of the training examples, or from the only text columns of the table. Raises
+    ``DataError`` like ``read_examples``, and if there are other text columns.
     """
     columns = columns_in(table, task.columns)
     choices = detect_choices(table, columns) if task.kind is TaskKind.choice else None
@@ -138,7 +142,7 @@ def read_parts(table: Table, task: Task, reading: Reading) -> list[tuple[tuple[s
             )
             parts.append(_parts(table, row, task.kind, texts))
         except DataError as error:
-            reading.pass_over(error)
+            reading.skip_record(error)
     return parts
 
 
@@ -150,9 +154,9 @@ def _parts(table: Table, row: int, kind: TaskKind, texts: Sequence[str]) -> tupl
 
 
 def parts_of(kind: TaskKind, *texts: str) -> tuple[tuple[str, ...], ...]:
-    """The sequences that an example's texts make; of a choice the first is the context, the others the answers.
+    """Return the sequences of an example's texts; for multiple choice, the first text is the context.
 
-    Raises ``DataError`` for a number of texts that the task does not have, and for an empty one.
+    Raises ``DataError`` for a number of texts that does not fit the task, and for an empty text.
     """
     wanted = {TaskKind.classification: "one text", TaskKind.choice: "a context and at least two answers"}
     fits = {TaskKind.classification: len(texts) == 1, TaskKind.choice: len(texts) > 2}.get(
@@ -161,18 +165,19 @@ def parts_of(kind: TaskKind, *texts: str) -> tuple[tuple[str, ...], ...]:
     if not fits:
         raise DataError(f"{kind} needs {wanted.get(kind, 'two texts')}, found {len(texts)}")
     if not all(text.strip() for text in texts):
-        raise DataError("an empty text; there is nothing to read")
+        raise DataError("an empty text")
     if kind is TaskKind.choice and len(set(texts[1:])) < len(texts) - 1:
-        raise DataError("two of the answers are the same; there is nothing to choose between them")
+        raise DataError("two of the answers are the same")
     if kind is TaskKind.choice:
         return tuple((texts[0], answer) for answer in texts[1:])
     return (texts, texts[::-1]) if kind is TaskKind.similarity else (texts,)
 
 
 def label_names(examples: Sequence[TaskExample], where: str) -> list[str]:
-    """The labels of training examples, in order: as numbers where all are, else by name.
+    """Return the labels of training examples in order: numerically if all are numbers, else by name.
 
-    Raises ``DataError`` for a single label, one with a single example, and for more labels than are plausible.
+    Raises ``DataError`` for a single label, for one with a single example, and for more than ``MOST_LABELS``
+    labels.
     """
     counts: dict[str, int] = {}
     for example in examples:
@@ -184,8 +189,8 @@ def label_names(examples: Sequence[TaskExample], where: str) -> list[str]:
         )
     if len(counts) > MOST_LABELS:
         raise DataError(
-            f"{where}: has {len(counts):,} different labels, at most {MOST_LABELS:,} are classes; numbers that measure "
-            "something are for --task similarity"
+            f"{where}: has {len(counts):,} different labels; at most {MOST_LABELS:,} are supported; for numeric scores "
+            "use --task similarity"
         )
     alone = sorted(label for label, count in counts.items() if count == 1)
     if alone:
@@ -200,28 +205,28 @@ def check_label(example: TaskExample, labels: Sequence[str], where: str) -> None
     """Raise ``DataError`` for a label that no training example has."""
     if example.target not in labels:
         raise DataError(
-            f"{where}: the label '{example.target}' is that of no training example; "
+            f"{where}: the label '{example.target}' is not in the training examples; "
             f"{nearest(str(example.target), list(labels))}"
         )
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """The sequences of an example, ready to be read."""
+    """The token sequences of an example."""
 
     sequences: tuple[tuple[int, ...], ...]
     cut: int
-    """Tokens that were left out to make them fit."""
+    """Tokens that were removed to make the sequences fit."""
     second: tuple[int, ...]
-    """Where the second text of each sequence begins; its end where it has one text."""
+    """Position of the second text of each sequence; the length of the sequence if it has one text."""
 
 
 def encode_example(
     parts: Sequence[Sequence[str]], tokenizer: Tokenizer, context_length: int
 ) -> EncodedExample:
-    """``start text [delimiter text] classify`` of each sequence, at most τ tokens.
+    """Return ``start text [delimiter text] classify`` of each sequence, at most τ tokens.
 
-    What is too long loses tokens at the end of its longest text, one after the other, until it fits.
+    A sequence that is too long loses tokens at the end of its longest text, one at a time, until it fits.
     """
     start, delimiter, classify = (_required(tokenizer, name) for name in SPECIAL_TOKENS)
     token_ids = {text: tokenizer.encode(text) for text in {text for texts in parts for text in texts}}
@@ -240,15 +245,15 @@ def encode_example(
 
 
 def _fitting(lengths: Sequence[int], room: int) -> list[int]:
-    """Lengths of at most ``room`` together, taken off the longest one token at a time."""
+    """Return lengths of at most ``room`` in total, taking from the longest one token at a time."""
     if sum(lengths) <= room:
         return list(lengths)
-    # The longest are all cut to one length; one more for the first of them, as far as there is room.
+    # The longest are cut to one length; the first of them get one more, if there is room.
     level = max(n for n in range(room + 1) if sum(min(n, length) for length in lengths) <= room)
     fitted = [min(level, length) for length in lengths]
-    for place, length in enumerate(lengths):
+    for index, length in enumerate(lengths):
         if length > level and sum(fitted) < room:
-            fitted[place] += 1
+            fitted[index] += 1
     return fitted
 
 
@@ -265,7 +270,7 @@ def _choice(table: Table, row: int, columns: TaskColumns) -> TaskExample:
 
 
 def _choice_texts(table: Table, row: int, columns: TaskColumns) -> list[str]:
-    """The context, with what is asked, and the answers."""
+    """Return the context, with the question, and the choices."""
     record = table.rows[row]
     context = " ".join(_text(table, row, name) for name in columns.texts)
     answers = [record.get(name) for name in columns.answers]
@@ -288,25 +293,25 @@ def _first_count(table: Table, columns: TaskColumns) -> int:
 
 
 def _right(table: Table, row: int, name: str, answers: Sequence[str]) -> int:
-    """The place of the right answer, given as such, from 0, as a letter from A, or as its text.
+    """Return the index of the correct choice, given as an index from 0, as a letter from A, or as its text.
 
-    What could be both is the text, unless it is a number of JSON.
+    A value that could be both is the text, unless it is a JSON number.
     """
     given = table.rows[row].get(name)
     written = _cell(given)
     if isinstance(given, str) and written in answers:
         return list(answers).index(written)
     if len(written) == 1 and written.isalpha():
-        place = ord(written.upper()) - ord("A")
+        index = ord(written.upper()) - ord("A")
     else:
         number = number_of(written)
-        place = -1 if number is None or number % 1 else int(number)
-    if not 0 <= place < len(answers):
+        index = -1 if number is None or number % 1 else int(number)
+    if not 0 <= index < len(answers):
         raise DataError(
             f"{table.where(row)}: the answer is {given!r}; expected 0 to {len(answers) - 1}, "
             f"A to {chr(ord('A') + len(answers) - 1)}, or one of the answers"
         )
-    return place
+    return index
 
 
 def _text(table: Table, row: int, name: str) -> str:
@@ -321,12 +326,12 @@ def _cell(value: Any) -> str:
     if value is None or isinstance(value, list | dict | bytes):
         return ""
     if isinstance(value, bool):
-        return str(value).lower()  # as JSON spells it
+        return str(value).lower()  # as in JSON
     return str(int(value)) if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 
 
 def _are_scores(values: Sequence[str]) -> bool:
-    """Whether nearly all are numbers, as they would not be by chance; the others are then mistakes."""
+    """Return whether nearly all values are numbers; the others are then errors."""
     numbers = [number for number in map(number_of, values) if number is not None]
     if len(numbers) < len(values) * (1 - MOST_MISTAKES):
         return False
@@ -337,7 +342,7 @@ def _score(table: Table, row: int, value: str, name: str) -> float:
     number = number_of(value)
     if number is None:
         raise DataError(
-            f"{table.where(row)}: '{value}' in '{name}' is no number, and nearly all others there are"
+            f"{table.where(row)}: '{value}' in '{name}' is not a number, unlike nearly all others"
         )
     if abs(number) > LARGEST_SCORE:
         raise DataError(

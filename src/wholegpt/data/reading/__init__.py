@@ -1,1 +1,1 @@
-"""Files, tables and corpora to texts and records, whatever their format."""
+"""Read files, tables and corpora of any format as texts and records."""

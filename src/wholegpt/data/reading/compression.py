@@ -1,4 +1,4 @@
-"""Files as they are decompressed: gzip, bzip2, xz and Zstandard, by the ends of their names."""
+"""Decompression of gzip, bzip2, xz and Zstandard, chosen by the file name's suffix."""
 
 import bz2
 import gzip
@@ -14,15 +14,17 @@ from wholegpt.errors import DataError
 
 BUFFERED_BYTES = 2**20
 COMPRESSED_BLOCK_BYTES = 1024
-"""What is decompressed at once, small because a few bytes can stand for many: Zstandard's for 33 MB, xz's for 7 MB."""
+"""Compressed bytes per step. The value is small because few bytes can expand a lot: Zstandard's to 33 MB,
+xz's to 7 MB.
+"""
 MOST_DICTIONARY_BYTES = 2**28
-"""Memory that an xz file may ask for."""
+"""Memory that an xz file may request."""
 
 
 def decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:
-    """The bytes of a file, decompressed where the end of its name says so; closing it leaves ``stream`` open.
+    """Return the bytes of a file, decompressed by its suffix; closing the result leaves ``stream`` open.
 
-    Reading raises ``EOFError`` or ``OSError`` for content that is damaged or cut short.
+    Reading raises ``EOFError`` or ``OSError`` for damaged or truncated content.
     """
     suffix = path.suffix.lower()
     if suffix not in COMPRESSED:
@@ -38,7 +40,7 @@ def decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:
     if suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=inner), BUFFERED_BYTES)
     if suffix == ".bz2":
-        raw: Any = bz2.BZ2File(inner)  # which is one, though its type does not say so
+        raw: Any = bz2.BZ2File(inner)  # a RawIOBase, though its type does not say so
         return io.BufferedReader(raw, BUFFERED_BYTES)
     if suffix == ".xz":
         return io.BufferedReader(_Frames(inner, _xz, lzma.LZMAError, padding=b"\0"), BUFFERED_BYTES)
@@ -52,7 +54,7 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 class _Shared(io.RawIOBase):
-    """A stream whose closing leaves the one below open."""
+    """A stream that leaves the underlying one open when it is closed."""
 
     def __init__(self, below: io.BufferedIOBase) -> None:
         self._below = below
@@ -67,7 +69,7 @@ class _Shared(io.RawIOBase):
 
 
 class _Frames(io.RawIOBase):
-    """Decompressed frames, one after another; one that is cut short or damaged is an error."""
+    """Decompressed frames, one after another; a truncated or damaged frame is an error."""
 
     def __init__(
         self, below: io.BufferedIOBase, make: Callable[[], Any], error: type[Exception], padding: bytes = b""

@@ -1,4 +1,4 @@
-"""A corpus is a name or a path: what can be read as documents, and what it says of itself."""
+"""Corpora: named ones, files, folders and hub datasets, each a stream of documents with metadata."""
 
 import ast
 import functools
@@ -39,40 +39,40 @@ Advance = Callable[[int], None]
 
 @dataclass
 class Corpus:
-    """Documents, read as a stream."""
+    """A stream of documents with metadata."""
 
     name: str
     read: Callable[[ReadingReport, Advance], Iterator[Piece]]
     split: Split = Split.automatic
-    """How it is split unless the user says otherwise."""
+    """How the corpus is split by default."""
     provenance: dict[str, str] = field(default_factory=dict)
-    """Where it comes from: versions, paths."""
+    """Where the corpus comes from: versions, paths."""
     parts: tuple["Corpus", ...] = ()
-    """Of several sources, each."""
+    """The parts of a corpus of several sources."""
     identity: Callable[[], list[Any]] = list
-    """Equal ones, equal text: sizes and times of files, besides the provenance."""
+    """Returns a value that changes with the text: sizes and times of files, and the provenance."""
     report: ReadingReport = field(default_factory=ReadingReport)
-    """Of the last reading."""
+    """Report of the last reading."""
 
     def pieces(self, advance: Advance = lambda read: None) -> Iterator[Piece]:
-        """The documents, long ones in pieces; ``advance`` is told the bytes read from files."""
+        """Yield the documents, long ones in pieces; call ``advance`` with the bytes read from files."""
         self.report = ReadingReport()
         return self.read(self.report, advance)
 
     @property
     def sources(self) -> tuple["Corpus", ...]:
-        """Its parts, or itself where it has none."""
+        """Return the parts, or the corpus itself if it has none."""
         return self.parts or (self,)
 
     def size(self) -> int:
-        """Bytes of the files; 0 where there are none."""
+        """Return the bytes of the files; 0 if there are none."""
         return sum(entry[1] for entry in self.identity() if isinstance(entry, list))
 
 
 def of_texts(
     name: str, texts: Callable[[], Iterable[str]], split: Split = Split.automatic, **provenance: str
 ) -> Corpus:
-    """A corpus whose documents do not lie in files."""
+    """Return a corpus whose documents are not in files."""
     return Corpus(
         name,
         lambda report, advance: map(Piece, texts()),
@@ -83,7 +83,7 @@ def of_texts(
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that ``config.source`` names. Raises ``DataError`` for one that does not exist."""
+    """Open the corpus that ``config.source`` names. Raises ``DataError`` if it does not exist."""
     if not config.source:
         raise DataError(f"no text given; name a file, a folder or a corpus ({', '.join(CORPORA)})")
     parts = tuple(_cleaned(_open_one(source, config), config) for source in config.source)
@@ -125,12 +125,14 @@ def _useful_options(source: str, config: DataConfig) -> set[str]:
 
 
 def _is_name(source: str) -> bool:
-    """Whether ``source`` names one of ``CORPORA``: a file or folder of that name comes first."""
+    """Return whether ``source`` names one of ``CORPORA``; an existing file or folder of that name takes
+    precedence.
+    """
     return source in CORPORA and not exists(source)
 
 
 def _cleaned(corpus: Corpus, config: DataConfig) -> Corpus:
-    """``corpus`` with its text repaired, where ``data.clean`` asks for it."""
+    """Return ``corpus`` with repaired text if ``data.clean`` is set."""
     if config.clean == "none":
         return corpus
     repair: Callable[[str], str] = importlib.import_module("ftfy").fix_text
@@ -166,7 +168,9 @@ def _open_one(source: str, config: DataConfig) -> Corpus:
 
 
 def hub_dataset(name: str, config: DataConfig) -> Corpus:
-    """The training part of a dataset of the Hugging Face hub, or of a folder that ``datasets`` can load, streamed."""
+    """Stream the training split of a dataset on the Hugging Face hub, or of a folder that ``datasets`` can
+    load.
+    """
     if not name.strip():
         raise DataError(f"{HUB_PREFIX} names no dataset; give its name on the hub, as in {HUB_PREFIX}NAME")
 
@@ -188,13 +192,13 @@ def hub_dataset(name: str, config: DataConfig) -> Corpus:
     )
 
 
-# --- The text inside every Python ----------------------------------------------------------------
+# --- Text inside every Python installation ---------------------------------------------------------
 
 
 def python_docs() -> Corpus:
-    """The language reference inside CPython (``pydoc_data.topics``) and the library's docstrings.
+    """Return the language reference inside CPython (``pydoc_data.topics``) and the library's docstrings.
 
-    Exact duplicates are left out. The text depends on the Python version, which is recorded.
+    Exact duplicates are dropped. The text depends on the Python version, which is recorded.
     """
     return of_texts("python-docs", _python_docs, Split.fraction, python=platform.python_version())
 
@@ -213,7 +217,7 @@ def _python_docs() -> list[str]:
 
 
 def python_stdlib() -> Corpus:
-    """The source of Python's standard library, one module a document, its tests left out."""
+    """Return the source of Python's standard library without its tests, one module per document."""
 
     def documents() -> Iterator[str]:
         for path in standard_library_files():
@@ -225,7 +229,7 @@ def python_stdlib() -> Corpus:
 
 
 def standard_library_files() -> list[Path]:
-    """The standard library's ``.py`` files in order, without its tests and what is installed beside it."""
+    """Return the standard library's ``.py`` files in order, without tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "pydoc_data"}
     return [
@@ -249,12 +253,14 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/wholegpt`` or ``~/.cache/wholegpt``."""
+    """Return the folder of downloads: ``$XDG_CACHE_HOME/wholegpt`` or ``~/.cache/wholegpt``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wholegpt"
 
 
 def tinyshakespeare() -> Corpus:
-    """1.1 MB of Shakespeare's plays: from ``$WHOLEGPT_DATA``, the user cache, or the network; checked."""
+    """Return 1.1 MB of Shakespeare's plays from ``$WHOLEGPT_DATA``, the user cache or the network; verified
+    by hash.
+    """
     name = "tinyshakespeare.txt"
     folder = os.environ.get("WHOLEGPT_DATA")
     candidates = [Path(folder) / name] if folder else []
@@ -284,7 +290,7 @@ def _download(url: str, limit: int) -> bytes:
 
 @dataclass(frozen=True)
 class NamedCorpus:
-    """A corpus that is called by name."""
+    """A built-in corpus."""
 
     open: Callable[[], Corpus]
     description: str

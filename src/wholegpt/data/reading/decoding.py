@@ -1,4 +1,4 @@
-"""Text out of the bytes of files, and documents out of text: in pieces, where it is long."""
+"""Decode files to text, and split text into documents; long documents come in pieces."""
 
 import codecs
 import hashlib
@@ -18,15 +18,15 @@ from wholegpt.settings.schema import DataConfig
 
 BLOCK_BYTES = 2**20
 PIECE_CHARACTERS = 2**21
-"""A longer text comes in pieces, each at least this long."""
+"""Minimum length of a piece of a longer text."""
 LONGEST_RECORD = 2**26
-"""Characters of a line or record that is read at all; also of text without a place to cut it."""
+"""Maximum characters of a line or record, and of text without a position to cut it."""
 CUT_CHARACTERS = 2**16
-"""How far from the end of a portion a good place to cut it is looked for."""
+"""How far before the end of a piece a good position for the cut is searched."""
 AFTER_WORD, AFTER_ANYTHING = re.compile(r"(?<=[^\W_])[ \n]"), re.compile(r"(?<=\S)[ \n]")
 BAD_BYTE = "\udc80"
 NAMED = 3
-"""Places of what is passed over that a report names, of each reason."""
+"""How many skipped items a report names for each reason."""
 
 
 class Piece(NamedTuple):
@@ -34,45 +34,45 @@ class Piece(NamedTuple):
 
     text: str
     begins: bool = True
-    """Whether a document begins here; else it goes on with what came before."""
+    """Whether a document starts here; otherwise it continues the previous piece."""
     source: int = 0
-    """Which of a corpus's sources it comes from."""
+    """Index of the corpus's source that it comes from."""
     attributes: Attributes = ()
-    """What ``data.control`` names, of a record."""
+    """The fields of the record that ``data.control`` names."""
 
 
 @dataclass
 class ReadingReport:
-    """What was read and what was passed over."""
+    """Counts of what was read and what was skipped."""
 
     files: int = 0
     bytes: int = 0
-    """As they lie on disk."""
+    """Size on disk."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many files, folders, lines or documents."""
+    """Reason -> number of files, folders, lines or documents."""
     named: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> the first of what was skipped: files, or lines."""
+    """Reason -> the first skipped files or lines."""
     notes: dict[str, None] = field(default_factory=dict)
-    """What else is to be said, in order."""
+    """Further notes, in order."""
     fields: dict[str, int] = field(default_factory=dict)
-    """Field that a text was taken from, where it was found and not named -> how many files."""
+    """Field that a text was taken from, if it was detected -> number of files."""
     other_fields: dict[str, None] = field(default_factory=dict)
-    """Of records that lack a field for control: what they have, in order."""
+    """Fields of records that lack a field for control, in order."""
     hashes: list[Any] = field(default_factory=list)
     """SHA-256 of each file read, in order."""
 
     def skip(self, reason: str, count: int = 1, what: str = "") -> None:
-        """Count something as passed over; ``what`` names it, and the first few are kept."""
+        """Count something as skipped; ``what`` names it, and the first few names are kept."""
         self.skipped[reason] = self.skipped.get(reason, 0) + count
         if what and len(self.named.setdefault(reason, [])) < NAMED:
             self.named[reason].append(what)
 
     def note(self, message: str) -> None:
-        """Keep something that is to be said once."""
+        """Add a note; equal notes are shown once."""
         self.notes[message] = None
 
     def add(self, other: "ReadingReport") -> None:
-        """Count what another report counted."""
+        """Add the counts of another report."""
         self.files += other.files
         self.bytes += other.bytes
         self.hashes += other.hashes
@@ -87,7 +87,7 @@ class ReadingReport:
 
     @property
     def sha256(self) -> str:
-        """Of the one file, or of the SHA-256s of all, in order."""
+        """Return the SHA-256 of a single file, or of the SHA-256s of all files, in order."""
         return (
             self.hashes[0].hex()
             if len(self.hashes) == 1
@@ -95,11 +95,11 @@ class ReadingReport:
         )
 
     def skipped_text(self) -> str:
-        """How much was skipped, and why."""
+        """Return how much was skipped, and why."""
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
 
     def lines(self) -> list[str]:
-        """The report, and the first of what was skipped for each reason, as lines to show."""
+        """Return the report, and the first skipped items for each reason, as lines of text."""
         first = [
             f"skipped {reason}: {'; '.join(names)}" + (", …" if self.skipped[reason] > len(names) else "")
             for reason, names in sorted(self.named.items())
@@ -107,7 +107,7 @@ class ReadingReport:
         return [str(self), *first]
 
     def show(self, console: Console, source: str = "") -> None:
-        """Write ``lines`` as notes, each after the name of a ``source``; nothing where they only count files."""
+        """Show ``lines`` as notes, each prefixed with ``source``; nothing if they only count files."""
         if self.skipped or self.fields or self.notes:
             for line in self.lines():
                 console.note(f"{source}: {line}" if source else line)
@@ -127,21 +127,21 @@ class Source:
     """A file that is being read."""
 
     where: str
-    """What the errors name."""
+    """The name of the file in errors."""
     stream: io.BufferedIOBase
     config: DataConfig
     report: ReadingReport
     format: str = ""
-    """The suffix that tells the format; empty for plain text."""
+    """The suffix of the format; empty for plain text."""
     most_bytes: float = math.inf
-    """Of what is decompressed; more is refused."""
+    """Maximum decompressed size; more is an error."""
 
 
 def decoded(source: Source) -> Iterator[str]:
-    """The text of a file in blocks, without a byte-order mark.
+    """Yield the text of a file in blocks, without a byte-order mark.
 
-    Raises ``DataError`` with the offset of a byte that is no text. What ``on_bad_text`` skips comes as halves of
-    surrogate pairs, which no text holds.
+    Raises ``DataError`` with the offset of an undecodable byte. Bytes that ``on_bad_text`` skips become lone
+    surrogates, which valid text never contains.
     """
     encoding = source.config.encoding
     check_encoding(encoding)
@@ -162,7 +162,7 @@ def decoded(source: Source) -> Iterator[str]:
                     if is_binary(block[:SNIFFED_BYTES], encoding)
                     else "; name the file's encoding, for example --encoding latin-1, or"
                 )
-                + " go on with --on-bad-text replace or skip"
+                + " continue with --on-bad-text replace or skip"
             ) from None
         except UnicodeError as error:
             raise DataError(f"{source.where}: is not {encoding}: {error}") from None
@@ -177,19 +177,21 @@ def decoded(source: Source) -> Iterator[str]:
 
 
 def too_large(source: Source) -> DataError:
-    """The error for a table with more bytes than are read whole."""
+    """Return the error for a table that is too large to be read whole."""
     return DataError(
         f"{source.where}: holds more than {source.most_bytes:,} bytes; tables of examples are read whole"
     )
 
 
 def _without_nul(source: Source, text: str, position: int) -> str:
-    """``text``, which begins at a byte's ``position``, with its NUL characters replaced as ``on_bad_text`` says."""
+    """Return ``text``, which starts at byte ``position``, with its NUL characters handled as ``on_bad_text``
+    says.
+    """
     if source.config.on_bad_text == "stop":
         before = text[: text.index("\0")].encode(source.config.encoding, errors="ignore")
         raise DataError(
-            f"{source.where}: holds NUL characters, the first at byte {position + len(before)}, which no text does; "
-            "if it is UTF-16, give --encoding utf-16, or go on with --on-bad-text replace or skip"
+            f"{source.where}: holds NUL characters, the first at byte {position + len(before)}; "
+            "if it is UTF-16, give --encoding utf-16, or continue with --on-bad-text replace or skip"
         )
     if source.config.on_bad_text == "skip":
         return text.replace("\0", BAD_BYTE)
@@ -215,16 +217,17 @@ def _errors(source: Source) -> str:
 
 
 def _marked(error: UnicodeError) -> tuple[str, int]:
-    """Half of a surrogate pair in place of bad bytes: no valid text has one, so that the document is found later."""
+    """Replace undecodable bytes by a lone surrogate, so that the document is recognized later."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return BAD_BYTE, error.end
 
 
-def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterator[Piece]:
-    """``pieces`` that UTF-8 can express; others are left out or end the reading, as ``on_bad_text`` says.
+def checked(source: Source, pieces: Iterator[Piece], location: str = "") -> Iterator[Piece]:
+    """Yield the ``pieces`` that UTF-8 can encode; skip others or raise ``DataError``, as ``on_bad_text``
+    says.
 
-    With a piece that is left out goes what follows of its document.
+    The rest of a document is skipped with its piece.
     """
     left_out = False
     for piece in pieces:
@@ -236,13 +239,13 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
         except UnicodeEncodeError:
             if source.config.on_bad_text == "stop":
                 raise DataError(
-                    f"{source.where}{place} holds half of a surrogate pair, which is no character; "
+                    f"{source.where}{location} holds half of a surrogate pair, which is not a character; "
                     "--on-bad-text skip leaves such documents out"
                 ) from None
             if source.config.on_bad_text == "skip":
                 what = "documents with" if piece.begins else "ends of long documents, from"
                 source.report.skip(
-                    f"{what} bytes or characters that are no text", what=f"{source.where}{place}"
+                    f"{what} bytes or characters that are not text", what=f"{source.where}{location}"
                 )
                 left_out = True
                 continue
@@ -255,7 +258,7 @@ def checked(source: Source, pieces: Iterator[Piece], place: str = "") -> Iterato
 
 
 def read_text(source: Source) -> Iterator[Piece]:
-    """One document; a long one in pieces, cut where tokenizers join nothing: before white space after text."""
+    """Yield one document; a long one in pieces, cut before white space after text, where no tokenizer merges."""
     refuse_control(source)
     yield from checked(source, _pieces(source))
 
@@ -281,9 +284,11 @@ def _pieces(source: Source) -> Iterator[Piece]:
 
 
 def _last_cut(text: str) -> int:
-    """The last space or line end after a letter or digit, near the end, or else after anything; 0 for none.
+    """Return the position of the last space or line end after a letter or digit near the end, else after
+    anything; else 0.
 
-    Some tokenizers join a line end to the punctuation before it, none joins white space to the letter before it.
+    Some tokenizers merge a line end with the punctuation before it; none merges white space with the letter
+    before it.
     """
     for pattern, start in ((AFTER_WORD, max(0, len(text) - CUT_CHARACTERS)), (AFTER_ANYTHING, 0)):
         last = deque(pattern.finditer(text, start), maxlen=1)
@@ -293,7 +298,7 @@ def _last_cut(text: str) -> int:
 
 
 def refuse_control(source: Source) -> None:
-    """Raise ``DataError`` where fields for control are asked of plain text."""
+    """Raise ``DataError`` if ``data.control`` is set for plain text, which has no fields."""
     if source.config.control:
         raise DataError(
             f"{source.where}: is plain text, which has no fields for data.control; give records (JSON lines, JSON, "
@@ -301,10 +306,10 @@ def refuse_control(source: Source) -> None:
         )
 
 
-def pass_over(source: Source, place: str, problem: str, lines: int = 1) -> None:
-    """Count a bad record of so many lines, or raise ``DataError``, as ``on_bad_line`` says."""
+def skip_record(source: Source, location: str, problem: str, lines: int = 1) -> None:
+    """Count a bad record of ``lines`` lines as skipped, or raise ``DataError``, as ``on_bad_line`` says."""
     if source.config.on_bad_line == "stop":
         raise DataError(
-            f"{source.where}{place} {problem}; --on-bad-line skip leaves such records out"
+            f"{source.where}{location} {problem}; --on-bad-line skip leaves such records out"
         ) from None
-    source.report.skip("bad lines", lines, f"{source.where}{place}")
+    source.report.skip("bad lines", lines, f"{source.where}{location}")

@@ -1,4 +1,4 @@
-"""What a file is: its format by the end of its name, binary formats by their first bytes."""
+"""File types: text formats by the suffix, binary formats by the first bytes."""
 
 import codecs
 import re
@@ -15,7 +15,7 @@ HTML = (".html", ".htm", ".xhtml")
 NOTEBOOK = ".ipynb"
 SNIFFED_BYTES = 8192
 MOST_CONTROL = 0.1
-"""Share of control characters in the first characters of a text; what has more is binary."""
+"""Largest share of control characters at the start of a text; with more, the file is binary."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")
 _MARKS = (
@@ -25,7 +25,7 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8"),
 )
-"""Byte-order marks, the longer first."""
+"""Byte-order marks, longer ones first."""
 
 _UNPACK = "unpack it and name the folder"
 _CONVERT = "convert it to plain text first"
@@ -85,9 +85,9 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"Obj\x01", "an Avro file", "write it as .parquet"),
     (0, b"bplist00", "a binary property list", _NO_TEXT),
 )
-"""Where the bytes of a format stand, what it is, and what to do."""
+"""Offset and bytes of a signature, the format, and advice."""
 _CERTAIN = (b"%PDF-", b"{\\rtf", b"%!PS-Adobe-", b"version https://git-lfs.github.com/spec/")
-"""Signatures without a control character that need none to follow: no text of another kind begins so."""
+"""Text-only signatures that are certain without a control character: no other text starts with them."""
 _IN_ZIP = (
     (b"word/", "a Word document (.docx)", _CONVERT),
     (b"xl/", "an Excel workbook (.xlsx)", "save its sheet as .csv"),
@@ -95,15 +95,15 @@ _IN_ZIP = (
     (b"data.pkl", "a PyTorch file", _MODEL),
     (b".npy", "an archive of NumPy arrays", "write its texts to .csv or .jsonl"),
 )
-"""Names inside zip archives that say what these are."""
+"""Names inside zip archives that identify the format."""
 _COMPRESSIONS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise ``DataError`` for what is no character encoding that Python knows."""
+    """Raise ``DataError`` for a character encoding that Python does not know."""
     try:
         found = codecs.lookup(encoding)
-        "".encode(encoding)  # refuses codecs that turn bytes into bytes, such as hex and zlib
+        "".encode(encoding)  # rejects codecs from bytes to bytes, such as hex and zlib
         known = found.incrementaldecoder is not None
     except (LookupError, ValueError, TypeError):
         known = False
@@ -112,7 +112,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def file_format(path: Path) -> str:
-    """The suffix that tells a file's format, in lower case: the last one, or that before a suffix of compression."""
+    """Return the lower-case suffix of a file's format; a compression suffix after it is ignored."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -120,12 +120,12 @@ def file_format(path: Path) -> str:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file's name says that it holds a table."""
+    """Return whether a file's name is that of a table."""
     return file_format(path) in TABLES
 
 
 def compression(start: bytes) -> str:
-    """The suffix of the compression that a file with these first bytes has; empty without one."""
+    """Return the suffix of the compression of a file with these first bytes; empty if it is not compressed."""
     for magic, suffix in _COMPRESSIONS.items():
         if start.startswith(magic) and (
             suffix != ".bz2" or start[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
@@ -135,17 +135,17 @@ def compression(start: bytes) -> str:
 
 
 def byte_order_mark(start: bytes) -> str:
-    """The encoding whose byte-order mark a file begins with; empty without one."""
+    """Return the encoding of the byte-order mark at the start of a file; empty if there is none."""
     return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "")
 
 
 def binary_format(start: bytes) -> str:
-    """What a binary file with these first bytes is and what to do about it; empty for what may be text."""
+    """Return the binary format of a file with these first bytes and advice; empty if it may be text."""
     for at, magic, name, advice in _SIGNATURES:
         if start[at : at + len(magic)] != magic:
             continue
         if magic.isascii() and magic.decode().isprintable() and magic not in _CERTAIN and b"\0" not in start:
-            continue  # the letters of a text
+            continue  # ordinary text that starts with these letters
         inside = [(n, a) for mark, n, a in _IN_ZIP if mark in start] if magic == b"PK\x03\x04" else []
         name, advice = (inside or [(name, advice)])[0]
         return f"is {name}; {advice}"
@@ -168,7 +168,7 @@ def binary_format(start: bytes) -> str:
 
 
 def check_text(start: bytes, encoding: str, where: str) -> None:
-    """Raise ``DataError`` where the first bytes of a file are those of a binary format, or no text in ``encoding``."""
+    """Raise ``DataError`` if the first bytes of a file are a binary format or not text in ``encoding``."""
     if problem := binary_format(start):
         raise DataError(f"{where}: {problem}")
     marked = byte_order_mark(start)
@@ -189,9 +189,10 @@ def check_text(start: bytes, encoding: str, where: str) -> None:
 
 
 def looks_like_text(start: bytes, encoding: str, named_text: bool = False) -> bool:
-    """Whether the first bytes of a file are a text in ``encoding``, or in the UTF-16 or UTF-32 that they are marked as.
+    """Return whether the first bytes of a file are text in ``encoding``, or in UTF-16 or UTF-32 with a
+    byte-order mark.
 
-    One whose name says that it is a text (``named_text``) may be in another encoding.
+    A file whose name marks it as text (``named_text``) may be in another encoding.
     """
     if binary_format(start):
         return False
@@ -203,7 +204,7 @@ def looks_like_text(start: bytes, encoding: str, named_text: bool = False) -> bo
 
 
 def is_binary(start: bytes, encoding: str) -> bool:
-    """Whether there are more control characters than text has; bytes of another encoding alone do not count."""
+    """Return whether there are more control characters than in text; undecodable bytes alone do not count."""
     if _decodes(start, encoding):
         text = codecs.getincrementaldecoder(encoding)().decode(start)
         return len(_CONTROL.findall(text)) > MOST_CONTROL * len(text)
@@ -219,14 +220,14 @@ def _decodes(start: bytes, encoding: str) -> bool:
 
 
 def _fits(marked: str, encoding: str, start: bytes) -> bool:
-    """Whether a byte-order mark is one of ``encoding``, whose byte order may be named too."""
+    """Return whether a byte-order mark fits ``encoding``, including an explicit byte order."""
     name = codecs.lookup(encoding).name
     orders = {"-le": b"\xff", "-be": b"\xfe\0"}
     return name.startswith(marked) and start[:1] in orders.get(name[-3:], start[:1])
 
 
 def _unmarked_utf16(start: bytes) -> str:
-    """The byte order of UTF-16 that nearly only has characters of Latin-1; empty for anything else."""
+    """Return the byte order of UTF-16 text that is nearly all Latin-1; empty for anything else."""
     pairs = start[: len(start) // 2 * 2]
     for encoding, high in (("utf-16-le", pairs[1::2]), ("utf-16-be", pairs[::2])):
         if len(high) > 3 and high.count(0) > 0.9 * len(high):

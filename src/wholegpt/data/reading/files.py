@@ -1,7 +1,8 @@
-"""Documents out of files of any common format, as a stream: a file's text is a document, and so is a row of a table.
+"""Stream documents from files of any common format: a text file is one document, a table one document per
+row.
 
-Here files are found, opened, decompressed, hashed and watched; ``formats``, ``rows``, ``records`` and ``markup`` read
-what is in them.
+This module finds, opens, decompresses, hashes and watches files; ``decoding``, ``rows``, ``records`` and
+``markup`` parse their content.
 """
 
 import contextlib
@@ -43,17 +44,17 @@ from wholegpt.settings.schema import DataConfig
 T = TypeVar("T")
 READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")
 LARGEST_UNPACKED = 2**36
-"""Bytes of a compressed Parquet file, which is unpacked to disk."""
+"""Maximum bytes of a compressed Parquet file, which is unpacked to disk."""
 STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
 
 
 def read_pieces(
     path: Path, config: DataConfig, report: ReadingReport, advance: Callable[[int], None] = lambda read: None
 ) -> Iterator[Piece]:
-    """The documents of a file, or of all files of a folder in name order.
+    """Yield the documents of a file, or of all files of a folder in name order.
 
-    ``advance`` is told the bytes read. Raises ``DataError`` naming the file, and the line or byte, for what cannot be
-    read.
+    Calls ``advance`` with the bytes read. Raises ``DataError`` naming the file, and the line or byte, of
+    anything unreadable.
     """
     check_encoding(config.encoding)
     for file in files_below(path, report, config.encoding) if path.is_dir() else [path]:
@@ -67,7 +68,7 @@ def table_rows(
     expected: Sequence[str] = (),
     most_bytes: float = math.inf,
 ) -> Iterator[Row]:
-    """The rows of one table of any format and compression, as ``rows.read_rows`` reads them."""
+    """Yield the rows of one table of any format and compression, as ``rows.read_rows`` reads them."""
     check_encoding(config.encoding)
     yield from _read_file(
         path, config, report, lambda source: read_rows(source, expected), most_bytes=most_bytes
@@ -75,7 +76,7 @@ def table_rows(
 
 
 def read_documents(path: Path, config: DataConfig, report: ReadingReport) -> Iterator[str]:
-    """``read_pieces`` with the pieces of each document joined."""
+    """Yield the documents of ``read_pieces`` with their pieces joined."""
     held: list[str] = []
     for piece in read_pieces(path, config, report):
         if piece.begins and held:
@@ -87,7 +88,9 @@ def read_documents(path: Path, config: DataConfig, report: ReadingReport) -> Ite
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """A whole text file, line ends untouched. Raises ``DataError`` with the offset of a bad byte."""
+    """Return a whole text file, line ends unchanged. Raises ``DataError`` with the offset of an undecodable
+    byte.
+    """
     try:
         with path.open("rb") as stream:
             check_encoding(encoding)
@@ -103,7 +106,7 @@ def read_text(path: Path, encoding: str) -> str:
 
 
 def files_below(folder: Path, report: ReadingReport, encoding: str = "utf-8") -> Iterator[Path]:
-    """The files of a folder and of those in it, in name order; hidden, linked and foreign ones are passed over."""
+    """Yield the files of a folder and its subfolders, in name order, without hidden, linked and binary ones."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -127,7 +130,7 @@ def files_below(folder: Path, report: ReadingReport, encoding: str = "utf-8") ->
 
 
 def _is_text(path: Path, encoding: str) -> bool:
-    """Whether a file of a folder is read: by its name and its first bytes."""
+    """Return whether a file of a folder is text, by its name and its first bytes."""
     if file_format(path) in TABLES:
         return True
     kind = mimetypes.guess_type(path.with_suffix(file_format(path)))[0] or ""
@@ -137,12 +140,12 @@ def _is_text(path: Path, encoding: str) -> bool:
         with path.open("rb") as raw, decompressed(raw, path) as stream:
             start = stream.read(SNIFFED_BYTES)
     except (OSError, EOFError, zlib.error, DataError):
-        return path.suffix.lower() in COMPRESSED  # damaged: reading it says so
+        return path.suffix.lower() in COMPRESSED  # damaged: the error is raised when it is read
     return looks_like_text(start, encoding, kind.startswith("text/"))
 
 
 class _Watched(io.RawIOBase):
-    """A file's bytes as they are read, counted and hashed."""
+    """The bytes of a file, counted and hashed as they are read."""
 
     def __init__(self, raw: io.BufferedIOBase, path: Path, advance: Callable[[int], None]) -> None:
         self._raw, self._path, self._advance = raw, path, advance
@@ -172,7 +175,7 @@ def _read_file(
     advance: Callable[[int], None] = lambda read: None,
     most_bytes: float = math.inf,
 ) -> Iterator[T]:
-    """What ``read`` finds in a file."""
+    """Yield the results of ``read`` on a file."""
     report.files += 1
     try:
         before = path.stat()
@@ -213,7 +216,7 @@ def _read_stream(
                 check_text(start, source.config.encoding, source.where)
             yield from read(opened)
         while buffered.read(formats.BLOCK_BYTES):
-            pass  # what a reader left, so that the hash is the whole file's
+            pass  # the rest, so that the hash covers the whole file
     source.report.bytes += watched.read_bytes
     source.report.hashes.append(watched.sha256.digest())
     if not watched.read_bytes:
@@ -222,7 +225,9 @@ def _read_stream(
 
 @contextlib.contextmanager
 def _seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
-    """A file with what is in ``stream``, to be read at any place: the one at ``path`` where it is not compressed."""
+    """Return a seekable file with the content of ``stream``: the file at ``path`` itself unless it is
+    compressed.
+    """
     if path.suffix.lower() not in COMPRESSED:
         with path.open("rb") as file:
             yield file
@@ -237,7 +242,7 @@ def _seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
 
 
 def _format(path: Path, start: bytes) -> str:
-    """By the name; what comes through a pipe has none, and is JSON lines where it begins with an object."""
+    """Return the format by the name; a pipe has none and is JSON lines if it starts with an object."""
     if path.is_file() and path not in STANDARD_INPUT:
         return file_format(path)
     return ".jsonl" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" else ""
@@ -254,7 +259,7 @@ def _read_documents(source: Source) -> Iterator[Piece]:
 
 
 def useful_options(path: Path, config: DataConfig) -> set[str]:
-    """Those of ``READING_OPTIONS`` that can change how the files of a source are read.
+    """Return those of ``READING_OPTIONS`` that affect how the files of a source are read.
 
     Raises ``DataError`` for an encoding that Python does not know.
     """
@@ -271,21 +276,23 @@ def useful_options(path: Path, config: DataConfig) -> set[str]:
 
 
 def check_options(config: DataConfig, useful: Callable[[], set[str]], where: str) -> None:
-    """Raise ``ConfigError`` for a reading option that is given and changes nothing."""
+    """Raise ``ConfigError`` for a reading option that is set but has no effect."""
     given = [name for name in READING_OPTIONS if getattr(config, name) != getattr(DataConfig(), name)]
     changing = useful() if given else set()
     for name in given:
         if name not in changing:
             option = name.replace("_", "-")
             fields = (
-                " has no fields and records" if name in ("text_field", "on_bad_line") else " is not read so"
+                " has no fields and records" if name in ("text_field", "on_bad_line") else " does not use it"
             )
-            raise ConfigError(f"--{option} changes nothing here: {where}{fields}; leave it out")
+            raise ConfigError(f"--{option} has no effect here: {where}{fields}; leave it out")
 
 
 def identity(path: Path, encoding: str = "utf-8") -> list[Any]:
-    """Names, sizes and times of change of what ``read_pieces`` would read: equal ones, equal text."""
+    """Return names, sizes and modification times of what ``read_pieces`` would read: a value that changes
+    with the text.
+    """
     if not path.is_dir() and not path.is_file():
-        return [os.urandom(16).hex()]  # nothing is known of a pipe before it is read
+        return [os.urandom(16).hex()]  # the content of a pipe is unknown before it is read
     files = files_below(path, ReadingReport(), encoding) if path.is_dir() else [path]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

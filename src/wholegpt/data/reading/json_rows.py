@@ -1,4 +1,4 @@
-"""Rows of JSON: one a line, one an entry of a list, or one after another."""
+"""Rows of JSON: one per line, one per entry of a list, or one after another."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from wholegpt.data.reading import decoding as formats
-from wholegpt.data.reading.decoding import Source, pass_over
+from wholegpt.data.reading.decoding import Source, skip_record
 from wholegpt.data.reading.row import LoneValue, Row, TableText
 from wholegpt.errors import DataError
 
@@ -16,11 +16,11 @@ _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class _NotOneValueError(ValueError):
-    """JSON that is valid to Python only: a name twice, or a number that is none."""
+    """JSON that only Python accepts: a duplicate name, or a number that is infinite or NaN."""
 
 
 class _Parser:
-    """JSON as RFC 8259 has it, with each name of an object once."""
+    """A parser of JSON as in RFC 8259, with unique names in each object."""
 
     def __init__(self) -> None:
         self._problem = ""
@@ -29,7 +29,7 @@ class _Parser:
         )
 
     def parse(self, text: str) -> Any:
-        """The one value of a text. Raises ``ValueError`` or ``RecursionError``."""
+        """Return the single value of a text. Raises ``ValueError`` or ``RecursionError``."""
         stripped = text.strip()
         value, end = self.parse_at(stripped, 0)
         if end != len(stripped):
@@ -38,12 +38,12 @@ class _Parser:
         return value
 
     def parse_at(self, text: str, at: int) -> tuple[Any, int]:
-        """The value that begins at a position, and where it ends; ``check`` says whether it is valid."""
+        """Return the value at a position, and its end; call ``check`` afterwards to validate it."""
         self._problem = ""
         return self._decoder.raw_decode(text, at)
 
     def check(self) -> None:
-        """Raise ``ValueError`` for what the last value holds and JSON does not have."""
+        """Raise ``ValueError`` if the last value contains anything that JSON does not allow."""
         if self._problem:
             raise _NotOneValueError(self._problem)
 
@@ -61,7 +61,7 @@ class _Parser:
         return number
 
     def _constant(self, name: str) -> None:
-        self._problem = f"holds {name}, which is no JSON value"
+        self._problem = f"holds {name}, which is not a JSON value"
 
 
 def _problem_of(error: Exception) -> str:
@@ -71,7 +71,7 @@ def _problem_of(error: Exception) -> str:
         return "is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"is not JSON: {error}"
-    return "holds a number with too many digits"  # a ValueError of Python's own
+    return "holds a number with too many digits"  # a ValueError raised by Python
 
 
 def _is_value(line: str) -> bool:
@@ -83,13 +83,13 @@ def _is_value(line: str) -> bool:
 
 
 def json_rows(source: Source) -> Iterator[Row]:
-    """Values one a line, in a list, or one after another over several lines: as the first line has it."""
+    """Yield values, one per line, from a list, or one after another, depending on the first line."""
     text = TableText.of(source)
     first, _, rest = text.head.lstrip().partition(text.line_end)
     complete = _is_value(first)
     if first.startswith("[") and not (complete and rest.strip()):
         entries = _entries(source, text)
-        yield from list(entries) if text.whole else entries  # a small file that is no JSON has no rows
+        yield from list(entries) if text.whole else entries  # a small file that is not JSON has no rows
         return
     alone = text.whole and complete and not rest.strip()
     if alone and source.format == ".json":
@@ -113,20 +113,20 @@ def json_rows(source: Source) -> Iterator[Row]:
 
 def _lone(source: Source, text: str) -> Iterator[Row]:
     for row in _parsed(source, "entry 1", text):
-        yield Row(row.place, LoneValue(text, row.record))
+        yield Row(row.location, LoneValue(text, row.record))
 
 
-def _parsed(source: Source, place: str, text: str) -> Iterator[Row]:
+def _parsed(source: Source, location: str, text: str) -> Iterator[Row]:
     try:
         value = _Parser().parse(text)
     except (ValueError, RecursionError) as error:
-        pass_over(source, f": {place}", _problem_of(error))
+        skip_record(source, f": {location}", _problem_of(error))
         return
-    yield Row(place, value)
+    yield Row(location, value)
 
 
 def _values(text: str) -> list[str]:
-    """The JSON values that stand one after another in a text, as they are written; none of any other text."""
+    """Return the texts of consecutive JSON values; an empty list for any other text."""
     parser, found, at = _Parser(), list[str](), 0
     while at < len(text):
         start = _WHITE_SPACE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
@@ -141,7 +141,7 @@ def _values(text: str) -> list[str]:
 
 
 class _Entries:
-    """The text of a list, of which no more is held than an entry and a block."""
+    """The text of a list, of which only an entry and a block are in memory."""
 
     def __init__(self, source: Source, text: TableText) -> None:
         self.source, self.blocks = source, text.blocks
@@ -149,7 +149,7 @@ class _Entries:
         self.number, self.lines_before = 0, 0
 
     def more(self) -> None:
-        """Read on, about as much again as is held of the entry."""
+        """Read about as much again as is in memory of the entry."""
         self.lines_before += self.buffer.count("\n", 0, self.at)
         held = [self.buffer[self.at :]]
         size = wanted = len(held[0]) + 1
@@ -163,7 +163,7 @@ class _Entries:
             self.refuse(f"is longer than {formats.LONGEST_RECORD:,} characters; give JSON lines (.jsonl)")
 
     def skip(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         while True:
             self.at = _WHITE_SPACE.match(self.buffer, self.at).end()  # pyright: ignore[reportOptionalMemberAccess]
             if self.at < len(self.buffer) or self.ended:
@@ -171,13 +171,13 @@ class _Entries:
             self.more()
 
     def refuse(self, problem: str) -> None:
-        """Raise ``DataError``: what comes after cannot be found."""
+        """Raise ``DataError``: the position of the next entry is unknown."""
         line = self.lines_before + self.buffer.count("\n", 0, self.at) + 1
         raise DataError(f"{self.source.where}: entry {self.number}, line {line}, {problem}")
 
 
 def _entries(source: Source, text: TableText) -> Iterator[Row]:
-    """The entries of a list, one at a time."""
+    """Yield the entries of a list, one at a time."""
     entries, parser = _Entries(source, text), _Parser()
     entries.skip()
     entries.at += 1
@@ -193,7 +193,7 @@ def _entries(source: Source, text: TableText) -> Iterator[Row]:
         try:
             parser.check()
         except ValueError as error:
-            pass_over(source, f": entry {entries.number}", str(error))
+            skip_record(source, f": entry {entries.number}", str(error))
             continue
         yield Row(f"entry {entries.number}", value)
     entries.at += 1

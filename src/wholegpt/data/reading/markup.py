@@ -11,13 +11,13 @@ from wholegpt.data.reading.decoding import Piece, Source, checked, decoded, refu
 from wholegpt.errors import DataError
 
 UNSEEN = frozenset(("script", "style", "template", "noscript", "svg", "math", "object", "iframe"))
-"""Elements whose content is not text to read."""
+"""Elements whose content is not readable text."""
 _PARAGRAPHS = (
     "address article aside blockquote body dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 "
     "h4 h5 h6 header hr li main nav ol optgroup option p section summary table tbody tfoot thead title tr ul"
 )
 PARAGRAPHS = frozenset(_PARAGRAPHS.split())
-"""Elements that stand on lines of their own."""
+"""Elements on lines of their own."""
 SEPARATE = frozenset(
     ("p", "h1", "h2", "h3", "h4", "h5", "h6", "title", "table", "ul", "ol", "blockquote", "pre", "article")
 )
@@ -25,18 +25,18 @@ SEPARATE = frozenset(
 
 
 class _PageText:
-    """The text of a page, put together from what the parser finds in it."""
+    """The text of a page, built from the events of the parser."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._unseen = self._verbatim = 0
         self._line_ends = 2
-        """At the end of what is there; as many as an empty line has at the beginning."""
+        """Line ends at the end of the text; initially as many as an empty line has."""
         self._spaced = True
-        """Whether what is there ends with white space, after which no more of it is kept."""
+        """Whether the text ends with white space, so that further white space is dropped."""
 
     def start(self, tag: str, attributes: Mapping[str, str], namespaces: object = None) -> None:
-        """An element begins."""
+        """Handle the start of an element."""
         self._unseen += tag in UNSEEN
         if tag == "br":
             self._add("\n")
@@ -46,7 +46,7 @@ class _PageText:
         self._verbatim += tag == "pre"
 
     def end(self, tag: str) -> None:
-        """An element ends, or is ended by another."""
+        """Handle the end of an element."""
         self._unseen -= tag in UNSEEN
         self._verbatim -= tag == "pre"
         self._border(tag)
@@ -56,7 +56,7 @@ class _PageText:
         self._add("\n" * (wanted - self._line_ends))
 
     def data(self, text: str) -> None:
-        """Characters, their entities decoded."""
+        """Handle characters, with entities decoded."""
         if self._unseen:
             return
         if not self._verbatim:
@@ -72,47 +72,47 @@ class _PageText:
             self._spaced = text[-1] in " \t\n"
 
     def comment(self, text: str) -> None:
-        """What nobody sees."""
+        """Ignore a comment."""
 
     def close(self) -> str:
-        """The text, without white space at the ends of its lines."""
+        """Return the text, without white space at the ends of its lines."""
         lines = [line.rstrip(" \t") for line in "".join(self._parts).split("\n")]
         text = "\n".join(lines).strip("\n")
         return f"{text}\n" if text else ""
 
 
 def page_text(page: str) -> str:
-    """The text of a page of HTML: what a browser would show of it, without scripts and styles."""
+    """Return the text of an HTML page as a browser would show it, without scripts and styles."""
     etree: Any = importlib.import_module("lxml.etree")
     parser = etree.HTMLParser(target=_PageText(), huge_tree=True)
     parser.feed(page)
     try:
         return parser.close()
-    except etree.XMLSyntaxError:  # nothing but comments, or less
+    except etree.XMLSyntaxError:  # an empty page, or only comments
         return ""
 
 
 def read_page(source: Source) -> Iterator[Piece]:
-    """One document, the text of a web page."""
+    """Yield one document: the text of a web page."""
     refuse_control(source)
     for page in checked(source, iter((Piece(_whole(source)),))):
         yield from checked(source, iter((Piece(page_text(page.text)),)))
 
 
 def read_notebook(source: Source) -> Iterator[Piece]:
-    """One document, the text and code of a Jupyter notebook's cells without their outputs."""
+    """Yield one document: the text and code of a Jupyter notebook's cells without their outputs."""
     refuse_control(source)
     try:
         notebook = json.loads(_whole(source))
-        sheets = [notebook, *notebook.get("worksheets", ())]  # which format version 3 has
+        sheets = [notebook, *notebook.get("worksheets", ())]  # from format version 3
         cells = [cell for sheet in sheets for cell in sheet.get("cells", ())]
         texts = [cell.get("source", cell.get("input", "")) for cell in cells]
         joined = ["".join([text] if isinstance(text, str) else text).strip("\n") for text in texts]
     except json.JSONDecodeError as error:
-        raise DataError(f"{source.where}: is no Jupyter notebook, as it is not JSON: {error}") from None
+        raise DataError(f"{source.where}: is not a Jupyter notebook, as it is not JSON: {error}") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise DataError(
-            f"{source.where}: is no Jupyter notebook: it has no list of cells with text"
+            f"{source.where}: is not a Jupyter notebook: it has no list of cells with text"
         ) from None
     text = "\n\n".join(text for text in joined if text.strip())
     yield from checked(source, iter((Piece(f"{text}\n" if text else ""),)))

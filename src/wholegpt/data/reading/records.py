@@ -1,9 +1,9 @@
-"""Documents out of the rows of tables: the text in a field, and the fields for control."""
+"""Documents from the rows of tables: the text field, and the fields for control codes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from wholegpt.data.reading.decoding import Piece, Source, checked, pass_over, refuse_control
+from wholegpt.data.reading.decoding import Piece, Source, checked, refuse_control, skip_record
 from wholegpt.data.reading.file_types import PARQUET
 from wholegpt.data.reading.row import LoneValue, Row, by_lower_name
 from wholegpt.data.reading.rows import open_parquet, parquet_rows, read_rows
@@ -11,18 +11,18 @@ from wholegpt.data.text.control import LENGTH, attributes_of
 from wholegpt.errors import DataError
 
 FIELDS_NAMED = 50
-"""Fields of records that are kept, about, to say which there are."""
+"""About how many field names are collected for messages."""
 NO_TEXT = object()
-"""In place of the value of a Parquet column that holds no texts."""
+"""Replaces the value of a Parquet column that holds no text."""
 LIKELY_FIELDS = ("text", "content", "body", "article", "document")
 
 
 class _BadRecordError(ValueError):
-    """A record without a text, or with what is no value for control."""
+    """A record without a text, or with an invalid value for control."""
 
 
 def read_table(source: Source) -> Iterator[Piece]:
-    """One document a row; a .json file of one value that is no list is a text as it stands."""
+    """Yield one document per row; a .json file with a single value that is not a list is one text."""
     if source.format in PARQUET:
         yield from read_parquet(source)
         return
@@ -34,13 +34,13 @@ def read_table(source: Source) -> Iterator[Piece]:
 
 
 def read_records(source: Source, records: Iterable[Any]) -> Iterator[Piece]:
-    """One document an entry: a text, or an object with the text in a field."""
+    """Yield one document per entry, which is a text or an object with the text in a field."""
     yield from _documents(source, (Row(f"entry {number}", one) for number, one in enumerate(records, 1)))
 
 
 def _documents(source: Source, rows: Iterable[Row]) -> Iterator[Piece]:
     chosen = source.config.text_field
-    for place, record in rows:
+    for location, record in rows:
         try:
             if isinstance(record, LoneValue):
                 if not chosen:
@@ -54,13 +54,13 @@ def _documents(source: Source, rows: Iterable[Row]) -> Iterator[Piece]:
                 field = chosen = chosen or _found(source, record)
             document = _document(source, record, field)
         except _BadRecordError as error:
-            pass_over(source, f": {place}", str(error))
+            skip_record(source, f": {location}", str(error))
             continue
-        yield from checked(source, iter((document,)), f": {place}")
+        yield from checked(source, iter((document,)), f": {location}")
 
 
 def read_parquet(source: Source) -> Iterator[Piece]:
-    """One document a row, from a column of texts; one whose text is missing is empty."""
+    """Yield one document per row from a text column; a missing text is empty."""
     import pyarrow
 
     def is_text(kind: Any) -> bool:
@@ -91,23 +91,25 @@ def read_parquet(source: Source) -> Iterator[Piece]:
     if len(fields) < len(control):
         source.report.other_fields.update(dict.fromkeys(schema.names))
     rows = parquet_rows(source, [chosen, *fields])
-    for place, record in rows:
+    for location, record in rows:
         try:
             document = _document(source, {**record, chosen: record[chosen] or ""}, chosen)
         except _BadRecordError as error:
-            pass_over(source, f": {place}", str(error))
+            skip_record(source, f": {location}", str(error))
             continue
-        yield from checked(source, iter((document,)), f": {place}")
+        yield from checked(source, iter((document,)), f": {location}")
 
 
 def _found(source: Source, record: Any) -> str:
-    """The field of a record that holds its text: one with a likely name, else that with the longest text."""
+    """Return the field of a record that holds its text: one with a usual name, else the one with the longest
+    text.
+    """
     if not isinstance(record, Mapping):
-        raise _BadRecordError(f"is no object with named fields but {str(record)[:40]!r}")
+        raise _BadRecordError(f"is not an object with named fields but {str(record)[:40]!r}")
     control = source.config.control
     texts = {name: value for name, value in record.items() if isinstance(value, str) and name not in control}
     by_name = by_lower_name(str(name) for name in record if name not in control)
-    # A likely name counts whatever the field holds: another field would be trained on unnoticed.
+    # A usual name counts whatever the field holds; otherwise another field would be trained on unnoticed.
     likely = [by_name[name] for name in LIKELY_FIELDS if name in by_name]
     if not texts and not likely:
         raise _BadRecordError(
@@ -120,7 +122,7 @@ def _found(source: Source, record: Any) -> str:
 
 
 def _document(source: Source, record: Any, chosen: str) -> Piece:
-    """What a record holds: the text in a field, and what ``data.control`` names."""
+    """Return the document in a record: the text field, and the fields that ``data.control`` names."""
     if not isinstance(record, Mapping) or not isinstance(record.get(chosen), str):
         found = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
         raise _BadRecordError(

@@ -1,4 +1,4 @@
-"""A row of a table, and the text of a file that rows are read from."""
+"""A row of a table, and the text of a file that rows are parsed from."""
 
 import itertools
 from collections import Counter
@@ -11,16 +11,16 @@ from wholegpt.data.reading.decoding import Source, decoded
 from wholegpt.errors import DataError
 
 SAMPLE_CHARACTERS = 2**18
-"""Of a file's text, by which separator and column names are told."""
+"""Characters of a file's text that determine separator and column names."""
 
 
 class Row(NamedTuple):
     """One record of a table."""
 
-    place: str
-    """Where it stands: "line 3"."""
+    location: str
+    """Location of the row in the file, for example "line 3"."""
     record: Any
-    """Its fields by name; of JSON any value."""
+    """The fields by name; for JSON, any value."""
 
 
 class LoneValue(NamedTuple):
@@ -40,7 +40,7 @@ def check_names(where: str, names: Sequence[str]) -> None:
 
 
 def by_lower_name(names: Iterable[str]) -> dict[str, str]:
-    """The ``names`` by their lower-case spelling; of those that differ in case alone, the lower-case or first one."""
+    """Map lower-case names to ``names``; of names that differ in case only, the lower-case or first one."""
     names = list(names)
     return {name.lower(): name for name in reversed(names)} | {
         name: name for name in names if name == name.lower()
@@ -49,17 +49,17 @@ def by_lower_name(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass
 class TableText:
-    """A file's text, the beginning of which is known."""
+    """A file's text, of which the start is in memory."""
 
     head: str
     whole: bool
-    """Whether that is all."""
+    """Whether ``head`` is the whole text."""
     blocks: Iterator[str]
-    """What comes after it."""
+    """The text after ``head``, in blocks."""
 
     @classmethod
     def of(cls, source: Source) -> "TableText":
-        """With a sample, and at least the first line."""
+        """Read a sample that includes at least the first line."""
         blocks, head = decoded(source), ""
         for block in blocks:
             head += block
@@ -71,11 +71,11 @@ class TableText:
 
     @property
     def line_end(self) -> str:
-        """What ends lines: CR where there is no LF, as on old Macs."""
+        """Return the line end: CR if there is no LF, as on old Macs."""
         return "\r" if "\n" not in self.head and "\r" in self.head else "\n"
 
     def lines(self, source: Source) -> Iterator[tuple[int, str]]:
-        """The lines with their numbers from 1, without their ends."""
+        """Yield the lines with their numbers from 1, without line ends."""
         end, held, number = self.line_end, "", 0
         for block in itertools.chain([self.head], self.blocks):
             *lines, held = (held + block).split(end)

@@ -1,11 +1,12 @@
-"""The rows of a table in any format: separated values, JSON, Parquet. All that reads tables reads them here.
+"""Read the rows of a table in any format: separated values, JSON, Parquet.
 
 ======================  =====================================================================================
 format                  rows
 ======================  =====================================================================================
-.csv, .tsv              one a record; separated by comma, semicolon, tab or bar, whichever fits the first ones
-.jsonl, .ndjson, .json  one a line, one an entry of a list, or one object after another; by content, not by name
-.parquet, .pq           one a row
+.csv, .tsv              one per record; separated by comma, semicolon, tab or bar, detected from the first
+rows
+.jsonl, .ndjson, .json  one per line, per entry of a list, or per object; detected from the content
+.parquet, .pq           one per row
 ======================  =====================================================================================
 """
 
@@ -21,13 +22,13 @@ from wholegpt.errors import DataError
 
 PARQUET_ROWS = 256
 LARGEST_ROW_GROUP = 2**32
-"""Bytes of a part of a Parquet file that is decoded at once."""
+"""Largest row group of a Parquet file in bytes; a group is decoded at once."""
 
 
 def read_rows(source: Source, expected: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of a table. ``expected`` are columns that are asked for, by which a first row of names is recognised.
+    """Yield the rows of a table. ``expected`` columns identify a first row of column names.
 
-    Raises ``DataError`` with the place of a row that cannot be read, unless ``on_bad_line`` leaves it out.
+    Raises ``DataError`` with the location of an unreadable row, unless ``on_bad_line`` skips it.
     """
     if source.format in PARQUET:
         return parquet_rows(source)
@@ -37,7 +38,9 @@ def read_rows(source: Source, expected: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def open_parquet(source: Source) -> Any:
-    """The ``pyarrow.parquet.ParquetFile`` in a source's stream. Raises ``DataError`` where there is none."""
+    """Return the ``pyarrow.parquet.ParquetFile`` of a source's stream. Raises ``DataError`` if it is not
+    Parquet.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -46,7 +49,7 @@ def open_parquet(source: Source) -> Any:
         names = list(file.schema_arrow.names)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{source.where}: is damaged, or no Parquet file as its name says: {' '.join(str(error).split())}"
+            f"{source.where}: is damaged, or not a Parquet file as its name says: {' '.join(str(error).split())}"
         ) from None
     check_names(source.where, names)
     groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
@@ -60,7 +63,7 @@ def open_parquet(source: Source) -> Any:
 
 
 def parquet_rows(source: Source, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows, with these ``columns`` of them; what is no number (NaN) is missing."""
+    """Yield the rows, optionally only some ``columns``; NaN becomes a missing value."""
     import pyarrow
 
     file, number = open_parquet(source), 0

@@ -1,4 +1,4 @@
-"""Rows of separated values: which character separates them, and whether the first row names the columns."""
+"""Rows of separated values: detect the separator, and whether the first row names the columns."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wholegpt.data.reading import decoding as formats
-from wholegpt.data.reading.decoding import Source, pass_over
+from wholegpt.data.reading.decoding import Source, skip_record
 from wholegpt.data.reading.row import Row, TableText, check_names
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -17,24 +17,24 @@ SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?(?:\n|$)', re.IGNORECASE)
 """A first line that names the separator, as Excel reads and writes it."""
 SPACE_BEFORE_QUOTE = re.compile(r' +"')
 PROBLEMS = {
-    "new-line character": "holds a carriage return that ends no line and is not quoted",
+    "new-line character": "has an unquoted carriage return within a line",
     "unexpected end of data": "opens a quotation mark that is not closed",
 }
-"""What Python's reader says of a row, by its beginning, and what is meant."""
+"""Start of an error of Python's reader, and the message shown."""
 MOST_WORDS = 3
-"""Of the name of a lone column."""
+"""Maximum words in the name of a single column."""
 UNNAMED = "unnamed"
-"""A column without a name, as pandas writes its index."""
+"""Name of a column without a name, such as the index that pandas writes."""
 KNOWN_NAMES = (
     {"id", "text", "texts", "content", "label", "labels"}
     | {"prompt", "completion", "instruction", "output", "response", "premise", "hypothesis"}
     | {"sentence", "sentence1", "sentence2", "sentence_a", "sentence_b", "text1", "text2", "text_a", "text_b"}
 )
-"""Names of columns that are hardly ever values."""
+"""Column names that are rarely values."""
 
 
 def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
-    """The rows, by the names of their columns, or by their numbers where the first row has no names."""
+    """Yield rows with the names of their columns, or with column indices if the first row has no names."""
     text = TableText.of(source)
     dialect, named = _dialect(source, text, expected)
     rows = csv.reader((line + "\n" for _, line in text.lines(source)), **dialect)
@@ -42,15 +42,15 @@ def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
     width = 0
     while True:
         before = rows.line_num
-        place = f"line {before + 1}"
+        location = f"line {before + 1}"
         try:
             row = next(rows, None)
         except csv.Error as error:
-            # A quotation mark that is not closed takes all lines after it.
+            # An unclosed quotation mark consumes all lines after it.
             problem = next(
                 (said for start, said in PROBLEMS.items() if str(error).startswith(start)), str(error)
             )
-            pass_over(source, f": {place}", problem, rows.line_num - before)
+            skip_record(source, f": {location}", problem, rows.line_num - before)
             continue
         if row is None:
             return
@@ -58,7 +58,7 @@ def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
             continue
         row = [cell.removesuffix("\r") for cell in row]
         if not any(row) and len(row) != 1:
-            continue  # what is empty but for separators is no row
+            continue  # a line of separators only is not a row
         if not width:
             width = len(row)
             names = _column_names(source, row) if named else [str(i) for i in range(width)]
@@ -66,9 +66,9 @@ def separated_rows(source: Source, expected: Sequence[str]) -> Iterator[Row]:
                 continue
         if len(row) != width:
             problem = f"has {len(row)} columns, the first row {width}"
-            pass_over(source, f": {place}", problem, rows.line_num - before)
+            skip_record(source, f": {location}", problem, rows.line_num - before)
             continue
-        yield Row(place, dict(zip(names, row, strict=True)))
+        yield Row(location, dict(zip(names, row, strict=True)))
 
 
 def _column_names(source: Source, row: Sequence[str]) -> list[str]:
@@ -81,7 +81,7 @@ def _column_names(source: Source, row: Sequence[str]) -> list[str]:
 
 
 def _dialect(source: Source, text: TableText, expected: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """How the values are separated and quoted, and whether the first row names the columns."""
+    """Return how values are separated and quoted, and whether the first row names the columns."""
     usual = "\t" if source.format == ".tsv" else ","
     told = SEPARATOR_LINE.match(text.head)
     choices = [told[1]] if told else [usual, *(one for one in DELIMITERS if one != usual)]
@@ -89,7 +89,7 @@ def _dialect(source: Source, text: TableText, expected: Sequence[str]) -> tuple[
         delimiter: {
             "delimiter": delimiter,
             "strict": True,
-            # Tab-separated values have no quotation marks; those written by spreadsheets as .csv have.
+            # Tab-separated values have no quotation marks, except in .csv files written by spreadsheets.
             "quoting": csv.QUOTE_NONE if source.format == ".tsv" and delimiter == "\t" else csv.QUOTE_MINIMAL,
         }
         for delimiter in choices
@@ -106,12 +106,12 @@ def _dialect(source: Source, text: TableText, expected: Sequence[str]) -> tuple[
             rows, dialect = spaced, {**dialect, "skipinitialspace": True}
     named = bool(rows) and _names_columns(rows, expected)
     if rows and not named:
-        source.report.note("the first row does not name the columns, so they have numbers, from 0")
+        source.report.note("the first row does not name the columns, so they are numbered from 0")
     return dialect, named
 
 
 def _sample(text: TableText, dialect: Mapping[str, Any]) -> list[list[str]]:
-    """The first rows, those of a file that is longer without the last."""
+    """Return the first rows, without the last one if the file is longer."""
     lines = text.head.split(text.line_end)
     if not text.whole:
         lines.pop()
@@ -127,10 +127,11 @@ def _sample(text: TableText, dialect: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _delimiter(samples: Mapping[str, list[list[str]]], usual: str) -> str:
-    """What separates the columns: that of the format where it fits, else another that fits.
+    """Return the separator of the columns: the usual one of the format if it fits, else another one that
+    fits.
 
-    A separator fits where it cuts the first row, and all others into as many columns. Where none fits, it is the one
-    that cuts the most rows like the first; rows that differ are then named as bad ones.
+    A separator fits if it splits the first row, and all other rows into as many columns. If none fits, the
+    result is the one that agrees with the first row most often; the other rows then count as bad.
     """
 
     def alike(delimiter: str) -> float:
@@ -147,9 +148,10 @@ def _delimiter(samples: Mapping[str, list[list[str]]], usual: str) -> str:
 
 
 def _names_columns(rows: list[list[str]], expected: Sequence[str]) -> bool:
-    """Whether the first row holds names: all that are expected, or else known ones, or what is in no other row.
+    """Return whether the first row holds names: all expected ones, or else known ones, or values of no other
+    row.
 
-    The name of a lone column has few words: a line of text is none.
+    The name of a single column has few words; a line of text is not a name.
     """
     first = [cell.strip() for cell in rows[0]]
     if expected and {*expected} <= {*first}:
@@ -167,7 +169,7 @@ def _names_columns(rows: list[list[str]], expected: Sequence[str]) -> bool:
 
 
 def number_of(text: str) -> float | None:
-    """The finite number that a text spells; none where it spells none."""
+    """Return the finite number that a text spells, or ``None``."""
     try:
         number = float(text)
     except ValueError:

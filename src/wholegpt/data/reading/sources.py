@@ -1,4 +1,4 @@
-"""The paths that sources of text name: standard input, files and folders of text, and what is refused as a source."""
+"""Paths of text sources: standard input, files and folders, and folders that are not text."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,15 @@ from wholegpt.settings.serialization import nearest
 
 STANDARD_INPUT = "-"
 FEWEST_WORDS = 4
-"""A source that does not exist and has so many words is taken for text."""
+"""A source that does not exist and has this many words is taken for text."""
 FINETUNE = "train it on text by `wholegpt finetune {} --task pretraining --data TEXT`"
 FOLDERS = {
-    ("lineage.json", "config.yaml"): "is a run, not text; `wholegpt train --resume {}` goes on with it, or "
+    ("lineage.json", "config.yaml"): "is a run, not text; `wholegpt train --resume {}` continues it, or "
     + FINETUNE,
     (
         "manifest.json",
         "tokenizer.json",
-    ): "is prepared data, no text; train on it as the only source, or name the text it was made from",
+    ): "is prepared data, not text; train on it as the only source, or name the text it was made from",
     ("ladder.json", "ladder.html"): "is a ladder of runs, not text; name the text",
     ("examples.json", "train.jsonl"): "holds the examples of a run, not text; name the text",
     ("parity_reports.json", "*.gguf"): "is an export of a model, not text; name the text",
@@ -27,14 +27,14 @@ FOLDERS = {
     (
         "config.json",
         "pytorch_model*.bin",
-    ): "is a model, not text; `wholegpt import {}` makes one of ours of it",
+    ): "is a model, not text; `wholegpt import {}` converts it",
     ("adapter_config.json",): "is a LoRA adapter, not text; `wholegpt import {}` makes a model of it",
 }
-"""What a folder that holds such files is, and what to do with it where text is expected."""
+"""Folders identified by the files in them: what they are, and what to do if text is expected."""
 
 
 def check_sources(sources: Iterable[object]) -> None:
-    """Raise ``ConfigError`` for a source that is no name of one."""
+    """Raise ``ConfigError`` for a source that is not a name or a path."""
     for source in sources:
         if not isinstance(source, str | Path):
             raise ConfigError(
@@ -44,10 +44,10 @@ def check_sources(sources: Iterable[object]) -> None:
 
 
 def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
-    """The path of a source of text; ``-`` is standard input.
+    """Return the path of a text source; ``-`` is standard input.
 
-    Raises ``DataError`` for one that does not exist, perhaps a misspelt name of the ``corpora``; for text in place of a
-    path; and for a folder that holds a model or what else wholegpt made.
+    Raises ``DataError`` for a path that does not exist (perhaps a misspelled name of the ``corpora``), for
+    text in location of a path, and for a folder with a model or other output of wholegpt.
     """
     if source == STANDARD_INPUT:
         return Path("/dev/stdin")
@@ -58,7 +58,7 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
         found = path.exists()
     except PermissionError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    except (OSError, ValueError):  # too long for a name, or with characters that no name can have
+    except (OSError, ValueError):  # too long for a name, or with invalid characters
         raise DataError(_is_text(name)) from None
     if found:
         if problem := without_text(path):
@@ -74,7 +74,7 @@ def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
 
 
 def without_text(folder: Path) -> str:
-    """What a folder is that holds a model or what else wholegpt made, and so no text; empty for any other path."""
+    """Return a description of a folder with a model or other output of wholegpt; empty for any other path."""
     kinds = (problem for files, problem in FOLDERS.items() if all(any(folder.glob(name)) for name in files))
     return next(kinds, "").replace("{}", quote(str(folder)))
 

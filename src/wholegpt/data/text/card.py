@@ -1,4 +1,4 @@
-"""The data card: what prepared data is made of, for programs (``card.json``) and for people (``card.md``)."""
+"""The data card: a description of prepared data, for programs (``card.json``) and for people (``card.md``)."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ SOURCES_LISTED = 50
 
 
 def describe_text(corpus: Corpus, statistics: TextStatistics, store: DocumentStore) -> dict[str, Any]:
-    """The figures of text as it was read, all of it."""
+    """Return the statistics of the whole text before the split."""
     sources: list[dict[str, Any]] = []
     for number, source in enumerate(corpus.sources):
         report = source.report
@@ -60,7 +60,7 @@ def describe_text(corpus: Corpus, statistics: TextStatistics, store: DocumentSto
             "different_characters": statistics.different_characters,
             "identical_documents": statistics.identical_documents,
         },
-        "alphabets": statistics.alphabets(),
+        "alphabets": statistics.script_shares(),
     }
 
 
@@ -72,7 +72,9 @@ def write_card(
     data: DataConfig,
     tokenizer: TokenizerConfig,
 ) -> None:
-    """Write both forms of the card into ``folder``. ``described`` is what was found of text, copies and overlap."""
+    """Write both forms of the card into ``folder``. ``described`` are statistics, duplicates and
+    contamination.
+    """
     card = {
         "format_version": FORMAT_VERSION,
         "corpus": manifest.corpus,
@@ -94,7 +96,7 @@ def write_card(
 
 
 def data_sha256(card: dict[str, Any]) -> str:
-    """SHA-256 of what tells data from other data: its text, split, vocabulary and tokens, however it was made."""
+    """Return the SHA-256 that identifies data: its text, split, vocabulary and tokens, however it was made."""
     identity = {
         "text": [source["text_sha256"] for source in card["sources"]],
         "tokenizer": card["tokenizer"]["sha256"],
@@ -114,7 +116,7 @@ def _side(side: SplitManifest) -> dict[str, Any]:
 
 
 def card_page(card: dict[str, Any]) -> str:
-    """A card as Markdown."""
+    """Render a card as Markdown."""
     import jinja2
 
     template = resources.files("wholegpt.data.text").joinpath("card.md.jinja").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Attributes of documents that a model learns to write by: control codes (Keskar et al. 2019).
+"""Control codes: attributes of documents that condition generation (Keskar et al. 2019).
 
-They stand before a document's text as one line, ``sentiment: positive, domain: news``. It is plain text, so that every
-tokenizer can express it.
+A header line before a document's text lists them: ``sentiment: positive, domain: news``. It is plain text, so
+that every tokenizer can encode it.
 """
 
 import json
@@ -16,27 +16,30 @@ from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.serialization import nearest
 
 Attributes = tuple[tuple[str, str], ...]
-"""The fields that a document has, with their values, in the order of ``data.control``."""
+"""The fields of a document with their values, in the order of ``data.control``."""
 Values = Mapping[str, Mapping[str, int]]
 NO_CONTROL: Values = {}
-"""Field -> value -> documents of the training text that have it."""
+"""Field -> value -> number of training documents with it."""
 
 MOST_VALUES, MOST_CHARACTERS = 100, 100
-"""Different values of a field, and characters of one: what has more is no category."""
+"""Maximum distinct values of a field, and characters of a value: more is not a category."""
 LENGTH = "length"
-"""The field that is derived from the text of records that have none of this name."""
+"""The field that is derived from the text if records have no field of this name."""
 SHORT_WORDS, MEDIUM_WORDS = 20, 200
 """A text of fewer words is short, or medium; any other is long."""
 
 
 def header(attributes: Iterable[tuple[str, str]]) -> str:
-    """The line before a text; nothing where there are no attributes."""
+    """Return the line before a text; empty if there are no attributes."""
     written = ", ".join(f"{name}: {value}" for name, value in attributes)
     return f"{written}\n" if written else ""
 
 
 def attributes_of(record: Mapping[str, Any], text: str, fields: Sequence[str]) -> Attributes:
-    """Those of ``fields`` that a record has. Raises ``ValueError``, fit to follow its place, for a bad value."""
+    """Return those of ``fields`` that a record has.
+
+    Raises ``ValueError`` for a bad value, with a message to append to its location.
+    """
     found: list[tuple[str, str]] = []
     for name in fields:
         if name == LENGTH and name not in record:
@@ -45,7 +48,7 @@ def attributes_of(record: Mapping[str, Any], text: str, fields: Sequence[str]) -
         value = record.get(name)
         if not isinstance(value, str | bool | int | float | None):
             raise ValueError(
-                f"has in field '{name}' no text, number or truth value but {type(value).__name__}"
+                f"has in field '{name}' a value that is not text, number or boolean but {type(value).__name__}"
             )
         written = value_text(value)
         _check_value(name, written)
@@ -55,8 +58,10 @@ def attributes_of(record: Mapping[str, Any], text: str, fields: Sequence[str]) -
 
 
 def value_text(value: object) -> str:
-    """A value as headers write it: texts without white space around them, all else as in JSON; none as empty."""
-    if value is None or value != value:  # tables write a missing value as the number that is not itself
+    """Return a value as in headers: texts without surrounding white space, other values as in JSON, ``None``
+    as empty.
+    """
+    if value is None or value != value:  # tables represent a missing value as NaN
         return ""
     return value.strip() if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -67,35 +72,37 @@ def _check_value(name: str, value: str) -> None:
             f"has in field '{name}' {len(value):,} characters, and a value for control at most {MOST_CHARACTERS}"
         )
     if len(f"{value}.".splitlines()) > 1:
-        raise ValueError(f"has in field '{name}' a line break, and a value for control stands on one line")
+        raise ValueError(f"has in field '{name}' a line break, and a value for control must be on one line")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"has in field '{name}' bytes or characters that are no text") from None
+        raise ValueError(f"has in field '{name}' bytes or characters that are not text") from None
 
 
 def length_of(text: str) -> str:
-    """``short`` below 20 words, ``medium`` below 200, else ``long``."""
+    """Return ``short`` below 20 words, ``medium`` below 200, else ``long``."""
     words = len(words_of(text))
     return "short" if words < SHORT_WORDS else "medium" if words < MEDIUM_WORDS else "long"
 
 
-class AttributeNumbers:
-    """Numbers for what documents have of attributes, in the order they come; 0 for none."""
+class AttributeIndex:
+    """Indices of distinct attributes, in order of appearance; 0 for none."""
 
     def __init__(self) -> None:
         self._numbers: dict[Attributes, int] = {(): 0}
         self._values: dict[str, set[str]] = {}
 
     def number(self, attributes: Attributes) -> int:
-        """That of ``attributes``. Raises ``DataError`` for a field with too many values to be a category."""
+        """Return the index of ``attributes``. Raises ``DataError`` for a field with too many values to be a
+        category.
+        """
         if attributes not in self._numbers:
             for name, value in attributes:
                 values = self._values.setdefault(name, set())
                 values.add(value)
                 if len(values) > MOST_VALUES:
                     raise DataError(
-                        f"data.control names '{name}', of which the documents have more than {MOST_VALUES} different "
+                        f"data.control names '{name}', for which the documents have more than {MOST_VALUES} different "
                         f"values ('{value}' is one more); leave it out, or give each a category instead"
                     )
             self._numbers[attributes] = len(self._numbers)
@@ -103,14 +110,14 @@ class AttributeNumbers:
 
     @property
     def attributes(self) -> list[Attributes]:
-        """All, by number."""
+        """Return all attributes, by index."""
         return list(self._numbers)
 
 
 def count_values(
     fields: Sequence[str], attributes: Sequence[Attributes], documents: Int[np.ndarray, " A"]
 ) -> dict[str, dict[str, int]]:
-    """How many documents have each value, from how many have each of ``attributes``; the most frequent first."""
+    """Return how many documents have each value, given the counts of ``attributes``; most frequent first."""
     counts: dict[str, dict[str, int]] = {name: {} for name in fields}
     for pairs, count in zip(attributes, documents.tolist(), strict=True):
         for name, value in pairs:
@@ -122,14 +129,13 @@ def count_values(
 
 
 def header_for(control: Mapping[str, object], known: Values) -> str:
-    """The header that asks a model for ``control``, its fields in the order of those ``known`` from training.
+    """Return the header for ``control``, with its fields in the order of those ``known`` from training.
 
-    Raises ``ConfigError`` for a field or a value that the model was not trained on, naming the nearest or all.
+    Raises ``ConfigError`` for a field or a value that the model was not trained on, naming the nearest or
+    all.
     """
     if not known:
-        raise ConfigError(
-            "control means nothing to this model: it was trained without; train one with --data.control FIELD"
-        )
+        raise ConfigError("this model was trained without control codes; train one with --data.control FIELD")
     for name, value in control.items():
         if name not in known:
             raise ConfigError(f"control: no field '{name}' in training; {nearest(name, list(known))}")

@@ -1,6 +1,6 @@
-"""The same document twice, or nearly: copies by a hash of the normalised text, near ones by MinHash.
+"""Duplicates by a hash of the normalized text, and near-duplicates by MinHash.
 
-Memory: some dozens of bytes a document for copies, 0.5 kB more for near ones.
+Memory: some dozens of bytes per document for duplicates, 0.5 kB more for near-duplicates.
 """
 
 import hashlib
@@ -15,40 +15,42 @@ from jaxtyping import Bool, Float, Int, UInt32, UInt64
 from wholegpt.data.text.words import words_of
 
 BANDS, ROWS = 42, 3
-"""Of a signature: documents are compared where all numbers of a band agree (Leskovec et al. 2020, section 3.4)."""
+"""Bands of a signature and values per band: documents are compared if all values of a band agree (Leskovec et
+al. 2020, section 3.4).
+"""
 COMPARED_WITH_ALL = 50
-"""Of a larger group, each is compared with the first only."""
+"""In a larger group, each document is compared with the first one only."""
 DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Which documents are alike."""
+    """Which documents are duplicates."""
 
     first: Int[np.ndarray, " N"]
-    """Of each document, the first that is alike; itself where there is none before."""
+    """For each document the index of the first duplicate; its own index if there is none before it."""
     exact: int
-    """Documents that are copies of an earlier one but for case and white space."""
+    """Duplicates of an earlier document except for case and white space."""
     near: int
-    """Further ones that are nearly the same as an earlier one."""
+    """Further documents that are near-duplicates of an earlier one."""
     similarity: Float[np.ndarray, " N"]
-    """Estimated Jaccard similarity of each to its first; 1 for copies."""
+    """Estimated Jaccard similarity of each document to its first duplicate; 1 for exact duplicates."""
 
     @property
     def kept(self) -> Bool[np.ndarray, " N"]:
-        """The first of all that are alike."""
+        """Return which documents are the first of their cluster."""
         return self.first == np.arange(len(self.first))
 
     def clusters(self, excerpt: Callable[[int], str]) -> Iterator[dict[str, Any]]:
-        """Of documents that are alike: which is kept, and which are copies of it, as plain values."""
+        """Yield each cluster as plain values: the document that is kept, and its duplicates."""
         left_out = np.flatnonzero(~self.kept)
         ordered = left_out[np.argsort(self.first[left_out], kind="stable")]
-        for copies in np.split(ordered, np.flatnonzero(np.diff(self.first[ordered])) + 1):
-            if len(copies):
-                kept = int(self.first[copies[0]])
+        for duplicates in np.split(ordered, np.flatnonzero(np.diff(self.first[ordered])) + 1):
+            if len(duplicates):
+                kept = int(self.first[duplicates[0]])
                 members = [
                     {"document": int(i), "similarity": float(self.similarity[i]), "excerpt": excerpt(int(i))}
-                    for i in copies
+                    for i in duplicates
                 ]
                 yield {"kept": {"document": kept, "excerpt": excerpt(kept)}, "left_out": members}
 
@@ -56,21 +58,22 @@ class Duplicates:
 def find_duplicates(
     documents: Iterable[Iterable[str]], near: bool, threshold: float = 0.45, words: int = 3
 ) -> Duplicates:
-    """Compare documents, each given in pieces, which are read once.
+    """Find duplicates among documents, each given in pieces, which are read once.
 
-    Copies have the same words in the same order but for case. Near ones are those whose sets of runs of so many
-    ``words`` have an estimated Jaccard similarity |A ∩ B| / |A ∪ B| of at least ``threshold`` (with three words it is
-    0.57 where one in ten differs); what is alike to a document that is alike to a third is alike to that, too.
+    Exact duplicates have the same words in the same order, ignoring case. Near-duplicates have sets of
+    n-grams of ``words`` words with an estimated Jaccard similarity |A ∩ B| / |A ∪ B| of at least
+    ``threshold`` (with three words it is 0.57 if one word in ten differs). The relation is transitive:
+    duplicates of a duplicate belong to the same cluster.
     """
     digests, signatures = bytearray(), bytearray()
     wordless: list[int] = []
     for number, pieces in enumerate(documents):
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         sketch = _Sketch(words) if near else None
-        for place, piece in enumerate(pieces):
+        for index, piece in enumerate(pieces):
             plain = " ".join(piece.split()).lower()
             digest.update(
-                (" " + plain if place and plain else plain).encode()
+                (" " + plain if index and plain else plain).encode()
             )  # pieces are cut before white space
             if sketch:
                 sketch.update(words_of(piece))
@@ -85,7 +88,7 @@ def find_duplicates(
     similarity = np.ones(len(firsts))
     if near and len(firsts):
         matrix = np.frombuffer(signatures, dtype=np.uint32).reshape(len(firsts), BANDS * ROWS)
-        # What has no words is like nothing but its copies.
+        # Documents without words have exact duplicates only.
         matrix[wordless] = np.random.default_rng(0).integers(
             0, 2**32, (len(wordless), BANDS * ROWS), np.uint32
         )
@@ -98,8 +101,8 @@ def find_duplicates(
 
 
 def _first_of_equal(digests: UInt64[np.ndarray, "N 2"]) -> Int[np.ndarray, " N"]:
-    """Of each row, the number of the first that is the same."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equal rows the first comes first
+    """Return for each row the index of the first equal row."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: among equal rows the first comes first
     ordered = digests[order]
     new = np.ones(len(order), dtype=bool)
     new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -112,24 +115,24 @@ class _Sketch:
     """The MinHash signature of a document's shingles (Broder 1997)."""
 
     def __init__(self, words: int) -> None:
-        self._run = words
+        self._size = words
         self.words = 0
-        """How many words there were."""
+        """Number of words so far."""
         self._hash = importlib.import_module("rensa").RMinHash(num_perm=BANDS * ROWS, seed=1)
 
     def update(self, words: list[str]) -> None:
-        """Add the shingles of a piece; fewer words than a shingle has are one."""
+        """Add the shingles of a piece; fewer words than a shingle has form one shingle."""
         self.words += len(words)
-        count = max(1, len(words) - self._run + 1)
-        self._hash.update([" ".join(words[i : i + self._run]) for i in range(count)])
+        count = max(1, len(words) - self._size + 1)
+        self._hash.update([" ".join(words[i : i + self._size]) for i in range(count)])
 
     def signature(self) -> UInt32[np.ndarray, " P"]:
-        """One number for each permutation; the share of equal ones estimates the similarity."""
+        """Return one value per permutation; the share of equal values estimates the similarity."""
         return np.array(self._hash.digest(), dtype=np.uint32)
 
 
 def _near_pairs(signatures: UInt32[np.ndarray, "N P"], threshold: float) -> Iterator[tuple[int, int]]:
-    """Pairs of documents that agree in some band, and in at least ``threshold`` of all numbers."""
+    """Yield pairs of documents that agree in some band, and in at least ``threshold`` of all values."""
     mixers = np.random.default_rng(0).integers(1, 2**63, ROWS, dtype=np.uint64) | np.uint64(1)
     for band in range(BANDS):
         columns = signatures[:, band * ROWS : (band + 1) * ROWS].astype(np.uint64)
@@ -145,7 +148,7 @@ def _near_pairs(signatures: UInt32[np.ndarray, "N P"], threshold: float) -> Iter
 
 
 def _joined(first: Int[np.ndarray, " N"], pairs: Iterable[tuple[int, int]]) -> Int[np.ndarray, " N"]:
-    """The first document of each cluster that ``pairs`` connect (union by the smaller number)."""
+    """Return the first document of each cluster that ``pairs`` connect (union by the smaller index)."""
     parent = first.copy()
 
     def root(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Documents to shards of token ids: on all cores, in order, each shard whole or not at all."""
+"""Encode documents to shards of token ids: on all cores, in order, each shard whole or not at all."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from wholegpt.files import read_json, write_json_atomic, writing
 from wholegpt.tokenizers import Tokenizer
 
 SHARD_BYTES = 64_000_000
-"""Of text in one shard, about."""
+"""Approximate bytes of text per shard."""
 FLUSHED_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard and what went into it."""
+    """A finished shard and statistics of its text."""
 
     shard: Shard
     documents: int
@@ -41,17 +41,18 @@ def encode_side(
     sources: int,
     progress: Progress,
 ) -> SplitManifest:
-    """Write the shards of one side into ``folder``; those that are already there, with their record, stay.
+    """Write the shards of one split into ``folder``; existing ones, with their record, are kept.
 
-    Documents are joined with end-of-text between them; that of a source's first counts as the source's. There are so
-    many ``sources``.
+    Documents are separated by end-of-text; the one before a source's first document counts as the source's.
+    ``sources`` is the number of sources.
     """
     records: list[ShardRecord] = []
     for number, (first, last) in enumerate(_shards(store, plan.numbers(side))):
         file = f"{side}-{number:05d}.bin"
         record_path = folder / f"{file}.json"
         if record_path.exists():
-            record = msgspec.convert(read_json(record_path), ShardRecord, strict=False)  # keys are numbers
+            # JSON keys are strings
+            record = msgspec.convert(read_json(record_path), ShardRecord, strict=False)
             progress.advance(record.bytes)
         else:
             record = _encode_shard(
@@ -72,13 +73,15 @@ def encode_side(
 
 
 def _shards(store: DocumentStore, numbers: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First place and the place after the last of each shard; one shard even of nothing."""
+    """Yield the index of the first piece of each shard and of the piece after its last; one shard if there is
+    no text.
+    """
     first = size = 0
-    for place, number in enumerate(numbers):
+    for index, number in enumerate(numbers):
         size += store.piece_bytes(int(number))
         if size >= SHARD_BYTES:
-            yield first, place + 1
-            first, size = place + 1, 0
+            yield first, index + 1
+            first, size = index + 1, 0
     if first < len(numbers) or not len(numbers):
         yield first, len(numbers)
 
@@ -87,13 +90,13 @@ def _encode_shard(
     store: DocumentStore,
     plan: SplitPlan,
     side: Side,
-    places: tuple[int, int],
+    indices: tuple[int, int],
     tokenizer: Tokenizer,
     path: Path,
     dtype: np.dtype,
     progress: Progress,
 ) -> ShardRecord:
-    within = slice(*places)
+    within = slice(*indices)
     begins, sources = plan.begins(store, side)[within], store.pieces["source"][plan.numbers(side)[within]]
     end_of_text = np.array([tokenizer.end_of_text_id], np.uint32)
     digest = hashlib.sha256()
@@ -104,8 +107,8 @@ def _encode_shard(
 
     def texts() -> Iterator[str]:
         nonlocal characters, n_bytes
-        for place in range(*places):
-            text = plan.headed_text(store, side, place)
+        for index in range(*indices):
+            text = plan.headed_text(store, side, index)
             size = len(text.encode())
             characters, n_bytes = characters + len(text), n_bytes + size
             yield text
@@ -123,11 +126,11 @@ def _encode_shard(
             buffered = 0
 
         encoded = tokenizer.encode_all(texts())
-        for place, token_ids in enumerate(encoded):
-            documents += bool(begins[place])
-            added = [end_of_text, token_ids] if begins[place] and place + within.start else [token_ids]
+        for index, token_ids in enumerate(encoded):
+            documents += bool(begins[index])
+            added = [end_of_text, token_ids] if begins[index] and index + within.start else [token_ids]
             buffer += added
-            source = int(sources[place])
+            source = int(sources[index])
             of_source[source] = of_source.get(source, 0) + sum(map(len, added))
             buffered += len(token_ids) + 1
             if buffered >= FLUSHED_TOKENS:

@@ -1,7 +1,7 @@
-"""From a corpus to a folder of token shards: read, split, learn the vocabulary, encode.
+"""Prepare a corpus as a folder of token shards: read, split, train the tokenizer, encode.
 
-Every step leaves its result in a folder that a crash does not undo, so the same call goes on where it was, to the same
-bytes.
+Every step stores its result in a folder that survives a crash, so that the same call continues from there and
+gives the same bytes.
 """
 
 import json
@@ -31,7 +31,7 @@ from wholegpt.data.text.shards import (
 )
 from wholegpt.data.text.splitting import SIDES, SPLIT_VERSION, SplitPlan, plan_split
 from wholegpt.data.text.statistics import TextStatistics
-from wholegpt.data.text.vocabulary import learn_vocabulary, tokenizer_hashes
+from wholegpt.data.text.vocabulary import tokenizer_hashes, train_vocabulary
 from wholegpt.errors import DataError
 from wholegpt.files import (
     lock_folder,
@@ -47,10 +47,12 @@ from wholegpt.tokenizers import Tokenizer
 
 DOCUMENTS, KEPT = "documents", "kept"
 CHECKED_CHARACTERS = 50_000_000
-"""About the most of the training text that held-out text is looked for in; of that a tenth is taken."""
-OVERLAP_WORDS = 13
+"""Approximate maximum of training characters that are checked for contamination; a tenth of that for
+validation.
+"""
+CONTAMINATION_WORDS = 13
 MOST_IDENTICAL = 0.01
-"""Share of the documents that may be the same as an earlier one before that is warned of."""
+"""Share of duplicate documents above which a warning is shown."""
 
 
 def prepare(
@@ -62,9 +64,9 @@ def prepare(
 ) -> PreparedData:
     """Split, tokenize and write ``corpus`` into ``folder``, whole or not at all.
 
-    Documents of a side are joined with end-of-text between them. Killed, or stopped by a full disk, it goes on where
-    it was when it is called again with the same sources, unchanged, and the same settings. Raises ``DataError`` for a
-    corpus that is empty or cannot be read, ``TokenizerError`` for text the tokenizer cannot express.
+    Documents of a split are separated by end-of-text. After a crash or a full disk, the same call with
+    unchanged sources and settings continues where it stopped. Raises ``DataError`` for a corpus that is empty
+    or unreadable, ``TokenizerError`` for text that the tokenizer cannot encode.
     """
     request = {
         "format_version": FORMAT_VERSION,
@@ -82,7 +84,7 @@ def prepare(
 
 
 def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> None:
-    """Everything from reading to the manifest, which is written last."""
+    """Run all steps from reading to the manifest, which is written last."""
     described = _read(corpus, data, work, console)
     with DocumentStore(work / DOCUMENTS) as store:
         kept, described["duplicates"] = _deduplicated(store, data, work, console)
@@ -91,10 +93,12 @@ def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConf
         console.note(
             f"{text['characters']:,} characters in {_counted(text['documents'])}; {plan.description}"
         )
-        described["contamination"] = _once(work, "contamination", lambda: _overlap(store, plan, console))
+        described["contamination"] = _once(
+            work, "contamination", lambda: _contamination(store, plan, console)
+        )
         _warn(described, data, console)
         described["tokenizer"] = _once(
-            work, "tokenizer", lambda: _learn(tokenizer, store, plan, work, console)
+            work, "tokenizer", lambda: _train_tokenizer(tokenizer, store, plan, work, console)
         )
         control = _control(store, plan, data)
         chosen = Tokenizer.load(work / "tokenizer.json")
@@ -122,7 +126,7 @@ def _fill(work: Path, corpus: Corpus, data: DataConfig, tokenizer: TokenizerConf
 
 
 def _once(work: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` gives, or gave in an earlier call."""
+    """Return the result of ``make``, or the stored result of an earlier call."""
     path = work / DOCUMENTS / f"{name}.json"
     if not path.exists():
         write_json_atomic(path, make())
@@ -134,11 +138,11 @@ def _counted(documents: int) -> str:
 
 
 def _read(corpus: Corpus, data: DataConfig, work: Path, console: Console) -> dict[str, Any]:
-    """Read the documents into ``work``, unless that was done before; what the card says of them."""
+    """Read the documents into ``work``, unless an earlier call did; return their part of the card."""
     folder = work / DOCUMENTS
     folder.mkdir(exist_ok=True)
     if (folder / "text.json").exists():
-        console.note("going on with what an earlier call had read")
+        console.note("continuing with the documents that an earlier call read")
     return _once(work, "text", lambda: _read_documents(corpus, data, folder, console))
 
 
@@ -168,7 +172,7 @@ def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Con
 
 
 def _control(store: DocumentStore, plan: SplitPlan, data: DataConfig) -> dict[str, dict[str, int]]:
-    """How many training documents have each value of the fields for control."""
+    """Return how many training documents have each value of the fields for control."""
     documents = plan.train[plan.begins(store, "train")]
     counts = np.bincount(store.pieces["attributes"][documents], minlength=len(store.attributes))
     return count_values(data.control, store.attributes, counts)
@@ -177,7 +181,7 @@ def _control(store: DocumentStore, plan: SplitPlan, data: DataConfig) -> dict[st
 def _deduplicated(
     store: DocumentStore, data: DataConfig, work: Path, console: Console
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Which documents are no copies, found now or before, none where that is not asked; and how many are left out."""
+    """Return which documents are kept (``None`` without deduplication), and how many are dropped."""
     if data.deduplicate == "none":
         return None, {"method": "none", "left_out_exact": 0, "left_out_near": 0}
 
@@ -187,8 +191,8 @@ def _deduplicated(
         clusters = (json.dumps(one, ensure_ascii=False) for one in duplicates.clusters(store.excerpt))
         write_text_atomic(work / DUPLICATES, "".join(f"{line}\n" for line in clusters))
         console.note(
-            f"{duplicates.exact:,} of {_counted(len(duplicates.first))} are copies of earlier ones, "
-            f"{duplicates.near:,} nearly; they are left out and listed in {DUPLICATES}"
+            f"{duplicates.exact:,} of {_counted(len(duplicates.first))} are duplicates of earlier ones, "
+            f"{duplicates.near:,} are near-duplicates; they are removed and listed in {DUPLICATES}"
         )
         counts = {"left_out_exact": duplicates.exact, "left_out_near": duplicates.near}
         return {"method": data.deduplicate, **counts}
@@ -198,14 +202,14 @@ def _deduplicated(
 
 
 def find_in_store(store: DocumentStore, data: DataConfig, console: Console) -> Duplicates:
-    """Which documents of a store are copies of others, as ``data`` says how to tell."""
-    with console.bytes_progress("looking for copies", store.bytes) as progress:
+    """Return the duplicates among the documents of a store, with the settings of ``data``."""
+    with console.bytes_progress("looking for duplicates", store.bytes) as progress:
         documents = _watched(store, progress)
         return find_duplicates(documents, data.deduplicate == "near", data.near_threshold, data.near_words)
 
 
-def _overlap(store: DocumentStore, plan: SplitPlan, console: Console) -> dict[str, Any]:
-    """How much held-out text stands in the training text, of documents drawn evenly where there are very many."""
+def _contamination(store: DocumentStore, plan: SplitPlan, console: Console) -> dict[str, Any]:
+    """Return how much validation text occurs in the training text; very large splits are sampled evenly."""
     characters = 0
 
     def training() -> Iterator[Iterator[str]]:
@@ -215,37 +219,37 @@ def _overlap(store: DocumentStore, plan: SplitPlan, console: Console) -> dict[st
             characters += sum(map(len, pieces))
             yield iter(pieces)
 
-    with console.working("looking for held-out text in the training text"):
+    with console.working("checking for contamination"):
         evaluation = plan.documents(store, "validation", CHECKED_CHARACTERS // 10)
-        overlaps = contamination(training(), evaluation, OVERLAP_WORDS)
+        results = contamination(training(), evaluation, CONTAMINATION_WORDS)
     return {
-        "words": OVERLAP_WORDS,
-        "documents": len(overlaps),
+        "words": CONTAMINATION_WORDS,
+        "documents": len(results),
         "training_characters": characters,
-        "overlapping": sum(overlap.found > 0 for overlap in overlaps),
-        "mostly_overlapping": sum(overlap.share > 0.5 for overlap in overlaps),
+        "overlapping": sum(overlap.found > 0 for overlap in results),
+        "mostly_overlapping": sum(overlap.share > 0.5 for overlap in results),
     }
 
 
 def _warn(described: dict[str, Any], data: DataConfig, console: Console) -> None:
-    """Say so where a model would see the same text too often, or be measured on what it has seen."""
+    """Warn if a model would see the same text too often, or be evaluated on training text."""
     identical, documents = (described["text"][name] for name in ("identical_documents", "documents"))
     if identical > MOST_IDENTICAL * documents and data.deduplicate == "none":
         console.warn(
-            f"{identical:,} of {_counted(documents)} are the same as an earlier one; --data.deduplicate exact leaves "
-            "them out"
+            f"{identical:,} of {_counted(documents)} duplicate an earlier one; --data.deduplicate exact removes "
+            "them"
         )
     overlap = described["contamination"]
     if overlap["mostly_overlapping"]:
         console.warn(
-            f"{overlap['mostly_overlapping']:,} of {overlap['documents']:,} held-out documents stand in the "
-            "training text, more than half of each, so figures on them flatter; --data.deduplicate near leaves copies "
-            "out"
+            f"{overlap['mostly_overlapping']:,} of {overlap['documents']:,} held-out documents occur in the "
+            "training text, more than half of each, so their evaluation is too optimistic; --data.deduplicate near "
+            "removes near-duplicates"
         )
 
 
 def _watched(store: DocumentStore, progress: Progress) -> Iterator[Iterator[str]]:
-    """The documents, their bytes counted as they are read."""
+    """Yield the documents and count their bytes as they are read."""
 
     def watched(pieces: Iterator[str]) -> Iterator[str]:
         for piece in pieces:
@@ -255,18 +259,18 @@ def _watched(store: DocumentStore, progress: Progress) -> Iterator[Iterator[str]
     return (watched(pieces) for pieces in store.documents())
 
 
-def _learn(
+def _train_tokenizer(
     config: TokenizerConfig, store: DocumentStore, plan: SplitPlan, work: Path, console: Console
 ) -> dict[str, Any]:
-    """Make the tokenizer and save it in ``work``; what the card says of it."""
-    made, measured = learn_vocabulary(config, store, plan, console)
+    """Create the tokenizer and save it in ``work``; return its part of the card."""
+    made, measured = train_vocabulary(config, store, plan, console)
     made.save(work / "tokenizer.json")
     shares = {name: getattr(measured, name) for name in ("bytes_per_token", "unknown_share", "unused_share")}
     return {"sha256": made.sha256, "vocab_size": made.vocab_size, **shares}
 
 
 def _clear(work: Path) -> None:
-    """Delete what only served to go on after a crash."""
+    """Delete the files that only serve to continue after a crash."""
     shutil.rmtree(work / DOCUMENTS, ignore_errors=True)
     for path in work.glob("*.bin.json"):
         path.unlink(missing_ok=True)

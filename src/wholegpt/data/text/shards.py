@@ -1,4 +1,4 @@
-"""Token ids on disk: raw little-endian shards, read through memory maps, and a manifest that describes them."""
+"""Token ids on disk: raw little-endian shards, read through memory maps, and a manifest."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ FORMAT_VERSION = 1
 MANIFEST, CARD, DUPLICATES, TOKENIZER = "manifest.json", "card.json", "duplicates.jsonl", "tokenizer.json"
 _SHARDS = tuple(f"{side}-{5 * '[0-9]'}.bin" for side in ("train", "validation"))
 PREPARED_FILES = (MANIFEST, CARD, "card.md", DUPLICATES, TOKENIZER, *_SHARDS)
-"""Patterns of the files that prepared data consists of."""
+"""Patterns of the files of prepared data."""
 DTYPES = ("<u2", "<u4")
 START_TOKENS = 2**20
-"""Of the training text, in which ``start_text`` is looked for."""
+"""How many training tokens are searched for ``start_text``."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class SplitManifest:
     tokens: int
     shards: tuple[Shard, ...]
     source_tokens: tuple[int, ...] = ()
-    """Tokens from each source, whose stretches lie one after another."""
+    """Tokens from each source; sources follow one after another."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of prepared data holds."""
+    """Description of a folder of prepared data."""
 
     format_version: int
     corpus: str
@@ -61,23 +61,23 @@ class Manifest:
     train: SplitManifest
     validation: SplitManifest
     control: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Field -> value -> training documents that have it: what ``data.control`` put before the texts."""
+    """Field -> value -> number of training documents with it, for the fields in ``data.control``."""
 
 
 @dataclass(frozen=True)
 class TextSizes:
-    """How long a text is."""
+    """The length of a text."""
 
     bytes: int
-    """In UTF-8."""
+    """Bytes in UTF-8."""
     characters: int
 
 
 class TokenShards:
-    """A sequence of token ids that lies in one or more memory-mapped files."""
+    """A sequence of token ids in one or more memory-mapped files."""
 
     def __init__(self, parts: list[np.ndarray], text: TextSizes | None = None) -> None:
-        """``text`` are the sizes of the text that became the ids, where those are known."""
+        """Join ``parts``. ``text`` are the sizes of the text that was encoded, if known."""
         self._parts, self.text = parts, text
         self._ends = np.cumsum([len(part) for part in parts])
 
@@ -85,7 +85,7 @@ class TokenShards:
         return int(self._ends[-1])
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """The ``length`` ids from ``start`` on, as int64; fewer at the end."""
+        """Return ``length`` ids from ``start`` on, as int64; fewer at the end."""
         pieces: list[np.ndarray] = []
         part = int(np.searchsorted(self._ends, start, side="right"))
         while length > 0 and part < len(self._parts):
@@ -96,12 +96,12 @@ class TokenShards:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each id stands, up to the largest."""
+        """Return how often each id occurs, up to the largest."""
         counts = [np.bincount(part) for part in self._parts]
         return np.sum([np.pad(one, (0, max(map(len, counts)) - len(one))) for one in counts], axis=0)
 
-    def places_of(self, token_id: int) -> list[int]:
-        """Where one token stands."""
+    def positions_of(self, token_id: int) -> list[int]:
+        """Return the positions of one token."""
         firsts = self._ends - [len(part) for part in self._parts]
         found = [
             first + np.flatnonzero(part == token_id) for first, part in zip(firsts, self._parts, strict=True)
@@ -110,9 +110,9 @@ class TokenShards:
 
 
 def _check_counts(split: SplitManifest) -> None:
-    """Raise ``ValueError`` where the counts of a split cannot be: figures per byte are divided by them."""
+    """Raise ``ValueError`` for impossible counts of a split; metrics per byte are divided by them."""
     if min(split.documents, split.characters, split.bytes) < 0 or split.bytes < split.characters:
-        raise ValueError("counts of documents, characters and bytes that no text has")
+        raise ValueError("impossible counts of documents, characters and bytes")
     if split.tokens != sum(shard.tokens for shard in split.shards):
         raise ValueError(f"{split.tokens} tokens, which is not the sum of its shards")
 
@@ -127,12 +127,12 @@ class PreparedData:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether ``folder`` holds prepared data."""
+        """Return whether ``folder`` holds prepared data."""
         return all(is_file(folder / name) for name in (MANIFEST, TOKENIZER))
 
     @staticmethod
     def is_ours(folder: Path) -> bool:
-        """Whether ``folder`` provably holds data that was prepared here, whole or damaged."""
+        """Return whether ``folder`` provably holds data that wholegpt prepared, complete or damaged."""
         try:
             return read_json(folder / MANIFEST).keys() >= {"format_version", "tokenizer_sha256", "provenance"}
         except (OSError, ValueError, AttributeError):
@@ -140,7 +140,7 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedData":
-        """Open a prepared folder. Raises ``DataError`` for a damaged or newer one."""
+        """Open a prepared folder. Raises ``DataError`` if it is damaged or of a newer version."""
         path = folder / MANIFEST
         try:
             content: dict[str, Any] = read_json(path)
@@ -167,34 +167,32 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any token changes: the hashes of all shards."""
+        """Return the hashes of all shards, which change with any token."""
         shards = (*self.manifest.train.shards, *self.manifest.validation.shards)
         return "-".join(shard.sha256[:16] for shard in shards)
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """The data card. Raises ``DataError`` where it cannot be read."""
+        """Return the data card. Raises ``DataError`` if it is unreadable."""
         path = self.folder / CARD
         try:
             card = read_json(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
         if not isinstance(card, dict) or not card.keys() >= {"sha256", "origin", "sources", "text"}:
-            raise DataError(f"{path}: is no data card; prepare the data again")
+            raise DataError(f"{path}: is not a data card; prepare the data again")
         return card
 
     def warn_unless(self, card: str, console: Console) -> None:
-        """Say so where this is not the data that a config names by the SHA-256 of its ``card``."""
+        """Warn if this is not the data that a config names by the SHA-256 of its ``card``."""
         if card not in ("", self.card["sha256"]):
-            console.warn(
-                f"this is not the data that data.card names ({card[:12]}…), so a run will be another"
-            )
+            console.warn(f"this is not the data that data.card names ({card[:12]}…), so a run will differ")
 
     @property
     def start_text(self) -> str:
-        """What a text without a prompt starts from, where the training text has no end-of-text; else empty.
+        """Return the default prompt if the training text has no end-of-text; else empty.
 
-        That is a line break, or else a space, where it occurs as a token of its own; or else the text's first token.
+        It is a line break, or else a space, if it is a token of the text; otherwise the text's first token.
         """
         if self.manifest.train.documents > 1 or not len(self.train):
             return ""
@@ -208,7 +206,7 @@ class PreparedData:
         return ""
 
     def verify(self) -> None:
-        """Raise ``DataError`` if a shard's bytes are not those that were written."""
+        """Raise ``DataError`` if a shard's bytes have changed."""
         for shard in (*self.manifest.train.shards, *self.manifest.validation.shards):
             if sha256_file(self.folder / shard.file) != shard.sha256:
                 raise DataError(
@@ -227,5 +225,5 @@ class PreparedData:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Store ``manifest``; a folder without one is not prepared data."""
+    """Write ``manifest``; a folder without one is not prepared data."""
     write_json_atomic(folder / MANIFEST, dataclasses.asdict(manifest))

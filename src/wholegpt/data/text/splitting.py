@@ -1,4 +1,4 @@
-"""Which text is held out for validation."""
+"""The split of text into training and validation."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,13 @@ from wholegpt.settings.choices import Split
 from wholegpt.settings.schema import DataConfig
 
 DOCUMENTS_FOR_SPLIT = 50
-"""Documents from which on whole ones are held out, unless the corpus or the user says otherwise."""
+"""From this number of documents, whole documents are held out, unless the corpus or the user says otherwise."""
 LARGEST_SHARE = 0.5
-"""Of the text in documents no larger than what is to be held out: the most that is held out in whole documents."""
+"""Largest share, of the text in documents no larger than the validation split, that is held out in whole
+documents.
+"""
 SPLIT_VERSION = 2
-"""Of the rules in this module: what was split by other ones is not gone on with."""
+"""Version of the rules in this module; preparation does not continue from another version."""
 
 Side = Literal["train", "validation"]
 SIDES: tuple[Side, Side] = ("train", "validation")
@@ -27,33 +29,33 @@ SIDES: tuple[Side, Side] = ("train", "validation")
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Which pieces of a store are on which side, and where pieces that are on both are cut."""
+    """The pieces of a store on each side, and the cuts of pieces that are on both."""
 
     description: str
     train: np.ndarray
-    """Numbers of pieces, in order."""
+    """Indices of pieces, in order."""
     validation: np.ndarray
     cuts: Mapping[int, int] = field(default_factory=dict)
-    """Of pieces that are on both sides: the characters that are on the first."""
+    """For pieces that are on both sides: the number of characters in the training split."""
 
     def numbers(self, side: Side) -> np.ndarray:
-        """The pieces of one side."""
+        """Return the indices of the pieces of one side."""
         return self.train if side == "train" else self.validation
 
-    def text(self, store: DocumentStore, side: Side, place: int) -> str:
-        """The text of the piece at ``place`` on one side, as much of it as is there, without its header."""
-        number = int(self.numbers(side)[place])
+    def text(self, store: DocumentStore, side: Side, index: int) -> str:
+        """Return the text of piece ``index`` of one side, cut to that side, without its header."""
+        number = int(self.numbers(side)[index])
         text = store.text(number)
         if number not in self.cuts:
             return text
         return text[: self.cuts[number]] if side == "train" else text[self.cuts[number] :]
 
-    def headed_text(self, store: DocumentStore, side: Side, place: int) -> str:
-        """``text`` after its header: what a model is trained and measured on."""
-        return store.header(int(self.numbers(side)[place])) + self.text(store, side, place)
+    def headed_text(self, store: DocumentStore, side: Side, index: int) -> str:
+        """Return ``text`` after its header, for training and evaluation."""
+        return store.header(int(self.numbers(side)[index])) + self.text(store, side, index)
 
     def begins(self, store: DocumentStore, side: Side) -> np.ndarray:
-        """Of each piece of a side, whether a document begins with it; what is left of one that was cut is one."""
+        """Return whether each piece of a side starts a document; the rest of a cut document counts as one."""
         numbers = self.numbers(side)
         begins = store.pieces["begins"][numbers].copy()
         if side == "validation":
@@ -64,9 +66,9 @@ class SplitPlan:
     def documents(
         self, store: DocumentStore, side: Side, characters: float = math.inf
     ) -> Iterator[Iterator[str]]:
-        """The documents of one side, each in pieces, without headers.
+        """Yield the documents of one side, each in pieces, without headers.
 
-        Of more than so many ``characters`` some, drawn evenly.
+        If the side has more than ``characters`` characters, documents are sampled evenly.
         """
         starts = np.flatnonzero(self.begins(store, side))
         numbers = self.numbers(side)
@@ -74,22 +76,23 @@ class SplitPlan:
         draws = np.random.default_rng(0).random(len(starts))
         for draw, (first, after) in zip(draws, pairwise([*starts.tolist(), len(numbers)]), strict=True):
             if draw <= max(share, draws.min()):
-                yield (self.text(store, side, place) for place in range(first, after))
+                yield (self.text(store, side, index) for index in range(first, after))
 
     def texts(self, store: DocumentStore, side: Side) -> Iterator[str]:
-        """The texts of one side in order, with their headers."""
-        return (self.headed_text(store, side, place) for place in range(len(self.numbers(side))))
+        """Return the texts of one side in order, with their headers."""
+        return (self.headed_text(store, side, index) for index in range(len(self.numbers(side))))
 
 
 def plan_split(
     store: DocumentStore, name: str, usual: Split, config: DataConfig, kept: np.ndarray | None = None
 ) -> SplitPlan:
-    """Decide what is held out; the same documents always give the same split.
+    """Return the split, which is the same for the same documents.
 
-    By documents: whole ones in an order drawn from a fixed seed, as many as come nearest to ``validation_fraction`` of
-    the bytes; the others are shuffled within their source. By fraction: the last part of the characters of each source,
-    even in the middle of a document. ``usual`` is the corpus's own way; ``kept`` says which documents are used at all,
-    one truth value each. Raises ``DataError`` for one document that is to be split by documents.
+    By documents: whole documents, in an order drawn from a fixed seed, are held out until
+    ``validation_fraction`` of the bytes is approximated; the others are shuffled within their source. By
+    fraction: the last part of the characters of each source is held out, even in the middle of a document.
+    ``usual`` is the corpus's default; ``kept`` says for each document whether it is used. Raises
+    ``DataError`` for a single document that is to be split by documents.
     """
     of_document = store.pieces["begins"].cumsum() - 1
     everything = np.arange(len(store)) if kept is None else np.flatnonzero(kept[of_document])
@@ -112,22 +115,23 @@ def plan_split(
     )
     if not fraction / 2 <= share <= 2 * fraction:
         description += (
-            f" (whole documents come no nearer to {100 * fraction:.3g}%; --data.split fraction does)"
+            f" (whole documents come no closer to {100 * fraction:.3g}%; --data.split fraction does)"
         )
     return SplitPlan(description, _shuffled(store, everything[~chosen]), everything[chosen])
 
 
 def _splits_whole(sizes: np.ndarray, fraction: float) -> bool:
-    """Whether documents of so many bytes can be divided whole, without holding out nearly all that are small."""
+    """Return whether documents of these sizes can be held out whole without nearly all small ones."""
     wanted = fraction * int(sizes.sum())
     return len(sizes) >= DOCUMENTS_FOR_SPLIT and wanted <= LARGEST_SHARE * int(sizes[sizes <= wanted].sum())
 
 
 def draw_documents(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents, of so many bytes each, are held out: a truth value each, some of either.
+    """Return for each document of these bytes whether it is held out; neither side is empty.
 
-    In an order drawn from a fixed seed, each that is no larger than what is missing is taken; in the end one more, the
-    one that comes nearest to ``fraction`` of all bytes, where that is nearer than without it.
+    In an order drawn from a fixed seed, each document that is not larger than what is missing is taken. In
+    the end the document that comes nearest to ``fraction`` of all bytes is added, if the result is nearer
+    than without it.
     """
     held_out = np.zeros(len(sizes), dtype=bool)
     missing, smallest, taken = fraction * int(sizes.sum()), int(sizes.min()), 0
@@ -146,7 +150,7 @@ def draw_documents(sizes: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _split_ends(store: DocumentStore, numbers: np.ndarray, fraction: float) -> SplitPlan:
-    """The last ``fraction`` of the characters of each source is held out."""
+    """Hold out the last ``fraction`` of the characters of each source."""
     train: list[np.ndarray] = []
     validation: list[np.ndarray] = []
     cuts: dict[int, int] = {}
@@ -170,13 +174,13 @@ def _by_source(store: DocumentStore, numbers: np.ndarray) -> list[np.ndarray]:
 
 
 def _shuffled(store: DocumentStore, numbers: np.ndarray) -> np.ndarray:
-    """The documents of each source in an order as good as random, always the same; their pieces stay in order."""
+    """Return the documents of each source in a fixed pseudo-random order; their pieces stay in order."""
     order: list[np.ndarray] = []
     for source in _by_source(store, numbers):
         starts = np.flatnonzero(store.pieces["begins"][source])
         lengths = np.diff(starts, append=len(source))
         drawn = permute(np.arange(len(starts)), len(starts), key=0)
         ends = lengths[drawn].cumsum()
-        places = np.repeat(starts[drawn] - (ends - lengths[drawn]), lengths[drawn]) + np.arange(ends[-1])
-        order.append(source[places])
+        indices = np.repeat(starts[drawn] - (ends - lengths[drawn]), lengths[drawn]) + np.arange(ends[-1])
+        order.append(source[indices])
     return np.concatenate(order)

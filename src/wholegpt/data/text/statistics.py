@@ -1,4 +1,4 @@
-"""What text is like: how much of it, in which alphabets, and how often the same document comes."""
+"""Statistics of text: its size, its Unicode scripts, and identical documents."""
 
 import hashlib
 import unicodedata
@@ -13,29 +13,31 @@ from wholegpt.data.reading.decoding import Piece
 
 CODE_POINTS = 0x110000
 COUNTED_AT_ONCE = 2**20
-"""Characters beyond ASCII that are gathered before they are counted."""
-ALPHABETS_NAMED = 20
+"""Non-ASCII characters that are buffered before they are counted."""
+SCRIPTS_NAMED = 20
 DIGEST_BYTES = 16
 LETTERS = ("LETTER", "LIGATURE", "IDEOGRAPH", "SYLLABLE", "SYLLABICS")
-"""How one word begins in the name of a character of an alphabet."""
+"""Starts of a word in the Unicode name of every letter of a script."""
 FORMS = {"FULLWIDTH", "HALFWIDTH", "MODIFIER"}
-"""Before the alphabet's name."""
+"""Words before the name of the script."""
 
 
 @dataclass
 class SourceStatistics:
-    """The documents of one source."""
+    """Statistics of the documents of one source."""
 
     documents: int = 0
     characters: int = 0
     bytes: int = 0
-    """In UTF-8."""
+    """Bytes in UTF-8."""
     digest: Any = field(default_factory=hashlib.sha256)
-    """SHA-256 of the BLAKE2b hashes of all documents, in order: changes with any of their bytes and borders."""
+    """SHA-256 of the BLAKE2b hashes of all documents, in order: changes with any of their bytes and
+    boundaries.
+    """
 
 
 class TextStatistics:
-    """Counts of documents that pass by, in some dozens of bytes a document."""
+    """Counts of a stream of documents, in some dozens of bytes per document."""
 
     def __init__(self) -> None:
         self.sources: list[SourceStatistics] = []
@@ -45,7 +47,7 @@ class TextStatistics:
         self._waiting: list[np.ndarray] = []
 
     def watch(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """The same pieces, counted."""
+        """Yield the same pieces after counting them."""
         for piece in pieces:
             self._add(piece)
             yield piece
@@ -83,32 +85,32 @@ class TextStatistics:
             self._waiting.clear()
 
     def of_source(self, number: int) -> SourceStatistics:
-        """What was counted of one source; nothing where it had no text."""
+        """Return the counts of one source; zeros if it had no text."""
         return self.sources[number] if number < len(self.sources) else SourceStatistics()
 
     @property
     def identical_documents(self) -> int:
-        """Documents that are the same as an earlier one, to the byte."""
+        """Return the number of documents that equal an earlier one, byte for byte."""
         digests = np.frombuffer(self._digests, dtype=f"V{DIGEST_BYTES}")
         return len(digests) - len(np.unique(digests))
 
     @property
     def different_characters(self) -> int:
-        """How many code points occur."""
+        """Return the number of distinct code points."""
         self._count_waiting()
         return int((self._code_points > 0).sum())
 
-    def alphabets(self) -> dict[str, float]:
-        """Share of the letters that belong to each alphabet, largest first."""
+    def script_shares(self) -> dict[str, float]:
+        """Return each script's share of the letters, largest first."""
         self._count_waiting()
-        return alphabets(self._code_points)
+        return script_shares(self._code_points)
 
 
-def alphabets(code_points: Int[np.ndarray, " C"]) -> dict[str, float]:
-    """Share of the letters that belong to each alphabet, from how often each code point stands.
+def script_shares(code_points: Int[np.ndarray, " C"]) -> dict[str, float]:
+    """Return each script's share of the letters, given the count of each code point.
 
-    An alphabet is the first word of a letter's Unicode name: LATIN, GREEK, CYRILLIC, CJK and so on; OTHER are signs
-    that count as letters, such as ª.
+    A script is the first word of a letter's Unicode name: LATIN, GREEK, CYRILLIC, CJK and so on; OTHER are
+    signs that count as letters, such as ª.
     """
     counts: dict[str, int] = {}
     for code_point in np.flatnonzero(code_points):
@@ -118,5 +120,5 @@ def alphabets(code_points: Int[np.ndarray, " C"]) -> dict[str, float]:
             name = words[0] if any(word.startswith(LETTERS) for word in words) else "OTHER"
             counts[name] = counts.get(name, 0) + int(code_points[code_point])
     letters = sum(counts.values())
-    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:ALPHABETS_NAMED]
+    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:SCRIPTS_NAMED]
     return {name: count / letters for name, count in ordered}

@@ -1,4 +1,4 @@
-"""The tokenizer of prepared data: opened, or learned from the training side and tried on held-out text."""
+"""The tokenizer of prepared data: opened, or trained on the training split and evaluated on held-out text."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -25,18 +25,19 @@ from wholegpt.tokenizers import (
 )
 
 VOCABULARY_BYTES = 200_000_000
-"""Of text, spread over the whole, that a vocabulary is learned from at most."""
+"""Maximum bytes of text, sampled from the whole, that a vocabulary is trained on."""
 PIECE_SAMPLED, QUALITY_CHARACTERS = 100_000, 1_000_000
-"""Characters of a held-out piece, and of all, that a new vocabulary is tried on."""
+"""Characters of a held-out piece, and in total, that a new vocabulary is evaluated on."""
 
 
-def learn_vocabulary(
+def train_vocabulary(
     config: TokenizerConfig, store: DocumentStore, plan: SplitPlan, console: Console
 ) -> tuple[Tokenizer, Quality]:
-    """The tokenizer that ``config`` names, learned from the training side, and how it does on held-out text.
+    """Return the tokenizer that ``config`` names, trained on the training split, and its quality on held-out
+    text.
 
-    A character vocabulary is that of all text: it must be able to write what is held out. Raises ``TokenizerError``,
-    with the figure, for one that would spoil a model.
+    A character vocabulary is that of all text, since it must be able to encode held-out text. Raises
+    ``TokenizerError``, with the value, for one that would spoil a model.
     """
     total = int(store.pieces["characters"].sum(dtype=np.int64))
     if config.kind is TokenizerKind.character:
@@ -44,23 +45,23 @@ def learn_vocabulary(
     else:
         texts, characters = _sample(store, plan)
     if not config.path:
-        console.note(f"learning a vocabulary from {characters:,} characters")
+        console.note(f"training a vocabulary on {characters:,} characters")
     with console.progress(
-        f"{'opening' if config.path else 'learning'} the vocabulary", characters
+        f"{'opening' if config.path else 'training'} the vocabulary", characters
     ) as progress:
         made = make_tokenizer(config, lambda: _watched(texts(), progress), total)
-    with console.working("trying the vocabulary on held-out text"):
+    with console.working("evaluating the vocabulary on held-out text"):
         measured = quality(made, _held_out_sample(store, plan))
     measured.check()
     return made, measured
 
 
 def _held_out_sample(store: DocumentStore, plan: SplitPlan) -> Iterator[str]:
-    """Up to a few megabytes of held-out text, spread over all of it."""
-    places = len(plan.validation)
+    """Yield up to a few megabytes of held-out text, sampled from all of it."""
+    n_pieces = len(plan.validation)
     characters = 0
-    for place in np.random.default_rng(0).permutation(places):
-        text = plan.text(store, "validation", int(place))[:PIECE_SAMPLED]
+    for index in np.random.default_rng(0).permutation(n_pieces):
+        text = plan.text(store, "validation", int(index))[:PIECE_SAMPLED]
         characters += len(text)
         yield text
         if characters > QUALITY_CHARACTERS:
@@ -71,23 +72,27 @@ def _watched(texts: Iterable[str], progress: Progress) -> Iterator[str]:
     for text in texts:
         yield text
         progress.advance(len(text))
-    progress.advance(0, "joining pairs")
+    progress.advance(0, "merging pairs")
 
 
 def _sample(store: DocumentStore, plan: SplitPlan) -> tuple[Callable[[], Iterator[str]], int]:
-    """The training side, or pieces of it drawn evenly where that is very large, and its characters, headers aside."""
+    """Return the training split, evenly sampled if it is very large, and its number of characters without
+    headers.
+    """
     sizes = np.diff(store.pieces["end"].astype(np.int64), prepend=0)[plan.train]
     share = VOCABULARY_BYTES / max(int(sizes.sum()), 1)
     drawn = np.random.default_rng(0).random(len(plan.train)) < share
     numbers, sizes = plan.train[drawn].tolist(), store.pieces["characters"][plan.train][drawn].tolist()
     characters = sum(plan.cuts.get(number, size) for number, size in zip(numbers, sizes, strict=True))
     return lambda: (
-        plan.headed_text(store, "train", int(place)) for place in np.flatnonzero(drawn)
+        plan.headed_text(store, "train", int(index)) for index in np.flatnonzero(drawn)
     ), characters
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]], characters: int) -> Tokenizer:
-    """The tokenizer that ``config`` names, trained on ``texts`` of a corpus of so many ``characters``."""
+    """Return the tokenizer that ``config`` names, trained on ``texts`` of a corpus of ``characters``
+    characters.
+    """
     made = _without_special_tokens(config, texts, characters)
     return made.with_special_tokens(config.special_tokens) if config.special_tokens else made
 
@@ -111,17 +116,17 @@ def _without_special_tokens(
 
 
 def fitting_vocabulary(characters: int) -> int:
-    """The power of two nearest to 1,024·√(characters / 10⁶), from 512 to 32,768.
+    """Return the power of two nearest to 1,024·√(characters / 10⁶), from 512 to 32,768.
 
-    A larger vocabulary packs more text into a token and spreads it over more embeddings to learn; docs/decisions.md
-    has the measurements on 1 and on 15 million characters.
+    A larger vocabulary encodes more text per token but has more embeddings to train; docs/decisions.md has
+    the measurements on 1 and on 15 million characters.
     """
     exponent = round(math.log2(1024 * math.sqrt(max(characters, 1) / 1e6)))
     return 2 ** min(max(exponent, 9), 15)
 
 
 def tokenizer_hashes(config: TokenizerConfig) -> list[str]:
-    """Of the files that a given tokenizer is read from."""
+    """Return the hashes of the files that a given tokenizer is read from."""
     path = Path(config.path)
     if not config.path or not path.exists():
         return []

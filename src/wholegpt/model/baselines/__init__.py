@@ -1,4 +1,4 @@
-"""What came before GPT, behind the same protocol: uniform, n-grams, recurrent networks."""
+"""Baselines with the interface of a GPT: uniform, n-gram and recurrent models."""
 
 from wholegpt.model.baselines.ngram import NGram
 from wholegpt.model.baselines.recurrent import RecurrentNetwork

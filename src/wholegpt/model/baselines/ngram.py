@@ -1,7 +1,8 @@
-"""The n-gram model with interpolated Kneser–Ney smoothing, of any order; order 1 is the unigram, order 0 the uniform.
+"""The n-gram model with interpolated Kneser–Ney smoothing, of any order.
 
-An m-gram is a run of m tokens. Level m holds the different ones of a text by their keys, (number of the m-gram without
-its last token) · V + last token, ascending, so that the continuations of a run stand together.
+Order 1 is the unigram model, order 0 the uniform distribution. Level m holds the distinct m-grams of a text
+by their keys, (index of the m-gram without its last token) · V + last token, in ascending order, so that the
+continuations of an m-gram are adjacent.
 
 Shapes: B sequences, T positions, R = B·T, V vocabulary, S tokens of a text, N m-grams of a level, C contexts.
 """
@@ -19,37 +20,39 @@ from wholegpt.model.base import TokenModel
 from wholegpt.settings.schema import ModelConfig
 
 UNCERTAIN_DISCOUNT = 0.5
-"""Where a text has no m-grams that occur once, or none that occur twice, to estimate it from."""
+"""The discount if a text has no m-grams that occur once, or none that occur twice, to estimate it from."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """The different m-grams of a text."""
+    """The distinct m-grams of a text."""
 
     keys: Int[np.ndarray, " N"]
     counts: Int[np.ndarray, " N"]
-    """How often each occurs."""
+    """How often each m-gram occurs."""
     continuations: Int[np.ndarray, " N"]
-    """How many different tokens stand before each: N₁₊(• w₁…w_m)."""
+    """How many distinct tokens precede each m-gram: N₁₊(• w₁…w_m)."""
 
 
 def count_ngrams(token_ids: Int[np.ndarray, " S"], order: int, vocab_size: int) -> list[Level]:
-    """Levels 1 to ``order``; the continuation counts of the last are not known and 0.
+    """Count the m-grams of levels 1 to ``order``.
 
-    Raises ``DataError`` for a text of fewer tokens.
+    The continuation counts of the last level are unknown and set to 0. Raises ``DataError`` if the text has
+    fewer tokens than ``order``.
     """
     if len(token_ids) < order:
-        raise DataError(f"{len(token_ids)} tokens are too few for runs of {order}")
+        raise DataError(f"{len(token_ids)} tokens are too few for n-grams of order {order}")
     levels: list[Level] = []
-    places = np.zeros(len(token_ids) + 1, dtype=np.int64)  # the number of the run that ends at each place
+    indices = np.zeros(len(token_ids) + 1, dtype=np.int64)  # index of the n-gram that ends at each position
     for size in range(1, order + 1):
-        shorter = places
-        keys, places, counts = np.unique(
+        shorter = indices
+        keys, indices, counts = np.unique(
             shorter[:-1] * vocab_size + token_ids[size - 1 :], return_inverse=True, return_counts=True
         )
-        if levels:  # each different run of this size has one of its last size − 1 tokens
+        # the last size − 1 tokens of each distinct n-gram of this size are one of the shorter n-grams
+        if levels:
             last = np.empty(len(keys), dtype=np.int64)
-            last[places] = shorter[1:]
+            last[indices] = shorter[1:]
             before = levels[-1]
             continuations = np.bincount(last, minlength=len(before.keys))
             levels[-1] = Level(before.keys, before.counts, continuations)
@@ -58,7 +61,7 @@ def count_ngrams(token_ids: Int[np.ndarray, " S"], order: int, vocab_size: int) 
 
 
 def estimated_discount(counts: Int[np.ndarray, " N"]) -> float:
-    """D = n₁ / (n₁ + 2·n₂), of the numbers of m-grams counted once and twice (Ney et al. 1994)."""
+    """Compute D = n₁ / (n₁ + 2·n₂) from the numbers of m-grams counted once and twice (Ney et al. 1994)."""
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     return once / (once + 2 * twice) if once and twice else UNCERTAIN_DISCOUNT
 
@@ -66,9 +69,9 @@ def estimated_discount(counts: Int[np.ndarray, " N"]) -> float:
 def discounted(
     level: Level, counts: Int[np.ndarray, " N"], contexts: int, vocab_size: int, discount: float
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " C"]]:
-    """α = max(c − D, 0) / Σ c and γ = D·N₁₊ / Σ c, sums over the m-grams that continue the same context.
+    """Compute α = max(c − D, 0) / Σ c and γ = D·N₁₊ / Σ c, with sums over the m-grams of the same context.
 
-    N₁₊ is how many of these are counted at all. Of a context that nothing is counted after γ is 1.
+    N₁₊ is the number of these m-grams with a count above 0. γ is 1 for a context without counts.
     """
     of_context = level.keys // vocab_size
     totals = np.bincount(of_context, weights=counts, minlength=contexts)
@@ -80,14 +83,19 @@ def discounted(
 
 
 class NGram(TokenModel):
-    """p(w | w₁…w_{n−1}) = α(w₁…w_{n−1} w) + γ(w₁…w_{n−1})·p(w | w₂…w_{n−1}) (Chen and Goodman 1999, section 2.7).
+    """p(w | w₁…w_{n−1}) = α(w₁…w_{n−1} w) + γ(w₁…w_{n−1})·p(w | w₂…w_{n−1}) (Chen and Goodman 1999, section
+    2.7).
 
-    α and γ are of counts for whole n-grams, and of continuation counts below (Kneser and Ney 1995). Without context it
-    is c(w) / Σ c; where the text lacks a token of the vocabulary, discounted and interpolated with 1 / V.
+    For whole n-grams α and γ are computed from counts, for shorter ones from continuation counts (Kneser and
+    Ney 1995). Without context the probability is c(w) / Σ c. If the text lacks a token of the vocabulary,
+    that distribution is discounted and interpolated with 1 / V.
     """
 
     def __init__(self, config: ModelConfig, sizes: Sequence[int] | None = None) -> None:
-        """``sizes`` are N of each level; without them it knows nothing, which is the uniform distribution."""
+        """Initialize empty tables of N entries for each level, as ``sizes`` lists them.
+
+        Without ``sizes`` the model is the uniform distribution.
+        """
         super().__init__(config)
         self.sizes = sizes = list(sizes or [0] * config.ngram_order)
         total = sum(sizes)
@@ -138,62 +146,69 @@ class NGram(TokenModel):
 
     @property
     def ends_at_context(self) -> bool:
-        """It has no positions."""
+        """Return ``False``: the model has no positions."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where its tables are."""
+        """Return the device of the tables."""
         return self.keys.device
 
     def forward(
         self, token_ids: Int[Tensor, "B T"], cache: "TokenCache | None" = None
     ) -> Float[Tensor, "B T V"]:
-        """ln p of the token that follows each position."""
+        """Return ln p of the token that follows each position."""
         everywhere = torch.ones_like(token_ids, dtype=torch.bool)
         return self.logits_at(token_ids, everywhere, cache).view(*token_ids.shape, -1)
 
     def logits_at(
-        self, token_ids: Int[Tensor, "B T"], places: Bool[Tensor, "B T"], cache: "TokenCache | None" = None
+        self, token_ids: Int[Tensor, "B T"], positions: Bool[Tensor, "B T"], cache: "TokenCache | None" = None
     ) -> Float[Tensor, "R V"]:
-        """``forward`` at some ``places`` only, row by row."""
+        """Return ``forward`` at the selected ``positions`` only, row by row."""
         seen = max(self.config.ngram_order - 1, 0)
         before = token_ids.new_full((len(token_ids), seen), -1) if cache is None else cache.last(seen)
         if cache is not None:
             cache.append(token_ids)
         length = token_ids.shape[1]
-        runs = self._runs(torch.cat((before, token_ids), dim=1))
-        return self._probabilities([run[:, -length:][places] for run in runs], int(places.sum())).log()
+        ngrams = self._ngrams(torch.cat((before, token_ids), dim=1))
+        return self._probabilities(
+            [ngram[:, -length:][positions] for ngram in ngrams], int(positions.sum())
+        ).log()
 
-    def read(self, token_ids: Int[Tensor, "B T"], cache: "TokenCache") -> None:
-        """Extend ``cache`` by tokens after which nothing is predicted."""
+    def prefill(self, token_ids: Int[Tensor, "B T"], cache: "TokenCache") -> None:
+        """Extend ``cache`` by tokens without computing probabilities."""
         cache.append(token_ids)
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> "TokenCache":
-        """An empty cache, which goes on beyond ``capacity`` tokens (0: τ)."""
+        """Return an empty cache, which also takes more than ``capacity`` tokens (0: τ)."""
         positions = max(capacity or self.context_length, self.config.ngram_order)
         tokens = torch.full((batch_size, positions), -1, device=self.device)
         return TokenCache(tokens, torch.zeros(batch_size, dtype=torch.long), self.config)
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """8 bytes a token."""
+        """Return 8 bytes per token."""
         return 8 * batch_size * max(capacity, self.config.ngram_order)
 
     @property
     def parameter_count(self) -> int:
-        """p of every token alone, α of every longer run and γ of what these go on from; the uniform has none."""
+        """Return the number of parameters: p of each token, α of each longer n-gram and γ of each context.
+
+        The uniform distribution has none.
+        """
         if not self.sizes:
             return 0
         return len(self.base) + sum(self.sizes[1:]) + len(self.gammas)
 
     def _level(self, size: int) -> slice:
-        """Where the runs of so many tokens are in the tables."""
+        """Return the slice of the tables that holds the n-grams of ``size`` tokens."""
         end = int(self.ends[size - 1])
         return slice(end - self.sizes[size - 1], end)
 
-    def _runs(self, token_ids: Int[Tensor, "B S"]) -> list[Int[Tensor, "B S"]]:
-        """For m from 1 to order − 1 the number of the m-gram that ends at each place; −1 where the text had none."""
-        runs: list[Tensor] = []
+    def _ngrams(self, token_ids: Int[Tensor, "B S"]) -> list[Int[Tensor, "B S"]]:
+        """Return for m from 1 to order − 1 the index of the m-gram that ends at each position; −1 if the text
+        had none.
+        """
+        ngrams: list[Tensor] = []
         shorter = torch.zeros_like(token_ids)
         for size in range(1, self.config.ngram_order):
             before = (
@@ -207,11 +222,11 @@ class NGram(TokenModel):
             known = (before >= 0) & (token_ids >= 0)
             known = known & (keys[found] == wanted) if len(keys) else torch.zeros_like(known)
             shorter = torch.where(known, found, -1)
-            runs.append(shorter)
-        return runs
+            ngrams.append(shorter)
+        return ngrams
 
-    def _probabilities(self, runs: Sequence[Int[Tensor, " R"]], rows: int) -> Float[Tensor, "R V"]:
-        """Σ over context lengths of α, each times the γ of the longer contexts."""
+    def _probabilities(self, ngrams: Sequence[Int[Tensor, " R"]], rows: int) -> Float[Tensor, "R V"]:
+        """Compute Σ over context lengths of α, each times the γ of the longer contexts."""
         found = torch.zeros(rows, self.vocab_size, device=self.device)
         weight = torch.ones(rows, device=self.device)
         first_gamma = int(self.ends[-2]) if len(self.sizes) > 1 else 0
@@ -219,8 +234,8 @@ class NGram(TokenModel):
             first_gamma -= self.sizes[size - 1]
             level = self._level(size + 1)
             keys, alphas = self.keys[level], self.alphas[level]
-            known = (runs[size - 1] >= 0).nonzero()[:, 0]
-            context = runs[size - 1][known]
+            known = (ngrams[size - 1] >= 0).nonzero()[:, 0]
+            context = ngrams[size - 1][known]
             starts = torch.searchsorted(keys, context * self.vocab_size)
             counts = torch.searchsorted(keys, (context + 1) * self.vocab_size) - starts
             row = known.repeat_interleave(counts)
@@ -228,14 +243,16 @@ class NGram(TokenModel):
                 counts.cumsum(0) - counts
             ).repeat_interleave(counts)
             child = starts.repeat_interleave(counts) + offsets
-            places = row * self.vocab_size + keys[child] % self.vocab_size
-            found.view(-1).index_add_(0, places, weight[row] * alphas[child])
+            flat_index = row * self.vocab_size + keys[child] % self.vocab_size
+            found.view(-1).index_add_(0, flat_index, weight[row] * alphas[child])
             weight[known] *= self.gammas[first_gamma + context]
         return found.addcmul_(weight[:, None], self.base[None])
 
 
 def ngram_sizes(tensors: Mapping[str, Tensor]) -> list[int]:
-    """N of each level of the model that was stored as ``tensors``; none of another model, or of damaged tables."""
+    """Return N of each level of the model stored as ``tensors``; an empty list for another model or damaged
+    tables.
+    """
     ends = tensors.get("ends")
     if ends is None or ends.ndim != 1 or ends.dtype != torch.long:
         return []
@@ -250,7 +267,7 @@ def _without_context(
     gamma: Float[np.ndarray, " C"],
     vocab_size: int,
 ) -> Float[np.ndarray, " V"]:
-    """p(w) of the whole vocabulary."""
+    """Return p(w) of the whole vocabulary."""
     whole = np.zeros(vocab_size)
     if (counts > 0).sum() == vocab_size:
         whole[level.keys] = counts / counts.sum()
@@ -260,23 +277,23 @@ def _without_context(
 
 
 class TokenCache:
-    """The last tokens of each sequence; the token of position p stands at p mod capacity."""
+    """The last tokens of each sequence; the token at position p is stored at index p mod capacity."""
 
-    rewinds = True
+    can_rewind = True
 
     def __init__(self, tokens: Int[Tensor, "B S"], lengths: Int[Tensor, " B"], config: ModelConfig) -> None:
         self.tokens, self.lengths, self._config = tokens, lengths, config
 
     def last(self, count: int) -> Int[Tensor, "B S"]:
-        """The last ``count`` tokens of each, −1 before its beginning."""
-        places = self.lengths.to(self.tokens.device)[:, None] + torch.arange(
+        """Return the last ``count`` tokens of each sequence, with −1 before its start."""
+        positions = self.lengths.to(self.tokens.device)[:, None] + torch.arange(
             -count, 0, device=self.tokens.device
         )
-        held = self.tokens.gather(1, places % self.tokens.shape[1])
-        return torch.where(places >= 0, held, -1)
+        stored = self.tokens.gather(1, positions % self.tokens.shape[1])
+        return torch.where(positions >= 0, stored, -1)
 
     def append(self, token_ids: Int[Tensor, "B T"]) -> None:
-        """Read T tokens more of every sequence."""
+        """Append T tokens to every sequence."""
         room = self.tokens.shape[1]
         kept = token_ids[:, -room:]
         skipped = token_ids.shape[1] - kept.shape[1]
@@ -284,30 +301,30 @@ class TokenCache:
         self.tokens.scatter_(1, (first + torch.arange(kept.shape[1], device=kept.device)) % room, kept)
         self.lengths += token_ids.shape[1]
 
-    def can_forget(self, row: int, length: int) -> bool:
-        """Whether what the next token depends on is held."""
+    def can_rewind_to(self, row: int, length: int) -> bool:
+        """Return whether the context of the next token after ``length`` tokens is still stored."""
         beyond = int(self.lengths[row]) - self.tokens.shape[1]
         return beyond <= max(0, length + 1 - self._config.ngram_order)
 
     def rows(self, first: int, last: int) -> "TokenCache":
-        """Sequences ``first`` to ``last`` − 1, in the same memory."""
+        """Return sequences ``first`` to ``last`` − 1 as a view of the same memory."""
         return TokenCache(self.tokens[first:last], self.lengths[first:last], self._config)
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
-        """Make sequence ``target`` hold what ``source`` does, or its first ``length`` tokens."""
+        """Copy sequence ``source`` to ``target``, or only its first ``length`` tokens."""
         self.tokens[target] = self.tokens[source]
         self.lengths[target] = self.lengths[source] if length is None else length
 
     def reorder(self, sources: Sequence[int]) -> None:
-        """Make sequence i hold what sequence ``sources[i]`` does, all at once; those after the last stay."""
+        """Replace sequence i by sequence ``sources[i]``, all at once; later sequences stay."""
         chosen = list(sources)
         self.tokens[: len(chosen)] = self.tokens[chosen]
         self.lengths[: len(chosen)] = self.lengths[chosen]
 
     def clear(self) -> None:
-        """Forget everything, keeping the memory."""
+        """Remove all tokens but keep the memory."""
         self.lengths.zero_()
 
     def repeated(self, batch_size: int, capacity: int) -> "TokenCache":
-        """A cache for ``batch_size`` sequences that all begin with what this one, of a single sequence, holds."""
+        """Return a cache for ``batch_size`` copies of the single sequence of this one."""
         return TokenCache(self.tokens.repeat(batch_size, 1), self.lengths.repeat(batch_size), self._config)

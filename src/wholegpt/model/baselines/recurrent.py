@@ -1,6 +1,6 @@
-"""Recurrent networks: Elman's, GRU and LSTM. Each position's state is made of the one before and its token.
+"""Recurrent networks: Elman, GRU and LSTM. Each state is computed from the previous state and the token.
 
-Shapes: B batch, T positions, D width, G numbers of all gates, S numbers of a state, L layers.
+Shapes: B batch, T positions, D width, G entries of all gates, S entries of a state, L layers.
 """
 
 import math
@@ -21,18 +21,20 @@ from wholegpt.settings.validation import check_separable
 def elman_step(
     from_input: Float[Tensor, "B D"],
     from_state: Float[Tensor, "B D"],
-    state: Float[Tensor, "B D"],  # noqa: ARG001 (in from_state already)
+    state: Float[Tensor, "B D"],  # noqa: ARG001 (included in from_state)
 ) -> Float[Tensor, "B D"]:
-    """h′ = tanh(W·x + b + U·h + c) (Elman 1990)."""
+    """Compute h′ = tanh(W·x + b + U·h + c) (Elman 1990)."""
     return torch.tanh(from_input + from_state)
 
 
 def gru_step(
     from_input: Float[Tensor, "B G"], from_state: Float[Tensor, "B G"], state: Float[Tensor, "B D"]
 ) -> Float[Tensor, "B D"]:
-    """r, z = σ(W·x + b + U·h + c), n = tanh(W_n·x + b_n + r ⊙ (U_n·h + c_n)), h′ = (1 − z) ⊙ n + z ⊙ h.
+    """Compute r, z = σ(W·x + b + U·h + c), n = tanh(W_n·x + b_n + r ⊙ (U_n·h + c_n)), h′ = (1 − z) ⊙ n + z ⊙
+    h.
 
-    r and z have matrices of their own (Cho et al. 2014); r comes after the product U_n·h, as in cuDNN, not before.
+    r and z have separate matrices (Cho et al. 2014). r is applied after the product U_n·h, as in cuDNN, not
+    before.
     """
     (r_x, z_x, n_x), (r_h, z_h, n_h) = (part.chunk(3, dim=-1) for part in (from_input, from_state))
     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
@@ -43,10 +45,11 @@ def gru_step(
 def lstm_step(
     from_input: Float[Tensor, "B G"], from_state: Float[Tensor, "B G"], state: Float[Tensor, "B S"]
 ) -> Float[Tensor, "B S"]:
-    """i, f, o = σ(W·x + b + U·h + c), g = tanh(the same), c′ = f ⊙ c + i ⊙ g, h′ = o ⊙ tanh(c′).
+    """Compute i, f, o = σ(W·x + b + U·h + c), g = tanh(W·x + b + U·h + c), c′ = f ⊙ c + i ⊙ g, h′ = o ⊙
+    tanh(c′).
 
-    Each has matrices of its own (Hochreiter and Schmidhuber 1997; the forget gate f is of Gers et al. 2000). The state
-    is h and c, one after the other.
+    Each gate has separate matrices (Hochreiter and Schmidhuber 1997; the forget gate f is from Gers et al.
+    2000). The state is the concatenation of h and c.
     """
     i, f, g, o = (from_input + from_state).chunk(4, dim=-1)
     cell = torch.sigmoid(f) * state.chunk(2, dim=-1)[1] + torch.sigmoid(i) * torch.tanh(g)
@@ -63,7 +66,7 @@ LAYERS: dict[Architecture, Callable[..., nn.RNNBase]] = {
     Architecture.gru: nn.GRU,
     Architecture.lstm: nn.LSTM,
 }
-"""PyTorch's own, which run a whole sequence in one call."""
+"""PyTorch's layers, which process a whole sequence in one call."""
 
 
 def run_steps(
@@ -72,7 +75,7 @@ def run_steps(
     x: Float[Tensor, "B T D"],
     state: Float[Tensor, "B S"],
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B S"]]:
-    """The plain twin of ``layer``: one position after the other. Returns the states h and the last state."""
+    """Run ``layer`` step by step, as a plain twin. Returns the states h and the last state."""
     width, states = layer.hidden_size, list[Tensor]()
     w, u, b, c = (
         layer.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -86,9 +89,9 @@ def run_steps(
 
 
 class RecurrentNetwork(NeuralModel):
-    """L layers of one kind over the token embeddings; every window begins with the state 0.
+    """L recurrent layers of one kind over the token embeddings; every window starts from state 0.
 
-    Dropout is on the embeddings and on what each layer makes.
+    Dropout is applied to the embeddings and to the output of each layer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -102,7 +105,7 @@ class RecurrentNetwork(NeuralModel):
 
     @property
     def ends_at_context(self) -> bool:
-        """It has no positions."""
+        """Return ``False``: the model has no positions."""
         return False
 
     def hidden_states(
@@ -111,41 +114,41 @@ class RecurrentNetwork(NeuralModel):
         cache: RecurrentCache | None = None,
         documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The states of the last layer."""
+        """Return the states of the last layer."""
         if documents is not None:
             check_separable(self.config, "documents")
         p = self.config.dropout if self.training else 0.0
         stream = dropout(self.token_embedding(token_ids), p)
-        for number, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.RNNBase)
-            before = None if cache is None else self._given(cache.states[number])
+            before = None if cache is None else self._given(cache.states[index])
             stream, after = layer(stream, before)
             if cache is not None:
-                cache.states[number] = torch.cat(after, dim=-1)[0] if self.states == 2 else after[0]
+                cache.states[index] = torch.cat(after, dim=-1)[0] if self.states == 2 else after[0]
             stream = dropout(stream, p)
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return stream
 
     def _given(self, state: Float[Tensor, "B S"]) -> Tensor | tuple[Tensor, ...]:
-        """A state as PyTorch's layers take it."""
+        """Return a state in the form that PyTorch's layers expect."""
         parts = tuple(part.contiguous().unsqueeze(0) for part in state.chunk(self.states, dim=-1))
         return parts if self.states == 2 else parts[0]
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> RecurrentCache:
-        """The state 0, however many tokens come."""
+        """Return the state 0, whose size does not depend on the index of tokens."""
         shape = self._state_shape(batch_size)
         return RecurrentCache.empty(shape, self.device, self.token_embedding.weight.dtype)
 
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
-        """L · B · D · (bytes of one number), of LSTM twice that."""
+        """Return L · B · D · (bytes per element), twice that for LSTM."""
         return math.prod(self._state_shape(batch_size)) * self.token_embedding.weight.dtype.itemsize
 
     def _state_shape(self, batch_size: int) -> tuple[int, int, int]:
         return self.config.n_layers, batch_size, self.states * self.config.d_model
 
     def block_matrices(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """Of each layer W and U, with as many maps stacked in them as it has gates."""
+        """Yield W and U of each layer, with as many stacked maps as it has gates."""
         for parameter in self.layers.parameters():
             if parameter.ndim == 2:
                 width = parameter.shape[1]
@@ -154,7 +157,7 @@ class RecurrentNetwork(NeuralModel):
 
 @torch.no_grad()
 def initialize(model: RecurrentNetwork) -> None:
-    """Embeddings N(0, 0.02²), the rest uniform in ±1/√D; LSTM's forget gates begin open, with a bias of 1."""
+    """Initialize embeddings with N(0, 0.02²), all else uniformly in ±1/√D, and LSTM's forget biases with 1."""
     nn.init.normal_(model.token_embedding.weight, std=INITIAL_STANDARD_DEVIATION)
     if model.unembedding.weight is not model.token_embedding.weight:
         nn.init.normal_(model.unembedding.weight, std=INITIAL_STANDARD_DEVIATION)

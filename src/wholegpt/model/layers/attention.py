@@ -1,7 +1,7 @@
-"""Attention (E4), plain, blocked and fused, and the self-attention layer of a decoder.
+"""Attention (E4) in plain, blocked and fused form, and the self-attention layer of a decoder.
 
-Shapes: B batch, T query positions, S key positions, D model width, H query heads,
-G key-value heads, K head width.
+Shapes: B batch, T query positions, S key positions, D model width, H query heads, G key-value heads, K head
+width.
 """
 
 import math
@@ -32,11 +32,11 @@ def attention(
     visible: Bool[Tensor, "*M T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """softmax(Q·Kᵀ/√K + M)·V per head (E4; Vaswani et al. 2017, section 3.2.1).
+    """Compute softmax(Q·Kᵀ/√K + M)·V per head (E4; Vaswani et al. 2017, section 3.2.1).
 
-    M is 0 where ``visible`` and −∞ elsewhere; without ``visible`` every key is seen. It may differ from sequence to
-    sequence, then shaped B 1 T S. ``dropout`` is the probability of zeroing an attention weight. Scaling by √K keeps
-    the variance of the scores near 1 for queries and keys of unit variance.
+    M is 0 where ``visible`` and −∞ elsewhere; without ``visible`` every key is seen. A mask per sequence has
+    the shape B 1 T S. ``dropout`` is the probability of zeroing an attention weight. Scaling by √K keeps the
+    variance of the scores near 1 for queries and keys of unit variance.
     """
     scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)
     if visible is not None:
@@ -52,10 +52,10 @@ def fused_attention(
     visible: Bool[Tensor, "*M T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """``attention`` through PyTorch's fused kernels, which never hold the B·H·T·S weights.
+    """Compute ``attention`` with PyTorch's fused kernels, which never store the B·H·T·S weights.
 
-    Where ``visible`` is square and the same for all sequences, it must be the causal one: it is not read, the kernel
-    skips the upper half.
+    If ``visible`` is square and has no batch dimension, it must be the causal mask: its values are ignored,
+    and the kernel skips the upper triangle.
     """
     n_queries, n_keys = queries.shape[2], keys.shape[2]
     causal = visible is not None and visible.ndim == 2 and n_queries == n_keys
@@ -73,9 +73,10 @@ def blocked_attention(
     visible: Bool[Tensor, "*M T S"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """``attention`` through ``blocked_causal_attention``; what is not a whole causal square is left to ``attention``.
+    """Compute ``attention`` with ``blocked_causal_attention``, or with ``attention`` if the mask is not
+    square.
 
-    ``visible``, where given, must be causal: a square one for all sequences is not read.
+    ``visible``, if given, must be causal: the values of a square mask without batch dimension are ignored.
     """
     if visible is None or queries.shape[2] != keys.shape[2] or queries.shape[2] == 1:
         return attention(queries, keys, values, visible, dropout)
@@ -88,7 +89,9 @@ def one_query_attention(
     values: Float[Tensor, "B G S K"],
     visible: Bool[Tensor, "*M 1 S"] | None = None,
 ) -> Float[Tensor, "B H 1 K"]:
-    """``attention`` of one position, in fewer calls; queries that share a head are rows of one product."""
+    """Compute ``attention`` of one position in fewer calls; queries that share a key-value head are rows of
+    one product.
+    """
     batch, shared, positions, width = keys.shape
     rows = queries.reshape(batch * shared, -1, width)
     transposed = keys.reshape(-1, positions, width).transpose(1, 2)
@@ -107,10 +110,10 @@ KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
 
 
 def used_kernel(architecture: Architecture, kernel: AttentionKernel) -> AttentionKernel:
-    """What computes attention where ``kernel`` is asked for.
+    """Return the kernel that computes attention if ``kernel`` is requested.
 
-    Blocks are for causal masks: an encoder, which has none, takes the fused kernel in their place. The masks of an
-    encoder–decoder are read by the plain one alone.
+    The blocked kernel needs a causal mask: an encoder, which has none, uses the fused kernel instead. An
+    encoder–decoder always uses the plain kernel, the only one that takes its masks.
     """
     if architecture is Architecture.encoder_decoder:
         return AttentionKernel.plain
@@ -120,7 +123,7 @@ def used_kernel(architecture: Architecture, kernel: AttentionKernel) -> Attentio
 
 
 def make_kernel(config: ModelConfig, kernel: AttentionKernel) -> Callable[..., Tensor]:
-    """The implementation of ``kernel`` that computes no scores which ``config.attention`` leaves out."""
+    """Return the implementation of ``kernel`` that skips the scores which ``config.attention`` leaves out."""
     kernel = used_kernel(config.architecture, kernel)
     if config.attention not in WINDOWED or kernel is AttentionKernel.plain:
         return KERNELS[kernel]
@@ -133,7 +136,7 @@ def make_kernel(config: ModelConfig, kernel: AttentionKernel) -> Callable[..., T
         visible: Bool[Tensor, "*M T S"] | None = None,
         dropout: float = 0.0,
     ) -> Float[Tensor, "B H T K"]:
-        """``visible`` is read where it is not that of whole sequences."""
+        """Compute sparse attention; the values of a square ``visible`` without batch dimension are ignored."""
         if visible is None or visible.ndim > 2 or queries.shape[2] != keys.shape[2]:
             return attention(queries, keys, values, visible, dropout)
         return sparse_attention(queries, keys, values, config.attention_window, strided, dropout)
@@ -143,14 +146,14 @@ def make_kernel(config: ModelConfig, kernel: AttentionKernel) -> Callable[..., T
 
 @dataclass(frozen=True)
 class SequenceContext:
-    """What every attention layer of one forward pass shares."""
+    """Inputs that all attention layers of one forward pass share."""
 
     visible: Bool[Tensor, "*M T S"] | None
-    """Which keys each query may see: in a decoder none after it, and none of another document; ``None``: all."""
+    """Which keys each query may see: no later ones in a decoder, and none of other documents; ``None``: all."""
     rotation: Rotation | None
-    """Turns queries and keys to their positions, where the model does that."""
+    """Rotation of queries and keys for their positions; ``None`` without rotary positions."""
     cache: ModelCache | None
-    """What is kept of the positions before these."""
+    """The cache of earlier positions."""
 
 
 class SelfAttention(nn.Module):
@@ -169,14 +172,14 @@ class SelfAttention(nn.Module):
         self.query_key_value = Linear(config.d_model, sum(rows), bias=bias)
         self.query_key_value.stacked_rows = rows
         self.output = Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
-        normalised = config.query_key_norm is QueryKeyNorm.rms_norm
-        self.query_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
-        self.key_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalised else nn.Identity()
+        normalized = config.query_key_norm is QueryKeyNorm.rms_norm
+        self.query_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalized else nn.Identity()
+        self.key_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalized else nn.Identity()
 
     def forward(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
     ) -> Float[Tensor, "B T D"]:
-        """Each position's weighted mean of the values that it may see, projected by W_O."""
+        """Return each position's weighted mean of the visible values, projected by W_O."""
         batch, length, _ = stream.shape
         heads = self.query_key_value(stream).view(batch, length, -1, self.d_head).transpose(1, 2)
         queries, keys, values = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
@@ -194,7 +197,7 @@ class SelfAttention(nn.Module):
         context: SequenceContext,
         layer: int,
     ) -> Float[Tensor, "B H T K"]:
-        """Each head's weighted means; the cache keeps keys and values."""
+        """Return each head's weighted means; the cache stores keys and values."""
         if isinstance(context.cache, KeyValueCache):
             keys, values = context.cache.extend(layer, keys, values)
             queries = queries.to(keys.dtype)
@@ -204,6 +207,6 @@ class SelfAttention(nn.Module):
         return self.kernel(queries, self.shared(keys), self.shared(values), context.visible, dropout)
 
     def shared(self, heads: Float[Tensor, "B G S K"]) -> Float[Tensor, "B H S K"]:
-        """Keys or values for each query head."""
+        """Return the keys or values repeated for each query head."""
         sharing = self.n_heads // self.n_kv_heads
         return heads if sharing == 1 else heads.repeat_interleave(sharing, dim=1)

@@ -16,14 +16,14 @@ from wholegpt.settings.schema import ModelConfig
 
 
 def make_attention(config: ModelConfig, kernel: AttentionKernel) -> nn.Module:
-    """The layer that ``config.attention`` names."""
+    """Return the layer that ``config.attention`` names."""
     if config.attention is Attention.average:
         return AverageAttention(config)
     return (LinearAttention if config.attention is Attention.linear else SelfAttention)(config, kernel)
 
 
 def make_feed_forward(config: ModelConfig) -> nn.Module:
-    """The layer that ``config.feed_forward`` names, or a mixture of such."""
+    """Return the layer that ``config.feed_forward`` names, or a mixture of experts."""
     if config.experts:
         return MixtureOfExperts(config)
     return SwiGLU(config) if config.feed_forward is FeedForward.swiglu else TwoLayer(config)
@@ -48,14 +48,14 @@ class Block(nn.Module):
     def forward(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
     ) -> Float[Tensor, "B T D"]:
-        """The residual stream after this block, as the model's layer of this number."""
+        """Return the residual stream after this block; ``layer`` is the index into the cache."""
         stream = self.add(stream, self.attention_norm, lambda h: self.attention(h, context, layer))
         return self.add(stream, self.feed_forward_norm, self.feed_forward)
 
     def add(
         self, stream: Float[Tensor, "B T D"], norm: nn.Module, sublayer: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "B T D"]:
-        """h + f(LN(h)), or LN(h + f(h))."""
+        """Compute h + f(LN(h)), or LN(h + f(h))."""
         p = self.dropout if self.training else 0.0
         if self.placement is NormPlacement.pre:
             return stream + dropout(sublayer(norm(stream)), p)

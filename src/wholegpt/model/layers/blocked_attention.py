@@ -1,4 +1,4 @@
-"""Attention (E4) for the caches of a CPU: the training kernel where PyTorch's own are slow.
+"""Attention (E4) in blocks that fit a CPU's caches: the training kernel where PyTorch's own kernels are slow.
 
 Shapes: B batch, H heads, N = B·H, T positions, K head width; a block has Q queries and sees S keys.
 """
@@ -15,9 +15,11 @@ from torch.autograd.function import once_differentiable
 from wholegpt.model.layers.dropout import keep_bits, masked
 
 SHORTEST_BLOCK = 128
-"""Fewer queries make products too small to be fast."""
+"""Minimum queries per block; with fewer, the products are too small to be fast."""
 SCORES_AT_ONCE = 2**20
-"""Most scores held at once beside the saved weights: 2 MB in bfloat16, about a core's own cache."""
+"""Maximum scores in memory at once beside the saved weights: 2 MB in bfloat16, about the size of a core's
+cache.
+"""
 
 
 def blocked_causal_attention(
@@ -27,13 +29,14 @@ def blocked_causal_attention(
     dropout: float = 0.0,
     visible: Bool[Tensor, "B 1 T T"] | None = None,
 ) -> Float[Tensor, "B H T K"]:
-    """``attention`` with a causal mask: softmax(Q·Kᵀ/√K + M)·V, in blocks that stay in the caches.
+    """Compute ``attention`` with a causal mask: softmax(Q·Kᵀ/√K + M)·V, in blocks that stay in the CPU's
+    caches.
 
-    ``visible``, where given, is the mask of each sequence, which must be causal.
+    ``visible``, if given, is a mask per sequence and must be causal.
 
-    Each block of queries meets only the keys up to its end, for a few heads at a time, so that scores,
-    softmax and weighted sum (and their gradients) find their operands in the cache. The weights are kept
-    for the backward pass: B·H·T²/2 numbers, a little more for short T, in the operands' format.
+    Each block of queries attends only to the keys up to its end, for a few heads at a time, so that scores,
+    softmax and weighted sum (and their gradients) find their operands in the cache. The weights are saved for
+    the backward pass: B·H·T²/2 elements, slightly more for short T, in the dtype of the operands.
     """
     batch, heads, length, width = queries.shape
     merged = (batch * heads, length, width)
@@ -45,12 +48,12 @@ def blocked_causal_attention(
 
 
 def query_block(length: int) -> int:
-    """Queries that share one product, for so many positions; the keys after the last of them are skipped."""
+    """Return how many queries share one product; keys after the last of them are skipped."""
     return max(SHORTEST_BLOCK, length // 4)
 
 
 def _tiles(n: int, length: int) -> Iterator[tuple[slice, slice, slice]]:
-    """(heads, queries, keys) of each product; the last queries, which see all keys, come first."""
+    """Yield (heads, queries, keys) of each product; the last queries, which see all keys, come first."""
     block = query_block(length)
     for start in reversed(range(0, length, block)):
         end = min(start + block, length)
@@ -60,7 +63,7 @@ def _tiles(n: int, length: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _add_into(total: Tensor, tile: tuple[slice, slice], value: Tensor) -> None:
-    """``total[tile] += value``; the first tile of some heads covers all their keys and is stored."""
+    """Compute ``total[tile] += value``; the first tile of each head covers all keys and is assigned."""
     heads, keys = tile
     if keys.stop == total.shape[1]:
         total[heads] = value
@@ -79,8 +82,10 @@ class _BlockedAttention(torch.autograd.Function):
         visible: Bool[Tensor, "B 1 T T"] | None,
     ) -> Float[Tensor, "N T K"]:
         n, length, width = queries.shape
-        hidden = None if visible is None else ~visible[:, 0]
-        sequence = torch.arange(n, device=queries.device) // (n // len(hidden) if hidden is not None else 1)
+        masked_keys = None if visible is None else ~visible[:, 0]
+        sequence = torch.arange(n, device=queries.device) // (
+            n // len(masked_keys) if masked_keys is not None else 1
+        )
         mixed = torch.empty_like(queries)
         saved: list[Tensor] = []
         masks: dict[int, Tensor] = {}
@@ -93,8 +98,8 @@ class _BlockedAttention(torch.autograd.Function):
                 keys[heads, seen].transpose(1, 2),
                 alpha=1 / math.sqrt(width),
             )
-            if hidden is not None:
-                scores.masked_fill_(hidden[sequence[heads], rows, seen], float("-inf"))
+            if masked_keys is not None:
+                scores.masked_fill_(masked_keys[sequence[heads], rows, seen], float("-inf"))
             weights = torch.softmax(scores, dim=-1)
             saved.append(weights)
             if dropout:
@@ -135,6 +140,6 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _causal_mask(rows: slice, like: Tensor) -> Float[Tensor, "Q S"]:
-    """0 where a query's own position or an earlier one is, −∞ after it."""
+    """Return a mask of 0 at a query's position and earlier ones, −∞ at later ones."""
     shape = (rows.stop - rows.start, rows.stop)
     return torch.full(shape, float("-inf"), dtype=like.dtype, device=like.device).triu(1 + rows.start)

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) whose random numbers do not cost more than the products beside them."""
+"""Dropout (Srivastava et al. 2014) with fast random numbers on CPUs."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integer as long as a number of so many bytes."""
+"""The integer type with the same size as a float of so many bytes."""
 
 
 def dropout(x: Float[Tensor, "*S"], p: float) -> Float[Tensor, "*S"]:
-    """Each number of ``x`` zeroed with probability ``p``, else divided by 1 − p, so that the mean stays.
+    """Zero each element of ``x`` with probability ``p``, and divide the others by 1 − p to keep the mean.
 
-    On a CPU PyTorch draws one number after the other, at a third of a training step's time; there the
-    numbers come from ``keep_bits``. Both are seeded by PyTorch's generator.
+    On a CPU, PyTorch draws one random number at a time, which takes a third of a training step; there the
+    random bits come from ``keep_bits``. Both are seeded by PyTorch's generator.
     """
     if not p:
         return x
@@ -29,23 +29,23 @@ def dropout(x: Float[Tensor, "*S"], p: float) -> Float[Tensor, "*S"]:
 
 
 def keep_bits(like: Float[Tensor, "*S"], p: float) -> Int[Tensor, "*S"]:
-    """For each number of ``like`` an integer of its size: 0 with probability ``p``, else all ones.
+    """Return for each element of ``like`` an integer of its size: 0 with probability ``p``, else all ones.
 
-    ``p`` is met to 2⁻¹⁵ or better. The bits are those of NumPy's SFC64, seeded from PyTorch's generator.
+    ``p`` is exact to 2⁻¹⁵ or better. The bits come from NumPy's SFC64, seeded from PyTorch's generator.
     """
     kind = BITS[like.element_size()]
     seed = int(torch.randint(2**63 - 1, ()))
     words = np.random.SFC64(seed).random_raw(-(-like.numel() * like.element_size() // 8))
     bits = torch.from_numpy(words).view(kind)[: like.numel()].view(like.shape)
-    # Halved, a uniform number from −m to m − 1; moved so that its sign is negative with probability 1 − p,
-    # and that sign spread over all bits.
+    # The shift gives a uniform number from −m to m − 1; the offset makes its sign negative with probability 1
+    # − p; the last shift copies that sign to all bits.
     half_range = (torch.iinfo(kind).max + 1) // 2
     moved = bits.bitwise_right_shift_(1).add_(round((2 * p - 1) * half_range))
     return moved.bitwise_right_shift_(8 * like.element_size() - 1)
 
 
 def masked(x: Float[Tensor, "*S"], bits: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """``x`` where ``bits`` are all ones, 0 where they are 0."""
+    """Return ``x`` where ``bits`` are all ones, and 0 where they are 0."""
     return (x.view(bits.dtype) & bits).view(x.dtype)
 
 

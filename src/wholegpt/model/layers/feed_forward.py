@@ -13,7 +13,7 @@ from wholegpt.settings.schema import ModelConfig
 
 
 def relu_squared(x: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
-    """max(x, 0)² (So et al. 2021)."""
+    """Compute max(x, 0)² (So et al. 2021)."""
     return F.relu(x).square()
 
 
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[FeedForward, Callable[[Tensor], Tensor]] = {
     FeedForward.relu_squared: relu_squared,
     FeedForward.swiglu: F.silu,
 }
-"""Of a layer, or of its gate."""
+"""The activation of a layer, or of its gate."""
 
 
 class TwoLayer(nn.Module):
@@ -38,7 +38,7 @@ class TwoLayer(nn.Module):
         self.output = Linear(config.d_ff, config.d_model, bias=bias)
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The layer's output at each position."""
+        """Return the layer's output at each position."""
         return self.output(self.activation(self.expand(stream)))
 
 
@@ -53,5 +53,5 @@ class SwiGLU(nn.Module):
         self.output = Linear(config.d_ff, config.d_model, bias=bias)
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The layer's output at each position."""
+        """Return the layer's output at each position."""
         return self.output(F.silu(self.gate(stream)) * self.expand(stream))

@@ -14,17 +14,17 @@ from torch.autograd.function import once_differentiable
 from wholegpt.runtime import compute_dtype
 
 ROWS_AT_ONCE = 1024
-"""Rows whose share of a weight's gradient is one product; longer ones leave the caches."""
+"""Rows per product when the gradient of a weight is summed; more rows do not fit the CPU's caches."""
 
 
 class Linear(nn.Linear):
-    """x·Wᵀ + b, through oneDNN where PyTorch would use MKL on a processor that MKL does not favour."""
+    """x·Wᵀ + b, computed with oneDNN on processors for which MKL is slow."""
 
     stacked_rows: list[int] | None = None
-    """Rows of each of the maps whose matrices are stacked in the weight; none where it is one map."""
+    """Number of rows of each map stacked in the weight; ``None`` if it is a single map."""
 
     def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:  # noqa: A002 (PyTorch's name)
-        """The layer's output for each row."""
+        """Return the layer's output for each row."""
         x = input
         single = compute_dtype(x) is torch.float32 and x.device.type == "cpu"
         if single and not torch.compiler.is_compiling() and mkl_is_slow():
@@ -36,10 +36,10 @@ class Linear(nn.Linear):
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether float32 products should go to oneDNN: x86 processors of makers other than Intel.
+    """Return whether float32 products should use oneDNN: on x86 processors that are not made by Intel.
 
-    There MKL runs at half oneDNN's speed or less. The answer depends on the processor alone, which a
-    run records and a resumed one must match.
+    There MKL runs at half the speed of oneDNN or less. The result depends only on the processor, which a run
+    records and a resumed run must match.
     """
     information = Path("/proc/cpuinfo")
     return (
@@ -52,7 +52,7 @@ def mkl_is_slow() -> bool:
 
 
 def _product(left: Float[Tensor, "N I"], right: Float[Tensor, "O I"], bias: Tensor | None = None) -> Tensor:
-    """left·rightᵀ (+ bias) by oneDNN; either may be a transposed view."""
+    """Compute left·rightᵀ (+ bias) with oneDNN; either may be a transposed view."""
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 
@@ -76,7 +76,7 @@ class _OneDNNLinear(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         biased: bool = ctx.biased
-        # oneDNN is faster where the smaller dimension gives the rows of the result.
+        # oneDNN is faster if the smaller dimension forms the rows of the result.
         wide = weight.shape[1] < weight.shape[0]
         of_weight = torch.zeros_like(weight.t() if wide else weight)
         for rows, of_rows in zip(x.split(ROWS_AT_ONCE), gradient.split(ROWS_AT_ONCE), strict=True):

@@ -1,4 +1,4 @@
-"""Attention whose past is a sum of fixed size: constant time and memory for each further token.
+"""Attention with a state of fixed size: constant time and memory per additional token.
 
 Shapes: B batch, H heads, T positions, K head width, C positions of a chunk, N chunks.
 """
@@ -16,11 +16,11 @@ from wholegpt.settings.choices import Attention, Bias
 from wholegpt.settings.schema import ModelConfig
 
 CHUNK = 64
-"""Positions that meet each other directly; those before them by their sum."""
+"""Positions that attend to each other directly; earlier positions enter through their sum."""
 
 
 def feature_map(x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
-    """φ(x) = elu(x) + 1, which is positive (Katharopoulos et al. 2020, section 3.2.1)."""
+    """Compute φ(x) = elu(x) + 1, which is positive (Katharopoulos et al. 2020, section 3.2.1)."""
     return F.elu(x) + 1
 
 
@@ -30,7 +30,9 @@ def linear_attention_step(
     value: Float[Tensor, "B H K"],
     state: Float[Tensor, "B H K K+1"],
 ) -> tuple[Float[Tensor, "B H K"], Float[Tensor, "B H K K+1"]]:
-    """The recurrent form: S ← S + φ(k)·[v, 1]ᵀ, then [n, z] = φ(q)ᵀ·S, and n / z (Katharopoulos et al. 2020, 3.4)."""
+    """Compute the recurrent form: S ← S + φ(k)·[v, 1]ᵀ, [n, z] = φ(q)ᵀ·S, n / z (Katharopoulos et al. 2020,
+    3.4).
+    """
     extended = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     state = state + feature_map(key)[..., :, None] * extended[..., None, :]
     with torch.autocast(value.device.type, enabled=False):
@@ -44,15 +46,16 @@ def linear_attention(
     values: Float[Tensor, "B H T K"],
     state: Float[Tensor, "B H K K+1"],
 ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H K K+1"]]:
-    """The parallel form: Σ_{j≤i} φ(q_i)·φ(k_j)·v_j / Σ_{j≤i} φ(q_i)·φ(k_j), with the ``state`` of what came before.
+    """Compute the parallel form: Σ_{j≤i} φ(q_i)·φ(k_j)·v_j / Σ_{j≤i} φ(q_i)·φ(k_j). Returns also the last
+    state S.
 
-    Within chunks of C positions by masked products, from chunk to chunk by the sum S, in the number format of what is
-    given, also under autocast: these are sums of many numbers. Returns S after the last.
+    ``state`` is the sum of earlier positions. Positions within a chunk of C use masked products; chunks use
+    the sum S. The dtype is that of the inputs, also under autocast, because long sums need its precision.
     """
     length = queries.shape[2]
     ones = torch.ones_like(values[..., :1])
     parts = (feature_map(queries), feature_map(keys), torch.cat((values, ones), dim=-1))
-    # Filled up after φ, with zeros that add nothing to the sums.
+    # Padding after φ with zeros adds nothing to the sums.
     q, k, v = (F.pad(x, (0, 0, 0, -length % CHUNK)).unflatten(2, (-1, CHUNK)) for x in parts)
     with torch.autocast(values.device.type, enabled=False):
         sums = (k.transpose(-2, -1) @ v).cumsum(dim=2) + state.unsqueeze(2)
@@ -63,7 +66,9 @@ def linear_attention(
 
 
 class LinearAttention(SelfAttention):
-    """Multi-head attention with φ(q)·φ(k) in place of exp(q·k/√K) (Katharopoulos et al. 2020); no weight is dropped."""
+    """Multi-head attention with φ(q)·φ(k) in place of exp(q·k/√K) (Katharopoulos et al. 2020), without
+    dropout of weights.
+    """
 
     def attend(
         self,
@@ -73,7 +78,7 @@ class LinearAttention(SelfAttention):
         context: SequenceContext,
         layer: int,
     ) -> Float[Tensor, "B H T K"]:
-        """Each head's weighted means; the cache keeps the sum S."""
+        """Return each head's weighted means; the cache stores the sum S."""
         keys, values = self.shared(keys), self.shared(values)
         queries, keys, values = (at_least_float32(x) for x in (queries, keys, values))
         if not isinstance(context.cache, RecurrentCache):
@@ -90,7 +95,7 @@ class LinearAttention(SelfAttention):
 
 
 def state_shape(config: ModelConfig, batch_size: int) -> tuple[int, ...]:
-    """Of what a cache keeps: S of each layer, sequence and head, or the sum of the values."""
+    """Return the shape of a cache: S of each layer, sequence and head, or the sum of the values."""
     layers = config.n_layers, batch_size
     if config.attention is Attention.average:
         return *layers, config.n_heads * config.d_head
@@ -98,7 +103,9 @@ def state_shape(config: ModelConfig, batch_size: int) -> tuple[int, ...]:
 
 
 class AverageAttention(nn.Module):
-    """The mean of the values at and before each position, projected by W_O: attention whose weights are all 1/t."""
+    """The mean of the values at and before each position, projected by W_O: attention whose weights are all
+    1/t.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -109,7 +116,7 @@ class AverageAttention(nn.Module):
     def forward(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
     ) -> Float[Tensor, "B T D"]:
-        """h_t = W_O·(1/t)·Σ_{j≤t} W_V·x_j; the cache keeps the sum."""
+        """Compute h_t = W_O·(1/t)·Σ_{j≤t} W_V·x_j; the cache stores the sum."""
         sums = at_least_float32(self.value(stream)).cumsum(dim=1)
         counts = torch.arange(1, stream.shape[1] + 1, device=stream.device)
         if isinstance(context.cache, RecurrentCache):

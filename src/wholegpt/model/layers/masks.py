@@ -1,4 +1,4 @@
-"""Which keys a query attends to: the causal mask, and those of windows and strides.
+"""Attention masks: causal, sliding window and strided.
 
 Shapes: T positions.
 """
@@ -12,18 +12,18 @@ from wholegpt.settings.schema import ModelConfig
 
 
 def visible_keys(length: int, config: ModelConfig, device: torch.device) -> Bool[Tensor, "T T"]:
-    """Which keys each query of a whole sequence sees."""
+    """Return which keys each query of a whole sequence sees."""
     if config.attention is Attention.full and length <= config.context_length:
         return torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    places = torch.arange(length, device=device)
-    return is_seen(places[:, None] - places, config)
+    positions = torch.arange(length, device=device)
+    return is_seen(positions[:, None] - positions, config)
 
 
 def is_seen(distance: Int[Tensor, "*B"], config: ModelConfig) -> Bool[Tensor, "*B"]:
-    """Whether a query sees the key so many positions before it.
+    """Return whether a query sees the key at ``distance`` positions before it.
 
-    full: 0 ≤ d < τ. sliding_window: 0 ≤ d < W. strided: 0 ≤ d < τ, and d < W or d a multiple of W (Child et al. 2019,
-    section 4.3, both patterns in each head).
+    full: 0 ≤ d < τ. sliding_window: 0 ≤ d < W. strided: 0 ≤ d < τ, and d < W or d a multiple of W (Child et
+    al. 2019, section 4.3, both patterns in each head).
     """
     window = config.attention_window
     if config.attention is Attention.sliding_window:

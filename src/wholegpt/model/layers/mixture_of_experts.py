@@ -1,6 +1,6 @@
-"""A mixture of experts: many feed-forward layers, of which each token uses some.
+"""A mixture of experts: several feed-forward layers, of which each token uses a few.
 
-Shapes: N tokens, D model width, E experts, P experts of a token, C tokens of an expert, F feed-forward width.
+Shapes: N tokens, D model width, E experts, P experts per token, C tokens per expert, F feed-forward width.
 """
 
 import math
@@ -27,7 +27,7 @@ class ExpertLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
 
     def forward(self, x: Float[Tensor, "E C I"]) -> Float[Tensor, "E C O"]:
-        """The layer's output for each token."""
+        """Return the layer's output for each token."""
         weight = self.weight.to(x.dtype).view(len(x), -1, x.shape[-1]).transpose(1, 2)
         return (
             torch.bmm(x, weight)
@@ -37,7 +37,7 @@ class ExpertLinear(nn.Module):
 
 
 def balance_loss(probabilities: Float[Tensor, "N E"], first: Int[Tensor, " N"]) -> Float[Tensor, " "]:
-    """E·Σ_e f_e·P_e, 1 where all experts are alike (Fedus et al. 2022, equation 4).
+    """Compute E·Σ_e f_e·P_e, which is 1 for a uniform load (Fedus et al. 2022, equation 4).
 
     f_e is the share of tokens whose ``first`` choice is e, P_e the mean probability of e.
     """
@@ -47,15 +47,17 @@ def balance_loss(probabilities: Float[Tensor, "N E"], first: Int[Tensor, " N"]) 
 
 
 def router_z_loss(logits: Float[Tensor, "N E"]) -> Float[Tensor, " "]:
-    """The mean of (ln Σ_e exp(logit_e))², which keeps logits small (Zoph et al. 2022, equation 5)."""
+    """Compute the mean of (ln Σ_e exp(logit_e))², which keeps logits small (Zoph et al. 2022, equation 5)."""
     return torch.logsumexp(logits, dim=-1).square().mean()
 
 
 class MixtureOfExperts(nn.Module):
-    """y = Σ_e g_e·FFN_e(x) over the P experts of the largest probability (Shazeer et al. 2017; Fedus et al. 2022).
+    """y = Σ_e g_e·FFN_e(x) over the P experts of the largest probability (Shazeer et al. 2017; Fedus et al.
+    2022).
 
-    p = softmax(W_r·x); g = p where P is 1, so that the router learns, else p over its sum of the P chosen. In training
-    an expert takes at most C = ⌈capacity_factor·P·N/E⌉ tokens, first choices first, then in order; else all.
+    p = softmax(W_r·x). g = p if P is 1, so that the router gets a gradient; otherwise g is p divided by its
+    sum over the P chosen experts. In training an expert takes at most C = ⌈capacity_factor·P·N/E⌉ tokens,
+    first choices first, then in order of position. In evaluation it takes all.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,10 +74,10 @@ class MixtureOfExperts(nn.Module):
         self.losses: tuple[Tensor, Tensor] | None = None
         """``balance_loss`` and ``router_z_loss`` of the last forward pass in training."""
         self.load, self.dropped = torch.zeros(config.experts, dtype=torch.long), 0
-        """Tokens that chose each expert, and choices beyond the capacity, in training since ``expert_load``."""
+        """Tokens per expert, and choices beyond the capacity, in training since the last ``expert_load``."""
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The layer's output at each position; nothing where a token was dropped."""
+        """Return the layer's output at each position; 0 for a dropped token."""
         tokens = stream.flatten(0, 1)
         logits = at_least_float32(self.router(tokens))
         probabilities = torch.softmax(logits, dim=-1)
@@ -85,14 +87,14 @@ class MixtureOfExperts(nn.Module):
         load = torch.bincount(experts.flatten(), minlength=self.experts)
         fair = self.chosen * len(tokens) / self.experts
         capacity = math.ceil(self.capacity_factor * fair) if self.training else int(load.max())
-        places = places_in_queue(experts, load)
-        kept = places < capacity
+        slots = queue_positions(experts, load)
+        kept = slots < capacity
         if self.training:
             self.losses = balance_loss(probabilities, experts[:, 0]), router_z_loss(logits)
             self.load = self.load + load.cpu()
             self.dropped += int((~kept).sum())
-        # Those beyond the capacity go to one more place, which is thrown away.
-        at = experts * (capacity + 1) + places.clamp(max=capacity)
+        # Tokens beyond the capacity go to one extra slot, which is discarded.
+        at = experts * (capacity + 1) + slots.clamp(max=capacity)
         queues = tokens.new_zeros(self.experts * (capacity + 1), tokens.shape[-1])
         queues = queues.index_copy(0, at.t().flatten(), tokens.repeat(self.chosen, 1))
         inputs = queues.view(self.experts, capacity + 1, -1)[:, :capacity]
@@ -103,32 +105,35 @@ class MixtureOfExperts(nn.Module):
         return mixed.sum(dim=1).view_as(stream)
 
 
-def places_in_queue(experts: Int[Tensor, "N P"], load: Int[Tensor, " E"]) -> Int[Tensor, "N P"]:
-    """How many choices of the same expert come before each: all first choices before the second ones."""
+def queue_positions(experts: Int[Tensor, "N P"], load: Int[Tensor, " E"]) -> Int[Tensor, "N P"]:
+    """Return how many choices of the same expert precede each choice: all first choices precede the second
+    ones.
+    """
     order = experts.t().flatten()
     by_expert = torch.argsort(order, stable=True)
     starts = load.cumsum(0) - load
-    places = torch.empty_like(order)
-    places[by_expert] = torch.arange(len(order), device=order.device) - starts[order[by_expert]]
-    return places.view(experts.shape[1], -1).t()
+    slots = torch.empty_like(order)
+    slots[by_expert] = torch.arange(len(order), device=order.device) - starts[order[by_expert]]
+    return slots.view(experts.shape[1], -1).t()
 
 
 def mixtures(model: nn.Module) -> list[MixtureOfExperts]:
-    """Those of a model, layer by layer."""
+    """Return the mixtures of experts of a model, layer by layer."""
     return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
 
 
 def router_losses(model: nn.Module, balance: float, z: float) -> Float[Tensor, " "] | float:
-    """``balance``·Σ balance_loss + ``z``·Σ router_z_loss over the layers, of the last forward pass."""
+    """Compute ``balance``·Σ balance_loss + ``z``·Σ router_z_loss over the layers, from the last forward pass."""
     found = [mixture.losses for mixture in mixtures(model)]
     return sum((balance * one[0] + z * one[1] for one in found if one), 0.0)
 
 
 def expert_load(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """What the routers did since the last call, as sums over choices of experts and their count.
+    """Return routing statistics since the last call, as (sum over choices of experts, number of choices).
 
-    ``dropped_share``: of the choices of experts those beyond the capacity. ``load_entropy``: −Σ_e f_e·ln f_e over ln E
-    with f the experts' shares of the choices, a mean of the layers: 1 where all are used alike, 0 where one is.
+    ``dropped_share``: choices beyond the capacity. ``load_entropy``: −Σ_e f_e·ln f_e over ln E, with f the
+    experts' shares of the choices, averaged over layers. It is 1 if all experts are used equally and 0 if
+    only one is used.
     """
     found = [one for one in mixtures(model) if int(one.load.sum())]
     entropies: list[float] = []

@@ -1,4 +1,4 @@
-"""Normalisation layers. Shapes: D width of what is normalised."""
+"""Normalization layers. Shapes: D width of the normalized vectors."""
 
 from typing import Any
 
@@ -20,20 +20,22 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm(x) = x / √(mean(x²) + ε) · γ, over the last dimension (Zhang and Sennrich 2019)."""
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """``x`` normalised, in the number format of ``x``."""
+        """Return ``x`` normalized, in the dtype of ``x``."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            normalised = _CPURMSNorm.apply(x, self.weight, self.eps)
-            assert isinstance(normalised, Tensor)
-            return normalised
-        # PyTorch's fused kernel asks the number format of x of γ too.
+            normalized = _CPURMSNorm.apply(x, self.weight, self.eps)
+            assert isinstance(normalized, Tensor)
+            return normalized
+        # PyTorch's fused kernel requires γ in the dtype of x.
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class _CPURMSNorm(torch.autograd.Function):
-    """RMSNorm with half the passes over memory of PyTorch's own, which has no backward kernel for a CPU.
+    """RMSNorm with half the memory traffic of PyTorch's implementation, which has no CPU kernel for the
+    backward pass.
 
-    With r = 1/√(mean(x²) + ε), x̂ = r·x and h = γ ⊙ ∂L/∂y:  ∂L/∂x = r·(h − x̂·mean(h ⊙ x̂)). That is
-    LayerNorm's gradient at mean 0 but for its term −r·mean(h), which is added back to LayerNorm's kernel.
+    With r = 1/√(mean(x²) + ε), x̂ = r·x and h = γ ⊙ ∂L/∂y:  ∂L/∂x = r·(h − x̂·mean(h ⊙ x̂)). This is
+    LayerNorm's gradient at mean 0 except for its term −r·mean(h), which is added back to the result of
+    LayerNorm's kernel.
     """
 
     @staticmethod
@@ -72,7 +74,7 @@ class _CPURMSNorm(torch.autograd.Function):
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """The normalisation that ``config.norm`` names, for vectors of ``width`` numbers."""
+    """Return the normalization that ``config.norm`` names, for vectors of ``width`` elements."""
     if config.norm is Norm.layer_norm:
         return LayerNorm(width, eps=config.norm_epsilon)
     return RMSNorm(width, eps=config.norm_epsilon)

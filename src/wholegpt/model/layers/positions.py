@@ -1,4 +1,4 @@
-"""How a token's place in the sequence enters the model.
+"""Position information: learned, sinusoidal and rotary.
 
 Shapes: B batch, T positions, D model width, H heads, K head width.
 """
@@ -20,9 +20,10 @@ class LearnedPositions(nn.Embedding):
 
 
 class SinusoidalPositions(nn.Module):
-    """Sines and cosines of t · 10,000^(−2i/D), added to the token embedding (Vaswani et al. 2017, section 3.5).
+    """Sines and cosines of t · 10,000^(−2i/D), added to the token embedding (Vaswani et al. 2017, section
+    3.5).
 
-    Numbers 2i and 2i + 1 of the vector of position t are the sine and the cosine.
+    Elements 2i and 2i + 1 of the vector of position t are the sine and the cosine.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -30,7 +31,7 @@ class SinusoidalPositions(nn.Module):
         self.d_model = d_model
 
     def forward(self, positions: Int[Tensor, "*P T"]) -> Float[Tensor, "*P T D"]:
-        """The vector of each position."""
+        """Return the vector of each position."""
         pairs = torch.arange(0, self.d_model, 2, device=positions.device, dtype=torch.float64)
         angles = positions[..., None] * SINUSOIDAL_BASE ** (-pairs / self.d_model)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.d_model]
@@ -38,18 +39,18 @@ class SinusoidalPositions(nn.Module):
 
 @dataclass(frozen=True)
 class Rotation:
-    """The angles of some positions, repeated for both halves of a head."""
+    """The cosines and sines of the rotation at given positions, repeated for both halves of a head."""
 
     cosines: Float[Tensor, "*P T K"]
     sines: Float[Tensor, "*P T K"]
-    """With a minus in the first half."""
+    """Negated in the first half."""
 
 
 class RotaryPositions(nn.Module):
     """Rotation of queries and keys by an angle that grows with the position (Su et al. 2021).
 
-    Pair i of a head's numbers, (x_i, x_{i+K/2}), turns by t · base^(−2i/K), so that a query–key
-    product depends on the distance between the two positions only.
+    The pair (x_i, x_{i+K/2}) of a head's vector turns by t · base^(−2i/K), so that a query–key product
+    depends only on the distance between the two positions.
     """
 
     def __init__(self, d_head: int, base: float) -> None:
@@ -57,7 +58,7 @@ class RotaryPositions(nn.Module):
         self.d_head, self.base = d_head, base
 
     def forward(self, positions: Int[Tensor, "*P T"], dtype: torch.dtype) -> Rotation:
-        """The rotation of each position, computed in ``dtype``; one serves all layers."""
+        """Return the rotation of each position, computed in ``dtype``; all layers share it."""
         pairs = torch.arange(0, self.d_head, 2, device=positions.device, dtype=dtype)
         angles = positions.to(dtype)[..., None] * self.base ** (-pairs / self.d_head)
         sines = angles.sin()
@@ -65,22 +66,26 @@ class RotaryPositions(nn.Module):
 
 
 def restarted_positions(documents: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """The place of each token in its document, from 0, where ``documents`` numbers the document that each is in."""
-    places = torch.arange(documents.shape[1], device=documents.device)
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return places - (places * begins).cummax(dim=1).values
+    """Return the position of each token in its document, from 0. ``documents`` holds the document index of
+    each token.
+    """
+    positions = torch.arange(documents.shape[1], device=documents.device)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return positions - (positions * starts).cummax(dim=1).values
 
 
 def rotate(heads: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:
-    """``heads`` turned by ``rotation``, in their own number format."""
+    """Return ``heads`` turned by ``rotation``, in their own dtype."""
     exchanged = heads.roll(heads.shape[-1] // 2, dims=-1)
     cosines, sines = rotation.cosines.to(heads.dtype), rotation.sines.to(heads.dtype)
     return torch.addcmul(heads * cosines, exchanged, sines)
 
 
 def make_positions(config: ModelConfig) -> tuple[nn.Module | None, RotaryPositions | None]:
-    """What is added to the token embeddings, and what turns queries and keys, as ``config.positions`` names them."""
+    """Return the position embedding and the rotary positions that ``config.positions`` names, or ``None`` for
+    each.
+    """
     match config.positions:
         case Positions.learned:
             return LearnedPositions(config.context_length, config.d_model), None

@@ -1,4 +1,4 @@
-"""Attention (E4) to some of the keys only, without computing the scores of the others.
+"""Attention (E4) to a subset of the keys, without computing the other scores.
 
 Shapes: B batch, H heads, T positions, K head width, W window, N = T/W blocks of queries.
 """
@@ -21,10 +21,11 @@ def sparse_attention(
     strided: bool,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """``attention`` where each query sees the W last keys, its own included; ``strided``: every W-th before them too.
+    """Compute ``attention`` where each query sees the last W keys, its own included, and if ``strided`` every
+    W-th before.
 
-    Queries in blocks of W meet the keys of their own block and the one before: 2·W scores a query instead of T, and
-    T/W more where strided.
+    Queries in blocks of W attend to the keys of their own and the previous block: 2·W scores per query
+    instead of T, and T/W more if strided.
     """
     batch, heads, length, width = queries.shape
     padding = -length % window
@@ -35,7 +36,7 @@ def sparse_attention(
     near = [torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), dim=3) for x in (own_keys, own_values)]
     scores = of_blocks @ near[0].transpose(-2, -1)
     scores = scores.masked_fill(~_near(scores), float("-inf"))
-    if strided:  # the keys at a query's own place in its block, of the blocks before
+    if strided:  # the keys of earlier blocks at the query's offset in its block
         far = torch.einsum("bhnwk,bhmwk->bhnwm", of_blocks, own_keys)
         earlier = torch.ones(far.shape[2], far.shape[2], dtype=torch.bool, device=far.device).tril(-1)
         scores = torch.cat((scores, far.masked_fill(~earlier[:, None], float("-inf"))), dim=-1)
@@ -47,10 +48,12 @@ def sparse_attention(
 
 
 def _near(scores: Float[Tensor, "B H N W S"]) -> Bool[Tensor, "N W S"]:
-    """Which of the 2·W keys beside its block a query sees: 0 to W − 1 positions before it, where there is one."""
+    """Return which of the 2·W keys of its own and the previous block a query sees: 0 to W − 1 positions
+    before it.
+    """
     n_blocks, window = scores.shape[2:4]
-    places = torch.arange(2 * window, device=scores.device)
-    distance = places[window:, None] - places
+    positions = torch.arange(2 * window, device=scores.device)
+    distance = positions[window:, None] - positions
     seen = ((distance >= 0) & (distance < window)).repeat(n_blocks, 1, 1)
     seen[0, :, :window] = False
     return seen
