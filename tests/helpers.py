@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from wholegpt.console import Console
+from wholegpt.data.examples.batches import TaskBatch
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter
-from wholegpt.settings.choices import Attention, Bias, FeedForward, Positions
+from wholegpt.model import TaskModel
+from wholegpt.settings.choices import Attention, Bias, FeedForward, Positions, TaskKind
 from wholegpt.settings.presets import configure, gpt1, gpt2
 from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig
+from wholegpt.stages.task_objective import is_summed
 from wholegpt.tokenizers import Tokenizer
 
 TEXT = "the of and a to in is you that it he was for on are with as his they at be this from"
@@ -214,3 +217,8 @@ def write_one(
     if request.error:
         raise request.error
     return request.completion()
+
+
+def outputs_of_batch(model: TaskModel, batch: TaskBatch, task: TaskKind) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and outputs of the head for a batch."""
+    return model.task_outputs(batch.token_ids, batch.last, batch.second, is_summed(task))

@@ -20,9 +20,9 @@ ORDER = [
         "settings",
         "runtime",
         "tokenizers",
-        "model",
         "losses",
         "metrics",
+        "model",
     ),
     *(
         "data",

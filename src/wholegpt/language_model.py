@@ -222,7 +222,7 @@ class LanguageModel:
                 chosen["stop"] = (*chosen.get("stop", ()), *stops)
         config = from_mapping(chosen, GenerationConfig(), "generate")
         header = header_for(control, self.control) if control else ""
-        if isinstance(self.model, EncoderDecoder):  # a prompt is a source
+        if self.model.has_source:  # the prompt
             chat = self.answering_template()
             if not all(prompt.strip() for prompt in prompts):
                 raise DataError("the source is empty; give a text as the prompt")
@@ -595,9 +595,9 @@ def _check_text(text: object, name: str) -> None:
 
 def check_predicts_next_token(model: TokenModel) -> None:
     """Raise ``ConfigError`` for a model that does not predict the next token."""
-    if isinstance(model, Encoder):
+    if not model.predicts_next_token:
         raise ConfigError("an encoder is bidirectional and has no perplexity; use pseudo_perplexity()")
-    if isinstance(model, EncoderDecoder):
+    if model.has_source:
         raise ConfigError(
             "an encoder–decoder needs a source, so a text alone has no perplexity; give a table of sources "
             "and targets"

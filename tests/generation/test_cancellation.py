@@ -37,7 +37,7 @@ def test_cancelling_changes_no_other_text(
     model = MODELS[kind]
     requests: dict[int, GenerationRequest] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wholegpt.generation.engine.READ_AT_ONCE", read_at_once)
+        patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", read_at_once)
         engine = Engine(model, TOKENIZER, torch.device("cpu"), slots=slots)
         for step in range(1000):
             for number, (prompt, tokens, arrival, cancelled) in enumerate(asked):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import text_of, tiny_config, tiny_model
+from tests.helpers import outputs_of_batch, text_of, tiny_config, tiny_model
 from wholegpt.console import Console
 from wholegpt.data import TokenShards
 from wholegpt.data.examples.batches import collate
@@ -34,7 +34,6 @@ from wholegpt.settings.choices import (
     TaskKind,
 )
 from wholegpt.settings.schema import ModelConfig
-from wholegpt.stages.task_objective import read
 from wholegpt.tokenizers import MASK, train_character
 
 QUIET = Console(quiet=True)
@@ -230,7 +229,7 @@ def test_segments_tell_the_two_texts_of_a_task_apart() -> None:
     model = TaskEncoder(tiny_model(**sizes), 2).double().eval()
     batch = collate([pair, single], [0, 1])
     with torch.inference_mode():
-        _, outputs = read(model, batch, TaskKind.classification)
+        _, outputs = outputs_of_batch(model, batch, TaskKind.classification)
         for example, output in zip((pair, single), outputs, strict=True):
             ids = torch.tensor(example.sequences)
             segments = (torch.arange(ids.shape[1]) >= example.second[0]).long()[None]

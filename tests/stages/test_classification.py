@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import tiny_config, tiny_models
+from tests.helpers import outputs_of_batch, tiny_config, tiny_models
 from wholegpt.data.examples.batches import TaskBatch, TaskLoader, collate
 from wholegpt.data.examples.tasks import EncodedExample
 from wholegpt.losses import balanced_weights, linear_cross_entropy, negative_log_likelihood
 from wholegpt.model.heads import TaskTransformer, extend_vocabulary
 from wholegpt.settings.choices import TaskKind
 from wholegpt.stages.classification import ACCURACY
-from wholegpt.stages.task_objective import TaskObjective, next_tokens, read
+from wholegpt.stages.task_objective import TaskObjective, next_tokens
 from wholegpt.training.loop import accumulate_gradients
 
 KINDS = st.sampled_from(sorted(tiny_models()))
@@ -46,7 +46,7 @@ def test_the_head_reads_the_last_real_token(kind: str, sequences: list[tuple[int
     model = MODELS[kind]
     batch = collate([encoded(one) for one in sequences], [0] * len(sequences))
     with torch.inference_mode():
-        _, outputs = read(model, batch, TaskKind.classification)
+        _, outputs = outputs_of_batch(model, batch, TaskKind.classification)
         for sequence, found in zip(sequences, outputs, strict=True):
             last = model.hidden_states(torch.tensor([sequence]))[0, -1]
             torch.testing.assert_close(found, model.head.weight @ last + model.head.bias)
@@ -58,8 +58,8 @@ def test_similarity_is_the_sum_of_both_orders(kind: str, pairs: list[tuple[tuple
     batch = collate([encoded(*pair) for pair in pairs], [0] * len(pairs))
     turned = collate([encoded(*pair[::-1]) for pair in pairs], [0] * len(pairs))
     with torch.inference_mode():
-        _, outputs = read(model, batch, TaskKind.similarity)
-        _, again = read(model, turned, TaskKind.similarity)
+        _, outputs = outputs_of_batch(model, batch, TaskKind.similarity)
+        _, again = outputs_of_batch(model, turned, TaskKind.similarity)
         for pair, found in zip(pairs, outputs, strict=True):
             summed = sum(model.hidden_states(torch.tensor([one]))[0, -1] for one in pair)
             torch.testing.assert_close(found, model.head.weight @ summed + model.head.bias)
@@ -70,7 +70,7 @@ def test_similarity_is_the_sum_of_both_orders(kind: str, pairs: list[tuple[tuple
 def test_answers_are_weighed_against_each_other(kind: str, answers: list[tuple[int, ...]]) -> None:
     model = SINGLE[kind]
     with torch.inference_mode():
-        _, outputs = read(model, collate([encoded(*answers)], [1]), TaskKind.choice)
+        _, outputs = outputs_of_batch(model, collate([encoded(*answers)], [1]), TaskKind.choice)
         alone = [model.head(model.hidden_states(torch.tensor([one]))[0, -1])[0] for one in answers]
         torch.testing.assert_close(outputs[0], torch.stack(alone))
         objective = TaskObjective(TaskKind.choice, 0.0)
@@ -87,13 +87,13 @@ def test_nothing_beside_an_example_changes_its_prediction(
     batch = collate([encoded(one) for one in sequences], [0] * len(sequences))
     length, most = batch.token_ids.shape[2], model.context_length
     with torch.inference_mode():
-        _, together = read(model, batch, task)
+        _, together = outputs_of_batch(model, batch, task)
         for row, sequence in enumerate(sequences):
-            _, alone = read(model, collate([encoded(sequence)], [0]), task)
+            _, alone = outputs_of_batch(model, collate([encoded(sequence)], [0]), task)
             torch.testing.assert_close(alone[0], together[row])
         filled = data.draw(st.integers(0, 36))
         longer = F.pad(batch.token_ids, (0, min(padding, most - length)), value=filled)
-        _, padded = read(model, TaskBatch(longer, batch.last, batch.second, batch.targets), task)
+        _, padded = outputs_of_batch(model, TaskBatch(longer, batch.last, batch.second, batch.targets), task)
         torch.testing.assert_close(padded, together)
         left = torch.full((1, min(padding, most - len(sequences[0]))), filled)
         on_the_left = torch.cat([left, torch.tensor([sequences[0]])], dim=1)
@@ -134,7 +134,7 @@ def test_scores_by_squared_error() -> None:
     model = SINGLE["modern"]
     batch = collate([encoded((1, 2), (2, 1)), encoded((3, 4, 5), (5, 4, 3))], [0.5, -1.0])
     objective = TaskObjective(TaskKind.similarity, 0.0, scores=True)
-    _, outputs = read(model, batch, TaskKind.similarity)
+    _, outputs = outputs_of_batch(model, batch, TaskKind.similarity)
     expected = (outputs[0, 0] - 0.5) ** 2 + (outputs[1, 0] + 1) ** 2
     torch.testing.assert_close(objective(model, batch).total, expected, check_dtype=False)
 

@@ -251,8 +251,8 @@ def make_model(
     if metadata.lora:
         add_lora(model, metadata.lora)
         train_new_embeddings(model, metadata.new_tokens)
-        if isinstance(model, TaskModel):
-            model.head.requires_grad_(True)
+        for parameter in model.head_parameters():
+            parameter.requires_grad_(True)
     return model
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from wholegpt.losses import linear_cross_entropy, token_log_probabilities
 from wholegpt.model.layers.linear import Linear
 from wholegpt.model.layers.positions import Rotation, make_positions
 from wholegpt.settings.choices import Embeddings
@@ -81,6 +82,10 @@ class TokenModel(nn.Module, ABC):
     def cache_bytes(self, batch_size: int, capacity: int) -> int:
         """Return the bytes of a cache of this size."""
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the task head, if the model has one."""
+        return []
+
     @property
     def parameter_count(self) -> int:
         """Return the number of parameters; a tied matrix counts once."""
@@ -129,6 +134,34 @@ class NeuralModel(TokenModel):
     def logits_of(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         """Compute h·W_eᵀ."""
         return self.unembedding(hidden)
+
+    def next_token_nats(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        documents: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, " "]:
+        """Return Σ −ln p of the scored ``targets``, in nats (E8), without storing B·T·V logits."""
+        return self.nats_of(self.hidden_states(token_ids, documents=documents), targets)
+
+    def nats_of(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        targets: Int[Tensor, "B T"],
+        weights: Float[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, " "]:
+        """Return Σ −w·ln p of the scored ``targets``, given the hidden states; the weights w are 1 by default."""
+        return linear_cross_entropy(hidden, self.unembedding.weight, targets, weights)
+
+    def log_probabilities(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
+        documents: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T"]:
+        """Return ln p of each target, 0 where it is not scored, without storing B·T·V logits."""
+        hidden = self.hidden_states(token_ids, documents=documents)
+        return token_log_probabilities(hidden, self.unembedding.weight, targets)
 
     def logits_at(
         self, token_ids: Int[Tensor, "B T"], positions: Bool[Tensor, "B T"], cache: Any = None

@@ -6,7 +6,7 @@ Shapes: B batch, T positions, D model width, N selected positions, V vocabulary.
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wholegpt.errors import ConfigError
@@ -81,6 +81,15 @@ class Encoder(Transformer):
     def predicted(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """Compute LN(act(W·h + c))."""
         return self.prediction_norm(self.activation(self.prediction(hidden)))
+
+    def masked_token_logits(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        masked: Bool[Tensor, "B T"],
+        documents: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "N V"]:
+        """Return the logits of the N masked tokens, row by row."""
+        return self.logits_of(self.hidden_states(token_ids, documents=documents)[masked])
 
     def new_cache(self, batch_size: int, capacity: int = 0) -> Any:
         """Raise ``ConfigError``: an encoder cannot use a cache, since its states depend on later tokens."""

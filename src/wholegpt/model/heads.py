@@ -14,8 +14,39 @@ from wholegpt.settings.choices import AttentionKernel, Recompute
 from wholegpt.settings.schema import ModelConfig
 
 
-class TaskTransformer(Transformer):
-    """A transformer with a linear head on the last token of each sequence (Radford et al. 2018, section 3.2)."""
+class TaskModel(NeuralModel):
+    """A model with a linear head on the last token of each sequence (Radford et al. 2018, section 3.2)."""
+
+    head: nn.Linear
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the head."""
+        return list(self.head.parameters())
+
+    def task_outputs(
+        self,
+        token_ids: Int[Tensor, "B C T"],
+        last: Int[Tensor, "B C"],
+        second: Int[Tensor, "B C"],
+        summed: bool,
+    ) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "B O"]]:
+        """Return the hidden states of all N = B·C sequences, and the outputs of the head.
+
+        ``last`` is the index of the last real token of each sequence, and ``second`` that of the first token of its
+        second text. See ``apply_head`` for ``summed``.
+        """
+        hidden = self.sequence_states(token_ids.flatten(0, 1), last.flatten(), second.flatten())
+        return hidden, apply_head(self.head, hidden.view(*token_ids.shape, -1), last, summed)
+
+    def sequence_states(
+        self, token_ids: Int[Tensor, "N T"], last: Int[Tensor, " N"], second: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N T D"]:
+        """Return the hidden states of sequences, of which the tokens after ``last`` are padding."""
+        return self.hidden_states(token_ids)
+
+
+class TaskTransformer(TaskModel, Transformer):
+    """A transformer with a head."""
 
     def __init__(
         self,
@@ -28,8 +59,8 @@ class TaskTransformer(Transformer):
         self.head = make_head(config, outputs)
 
 
-class TaskEncoder(Encoder):
-    """An encoder with a linear head on the last token of each sequence."""
+class TaskEncoder(TaskModel, Encoder):
+    """An encoder with a head."""
 
     def __init__(
         self,
@@ -41,8 +72,14 @@ class TaskEncoder(Encoder):
         super().__init__(config, kernel, recompute)
         self.head = make_head(config, outputs)
 
-
-TaskModel = TaskTransformer | TaskEncoder
+    def sequence_states(
+        self, token_ids: Int[Tensor, "N T"], last: Int[Tensor, " N"], second: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N T D"]:
+        """Return the hidden states of sequences, whose tokens do not attend to padding."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        documents = (positions > last[:, None]).long()
+        segments = (positions >= second[:, None]).long()
+        return self.hidden_states(token_ids, documents=documents, segments=segments)
 
 
 def make_head(config: ModelConfig, outputs: int) -> nn.Linear:

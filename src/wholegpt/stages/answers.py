@@ -18,7 +18,7 @@ from wholegpt.evaluation.perplexity import check_not_nan
 from wholegpt.generation import Completion, generate
 from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
-from wholegpt.model import EncoderDecoder, TokenModel
+from wholegpt.model import TokenModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import GenerationConfig
@@ -139,7 +139,7 @@ def with_room(model: TokenModel, prompt_ids: Sequence[int], config: GenerationCo
 
     Raises ``DataError`` for a source that leaves no room.
     """
-    if not isinstance(model, EncoderDecoder):
+    if not model.has_source:
         return config
     room = model.context_length - len(prompt_ids)
     if room < 1:

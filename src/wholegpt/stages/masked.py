@@ -76,8 +76,7 @@ class MaskedPretraining(Pretraining):
             numbers = document_numbers(windows, self.tokenizer.end_of_text_id)
             documents = torch.from_numpy(numbers).to(device)
         with torch.inference_mode(), compute_in(self.config.precision.dtype, device):
-            hidden = model.hidden_states(seen.to(device), documents=documents)
-            logits = model.logits_of(hidden[asked.to(device)]).cpu()
+            logits = model.masked_token_logits(seen.to(device), asked.to(device), documents).cpu()
         rows, expected = asked.nonzero()[:, 0].numpy(), targets[asked]
         nats = class_negative_log_likelihood(logits, expected).double().numpy()
         right = (logits.argmax(-1) == expected).numpy()

@@ -21,7 +21,7 @@ from wholegpt.evaluation.task import TaskScore
 from wholegpt.model import TaskModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype, TaskKind
-from wholegpt.stages.task_objective import read
+from wholegpt.stages.task_objective import is_summed
 from wholegpt.tokenizers import Tokenizer
 
 TOKENS_AT_ONCE = 16_384
@@ -59,7 +59,7 @@ def outputs_of(
         for chunk in batches_of(tokens, TOKENS_AT_ONCE):
             batch = collate([examples[i] for i in chunk], [0] * len(chunk)).to(device)
             with compute_in(dtype, device):
-                _, outputs = read(model, batch, task.kind)
+                _, outputs = model.task_outputs(batch.token_ids, batch.last, batch.second, is_summed(task.kind))
             precise = outputs.float().cpu()
             known = precise if task.scores else precise.log_softmax(dim=1)
             rows |= zip(chunk, known.double().numpy(), strict=True)

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.data.examples.batches import TaskBatch
-from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy, squared_error
-from wholegpt.model import Encoder
-from wholegpt.model.heads import TaskModel, apply_head
+from wholegpt.losses import IGNORED, class_negative_log_likelihood, squared_error
+from wholegpt.model import TaskModel
 from wholegpt.settings.choices import TaskKind
 from wholegpt.training.objectives import Terms
 
@@ -42,7 +41,7 @@ class TaskObjective:
     def __call__(self, model: nn.Module, batch: TaskBatch) -> Terms:
         """Return the sum over the examples."""
         assert isinstance(model, TaskModel)
-        hidden, outputs = read(model, batch, self.task)
+        hidden, outputs = model.task_outputs(batch.token_ids, batch.last, batch.second, is_summed(self.task))
         if self.scores:
             losses = squared_error(outputs, batch.targets)
         else:
@@ -50,25 +49,13 @@ class TaskObjective:
         total = losses.sum()
         if self.language_modeling:
             targets, importance = next_tokens(batch)
-            nats = linear_cross_entropy(hidden, model.unembedding.weight, targets, importance)
-            total = total + self.language_modeling * nats
+            total = total + self.language_modeling * model.nats_of(hidden, targets, importance)
         return Terms(total, {self.unit: (total.detach(), len(batch))})
 
 
-def read(
-    model: TaskModel, batch: TaskBatch, task: TaskKind
-) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "B O"]]:
-    """Return the hidden states of all N = B·C sequences, and the outputs of the head."""
-    token_ids = batch.token_ids.flatten(0, 1)
-    if isinstance(model, Encoder):  # which would attend to padding
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        documents = (positions > batch.last.flatten()[:, None]).long()
-        segments = (positions >= batch.second.flatten()[:, None]).long()
-        hidden = model.hidden_states(token_ids, documents=documents, segments=segments)
-    else:
-        hidden = model.hidden_states(token_ids)
-    by_example = hidden.view(*batch.token_ids.shape, -1)
-    return hidden, apply_head(model.head, by_example, batch.last, summed=task is not TaskKind.choice)
+def is_summed(task: TaskKind) -> bool:
+    """Return whether the head is applied to the sum over an example's sequences, not to each of them."""
+    return task is not TaskKind.choice
 
 
 def next_tokens(batch: TaskBatch) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"]]:

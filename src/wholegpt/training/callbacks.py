@@ -17,7 +17,7 @@ import torch
 
 from wholegpt.console import Console, Progress, sample_for_people
 from wholegpt.files import write_text_atomic
-from wholegpt.model import TaskModel, Transformer
+from wholegpt.model import Transformer
 from wholegpt.settings.schema import Config
 from wholegpt.training.averaging import update_average
 from wholegpt.training.events import Callback, StepMetrics
@@ -187,8 +187,8 @@ class Unfreeze(Callback):
         self.model.requires_grad_(trained > len(blocks))
         for block in [*blocks][max(0, len(blocks) - trained) :]:
             block.requires_grad_(True)
-        if isinstance(self.model, TaskModel):
-            self.model.head.requires_grad_(True)
+        for parameter in self.model.head_parameters():
+            parameter.requires_grad_(True)
 
 
 class TimeLimit(Callback):

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.data import Batch
-from wholegpt.losses import IGNORED, class_negative_log_likelihood, linear_cross_entropy
+from wholegpt.losses import IGNORED, class_negative_log_likelihood
 from wholegpt.model import Encoder, NeuralModel, expert_load, router_losses
 from wholegpt.settings.schema import Config
 
@@ -119,10 +119,9 @@ class MaskedLanguageModeling:
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Return the sum of the nats of all masked tokens."""
         assert isinstance(model, Encoder)
-        hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
-        hidden_ones = batch.targets != IGNORED
-        logits = model.logits_of(hidden[hidden_ones])
-        nats = class_negative_log_likelihood(logits, batch.targets[hidden_ones]).sum()
+        masked = batch.targets != IGNORED
+        logits = model.masked_token_logits(batch.token_ids, masked, batch.documents)
+        nats = class_negative_log_likelihood(logits, batch.targets[masked]).sum()
         return Terms(nats, {self.unit: (nats.detach(), self.count(batch))})
 
 
@@ -138,6 +137,5 @@ class LanguageModeling:
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Return the sum of the nats of all targets."""
         assert isinstance(model, NeuralModel)
-        hidden = model.hidden_states(batch.token_ids, documents=batch.documents)
-        nats = linear_cross_entropy(hidden, model.unembedding.weight, batch.targets)
+        nats = model.next_token_nats(batch.token_ids, batch.targets, batch.documents)
         return Terms(nats, {self.unit: (nats.detach(), self.count(batch))})

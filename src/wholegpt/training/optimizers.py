@@ -28,7 +28,7 @@ def make_optimizer(
     With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the number format in which
     it makes them orthogonal. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
     """
-    head = list(model.head.parameters()) if isinstance(model, TaskModel) and head_learning_rate else []
+    head = model.head_parameters() if head_learning_rate and isinstance(model, TokenModel) else []
     parameters = [p for p in model.parameters() if p.requires_grad and not _among(p, head)]
     adamw = {
         "lr": config.learning_rate,
