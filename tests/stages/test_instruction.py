@@ -467,7 +467,7 @@ def test_an_adapter_alone_makes_the_same_model_of_its_base(base: Path, adapted: 
     assert first.chat(asked, temperature=0.0).text == second.chat(asked, temperature=0.0).text
     with pytest.raises(ConfigError, match="name its base run or model with --onto"):
         import_model(tmp_path / "adapter", tmp_path / "other", console=QUIET)
-    with pytest.raises(ConfigError, match="one without LoRA and without a head"):
+    with pytest.raises(ConfigError, match="neither LoRA nor a head"):
         import_model(tmp_path / "adapter", tmp_path / "other", onto=adapted, console=QUIET)
     with pytest.raises(ConfigError, match="has no LoRA; `wholegpt finetune --lora"):
         export_model(base, "peft", tmp_path / "none", console=QUIET)
