@@ -344,6 +344,6 @@ def test_damaged_metrics_of_a_run_are_left_out(own_run: Path) -> None:
 
 def test_a_run_without_checkpoints_is_called_one(own_run: Path, fails: Fails) -> None:
     shutil.rmtree(own_run / "checkpoints")
-    assert "is a run that has no checkpoint yet; go on with it by `wholegpt train --resume" in fails(
+    assert "is a run that has no checkpoint yet; continue it with `wholegpt train --resume" in fails(
         "generate", own_run, "the"
     )

@@ -123,8 +123,8 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
         (["--beams", "2", "--completions", "3"], "2 beams find so many texts at most"),
         (["--beams", "2", "--draft", "prompt"], "--draft mean nothing for beam search"),
         (["--beams", "2", "--top-k", "3"], "top_k has no effect in beam search"),
-        (["--beams", "2", "--temperature", "3"], "temperature means nothing for beam search"),
-        (["--beams", "2", "--alternatives", "3"], "alternatives means nothing for beam search"),
+        (["--beams", "2", "--temperature", "3"], "temperature has no effect in beam search"),
+        (["--beams", "2", "--alternatives", "3"], "alternatives has no effect in beam search"),
         (["--weights", "nothing"], "nothing"),
         (["--alternatives", "3"], "are shown by --show-probabilities or --json"),
         (["--length-penalty", "2"], "give both or neither"),
@@ -144,7 +144,7 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
 
 def test_a_text_larger_than_memory(fails: Fails, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wholegpt.generation.memory.free_memory", lambda device: 100.0)
-    assert "fewer max_tokens" in fails("generate", trained_run, "the ", "--quiet")
+    assert "smaller max_tokens" in fails("generate", trained_run, "the ", "--quiet")
 
 
 def test_more_texts_than_memory_holds_wait(

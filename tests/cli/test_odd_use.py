@@ -235,7 +235,7 @@ def test_prepared_data_stands_alone_and_is_recorded(
         == 0
     )
     capsys.readouterr()
-    assert "is prepared data, no text" in fails("train", out, text_file, *TINY)
+    assert "is prepared data, not text" in fails("train", out, text_file, *TINY)
     run = api.train(str(out), config=tiny_config(out), out=tmp_path / "run", console=QUIET)
     assert wg.recipe(str(run.path)).tokenizer.path == str(out)
     assert run.load().tokenizer.vocab_size == 257

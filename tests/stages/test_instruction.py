@@ -103,15 +103,15 @@ def test_answers_and_their_ends_are_scored_and_nothing_else(source: str) -> None
 
 BAD_TEMPLATES = {
     "{% for message in messages %}{{ message.content }}": "does not compile: line 1",
-    "{{ messages[0].content }}": "has to write every message's content once",
+    "{{ messages[0].content }}": "must render every message's content once",
     "{% for m in messages %}{{ m.content | upper }}<|endoftext|>{% endfor %}": "content unchanged, or stripped",
     "{% for m in messages %}{{ m.content | e }}<|endoftext|>{% endfor %}": "No filter named 'e'",
-    "{% for m in messages %}{{ m.content }}{% endfor %}": "writes no special token",
+    "{% for m in messages %}{{ m.content }}{% endfor %}": "produces no special token",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}": "fails: SecurityError",
     "{{ messages.append(1) }}": "fails: SecurityError",
     "{% for i in range(1000000000) %}x{% endfor %}": "fails: SecurityError: its loops are too long",
     "{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}": "more than 10,000 steps",
-    "{% for a in 'x ' * 9 %}{% endfor %}": "* is for small numbers",
+    "{% for a in 'x ' * 9 %}{% endfor %}": "* accepts only small numbers",
     "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}": "more than 1,0",
     "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}": "more than 1,0",
     "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}": (
@@ -465,9 +465,9 @@ def test_an_adapter_alone_makes_the_same_model_of_its_base(base: Path, adapted: 
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name])
     assert first.chat(asked, temperature=0.0).text == second.chat(asked, temperature=0.0).text
-    with pytest.raises(ConfigError, match="name the run or model that it is for by --onto"):
+    with pytest.raises(ConfigError, match="name its base run or model with --onto"):
         import_model(tmp_path / "adapter", tmp_path / "other", console=QUIET)
-    with pytest.raises(ConfigError, match="one without LoRA and without a head"):
+    with pytest.raises(ConfigError, match="neither LoRA nor a head"):
         import_model(tmp_path / "adapter", tmp_path / "other", onto=adapted, console=QUIET)
     with pytest.raises(ConfigError, match="has no LoRA; `wholegpt finetune --lora"):
         export_model(base, "peft", tmp_path / "none", console=QUIET)

@@ -59,7 +59,7 @@ def test_while_a_vocabulary_is_learned(verb: str, words: Path, tmp_path: Path) -
     size = "--vocab-size" if verb == "tokenizer train" else "--tokenizer.vocab-size"
     out = tmp_path / "out"
     arguments = [*verb.split(), words, size, "60000", "--out", out]
-    message = interrupted(["-m", "wholegpt.cli"], arguments, "learning a vocabulary", 1.0)
+    message = interrupted(["-m", "wholegpt.cli"], arguments, "training a vocabulary", 1.0)
     if verb == "data prepare":
         assert "what was finished is kept, and the same call goes on from there" in message
         assert [path.name for path in tmp_path.iterdir()] == [".unfinished-out"]

@@ -99,8 +99,8 @@ class Sampler:
             return int(processed.argmax())
         cumulated = torch.softmax(processed, dim=-1).cumsum(0).numpy()
         # Otherwise rounding could give 1, for which there is no token.
-        place = min(mix_seed(self.config.seed, len(generated)) / 2**63, 1 - 2**-52) * cumulated[-1]
-        return int(np.searchsorted(cumulated, place, side="right"))
+        threshold = min(mix_seed(self.config.seed, len(generated)) / 2**63, 1 - 2**-52) * cumulated[-1]
+        return int(np.searchsorted(cumulated, threshold, side="right"))
 
     def process(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Float[Tensor, " V"]:
         """Return the logits whose softmax the next token is drawn from."""

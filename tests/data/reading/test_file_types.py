@@ -231,7 +231,7 @@ def test_a_run_on_a_file_whose_name_is_not_utf8(
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"caf\xe9.txt")
     Path(name).write_text("some words to learn from, and more of them\n" * 60)
-    assert "is not UTF-8, as safetensors needs names to be" in fails(
+    assert "is not UTF-8, which safetensors requires of names" in fails(
         "train", name, "--out", os.fsdecode(b"r\xe9"), *TINY
     )
     assert main(["train", name, *TINY]) == 0

@@ -24,15 +24,15 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     left: list[tuple[int, int]] = []  # the free space of each row and its index, in ascending order
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        best = bisect_left(left, (lengths[place], -1))
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        best = bisect_left(left, (lengths[index], -1))
         if best < len(left):
             space, row = left.pop(best)
         else:
             space, row = room, len(rows)
             rows.append([])
-        rows[row].append(place)
-        insort(left, (space - lengths[place], row))
+        rows[row].append(index)
+        insort(left, (space - lengths[index], row))
     return rows
 
 
@@ -41,11 +41,11 @@ def batches_of(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
     total.
     """
     chunk: list[int] = []
-    for place in sorted(range(len(sizes)), key=lambda i: sizes[i]):
-        if chunk and (len(chunk) + 1) * sizes[place] > most:
+    for index in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if chunk and (len(chunk) + 1) * sizes[index] > most:
             yield chunk
             chunk = []
-        chunk.append(place)
+        chunk.append(index)
     yield from [chunk] if chunk else []
 
 
@@ -56,14 +56,14 @@ def collate_conversations(rows: Sequence[Sequence[EncodedConversation]]) -> Batc
     targets = torch.full((len(rows), longest), IGNORED)
     documents = torch.zeros(len(rows), longest, dtype=torch.long)
     for number, row in enumerate(rows):
-        place = 0
+        start = 0
         for document, one in enumerate(row, 1):
             token_ids = torch.tensor(one.token_ids)
-            here = slice(place, place + len(token_ids) - 1)
+            here = slice(start, start + len(token_ids) - 1)
             inputs[number, here] = token_ids[:-1]
             targets[number, here] = token_ids[1:].masked_fill(~torch.tensor(one.scored[1:]), IGNORED)
             documents[number, here] = document
-            place = here.stop
+            start = here.stop
     return Batch(inputs, targets, documents)
 
 

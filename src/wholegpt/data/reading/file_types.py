@@ -175,7 +175,7 @@ def check_text(start: bytes, encoding: str, where: str) -> None:
     if marked and not _fits(marked, encoding, start):
         advice = f"give --encoding {marked}" if marked != "utf-8" else "leave --encoding out"
         raise DataError(
-            f"{where}: begins with the byte-order mark of {marked.upper()}, so it is not {encoding}; {advice}"
+            f"{where}: starts with the byte-order mark of {marked.upper()}, so it is not {encoding}; {advice}"
         )
     if not is_binary(start, encoding):
         return
