@@ -42,7 +42,7 @@ from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prom
 from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.metrics import nats_to_bits
-from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel
+from wholegpt.model import Encoder, TaskModel, TokenModel
 from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
 from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig

@@ -32,7 +32,7 @@ from wholegpt.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from wholegpt.model import Encoder, EncoderDecoder, TaskModel, TokenModel, Transformer
+from wholegpt.model import Encoder, EncoderDecoder, TokenModel, Transformer
 from wholegpt.model.baselines import NGram, RecurrentNetwork
 from wholegpt.model.baselines.ngram import ngram_sizes
 from wholegpt.model.heads import TaskEncoder, TaskTransformer

@@ -59,7 +59,9 @@ def outputs_of(
         for chunk in batches_of(tokens, TOKENS_AT_ONCE):
             batch = collate([examples[i] for i in chunk], [0] * len(chunk)).to(device)
             with compute_in(dtype, device):
-                _, outputs = model.task_outputs(batch.token_ids, batch.last, batch.second, is_summed(task.kind))
+                _, outputs = model.task_outputs(
+                    batch.token_ids, batch.last, batch.second, is_summed(task.kind)
+                )
             precise = outputs.float().cpu()
             known = precise if task.scores else precise.log_softmax(dim=1)
             rows |= zip(chunk, known.double().numpy(), strict=True)
