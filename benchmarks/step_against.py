@@ -17,7 +17,7 @@ MODELS = {"characters": 4, "modern-tiny": 8}
 WORKER = """
 import dataclasses, sys, time, torch
 from benchmarks.training_step import CHARACTERS, ours
-from wholegpt import presets
+from wholegpt.settings import presets
 name, rows = sys.argv[1], int(sys.argv[2])
 tiny = dataclasses.replace(presets.preset("modern-tiny"), vocab_size=2048, context_length=128)
 torch.manual_seed(0)
