@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(folder: Path, 
         tensors["final_norm.weight"] = torch.full((32,), value, dtype=dtype)
         safetensors.torch.save_file(tensors, folder / WEIGHTS)
         with pytest.raises(
-            CheckpointError, match=r"final_norm\.weight holds values that are not finite in 32"
+            CheckpointError, match=r"final_norm\.weight holds values that are not finite in float32"
         ):
             load_model(folder)
 

@@ -193,7 +193,7 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         lm.generate(long + "abab", console=QUIET)
     with pytest.raises(DataError, match="the source is empty"):
         lm.generate(" ", console=QUIET)
-    with pytest.raises(ConfigError, match="a text by itself has no perplexity"):
+    with pytest.raises(ConfigError, match="a text alone has no perplexity"):
         lm.score("ab")
     capsys.readouterr()
     assert main(["generate", str(run.path), "ab", "--temperature", "0", "--quiet"]) == 0

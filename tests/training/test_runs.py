@@ -21,12 +21,13 @@ from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, windows_before
 from wholegpt.errors import Interrupted, NumericsError, RunError
+from wholegpt.model import base
 from wholegpt.runs import api
 from wholegpt.runs import folder as run_folder
 from wholegpt.runs.create import create_run
 from wholegpt.settings.choices import Dtype, Execution
 from wholegpt.settings.presets import recipe
-from wholegpt.training import callbacks, loop, objectives
+from wholegpt.training import callbacks, loop
 from wholegpt.training.events import Callback
 from wholegpt.training.state import TrainingState
 
@@ -222,7 +223,7 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(text_file, checkpointing={"every": 4})
-    seeded, likelihood = runtime.mix_seed, objectives.linear_cross_entropy
+    seeded, likelihood = runtime.mix_seed, base.linear_cross_entropy
     steps: list[int] = []
 
     def watched(*parts: int) -> int:
@@ -234,7 +235,7 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(
         return nats * float("nan") if steps[-1] == 6 else nats
 
     monkeypatch.setattr(loop, "mix_seed", watched)
-    monkeypatch.setattr(objectives, "linear_cross_entropy", broken)
+    monkeypatch.setattr(base, "linear_cross_entropy", broken)
     with pytest.raises(
         NumericsError, match=r"the loss is nan at step 7; .*checkpoints before it are kept.*learning-rate"
     ):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wholegpt.errors import CheckpointError
-from wholegpt.model import NeuralModel
+from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.model.lora import partly_frozen
 from wholegpt.settings.choices import Dtype, OptimizerKind
 from wholegpt.settings.schema import Config, OptimizerConfig
