@@ -32,16 +32,16 @@ WRONG = {
         "model.attention_window is 1; expected a value from 2",
     ),
     "experts of shared layers": (
-        ["--model.experts", "2", "--model.distinct-layers", "1"],
-        "model.experts are chosen layer by layer; leave model.distinct_layers 0",
+        ["--model.n_experts", "2", "--model.distinct-layers", "1"],
+        "model.n_experts are chosen layer by layer; leave model.distinct_layers 0",
     ),
     "shared layers of an encoder–decoder": (
         ["--model.architecture", "encoder_decoder", "--model.distinct-layers", "1"],
         "model.distinct_layers means nothing for encoder_decoder",
     ),
     "experts of an encoder–decoder": (
-        ["--model.architecture", "encoder_decoder", "--model.experts", "2"],
-        "model.experts means nothing for encoder_decoder",
+        ["--model.architecture", "encoder_decoder", "--model.n_experts", "2"],
+        "model.n_experts means nothing for encoder_decoder",
     ),
     "fewer segments than none": (
         ["--model.architecture", "encoder", "--model.segments", "-1"],
@@ -52,8 +52,8 @@ WRONG = {
         "precision.execution is compiled, which is for the blocks of a transformer or an encoder, not lstm",
     ),
     "a recurrent network computed anew": (
-        ["--model.architecture", "lstm", "--training.recompute", "blocks"],
-        "training.recompute is blocks, which is for the blocks of a transformer or an encoder, not lstm",
+        ["--model.architecture", "lstm", "--training.activation-checkpointing", "blocks"],
+        "training.activation_checkpointing is blocks, which is for the blocks of a transformer or an encoder, not lstm",
     ),
     "linear attention with rotary positions": (
         ["--model.attention", "linear"],
@@ -68,16 +68,16 @@ WRONG = {
         "which gru cannot: its past is one sum",
     ),
     "more experts a token than there are": (
-        ["--model.experts", "4", "--model.experts-per-token", "5"],
-        "model.experts_per_token is 5; expected a value from 1 to model.experts, 4",
+        ["--model.n_experts", "4", "--model.n_experts-per-token", "5"],
+        "model.experts_per_token is 5; expected a value from 1 to model.n_experts, 4",
     ),
     "a capacity of nothing": (
-        ["--model.experts", "4", "--model.capacity-factor", "0"],
+        ["--model.n_experts", "4", "--model.capacity-factor", "0"],
         "model.capacity_factor is 0.0; expected a value above 0, and finite",
     ),
     "experts of none": (
-        ["--model.experts-per-token", "2"],
-        "model.experts_per_token is set, and model.experts is 0, which is none",
+        ["--model.n_experts-per-token", "2"],
+        "model.experts_per_token is set, and model.n_experts is 0, which is none",
     ),
     "layers that cannot be shared": (
         ["--model.n-layers", "6", "--model.distinct-layers", "4"],

@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "whole": {"model": {"dropout": 0.1}},
     "lora": {"lora": {"rank": 2, "dropout": 0.1}, "finetuning": {"head_learning_rate": 0.02}},
     "unfreezing": {"finetuning": {"unfreeze_every": 5}, "training": {"micro_batch_size": 3}},
-    "muon": {"optimizer": {"kind": "muon"}, "training": {"average_decay": 0.9}},
+    "muon": {"optimizer": {"kind": "muon"}, "training": {"ema_decay": 0.9}},
 }
 
 

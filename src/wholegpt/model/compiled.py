@@ -173,7 +173,7 @@ def fingerprint(model: TokenModel) -> str:
 def compilable(model: TokenModel) -> TypeGuard[Transformer]:
     """Whether the steps of a model can have fixed shapes."""
     writes = type(model) is Transformer  # and no encoder, which is one too
-    return writes and model.config.attention not in RECURRENT and not model.config.experts
+    return writes and model.config.attention not in RECURRENT and not model.config.n_experts
 
 
 def step(

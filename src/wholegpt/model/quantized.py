@@ -43,7 +43,7 @@ def lay_out(model: M, weights: WeightFormat, numbers: torch.dtype = torch.bfloat
         raise ConfigError(
             f"weights are {weights} on {model.device}; 8 and 4 bits are for the CPU, try bfloat16"
         )
-    if model.config.experts and weights is not WeightFormat.bfloat16:
+    if model.config.n_experts and weights is not WeightFormat.bfloat16:
         raise ConfigError(f"weights are {weights}, which experts have no kernel for; try bfloat16")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

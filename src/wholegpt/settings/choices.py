@@ -186,10 +186,10 @@ class Execution(Choice):
     compiled = "compiled"
 
 
-class Recompute(Choice):
+class ActivationCheckpointing(Choice):
     """Gradient checkpointing: what is computed again in the backward pass instead of kept."""
 
-    nothing = "nothing"
+    none = "none"
     blocks = "blocks"
 
 

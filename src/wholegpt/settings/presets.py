@@ -120,8 +120,8 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
             fields.append("model.architecture")
         if model.attention is not Attention.full:
             fields.append("model.attention")
-        if model.experts:
-            fields.append("model.experts")
+        if model.n_experts:
+            fields.append("model.n_experts")
         if model.distinct_layers not in (0, model.n_layers):
             fields.append("model.distinct_layers")
     for name in ("GPT-1", "GPT-2"):

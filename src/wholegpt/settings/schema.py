@@ -9,6 +9,7 @@ holds no zero of that kind and repeats the run exactly.
 from dataclasses import dataclass, field
 
 from wholegpt.settings.choices import (
+    ActivationCheckpointing,
     Architecture,
     Attention,
     AttentionKernel,
@@ -31,7 +32,6 @@ from wholegpt.settings.choices import (
     OptimizerKind,
     Positions,
     QueryKeyNorm,
-    Recompute,
     ScheduleKind,
     Split,
     TaskKind,
@@ -83,7 +83,7 @@ class ModelConfig:
     """Normalisation of queries and keys per head."""
     feed_forward: FeedForward = FeedForward.swiglu
     """Feed-forward layer: with exact GELU, its tanh approximation, ReLU, its square, or the gated SwiGLU."""
-    experts: int = 0
+    n_experts: int = 0
     """Feed-forward layers of each block, of which a router gives every token some (Switch). 0: one, for all tokens."""
     experts_per_token: int = 1
     """Experts that a token goes through."""
@@ -148,7 +148,7 @@ class DataConfig:
     control: tuple[str, ...] = ()
     """Fields of the records, such as sentiment or domain, that stand as one line before each document's text, so that
     `generate --control` can ask for them. `length` (short, medium, long) is derived where records have none."""
-    control_omitted: float = 0.1
+    control_dropout: float = 0.1
     """Share of the documents that stand without this line, for `generate --guidance`, which compares both."""
     clean: Clean = "none"
     """Repair text as GPT-1's was (ftfy): characters decoded wrongly, curled quotes, ligatures, HTML entities."""
@@ -163,7 +163,7 @@ class DataConfig:
     each source's text."""
     validation_fraction: float = 0.1
     """Share of the text that is held out: of its bytes in whole documents, or of its characters."""
-    licence: str = ""
+    license: str = ""
     """Licence of the text, for its data card."""
     card: str = ""
     """SHA-256 that the data card gives for the data; a run writes it down. Where given, other data is warned of."""
@@ -183,7 +183,7 @@ class WindowsConfig:
     weights: tuple[float, ...] = ()
     """How often windows come from each source, in the order of data.source, one number each. Empty: as often as it has
     text."""
-    shortest: int = 0
+    min_length: int = 0
     """Each step's windows are cut into equal ones of a length drawn from context_length, its half, its quarter and so
     on down to this. 0: context_length always."""
 
@@ -255,13 +255,13 @@ class TrainingConfig:
     """Windows computed at once; their gradients add up to the step's. 0: as many as memory holds."""
     gradient_clip: float = 1.0
     """Largest global L2 norm of the gradient; longer ones are scaled down to it. 0: never."""
-    average_decay: float = 0.0
+    ema_decay: float = 0.0
     """Decay of a running average of the weights, which then is what is measured, sampled and saved. 0: none."""
     balance_loss: float = 0.01
     """Weight of the loss that keeps the experts of a mixture alike in use."""
     router_z_loss: float = 0.001
     """Weight of the loss that keeps a router's logits small."""
-    recompute: Recompute = Recompute.nothing
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     """Gradient checkpointing: less memory, about a third more computation."""
 
 

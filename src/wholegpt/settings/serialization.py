@@ -6,15 +6,28 @@ Its libraries are imported where they are used: the help of the command line nee
 import dataclasses
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, RenamedSettingWarning
 from wholegpt.settings.choices import Choice, underscored
 
 T = TypeVar("T")
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+
+RENAMED = {
+    "model.experts": "model.n_experts",
+    "data.control_omitted": "data.control_dropout",
+    "data.licence": "data.license",
+    "windows.shortest": "windows.min_length",
+    "training.average_decay": "training.ema_decay",
+    "training.recompute": "training.activation_checkpointing",
+}
+"""Former names of settings and their present ones. Files with former names still open."""
+RENAMED_VALUES = {"training.activation_checkpointing": {"nothing": "none"}}
+"""Former values of settings, by the present names of the settings."""
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -25,14 +38,21 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> T:
-    """``base`` with the fields named in the nested ``mapping`` replaced; hyphens count as underscores in names.
+    """Return ``base`` with the fields in the nested ``mapping`` replaced.
 
-    Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
-    value of the wrong type.
+    Hyphens and underscores in names are equivalent. Former names of settings are accepted with a
+    ``RenamedSettingWarning``.
+
+    Raises ``ConfigError`` that names the field for an unknown name (with the closest valid one), a value of the wrong
+    type, or a setting given by both its former and its present name.
     """
     import msgspec
 
-    merged = _merge(to_mapping(base), _named(mapping, type(base), where, prefix=""))
+    named, renamed = _named(mapping, type(base), where, prefix="")
+    if renamed:
+        changes = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        warnings.warn(f"{where}: renamed settings: {changes}", RenamedSettingWarning, stacklevel=2)
+    merged = _merge(to_mapping(base), named)
     try:
         return msgspec.convert(merged, type(base), strict=False)
     except msgspec.ValidationError as error:
@@ -105,8 +125,43 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> dict[str, Any]:
-    """``mapping`` with its fields called as ``type_`` calls them."""
+def present_names(
+    section: str, fields: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Replace former names and values in the ``fields`` of a ``section`` of the configuration.
+
+    Return the fields, and what was replaced: the former name of each setting (with its value, if that was renamed as
+    well) and the present one. Raises ``ConfigError`` if a setting is given by both names.
+    """
+    present, renamed = dict[str, Any](), dict[str, str]()
+    given = {f"{section}.{underscored(str(name))}" for name in fields}
+    for name, value in fields.items():
+        old = f"{section}.{underscored(str(name))}"
+        new = RENAMED.get(old, old)
+        if new != old:
+            name = new.removeprefix(f"{section}.")
+            if name in present:
+                raise ConfigError(f"{where}: '{old}' is given twice, once with hyphens; leave one out")
+            if new in given:
+                raise ConfigError(
+                    f"{where}: '{old}' is the former name of '{new}', and both are given; leave out '{old}'"
+                )
+        values = RENAMED_VALUES.get(new, {})
+        if isinstance(value, str) and value in values:
+            old, new, value = f"{old}: {value}", f"{new}: {values[value]}", values[value]
+        if old != new:
+            renamed[old] = new
+        present[name] = value
+    return present, renamed
+
+
+def _named(
+    mapping: Mapping[str, Any], type_: Any, where: str, prefix: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return ``mapping`` with the present names of the fields of ``type_``, and the renamed settings in it."""
+    renamed = dict[str, str]()
+    if prefix:
+        mapping, renamed = present_names(prefix.removesuffix("."), mapping, where)
     types, named = get_type_hints(type_), dict[str, Any]()
     for given, value in mapping.items():
         name = underscored(str(given))
@@ -119,11 +174,17 @@ def _named(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> d
                 raise ConfigError(
                     f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
                 )
-            value = _named(value, types[name], where, f"{prefix}{name}.")
-        if isinstance(value, str) and isinstance(types[name], type) and issubclass(types[name], Choice):
-            value = underscored(value)
-            if value not in list(types[name]):
-                hint = nearest(value, list(types[name]))
-                raise ConfigError(f"{where}: {prefix}{name}: Invalid enum value '{value}'; {hint}")
-        named[name] = value
-    return named
+            value, old_names = _named(value, types[name], where, f"{prefix}{name}.")
+            renamed |= old_names
+        named[name] = _known_choice(value, types[name], f"{where}: {prefix}{name}")
+    return named, renamed
+
+
+def _known_choice(value: Any, type_: Any, where: str) -> Any:
+    """Return ``value`` as its ``Choice`` spells it. Raises ``ConfigError`` for an unknown one; other types pass."""
+    if not (isinstance(value, str) and isinstance(type_, type) and issubclass(type_, Choice)):
+        return value
+    value = underscored(value)
+    if value not in list(type_):
+        raise ConfigError(f"{where}: Invalid enum value '{value}'; {nearest(value, list(type_))}")
+    return value

@@ -5,6 +5,7 @@ import math
 
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import (
+    ActivationCheckpointing,
     Architecture,
     Attention,
     ClassWeights,
@@ -13,7 +14,6 @@ from wholegpt.settings.choices import (
     FeedForward,
     OptimizerKind,
     Positions,
-    Recompute,
     TaskKind,
 )
 from wholegpt.settings.schema import (
@@ -35,7 +35,7 @@ LEAST_WEIGHT = 1e-5
 
 TRANSFORMERS = (Architecture.transformer, Architecture.encoder, Architecture.encoder_decoder)
 NGRAM = ("ngram_order", "ngram_discount")
-WHOLE = ("distinct_layers", "experts")
+WHOLE = ("distinct_layers", "n_experts")
 """Settings of a single stack of layers."""
 OWN = {
     "segments": Architecture.encoder,
@@ -167,7 +167,11 @@ def check(config: Config) -> None:
     if kind not in BLOCKWISE:
         for name, value, usual in (
             ("precision.execution", execution, Execution.eager),
-            ("training.recompute", training.recompute, Recompute.nothing),
+            (
+                "training.activation_checkpointing",
+                training.activation_checkpointing,
+                ActivationCheckpointing.none,
+            ),
         ):
             if value is not usual:
                 raise ConfigError(
@@ -199,8 +203,8 @@ def check(config: Config) -> None:
             f"training.initial_batch_size is {first} and training.batch_growth_steps is "
             f"{training.batch_growth_steps}; a batch that grows needs both, any other neither"
         )
-    average = training.average_decay
-    _require("training.average_decay", average, 0 <= average < 1, "at least 0 and below 1")
+    average = training.ema_decay
+    _require("training.ema_decay", average, 0 <= average < 1, "at least 0 and below 1")
     for name in ("gradient_clip", "balance_loss", "router_z_loss"):
         _at_least(f"training.{name}", getattr(training, name), 0)
     _at_least("optimizer.learning_rate", optimizer.learning_rate, 0)
@@ -232,8 +236,8 @@ def _check_control(data: DataConfig) -> None:
         raise ConfigError(
             f"data.control is {list(names)}; expected different names of fields, none empty, each on one line"
         )
-    omitted = data.control_omitted
-    _require("data.control_omitted", omitted, 0 <= omitted < 1, "at least 0 and below 1")
+    omitted = data.control_dropout
+    _require("data.control_dropout", omitted, 0 <= omitted < 1, "at least 0 and below 1")
     if data.text_field in names:
         raise ConfigError(f"data.control names '{data.text_field}', which is the text itself; leave it out")
 
@@ -332,11 +336,11 @@ def _check_windows(windows: WindowsConfig, context_length: int) -> None:
         raise ConfigError(
             f"windows.weights are {weights}; expected each to be 0, or {LEAST_WEIGHT:g} of all or more"
         )
-    _at_least("windows.shortest", windows.shortest, 0)
-    times, rest = divmod(context_length, windows.shortest or context_length)
+    _at_least("windows.min_length", windows.min_length, 0)
+    times, rest = divmod(context_length, windows.min_length or context_length)
     if rest or times & (times - 1):
         raise ConfigError(
-            f"windows.shortest is {windows.shortest}; expected model.context_length, {context_length}, "
+            f"windows.min_length is {windows.min_length}; expected model.context_length, {context_length}, "
             "halved some times over, or 0"
         )
 
@@ -423,7 +427,7 @@ def check_model(model: ModelConfig) -> None:
         "n_kv_heads",
         "d_head",
         "d_ff",
-        "experts",
+        "n_experts",
     ):
         value = getattr(model, name)
         _require(f"model.{name}", value, value <= LARGEST_SIZE, f"of at most {LARGEST_SIZE:,}")
@@ -491,19 +495,19 @@ def _check_layers(model: ModelConfig) -> None:
 
 
 def _check_experts(model: ModelConfig) -> None:
-    _at_least("model.experts", model.experts, 0)
+    _at_least("model.n_experts", model.n_experts, 0)
     default = ModelConfig()
-    if not model.experts:
+    if not model.n_experts:
         for name in ("experts_per_token", "capacity_factor"):
             if getattr(model, name) != getattr(default, name):
                 raise ConfigError(
-                    f"model.{name} is set, and model.experts is 0, which is none; set both or neither"
+                    f"model.{name} is set, and model.n_experts is 0, which is none; set both or neither"
                 )
         return
     if model.distinct_layers:
-        raise ConfigError("model.experts are chosen layer by layer; leave model.distinct_layers 0")
-    chosen, expected = model.experts_per_token, f"from 1 to model.experts, {model.experts}"
-    _require("model.experts_per_token", chosen, 1 <= chosen <= model.experts, expected)
+        raise ConfigError("model.n_experts are chosen layer by layer; leave model.distinct_layers 0")
+    chosen, expected = model.experts_per_token, f"from 1 to model.n_experts, {model.n_experts}"
+    _require("model.experts_per_token", chosen, 1 <= chosen <= model.n_experts, expected)
     _require(
         "model.capacity_factor",
         model.capacity_factor,
