@@ -32,7 +32,7 @@ WRONG = {
         "model.attention_window is 1; expected a value from 2",
     ),
     "experts of shared layers": (
-        ["--model.n_experts", "2", "--model.distinct-layers", "1"],
+        ["--model.n-experts", "2", "--model.distinct-layers", "1"],
         "model.n_experts are chosen layer by layer; leave model.distinct_layers 0",
     ),
     "shared layers of an encoder–decoder": (
@@ -40,7 +40,7 @@ WRONG = {
         "model.distinct_layers means nothing for encoder_decoder",
     ),
     "experts of an encoder–decoder": (
-        ["--model.architecture", "encoder_decoder", "--model.n_experts", "2"],
+        ["--model.architecture", "encoder_decoder", "--model.n-experts", "2"],
         "model.n_experts means nothing for encoder_decoder",
     ),
     "fewer segments than none": (
@@ -68,15 +68,15 @@ WRONG = {
         "which gru cannot: its past is one sum",
     ),
     "more experts a token than there are": (
-        ["--model.n_experts", "4", "--model.n_experts-per-token", "5"],
+        ["--model.n-experts", "4", "--model.experts-per-token", "5"],
         "model.experts_per_token is 5; expected a value from 1 to model.n_experts, 4",
     ),
     "a capacity of nothing": (
-        ["--model.n_experts", "4", "--model.capacity-factor", "0"],
+        ["--model.n-experts", "4", "--model.capacity-factor", "0"],
         "model.capacity_factor is 0.0; expected a value above 0, and finite",
     ),
     "experts of none": (
-        ["--model.n_experts-per-token", "2"],
+        ["--model.experts-per-token", "2"],
         "model.experts_per_token is set, and model.n_experts is 0, which is none",
     ),
     "layers that cannot be shared": (

@@ -26,7 +26,7 @@ def write_ladder_page(path: Path, ladder: Mapping[str, Any]) -> None:
 
 def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
     """A point for each rung with its interval, from the first down to GPT, and one for as many parameters."""
-    rungs = ladder["rungs"]
+    rungs = ladder["baselines"]
     places = range(len(rungs))
     for name, color, marker, size in (("result", BLUE, "o", 5), ("equal", ORANGE, "D", 7)):
         shown = [(place, one[name]) for place, one in zip(places, rungs, strict=True) if one.get(name)]
