@@ -154,9 +154,9 @@ def test_a_round_trip_loses_nothing(tmp_path: Path, kind: str) -> None:
         ({"n_experts": 2**24, "d_ff": 2**24, "d_model": 2**24}, "does not fit config.json"),
         ({"context_length": 10**15}, "model.context_length is"),
         ({"n_heads": 2**23, "d_head": 2**23}, "does not fit config.json"),
-        ({"n_layers": -3}, "model.n_layers is -3; expected a value at least 1"),
+        ({"n_layers": -3}, "model.n_layers is -3; expected a value of at least 1"),
         ({"n_heads": 0}, "model.n_heads is 0"),
-        ({"n_kv_heads": 3}, "which does not divide"),
+        ({"n_kv_heads": 3}, "expected a divisor of"),
         ({"attention_window": 10**9}, "model.attention_window"),
     ],
 )

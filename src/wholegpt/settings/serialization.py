@@ -1,6 +1,6 @@
-"""Configs as plain mappings and as YAML, both ways.
+"""Conversion of configurations from and to plain mappings and YAML.
 
-Its libraries are imported where they are used: the help of the command line needs neither.
+msgspec and yaml are imported inside the functions, because the help of the command line needs neither.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ RENAMED_VALUES = {"training.activation_checkpointing": {"nothing": "none"}}
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """A config dataclass as nested plain dicts, ready for JSON or YAML."""
+    """Return a config dataclass as nested plain dicts, ready for JSON or YAML."""
     import msgspec
 
     return msgspec.to_builtins(config)
@@ -58,19 +58,19 @@ def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> 
     except msgspec.ValidationError as error:
         message = str(error).replace("`", "'")
         problem, _, location = message.partition(" - at ")
-        field_name = location.strip("'").removeprefix("$.") or "the whole"
+        field_name = location.strip("'").removeprefix("$.") or "the configuration"
         raise ConfigError(f"{where}: {field_name}: {problem}") from None
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML, in the order of its fields."""
+    """Return a config as YAML, in the order of its fields."""
     import yaml
 
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ``ConfigError`` naming file and line, also for a key that is given twice."""
+    """Return the mapping in a YAML file. Raises ``ConfigError`` with file and line, also for duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return super().construct_mapping(node, deep)
 
         def construct_integer(self, node: yaml.ScalarNode) -> int | str:
-            """A decimal number; YAML 1.1 also has 010 for 8 and 1:30 for 90, which stay text here."""
+            """Accept decimal numbers only: in YAML 1.1, 010 is 8 and 1:30 is 90; here they stay text."""
             return int(node.value) if DECIMAL.fullmatch(node.value) else node.value
 
         def construct_decimal(self, node: yaml.ScalarNode) -> float | str:
@@ -111,7 +111,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def nearest(name: str, candidates: list[str]) -> str:
-    """A hint for a misspelt name: the nearest right one, or all of them."""
+    """Return a hint for an unknown name: the closest candidate, or all of them."""
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(candidates)}"
 
@@ -172,7 +172,7 @@ def _named(
         if dataclasses.is_dataclass(types[name]):
             if not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
+                    f"{where}: '{prefix}{name}' is a section; expected fields in it, found {value!r}"
                 )
             value, old_names = _named(value, types[name], where, f"{prefix}{name}.")
             renamed |= old_names

@@ -174,11 +174,11 @@ def test_settings_that_make_no_windows_are_refused() -> None:
     for changes, message in (
         ({"stride": -1}, r"windows\.stride is -1"),
         ({"truncation": 1.5}, r"windows\.truncation is 1\.5"),
-        ({"min_length": 100}, r"windows\.min_length is 100; expected model\.context_length, 256, halved"),
+        ({"min_length": 100}, r"windows\.min_length is 100; expected 0, or model\.context_length, 256, halved"),
         ({"min_length": 96}, "halved"),
         ({"weights": [0, 0]}, r"windows\.weights"),
         ({"weights": [1, -1]}, r"windows\.weights"),
-        ({"weights": [1, 1e-9]}, r"windows\.weights .* 1e-05 of all or more"),
+        ({"weights": [1, 1e-9]}, r"windows\.weights .* at least 1e-05 of the sum"),
     ):
         with pytest.raises(ConfigError, match=message):
             check(configure({"windows": changes}))
