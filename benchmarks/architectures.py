@@ -55,8 +55,8 @@ def experts(data: Path, out: Path, steps: int, rounds: int, console: Console) ->
     )
     kinds = {
         "dense": {},
-        "Switch, 8 experts, 1 a token": {"experts": 8},
-        "8 experts of half the width, 2 a token": {"experts": 8, "experts_per_token": 2, "d_ff": 352},
+        "Switch, 8 experts, 1 a token": {"n_experts": 8},
+        "8 experts of half the width, 2 a token": {"n_experts": 8, "experts_per_token": 2, "d_ff": 352},
     }
     configs = {name: wg.configure({"model": changes}, base=base) for name, changes in kinds.items()}
     vocabulary = base.tokenizer.vocab_size

@@ -28,7 +28,7 @@ WORDS = 110
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 QUIET = Console(quiet=True)
 SETTINGS: dict[str, Any] = {
-    "data": {"control": ["sentiment"], "control_omitted": 0.15},
+    "data": {"control": ["sentiment"], "control_dropout": 0.15},
     "windows": {"documents": "separate"},
     "tokenizer": {"vocab_size": 2048},
     "model": {"context_length": 128, "n_layers": 4, "d_model": 256, "n_heads": 4, "dropout": 0.15},

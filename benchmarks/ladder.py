@@ -1,4 +1,4 @@
-"""The ladder to GPT on Tiny Shakespeare: table, chart and samples."""
+"""Compare all baselines with GPT on tiny Shakespeare: table, chart and samples."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,8 @@ from benchmarks.tables import DOCUMENT, machine_line, publish
 from wholegpt.analysis.ladder_page import draw_ladder
 from wholegpt.analysis.report import svg_of
 from wholegpt.console import Console
-from wholegpt.experiments.ladder import climb, table_rows
+from wholegpt.experiments.ladder import compare_baselines
+from wholegpt.experiments.results import table_rows
 from wholegpt.files import write_text_atomic
 
 SHOWN = 160
@@ -20,28 +21,35 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    climbed = climb(arguments.source, minutes=arguments.minutes, out=arguments.out, console=Console())
-    ladder = climbed.to_json()
+    compared = compare_baselines(
+        arguments.source, minutes=arguments.minutes, out=arguments.out, console=Console()
+    )
+    ladder = compared.to_json()
     header, *rows = table_rows(ladder)
     samples = [
         f"- {one['name']}: `{' '.join(one['result']['sample'][:SHOWN].replace('`', '').split())}`"
-        for one in ladder["rungs"]
+        for one in ladder["baselines"]
     ]
-    what = (
-        f"`wholegpt ladder {ladder['corpus']} --minutes {ladder['minutes']:g}`: so many minutes of training for each "
-        "network, with the best of two widths and two learning rates (an eighth of the time for each; four orders of "
-        "n-grams); in the last column with as many parameters as the last, with the better of the two rates. One seed; "
-        f"intervals (95%) are of the held-out text, {ladder['rungs'][0]['result']['bytes']:,} bytes, on 20,000 tokens "
-        "of which the trials were compared, too.\n\n![bits per byte of each rung](ladder.svg)"
-    )
+    scored = ladder["baselines"][0]["result"]["bytes"]
+    what = [
+        f"The command is `wholegpt ladder {ladder['corpus']} --minutes {ladder['minutes']:g}`.",
+        "",
+        f"- **Training.** Each network is trained for {ladder['minutes']:g} minutes, with the best of two widths and "
+        "two learning rates. Each of these trials takes an eighth of the time. N-grams are tried with four orders.",
+        "- **Equal parameters.** In the last column, each network has as many parameters as the last row, and the "
+        "better of two learning rates.",
+        f"- **Evaluation.** One seed; 95% intervals are over the held-out text of {scored:,} bytes. The trials were "
+        "compared on 20,000 tokens of the same text.",
+        "",
+        "![Bits per byte of each model](ladder.svg)",
+    ]
     table = [
         f"| {' | '.join(header)} |",
         f"| --- |{' ---: |' * (len(header) - 1)}",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    publish(
-        "The ladder", "\n".join([machine_line(), "", what, "", *table, "", "What each writes:", "", *samples])
-    )
+    parts = [machine_line(), "", *what, "", *table, "", "Samples of each model:", "", *samples]
+    publish("Ladder of baselines", "\n".join(parts))
     chart = svg_of("ladder", lambda axes: draw_ladder(axes, ladder), "bits per byte of the held-out text")
     write_text_atomic(DOCUMENT.with_name("ladder.svg"), chart)
 

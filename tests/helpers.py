@@ -76,8 +76,8 @@ def tiny_variants() -> dict[str, ModelConfig]:
         "window, learned": shrink(gpt2(), attention=Attention.sliding_window, attention_window=4),
         "shared": tiny_model(n_layers=4, distinct_layers=2, feed_forward=FeedForward.relu_squared),
         "sinusoidal": shrink(gpt2(), positions=Positions.sinusoidal, feed_forward=FeedForward.relu),
-        "switch": tiny_model(experts=4, bias=Bias.all),
-        "experts": shrink(gpt2(), experts=4, experts_per_token=2),
+        "switch": tiny_model(n_experts=4, bias=Bias.all),
+        "experts": shrink(gpt2(), n_experts=4, experts_per_token=2),
         "without positions": tiny_model(positions=Positions.none, feed_forward=FeedForward.gelu),
     }
 

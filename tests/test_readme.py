@@ -45,7 +45,7 @@ def test_the_commands(
         arguments = shlex.split(command)[1:]
         if arguments[0] == "ladder":
             arguments[arguments.index("--minutes") + 1] = "0.005"
-            arguments += ["--rung", "n-gram", "--rung", "GPT-2", "--quiet"]
+            arguments += ["--baseline", "n-gram", "--baseline", "GPT-2", "--quiet"]
         elif arguments[0] == "train" and "--minutes" in arguments:
             arguments[arguments.index("--minutes") + 1] = "1"
             arguments += ["--logging.sample-tokens", "4"]

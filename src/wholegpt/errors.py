@@ -36,6 +36,10 @@ class ConfigError(WholeGPTError):
     """A setting is unknown, has the wrong type, or contradicts another one."""
 
 
+class RenamedSettingWarning(FutureWarning):
+    """A file or a mapping uses the former name of a setting."""
+
+
 class DataError(WholeGPTError):
     """A text source is missing, empty, unreadable or too short."""
 

@@ -25,23 +25,23 @@ WRONG = {
     ),
     "a window that nothing has": (
         ["--model.attention-window", "8"],
-        "model.attention_window is 8, and full attention has none",
+        "model.attention_window is 8, but full attention has no window",
     ),
     "a window that sees only itself": (
         ["--model.attention", "sliding_window", "--model.attention-window", "1"],
         "model.attention_window is 1; expected a value from 2",
     ),
     "experts of shared layers": (
-        ["--model.experts", "2", "--model.distinct-layers", "1"],
-        "model.experts are chosen layer by layer; leave model.distinct_layers 0",
+        ["--model.n-experts", "2", "--model.distinct-layers", "1"],
+        "model.n_experts cannot be combined with shared layers; leave model.distinct_layers 0",
     ),
     "shared layers of an encoder–decoder": (
         ["--model.architecture", "encoder_decoder", "--model.distinct-layers", "1"],
-        "model.distinct_layers means nothing for encoder_decoder",
+        "model.distinct_layers does not apply to encoder_decoder",
     ),
     "experts of an encoder–decoder": (
-        ["--model.architecture", "encoder_decoder", "--model.experts", "2"],
-        "model.experts means nothing for encoder_decoder",
+        ["--model.architecture", "encoder_decoder", "--model.n-experts", "2"],
+        "model.n_experts does not apply to encoder_decoder",
     ),
     "fewer segments than none": (
         ["--model.architecture", "encoder", "--model.segments", "-1"],
@@ -49,35 +49,35 @@ WRONG = {
     ),
     "a compiled recurrent network": (
         ["--model.architecture", "lstm", "--precision.execution", "compiled"],
-        "precision.execution is compiled, which is for the blocks of a transformer or an encoder, not lstm",
+        "precision.execution is compiled, which only a transformer or an encoder supports, not lstm",
     ),
     "a recurrent network computed anew": (
-        ["--model.architecture", "lstm", "--training.recompute", "blocks"],
-        "training.recompute is blocks, which is for the blocks of a transformer or an encoder, not lstm",
+        ["--model.architecture", "lstm", "--training.activation-checkpointing", "blocks"],
+        "training.activation_checkpointing is blocks, which only a transformer or an encoder supports, not lstm",
     ),
     "linear attention with rotary positions": (
         ["--model.attention", "linear"],
-        "model.positions are rotary, and linear attention has no product of query and key to turn; try none",
+        "model.positions is rotary, which linear attention does not support; try none",
     ),
     "separate documents of linear attention": (
         ["--model.attention", "linear", "--model.positions", "none", "--windows.documents", "separate"],
-        "which linear attention cannot: its past is one sum",
+        "which linear attention cannot do: its state sums all previous tokens",
     ),
     "cut windows of a recurrent network": (
         ["--model.architecture", "gru", "--windows.truncation", "0.5"],
-        "which gru cannot: its past is one sum",
+        "which gru cannot do: its state sums all previous tokens",
     ),
     "more experts a token than there are": (
-        ["--model.experts", "4", "--model.experts-per-token", "5"],
-        "model.experts_per_token is 5; expected a value from 1 to model.experts, 4",
+        ["--model.n-experts", "4", "--model.experts-per-token", "5"],
+        "model.experts_per_token is 5; expected a value from 1 to model.n_experts, 4",
     ),
     "a capacity of nothing": (
-        ["--model.experts", "4", "--model.capacity-factor", "0"],
+        ["--model.n-experts", "4", "--model.capacity-factor", "0"],
         "model.capacity_factor is 0.0; expected a value above 0, and finite",
     ),
     "experts of none": (
         ["--model.experts-per-token", "2"],
-        "model.experts_per_token is set, and model.experts is 0, which is none",
+        "model.experts_per_token is set, but model.n_experts is 0",
     ),
     "layers that cannot be shared": (
         ["--model.n-layers", "6", "--model.distinct-layers", "4"],
@@ -85,12 +85,12 @@ WRONG = {
     ),
     "attention of an LSTM": (
         ["--model.architecture", "lstm", "--model.n-kv-heads", "2"],
-        "model.n_kv_heads means nothing for lstm; leave it out",
+        "model.n_kv_heads does not apply to lstm; leave it out",
     ),
-    "segments of a decoder": (["--model.segments", "2"], "model.segments means nothing for transformer"),
+    "segments of a decoder": (["--model.segments", "2"], "model.segments does not apply to transformer"),
     "n-grams of a transformer": (
         ["--model.ngram-order", "3"],
-        "model.ngram_order means nothing for transformer",
+        "model.ngram_order does not apply to transformer",
     ),
     "n-grams without end": (
         ["--model.architecture", "ngram", "--model.ngram-order", "99"],
@@ -105,7 +105,7 @@ WRONG = {
             "--model.attention-window",
             "4",
         ],
-        "model.attention is sliding_window, which looks back only; of encoder it is full",
+        "model.attention is sliding_window, which is causal; encoder needs full attention",
     ),
     "text for an encoder–decoder": (
         ["--model.architecture", "encoder_decoder"],

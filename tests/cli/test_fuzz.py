@@ -112,7 +112,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     for place in (
         *("runs.api.train", "runs.api.plan", "runs.api.finetune", "runs.api.continue_run", "runs.load.load"),
-        *("experiments.ladder.climb", "interop.conversion.load_model", "interop.conversion.import_model"),
+        *(
+            "experiments.ladder.compare_baselines",
+            "interop.conversion.load_model",
+            "interop.conversion.import_model",
+        ),
         *("tokenizers.open_tokenizer", "data.open_corpus"),
     ):
         monkeypatch.setattr(f"wholegpt.{place}", reached)

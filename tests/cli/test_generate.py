@@ -136,7 +136,7 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
         (["--beams", "2", "--length-penalty", "nan"], "length_penalty is nan"),
         (["--beams", "100000000", "--max-tokens", "5"], "try fewer beams"),
         (["--forced", "the of", "--stop", "of"], "a stop text; leave one out"),
-        (["--stop", ""], "stop holds an empty text"),
+        (["--stop", ""], "stop contains an empty text"),
         (["--top-p", "1.5"], "top_p is 1.5"),
     ):
         assert message in fails("generate", trained_run, "the ", "--quiet", *arguments), arguments

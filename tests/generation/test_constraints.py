@@ -414,10 +414,10 @@ def test_days_exist(form: str) -> None:
 
 def test_settings_that_contradict_each_other() -> None:
     contradictions: list[tuple[dict[str, Any], str]] = [
-        ({"regex": "a", "json_schema": "{}"}, "json_schema cannot go with regex"),
-        ({"regex": "a", "stop": ("b",)}, "stop cannot go with regex"),
-        ({"json_schema": "{}", "forced": ("b",)}, "forced cannot go with json_schema"),
-        ({"json_schema": "{}", "min_tokens": 2}, "min_tokens cannot go with json_schema"),
+        ({"regex": "a", "json_schema": "{}"}, "json_schema cannot be combined with regex"),
+        ({"regex": "a", "stop": ("b",)}, "stop cannot be combined with regex"),
+        ({"json_schema": "{}", "forced": ("b",)}, "forced cannot be combined with json_schema"),
+        ({"json_schema": "{}", "min_tokens": 2}, "min_tokens cannot be combined with json_schema"),
     ]
     for settings, message in contradictions:
         with pytest.raises(ConfigError, match=message):

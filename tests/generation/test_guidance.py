@@ -92,7 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(lines))
     config = tiny_config(
         folder / "rows.jsonl",
-        data={"control": ["letter"], "control_omitted": 0.4},
+        data={"control": ["letter"], "control_dropout": 0.4},
         windows={"documents": "separate"},
         model={"context_length": 48, "d_model": 32},
         optimizer={"learning_rate": 0.02},
@@ -157,8 +157,8 @@ def test_bad_guidance(run: Path, fails: Fails) -> None:
     assert "set control too" in fails(*asked, "2")
     message = "with guidance they must fit the 48 that the model sees"
     assert message in fails(*asked, "2", "--control", "letter=a", "--max-tokens", "45")
-    with pytest.raises(ConfigError, match="control_omitted is 1"):
-        check(wg.configure({"data": {"control": ["a"], "control_omitted": 1.0}}))
+    with pytest.raises(ConfigError, match="control_dropout is 1"):
+        check(wg.configure({"data": {"control": ["a"], "control_dropout": 1.0}}))
 
 
 def test_guidance_needs_a_border_after_the_header() -> None:

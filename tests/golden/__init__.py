@@ -71,7 +71,7 @@ def modern(folder: Path) -> Path:
         folder,
         model={"n_heads": 4, "n_kv_heads": 2},
         optimizer={"kind": "muon"},
-        training={"average_decay": 0.9},
+        training={"ema_decay": 0.9},
     )
 
 
@@ -92,7 +92,7 @@ def accumulation(folder: Path) -> Path:
 
 def mixture_of_experts(folder: Path) -> Path:
     """Two of four experts for each token, with the router's losses."""
-    experts = {"experts": 4, "experts_per_token": 2}
+    experts = {"n_experts": 4, "experts_per_token": 2}
     return train(folder, model=experts, training={"balance_loss": 0.01, "router_z_loss": 0.001})
 
 

@@ -106,7 +106,7 @@ def test_without_a_compiler_texts_are_written_operation_by_operation(
     assert "compiling fails here" in process.stderr and "operation by operation" in process.stderr
 
 
-@pytest.mark.parametrize("kind", [{"attention": "linear", "positions": "none"}, {"experts": 2}])
+@pytest.mark.parametrize("kind", [{"attention": "linear", "positions": "none"}, {"n_experts": 2}])
 def test_models_whose_steps_have_no_fixed_shapes_are_refused(kind: dict[str, object]) -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32, **kind}}).model
     with pytest.raises(ConfigError, match="softmax attention and without experts"):

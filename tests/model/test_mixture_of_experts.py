@@ -25,7 +25,7 @@ from wholegpt.training.objectives import LanguageModeling, with_router_losses
 def mixture(**changes: Any) -> MixtureOfExperts:
     """A random one in float64."""
     torch.manual_seed(0)
-    layer = MixtureOfExperts(complete_model(tiny_model(**{"experts": 4, **changes}))).double()
+    layer = MixtureOfExperts(complete_model(tiny_model(**{"n_experts": 4, **changes}))).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
@@ -108,12 +108,12 @@ def test_losses_by_hand() -> None:
 def test_the_losses_are_minimised_and_counted() -> None:
     """The gradient is that of the sum; the loss that is logged is the language model's alone."""
     torch.manual_seed(0)
-    model = Transformer(tiny_model(experts=4, capacity_factor=0.5)).train()
+    model = Transformer(tiny_model(n_experts=4, capacity_factor=0.5)).train()
     ids = torch.randint(37, (6, 13))
     batch = Batch(ids[:, :-1], ids[:, 1:].clone())
     settings = tiny_config(
         "unused",
-        model={"experts": 4},
+        model={"n_experts": 4},
         training={"balance_loss": 0.3, "router_z_loss": 0.2},
         precision={"dtype": "float32"},
     )

@@ -15,6 +15,7 @@ from wholegpt.model import Transformer, flops_per_token, parameter_count, traini
 from wholegpt.model.layers.attention import attention, fused_attention
 from wholegpt.model.layers.linear_attention import CHUNK, linear_attention, linear_attention_step
 from wholegpt.settings.choices import (
+    ActivationCheckpointing,
     Attention,
     AttentionKernel,
     Bias,
@@ -23,7 +24,6 @@ from wholegpt.settings.choices import (
     Norm,
     Positions,
     QueryKeyNorm,
-    Recompute,
 )
 from wholegpt.settings.presets import PRESETS, preset
 from wholegpt.settings.schema import ModelConfig
@@ -80,7 +80,7 @@ WHOLE_BLOCKS = [
 @pytest.mark.parametrize("config", WHOLE_BLOCKS)
 def test_predicted_flops_equal_the_counted_ones(config: ModelConfig) -> None:
     kernel = AttentionKernel.fused if config.attention in WINDOWED else AttentionKernel.plain
-    if config.experts:
+    if config.n_experts:
         config = dataclasses.replace(config, capacity_factor=1.0)  # no place stays empty
     model = Transformer(config, kernel).double().train()  # oneDNN's float32 products are not counted
     token_ids = torch.zeros(3, config.context_length, dtype=torch.long)
@@ -188,9 +188,11 @@ def test_dropout_only_in_training() -> None:
 
 def test_gradient_checkpointing_changes_nothing() -> None:
     gradients: list[list[torch.Tensor]] = []
-    for recompute in Recompute:
+    for activation_checkpointing in ActivationCheckpointing:
         torch.manual_seed(3)
-        model = Transformer(tiny_model(dropout=0.2), recompute=recompute).train()
+        model = Transformer(
+            tiny_model(dropout=0.2), activation_checkpointing=activation_checkpointing
+        ).train()
         torch.manual_seed(4)
         model(torch.ones(2, 6, dtype=torch.long)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])

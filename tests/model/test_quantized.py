@@ -147,7 +147,7 @@ def test_a_format_that_the_sizes_do_not_allow() -> None:
 
 def test_experts_have_no_kernel() -> None:
     """Of fewer than 16 bits: the router alone would be laid out, and choose others."""
-    mixture = tiny_model(d_model=64, d_ff=64, experts=4)
+    mixture = tiny_model(d_model=64, d_ff=64, n_experts=4)
     for weights in (WeightFormat.int8, WeightFormat.int4):
         with pytest.raises(
             ConfigError, match=f"weights are {weights}, which has no kernel for a mixture of experts"

@@ -105,13 +105,13 @@ def experts(x: Array, w: Weights, prefix: str, c: Any) -> Array:
     out = np.zeros_like(x)
     for t, token in enumerate(x):
         p = softmax(w[f"{prefix}.router.weight"] @ token)
-        chosen = sorted(range(c.experts), key=lambda e: -p[e])[: c.experts_per_token]
+        chosen = sorted(range(c.n_experts), key=lambda e: -p[e])[: c.experts_per_token]
         share = sum(p[e] for e in chosen) if len(chosen) > 1 else 1.0
         for e in chosen:
             own: Weights = {}
             for name, weight in w.items():
                 if name.startswith(prefix) and "router" not in name:
-                    own[name] = weight[e] if name.endswith("bias") else np.split(weight, c.experts)[e]
+                    own[name] = weight[e] if name.endswith("bias") else np.split(weight, c.n_experts)[e]
             out[t] += p[e] / share * feed_forward(token[None], own, prefix, c)[0]
     return out
 
@@ -142,7 +142,7 @@ def logits(token_ids: list[int], w: Weights, c: Any) -> Array:
             h[t, i] += math.cos(angle) if i % 2 else math.sin(angle)
     for layer in range(c.n_layers):
         block = f"blocks.{layer % (c.distinct_layers or c.n_layers)}"
-        think = experts if c.experts else feed_forward
+        think = experts if c.n_experts else feed_forward
         if c.norm_placement == "pre":
             h = h + causal_attention(norm(h, f"{block}.attention_norm"), w, f"{block}.attention", c)
             h = h + think(norm(h, f"{block}.feed_forward_norm"), w, f"{block}.feed_forward", c)

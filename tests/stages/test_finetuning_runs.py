@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "whole": {"model": {"dropout": 0.1}},
     "lora": {"lora": {"rank": 2, "dropout": 0.1}, "finetuning": {"head_learning_rate": 0.02}},
     "unfreezing": {"finetuning": {"unfreeze_every": 5}, "training": {"micro_batch_size": 3}},
-    "muon": {"optimizer": {"kind": "muon"}, "training": {"average_decay": 0.9}},
+    "muon": {"optimizer": {"kind": "muon"}, "training": {"ema_decay": 0.9}},
 }
 
 
@@ -452,7 +452,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "classification",
         {"lora": {"rank": 2}, "finetuning": {"unfreeze_every": 5}},
         ConfigError,
-        "unfreeze_every cannot go with lora.rank",
+        "unfreeze_every cannot be combined with lora.rank",
     ),
     "nothing to learn from": (
         "text,label\n" + "a,x\nb,y\n" * 5,
@@ -466,7 +466,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "instruct",
         {"finetuning": {"unfreeze_every": 1}},
         ConfigError,
-        "begins with the head, which instruct has none of",
+        "starts with the head, but instruct has no head",
     ),
     "weights of scores": (
         "a,b,score\n" + "".join(f"x{i},y,{i / 2}\n" for i in range(20)),
@@ -487,21 +487,21 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "classification",
         {"lora": {"alpha": 3.0}},
         ConfigError,
-        "lora.rank is 0, which is none",
+        "lora.rank is 0, but other settings of lora are set",
     ),
     "choices": (
         "text,label\na,x\nb,y\n",
         "classification",
         {"finetuning": {"answer_columns": ["a"]}},
         ConfigError,
-        "finetuning.answer_columns means nothing for classification",
+        "finetuning.answer_columns does not apply to classification",
     ),
     "language modeling": (
         "prompt,response\na,x\nb,y\n",
         "instruct",
         {"finetuning": {"language_modeling": 0.1}},
         ConfigError,
-        "finetuning.language_modeling means nothing for instruct",
+        "finetuning.language_modeling does not apply to instruct",
     ),
     "lambda": (
         "text,label\na,x\nb,y\n",

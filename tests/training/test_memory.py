@@ -21,6 +21,7 @@ from wholegpt.model import Transformer, saved_activations
 from wholegpt.model.base import NeuralModel
 from wholegpt.runtime import compute_in, memory
 from wholegpt.settings.choices import (
+    ActivationCheckpointing,
     Architecture,
     Attention,
     AttentionKernel,
@@ -28,7 +29,6 @@ from wholegpt.settings.choices import (
     FeedForward,
     Positions,
     QueryKeyNorm,
-    Recompute,
 )
 from wholegpt.settings.presets import gpt2, modern
 from wholegpt.settings.schema import Config, ModelConfig, TrainingConfig
@@ -49,7 +49,7 @@ def kept_bytes(config: ModelConfig, kernel: AttentionKernel, rows: int) -> int:
     model = make_model(config, kernel=kernel).train()
     assert isinstance(model, NeuralModel)
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
-    experts = {p.numel() for p in model.parameters() if p.ndim == 2} if config.experts else set[int]()
+    experts = {p.numel() for p in model.parameters() if p.ndim == 2} if config.n_experts else set[int]()
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ WIDE = {"d_model": 128, "n_heads": 4, "context_length": 64, "n_layers": 3}
         tiny_model(**WIDE, feed_forward=FeedForward.relu_squared),
         tiny_model(**WIDE, attention=Attention.average, positions=Positions.learned),
         tiny_model(**{**WIDE, "context_length": 256}, attention=Attention.linear, positions=Positions.none),
-        tiny_model(**{**WIDE, "context_length": 256}, experts=4),
+        tiny_model(**{**WIDE, "context_length": 256}, n_experts=4),
         tiny_model(**WIDE, positions=Positions.sinusoidal, distinct_layers=1),
         tiny_model(**WIDE, architecture=Architecture.encoder),
         tiny_model(**WIDE, architecture=Architecture.encoder_decoder, separator=1),
@@ -173,8 +173,12 @@ def test_the_predicted_peak_is_that_of_a_step(model: ModelConfig, dtype: str, ki
     assert peak_tensor_bytes(config, rows) == pytest.approx(live_bytes(config), rel=0.13)
 
 
-def decided(model: ModelConfig, recompute: Recompute = Recompute.nothing) -> Config:
-    config = Config(model=model, training=TrainingConfig(batch_size=16, recompute=recompute))
+def decided(
+    model: ModelConfig, activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+) -> Config:
+    config = Config(
+        model=model, training=TrainingConfig(batch_size=16, activation_checkpointing=activation_checkpointing)
+    )
     return from_mapping({"precision": {"dtype": "bfloat16", "attention": "blocked"}}, config)
 
 
@@ -192,14 +196,17 @@ def test_a_step_that_does_not_fit_is_split() -> None:
 
 def test_a_model_that_cannot_fit_is_refused_with_what_would() -> None:
     config = decided(BIG)
-    recomputed = decided(BIG, recompute=Recompute.blocks)
+    recomputed = decided(BIG, activation_checkpointing=ActivationCheckpointing.blocks)
     free = 1.15 * peak_tensor_bytes(recomputed, 1)
     assert HEADROOM * free < peak_tensor_bytes(config, 1)
     with pytest.raises(
-        ConfigError, match=r"needs about [\d.]+ GB .* this would fit: --training.recompute blocks$"
+        ConfigError,
+        match=r"needs about [\d.]+ GB .* this would fit: --training.activation-checkpointing blocks$",
     ):
         fitting_micro_batch(config, free)
-    with pytest.raises(ConfigError, match=r"--training.recompute blocks --model.n-layers \d+$"):
+    with pytest.raises(
+        ConfigError, match=r"--training.activation-checkpointing blocks --model.n-layers \d+$"
+    ):
         fitting_micro_batch(config, 0.6 * free)
     with pytest.raises(ConfigError, match="a far smaller model is needed"):
         fitting_micro_batch(config, 0.01 * GB)

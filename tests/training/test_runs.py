@@ -99,12 +99,16 @@ def test_stopped_and_resumed_equals_never_stopped(trained_run: Path, tmp_path: P
         {
             "model": {"dropout": 0.1, "n_heads": 2, "n_kv_heads": 1},
             "optimizer": {"kind": "muon"},
-            "training": {"average_decay": 0.9, "initial_batch_size": 1, "batch_growth_steps": 7},
+            "training": {"ema_decay": 0.9, "initial_batch_size": 1, "batch_growth_steps": 7},
         },
-        {"precision": {"dtype": "float16"}, "training": {"micro_batch_size": 3, "average_decay": 0.5}},
-        {"precision": {"dtype": "float32"}, "training": {"recompute": "blocks"}, "model": {"dropout": 0.2}},
+        {"precision": {"dtype": "float16"}, "training": {"micro_batch_size": 3, "ema_decay": 0.5}},
+        {
+            "precision": {"dtype": "float32"},
+            "training": {"activation_checkpointing": "blocks"},
+            "model": {"dropout": 0.2},
+        },
     ],
-    ids=["muon", "float16", "recompute"],
+    ids=["muon", "float16", "activation_checkpointing"],
 )
 def test_every_way_of_training_resumes_to_the_same_bits(
     text_file: Path, tmp_path: Path, sections: dict[str, dict[str, Any]]
@@ -123,7 +127,7 @@ def test_the_average_of_the_weights_is_measured_and_saved(text_file: Path, tmp_p
     """Against the average computed here from the weights after every step, which a run without it saves."""
     every = {"checkpointing": {"every": 1, "keep": 12}}
     plain = api.train(config=tiny_config(text_file, **every), out=tmp_path / "plain", console=QUIET)
-    averaged = tiny_config(text_file, training={"average_decay": 0.7})
+    averaged = tiny_config(text_file, training={"ema_decay": 0.7})
     run = api.train(config=averaged, out=tmp_path / "averaged", console=QUIET)
     expected: dict[str, torch.Tensor] = {}
     for step in range(1, 13):

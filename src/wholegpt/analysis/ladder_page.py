@@ -28,7 +28,7 @@ def draw_ladder(axes: "Axes", ladder: Mapping[str, Any]) -> None:
     """Draw a point with its interval for each baseline, from the first down to GPT, and one at equal
     parameters.
     """
-    baselines = ladder["rungs"]
+    baselines = ladder["baselines"]
     positions = range(len(baselines))
     for name, color, marker, size in (("result", BLUE, "o", 5), ("equal", ORANGE, "D", 7)):
         shown = [

@@ -37,9 +37,9 @@ from wholegpt.model.baselines import NGram, RecurrentNetwork
 from wholegpt.model.baselines.ngram import ngram_sizes
 from wholegpt.model.heads import TaskEncoder, TaskTransformer
 from wholegpt.model.lora import add_lora, lora_layers, train_new_embeddings
-from wholegpt.settings.choices import Architecture, AttentionKernel, Recompute
+from wholegpt.settings.choices import ActivationCheckpointing, Architecture, AttentionKernel
 from wholegpt.settings.schema import LoraConfig, ModelConfig
-from wholegpt.settings.serialization import from_mapping, to_mapping
+from wholegpt.settings.serialization import from_mapping, present_names, to_mapping
 from wholegpt.settings.validation import MOST_ORDER, TRANSFORMERS, complete_model
 from wholegpt.tokenizers import Tokenizer
 
@@ -149,7 +149,7 @@ def load_model(
     folder: Path,
     device: torch.device | str = "cpu",
     kernel: AttentionKernel = AttentionKernel.plain,
-    recompute: Recompute = Recompute.nothing,
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
 ) -> ModelFolder:
     """Load a model folder onto ``device``.
 
@@ -184,7 +184,7 @@ def load_model(
         accepted = FLOATING if expected[name].is_floating_point() else ("I64",)
         if one.dtype not in accepted:
             raise CheckpointError(f"{path}: {name} holds {one.dtype}; expected {', '.join(accepted)}")
-    fresh = make_model(config, metadata, kernel, recompute, sizes)
+    fresh = make_model(config, metadata, kernel, activation_checkpointing, sizes)
     fresh.load_state_dict(_read_tensors(path), strict=False)
     if broken := not_finite(fresh.own_tensors()):
         raise CheckpointError(f"{path}: {broken} holds values that are not finite in float32")
@@ -196,7 +196,8 @@ def load_model_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     content = _read_versioned(path)
     try:
-        return complete_model(from_mapping(content["model"], ModelConfig(), str(path)))
+        fields, _ = present_names("model", content["model"], str(path))
+        return complete_model(from_mapping(fields, ModelConfig(), str(path)))
     except (ConfigError, KeyError, TypeError) as error:
         problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path}: {problem.removeprefix(f'{path}: ')}") from None
@@ -228,7 +229,7 @@ def make_model(
     config: ModelConfig,
     metadata: ModelMetadata = NO_METADATA,
     kernel: AttentionKernel = AttentionKernel.plain,
-    recompute: Recompute = Recompute.nothing,
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
     sizes: Sequence[int] = (),
 ) -> TokenModel:
     """Create a model with the head and the LoRA in ``metadata``; with LoRA, only the new parameters are
@@ -245,9 +246,9 @@ def make_model(
     encoder = config.architecture is Architecture.encoder
     if metadata.task:
         kind = TaskEncoder if encoder else TaskTransformer
-        model: Transformer = kind(config, metadata.task.outputs, kernel, recompute)
+        model: Transformer = kind(config, metadata.task.outputs, kernel, activation_checkpointing)
     else:
-        model = (Encoder if encoder else Transformer)(config, kernel, recompute)
+        model = (Encoder if encoder else Transformer)(config, kernel, activation_checkpointing)
     if metadata.lora:
         add_lora(model, metadata.lora)
         train_new_embeddings(model, metadata.new_tokens)

@@ -4,19 +4,22 @@ Importing this imports neither torch nor anything else that is slow; a command i
 when it runs.
 """
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 
 from wholegpt import __version__
 from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, SettingsHelp, program_name
-from wholegpt.console import discard_output, open_standard_streams, write_error, write_output
-from wholegpt.errors import ConfigError, WholeGPTError, shortened
+from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
+from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
 from wholegpt.interrupts import end_process
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
@@ -86,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("an argument holds a NUL character, which no path and no setting can")
         SettingsHelp.everything = HELP_ALL in tokens
         parsed = [REPLACED.get(token, token) for token in tokens]
-        make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
+        with _renamed_settings_shown():
+            make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
         write_output("", end="")  # flushes what was printed, so that a full disk is reported
     except cyclopts.CycloptsError as error:
         return _complain(tokens, error, USER_ERROR, _usage_message(error, "--" in tokens))
@@ -111,6 +115,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"this is a bug in wholegpt: {type(error).__name__}: {error}; --debug shows where",
         )
     return 0
+
+
+@contextlib.contextmanager
+def _renamed_settings_shown() -> Iterator[None]:
+    """Show each ``RenamedSettingWarning`` in the block once, as one line on standard error, also when quiet."""
+    shown: set[str] = set()  # a command may read the same file several times
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RenamedSettingWarning)
+        other = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            *rest: Any,
+            **more: Any,
+        ) -> None:
+            if not issubclass(category, RenamedSettingWarning):
+                other(message, category, filename, lineno, *rest, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                Console().warn(shortened(str(message), LONGEST_MESSAGE))
+
+        warnings.showwarning = show
+        yield
 
 
 def _ignore_narrow_columns() -> None:

@@ -187,40 +187,44 @@ def ladder(
     *source: str,
     minutes: float,
     out: str | None = None,
-    rung: tuple[str, ...] = (),
+    baseline: tuple[str, ...] = (),
     recipe: Annotated[str, Parameter(name=["--recipe", "--config"])] = "ladder",
     config: Settings = Config(),
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Train each kind of model that led to GPT on the same text for the same time: one table, one chart.
+    """Compare all baselines, from n-grams to GPT, on one text: each is trained for the same time.
 
-    Each gets four short trials of an eighth of the time for its size and learning rate (n-grams four orders), then is
-    trained for all of it, and once more, after two trials, with as many parameters as the last one has: two and three
-    quarter times the minutes for each. What is done is kept; the same call goes on.
+    For each network, four short trials of an eighth of the time choose its width and learning rate (for n-grams, four
+    orders are tried). Then it is trained for the whole time, and once more, after two trials, with as many parameters
+    as the last model. This takes up to 2.75 times the minutes for each network. Finished results are kept; the same
+    command continues an interrupted comparison.
 
     Parameters
     ----------
     source
-        What `train` takes.
+        Text sources, as for `train`.
     minutes
-        Of training for each.
+        Training time of each network.
     out
-        Folder of table, chart and runs; runs/ladder-NAME unless given.
-    rung
-        Only this one: uniform, unigram, n-gram, average, Elman, GRU, LSTM, GPT-1, GPT-2 or modern. Can be repeated.
+        Folder for table, chart and runs. Default: runs/ladder-NAME.
+    baseline
+        Compare only this model: uniform, unigram, n-gram, average, Elman, GRU, LSTM, GPT-1, GPT-2 or modern. Can be
+        repeated.
     recipe
-        What all have in common.
+        Common settings of all models.
 
     """
     chosen = presets.configure(
         _changes(source, config, reading, common), presets.recipe(recipe), where="command line"
     )
-    from wholegpt.experiments.ladder import climb, table_rows
+    from wholegpt.experiments.ladder import compare_baselines
+    from wholegpt.experiments.results import table_rows
 
-    climbed = climb(minutes=minutes, config=chosen, out=out, rungs=rung, console=common.console).to_json()
-    folder = climbed["folder"]
-    common.show(climbed, f"{grid(table_rows(climbed))}\nPage: {folder}/ladder.html")
+    compared = compare_baselines(
+        minutes=minutes, config=chosen, out=out, baselines=baseline, console=common.console
+    ).to_json()
+    common.show(compared, f"{grid(table_rows(compared))}\nPage: {compared['folder']}/ladder.html")
 
 
 def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: Common) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Many runs, compared."""
+"""Experiments: many runs, compared."""

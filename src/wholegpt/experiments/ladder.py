@@ -1,13 +1,12 @@
-"""The ladder that led to GPT: each kind of model trained on the same text for the same time, and at the same size.
+"""The ladder of baselines: every kind of model is trained on the same text, for the same time and at the same size.
 
-Every rung is searched for in the same way before: short trainings of each width and learning rate, each a share of the
-time that it gets, and of each rate again at the size that all have; of n-grams as many orders.
+Each baseline gets the same search before it is trained: short trials of each width with each learning rate, each with
+the same share of the time. At equal size, each learning rate is tried once more. For n-grams, several orders are tried.
 """
 
-import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,168 +20,74 @@ from wholegpt.console import Console
 from wholegpt.data import Corpus, PreparedData
 from wholegpt.errors import ConfigError, Interrupted, NumericsError, RunError
 from wholegpt.evaluation import evaluate_tokens
+from wholegpt.experiments.baselines import BASELINES, Baseline, width_of_size
+from wholegpt.experiments.results import Choice, Ladder, Result
 from wholegpt.files import lock_folder, read_json, write_json_atomic
 from wholegpt.interrupts import interruptible
-from wholegpt.model import flops_per_token, parameter_count
+from wholegpt.model import flops_per_token
 from wholegpt.model.baselines import NGram
 from wholegpt.planning.trial import run_trial
 from wholegpt.runs import api
 from wholegpt.runs.folder import with_absolute_paths
 from wholegpt.runs.train import Run
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Architecture, Attention, Positions
+from wholegpt.settings.choices import Architecture
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import to_mapping
-from wholegpt.settings.validation import complete_model
 from wholegpt.stages.text_source import open_text, prepared_text
 from wholegpt.training.resolution import resolve
 
 TRIAL_SHARE = 1 / 8
-"""Of the time of a rung that each trial takes."""
+"""Duration of a trial as a share of the training time of a baseline."""
 PACE_STEPS = 6
+"""Steps that measure the time per step."""
 LEARNING_RATES = (0.003, 0.01)
 WIDTHS = (128, 256)
-NARROWEST, STEP, WIDEST = 32, 8, 2048
-"""Widths among which the one with as many parameters as another model is looked for."""
-ORDERS = (2, 3, 4, 6)
 TRIAL_TOKENS = 20_000
-"""Held-out tokens that a trial is measured on."""
+"""Validation tokens on which trials are compared."""
 CHOICE, SETTINGS = "choice.json", "settings.json"
 DECIDED = ("optimizer.learning_rate", "training.steps", "training.epochs")
-"""Settings that the ladder decides itself, besides all of the model's but its context."""
+"""Settings that the ladder decides, in addition to those of the model except its context length."""
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One kind of model."""
+class Conditions:
+    """What all baselines have in common."""
 
-    name: str
-    words: str
-    """What it does, in a line."""
-    of_width: Callable[[int], ModelConfig] | None = None
-    """The model of a width, but for vocabulary and context."""
-    orders: Sequence[int] = ()
-    """Of n-grams, those that are tried."""
-
-
-def _transformer(like: ModelConfig, **changes: Any) -> Callable[[int], ModelConfig]:
-    """A transformer like a published one: a layer for each 64 of width, two at least; heads of 32."""
-
-    def of_width(width: int) -> ModelConfig:
-        sizes = {
-            "d_model": width,
-            "n_layers": max(2, round(width / 64)),
-            "n_heads": max(1, width // 32),
-            "d_head": 32,
-        }
-        return dataclasses.replace(like, **{**sizes, "n_kv_heads": 0, "d_ff": 0, "dropout": 0.0, **changes})
-
-    return of_width
-
-
-def _recurrent(kind: Architecture) -> Callable[[int], ModelConfig]:
-    """Two layers of one kind."""
-    return lambda width: ModelConfig(architecture=kind, d_model=width, n_layers=2)
-
-
-RUNGS = (
-    Rung("uniform", "every token as likely", orders=(0,)),
-    Rung("unigram", "how often each token comes", orders=(1,)),
-    Rung("n-gram", "what followed the last few tokens, with Kneser–Ney smoothing", orders=ORDERS),
-    Rung(
-        "average",
-        "the mean of all that came before",
-        _transformer(presets.gpt2(), attention=Attention.average, positions=Positions.learned),
-    ),
-    Rung("Elman", "a state made of the one before and the token", _recurrent(Architecture.elman)),
-    Rung("GRU", "the same with gates", _recurrent(Architecture.gru)),
-    Rung("LSTM", "the same with gates and a memory", _recurrent(Architecture.lstm)),
-    Rung("GPT-1", "attention, norms after the sums", _transformer(presets.gpt1())),
-    Rung("GPT-2", "norms before the layers", _transformer(presets.gpt2())),
-    Rung("modern", "rotary positions, RMSNorm, SwiGLU", _transformer(presets.modern("tiny"))),
-)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the search of a rung found."""
-
-    size: int
-    """The width, or the order of n-grams."""
-    learning_rate: float
-    tried: list[list[float | None]]
-    """Size, learning rate and nats per token of each trial; none of one that diverged."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A trained rung."""
-
-    size: int
-    learning_rate: float
-    parameters: int
-    bits_per_byte: float
-    """Of the held-out text, by the last weights."""
-    bytes: int
-    """Of the held-out text, all of them scored but those of its first token."""
-    intervals: dict[str, list[float]]
-    """95%, of ``bits_per_byte`` and ``nats_per_token``: a bootstrap over pieces of the text, not over trainings."""
-    nats_per_token: float
-    train_flops: float
-    """3 · forward FLOPs a token · tokens."""
-    train_seconds: float
-    tokens: int
-    tokens_per_second: float
-    sample: str
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """All rungs, on one text."""
-
-    corpus: str
-    folder: str
-    """Where the page and the runs are."""
+    base: Config
+    data: PreparedData
     minutes: float
-    rungs: list[dict[str, Any]]
-    """Of each its name, what it does, what was tried, its result, and that at the size of the last (``equal``)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+    """Training time of each baseline."""
+    folder: Path
+    console: Console
 
 
-def climb(
+def compare_baselines(
     *sources: str | Path,
     minutes: float,
     config: Config | None = None,
     out: str | Path | None = None,
-    rungs: Sequence[str] = (),
+    baselines: Sequence[str] = (),
     console: Console | None = None,
 ) -> Ladder:
-    """Train every rung (or those named) for so many ``minutes``, then each with as many parameters as the last one has.
+    """Train every baseline (or the named ``baselines``) for ``minutes``, then each at the size of the last one.
 
-    Settings that all share come from ``config``, or from the recipe ``ladder``. Everything is kept in ``out``
-    (``runs/ladder-NAME`` unless given), and a second call goes on there. Raises ``ConfigError`` for a time that is
-    none, for a rung that does not exist, for settings that the ladder decides itself, and for a folder where other
-    ones were begun with; ``NumericsError`` where every trial of a rung diverges.
+    ``config`` holds the common settings; the default is the recipe ``ladder``. All results are kept in ``out``
+    (default ``runs/ladder-NAME``), and a second call with the same arguments continues there.
+
+    Raises ``ConfigError`` if ``minutes`` is not a positive finite number, for an unknown baseline, for settings that
+    the ladder decides itself, and for a folder with results of other settings. Raises ``NumericsError`` if all trials
+    of a baseline diverge.
     """
     console = console or Console()
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes:g}; expected a finite time above 0")
-    named = {_name(rung): rung for rung in RUNGS}
-    unknown = [name for name in rungs if name.lower() not in named]
-    if unknown:
-        raise ConfigError(
-            f"there is no rung {unknown[0]!r}; {presets.nearest(unknown[0], [r.name for r in RUNGS])}"
-        )
-    asked = [name.lower() for name in rungs]
-    chosen = [rung for name, rung in named.items() if not asked or name in asked]
+    chosen = _chosen(baselines)
     base = config or presets.recipe("ladder")
     if sources:
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=tuple(map(str, sources))))
     _refuse_decided(base)
-    networks = sum(rung.of_width is not None for rung in chosen)
+    networks = sum(baseline.of_width is not None for baseline in chosen)
     console.note(
         f"{networks} networks, up to 2.75 × {minutes:g} min each: {networks * 2.75 * minutes:.3g} min"
     )
@@ -190,69 +95,63 @@ def climb(
     name = corpus.name if corpus else Path(base.data.source[0]).name
     folder = Path(out) if out else Path("runs") / f"ladder-{name}"
     with lock_folder(folder, "ladder"):
-        return _climb(chosen, base, corpus, minutes, folder, console)
+        try:
+            data, base = _prepared(with_absolute_paths(base), corpus, minutes, folder, console)
+            done = _compared(chosen, Conditions(base, data, minutes, folder, console))
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted(
+                f"interrupted; finished results are kept in {folder}, and the same command continues"
+            ) from None
+        ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
+        write_json_atomic(folder / "ladder.json", ladder.to_json())
+        write_ladder_page(folder / "ladder.html", ladder.to_json())
+        return ladder
 
 
-def _climb(
-    chosen: Sequence[Rung],
-    base: Config,
-    corpus: Corpus | None,
-    minutes: float,
-    folder: Path,
-    console: Console,
-) -> Ladder:
-    """``climb`` in a folder that is locked."""
-    try:
-        data, base = _prepared(with_absolute_paths(base), corpus, minutes, folder, console)
-        done = _climbed(chosen, base, data, minutes, folder, console)
-    except (KeyboardInterrupt, Interrupted):
-        raise Interrupted(
-            f"interrupted; what is done is kept in {folder}, and the same command goes on"
-        ) from None
-    ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
-    write_json_atomic(folder / "ladder.json", ladder.to_json())
-    write_ladder_page(folder / "ladder.html", ladder.to_json())
-    return ladder
+def _chosen(names: Sequence[str]) -> list[Baseline]:
+    """Return the named baselines in the order of the ladder; all if ``names`` is empty."""
+    known = {baseline.key for baseline in BASELINES}
+    for name in names:
+        if name.lower() not in known:
+            hint = presets.nearest(name, [baseline.name for baseline in BASELINES])
+            raise ConfigError(f"unknown baseline {name!r}; {hint}")
+    asked = [name.lower() for name in names]
+    return [baseline for baseline in BASELINES if not asked or baseline.key in asked]
 
 
-def _climbed(
-    chosen: Sequence[Rung],
-    base: Config,
-    data: PreparedData,
-    minutes: float,
-    folder: Path,
-    console: Console,
-) -> list[dict[str, Any]]:
-    """Every rung, searched for and trained, then each at the size of the last."""
+def _compared(chosen: Sequence[Baseline], conditions: Conditions) -> list[dict[str, Any]]:
+    """Search for and train every baseline, then train each at the size of the last one."""
+    folder, base, console = conditions.folder, conditions.base, conditions.console
     done: list[dict[str, Any]] = []
-    for rung in chosen:
-        console.note(f"{rung.name}: {rung.words}")
-        sizes = rung.orders if rung.of_width is None else WIDTHS
-        place = folder / _name(rung)
-        choice = _search(rung, sizes, base, data, minutes, place, console)
-        result = _train(rung, choice, base, data, minutes, place, console)
-        done.append({"name": rung.name, "words": rung.words, "tried": choice.tried, "result": asdict(result)})
-    parameters = done[-1]["result"]["parameters"]
-    for rung, one in zip(chosen, done, strict=True):
-        if rung.of_width is None:
+    for baseline in chosen:
+        console.note(f"{baseline.name}: {baseline.description}")
+        sizes = baseline.orders if baseline.of_width is None else WIDTHS
+        choice, result = _searched_and_trained(baseline, sizes, conditions, folder / baseline.key)
+        named = {"name": baseline.name, "description": baseline.description}
+        done.append({**named, "tried": choice.tried, "result": asdict(result)})
+    parameters, vocab_size = done[-1]["result"]["parameters"], conditions.data.tokenizer.vocab_size
+    for baseline, one in zip(chosen, done, strict=True):
+        if baseline.of_width is None:
             continue
-        width = width_of_size(rung.of_width, parameters, data.tokenizer.vocab_size, base.model.context_length)
+        width = width_of_size(baseline.of_width, parameters, vocab_size, base.model.context_length)
         if width == one["result"]["size"]:
             one["equal"] = one["result"]
             continue
-        place = folder / f"{_name(rung)}-equal-{width}"
-        console.note(f"{rung.name}, with about as many parameters as {chosen[-1].name}: {width} wide")
-        choice = _search(rung, [width], base, data, minutes, place, console)
-        one["equal"] = asdict(_train(rung, choice, base, data, minutes, place, console))
+        console.note(f"{baseline.name} with about as many parameters as {chosen[-1].name}: width {width}")
+        run = folder / f"{baseline.key}-equal-{width}"
+        one["equal"] = asdict(_searched_and_trained(baseline, [width], conditions, run)[1])
     return done
 
 
-def _name(rung: Rung) -> str:
-    return rung.name.lower()
+def _searched_and_trained(
+    baseline: Baseline, sizes: Sequence[int], conditions: Conditions, folder: Path
+) -> tuple[Choice, Result]:
+    choice = _search(baseline, sizes, conditions, folder)
+    return choice, _train(baseline, choice, conditions, folder)
 
 
 def _refuse_decided(config: Config) -> None:
-    """Raise ``ConfigError`` for settings that would change nothing."""
+    """Raise ``ConfigError`` for settings that the ladder would override."""
     given, usual = (
         dict(field.split(": ", 1) for field in _flat(one)) for one in (config, presets.recipe("ladder"))
     )
@@ -263,11 +162,11 @@ def _refuse_decided(config: Config) -> None:
         and (name in DECIDED or (name.startswith("model.") and name != "model.context_length"))
     ]
     if decided:
-        raise ConfigError(f"the ladder decides {', '.join(decided)} itself; leave it out")
+        raise ConfigError(f"the ladder decides {', '.join(decided)} itself; remove this setting")
 
 
 def _flat(config: Config) -> list[str]:
-    """Each setting as ``SECTION.FIELD: value``."""
+    """Return each setting as ``SECTION.FIELD: value``."""
     return [
         f"{section}.{name}: {value}"
         for section, fields in to_mapping(config).items()
@@ -278,13 +177,15 @@ def _flat(config: Config) -> list[str]:
 def _prepared(
     config: Config, corpus: Corpus | None, minutes: float, folder: Path, console: Console
 ) -> tuple[PreparedData, Config]:
-    """The text, prepared once for all rungs, in a folder that is of these settings alone."""
+    """Prepare the text once for all baselines. Raises ``ConfigError`` if ``folder`` belongs to other settings."""
     data, settings = folder / "data", [f"minutes: {minutes:g}", *_flat(config)]
-    kept = _begun_with(folder, settings)
-    if kept != settings:
-        pairs = zip_longest(kept, settings, fillvalue="nothing")
+    recorded = _recorded_settings(folder)
+    if recorded is not None and recorded != settings:
+        pairs = zip_longest(recorded, settings, fillvalue="nothing")
         old, new = next((a, b) for a, b in pairs if a != b)
-        raise ConfigError(f"{folder}: was begun with {old}, not {new}; give the same, or another --out")
+        raise ConfigError(
+            f"{folder}: was created with {old}, not {new}; use the same settings, or another --out"
+        )
     if not PreparedData.exists(data):
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / SETTINGS, settings)
@@ -293,40 +194,33 @@ def _prepared(
     return PreparedData.open(data), dataclasses.replace(config, data=source)
 
 
-def _begun_with(folder: Path, settings: list[str]) -> list[str]:
-    """The settings of the ladder in ``folder``; those given for a new one. Raises ``RunError`` for another folder."""
+def _recorded_settings(folder: Path) -> list[str] | None:
+    """Return the settings of the ladder in ``folder``, or ``None`` if it is new. Raises ``RunError`` otherwise."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return settings
+        return None
     try:
         return msgspec.convert(read_json(folder / SETTINGS), list[str])
     except (OSError, ValueError):
-        raise RunError(f"{folder}: exists and is not a ladder; name another --out") from None
+        raise RunError(f"{folder}: exists and is not a ladder; choose another --out") from None
 
 
-def _search(
-    rung: Rung,
-    sizes: Sequence[int],
-    base: Config,
-    data: PreparedData,
-    minutes: float,
-    folder: Path,
-    console: Console,
-) -> Choice:
-    """The best of some ``sizes``, each with every learning rate, or of orders."""
+def _search(baseline: Baseline, sizes: Sequence[int], conditions: Conditions, folder: Path) -> Choice:
+    """Return the best of the ``sizes`` and learning rates. The choice is kept beside ``folder``."""
     kept = folder.with_suffix(f".{CHOICE}")
     if kept.exists():
         return msgspec.convert(read_json(kept), Choice)
-    rates = (0.0,) if rung.of_width is None else LEARNING_RATES
+    rates = (0.0,) if baseline.of_width is None else LEARNING_RATES
     candidates = [(size, rate) for size in sizes for rate in rates]
     nats: dict[tuple[int, float], float] = {}
+    seconds = 60 * conditions.minutes * TRIAL_SHARE
     for size, rate in candidates if len(candidates) > 1 else []:
-        config = _config(rung, size, rate, base, data, 60 * minutes * TRIAL_SHARE, console)
+        config = _config(baseline, size, rate, conditions, seconds)
         try:
-            nats[size, rate] = _trial_nats(config, data, console)
+            nats[size, rate] = _trial_nats(config, conditions.data, conditions.console)
         except NumericsError as error:
-            console.note(f"{rung.name}, size {size}, learning rate {rate:g}: {error}")
+            conditions.console.note(f"{baseline.name}, size {size}, learning rate {rate:g}: {error}")
     if len(candidates) > 1 and not nats:
-        raise NumericsError(f"{rung.name}: every trial diverged; try another text, or a longer time")
+        raise NumericsError(f"{baseline.name}: all trials diverged; try another text, or more minutes")
     size, rate = min(nats, key=lambda one: nats[one]) if nats else candidates[0]
     tried = [[*one, nats.get(one)] for one in candidates] if nats else []
     choice = Choice(size, rate, tried)
@@ -334,28 +228,29 @@ def _search(
     return choice
 
 
-def _config(
-    rung: Rung, size: int, rate: float, base: Config, data: PreparedData, seconds: float, console: Console
-) -> Config:
-    """What a training of so many ``seconds`` is: its pace is measured first."""
+def _config(baseline: Baseline, size: int, rate: float, conditions: Conditions, seconds: float) -> Config:
+    """Return the settings of a training of about ``seconds``. The time per step is measured first."""
+    base, data, console = conditions.base, conditions.data, conditions.console
     length = base.model.context_length
-    if rung.of_width is None:
+    if baseline.of_width is None:
         model = ModelConfig(architecture=Architecture.ngram, ngram_order=size, context_length=length)
         return resolve(dataclasses.replace(base, model=model), data)
-    model = dataclasses.replace(rung.of_width(size), vocab_size=0, context_length=length)
+    model = dataclasses.replace(baseline.of_width(size), vocab_size=0, context_length=length)
     optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
     training = dataclasses.replace(base.training, steps=PACE_STEPS, epochs=0.0)
     config = resolve(dataclasses.replace(base, model=model, optimizer=optimizer, training=training), data)
-    with console.progress("measuring its pace", PACE_STEPS) as progress:
+    with console.progress("measuring the time per step", PACE_STEPS) as progress:
         pace = run_trial(config, data, progress, sample=1).rates.step_seconds
     steps = max(PACE_STEPS, round(seconds / pace))
     if steps * pace > 2 * seconds:
-        console.warn(f"{rung.name}: {steps} steps, the fewest, take {steps * pace:.1f} s, not {seconds:.1f}")
+        console.warn(
+            f"{baseline.name}: the minimum of {steps} steps takes {steps * pace:.1f} s instead of {seconds:.1f} s"
+        )
     return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
 
 
 def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
-    """Nats per token of the held-out text after a short training, or counting."""
+    """Return the nats per token of the validation text after a short training (n-grams: after counting)."""
     if config.model.architecture is Architecture.ngram:
         model = interruptible(lambda: NGram.counted(data.train.read(0, len(data.train)), config.model))
         dtype, device = config.precision.dtype, torch.device("cpu")
@@ -367,28 +262,22 @@ def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
     return min(trial.validation_nats.values())
 
 
-def _train(
-    rung: Rung,
-    choice: Choice,
-    base: Config,
-    data: PreparedData,
-    minutes: float,
-    folder: Path,
-    console: Console,
-) -> Result:
-    """The rung trained for so many minutes, or what an earlier call made of it."""
-    kept = folder / "result.json"
+def _train(baseline: Baseline, choice: Choice, conditions: Conditions, folder: Path) -> Result:
+    """Train the baseline, or return the result of an earlier call. An interrupted run is resumed."""
+    kept, console = folder / "result.json", conditions.console
     if not kept.exists():
         if (folder / "config.yaml").exists():
             run: Run[Any] = api.resume(folder, console=console)
         else:
-            config = _config(rung, choice.size, choice.learning_rate, base, data, 60 * minutes, console)
+            seconds = 60 * conditions.minutes
+            config = _config(baseline, choice.size, choice.learning_rate, conditions, seconds)
             run = api.train(config=config, out=folder, console=console)
-        write_json_atomic(kept, asdict(_result(run, choice, data, console)))
+        write_json_atomic(kept, asdict(_result(run, choice, conditions.data, console)))
     return msgspec.convert(read_json(kept), Result)
 
 
 def _result(run: Run[Any], choice: Choice, data: PreparedData, console: Console) -> Result:
+    """Measure a finished run on the whole validation text."""
     state, lm = run.state, run.load(checkpoint="last")
     score = lm.evaluate_tokens(data.validation, 0, run.config.precision.dtype, console)
     intervals = {name: score.intervals[name] for name in ("bits_per_byte", "nats_per_token")}
@@ -407,56 +296,3 @@ def _result(run: Run[Any], choice: Choice, data: PreparedData, console: Console)
         tokens_per_second=state.tokens / max(state.train_seconds, 1e-9),
         sample=run.sample,
     )
-
-
-def width_of_size(
-    of_width: Callable[[int], ModelConfig], parameters: int, vocab_size: int, context_length: int
-) -> int:
-    """The width whose model has about as many ``parameters``, of which a wider one has more."""
-
-    def parameters_of(width: int) -> int:
-        config = dataclasses.replace(of_width(width), vocab_size=vocab_size, context_length=context_length)
-        return parameter_count(complete_model(config)).total
-
-    widths = range(NARROWEST, WIDEST, STEP)
-    above = bisect.bisect_left(widths, parameters, key=parameters_of)
-    nearest = widths[max(0, above - 1) : above + 1]
-    return min(nearest, key=lambda width: abs(math.log(parameters_of(width) / parameters)))
-
-
-def sure_bits(result: Mapping[str, Any]) -> str:
-    """Bits per byte with their interval."""
-    low, high = result["intervals"]["bits_per_byte"]
-    return f"{result['bits_per_byte']:.4f} ({low:.4f} to {high:.4f})"
-
-
-def table_rows(ladder: Mapping[str, Any]) -> list[list[str]]:
-    """The table for people, its first row the names of the columns."""
-    rows = [
-        [
-            "rung",
-            "bits per byte (95%)",
-            "parameters",
-            "training FLOPs",
-            "training seconds",
-            "tokens/s",
-            "width or order, rate",
-            "equal parameters: bits per byte",
-        ]
-    ]
-    for one in ladder["rungs"]:
-        result, equal = one["result"], one.get("equal")
-        rate = f", {result['learning_rate']:g}" if result["learning_rate"] else ""
-        rows.append(
-            [
-                one["name"],
-                sure_bits(result),
-                f"{result['parameters']:,}",
-                f"{result['train_flops']:.2e}" if result["train_flops"] else "–",
-                f"{result['train_seconds']:.0f}",
-                f"{result['tokens_per_second']:,.0f}",
-                f"{result['size']}{rate}",
-                f"{equal['bits_per_byte']:.4f} ({equal['parameters']:,})" if equal else "–",
-            ]
-        )
-    return rows

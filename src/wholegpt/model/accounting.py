@@ -65,7 +65,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
         attention += 2 * c.d_head
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     feed_forward = inward * linear(c.d_model, c.d_ff) + linear(c.d_ff, c.d_model)
-    router = c.experts * c.d_model
+    router = c.n_experts * c.d_model
     norm = norm_vectors * c.d_model
     final_norm = norm if c.norm_placement is NormPlacement.pre else 0
     matrices, distinct = 1 if c.embeddings is Embeddings.tied else 2, c.distinct_layers or c.n_layers
@@ -82,9 +82,9 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     return ParameterCount(
         embeddings=(matrices * c.vocab_size + vectors) * c.d_model,
         blocks=heading
-        + distinct * (attention + router + (c.experts or 1) * feed_forward + 2 * norm)
+        + distinct * (attention + router + (c.n_experts or 1) * feed_forward + 2 * norm)
         + final_norm,
-        unused=distinct * (c.experts - c.experts_per_token) * feed_forward if c.experts else 0,
+        unused=distinct * (c.n_experts - c.experts_per_token) * feed_forward if c.n_experts else 0,
     )
 
 
@@ -124,7 +124,7 @@ def flops_per_token(config: ModelConfig) -> int:
         return 2 * (2 * c.n_layers * gates * c.d_model + c.vocab_size) * c.d_model if gates else 0
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
     attention = c.d_model * (projected_heads(c) + c.n_heads) * c.d_head
-    feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.experts * c.d_model
+    feed_forward = c.experts_per_token * (inward + 1) * c.d_model * c.d_ff + c.n_experts * c.d_model
     predicting = c.d_model**2 if c.architecture is Architecture.encoder else 0
     if c.architecture is Architecture.encoder_decoder:  # in training every position goes through both halves
         layer = 2 * (attention + feed_forward) + 4 * c.d_model * c.n_heads * c.d_head
@@ -183,7 +183,7 @@ def saved_activations(config: ModelConfig, kernel: AttentionKernel) -> int:
     attention = _saved_by_attention(c, used_kernel(c.architecture, kernel), dropped)
     inner = {FeedForward.swiglu: 4, FeedForward.relu: 1}  # the backward pass of ReLU needs its output only
     feed_forward = inner.get(c.feed_forward, 2) * c.d_ff
-    if c.experts:  # inputs and outputs of the experts, for as many tokens as their capacity allows
+    if c.n_experts:  # inputs and outputs of the experts, for as many tokens as their capacity allows
         feed_forward += 2 * c.d_model
         feed_forward = round(c.capacity_factor * c.experts_per_token * feed_forward)
     block = (4 + 2 * dropped) * c.d_model + attention + feed_forward

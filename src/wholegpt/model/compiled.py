@@ -179,7 +179,7 @@ def fingerprint(model: TokenModel) -> str:
 def compilable(model: TokenModel) -> TypeGuard[Transformer]:
     """Return whether the decoding steps of a model can have fixed shapes."""
     is_decoder = type(model) is Transformer  # an encoder is a subclass
-    return is_decoder and model.config.attention not in RECURRENT and not model.config.experts
+    return is_decoder and model.config.attention not in RECURRENT and not model.config.n_experts
 
 
 def step(

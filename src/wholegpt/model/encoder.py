@@ -16,7 +16,7 @@ from wholegpt.model.layers.linear import Linear
 from wholegpt.model.layers.norms import make_norm
 from wholegpt.model.layers.positions import restarted_positions
 from wholegpt.model.transformer import Transformer, initialize
-from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
+from wholegpt.settings.choices import ActivationCheckpointing, AttentionKernel, NormPlacement
 from wholegpt.settings.schema import ModelConfig
 
 
@@ -33,9 +33,9 @@ class Encoder(Transformer):
         self,
         config: ModelConfig,
         kernel: AttentionKernel = AttentionKernel.plain,
-        recompute: Recompute = Recompute.nothing,
+        activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
     ) -> None:
-        super().__init__(config, kernel, recompute)
+        super().__init__(config, kernel, activation_checkpointing)
         config = self.config
         post = config.norm_placement is NormPlacement.post
         self.segment_embedding = nn.Embedding(config.segments, config.d_model) if config.segments else None

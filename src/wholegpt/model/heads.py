@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, TokenModel
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.transformer import Transformer
-from wholegpt.settings.choices import AttentionKernel, Recompute
+from wholegpt.settings.choices import ActivationCheckpointing, AttentionKernel
 from wholegpt.settings.schema import ModelConfig
 
 
@@ -53,9 +53,9 @@ class TaskTransformer(TaskModel, Transformer):
         config: ModelConfig,
         outputs: int,
         kernel: AttentionKernel = AttentionKernel.plain,
-        recompute: Recompute = Recompute.nothing,
+        activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
     ) -> None:
-        super().__init__(config, kernel, recompute)
+        super().__init__(config, kernel, activation_checkpointing)
         self.head = make_head(config, outputs)
 
 
@@ -67,9 +67,9 @@ class TaskEncoder(TaskModel, Encoder):
         config: ModelConfig,
         outputs: int,
         kernel: AttentionKernel = AttentionKernel.plain,
-        recompute: Recompute = Recompute.nothing,
+        activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
     ) -> None:
-        super().__init__(config, kernel, recompute)
+        super().__init__(config, kernel, activation_checkpointing)
         self.head = make_head(config, outputs)
 
     def sequence_states(

@@ -49,7 +49,7 @@ def is_plain(config: ModelConfig) -> bool:
         and config.feed_forward in (FeedForward.gelu_tanh, FeedForward.swiglu)
         and config.norm_placement is NormPlacement.pre
         and config.attention is Attention.full
-        and not config.experts
+        and not config.n_experts
         and not config.distinct_layers
     )
 

@@ -43,7 +43,7 @@ def quantize_weights(model: M, weights: WeightFormat, dtype: torch.dtype = torch
         raise ConfigError(
             f"weights are {weights} on {model.device}; 8 and 4 bits are for the CPU only; try bfloat16"
         )
-    if model.config.experts and weights is not WeightFormat.bfloat16:
+    if model.config.n_experts and weights is not WeightFormat.bfloat16:
         raise ConfigError(
             f"weights are {weights}, which has no kernel for a mixture of experts; try bfloat16"
         )

@@ -24,7 +24,7 @@ from wholegpt.model.layers.mixture_of_experts import ExpertLinear
 from wholegpt.model.layers.norms import make_norm
 from wholegpt.model.layers.positions import restarted_positions
 from wholegpt.runtime import compute_dtype
-from wholegpt.settings.choices import AttentionKernel, NormPlacement, Recompute
+from wholegpt.settings.choices import ActivationCheckpointing, AttentionKernel, NormPlacement
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.validation import RECURRENT, check_separable, complete_model
 
@@ -40,11 +40,11 @@ class Transformer(PositionedModel):
         self,
         config: ModelConfig,
         kernel: AttentionKernel = AttentionKernel.plain,
-        recompute: Recompute = Recompute.nothing,
+        activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
     ) -> None:
         config = complete_model(config)
         super().__init__(config)
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
         pre_norm = config.norm_placement is NormPlacement.pre
         distinct = config.distinct_layers or config.n_layers
         self.blocks = nn.ModuleList(Block(config, kernel) for _ in range(distinct))
@@ -94,7 +94,7 @@ class Transformer(PositionedModel):
         stream = dropout(stream.to(compute_dtype(stream)), self.config.dropout if self.training else 0.0)
         for layer in range(self.config.n_layers):
             block = self.blocks[layer % len(self.blocks)]
-            if self.recompute is Recompute.blocks and self.training:
+            if self.activation_checkpointing is ActivationCheckpointing.blocks and self.training:
                 stream = checkpoint(block, stream, context, layer, use_reentrant=False)
             else:
                 stream = block(stream, context, layer)

@@ -87,7 +87,11 @@ def run_trial(
     """
     device, quiet = torch.device(config.runtime.device), Console(quiet=True)
     runtime.apply(config.runtime)
-    fresh = make_model(config.model, kernel=config.precision.attention, recompute=config.training.recompute)
+    fresh = make_model(
+        config.model,
+        kernel=config.precision.attention,
+        activation_checkpointing=config.training.activation_checkpointing,
+    )
     model = fresh.to(device)
     optimizer = make_run_optimizer(model, config)
     loader = make_loader(data, config)
@@ -116,7 +120,7 @@ def run_trial(
     def step(state: TrainingState, callbacks: Callbacks) -> StepMetrics:
         return train_step(model, optimizer, objective, loader, config, state, callbacks)
 
-    average = config.training.average_decay
+    average = config.training.ema_decay
     averaging = [AverageWeights(optimizer, average)] if average else []
     train(step, config.training.steps, state, Callbacks([*averaging, watch]))
     started = time.perf_counter()

@@ -140,7 +140,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Ru
     if config.precision.execution is Execution.compiled:
         compile_blocks(model)
     planned = read_json(path / PLAN) if (path / PLAN).exists() else None
-    average = config.training.average_decay
+    average = config.training.ema_decay
     with (
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
@@ -193,7 +193,9 @@ def _restore(
     for problem in problems:
         console.warn(f"{problem}; continuing from {store.path(step).name}")
     folder = store.path(step)
-    model = load_model(folder, device, config.precision.attention, config.training.recompute).model
+    model = load_model(
+        folder, device, config.precision.attention, config.training.activation_checkpointing
+    ).model
     optimizer = stage.make_optimizer(model)
     files = load_training(folder)
     load_optimizer_tensors(optimizer, model, files.optimizer)

@@ -1,1 +1,1 @@
-"""Every setting of a run: its default, its checks, and its form as YAML. Imports no torch."""
+"""All settings: defaults, checks, presets, and conversion from and to YAML. Imports no PyTorch."""

@@ -1,4 +1,4 @@
-"""The named choices that settings have."""
+"""The named values of settings."""
 
 from enum import StrEnum
 from typing import Literal
@@ -10,7 +10,7 @@ Clean = Literal["none", "ftfy"]
 
 
 class Choice(StrEnum):
-    """A named choice; hyphens and underscores in its name mean the same."""
+    """A named value; hyphens and underscores in its name are equivalent."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Choice | None":
@@ -18,12 +18,12 @@ class Choice(StrEnum):
 
 
 def underscored(name: str) -> str:
-    """A name of a setting or a choice as it is stored: hyphens and underscores mean the same."""
+    """Return the name of a setting or a value as it is stored, with underscores for hyphens."""
     return name.replace("-", "_")
 
 
 class Architecture(Choice):
-    """What kind of model predicts tokens."""
+    """The kind of model."""
 
     transformer = "transformer"
     encoder = "encoder"
@@ -35,7 +35,7 @@ class Architecture(Choice):
 
 
 class Positions(Choice):
-    """How a token's place in the sequence reaches the model."""
+    """The position encoding."""
 
     learned = "learned"
     sinusoidal = "sinusoidal"
@@ -44,36 +44,36 @@ class Positions(Choice):
 
 
 class Attention(Choice):
-    """What each position takes from those before it, and from how many."""
+    """What a position attends to."""
 
     full = "full"
-    """A weighted mean of all (E4)."""
+    """Softmax attention to all previous positions (E4)."""
     sliding_window = "sliding_window"
-    """Of the last W."""
+    """Softmax attention to the last W positions."""
     strided = "strided"
-    """Of the last W, and of every W-th before them."""
+    """Softmax attention to the last W positions and every W-th before them."""
     linear = "linear"
-    """Of all, by weights that need no softmax: constant time and memory a token."""
+    """Attention without a softmax: constant time and memory per token."""
     average = "average"
-    """The plain mean of all."""
+    """The mean of all previous positions."""
 
 
 class Norm(Choice):
-    """Which normalisation the blocks use."""
+    """The normalization layer of the blocks."""
 
     layer_norm = "layer_norm"
     rms_norm = "rms_norm"
 
 
 class NormPlacement(Choice):
-    """Whether a block normalises a sublayer's input (pre) or the residual sum after it (post)."""
+    """Where a block normalizes: the input of a sublayer (pre), or the residual sum after it (post)."""
 
     pre = "pre"
     post = "post"
 
 
 class FeedForward(Choice):
-    """Which feed-forward layer the blocks use."""
+    """The feed-forward layer of the blocks."""
 
     gelu = "gelu"
     gelu_tanh = "gelu_tanh"
@@ -83,28 +83,28 @@ class FeedForward(Choice):
 
 
 class QueryKeyNorm(Choice):
-    """Whether queries and keys are normalised per head before their product."""
+    """The normalization of queries and keys, per head."""
 
     none = "none"
     rms_norm = "rms_norm"
 
 
 class Bias(Choice):
-    """Whether the linear layers have biases."""
+    """Which linear layers have biases."""
 
     all = "all"
     none = "none"
 
 
 class Embeddings(Choice):
-    """Whether the output projection is the token embedding (tied) or a matrix of its own."""
+    """Whether the output projection shares the weights of the token embedding (tied) or not (untied)."""
 
     tied = "tied"
     untied = "untied"
 
 
 class TokenizerKind(Choice):
-    """Which tokenizer is made from the text."""
+    """The kind of tokenizer."""
 
     bpe = "bpe"
     gpt1 = "gpt1"
@@ -113,7 +113,7 @@ class TokenizerKind(Choice):
 
 
 class Normalization(Choice):
-    """Whether text is brought into a Unicode normalisation form before it is cut into tokens."""
+    """The Unicode normalization form of text before tokenization."""
 
     none = "none"
     nfc = "nfc"
@@ -121,7 +121,7 @@ class Normalization(Choice):
 
 
 class Split(Choice):
-    """How text is held out: whole documents at random, or the end of the text."""
+    """How validation text is held out: random documents, or the end of the text (fraction)."""
 
     automatic = "automatic"
     documents = "documents"
@@ -129,14 +129,14 @@ class Split(Choice):
 
 
 class Documents(Choice):
-    """Whether the documents of a window see each other."""
+    """Whether the documents of a window attend to each other."""
 
     joined = "joined"
     separate = "separate"
 
 
 class OptimizerKind(Choice):
-    """How gradients become updates: AdamW for all, or Muon for the blocks' matrices beside it."""
+    """The optimizer: AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the others."""
 
     adamw = "adamw"
     muon = "muon"
@@ -152,7 +152,7 @@ class ScheduleKind(Choice):
 
 
 class Dtype(Choice):
-    """The number format of the large products; weights and optimiser state stay float32."""
+    """The data type of matrix products. Weights and optimizer state stay in float32."""
 
     automatic = "automatic"
     float32 = "float32"
@@ -161,7 +161,7 @@ class Dtype(Choice):
 
 
 class WeightFormat(Choice):
-    """How the weights of a model that only reads and writes are held: as trained, in 16 bits, in 8 or in 4."""
+    """The data type of the weights for inference."""
 
     automatic = "automatic"
     float32 = "float32"
@@ -171,7 +171,7 @@ class WeightFormat(Choice):
 
 
 class AttentionKernel(Choice):
-    """Which implementation of E4 runs: plain products, products in blocks for a CPU, or PyTorch's kernel."""
+    """The implementation of E4: plain products, blocks for a CPU, or PyTorch's fused kernel."""
 
     automatic = "automatic"
     plain = "plain"
@@ -180,21 +180,21 @@ class AttentionKernel(Choice):
 
 
 class Execution(Choice):
-    """Whether the model runs operation by operation or through torch.compile."""
+    """Whether the model runs eagerly or through torch.compile."""
 
     eager = "eager"
     compiled = "compiled"
 
 
-class Recompute(Choice):
-    """Gradient checkpointing: what is computed again in the backward pass instead of kept."""
+class ActivationCheckpointing(Choice):
+    """The activations that are recomputed in the backward pass instead of kept in memory."""
 
-    nothing = "nothing"
+    none = "none"
     blocks = "blocks"
 
 
 class Determinism(Choice):
-    """Whether PyTorch may use operations whose result differs from run to run."""
+    """Whether PyTorch may use nondeterministic operations (fast) or not (strict)."""
 
     fast = "fast"
     strict = "strict"
@@ -204,28 +204,28 @@ class TaskKind(Choice):
     """What a model learns."""
 
     pretraining = "pretraining"
-    """Continued pretraining on text."""
+    """Language modeling on text; continued pretraining if it starts from a model."""
     classification = "classification"
-    """A text has one of several labels."""
+    """One of several labels for a text."""
     entailment = "entailment"
-    """What follows for a hypothesis from a premise, one of several labels."""
+    """One of several labels for a premise and a hypothesis."""
     similarity = "similarity"
-    """How alike two texts are, whose order does not matter: a label, or a number."""
+    """The similarity of two texts in either order: a label, or a score."""
     choice = "choice"
-    """Which of several answers is right."""
+    """The right one of several answers."""
     instruct = "instruct"
-    """To answer what is asked, or to write a text after another."""
+    """Instruction tuning on conversations, or on pairs of a prompt and a completion."""
 
 
 class Initialization(Choice):
-    """Which weights fine-tuning begins with."""
+    """The initial weights of fine-tuning."""
 
     trained = "trained"
     random = "random"
 
 
 class ClassWeights(Choice):
-    """What the examples of a class weigh: each the same, or each class as much as any other in all."""
+    """The weights of the classes in the loss: equal per example, or the same total for each class (balanced)."""
 
     equal = "equal"
     balanced = "balanced"

@@ -1,4 +1,4 @@
-"""Published architectures and named recipes. A preset is a function that returns a ``ModelConfig``."""
+"""Presets (published architectures) and recipes (whole configurations), by name."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def gpt1() -> ModelConfig:
-    """GPT-1 (Radford et al. 2018): 12 post-norm blocks, 768 wide, context 512; 117 M parameters."""
+    """Return GPT-1 (Radford et al. 2018): 12 post-norm blocks, width 768, context 512; 117 M parameters."""
     return ModelConfig(
         vocab_size=40_478,
         context_length=512,
@@ -44,9 +44,9 @@ def gpt1() -> ModelConfig:
 
 
 def gpt2(size: str = "small") -> ModelConfig:
-    """GPT-2 (Radford et al. 2019): GPT-1 with pre-norm blocks, context 1,024 and a vocabulary of 50,257.
+    """Return GPT-2 (Radford et al. 2019): GPT-1 with pre-norm blocks, context 1,024 and a vocabulary of 50,257.
 
-    ``small``, ``medium``, ``large`` or ``xl``: 124, 355, 774 or 1558 M parameters.
+    Sizes are ``small``, ``medium``, ``large`` and ``xl``: 124, 355, 774 and 1558 M parameters.
     """
     sizes = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
     n_layers, d_model, n_heads = _pick(sizes, size)
@@ -62,10 +62,10 @@ def gpt2(size: str = "small") -> ModelConfig:
 
 
 def modern(size: str = "small") -> ModelConfig:
-    """The Qwen3 architecture: rotary positions, RMSNorm, SwiGLU, grouped queries, normalised queries and keys.
+    """Return the Qwen3 architecture: rotary positions, RMSNorm, SwiGLU, grouped-query attention, QK-norm.
 
-    ``tiny`` (4 layers, 256 wide, context 256), ``mini`` (6, 384, 512) or ``small`` (12, 768, 1024).
-    The vocabulary is the tokenizer's.
+    Sizes are ``tiny`` (4 layers, width 256, context 256), ``mini`` (6, 384, 512) and ``small`` (12, 768, 1024).
+    The vocabulary size is that of the tokenizer.
     """
     sizes = {"tiny": (4, 256, 4, 4, 256), "mini": (6, 384, 6, 2, 512), "small": (12, 768, 12, 4, 1024)}
     n_layers, d_model, n_heads, n_kv_heads, context_length = _pick(sizes, size)
@@ -102,15 +102,15 @@ PUBLISHED: dict[str, dict[str, tuple[object, ...]]] = {
         "bias": (Bias.none,),
     },
 }
-"""What other programs can open: the values that each published architecture has for the fields named.
+"""Architectures that other programs can open: the accepted values of each setting.
 
-A GPT-2 without biases is one whose biases are 0. GPT-1 and GPT-2 have as many key-value heads as heads,
-which together are as wide as the model; GPT-1's feed-forward layer is four times as wide.
+A GPT-2 model without biases is exported with biases of 0. In GPT-1 and GPT-2, n_kv_heads = n_heads and
+n_heads · d_head = d_model; in GPT-1, d_ff = 4·d_model.
 """
 
 
 def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
-    """The published architecture nearest to ``model``, and the fields in which they differ: none if it is one."""
+    """Return the closest published architecture, and the settings in which ``model`` differs from it."""
     differing = {
         name: [f"model.{field}" for field, values in fields.items() if getattr(model, field) not in values]
         for name, fields in PUBLISHED.items()
@@ -120,8 +120,8 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
             fields.append("model.architecture")
         if model.attention is not Attention.full:
             fields.append("model.attention")
-        if model.experts:
-            fields.append("model.experts")
+        if model.n_experts:
+            fields.append("model.n_experts")
         if model.distinct_layers not in (0, model.n_layers):
             fields.append("model.distinct_layers")
     for name in ("GPT-1", "GPT-2"):
@@ -154,30 +154,30 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The preset called ``name``. Raises ``ConfigError`` with the nearest right name."""
+    """Return the preset called ``name``. Raises ``ConfigError`` with the closest name for an unknown one."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset '{name}'; {nearest(name, list(PRESETS))}")
     return PRESETS[name]()
 
 
 def is_preset(name: str) -> bool:
-    """Whether ``name`` is a preset here: a file or folder of that name comes first."""
+    """Return whether ``name`` means a preset. A file or folder of that name takes precedence."""
     return name in PRESETS and not Path(name).exists()
 
 
 def recipe_folder() -> Path:
-    """Where the recipes are: inside the installed package, or at the root of a checkout."""
+    """Return the folder of the recipes: in the installed package, or at the root of a checkout."""
     installed = Path(__file__).parents[1] / "recipes"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Names that ``recipe`` takes besides paths."""
+    """Return the names of the recipes."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run of this program: ``lineage.json`` beside ``config.yaml`` names its version."""
+    """Return whether a folder is a run of wholegpt: a ``config.yaml``, and a ``lineage.json`` with its version."""
     try:
         lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
         return (folder / "config.yaml").is_file() and isinstance(lineage["versions"]["wholegpt"], str)
@@ -186,16 +186,16 @@ def is_run(folder: Path) -> bool:
 
 
 def recipe(name_or_path: str) -> Config:
-    """A named recipe, or the config in a YAML file or in a run's folder.
+    """Return a named recipe, or the configuration in a YAML file or in the folder of a run.
 
-    Beside the fields of ``Config``, a recipe's ``model`` section may name a ``preset`` to start from.
+    The ``model`` section of a recipe may name a ``preset`` to start from.
     """
     path = Path(name_or_path)
     if is_run(path):
         path = path / "config.yaml"
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
-            if os.path.exists(path):  # noqa: PTH110 (never raises, also for a name that is too long)
+            if os.path.exists(path):  # noqa: PTH110 (does not raise for a name that is too long)
                 raise ConfigError(
                     f"{path}: is not a recipe; expected a YAML file whose name ends in .yaml, the folder of a run, or "
                     f"one of {', '.join(recipe_names())}"
@@ -206,10 +206,11 @@ def recipe(name_or_path: str) -> Config:
 
 
 def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:
-    """``base`` (the defaults) changed by ``mapping``, whose ``model`` section may name a ``preset``.
+    """Return ``base`` (default: ``Config()``) with the settings in ``mapping``.
 
-    A preset gives the architecture; the vocabulary is the tokenizer's unless ``vocab_size`` is named too.
-    Naming ``training.epochs`` or ``training.steps`` alone takes back the other.
+    The ``model`` section may name a ``preset``, which sets the architecture; the vocabulary size stays that of the
+    tokenizer unless ``vocab_size`` is given too. Setting only ``training.epochs`` or only ``training.steps`` resets
+    the other one.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(

@@ -1,56 +1,76 @@
-"""Configs as plain mappings and as YAML, both ways.
+"""Conversion of configurations from and to plain mappings and YAML.
 
-Its libraries are imported where they are used: the help of the command line needs neither.
+msgspec and yaml are imported inside the functions, because the help of the command line needs neither.
 """
 
 import dataclasses
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, RenamedSettingWarning
 from wholegpt.settings.choices import Choice, underscored
 
 T = TypeVar("T")
 DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 
+RENAMED = {
+    "model.experts": "model.n_experts",
+    "data.control_omitted": "data.control_dropout",
+    "data.licence": "data.license",
+    "windows.shortest": "windows.min_length",
+    "training.average_decay": "training.ema_decay",
+    "training.recompute": "training.activation_checkpointing",
+}
+"""Former names of settings and their present ones. Files with former names still open."""
+RENAMED_VALUES = {"training.activation_checkpointing": {"nothing": "none"}}
+"""Former values of settings, by the present names of the settings."""
+
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """A config dataclass as nested plain dicts, ready for JSON or YAML."""
+    """Return a config dataclass as nested plain dicts, ready for JSON or YAML."""
     import msgspec
 
     return msgspec.to_builtins(config)
 
 
 def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> T:
-    """``base`` with the fields named in the nested ``mapping`` replaced; hyphens count as underscores in names.
+    """Return ``base`` with the fields in the nested ``mapping`` replaced.
 
-    Raises ``ConfigError`` naming the field for an unknown name (with the nearest right one), or a
-    value of the wrong type.
+    Hyphens and underscores in names are equivalent. Former names of settings are accepted with a
+    ``RenamedSettingWarning``.
+
+    Raises ``ConfigError`` that names the field for an unknown name (with the closest valid one), a value of the wrong
+    type, or a setting given by both its former and its present name.
     """
     import msgspec
 
-    merged = _merge(to_mapping(base), _named(mapping, type(base), where, prefix=""))
+    named, renamed = _named(mapping, type(base), where, prefix="")
+    if renamed:
+        changes = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        warnings.warn(f"{where}: renamed settings: {changes}", RenamedSettingWarning, stacklevel=2)
+    merged = _merge(to_mapping(base), named)
     try:
         return msgspec.convert(merged, type(base), strict=False)
     except msgspec.ValidationError as error:
         message = str(error).replace("`", "'")
         problem, _, location = message.partition(" - at ")
-        field_name = location.strip("'").removeprefix("$.") or "the whole"
+        field_name = location.strip("'").removeprefix("$.") or "the configuration"
         raise ConfigError(f"{where}: {field_name}: {problem}") from None
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML, in the order of its fields."""
+    """Return a config as YAML, in the order of its fields."""
     import yaml
 
     return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ``ConfigError`` naming file and line, also for a key that is given twice."""
+    """Return the mapping in a YAML file. Raises ``ConfigError`` with file and line, also for duplicate keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -64,7 +84,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return super().construct_mapping(node, deep)
 
         def construct_integer(self, node: yaml.ScalarNode) -> int | str:
-            """A decimal number; YAML 1.1 also has 010 for 8 and 1:30 for 90, which stay text here."""
+            """Accept decimal numbers only: in YAML 1.1, 010 is 8 and 1:30 is 90; here they stay text."""
             return int(node.value) if DECIMAL.fullmatch(node.value) else node.value
 
         def construct_decimal(self, node: yaml.ScalarNode) -> float | str:
@@ -91,7 +111,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def nearest(name: str, candidates: list[str]) -> str:
-    """A hint for a misspelt name: the nearest right one, or all of them."""
+    """Return a hint for an unknown name: the closest candidate, or all of them."""
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(candidates)}"
 
@@ -105,8 +125,43 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> dict[str, Any]:
-    """``mapping`` with its fields called as ``type_`` calls them."""
+def present_names(
+    section: str, fields: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Replace former names and values in the ``fields`` of a ``section`` of the configuration.
+
+    Return the fields, and what was replaced: the former name of each setting (with its value, if that was renamed as
+    well) and the present one. Raises ``ConfigError`` if a setting is given by both names.
+    """
+    present, renamed = dict[str, Any](), dict[str, str]()
+    given = {f"{section}.{underscored(str(name))}" for name in fields}
+    for name, value in fields.items():
+        old = f"{section}.{underscored(str(name))}"
+        new = RENAMED.get(old, old)
+        if new != old:
+            name = new.removeprefix(f"{section}.")
+            if name in present:
+                raise ConfigError(f"{where}: '{old}' is given twice, once with hyphens; leave one out")
+            if new in given:
+                raise ConfigError(
+                    f"{where}: '{old}' is the former name of '{new}', and both are given; leave out '{old}'"
+                )
+        values = RENAMED_VALUES.get(new, {})
+        if isinstance(value, str) and value in values:
+            old, new, value = f"{old}: {value}", f"{new}: {values[value]}", values[value]
+        if old != new:
+            renamed[old] = new
+        present[name] = value
+    return present, renamed
+
+
+def _named(
+    mapping: Mapping[str, Any], type_: Any, where: str, prefix: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return ``mapping`` with the present names of the fields of ``type_``, and the renamed settings in it."""
+    renamed = dict[str, str]()
+    if prefix:
+        mapping, renamed = present_names(prefix.removesuffix("."), mapping, where)
     types, named = get_type_hints(type_), dict[str, Any]()
     for given, value in mapping.items():
         name = underscored(str(given))
@@ -117,13 +172,19 @@ def _named(mapping: Mapping[str, Any], type_: Any, where: str, prefix: str) -> d
         if dataclasses.is_dataclass(types[name]):
             if not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{where}: '{prefix}{name}' is a section; expected fields under it, found {value!r}"
+                    f"{where}: '{prefix}{name}' is a section; expected fields in it, found {value!r}"
                 )
-            value = _named(value, types[name], where, f"{prefix}{name}.")
-        if isinstance(value, str) and isinstance(types[name], type) and issubclass(types[name], Choice):
-            value = underscored(value)
-            if value not in list(types[name]):
-                hint = nearest(value, list(types[name]))
-                raise ConfigError(f"{where}: {prefix}{name}: Invalid enum value '{value}'; {hint}")
-        named[name] = value
-    return named
+            value, old_names = _named(value, types[name], where, f"{prefix}{name}.")
+            renamed |= old_names
+        named[name] = _known_choice(value, types[name], f"{where}: {prefix}{name}")
+    return named, renamed
+
+
+def _known_choice(value: Any, type_: Any, where: str) -> Any:
+    """Return ``value`` as its ``Choice`` spells it. Raises ``ConfigError`` for an unknown one; other types pass."""
+    if not (isinstance(value, str) and isinstance(type_, type) and issubclass(type_, Choice)):
+        return value
+    value = underscored(value)
+    if value not in list(type_):
+        raise ConfigError(f"{where}: Invalid enum value '{value}'; {nearest(value, list(type_))}")
+    return value

@@ -6,7 +6,14 @@ from dataclasses import replace
 from wholegpt.errors import ConfigError
 from wholegpt.losses.language_modeling import LOGITS_AT_ONCE
 from wholegpt.model import parameter_count, saved_activations
-from wholegpt.settings.choices import Architecture, Documents, Dtype, FeedForward, OptimizerKind, Recompute
+from wholegpt.settings.choices import (
+    ActivationCheckpointing,
+    Architecture,
+    Documents,
+    Dtype,
+    FeedForward,
+    OptimizerKind,
+)
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.validation import BLOCKWISE, TRANSFORMERS, complete_model
 
@@ -30,14 +37,14 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     count = parameter_count(model)
     size = FLOAT32_BYTES if single else 2
     moments = 2 * count.embeddings + (1 if muon else 2) * count.blocks
-    averages = count.total if training.average_decay else 0
+    averages = count.total if training.ema_decay else 0
     held = FLOAT32_BYTES * (2 * count.total + moments + averages) + (0 if single else size * count.total)
     tokens = micro_batch_size * model.context_length
     both = model.architecture is Architecture.encoder_decoder
     if config.windows.documents is Documents.separate or config.windows.truncation or both:
         held += 2 * micro_batch_size * model.context_length**2  # which keys each query sees, and which not
     kept = saved_activations(model, config.precision.attention)
-    if training.recompute is Recompute.blocks:
+    if training.activation_checkpointing is ActivationCheckpointing.blocks:
         kept = kept // model.n_layers + model.n_layers * model.d_model
     logits = size * min(tokens, max(1, LOGITS_AT_ONCE // model.vocab_size)) * model.vocab_size
     of_weight = (FLOAT32_BYTES + size) * model.vocab_size * model.d_model
@@ -80,8 +87,10 @@ def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield configs that need less and less memory, each with the options that make it."""
     words: list[str] = []
     if config.model.architecture in BLOCKWISE:
-        config = replace(config, training=replace(config.training, recompute=Recompute.blocks))
-        words.append("--training.recompute blocks")
+        config = replace(
+            config, training=replace(config.training, activation_checkpointing=ActivationCheckpointing.blocks)
+        )
+        words.append("--training.activation-checkpointing blocks")
         yield words[0], config
     while config.model.n_layers > 1:
         layers = config.model.n_layers // 2

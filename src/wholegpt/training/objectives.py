@@ -102,7 +102,7 @@ class WithRouterLosses:
 
 def with_router_losses(objective: Objective, config: Config) -> Objective:
     """Return ``objective`` itself, or with the router losses if the model is a mixture of experts."""
-    if not config.model.experts:
+    if not config.model.n_experts:
         return objective
     return WithRouterLosses(objective, config.training.balance_loss, config.training.router_z_loss)
 

@@ -87,7 +87,9 @@ class Stage(ABC):
     def new_model(self) -> TokenModel:
         """Return the model before the first step, for a run that has no checkpoint yet."""
         config = self.config
-        return make_model(config.model, self.metadata, config.precision.attention, config.training.recompute)
+        return make_model(
+            config.model, self.metadata, config.precision.attention, config.training.activation_checkpointing
+        )
 
     def make_optimizer(self, model: TokenModel) -> torch.optim.Optimizer:
         """Return the optimizer of the trainable parameters."""

@@ -75,7 +75,7 @@ SETTINGS = st.fixed_dictionaries(
         "documents": st.sampled_from(Documents),
         "stride": st.sampled_from([0, 3, 11]),
         "truncation": st.sampled_from([0.0, 0.5, 1.0]),
-        "shortest": st.sampled_from([0, 2]),
+        "min_length": st.sampled_from([0, 2]),
     }
 )
 
@@ -150,7 +150,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
 
 def test_the_length_of_the_sequences_differs_from_step_to_step() -> None:
     """Windows are cut into equal parts: nothing is lost, nothing comes twice, and all lengths are about as frequent."""
-    plain, cut = (loader(5000, 32, 4, 1, WindowsConfig(shortest=shortest)) for shortest in (0, 8))
+    plain, cut = (loader(5000, 32, 4, 1, WindowsConfig(min_length=shortest)) for shortest in (0, 8))
     lengths = [cut.batch(step).token_ids.shape[1] for step in range(300)]
     assert {lengths.count(n) > 70 for n in (32, 16, 8)} == {True} and set(lengths) == {32, 16, 8}
     for step in range(20):
@@ -174,11 +174,14 @@ def test_settings_that_make_no_windows_are_refused() -> None:
     for changes, message in (
         ({"stride": -1}, r"windows\.stride is -1"),
         ({"truncation": 1.5}, r"windows\.truncation is 1\.5"),
-        ({"shortest": 100}, r"windows\.shortest is 100; expected model\.context_length, 256, halved"),
-        ({"shortest": 96}, "halved"),
+        (
+            {"min_length": 100},
+            r"windows\.min_length is 100; expected 0, or model\.context_length, 256, halved",
+        ),
+        ({"min_length": 96}, "halved"),
         ({"weights": [0, 0]}, r"windows\.weights"),
         ({"weights": [1, -1]}, r"windows\.weights"),
-        ({"weights": [1, 1e-9]}, r"windows\.weights .* 1e-05 of all or more"),
+        ({"weights": [1, 1e-9]}, r"windows\.weights .* at least 1e-05 of the sum"),
     ):
         with pytest.raises(ConfigError, match=message):
             check(configure({"windows": changes}))
@@ -352,7 +355,7 @@ def test_a_run_on_separate_documents_is_measured_on_separate_ones(tmp_path: Path
         {
             "model": {"context_length": 64, "n_layers": 1, "d_model": 32, "n_heads": 2},
             "training": {"steps": 8, "batch_size": 4},
-            "windows": {"documents": "separate", "truncation": 0.2, "shortest": 16},
+            "windows": {"documents": "separate", "truncation": 0.2, "min_length": 16},
             "precision": {"dtype": "float32"},
         }
     )

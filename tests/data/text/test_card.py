@@ -48,12 +48,12 @@ def texts_of(folder: Path) -> list[list[str]]:
 
 
 def test_every_figure_of_the_card_is_true(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command, out = prepare(folder, "out", "--data.licence", "CC0-1.0")
+    command, out = prepare(folder, "out", "--data.license", "CC0-1.0")
     assert main([*command, "--json"]) == 0
     printed = capsys.readouterr()
     card, sources = read_json(out / "card.json"), texts_of(folder)
     everything = [text for source in sources for text in source]
-    assert json.loads(printed.out)["card"] == card["sha256"] and card["licence"] == "CC0-1.0"
+    assert json.loads(printed.out)["card"] == card["sha256"] and card["license"] == "CC0-1.0"
     for found, texts in zip(card["sources"], sources, strict=True):
         assert (found["documents"], found["characters"], found["bytes"]) == (
             len(texts),
@@ -97,7 +97,7 @@ def test_the_same_data_has_the_same_hash_however_it_was_made(folder: Path) -> No
     assert main([*command, "--quiet"]) == 0
     (folder / "texts").rename(folder / "renamed")
     renamed = [part.replace("/texts", "/renamed") for part in command]
-    assert main([*(part.replace("/one", "/two") for part in renamed), "--data.licence", "none"]) == 0
+    assert main([*(part.replace("/one", "/two") for part in renamed), "--data.license", "none"]) == 0
     (folder / "renamed" / "mixed.md").write_text(LATIN)
     assert main([part.replace("/one", "/three") for part in renamed]) == 0
     one, two, three = (read_json(folder / name / "card.json")["sha256"] for name in ("one", "two", "three"))

@@ -51,7 +51,7 @@ def pieces(path: Path, **settings: Any) -> list[Piece]:
 def prepared(
     path: Path, out: Path, kind: TokenizerKind = TokenizerKind.byte, **settings: Any
 ) -> PreparedData:
-    config = DataConfig(source=(str(path),), **{"control_omitted": 0.0, **settings})
+    config = DataConfig(source=(str(path),), **{"control_dropout": 0.0, **settings})
     return prepare(open_corpus(config), config, TokenizerConfig(kind), out, QUIET)
 
 
@@ -119,7 +119,7 @@ def test_each_document_begins_with_its_header(tmp_path: Path) -> None:
 
 def test_a_share_of_the_documents_stands_without(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", records(400))
-    data = prepared(path, tmp_path / "out", control=FIELDS, control_omitted=0.25)
+    data = prepared(path, tmp_path / "out", control=FIELDS, control_dropout=0.25)
     train, validation = documents_of(data)
     headed = [text for text in train + validation if text.startswith("sentiment: ")]
     assert len(train + validation) == 400 and 0.7 < len(headed) / 400 < 0.8
@@ -127,7 +127,7 @@ def test_a_share_of_the_documents_stands_without(tmp_path: Path) -> None:
         assert 0.6 < sum(text.startswith("sentiment: ") for text in side) / len(side) < 0.9
     in_training = sum(text.startswith("sentiment: ") for text in train)
     assert sum(data.manifest.control["sentiment"].values()) == in_training
-    again = prepared(path, tmp_path / "again", control=FIELDS, control_omitted=0.25)
+    again = prepared(path, tmp_path / "again", control=FIELDS, control_dropout=0.25)
     assert documents_of(again) == [train, validation]
 
 

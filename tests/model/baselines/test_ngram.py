@@ -112,7 +112,7 @@ def test_a_run_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """It is trained, resumed, evaluated, opened and asked to write by what does that for every model."""
     (tmp_path / "text.txt").write_text(text_of(20_000))
     wrong = tiny_config(tmp_path / "text.txt", model={"architecture": "ngram"})
-    with pytest.raises(ConfigError, match=r"model.n_layers means nothing for ngram"):
+    with pytest.raises(ConfigError, match=r"model.n_layers does not apply to ngram"):
         api.train(config=wrong, out=tmp_path / "run")
     kind = ngram_config(0, 4)
     config = dataclasses.replace(tiny_config(tmp_path / "text.txt"), model=kind)

@@ -81,8 +81,8 @@ def test_a_run(kind: Architecture, optimizer: str, text_file: Path, tmp_path: Pa
 
 
 def test_what_it_has_not() -> None:
-    with pytest.raises(ConfigError, match=r"model.experts means nothing for gru"):
-        parameter_count(tiny_model(architecture=Architecture.gru, n_heads=4, n_kv_heads=0, experts=3))
+    with pytest.raises(ConfigError, match=r"model.n_experts does not apply to gru"):
+        parameter_count(tiny_model(architecture=Architecture.gru, n_heads=4, n_kv_heads=0, n_experts=3))
     documents = torch.tensor([[0, 0, 1]])
-    with pytest.raises(ConfigError, match="which gru cannot: its past is one sum"):
+    with pytest.raises(ConfigError, match="which gru cannot do: its state sums all previous tokens"):
         network(Architecture.gru).hidden_states(documents, documents=documents)

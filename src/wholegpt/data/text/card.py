@@ -78,7 +78,7 @@ def write_card(
     card = {
         "format_version": FORMAT_VERSION,
         "corpus": manifest.corpus,
-        "licence": data.licence,
+        "license": data.license,
         **described,
         "control": manifest.control,
         "split": manifest.split,

@@ -169,7 +169,7 @@ class WindowLoader:
 
     def _pieces(self, step: int) -> int:
         """Return into how many sequences each window of a step is cut: 1, 2, 4 and so on, equally likely."""
-        halvings = (self.context_length // (self.windows.shortest or self.context_length)).bit_length()
+        halvings = (self.context_length // (self.windows.min_length or self.context_length)).bit_length()
         return 2 ** (mix_seed(self.seed, step, 3) % halvings)
 
 

@@ -151,7 +151,7 @@ def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Con
     with (
         console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress,
         write_documents(
-            folder, statistics.watch(corpus.pieces(progress.advance)), data.control_omitted
+            folder, statistics.watch(corpus.pieces(progress.advance)), data.control_dropout
         ) as store,
     ):
         if not store.pieces["characters"].any():

@@ -24,7 +24,7 @@ def make_attention(config: ModelConfig, kernel: AttentionKernel) -> nn.Module:
 
 def make_feed_forward(config: ModelConfig) -> nn.Module:
     """Return the layer that ``config.feed_forward`` names, or a mixture of experts."""
-    if config.experts:
+    if config.n_experts:
         return MixtureOfExperts(config)
     return SwiGLU(config) if config.feed_forward is FeedForward.swiglu else TwoLayer(config)
 

@@ -62,18 +62,18 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.experts, self.chosen = config.experts, config.experts_per_token
+        self.experts, self.chosen = config.n_experts, config.experts_per_token
         self.capacity_factor = config.capacity_factor
         bias = config.bias is Bias.all
-        sizes = config.experts, config.d_model, config.d_ff
-        self.router = Linear(config.d_model, config.experts, bias=False)
+        sizes = config.n_experts, config.d_model, config.d_ff
+        self.router = Linear(config.d_model, config.n_experts, bias=False)
         self.gate = ExpertLinear(*sizes, bias) if config.feed_forward is FeedForward.swiglu else None
         self.expand = ExpertLinear(*sizes, bias)
-        self.output = ExpertLinear(config.experts, config.d_ff, config.d_model, bias)
+        self.output = ExpertLinear(config.n_experts, config.d_ff, config.d_model, bias)
         self.activation = ACTIVATIONS[config.feed_forward]
         self.losses: tuple[Tensor, Tensor] | None = None
         """``balance_loss`` and ``router_z_loss`` of the last forward pass in training."""
-        self.load, self.dropped = torch.zeros(config.experts, dtype=torch.long), 0
+        self.load, self.dropped = torch.zeros(config.n_experts, dtype=torch.long), 0
         """Tokens per expert, and choices beyond the capacity, in training since the last ``expert_load``."""
 
     def forward(self, stream: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

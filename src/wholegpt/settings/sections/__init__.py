@@ -1,0 +1,1 @@
+"""The sections of the configuration, by topic: the settings, their checks, and the defaults derived from others."""
