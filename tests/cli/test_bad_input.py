@@ -11,7 +11,7 @@ import torch
 from tests.helpers import TINY, Fails, text_of, tiny
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.cli import main
-from wholegpt.training import objectives
+from wholegpt.model import base
 
 
 def test_missing_file(fails: Fails, tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def test_checkpoint_from_a_newer_version(fails: Fails, run_folder: Path) -> None
 
 
 def test_not_a_number(fails: Fails, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood, calls = objectives.linear_cross_entropy, 0
+    likelihood, calls = base.linear_cross_entropy, 0
 
     def broken(*operands: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return likelihood(*operands) * (float("nan") if calls == 5 else 1)
 
-    monkeypatch.setattr(objectives, "linear_cross_entropy", broken)
+    monkeypatch.setattr(base, "linear_cross_entropy", broken)
     message = fails("train", text_file, "--out", tmp_path / "run", *TINY)
     assert "the loss is nan at step 5; training stopped and the checkpoints before it are kept" in message
     assert CheckpointStore(tmp_path / "run").last_good() == (4, [])
