@@ -25,7 +25,7 @@ from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop import huggingface
 from wholegpt.model import CompiledTransformer, Transformer, quantize_weights
 from wholegpt.model.lora import add_lora, merge, remove_lora, unmerge
-from wholegpt.settings.choices import Architecture, WeightFormat
+from wholegpt.settings.choices import Architecture, Positions, WeightFormat
 from wholegpt.settings.presets import gpt2
 from wholegpt.settings.schema import LoraConfig, ModelConfig
 from wholegpt.tokenizers import byte_tokenizer
@@ -261,3 +261,17 @@ def test_parameters_that_were_not_trained_yet_have_no_state() -> None:
 def test_a_damaged_training_state_is_refused() -> None:
     with pytest.raises(CheckpointError, match="the state of the training is damaged"):
         TrainingState.from_json({"step": "seven"})
+
+
+def test_a_loaded_model_gets_no_random_weights(tmp_path: Path) -> None:
+    """Every tensor comes from the file, and loading draws no random numbers."""
+    model = made(positions=Positions.sinusoidal)
+    save_model(tmp_path / "model", model, TOKENIZER)
+    state = torch.get_rng_state()
+    loaded = load_model(tmp_path / "model").model.eval()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(dict(loaded.named_buffers())[name], buffer)
+    token_ids = torch.arange(8)[None]
+    assert torch.equal(loaded(token_ids), model(token_ids))

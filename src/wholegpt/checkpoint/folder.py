@@ -7,7 +7,7 @@ numbers) and ``checksums.json``. It is written whole or not at all.
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from wholegpt.data.examples.columns import TaskColumns
 from wholegpt.data.examples.tasks import Task
@@ -53,6 +54,24 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 """Accepted dtypes of stored weights, by safetensors' names; models hold them in float32."""
 LARGEST_JSON = 2**28
 """Maximum bytes of a JSON file."""
+
+
+class WithoutInitialization(TorchFunctionMode):
+    """A block in which models get no random weights, because all of them are loaded."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Skip the functions of ``torch.nn.init``, and call all others."""
+        del types
+        named = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 @dataclass(frozen=True)
@@ -184,7 +203,8 @@ def load_model(
         accepted = FLOATING if expected[name].is_floating_point() else ("I64",)
         if one.dtype not in accepted:
             raise CheckpointError(f"{path}: {name} holds {one.dtype}; expected {', '.join(accepted)}")
-    fresh = make_model(config, metadata, kernel, activation_checkpointing, sizes)
+    with WithoutInitialization():
+        fresh = make_model(config, metadata, kernel, activation_checkpointing, sizes)
     fresh.load_state_dict(_read_tensors(path), strict=False)
     if broken := not_finite(fresh.own_tensors()):
         raise CheckpointError(f"{path}: {broken} holds values that are not finite in float32")
