@@ -154,7 +154,7 @@ def test_what_other_programs_cannot_express(
     assert "this model will not open in other programs" in capsys.readouterr().err
     message = fails("export", run, "--to", "huggingface")
     assert "does not have model.positions = none" in message and "model.attention = linear" in message
-    assert "wrong guesses cannot be taken back" in fails("generate", run, "the", "--draft", "prompt")
+    assert "a cache that can be rewound" in fails("generate", run, "the", "--draft", "prompt")
     counted = ["--model.architecture", "ngram", "--tokenizer.kind", "byte"]
     assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "counted"), *counted]) == 0
     assert "this model will not open in other programs" in capsys.readouterr().err

@@ -176,7 +176,7 @@ def test_guesses_change_nothing(
 def test_sums_cannot_take_guesses_back(drafts: bool) -> None:
     sums, other = MODELS["linear"], MODELS["modern"]
     model, draft = (other, sums) if drafts else (sums, "prompt")
-    with pytest.raises(ConfigError, match="wrong guesses cannot be taken back"):
+    with pytest.raises(ConfigError, match="a cache that can be rewound"):
         generate(model, TOKENIZER, [[1, 2, 3]], [GenerationConfig(5)], CPU, QUIET, draft=draft)
 
 

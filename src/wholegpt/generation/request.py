@@ -50,7 +50,7 @@ class GenerationRequest:
         self._tokenizer = tokenizer
         self._started = self._ended = time.perf_counter()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the clock of ``max_seconds``."""
         self._started = time.perf_counter()
 

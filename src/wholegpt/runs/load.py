@@ -1,4 +1,4 @@
-"""Opening what is on disk, or a fresh preset, as a language model."""
+"""Loading of a run, a model folder or a preset as a language model."""
 
 import dataclasses
 from pathlib import Path
@@ -29,17 +29,17 @@ def load(
     execution: Execution | str = Execution.eager,
     console: Console | None = None,
 ) -> LanguageModel:
-    """A run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
+    """Load a run (its ``best`` or ``last`` checkpoint, or that of a step), a model folder, or a fresh preset.
 
-    A fresh ``modern`` preset reads and writes bytes; the published ones are made for a vocabulary that
-    this program does not contain, so they take token ids only.
+    A ``modern`` preset has a byte tokenizer. The published presets are for vocabularies that wholegpt does not
+    contain, so they take token ids only.
 
-    ``weights`` other than float32 are laid out for reading and writing only: bfloat16, int8 or int4; automatic is
-    bfloat16 where the device multiplies in it. Texts are written by a ``CompiledTransformer`` where ``execution`` is
-    compiled, and PyTorch's compiler works.
+    ``weights`` other than float32 are packed for inference only: bfloat16, int8 or int4; automatic is bfloat16 if the
+    device supports it. With compiled ``execution``, a ``CompiledTransformer`` generates text, if PyTorch's compiler
+    works.
 
-    Raises ``CheckpointError`` for a folder that holds none, or only damaged ones, ``ConfigError`` or ``NumericsError``
-    where the device lacks what ``weights`` need, or the model cannot be compiled.
+    Raises ``CheckpointError`` for a folder without a model or with damaged ones only, ``ConfigError`` or
+    ``NumericsError`` if the device does not support ``weights`` or the model cannot be compiled.
     """
     console = console or Console()
     if not str(path):
@@ -51,7 +51,7 @@ def load(
         raise ConfigError(f"weights is '{weights}'; expected one of {', '.join(WeightFormat)}")
     if execution not in list(Execution):
         raise ConfigError(f"execution is '{execution}'; expected one of {', '.join(Execution)}")
-    layout, numbers = runtime.decide_weights(WeightFormat(weights), chosen)
+    packing, dtype_of_rest = runtime.decide_weights(WeightFormat(weights), chosen)
     runtime.check_threads(threads)
     if threads:
         torch.set_num_threads(threads)
@@ -60,9 +60,9 @@ def load(
         if config.vocab_size == 0:
             tokenizer = byte_tokenizer()
             config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
-        fresh = quantize_weights(Transformer(config, _attention(chosen)).to(chosen), layout, numbers)
-        writer = _writer(fresh, Execution(execution), console)
-        return LanguageModel(fresh, tokenizer, _products(layout, Dtype.automatic), generator=writer)
+        fresh = quantize_weights(Transformer(config, _attention(chosen)).to(chosen), packing, dtype_of_rest)
+        generator = _generator_of(fresh, Execution(execution), console)
+        return LanguageModel(fresh, tokenizer, _products(packing, Dtype.automatic), generator=generator)
     folder = model_folder(Path(path), str(checkpoint), console)
     loaded = load_model(folder, chosen, _attention(chosen))
     dtype, documents = _trained_with(Path(path), chosen)
@@ -72,13 +72,13 @@ def load(
     metadata = loaded.metadata
     if folder.parent == Path(path) / "checkpoints" and not metadata.start_text:
         metadata = dataclasses.replace(metadata, start_text=_start_text(Path(path)))
-    model = quantize_weights(loaded.model, layout, numbers)
-    writer = _writer(model, Execution(execution), console)
-    return LanguageModel(model, loaded.tokenizer, _products(layout, dtype), documents, metadata, writer)
+    model = quantize_weights(loaded.model, packing, dtype_of_rest)
+    generator = _generator_of(model, Execution(execution), console)
+    return LanguageModel(model, loaded.tokenizer, _products(packing, dtype), documents, metadata, generator)
 
 
 def _start_text(run: Path) -> str:
-    """What texts start from, by the data of a run that does not say so itself: earlier versions did not."""
+    """Return the start text from the data of a run of an earlier version, which did not record it."""
     folders = [run / "data", *map(Path, presets.recipe(str(run)).data.source[:1])]
     folder = next((one for one in folders if PreparedData.exists(one)), None)
     try:
@@ -87,25 +87,25 @@ def _start_text(run: Path) -> str:
         return ""
 
 
-def _writer(model: TokenModel, execution: Execution, console: Console) -> TokenModel:
-    """What writes texts: the model itself, or its compiled form. Raises ``ConfigError`` where that cannot be."""
+def _generator_of(model: TokenModel, execution: Execution, console: Console) -> TokenModel:
+    """Return ``model`` or, if asked for, its compiled form. Raises ``ConfigError`` if it has none."""
     if execution is Execution.eager:
         return model
     compiled = CompiledTransformer(model.eval(), console)
     if problem := runtime.compiler_problem(model.device):
-        console.warn(f"compiling fails here ({problem}); texts are written operation by operation instead")
+        console.warn(f"compiling fails here ({problem}); text is generated without compilation")
         return model
     console.note("the first token waits for PyTorch's compiler: half a minute to two, less the next time")
     return compiled
 
 
 def _products(weights: WeightFormat, dtype: Dtype) -> Dtype:
-    """The number format of the products: weights that are laid out have their own, which nothing changes."""
+    """Return the dtype of the products; packed weights have their own."""
     return dtype if weights is WeightFormat.float32 else Dtype.float32
 
 
 def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
-    """The number format that a run's config records, where ``device`` has it, and whether documents saw each other."""
+    """Return the dtype in a run's config, if ``device`` supports it, and whether documents attended to each other."""
     # A checkpoint is a model folder by itself; its run is two folders up.
     checkpoints = run.absolute().parent
     recorded = checkpoints.parent if checkpoints.name == CHECKPOINTS else run

@@ -1,4 +1,4 @@
-"""The machine's part of a run: device, precision, threads, memory, seeds. Decided once, passed on."""
+"""The machine of a run: device, precision, threads, memory, seeds, processes. Resolved once and passed on."""
 
 from wholegpt.runtime.compilation import COMPILER_ERRORS, compiler_problem, separate_compiled_code
 from wholegpt.runtime.decisions import apply, check_available, decide, without_unavailable

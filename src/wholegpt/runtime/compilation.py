@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 COMPILER_ERRORS = (RuntimeError, OSError, SystemError)
-"""What ``torch.compile`` raises where it fails, for which it has no narrower public name."""
+"""The errors that ``torch.compile`` raises; it has no narrower public class."""
 
 
 def separate_compiled_code() -> None:
@@ -19,7 +19,7 @@ def separate_compiled_code() -> None:
 
 
 def compiler_problem(device: torch.device) -> str:
-    """Why torch.compile fails here, in one line; empty where a small function compiles and runs."""
+    """Return why torch.compile fails here, in one line; empty if a small function compiles and runs."""
     separate_compiled_code()
     compiled: Any = torch.compile(lambda x: x.sin() + 1)
     try:

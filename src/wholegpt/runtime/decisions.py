@@ -21,9 +21,9 @@ from wholegpt.settings.schema import Config, RuntimeConfig
 
 
 def decide(config: Config) -> Config:
-    """``config`` with every automatic choice of ``precision`` and ``runtime`` made for this machine.
+    """Return ``config`` with the automatic settings of ``precision`` and ``runtime`` resolved for this machine.
 
-    Raises ``ConfigError`` or ``NumericsError`` for what this machine lacks.
+    Raises ``ConfigError`` or ``NumericsError`` for settings that this machine does not support.
     """
     check_threads(config.runtime.threads)
     runtime = dataclasses.replace(
@@ -36,7 +36,7 @@ def decide(config: Config) -> Config:
 
 
 def check_available(config: Config, recorded_machine: dict[str, str | int]) -> list[str]:
-    """What a run recorded that this machine cannot repeat, one sentence each; empty when it can."""
+    """Return what this machine cannot repeat of a run's records, one sentence each; empty if it can repeat all."""
     problems: list[str] = []
     device = torch.device(config.runtime.device)
     if not device_available(device):
@@ -60,7 +60,7 @@ def check_available(config: Config, recorded_machine: dict[str, str | int]) -> l
 
 
 def without_unavailable(config: Config) -> Config:
-    """``config`` with what this machine lacks made automatic again, and everything else kept."""
+    """Return ``config`` with the settings that this machine does not support set to automatic."""
     runtime, precision = config.runtime, config.precision
     if not device_available(torch.device(runtime.device)):
         runtime = dataclasses.replace(runtime, device="automatic")
@@ -77,7 +77,7 @@ def without_unavailable(config: Config) -> Config:
 
 
 def apply(runtime: RuntimeConfig) -> torch.device:
-    """Set this process's threads, seeds and determinism as decided; returns the device."""
+    """Set the threads, seeds and determinism of this process; return the device."""
     keep_freed_memory()
     torch.set_num_threads(runtime.threads or torch.get_num_threads())
     seed_everything(runtime.seed)

@@ -1,4 +1,4 @@
-"""Which device, and whether it is there."""
+"""The choice of the device."""
 
 import torch
 
@@ -6,7 +6,7 @@ from wholegpt.errors import ConfigError
 
 
 def choose_device(name: str = "automatic") -> torch.device:
-    """The device called ``name``; ``automatic`` is an accelerator where there is one, else the CPU."""
+    """Return the device called ``name``; ``automatic`` is an accelerator if there is one, else the CPU."""
     if name == "automatic":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -21,7 +21,7 @@ def choose_device(name: str = "automatic") -> torch.device:
 
 
 def device_available(device: torch.device) -> bool:
-    """Whether tensors can be put on ``device`` here."""
+    """Return whether this machine has ``device``."""
     if device.type == "cuda":
         return (device.index or 0) < torch.cuda.device_count()
     if device.type == "mps":
@@ -30,6 +30,6 @@ def device_available(device: torch.device) -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was asked."""
+    """Wait until ``device`` has finished its queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

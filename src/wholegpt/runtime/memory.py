@@ -1,4 +1,4 @@
-"""Memory: how much is free, how much this process uses, and what becomes of freed memory."""
+"""Memory: free memory, the memory of this process, and the reuse of freed memory."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ import torch
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that ``device`` can still give; infinite where the system does not tell."""
+    """Return the free bytes of ``device``; infinity if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     information = Path("/proc/meminfo")
@@ -22,9 +22,9 @@ def free_memory(device: torch.device) -> float:
 
 
 def _container_memory(folder: Path) -> float:
-    """Bytes left under a container's own limit (control groups, version 2 or 1); infinite without one.
+    """Return the bytes left under a container's limit (control groups, version 2 or 1); infinity without one.
 
-    Files that the system keeps in memory and would drop count as free.
+    Cached files, which the system can drop, count as free.
     """
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
@@ -41,7 +41,7 @@ def _container_memory(folder: Path) -> float:
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Bytes that this process holds on ``device`` now, what it freed not counted."""
+    """Return the bytes that this process uses on ``device``, without freed ones."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return_freed_memory()
@@ -49,21 +49,21 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most bytes that this process has held on ``device`` so far."""
+    """Return the peak of the bytes that this process has used on ``device``."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _process_bytes("VmHWM")
 
 
 def _process_bytes(name: str) -> int:
-    """A figure of this process as Linux tells it; 0 elsewhere."""
+    """Return a figure of this process from Linux; 0 on other systems."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next allocation, where it is the C library.
+    """Let glibc keep freed memory for the next allocation; do nothing with other C libraries.
 
     By default each tensor above 32 MB is new memory from the kernel, page by page: writing to it takes
     ten times as long.
@@ -78,14 +78,14 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the system what ``keep_freed_memory`` has kept; writing to it again takes longer the first time."""
+    """Return freed memory that ``keep_freed_memory`` kept to the system; the first write to new memory takes longer."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
 def memory_apart() -> Iterator[None]:
-    """A block whose memory does not come on top of what was freed before it, nor later memory on top of its own.
+    """Return freed memory to the system before and after the block, so that the peaks of phases do not add up.
 
     Pieces of other sizes than those just freed seldom fit into them, so that the peak of a run would be
     nearer to the sum of its phases than to the largest, and differ from run to run.

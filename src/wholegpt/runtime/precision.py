@@ -14,7 +14,7 @@ from wholegpt.settings.schema import PrecisionConfig
 
 
 def decide_precision(precision: PrecisionConfig, device: torch.device) -> PrecisionConfig:
-    """``precision`` without automatic values. Raises ``NumericsError`` for bfloat16 where there is none."""
+    """Return ``precision`` with automatic values resolved. Raises ``NumericsError`` for unsupported bfloat16."""
     dtype, attention = precision.dtype, precision.attention
     if dtype is Dtype.automatic:
         dtype = Dtype.bfloat16 if has_bfloat16(device) else Dtype.float32
@@ -28,9 +28,9 @@ def decide_precision(precision: PrecisionConfig, device: torch.device) -> Precis
 
 
 def decide_weights(weights: WeightFormat, device: torch.device) -> tuple[WeightFormat, torch.dtype]:
-    """``weights`` without automatic, and the number format of all else: bfloat16 where ``device`` multiplies in it.
+    """Return ``weights`` with automatic resolved, and the dtype of all other tensors: bfloat16 if supported.
 
-    Raises ``NumericsError`` for bfloat16 weights where it does not.
+    Raises ``NumericsError`` for bfloat16 weights if it does not.
     """
     fast = has_bfloat16(device)
     if weights is WeightFormat.bfloat16 and not fast:
@@ -44,7 +44,7 @@ def decide_weights(weights: WeightFormat, device: torch.device) -> tuple[WeightF
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices in hardware."""
+    """Return whether ``device`` multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -63,25 +63,25 @@ def _cpu_flag(*names: str) -> bool:
 
 @contextlib.contextmanager
 def compute_in(dtype: Dtype, device: torch.device) -> Iterator[None]:
-    """A block whose large products run in ``dtype``. Raises ``NumericsError`` for an undecided one."""
+    """Run the large products within the block in ``dtype``. Raises ``NumericsError`` for automatic."""
     products = torch_dtype(dtype)
     with torch.autocast(device.type, products, enabled=products is not torch.float32):
         yield
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """PyTorch's name of a number format. Raises ``NumericsError`` for an undecided one."""
+    """Return PyTorch's dtype. Raises ``NumericsError`` for automatic."""
     if dtype is Dtype.automatic:
         raise NumericsError("precision.dtype is automatic; decide it first with runtime.decide")
     return {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16, Dtype.float32: torch.float32}[dtype]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in 32 bits where it has fewer: what is summed or compared is lifted before."""
+    """Return ``x`` in float32 if its dtype has fewer bits, for sums and comparisons."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The number format of the large products on ``x``: that of ``compute_in`` inside it, else its own."""
+    """Return the dtype of the large products on ``x``: that of ``compute_in`` inside its block, else that of ``x``."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

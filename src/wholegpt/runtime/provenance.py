@@ -1,4 +1,4 @@
-"""What is recorded of the machine and of the command."""
+"""Records of the machine and of the command."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def machine() -> dict[str, str | int]:
-    """What the last bits of a result can depend on: versions, processor, cores."""
+    """Return what the last bits of a result can depend on: versions, processor, cores."""
     information = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if information.exists():
@@ -26,6 +26,6 @@ def machine() -> dict[str, str | int]:
 
 
 def command_line() -> list[str]:
-    """The words that started this process, the program by its name alone."""
+    """Return the command line of this process, with the name of the program instead of its path."""
     program = Path(sys.argv[0]).name
     return ["wholegpt" if program == "__main__.py" else program, *sys.argv[1:]]

@@ -14,5 +14,5 @@ def seed_everything(seed: int) -> None:
 
 
 def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, so that (seed, step) needs no stored random state."""
+    """Return one 63-bit seed from several integers, so that (seed, step) needs no stored random state."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

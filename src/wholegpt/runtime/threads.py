@@ -1,4 +1,4 @@
-"""CPU threads, and other programs that take the cores."""
+"""CPU threads, and cores that other programs use."""
 
 import os
 import time
@@ -14,7 +14,7 @@ def check_threads(threads: int) -> None:
 
 
 def overload(threads: int) -> str:
-    """A warning if other programs leave fewer idle cores than ``threads``; empty otherwise."""
+    """Return a warning if other programs leave fewer idle cores than ``threads``; empty otherwise."""
     if threads == 1:
         return ""
     cores, busy = os.cpu_count() or 1, cores_used_by_others()
@@ -27,9 +27,9 @@ def overload(threads: int) -> str:
 
 
 def cores_used_by_others(seconds: float = 0.1) -> float:
-    """Cores that other processes keep busy, averaged over ``seconds`` from now; 0 where the system does not tell.
+    """Return the cores that other processes keep busy, averaged over ``seconds``; 0 if the system does not report it.
 
-    The whole machine's time that is not idle (``/proc/stat``), less this process's.
+    This is the busy time of the machine (``/proc/stat``) minus that of this process.
     """
     before, own, started = _busy_seconds(), time.process_time(), time.perf_counter()
     time.sleep(seconds)
@@ -38,7 +38,7 @@ def cores_used_by_others(seconds: float = 0.1) -> float:
 
 
 def _busy_seconds() -> float:
-    """CPU time of all processes since the machine started, as Linux tells it; 0 elsewhere."""
+    """Return the CPU time of all processes since the machine started, from Linux; 0 on other systems."""
     statistics = Path("/proc/stat")
     if not statistics.exists():
         return 0.0

@@ -75,8 +75,8 @@ def fit_conversations(
         seen = EncodedConversation(whole.token_ids[:most], whole.scored[:most])
         if any(seen.scored[1:]):
             cut = len(whole.token_ids) > most
-            places = [i for i, message in enumerate(one) if message.role == "assistant"]
-            last = _last_begun(one, places, template, tokenizer, context_length) if cut else places[-1]
+            indices = [i for i, message in enumerate(one) if message.role == "assistant"]
+            last = _last_started(one, indices, template, tokenizer, context_length) if cut else indices[-1]
             fitted.append(FittedConversation(one, seen, cut, last))
     if not fitted:
         raise DataError(
@@ -86,20 +86,20 @@ def fit_conversations(
     return fitted
 
 
-def _last_begun(
+def _last_started(
     messages: Conversation,
-    places: Sequence[int],
+    indices: Sequence[int],
     template: ChatTemplate,
     tokenizer: Tokenizer,
     context_length: int,
 ) -> int:
-    """Return the last of the ``places`` of answers that starts within the context, or the first place if none does."""
+    """Return the last of the ``indices`` of answers that starts within the context, or the first one if none does."""
 
-    def begins(number: int) -> bool:
-        before = messages[: places[number]]
+    def starts(number: int) -> bool:
+        before = messages[: indices[number]]
         return len(template.encode(before, tokenizer, generation_prompt=True).token_ids) < context_length
 
-    return places[last_that(begins, len(places) - 1) or 0]
+    return indices[last_that(starts, len(indices) - 1) or 0]
 
 
 @torch.inference_mode()

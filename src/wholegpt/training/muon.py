@@ -24,7 +24,7 @@ def orthogonalize(matrices: Float[Tensor, "*N R C"]) -> Float[Tensor, "*N R C"]:
 
     Five Newton–Schulz iterations X ← aX + (bA + cA²)X with A = X·Xᵀ, from X = M/‖M‖_F. Singular values
     end between 0.68 and 1.21, unless they began below about a thousandth of the norm. Computed in the
-    matrices' number format.
+    matrices' dtype.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -61,7 +61,7 @@ class Muon(torch.optim.AdamW):
     """An optimizer that applies ``muon_update`` to groups with ``rows``, and PyTorch's fused AdamW to the others.
 
     ``rows`` gives, for each matrix of the group, the rows of the maps stacked in it (queries, keys and
-    values), which are made orthogonal one by one. ``dtype`` is the number format of that computation.
+    values), which are made orthogonal one by one. ``dtype`` is that of this computation.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], dtype: torch.dtype, **adamw: Any) -> None:
