@@ -10,19 +10,25 @@ ifneq ($(wildcard $(DATA)),)
 export WHOLEGPT_DATA ?= $(abspath $(DATA))
 endif
 
+# Processes of the tests
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+
 PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
-.PHONY: demo test test-avx2 golden lint bench clean
+.PHONY: demo test test-slow test-avx2 golden lint bench clean
 
 demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
 
-test: lint  ## lint, types, tests; two processes of one thread take half as long as one of two
-	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
+test: lint  ## lint, types, and the tests that are not slow; two processes of one thread take half as long as one of two
+	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest $(PARALLEL) -m "not slow and not timed"
+
+test-slow: $(DEVELOPMENT)  ## the slow tests, then those that measure time, one by one
+	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest $(PARALLEL) -m "slow and not timed"
 	$(VENV)/bin/pytest -m timed
 
 test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
-	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest $(PARALLEL) -m "not timed" \
 		tests/model tests/parity tests/training/test_parts.py tests/stages/test_classification.py
 
 golden: $(DEVELOPMENT)  ## write the figures of the golden runs anew, where they change on purpose
