@@ -94,7 +94,8 @@ def test_values_out_of_range_name_their_field(section: str, field: str, value: f
 
 def test_width_not_divisible_by_heads() -> None:
     with pytest.raises(
-        ConfigError, match=r"model\.d_model is 100, which is not divisible by model\.n_heads, 3; try d_model 99"
+        ConfigError,
+        match=r"model\.d_model is 100, which is not divisible by model\.n_heads, 3; try d_model 99",
     ):
         check(configure({"model": {"d_model": 100, "n_heads": 3}}))
 
