@@ -218,7 +218,7 @@ def long_contexts(rounds: int) -> None:
     for name in kinds:
         times = " | ".join(f"{statistics.median(found[name, length][1:]):.2f}" for length in LENGTHS)
         sizes = " | ".join(f"{cache_bytes(prefilled[name, length][1]) / 1e6:.2f}" for length in LENGTHS)
-        rows += [f"| {name} | ms per token | {times} |", f"| | cache, MB | {sizes} |"]
+        rows += [f"| {name} | ms per token | {times} |", f"| | MB of cache | {sizes} |"]
     header = [
         f"| Attention | Quantity | {' | '.join(f'{length:,}' for length in LENGTHS)} |",
         "| --- | --- |" + " ---: |" * len(LENGTHS),

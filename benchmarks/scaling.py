@@ -142,7 +142,7 @@ def sweep(texts: list[str], data: Path, work: Path, threads: int) -> None:
 
 
 def is_pilot(point: Point) -> bool:
-    """Whether a point is the pilot of its text."""
+    """Return whether a point is the pilot of its text."""
     return (point["width"], point["steps"]) == PILOT
 
 

@@ -260,7 +260,7 @@ def test_our_own_mistakes_exit_with_one(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("wholegpt.cli.use._known", broken)
+    monkeypatch.setattr("wholegpt.cli.info._known", broken)
     assert "this is a bug in wholegpt: ZeroDivisionError: oops; --debug" in fails("info", trained_run, code=1)
     assert main(["info", str(trained_run), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

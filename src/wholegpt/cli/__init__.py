@@ -15,7 +15,7 @@ from typing import Any
 import cyclopts
 
 from wholegpt import __version__
-from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
+from wholegpt.cli import conversion, data, finetuning, generation, info, tokenizer, training, use
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, Help, SettingsHelp, program_name
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
@@ -66,7 +66,7 @@ def make_app() -> cyclopts.App:
     app.command(finetuning.chat, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.compare, sort_key=3)
-    app.command(use.info, sort_key=4)
+    app.command(info.info, sort_key=4)
     app.command(training.plan, sort_key=4)
     app.command(training.ladder, sort_key=4)
     app.command(finetuning.finetune, sort_key=5)

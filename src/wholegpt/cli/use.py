@@ -1,9 +1,9 @@
-"""``evaluate``, ``compare`` and ``info``: measure a model, compare two, describe one."""
+"""``evaluate`` and ``compare``: measure a model, or compare two."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wholegpt.cli.options import (
     Common,
@@ -13,20 +13,20 @@ from wholegpt.cli.options import (
     check_new_file,
     comparison_table,
     score_table,
-    table,
     task_table,
 )
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Architecture, AttentionKernel, Dtype, WeightFormat
-from wholegpt.settings.schema import GenerationConfig, ModelConfig
-from wholegpt.settings.serialization import to_mapping
-from wholegpt.settings.validation import USED, complete_model
+from wholegpt.settings.choices import Architecture, Dtype, WeightFormat
+from wholegpt.settings.schema import GenerationConfig
+
+if TYPE_CHECKING:
+    from wholegpt.console import Console
+    from wholegpt.evaluation import PseudoPerplexity, TaskScore, TextEvaluation
+    from wholegpt.language_model import LanguageModel
 
 ROW_OPTIONS = ("encoding", "on_bad_text", "on_bad_line")
 """Reading options that also apply to tables of examples."""
-ASSUMED_VOCABULARY = 4096
-"""Vocabulary size for the counts of presets that take it from the tokenizer."""
 
 
 def evaluate(
@@ -103,18 +103,8 @@ def evaluate(
                 sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen, **for_rows
             )
         else:
-            from wholegpt.data.chat.conversations import ConversationData
-            from wholegpt.data.examples.data import TaskData
-            from wholegpt.runs.folder import run_examples
-
             _refuse(task_settings, "the validation examples of a run")
-            folder = run_examples(Path(run))
-            if lm.task:
-                held_out = TaskData.open(folder).validation
-                score = lm.evaluate_examples(held_out, dtype, common.console)
-            else:
-                conversations = ConversationData.open(folder).validation
-                score = lm.evaluate_conversations(conversations, dtype, common.console)
+            score = _evaluate_run_examples(lm, Path(run), dtype, common.console)
         common.show(score.to_json(), task_table(score.to_json()))
         if records:
             _write_records(Path(records), score.records)
@@ -126,18 +116,37 @@ def evaluate(
     if sources:
         measure = lm.pseudo_perplexity if encoder else lm.evaluate
         text = measure(*sources, dtype=dtype, console=common.console, **settings)
-    elif not presets.is_run(Path(run)):
-        raise DataError(f"{run}: is not a run and has no validation text; give a text to evaluate on")
     else:
-        from wholegpt.runs.folder import run_data
-
-        _refuse(_settings(detokenize=detokenize, **reading.given()), "the validation text of a run")
-        held_out = run_data(Path(run)).validation
-        if encoder:
-            text = lm.pseudo_perplexity_of_tokens(held_out, dtype, common.console, context or 0)
-        else:
-            text = lm.evaluate_tokens(held_out, stride or 0, dtype, common.console, context=context or 0)
+        text = _evaluate_run_text(lm, Path(run), settings, dtype, common.console)
     common.show(text.to_json(), score_table(text.to_json()))
+
+
+def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console: "Console") -> "TaskScore":
+    """Evaluate a fine-tuned model on the validation examples of its run."""
+    from wholegpt.data.chat.conversations import ConversationData
+    from wholegpt.data.examples.data import TaskData
+    from wholegpt.runs.folder import run_examples
+
+    folder = run_examples(run)
+    if lm.task:
+        return lm.evaluate_examples(TaskData.open(folder).validation, dtype, console)
+    return lm.evaluate_conversations(ConversationData.open(folder).validation, dtype, console)
+
+
+def _evaluate_run_text(
+    lm: "LanguageModel", run: Path, settings: dict[str, Any], dtype: Dtype, console: "Console"
+) -> "TextEvaluation | PseudoPerplexity":
+    """Evaluate a model on the validation text of its run. Raises ``DataError`` for a folder that is not a run."""
+    from wholegpt.runs.folder import run_data
+
+    if not presets.is_run(run):
+        raise DataError(f"{run}: is not a run and has no validation text; give a text to evaluate on")
+    windows = {"stride": 0, "context": 0, **_taken(settings, "stride", "context")}
+    _refuse(settings, "the validation text of a run")
+    held_out = run_data(run).validation
+    if lm.model.config.architecture is Architecture.encoder:
+        return lm.pseudo_perplexity_of_tokens(held_out, dtype, console, windows["context"])
+    return lm.evaluate_tokens(held_out, windows["stride"], dtype, console, context=windows["context"])
 
 
 def compare(
@@ -249,92 +258,3 @@ def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
     from wholegpt.files import write_text_atomic
 
     write_text_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()) -> None:
-    """Describe a run, a model folder or a preset: parameters, FLOPs, memory, settings and metadata.
-
-    Parameters
-    ----------
-    run
-        Run or model folder, or a preset such as gpt2-small.
-    checkpoint
-        Checkpoint to use: best, last, or a step.
-
-    """
-    config, metadata = _known(run, checkpoint, common)
-    from wholegpt.model.accounting import (
-        flops_per_token,
-        parameter_count,
-        saved_activations,
-        training_memory_bytes,
-    )
-
-    count = parameter_count(config)
-    if config.architecture is Architecture.ngram and not presets.is_preset(
-        run
-    ):  # its size depends on the text
-        from wholegpt.runs.load import load
-
-        counted = load(run, checkpoint=checkpoint, console=common.console).model.parameter_count
-        count = dataclasses.replace(count, blocks=counted)
-    result: dict[str, Any] = {
-        "parameters": count.total,
-        **({"active_parameters": count.active} if count.unused else {}),
-        "parameters_without_embeddings": count.blocks,
-        "flops_per_token": flops_per_token(config),
-        "memory_bytes": training_memory_bytes(config),
-        "activation_bytes_per_token": 4 * saved_activations(config, AttentionKernel.fused),
-        "cache_bytes": _cache_bytes(config),
-        "config": to_mapping(config),
-        **metadata,
-    }
-    cache = result["cache_bytes"]
-    written = (
-        [("KV cache of one sequence of the context length, float32", f"{cache:,} bytes")] if cache else []
-    )
-    active = [("active per token", f"{count.active:,}")] if count.unused else []
-    trained = [
-        ("without embeddings", f"{count.blocks:,}"),
-        ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
-        ("weights, gradients and AdamW states in float32", f"{result['memory_bytes']:,} bytes"),
-        (
-            "activations for the backward pass per token, float32",
-            f"{result['activation_bytes_per_token']:,} bytes",
-        ),
-    ]
-    counted = config.architecture is Architecture.ngram
-    rows = [("parameters", f"{count.total:,}"), *active, *([] if counted else trained), *written]
-    used = USED.get(config.architecture, tuple(result["config"]))
-    told = {name: value for name, value in result["config"].items() if name in ("architecture", *used)}
-    told |= metadata
-    common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
-
-
-def _cache_bytes(config: ModelConfig) -> int | None:
-    """Return the KV cache size of one sequence of τ tokens; ``None`` for a model that does not generate."""
-    import torch
-
-    from wholegpt.checkpoint import make_model
-
-    if config.architecture is Architecture.encoder:
-        return None
-    with torch.device("meta"):
-        return make_model(config).cache_bytes(1, config.context_length)
-
-
-def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
-    """Return the architecture and the metadata: control codes, task, LoRA."""
-    if not presets.is_preset(run):
-        from wholegpt.checkpoint import load_metadata, load_model_config, model_folder
-
-        folder = model_folder(Path(run), checkpoint, common.console)
-        metadata = {name: value for name, value in to_mapping(load_metadata(folder)).items() if value}
-        return load_model_config(folder), metadata
-    config = presets.preset(run)
-    if config.vocab_size == 0:
-        config = dataclasses.replace(config, vocab_size=ASSUMED_VOCABULARY)
-        common.console.note(
-            f"{run}: the vocabulary size depends on the tokenizer; {config.vocab_size:,} is assumed here"
-        )
-    return complete_model(config), {}
