@@ -1,4 +1,4 @@
-"""Kinds of transformers beside the plain one: experts at equal FLOPs, an encoder beside a decoder, long texts."""
+"""Compare architectures: a mixture of experts at equal FLOPs, encoder and decoder, attention in long contexts."""
 
 import argparse
 import dataclasses
@@ -31,18 +31,18 @@ SEEDS = (1, 2, 3)
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)
 PSEUDO_TOKENS, PSEUDO_CONTEXT = 4096, 128
 STEPS = 8
-"""Tokens written at once of each model and length, which take turns."""
+"""Tokens per round of each model and length."""
 
 
 def run_of(out: Path, console: Console, *sources: Path, config: Config) -> Run[Any]:
-    """A finished run, trained or gone on with where it is not."""
+    """Return a finished run. Train it if there is none, and resume an interrupted one."""
     if (out / "config.yaml").exists():
         return wg.resume(out, console=console)
     return wg.train(*sources, config=config, out=out, console=console)
 
 
 def experts(data: Path, out: Path, steps: int, rounds: int, console: Console) -> None:
-    """Dense against mixtures whose tokens cost as much: what they learn, and how long their steps take in turn."""
+    """Compare a dense model with mixtures of experts at equal cost per token: loss and time per step."""
     base = wg.configure(
         {
             "model": {"preset": "modern-tiny"},
@@ -55,8 +55,8 @@ def experts(data: Path, out: Path, steps: int, rounds: int, console: Console) ->
     )
     kinds = {
         "dense": {},
-        "Switch, 8 experts, 1 a token": {"n_experts": 8},
-        "8 experts of half the width, 2 a token": {"n_experts": 8, "experts_per_token": 2, "d_ff": 352},
+        "Switch, 8 experts, 1 per token": {"n_experts": 8},
+        "8 experts of half the width, 2 per token": {"n_experts": 8, "experts_per_token": 2, "d_ff": 352},
     }
     configs = {name: wg.configure({"model": changes}, base=base) for name, changes in kinds.items()}
     vocabulary = base.tokenizer.vocab_size
@@ -88,15 +88,16 @@ def experts(data: Path, out: Path, steps: int, rounds: int, console: Console) ->
             f"{run.validation.nats_per_token:.4f} | {ratio(side.seconds, sides[0].seconds)} | {routed or '– | –'} |"
         )
     header = [
-        "| model | parameters | met by a token | forward FLOPs a token | held out, nats a token | step ÷ dense "
-        "| entropy of the load ÷ ln E | dropped |",
+        "| Model | Parameters | Parameters used per token | Forward FLOPs per token | Nats per token, held-out text "
+        "| Time of a step ÷ dense | Entropy of the load ÷ ln E | Dropped tokens |",
         "|" + " --- |" * 8,
     ]
     what = (
-        f"Trained on english.jsonl for {steps:,} steps of {base.training.batch_size} windows each, one seed. Forward "
-        "FLOPs are of the experts that a token meets; in training each expert has room for a quarter more."
+        f"The models are trained on english.jsonl for {steps:,} steps of {base.training.batch_size} windows each, with "
+        "one seed. Forward FLOPs count the experts that a token uses. During training, the capacity of each expert is "
+        "a quarter above its share of the tokens."
     )
-    publish("Experts", "\n".join([conditions(rounds), "", what, "", *header, *rows]))
+    publish("Mixture of experts", "\n".join([conditions(rounds), "", what, "", *header, *rows]))
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
@@ -106,7 +107,7 @@ def _log(run: Path) -> list[dict[str, Any]]:
 
 
 def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
-    """BERT's way and GPT's way: the same text, size, steps and windows, then SST-2 with λ = 0."""
+    """Compare masked and causal pretraining on the same text, size, steps and windows, by SST-2 with λ = 0."""
     shared: dict[str, dict[str, Any]] = {
         "tokenizer": {"vocab_size": 8192, "lowercase": True},
         "training": {"steps": steps, "batch_size": 16},
@@ -121,10 +122,10 @@ def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
         config = wg.configure({**shared, "model": {"preset": "modern-tiny", "architecture": kind}})
         run = run_of(out / f"pretrained-{kind}", console, data / "english.jsonl", config=config)
         if kind == "transformer":
-            pretrained[kind] = f"{run.validation.nats_per_token:.4f} nats a token"
+            pretrained[kind] = f"{run.validation.nats_per_token:.4f} nats per token"
         else:
-            hidden = run.validation.metrics["nats_per_masked_token"]
-            pretrained[kind] = f"{hidden.value:.4f} nats a hidden token"
+            masked = run.validation.metrics["nats_per_masked_token"]
+            pretrained[kind] = f"{masked.value:.4f} nats per masked token"
             pseudo = pseudo_of(run, console)
         pretrained[kind] += f" | {run.parameters:,}"
         results[kind] = [_tuned(run.path, data, out / f"sst2-{kind}-{seed}", seed, console) for seed in SEEDS]
@@ -137,22 +138,28 @@ def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
             f"| {kind} | {pretrained[kind]} | {mean.value:.4f} ({mean.low:.4f} to {mean.high:.4f}) | {each} |"
         )
     gain = difference(results["encoder"], results["transformer"])
-    last = f"Encoder − decoder: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}, 95%, paired)."
-    what = (
-        f"modern-tiny, with and without a mask, on english.jsonl: {steps:,} steps of 16 windows of 256 tokens, of each "
-        "of which the decoder learns, the encoder of the 15% that are hidden. Then SST-2 in two passes, λ = 0, the "
-        "same learning rate, three seeds. Intervals: 95%, over the test examples. The masked model's "
-        f"pseudo-perplexity, which is no perplexity, since what follows is seen: {pseudo}."
+    last = (
+        f"Difference encoder − decoder: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}, 95%, paired)."
     )
+    what = [
+        f"{machine_line()} Both models are modern-tiny, with a causal mask (decoder) and without (encoder).",
+        "",
+        f"- **Pretraining:** english.jsonl, {steps:,} steps of 16 windows of 256 tokens. The decoder learns from every "
+        "token, the encoder from the 15% that are masked.",
+        "- **Fine-tuning:** SST-2, two epochs, λ = 0, the same learning rate, three seeds.",
+        "- **Intervals** are 95% intervals over the test examples.",
+        f"- **Pseudo-perplexity** of the encoder: {pseudo}. It is not a perplexity, because the model sees the "
+        "following tokens.",
+    ]
     header = [
-        "| pretrained as | held-out text | parameters | SST-2 test accuracy (95%) | each seed |",
+        "| Pretrained as | Loss on held-out text | Parameters | SST-2 test accuracy (95%) | Each seed |",
         "| --- | --- | ---: | --- | --- |",
     ]
-    publish("Encoder beside decoder", "\n".join([f"{machine_line()} {what}", "", *header, *rows, "", last]))
+    publish("Encoder and decoder", "\n".join([*what, "", *header, *rows, "", last]))
 
 
 def pseudo_of(run: Run[Any], console: Console) -> str:
-    """Pseudo-perplexity of the first of its held-out tokens."""
+    """Return the pseudo-perplexity of the first validation tokens."""
     some = TokenShards([run_data(run.path).validation.read(0, PSEUDO_TOKENS)])
     found = run.load().pseudo_perplexity_of_tokens(some, run.config.precision.dtype, console, PSEUDO_CONTEXT)
     interval = f"{found.pseudo_perplexity:.1f} ({math.exp(found.low):.1f} to {math.exp(found.high):.1f})"
@@ -181,8 +188,8 @@ def _tuned(base: Path, data: Path, out: Path, seed: int, console: Console) -> di
 
 
 @torch.inference_mode()
-def long_texts(rounds: int) -> None:
-    """Time and memory of one more token after texts of different lengths."""
+def long_contexts(rounds: int) -> None:
+    """Measure time and memory of one decoded token after contexts of different lengths."""
     base = ModelConfig(vocab_size=512, context_length=LENGTHS[-1], n_layers=4, d_model=256, n_heads=4)
     kinds = {
         "full": base,
@@ -191,18 +198,18 @@ def long_texts(rounds: int) -> None:
         ),
         "linear": dataclasses.replace(base, attention=Attention.linear, positions=Positions.none),
     }
-    read: dict[tuple[str, int], tuple[Transformer, Any]] = {}
+    prefilled: dict[tuple[str, int], tuple[Transformer, Any]] = {}
     for name, config in kinds.items():
         model = Transformer(config, AttentionKernel.fused).eval()
         for length in LENGTHS:
             cache = model.new_cache(1, length + STEPS * (rounds + 1))
             for piece in torch.randint(512, (1, length)).split(512, dim=1):
                 model.prefill(piece, cache)
-            read[name, length] = model, cache
+            prefilled[name, length] = model, cache
     token = torch.zeros(1, 1, dtype=torch.long)
-    found: dict[tuple[str, int], list[float]] = {key: [] for key in read}
+    found: dict[tuple[str, int], list[float]] = {key: [] for key in prefilled}
     for _ in range(rounds + 1):
-        for key, (model, cache) in read.items():
+        for key, (model, cache) in prefilled.items():
             started = time.perf_counter()
             for _ in range(STEPS):
                 model(token, cache)
@@ -210,18 +217,21 @@ def long_texts(rounds: int) -> None:
     rows: list[str] = []
     for name in kinds:
         times = " | ".join(f"{statistics.median(found[name, length][1:]):.2f}" for length in LENGTHS)
-        sizes = " | ".join(f"{held_bytes(read[name, length][1]) / 1e6:.2f}" for length in LENGTHS)
-        rows += [f"| {name} | ms a token | {times} |", f"| | MB of cache | {sizes} |"]
+        sizes = " | ".join(f"{cache_bytes(prefilled[name, length][1]) / 1e6:.2f}" for length in LENGTHS)
+        rows += [f"| {name} | ms per token | {times} |", f"| | MB of cache | {sizes} |"]
     header = [
-        f"| attention | | {' | '.join(f'{length:,}' for length in LENGTHS)} |",
+        f"| Attention | Quantity | {' | '.join(f'{length:,}' for length in LENGTHS)} |",
         "| --- | --- |" + " ---: |" * len(LENGTHS),
     ]
-    what = f"A model of 4 layers, 256 wide, after a text of so many tokens; medians of {rounds} alternating rounds."
-    publish("Long texts", "\n".join([f"{machine_line()} {what}", "", *header, *rows]))
+    what = (
+        "A model of 4 layers and width 256. The column headings are the numbers of tokens before the measured one. "
+        f"Values are medians of {rounds} alternating rounds."
+    )
+    publish("Long contexts", "\n".join([f"{machine_line()} {what}", "", *header, *rows]))
 
 
-def held_bytes(cache: KeyValueCache | RecurrentCache) -> int:
-    """Bytes of its tensors."""
+def cache_bytes(cache: KeyValueCache | RecurrentCache) -> int:
+    """Return the bytes of the tensors of a cache."""
     if isinstance(cache, KeyValueCache):
         return cache.keys.nbytes + cache.values.nbytes
     return cache.states.nbytes
@@ -237,10 +247,10 @@ def main() -> None:
     arguments = parser.parse_args()
     console, data, out = Console(), arguments.data, arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    if arguments.only in ("", "experts"):  # first: it forks, which threads do not survive
+    if arguments.only in ("", "experts"):  # first, because it forks, which threads do not survive
         experts(data, out, arguments.steps, arguments.rounds, console)
     if arguments.only in ("", "long"):
-        long_texts(arguments.rounds)
+        long_contexts(arguments.rounds)
     if arguments.only in ("", "encoder"):
         encoder(data, out, arguments.steps, console)
 

@@ -1,4 +1,4 @@
-"""Whether a model that is trained on a sentiment before each text writes with the one that it is asked for."""
+"""Measure how often a model with sentiment control codes generates text of the requested sentiment."""
 
 import argparse
 import json
@@ -22,9 +22,9 @@ from wholegpt.data.text.contamination import contamination
 from wholegpt.metrics import Estimate, bootstrap_ratio
 
 LABELS = ("negative", "positive")
-COPIED_WORDS = 8
-WORDS = 110
-"""Tokens a text has at most; with the header they fit the context."""
+SHARED_WORDS = 8
+MAX_TOKENS = 110
+"""Maximum tokens of a text. With the control line they fit into the context."""
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 QUIET = Console(quiet=True)
 SETTINGS: dict[str, Any] = {
@@ -37,11 +37,11 @@ SETTINGS: dict[str, Any] = {
     "evaluation": {"every": 0, "patience": 0},
     "runtime": {"device": "cpu"},
 }
-Labelled = list[tuple[str, int]]
+Labeled = list[tuple[str, int]]
 
 
-def sst2(folder: Path) -> tuple[Labelled, Labelled]:
-    """All sentences with their labels, each once, in two halves."""
+def sst2(folder: Path) -> tuple[Labeled, Labeled]:
+    """Return the distinct sentences with their labels, in two halves."""
     lines = [
         line.rpartition("\t")
         for name in ("train", "dev", "test")
@@ -52,19 +52,19 @@ def sst2(folder: Path) -> tuple[Labelled, Labelled]:
     return sentences[: len(sentences) // 2], sentences[len(sentences) // 2 :]
 
 
-def learned_judge(sentences: Labelled) -> Any:
-    """Logistic regression on runs of one and two words and of two to six characters."""
+def learned_judge(sentences: Labeled) -> Any:
+    """Train a logistic regression on word n-grams (1 and 2) and character n-grams (2 to 6)."""
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+")
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 6), sublinear_tf=True)
     judge = make_pipeline(make_union(words, characters), LogisticRegression(C=5, max_iter=2000))
     return judge.fit(*zip(*sentences, strict=True))
 
 
-def written(lm: wg.LanguageModel, label: int, count: int, guidance: float) -> list[str]:
-    """Texts with a label."""
+def generated(lm: wg.LanguageModel, label: int, count: int, guidance: float) -> list[str]:
+    """Generate texts with a label."""
     control = {"sentiment": LABELS[label]}
     made = lm.generate_all(
-        [""] * count, control=control, guidance=guidance, temperature=1, max_tokens=WORDS, console=QUIET
+        [""] * count, control=control, guidance=guidance, temperature=1, max_tokens=MAX_TOKENS, console=QUIET
     )
     return [one.text for one in made]
 
@@ -100,29 +100,34 @@ def main() -> None:
     listed: list[str] = []
     asked = np.repeat([0, 1], samples // 2)
     for guidance in GUIDANCE:
-        texts = [text for label in (0, 1) for text in written(lm, label, samples // 2, guidance)]
-        overlaps = contamination(([text] for text in sentences), ([text] for text in texts), COPIED_WORDS)
+        texts = [text for label in (0, 1) for text in generated(lm, label, samples // 2, guidance)]
+        overlaps = contamination(([text] for text in sentences), ([text] for text in texts), SHARED_WORDS)
         new = np.array([one.found == 0 for one in overlaps])
         hits = obeyed(judge, texts, asked)
         words = len({word for text in texts for word in text.split()})
         rows.append(f"| {guidance:g} | {share(hits[new])} | {share(hits)} | {words:,} |")
         listed += [f'- {guidance:g}, {LABELS[asked[i]]}: "{texts[i]}"' for i in (0, 1, -2, -1)]
     publish(
-        "Control",
+        "Control codes",
         "\n".join(
             [
-                f"{machine_line()} SST-2's sentences with `--data.control sentiment`: a model of 4 layers, 256 wide, "
-                f"learns from nine tenths of {len(of_model):,} of them ({seconds:.0f} s), a judge (logistic regression "
-                "on runs of words and of characters) from the other half; it finds the label of "
-                f"{share(obeyed(judge, sentences, labels))} of the model's half of the sentences. Texts are drawn at "
-                "temperature 1 from the model's last weights, half of them positive; new are those that share no "
-                f"{COPIED_WORDS} words in a row with its half. 95% intervals.",
+                machine_line(),
                 "",
-                "| guidance | new texts that the judge gives the label asked for | all texts | different words |",
+                "- **Model.** 4 layers, width 256, trained on sentences of SST-2 with `--data.control sentiment` "
+                f"({seconds:,.0f} s). It gets one half of the sentences ({len(of_model):,}) and learns from nine "
+                f"tenths of it. {SETTINGS['data']['control_dropout']:.0%} of the sentences have no control line.",
+                "- **Judge.** Logistic regression on word and character n-grams, trained on the other half. It "
+                f"predicts the label of {share(obeyed(judge, sentences, labels))} sentences in the model's half.",
+                "- **Texts.** They are sampled at temperature 1 from the last weights of the model. The requested "
+                f"label is positive for half of them. A text is new if it shares no word {SHARED_WORDS}-gram with the "
+                "model's half of the sentences.",
+                "- **Intervals** are 95% intervals.",
+                "",
+                "| Guidance γ | New texts that the judge gives the requested label | All texts | Distinct words |",
                 "| ---: | ---: | ---: | ---: |",
                 *rows,
                 "",
-                "The first two and last two texts of each:",
+                "The first two and the last two texts of each row:",
                 "",
                 *listed,
             ]

@@ -1,4 +1,4 @@
-"""How fast multiple choice is scored: our engine beside one forward pass for each choice, on MCTest."""
+"""Compare the speed of multiple-choice scoring with one forward pass per choice, on MCTest."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def mctest(path: Path) -> Iterator[list[tuple[str, str]]]:
-    """The context and choice pairs of each question: story and statement."""
+    """Yield the pairs of context (story) and choice (statement) of each question."""
     for line in path.read_text(encoding="utf-8").splitlines():
         cells = line.split("\t")
         story = cells[2].replace("\\newline", "\n")
@@ -33,7 +33,7 @@ def mctest(path: Path) -> Iterator[list[tuple[str, str]]]:
 
 @torch.inference_mode()
 def naive(model: Transformer, requests: list[Request], dtype: Dtype) -> list[float]:
-    """−ln p of each continuation, one forward pass each."""
+    """Return −ln p of each continuation, with one forward pass each."""
     nats: list[float] = []
     for request in requests:
         whole = [*request.context_ids, *request.continuation_ids][-(model.context_length + 1) :]
@@ -60,11 +60,11 @@ def main() -> None:
         f"{conditions(arguments.rounds)} {arguments.preset} with random weights, {arguments.stories} stories of "
         f"MCTest's test split, {len(requests)} choices, {precision.dtype} products on both sides.",
         "",
-        "| | choices per second | ratio |",
+        "| Method | Choices per second | Ratio |",
         "| --- | ---: | ---: |",
     ]
     model = Transformer(presets.preset(arguments.preset), precision.attention).eval()
-    rates: dict[str, list[float]] = {"one forward pass a choice": [], "ours": []}
+    rates: dict[str, list[float]] = {"one forward pass per choice": [], "wholegpt": []}
     largest = 0.0
     for _ in range(arguments.rounds):
         started = time.perf_counter()
@@ -72,14 +72,14 @@ def main() -> None:
         between = time.perf_counter()
         ours = score_continuations(model, requests, CPU, precision.dtype, Console(quiet=True))
         ended = time.perf_counter()
-        rates["one forward pass a choice"].append(len(requests) / (between - started))
-        rates["ours"].append(len(requests) / (ended - between))
+        rates["one forward pass per choice"].append(len(requests) / (between - started))
+        rates["wholegpt"].append(len(requests) / (ended - between))
         largest = max(largest, *(abs(a - b.nats) / a for a, b in zip(plain, ours, strict=True)))
     ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
     for name, values in rates.items():
-        ratio = spread(ratios, "{:.2f}") if name == "ours" else "1"
+        ratio = spread(ratios, "{:.2f}") if name == "wholegpt" else "1"
         lines.append(f"| {name} | {spread(values, '{:.1f}')} | {ratio} |")
-    lines += ["", f"The two sides' nats differ by at most {100 * largest:.2g}%."]
+    lines += ["", f"The nats of the two methods differ by at most {100 * largest:.2g}%."]
     publish("Evaluation, multiple choice", "\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""The same solved examples as prompts and as training data: how many it takes until learning them is better."""
+"""Compare the same labeled examples in the prompt and as training data, by their number."""
 
 import argparse
 import csv
@@ -14,22 +14,22 @@ from wholegpt.console import Console
 from wholegpt.evaluation import TaskScore
 
 ANSWERS = {"0": "bad", "1": "good"}
-"""What SST-2's labels are called in a prompt."""
+"""Names of the labels of SST-2 in a prompt."""
 PROMPTED = (0, 1, 4, 16)
 LEARNED = (4, 16, 64, 256, 1024)
 STEPS = 100
 LONGEST = 10
-"""Words of a solved example, so that sixteen of them fit into the context."""
+"""Maximum words of an example, so that sixteen of them fit into the context."""
 
 
 def sentences(path: Path) -> list[tuple[str, str]]:
-    """Each with its label."""
+    """Return the sentences with their labels."""
     with path.open(encoding="utf-8", newline="") as file:
         return [(row[0], row[1]) for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
 
 
 def chosen(known: list[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
-    """``count`` short examples, of both labels in turn, the first ones of a larger choice."""
+    """Return ``count`` short examples with alternating labels. Smaller selections are parts of larger ones."""
     short = [one for one in known if len(one[0].split()) <= LONGEST]
     random.Random(seed).shuffle(short)
     sides = [[one for one in short if one[1] == label] for label in ANSWERS]
@@ -37,7 +37,7 @@ def chosen(known: list[tuple[str, str]], count: int, seed: int) -> list[tuple[st
 
 
 def prompts(examples: list[tuple[str, str]], path: Path) -> Path:
-    """Examples as a question with two answers, weighed by their likelihood."""
+    """Write examples as multiple choice with two answers."""
     choices = list(ANSWERS.values())
     return written(
         path,
@@ -49,7 +49,7 @@ def prompts(examples: list[tuple[str, str]], path: Path) -> Path:
 
 
 def prompted(base: Path, count: int, seed: int, files: list[Path], console: Console) -> TaskScore:
-    """By the likelihood of the answers after ``count`` solved examples, which are the same for all."""
+    """Evaluate by the likelihood of the answers after ``count`` solved examples, the same for all."""
     test, pool = files
     return wg.load(base, console=console).evaluate_task(
         test, shots=count, examples=pool if count else None, seed=seed, console=console
@@ -59,7 +59,7 @@ def prompted(base: Path, count: int, seed: int, files: list[Path], console: Cons
 def learned(
     base: Path, examples: list[tuple[str, str]], data: Path, out: Path, seed: int, console: Console
 ) -> TaskScore:
-    """By a head that was trained on the examples, all steps, without any others to choose the best by."""
+    """Evaluate with a head trained on the examples for all steps, without validation examples."""
     table = written(out.with_suffix(".jsonl"), [{"text": text, "label": label} for text, label in examples])
     settings = {
         "training": {"steps": STEPS, "epochs": 0, "batch_size": min(32, len(examples))},
@@ -101,13 +101,14 @@ def main() -> None:
                 score = learned(base, examples, data, out / f"learned-{count}-{seed}", seed, console)
                 by_head.append(shown(score.metrics["accuracy"]))
         rows.append(f"| {count} | {'; '.join(by_prompt) or '–'} | {'; '.join(by_head) or '–'} |")
-    header = ["| examples | as prompts | as training data |", "| --- | --- | --- |"]
+    header = ["| Examples | In the prompt | As training data |", "| --- | --- | --- |"]
     what = (
-        f"The {len(test):,} sentences of SST-2's test, accuracy with its 95% interval, for each of {arguments.seeds} "
-        f"choices of examples of at most {LONGEST} words. A head needs two examples of each label; it is trained for "
-        f"{STEPS} steps."
+        "The same labeled examples are used in the prompt or as training data. The table shows the accuracy on the "
+        f"{len(test):,} test sentences of SST-2 with its 95% interval, for each of {arguments.seeds} selections of "
+        f"examples with at most {LONGEST} words. A classification head needs two examples of each label and is "
+        f"trained for {STEPS} steps."
     )
-    publish("Few examples", "\n".join([machine_line(), "", what, "", *header, *rows]))
+    publish("Few-shot prompts and fine-tuning", "\n".join([machine_line(), "", what, "", *header, *rows]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writing: GPT-2's size beside transformers and llama.cpp, batches, requests over time, guesses, forms, few bits."""
+"""Measure generation: one sequence, batches, speculative and constrained decoding, quantized weights."""
 
 import argparse
 import copy
@@ -34,26 +34,26 @@ CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 PROMPT, WRITTEN, LONG = 64, 128, 512
 BATCH = 32
 FORMATS = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
-"""Bytes a weight, scales included."""
+"""Bytes per weight, including scales."""
 PEERS = {"float32": "F16", "bfloat16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
-"""Of llama.cpp."""
+"""The corresponding formats of llama.cpp."""
 HALF = has_bfloat16(CPU)
 THEIRS = "transformers " + ("bfloat16" if HALF else "float32")
 COMPILED = ", compiled"
-WITHOUT = "" if HALF else ", on a processor without bfloat16"
-TITLES = {"decoding": f"Writing one text{WITHOUT}", "batches": f"Writing many texts{WITHOUT}"}
+WITHOUT = "" if HALF else ", without bfloat16"
+TITLES = {"decoding": f"Generation, one sequence{WITHOUT}", "batches": f"Generation, batches{WITHOUT}"}
 Side = Callable[[], float]
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall clock of one call."""
+    """Return the wall-clock time of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def alternating(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
-    """What each side measures, one after the other in every round, after one that does not count."""
+    """Return the values of each side, measured in turn in every round after one warm-up."""
     for side in sides.values():
         side()
     return {
@@ -67,19 +67,19 @@ def alternating(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> str:
-    """Ours over theirs, round by round."""
+    """Return the ratio of ours to theirs, round by round."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)], "{:.2f}")
 
 
-def sure_ratio(ours: list[float], theirs: list[float]) -> str:
-    """The median of ours over theirs, round by round, with its 95% interval (a bootstrap over the rounds)."""
+def median_ratio(ours: list[float], theirs: list[float]) -> str:
+    """Return the median ratio of ours to theirs with its 95% interval (a bootstrap over the rounds)."""
     found = np.array(ours) / np.array(theirs)
     median = bootstrap(len(found), lambda rows: float(np.median(found[rows])))
     return f"{median.value:.3f} ({median.low:.3f} to {median.high:.3f})"
 
 
-def read_gigabytes_a_second() -> float:
-    """How fast memory is read: the sum of a gigabyte."""
+def memory_bandwidth() -> float:
+    """Return the speed of reading memory in GB/s, by the sum of a gigabyte."""
     numbers = torch.ones(2**28)
     return numbers.nbytes / 1e9 / min(seconds(numbers.sum) for _ in range(3))
 
@@ -93,15 +93,15 @@ def greedy(n: int) -> GenerationConfig:
     return GenerationConfig(max_tokens=n, min_tokens=n, temperature=0)
 
 
-def write(
+def generate(
     model: TokenModel,
     tokenizer: Tokenizer,
     requests: list[tuple[list[int], GenerationConfig]],
     slots: int,
     every: int = 0,
-    guess: bool = False,
+    lookup: bool = False,
 ) -> float:
-    """Tokens a second of all requests; of which one comes ``every`` so many steps, or all at once."""
+    """Return the tokens per second of all requests. They arrive one per ``every`` steps, or (0) all at once."""
     capacity = max(len(prompt) + config.max_tokens for prompt, config in requests)
     engine = Engine(model, tokenizer, CPU, slots, capacity)
     waiting = list(reversed(requests))
@@ -109,7 +109,7 @@ def write(
     while waiting or engine.busy:
         while waiting and (not every or step % every == 0):
             prompt, config = waiting.pop()
-            engine.submit(prompt, config, drafter=PromptLookup() if guess else None)
+            engine.submit(prompt, config, drafter=PromptLookup() if lookup else None)
             if every:
                 break
         engine.step()
@@ -118,13 +118,13 @@ def write(
 
 
 def prefill(model: TokenModel, tokenizer: Tokenizer) -> float:
-    """Tokens a second of reading a long prompt, its first token drawn."""
+    """Return the tokens per second of prefilling a long prompt, including the first generated token."""
     prompt = random_ids(LONG, 1)
-    return LONG / seconds(lambda: write(model, tokenizer, [(prompt, greedy(1))], 1))
+    return LONG / seconds(lambda: generate(model, tokenizer, [(prompt, greedy(1))], 1))
 
 
-def theirs_writes(model: Any, prompts: list[list[int]], n: int) -> float:
-    """Tokens a second of transformers; shorter prompts are padded on the left."""
+def theirs_generate(model: Any, prompts: list[list[int]], n: int) -> float:
+    """Return the tokens per second of transformers. Shorter prompts are padded on the left."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(one)) + one for one in prompts])
     seen = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
@@ -133,7 +133,7 @@ def theirs_writes(model: Any, prompts: list[list[int]], n: int) -> float:
 
 
 def llama_sides(folder: Path, exported: Path) -> dict[str, tuple[Side, Side]]:
-    """Writing and reading by llama.cpp in three formats, tokens fed without sampling."""
+    """Return decode and prefill of llama.cpp in three formats, fed with tokens without sampling."""
     import ctypes
 
     llama_cpp: Any = importlib.import_module("llama_cpp")
@@ -178,10 +178,10 @@ def llama_sides(folder: Path, exported: Path) -> dict[str, tuple[Side, Side]]:
 def decoding(
     models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, llama: bool, rounds: int
 ) -> None:
-    """The table of one text and of reading, and that of a batch."""
+    """Publish the table of decode and prefill of one sequence."""
     prompt = random_ids(PROMPT, 1)
     writes: dict[str, Side] = {
-        name: lambda model=model: write(model, tokenizer, [(prompt, greedy(WRITTEN))], 1)
+        name: lambda model=model: generate(model, tokenizer, [(prompt, greedy(WRITTEN))], 1)
         for name, model in models.items()
     }
     reads: dict[str, Side] = {
@@ -189,8 +189,8 @@ def decoding(
         for name, model in models.items()
         if not name.endswith(COMPILED)
     }
-    writes["memory"] = read_gigabytes_a_second
-    writes[THEIRS] = lambda: theirs_writes(theirs, [prompt], WRITTEN)
+    writes["memory"] = memory_bandwidth
+    writes[THEIRS] = lambda: theirs_generate(theirs, [prompt], WRITTEN)
     with tempfile.TemporaryDirectory() as folder:
         if llama:
             exported = Path(folder) / "gpt2"
@@ -227,17 +227,21 @@ def decoding(
             f"| {name} | {spread(values, '{:.0f}')} | {to_theirs} | {to_llama} | {share} "
             f"| {reading} | {reading_ratio} |"
         )
+    processor = "" if HALF else ", on a processor without bfloat16"
     publish(
         TITLES["decoding"],
         "\n".join(
             [
-                f"{conditions(rounds)} GPT-2 124 M, random weights; a prompt of {PROMPT} tokens and {WRITTEN} more, "
-                f"the likeliest each; reading is of {LONG} tokens. Of llama.cpp the same format (Q8_0, Q4_0; F16 "
-                "for the others and for reading), tokens fed without sampling. The limit is reading the weights once a "
-                f"token ({spread(bandwidth, '{:.0f}')} GB/s measured in the same rounds).",
+                f"{conditions(rounds)} GPT-2 124 M with random weights{processor}.",
                 "",
-                "| weights | tokens/s | to transformers | to llama.cpp | of the limit | reading, tokens/s "
-                "| to llama.cpp |",
+                f"- **Decode:** a prompt of {PROMPT} tokens and {WRITTEN} greedy tokens. **Prefill:** {LONG} tokens.",
+                "- **llama.cpp** uses the corresponding format (Q8_0, Q4_0; F16 for the other rows and for prefill). "
+                "Its tokens are fed without sampling.",
+                "- **Memory limit:** the speed if each token only read all weights once, at "
+                f"{spread(bandwidth, '{:.0f}')} GB/s, measured in the same rounds.",
+                "",
+                "| Weights | Decode, tokens/s | Ratio to transformers | Ratio to llama.cpp | Share of the memory limit "
+                "| Prefill, tokens/s | Prefill ratio to llama.cpp |",
                 "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
                 *rows,
             ]
@@ -246,13 +250,13 @@ def decoding(
 
 
 def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, rounds: int) -> None:
-    """A batch of equal requests, and requests of mixed lengths that come over time."""
+    """Publish the table of a batch of equal requests, and of mixed requests that arrive over time."""
     prompts = [random_ids(PROMPT, seed) for seed in range(BATCH)]
     equal = [(prompt, greedy(WRITTEN)) for prompt in prompts]
     sides: dict[str, Side] = {
-        name: lambda model=model: write(model, tokenizer, equal, BATCH) for name, model in models.items()
+        name: lambda model=model: generate(model, tokenizer, equal, BATCH) for name, model in models.items()
     }
-    sides[THEIRS] = lambda: theirs_writes(theirs, prompts, WRITTEN)
+    sides[THEIRS] = lambda: theirs_generate(theirs, prompts, WRITTEN)
     batch = alternating(sides, rounds)
     generator = random.Random(0)
     mixed = [
@@ -265,7 +269,7 @@ def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, ro
         started = time.perf_counter()
         for first in range(0, len(mixed), BATCH):
             some = mixed[first : first + BATCH]
-            theirs_writes(
+            theirs_generate(
                 theirs, [prompt for prompt, _ in some], max(config.max_tokens for _, config in some)
             )
         return wanted / (time.perf_counter() - started)
@@ -273,8 +277,10 @@ def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, ro
     name, model = next(iter(models.items()))
     over_time = alternating(
         {
-            "one engine, a request every second step": lambda: write(model, tokenizer, mixed, BATCH, every=2),
-            "one after another": lambda: write(model, tokenizer, mixed, 1),
+            "one engine, a new request every second step": lambda: generate(
+                model, tokenizer, mixed, BATCH, every=2
+            ),
+            "one after another": lambda: generate(model, tokenizer, mixed, 1),
             "transformers, two batches": theirs_mixed,
         },
         max(1, rounds // 2),
@@ -282,28 +288,28 @@ def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, ro
     together = next(iter(over_time.values()))
     capacity = max(len(prompt) + config.max_tokens for prompt, config in mixed)
     before = peak_bytes(CPU)
-    write(model, tokenizer, mixed, BATCH, every=2)
+    generate(model, tokenizer, mixed, BATCH, every=2)
     planned, grown = model.cache_bytes(BATCH, capacity) / 1e6, (peak_bytes(CPU) - before) / 1e6
     publish(
         TITLES["batches"],
         "\n".join(
             [
-                f"{conditions(rounds)} GPT-2 124 M, random weights. "
-                f"{BATCH} texts of {PROMPT} + {WRITTEN} tokens at once:",
+                f"{conditions(rounds)} GPT-2 124 M with random weights. A batch of {BATCH} sequences with {PROMPT} "
+                f"prompt tokens and {WRITTEN} generated tokens each:",
                 "",
-                "| weights | tokens/s | to transformers |",
+                "| Weights | Tokens/s | Ratio to transformers |",
                 "| --- | ---: | ---: |",
                 *(
                     f"| {name} | {spread(values, '{:.0f}')} | {ratio(values, batch[THEIRS])} |"
                     for name, values in batch.items()
                 ),
                 "",
-                f"64 requests, prompts of 16 to 128 tokens and 32 to 192 to write ({wanted:,} in all), {name}; "
-                f"{max(1, rounds // 2)} rounds. transformers writes two batches of {BATCH}, each to its longest; only "
-                f"what was asked for counts. The cache was planned at {planned:.0f} MB; once it had been used, another "
-                f"run grew the peak of the process by {grown:.0f} MB.",
+                f"64 requests in {name}, {max(1, rounds // 2)} rounds: prompts of 16 to 128 tokens, and 32 to 192 "
+                f"tokens to generate ({wanted:,} in all). transformers generates two batches of {BATCH}, each up to "
+                f"its longest request. Only the requested tokens count. The KV cache was planned at {planned:.0f} MB. "
+                f"After its first use, another run increased the peak memory of the process by {grown:.0f} MB.",
                 "",
-                "| 64 requests | tokens/s | the first as a ratio |",
+                "| 64 requests | Tokens/s | Speed of the engine relative to this row |",
                 "| --- | ---: | ---: |",
                 *(
                     f"| {name} | {spread(values, '{:.0f}')} | {ratio(together, values)} |"
@@ -314,15 +320,15 @@ def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, ro
     )
 
 
-def guesses(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -> None:
-    """With and without guesses: a text that repeats itself, one that never does, one that only looks as if it did."""
+def speculative(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -> None:
+    """Publish the table of prompt lookup on text that repeats itself, never does, or only seems to."""
     block = random_ids(60, 5)
     cases = {
-        "greedy, which goes round in circles": ([(random_ids(PROMPT, 3), greedy(WRITTEN))]),
-        "drawn at temperature 1, nothing comes twice": (
+        "greedy; the text repeats itself": ([(random_ids(PROMPT, 3), greedy(WRITTEN))]),
+        "sampled at temperature 1; nothing is repeated": (
             [(random_ids(PROMPT, 3), GenerationConfig(WRITTEN, 1.0, min_tokens=WRITTEN))]
         ),
-        "drawn among two tokens: runs of three come again and go on otherwise": (
+        "sampled among two tokens; 3-grams recur with other continuations": (
             [(block * 3, GenerationConfig(WRITTEN, 1.0, top_k=2, min_tokens=WRITTEN))]
         ),
     }
@@ -330,22 +336,23 @@ def guesses(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int)
     for name, requests in cases.items():
         found = alternating(
             {
-                "with": lambda requests=requests: write(model, tokenizer, requests, 1, guess=True),
-                "without": lambda requests=requests: write(model, tokenizer, requests, 1),
+                "with": lambda requests=requests: generate(model, tokenizer, requests, 1, lookup=True),
+                "without": lambda requests=requests: generate(model, tokenizer, requests, 1),
             },
             rounds,
         )
         rows.append(
-            f"| {name} | {spread(found['with'], '{:.0f}')} | {sure_ratio(found['with'], found['without'])} |"
+            f"| {name} | {spread(found['with'], '{:.0f}')} | {median_ratio(found['with'], found['without'])} |"
         )
     publish(
-        f"Guessing ahead, {weights}",
+        f"Speculative decoding, {weights}",
         "\n".join(
             [
-                f"{conditions(rounds)} `draft=prompt` on GPT-2 124 M in {weights}, random weights, {WRITTEN} tokens; "
-                "the ratio is to the same without guesses, with the 95% interval of its median.",
+                f"{conditions(rounds)} `draft=prompt` (prompt lookup) on GPT-2 124 M in {weights} with random weights, "
+                f"{WRITTEN} tokens. The ratio is to decoding without draft tokens, with the 95% interval of its "
+                "median.",
                 "",
-                "| text | tokens/s | ratio |",
+                "| Text | Tokens/s | Ratio |",
                 "| --- | ---: | ---: |",
                 *rows,
             ]
@@ -353,8 +360,8 @@ def guesses(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int)
     )
 
 
-def forms(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -> None:
-    """What holding a text to a form costs."""
+def constrained(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -> None:
+    """Publish the table of the cost of constrained decoding."""
     schema = (
         '{"type": "object", "properties": {"name": {"type": "string", "maxLength": 400}, "tags": {"type": "array", '
         '"items": {"enum": ["a", "b"]}, "maxItems": 50}}, "required": ["name", "tags"], "additionalProperties": false}'
@@ -363,7 +370,7 @@ def forms(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -
     free = GenerationConfig(WRITTEN, 1.0)
     held = {
         "`[a-z ]{500,600}`": GenerationConfig(WRITTEN, 1.0, regex="[a-z ]{500,600}"),
-        "a schema of an object, texts and lists": GenerationConfig(WRITTEN, 1.0, json_schema=schema),
+        "JSON schema with an object, strings and lists": GenerationConfig(WRITTEN, 1.0, json_schema=schema),
     }
 
     def per_token(config: GenerationConfig) -> float:
@@ -374,20 +381,21 @@ def forms(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -
         return taken / max(1, len(request.token_ids) - 1) * 1e3
 
     found = alternating(
-        {"free": lambda: per_token(free)}
+        {"none": lambda: per_token(free)}
         | {name: lambda c=config: per_token(c) for name, config in held.items()},
         rounds,
     )
     publish(
-        "Texts of a form",
+        "Constrained decoding",
         "\n".join(
             [
-                f"{conditions(rounds)} GPT-2 124 M in {weights}, random weights, temperature 1, after the first token.",
+                f"{conditions(rounds)} GPT-2 124 M in {weights} with random weights, temperature 1, after the first "
+                "token.",
                 "",
-                "| form | ms a token | to a free text |",
+                "| Constraint | ms per token | Time relative to no constraint |",
                 "| --- | ---: | ---: |",
                 *(
-                    f"| {name} | {spread(values, '{:.2f}')} | {ratio(values, found['free'])} |"
+                    f"| {name} | {spread(values, '{:.2f}')} | {ratio(values, found['none'])} |"
                     for name, values in found.items()
                 ),
             ]
@@ -396,7 +404,7 @@ def forms(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: int) -
 
 
 def quality(run: Path) -> None:
-    """What fewer bits cost: perplexity of a trained model on its own held-out text."""
+    """Publish the table of the perplexity of quantized weights on the validation text of a run."""
     held_out, rows, exact = run_data(run).validation, list[str](), 0.0
     for name in ("float32", *FORMATS):
         lm = load(run, weights=name)
@@ -406,13 +414,13 @@ def quality(run: Path) -> None:
         rows.append(f"| {name} | {score.nats_per_token:.4f} | {score.perplexity:.3f} | {change:+.2%} |")
     config = load(run).model.config
     publish(
-        "Fewer bits",
+        "Quantized weights",
         "\n".join(
             [
-                f"A trained model of {config.n_layers} layers, {config.d_model} wide, on the {len(held_out):,} tokens "
-                "of text held out from its training.",
+                f"A trained model of {config.n_layers} layers and width {config.d_model}, on the {len(held_out):,} "
+                "tokens held out from its training.",
                 "",
-                "| weights | nats a token | perplexity | change |",
+                "| Weights | Nats per token | Perplexity | Change of perplexity |",
                 "| --- | ---: | ---: | ---: |",
                 *rows,
             ]
@@ -423,10 +431,12 @@ def quality(run: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--llama", action="store_true", help="beside llama.cpp (llama-cpp-python)")
-    parser.add_argument("--only", default="", help="decoding, batches, guesses or forms")
-    parser.add_argument("--weights", default="bfloat16", help="of guesses: float32, bfloat16, int8 or int4")
-    parser.add_argument("--run", type=Path, help="a trained run, to say what fewer bits cost it")
+    parser.add_argument("--llama", action="store_true", help="compare with llama.cpp (llama-cpp-python)")
+    parser.add_argument("--only", default="", help="decoding, batches, speculative or constrained")
+    parser.add_argument(
+        "--weights", default="bfloat16", help="speculative decoding: float32, bfloat16, int8 or int4"
+    )
+    parser.add_argument("--run", type=Path, help="only measure the quality of quantized weights on this run")
     arguments = parser.parse_args()
     if arguments.run:
         quality(arguments.run)
@@ -450,10 +460,10 @@ def main() -> None:
         decoding(both, theirs, tokenizer, arguments.llama, rounds)
     if chosen in ("", "batches"):
         batches(both, theirs, tokenizer, rounds)
-    if chosen in ("", "guesses"):
-        guesses({**models, "float32": exact}[arguments.weights], arguments.weights, tokenizer, rounds)
-    if chosen in ("", "forms"):
-        forms(models[names[0]], names[0], tokenizer, rounds)
+    if chosen in ("", "speculative"):
+        speculative({**models, "float32": exact}[arguments.weights], arguments.weights, tokenizer, rounds)
+    if chosen in ("", "constrained"):
+        constrained(models[names[0]], names[0], tokenizer, rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a small model learns of answering: instructions, and sentences said in other words.
+"""Measure instruction tuning of a small model on instructions and on paraphrases.
 
-Each is learned by the pretrained model of ``benchmarks.transfer``, and by the same from random weights. Every run is
-kept, and gone on with where it was stopped.
+Each data set is learned from the pretrained weights of ``benchmarks.transfer``, and from random weights. Every run is
+kept, and resumed after an interruption.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from wholegpt.evaluation.examples import Generation
 from wholegpt.files import write_text_atomic
 from wholegpt.metrics import Estimate
 
-FIGURES = ("nats_per_token", "stopped", "empty", "median_length_ratio", "bleu", "rougeL")
+METRICS = ("nats_per_token", "stopped", "empty", "median_length_ratio", "bleu", "rougeL")
 SHOWN = 20
-PASSES = {"instructions": 16, "paraphrases": 4}
-"""Over the training examples; the checkpoint that is best on the validation set is measured."""
+EPOCHS = {"instructions": 16, "paraphrases": 4}
+"""Epochs of each data set. The checkpoint that is best on the validation set is evaluated."""
 Files = dict[str, Path]
 """Training, validation and test examples."""
 
 
 def instructions(path: Path, out: Path) -> Files:
-    """The instructions in three parts: of ten, nine are learned but for a small validation set, one is held out."""
+    """Split the instructions: 10% test, 5% validation, 85% training."""
     records = json.loads(path.read_text(encoding="utf-8"))
     random.Random(0).shuffle(records)
     tenth = len(records) // 10
@@ -43,7 +43,7 @@ def instructions(path: Path, out: Path) -> Files:
 
 
 def paraphrases(folder: Path, out: Path) -> Files:
-    """The pairs of MRPC that mean the same, as a prompt and a response."""
+    """Write the paraphrase pairs of MRPC as prompt and response."""
     found: Files = {}
     for name, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
         rows = read_table(folder / f"{theirs}.tsv").rows
@@ -57,13 +57,13 @@ def paraphrases(folder: Path, out: Path) -> Files:
 
 
 def written(path: Path, records: list[dict[str, Any]]) -> Path:
-    """Records as a file of JSON lines."""
+    """Write records as JSON lines, and return the path."""
     write_text_atomic(path, "\n".join(json.dumps(one, ensure_ascii=False) for one in records))
     return path
 
 
 def tuned(base: Path, files: Files, out: Path, settings: Any, console: Console) -> Path:
-    """A finished run with all its checkpoints."""
+    """Return the folder of a finished run with all its checkpoints."""
     config = wg.configure(
         {**settings, "evaluation": {"every": 50}, "checkpointing": {"keep": 100}}, base=wg.recipe("instruct")
     )
@@ -72,43 +72,44 @@ def tuned(base: Path, files: Files, out: Path, settings: Any, console: Console) 
 
 
 def measured(run: Path, test: Path, checkpoint: str, console: Console) -> TaskScore:
-    """The figures of a checkpoint on the test examples."""
+    """Evaluate a checkpoint on the test examples."""
     return wg.load(run, checkpoint=checkpoint, console=console).evaluate_task(test, console=console)
 
 
 def row(name: str, before: TaskScore, after: TaskScore) -> str:
-    """A line of the table."""
-    figures = [before.metrics["nats_per_token"], *(after.metrics[figure] for figure in FIGURES)]
+    """Return a row of the table."""
+    figures = [before.metrics["nats_per_token"], *(after.metrics[figure] for figure in METRICS)]
     return f"| {name} | {' | '.join(map(shown, figures))} |"
 
 
 def shown(figure: Estimate) -> str:
-    """A figure with its 95% interval."""
+    """Return an estimate with its 95% interval."""
     return f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
 
 
 def copied(test: Path) -> str:
-    """What BLEU and ROUGE-L give to saying the same sentence again."""
+    """Return the row with BLEU and ROUGE-L of repeating the prompt."""
     records = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
     again = [Generation(one["prompt"], one["response"]).generated_record(one["prompt"]) for one in records]
     found = Generation.metrics(again)
     return (
-        f"| paraphrases: the sentence itself |{' |' * 5} {shown(found['bleu'])} | {shown(found['rougeL'])} |"
+        f"| paraphrases: repeating the prompt |{' |' * 5} {shown(found['bleu'])} | {shown(found['rougeL'])} |"
     )
 
 
 def described(tasks: dict[str, Files]) -> str:
-    """What was learned and measured, with its counts."""
+    """Return the description of data and evaluation, with counts."""
 
     def counts(part: str) -> str:
         lines = (len(files[part].read_text(encoding="utf-8").splitlines()) for files in tasks.values())
         return " and ".join(f"{n:,}" for n in lines)
 
-    passes = " and ".join(map(str, PASSES.values()))
+    epochs = " and ".join(map(str, EPOCHS.values()))
     return (
-        f"Instructions and paraphrases (MRPC): {counts('train')} conversations learned, for {passes} passes; the "
-        f"checkpoint that is best on a validation set is measured on {counts('test')} others, with 95% intervals. "
-        "BLEU and ROUGE hang on a few words that such answers share; what pretraining is worth shows in the nats."
+        f"Two data sets are used: instructions, and paraphrases (MRPC). Training uses {counts('train')} "
+        f"conversations, for {epochs} epochs. The checkpoint that is best on a validation set is evaluated on "
+        f"{counts('test')} other conversations, with 95% intervals. BLEU and ROUGE depend on a few words that such "
+        "answers share. The nats per token show the value of pretraining."
     )
 
 
@@ -128,8 +129,8 @@ def main() -> None:
         "paraphrases": paraphrases(data / "mrpc", out),
     }
     ways: dict[str, dict[str, Any]] = {
-        "trained": {},
-        "trained, LoRA": {"lora": {"rank": 8}, "optimizer": {"learning_rate": 0.005}},
+        "pretrained": {},
+        "pretrained, LoRA": {"lora": {"rank": 8}, "optimizer": {"learning_rate": 0.005}},
         "random": {"finetuning": {"initialization": "random"}},
     }
     rows: list[str] = []
@@ -138,24 +139,24 @@ def main() -> None:
         for way, settings in ways.items():
             chosen = {
                 **settings,
-                "training": {"epochs": PASSES[task]},
+                "training": {"epochs": EPOCHS[task]},
                 "runtime": {"threads": arguments.threads},
             }
             run = tuned(base, files, out / f"{task}-{way.replace(', ', '-')}", chosen, console)
-            begun = measured(run, files["test"], "0", console)
+            before = measured(run, files["test"], "0", console)
             score = measured(run, files["test"], "best", console)
-            rows.append(row(f"{task}: {way}", begun, score))
+            rows.append(row(f"{task}: {way}", before, score))
             if not answers:
                 answers = [
                     f"| {cell(one['prompt'])} | {cell(one['reference'])} | {cell(one['generated'])} |"
                     for one in score.records[:SHOWN]
                 ]
     header = [
-        "| held-out answers, begun with | nats a token before | after | end by themselves | empty | length ÷ the "
-        "given, medians | BLEU | ROUGE-L |",
+        "| Data: initial weights | Nats per token before | Nats per token after | Share that end with an end token "
+        "| Share of empty answers | Median length ÷ median reference length | BLEU | ROUGE-L |",
         "|" + " --- |" * 8,
     ]
-    said = ["| asked | given | answered |", "| --- | --- | --- |", *answers]
+    shown_answers = ["| Instruction | Reference answer | Model's answer |", "| --- | --- | --- |", *answers]
     table = [
         machine_line(),
         "",
@@ -165,13 +166,15 @@ def main() -> None:
         *rows,
         copied(tasks["paraphrases"]["test"]),
         "",
-        *said,
+        "Twenty held-out instructions, answered by the model with pretrained weights:",
+        "",
+        *shown_answers,
     ]
-    publish("Answering", "\n".join(table))
+    publish("Instruction tuning", "\n".join(table))
 
 
 def cell(text: str) -> str:
-    """A text in a table."""
+    """Return a text as a table cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""Models of 124 M parameters out to transformers and back, and a trained run under llama.cpp."""
+"""Compare exported models in transformers and llama.cpp, and imported nanoGPT models, with wholegpt."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ ARCHITECTURES = {"gpt1": 40_478, "gpt2-small": 50_257, "modern-small": 50_257}
 
 
 def row(name: str, made: Export) -> list[str]:
-    """A line for each program that opened an export."""
+    """Return a row for each program that opened an export."""
     return [
         f"| {name} | {one.opened_by} | {one.largest_logit_difference:.2g} | {one.mean_logit_difference:.2g} | "
         f"{one.largest_logit:.3g} | {one.perplexity:.6g} | {one.export_perplexity:.6g} | "
@@ -37,7 +37,7 @@ def row(name: str, made: Export) -> list[str]:
 
 @torch.inference_mode()
 def exact(name: str, model: Transformer, export: Path) -> str:
-    """A line on 200 greedy tokens here and in transformers, and on the logits of GPT-1 and GPT-2 in float64."""
+    """Compare 200 greedy tokens with transformers, and for GPT-1 and GPT-2 the logits in float64."""
     import transformers
 
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
@@ -47,25 +47,27 @@ def exact(name: str, model: Transformer, export: Path) -> str:
     written = theirs.generate(
         token_ids, do_sample=False, temperature=None, max_new_tokens=200, eos_token_id=None, pad_token_id=0
     )[0, 64:].tolist()
-    line = f"{name}: {sum(a == b for a, b in zip(ours, written, strict=True))} of 200 greedy tokens equal"
+    line = (
+        f"- {name}: {sum(a == b for a, b in zip(ours, written, strict=True))} of 200 greedy tokens are equal"
+    )
     if model.config.positions is Positions.learned:
         model.double()
         difference = (model(token_ids) - theirs.double()(token_ids).logits).abs().max()
         model.float()
-        line += f", float64 logits within {float(difference):.1g}"
+        line += f", and float64 logits are within {float(difference):.1g}"
     print(line, flush=True)
     return f"{line}."
 
 
 HEADER = [
-    "| model | opened by | largest logit difference | mean | largest logit | perplexity here | there | "
-    "greedy tokens equal |",
+    "| Model | Opened by | Largest logit difference | Mean difference | Largest logit | Perplexity in wholegpt | "
+    "Perplexity there | Equal greedy tokens |",
     "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
 ]
 
 
 def huggingface() -> None:
-    """Random weights of each architecture."""
+    """Export and import each architecture with random weights."""
     lines = [f"{machine_line()} Random weights, float32.", "", *HEADER]
     notes: list[str] = []
     for name, vocab_size in ARCHITECTURES.items():
@@ -81,13 +83,13 @@ def huggingface() -> None:
             assert all(torch.equal(ours[tensor], again[tensor]) for tensor in ours)
             lines += row(f"{name}, {parameter_count(model.config).total / 1e6:.0f} M", made)
             print("\n".join(lines[-2:]), flush=True)
-    lines += ["", *notes, "Each came back from its export bit-identical."]
+    lines += ["", *notes, "", "All three are bit-identical after export and import."]
     publish("Interoperability, transformers", "\n".join(lines))
 
 
 def llama_cpp(run: Path) -> None:
-    """A trained run as GGUF, in each way of storing it."""
-    lines = [f"{machine_line()} Key-value cache of llama.cpp in float32.", "", *HEADER]
+    """Export a trained run as GGUF with each tensor type."""
+    lines = [f"{machine_line()} The KV cache of llama.cpp is in float32.", "", *HEADER]
     for tensor_type in ("f32", "f16", "q8_0"):
         with tempfile.TemporaryDirectory() as folder:
             made = export_model(
@@ -99,7 +101,7 @@ def llama_cpp(run: Path) -> None:
 
 
 def nanogpt(checkout: Path, checkpoint: Path, text: Path) -> None:
-    """A checkpoint that nanoGPT's own train.py made, read here and by nanoGPT, on the same windows of its text."""
+    """Compare the losses of a nanoGPT checkpoint in nanoGPT and in wholegpt, on the same windows of text."""
     specification = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert specification and specification.loader
     theirs_module = importlib.util.module_from_spec(specification)
@@ -119,7 +121,7 @@ def nanogpt(checkout: Path, checkpoint: Path, text: Path) -> None:
     lines = [
         f"{machine_line()} Nats per character of windows of {length} characters of {text.name}, float32.",
         "",
-        "| window begins at character | nanoGPT | here |",
+        "| Window starts at character | nanoGPT | wholegpt |",
         "| ---: | ---: | ---: |",
     ]
     largest = 0.0
@@ -138,12 +140,10 @@ def nanogpt(checkout: Path, checkpoint: Path, text: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gguf", type=Path, help="a trained run to export to GGUF instead")
-    parser.add_argument(
-        "--nanogpt", type=Path, help="a checkout of nanoGPT, for its own loss of --checkpoint"
-    )
-    parser.add_argument("--checkpoint", type=Path, help="what its train.py saved: ckpt.pt")
-    parser.add_argument("--text", type=Path, help="the text that it was trained on, character by character")
+    parser.add_argument("--gguf", type=Path, help="export this run to GGUF, and nothing else")
+    parser.add_argument("--nanogpt", type=Path, help="checkout of nanoGPT; compare its loss of --checkpoint")
+    parser.add_argument("--checkpoint", type=Path, help="ckpt.pt saved by nanoGPT")
+    parser.add_argument("--text", type=Path, help="training text of the checkpoint (character level)")
     arguments = parser.parse_args()
     if arguments.gguf:
         llama_cpp(arguments.gguf)

@@ -1,4 +1,4 @@
-"""A source whose entropy is known: random Markov chains, learned by GPTs and n-grams of shorter and longer contexts."""
+"""Train GPTs and n-gram models of different context lengths on Markov chains of known entropy."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SYMBOLS = "abcdef"
 CONCENTRATION = 0.3
-"""Of the Dirichlet distribution that the next symbol's probabilities are drawn from; below 1 they are uneven."""
+"""Concentration of the Dirichlet distribution of the transition probabilities. Below 1 they are uneven."""
 LENGTH = 400_000
 ORDERS, CONTEXTS = (1, 2, 3), (1, 2, 3, 4, 8)
 SCORED, PIECES = 39_000, 100
@@ -29,13 +29,13 @@ KINDS = {"gpt": "GPT", "ngram": "n-gram"}
 
 
 def random_chain(order: int, seed: int) -> np.ndarray:
-    """p(next | last ``order`` symbols), of shape (A, …, A, A)."""
+    """Return p(next | last ``order`` symbols), of shape (A, …, A, A)."""
     generator = np.random.default_rng(seed)
     return generator.dirichlet(np.full(len(SYMBOLS), CONCENTRATION), size=[len(SYMBOLS)] * order)
 
 
 def stationary(chain: np.ndarray) -> np.ndarray:
-    """How often each run of ``order`` symbols stands at a place, of shape (A, …, A): the chain's fixed point."""
+    """Return the stationary distribution of the last ``order`` symbols, of shape (A, …, A)."""
     order, symbols = chain.ndim - 1, chain.shape[0]
     shares = np.full([symbols] * order, symbols**-order)
     for _ in range(5_000):
@@ -47,7 +47,7 @@ def stationary(chain: np.ndarray) -> np.ndarray:
 
 
 def conditional_entropy(chain: np.ndarray, context: int) -> float:
-    """H(next | last ``context`` symbols) in nats: the entropy rate where ``context`` is the order or more."""
+    """Return H(next | last ``context`` symbols) in nats: the entropy rate if ``context`` ≥ order."""
     joint = stationary(chain)[..., None] * chain
     order = chain.ndim - 1
     seen = joint.sum(axis=tuple(range(max(0, order - context))))
@@ -57,18 +57,18 @@ def conditional_entropy(chain: np.ndarray, context: int) -> float:
 
 
 def text_of(chain: np.ndarray, length: int, seed: int) -> str:
-    """A text that the chain writes."""
+    """Return a text sampled from the chain."""
     generator = np.random.default_rng(seed)
     order, cumulative = chain.ndim - 1, chain.cumsum(axis=-1)
-    places = [int(one) for one in generator.integers(0, len(SYMBOLS), order)]
+    indices = [int(one) for one in generator.integers(0, len(SYMBOLS), order)]
     for draw in generator.random(length):
-        at = tuple(places[len(places) - order :])
-        places.append(min(int(np.searchsorted(cumulative[at], draw)), len(SYMBOLS) - 1))
-    return "".join(SYMBOLS[one] for one in places[order:])
+        at = tuple(indices[len(indices) - order :])
+        indices.append(min(int(np.searchsorted(cumulative[at], draw)), len(SYMBOLS) - 1))
+    return "".join(SYMBOLS[one] for one in indices[order:])
 
 
 def conditional(chain: np.ndarray, context: int) -> np.ndarray:
-    """p(next | last ``context`` symbols), of shape (A, …, A, A) with at most ``order`` symbols before the next."""
+    """Return p(next | last ``context`` symbols), of shape (A, …, A, A) with at most ``order`` context axes."""
     joint = stationary(chain)[..., None] * chain
     seen = joint.sum(axis=tuple(range(max(0, chain.ndim - 1 - context))))
     return seen / seen.sum(axis=-1, keepdims=True)
@@ -76,7 +76,7 @@ def conditional(chain: np.ndarray, context: int) -> np.ndarray:
 
 @torch.inference_mode()
 def nats_above(run: Path, chain: np.ndarray, context: int) -> np.ndarray:
-    """−ln p of held-out symbols by a model less that by the chain itself, each after exactly ``context`` symbols."""
+    """Return −ln p of held-out symbols by the model minus that by the chain, given exactly ``context`` symbols."""
     lm = wg.load(run, console=Console(quiet=True))
     text = run_data(run).validation
     ids = torch.from_numpy(text.read(0, min(len(text), SCORED + context)).astype(np.int64))
@@ -93,7 +93,7 @@ def nats_above(run: Path, chain: np.ndarray, context: int) -> np.ndarray:
 
 
 def learned(text: Path, context: int, kind: str, out: Path, steps: int, console: Console) -> Path:
-    """A model with so much context, trained if it is not there."""
+    """Return the run of a model with the given context length. Train it if there is none."""
     model: dict[str, object] = {"context_length": max(context, 2)}
     if kind == "ngram":
         model |= {"architecture": "ngram", "ngram_order": context + 1}
@@ -103,7 +103,7 @@ def learned(text: Path, context: int, kind: str, out: Path, steps: int, console:
             "n_layers": 2,
             "d_model": 64,
             "n_heads": 4,
-            "positions": "learned",  # the windows are a few positions long, and their order is all that there is
+            "positions": "learned",  # windows are only a few positions long, and only the order of symbols matters
         }
     settings = {
         "model": model,
@@ -149,36 +149,40 @@ def main() -> None:
                     console,
                 )
                 above = nats_above(run, chain, context)
-                pieces = np.array_split(above, PIECES)  # places near each other share what they see
+                pieces = np.array_split(above, PIECES)  # neighboring positions share their context
                 gap = bootstrap_ratio(np.array([one.sum() for one in pieces]), np.array([*map(len, pieces)]))
                 found[order, kind, context] = gap
                 cells.append(f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})")
             rows.append(f"| {order} | {context} | {bound:.4f} | {' | '.join(cells)} |")
     header = [
-        "| order k | context τ | the least possible, nats | GPT, above it | n-gram of order τ + 1, above it |",
+        "| Order k | Context τ | Lower bound, nats | Excess of GPT, nats | Excess of the n-gram of order τ + 1, nats |",
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
-    what = (
-        f"Chains over {len(SYMBOLS)} symbols, {LENGTH:,} of text; GPTs of 2 layers, 64 wide, with learned positions, "
-        f"{arguments.steps:,} steps. Each of the {SCORED:,} held-out symbols that are scored has exactly τ before it. "
-        "The least possible is H(next | last τ), computed from the chain: its entropy "
-        "rate where τ is k or more, and above that by H(next | last τ) − H(next | last k) where it is less. What a "
-        "model is above it is the mean of its −ln p less that of the chain given the same τ symbols, with its 95% "
-        f"interval, a bootstrap over {PIECES} pieces.\n\n![nats per symbol over the context](markov.svg)"
-    )
-    publish("A source of known entropy", "\n".join([machine_line(), "", what, "", *header, *rows]))
+    what = [
+        f"The text is {LENGTH:,} symbols of a Markov chain over {len(SYMBOLS)} symbols. The GPTs have 2 layers, width "
+        f"64 and learned positions, and are trained for {arguments.steps:,} steps. {SCORED:,} held-out symbols are "
+        "scored, each with a context of exactly τ symbols.",
+        "",
+        "- **Lower bound.** No model can be better than H(next | last τ), which is computed from the chain. If τ ≥ k, "
+        "this is the entropy rate of the chain. If τ < k, it is larger by H(next | last τ) − H(next | last k).",
+        "- **Excess.** The mean −ln p of a model minus that of the chain given the same τ symbols, with its 95% "
+        f"interval (bootstrap over {PIECES} pieces).",
+        "",
+        "![Nats per symbol as a function of the context](markov.svg)",
+    ]
+    publish("Markov chains of known entropy", "\n".join([machine_line(), "", *what, "", *header, *rows]))
     draw(found)
 
 
 def draw(found: dict[tuple[int, str, int], Estimate]) -> None:
-    """The losses over the context, a panel of lines for each order."""
+    """Draw the losses as a function of the context, for each order."""
 
     def lines(axes: "Axes") -> None:
         for order, color in zip(ORDERS, (BLUE, ORANGE, GREY), strict=True):
             chain = random_chain(order, seed=order)
             bounds = [conditional_entropy(chain, context) for context in CONTEXTS]
             plot = axes.plot
-            plot(CONTEXTS, bounds, color=color, linewidth=1, label=f"order {order}: least possible")
+            plot(CONTEXTS, bounds, color=color, linewidth=1, label=f"order {order}: lower bound")
             for kind, marker in zip(KINDS, "ox", strict=True):
                 values = [
                     bound + found[order, kind, context].value

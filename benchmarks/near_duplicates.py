@@ -1,4 +1,4 @@
-"""How many planted near copies of English documents are found, what else is called a copy, and what overlaps."""
+"""Measure near-duplicate detection with planted copies, and the contamination of english.jsonl."""
 
 import json
 import os
@@ -22,13 +22,13 @@ PLANTED, LEAST_WORDS = 1000, 50
 
 
 def changed(text: str, share: float, generator: random.Random, vocabulary: list[str]) -> str:
-    """``text`` with each word replaced, with this probability, by one drawn from the corpus."""
+    """Return ``text`` with each word replaced, with probability ``share``, by a random word of the corpus."""
     words = text.split(" ")
     return " ".join(generator.choice(vocabulary) if generator.random() < share else word for word in words)
 
 
-def overlap_lines(documents: list[str]) -> list[str]:
-    """Held-out documents of the usual split that have the most of their runs of 13 words in the training text."""
+def contamination_lines(documents: list[str]) -> list[str]:
+    """Return lines with the held-out documents that share word 13-grams with the training text."""
     with (
         tempfile.TemporaryDirectory() as folder,
         write_documents(Path(folder), map(Piece, documents)) as store,
@@ -37,9 +37,10 @@ def overlap_lines(documents: list[str]) -> list[str]:
         overlaps = contamination(plan.documents(store, "train"), plan.documents(store, "validation"))
     found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
     return [
-        f"Of {len(overlaps)} held-out documents {len(found)} share runs of 13 words with the training text:",
+        f"Of {len(overlaps)} held-out documents, {len(found)} share word 13-grams with the training text. Each line "
+        "gives the shared 13-grams, all 13-grams of the document, and the first shared one:",
         "",
-        *(f'- {one.found:,} of {one.ngrams:,} runs: "{one.excerpt}"' for one in found),
+        *(f'- {one.found:,} of {one.ngrams:,} 13-grams: "{one.excerpt}"' for one in found),
     ]
 
 
@@ -75,22 +76,25 @@ def main() -> None:
         for number in copies
     ]
     publish(
-        "Copies and overlap",
+        "Near-duplicates and contamination",
         "\n".join(
             [
-                f"{PLANTED:,} of the {len(candidates):,} documents of english.jsonl with at least {LEAST_WORDS} words, "
-                f"planted once more with words replaced; threshold {settings.near_threshold}, runs of "
-                f"{settings.near_words} words. All {len(documents):,} took {seconds:.1f} s.",
+                f"english.jsonl has {len(documents):,} documents. {len(candidates):,} of them have at least "
+                f"{LEAST_WORDS} words and are not duplicates of others. {PLANTED:,} of these were added a second "
+                f"time, with some words replaced. The threshold is {settings.near_threshold}, with word "
+                f"{settings.near_words}-grams. All {len(documents):,} documents took {seconds:.1f} s.",
                 "",
-                "| words replaced | called a copy of its original | of another |",
+                "| Words replaced | Share detected as duplicates of their original | Detected as duplicates of another "
+                "document |",
                 "| ---: | ---: | ---: |",
                 *rows,
                 "",
-                f"Of english.jsonl itself {len(copies)} are called copies:",
+                f"In english.jsonl itself, {len(copies)} documents are detected as near-duplicates. Each line gives "
+                "the index and the beginning of both documents:",
                 "",
                 *listed,
                 "",
-                *overlap_lines(documents),
+                *contamination_lines(documents),
             ]
         ),
     )

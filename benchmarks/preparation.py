@@ -1,4 +1,4 @@
-"""How much memory preparing a large corpus takes, and how long: JSON lines from english.jsonl, each document new."""
+"""Measure time and memory of `data prepare` on a large corpus of distinct documents from english.jsonl."""
 
 import argparse
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.tables import machine_line, publish
 from wholegpt.files import read_json
 
-LOOKS_A_SECOND = 5
+SAMPLES_PER_SECOND = 5
 
 
 def generate(path: Path, gigabytes: float) -> int:
-    """Write about so much text, every document with a number of its own in front; returns the bytes."""
+    """Write about ``gigabytes`` of text, with a number in front of each document. Return the bytes."""
     source = Path(os.environ["WHOLEGPT_DATA"]) / "english.jsonl"
     documents = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").strip().split("\n")]
     written = number = 0
@@ -29,7 +29,7 @@ def generate(path: Path, gigabytes: float) -> int:
 
 
 def share_of_memory(process: int) -> int:
-    """Kilobytes of a process and its children, what they share divided among those who have it (PSS)."""
+    """Return the proportional set size (PSS) of a process and its children in kilobytes."""
     total = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -37,7 +37,7 @@ def share_of_memory(process: int) -> int:
             if process in (parent, int(status.parent.name)):
                 lines = (status.parent / "smaps_rollup").read_text()
                 total += int(lines.partition("Pss:")[2].split()[0])
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process has ended
             continue
     return total
 
@@ -66,15 +66,16 @@ def main() -> None:
         peak = 0
         while process.poll() is None:
             peak = max(peak, share_of_memory(process.pid))
-            time.sleep(1 / LOOKS_A_SECOND)
+            time.sleep(1 / SAMPLES_PER_SECOND)
         seconds = time.perf_counter() - started
         assert process.returncode == 0
         card = read_json(out / "card.json")
     publish(
-        "Preparing",
-        f"{machine_line()} `data prepare` of {size / 1e9:.2f} GB of JSON lines, {card['text']['documents']:,} "
-        f"documents, copies: {card['duplicates']['method']}; one run: {seconds:.0f} s, {size / 1e6 / seconds:.1f} MB/s "
-        f"from reading to shards, peak memory of the whole process tree (PSS) {peak * 1024 / 1e6:.0f} MB.",
+        "Data preparation",
+        f"{machine_line()} One run of `data prepare` on {size / 1e9:.2f} GB of JSON Lines with "
+        f"{card['text']['documents']:,} documents, deduplication: {card['duplicates']['method']}. It took "
+        f"{seconds:.0f} s, {size / 1e6 / seconds:.1f} MB/s from reading to shards. The peak memory of the whole "
+        f"process tree is {peak * 1024 / 1e6:.0f} MB (PSS).",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs of measurements that are begun once, and gone on with where they were stopped."""
+"""Runs that are kept, and resumed after an interruption."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from wholegpt.runs.train import Run
 
 
 def finished(out: Path, begin: Callable[[], Run[Any]], console: Console) -> Path:
-    """The folder of a finished run: made by ``begin`` where there is none, gone on with where it was stopped."""
+    """Return the folder of a finished run. Call ``begin`` if there is none, and resume an interrupted one."""
     if (out / "report.html").exists():  # which is written last
         return out
     if (out / "config.yaml").exists():

@@ -1,7 +1,7 @@
-"""The sweep behind `--minutes`: trains sizes of the ladder on several texts, and fits the loss to them.
+"""Run the sweep behind `--minutes`: train models of several sizes on several texts, and fit a scaling law.
 
-Each point is trained exactly as a plan would train it, with its batch, schedule and regularisation, and its
-last weights are scored on the whole held-out text. Points that scaling.jsonl already has are left out.
+Each point is trained exactly as `--minutes` would train it, with its batch, schedule and regularization. The last
+weights are evaluated on the whole held-out text. Points that are in scaling.jsonl are not trained again.
 """
 
 import argparse
@@ -60,16 +60,16 @@ POINTS: dict[str, list[tuple[int, int]]] = {
     "speeches": [(128, 150), (128, 300), (192, 300), (128, 1000), (192, 800)],
     "news": [(128, 150), (128, 300), (192, 300), (128, 1000), (192, 800)],
 }
-"""Width and steps, by text; each text has the pilot, with two seeds, besides."""
+"""Width and steps of the points of each text, in addition to the pilot with two seeds."""
 FIRST_GUESS = (0.1, 0.5, 1.0, 0.3, 2.0, 1.0)
-"""For the constants of the law."""
+"""Initial values of the constants of the law."""
 FIT_STEPS, DIFFERENCE = 100, 1e-6
 PARTS = {"speeches": ("state_union", "inaugural"), "news": ("abc",)}
-"""Texts that are the documents of some sources in english.jsonl."""
+"""Texts that consist of some sources in english.jsonl."""
 
 
 def source(text: str, data: Path, work: Path) -> str:
-    """A corpus by its name, or where the file lies."""
+    """Return the name of a corpus, or the path of a file."""
     english = data / "english.jsonl"
     if text not in PARTS:
         return str(english) if text == "english" else text
@@ -82,7 +82,7 @@ def source(text: str, data: Path, work: Path) -> str:
 
 
 def prepared(text: str, data: Path, work: Path) -> PreparedData:
-    """The text as tokens, prepared once."""
+    """Return the prepared text. Prepare it if necessary."""
     if not PreparedData.exists(work / text):
         config = Config(data=DataConfig(source=(source(text, data, work),)))
         prepare(open_corpus(config.data), config.data, config.tokenizer, work / text, Console())
@@ -90,7 +90,7 @@ def prepared(text: str, data: Path, work: Path) -> PreparedData:
 
 
 def run_point(point: Point, data: PreparedData, threads: int) -> Point:
-    """Train one point; what it came to, with what it was."""
+    """Train one point. Return it with its results."""
     base = Config(
         data=DataConfig(source=(str(data.folder),)),
         runtime=RuntimeConfig(seed=point["seed"], threads=threads),
@@ -120,12 +120,12 @@ def run_point(point: Point, data: PreparedData, threads: int) -> Point:
 
 
 def recorded() -> list[Point]:
-    """The points measured so far."""
+    """Return the points in scaling.jsonl."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def sweep(texts: list[str], data: Path, work: Path, threads: int) -> None:
-    """Train what is missing, the pilots first."""
+    """Train the missing points, the pilots first."""
     for text in texts:
         tokens = prepared(text, data, work)
         for width, steps, seed in [(*PILOT, 1), (*PILOT, 2)] + [(*point, 1) for point in POINTS[text]]:
@@ -142,7 +142,7 @@ def sweep(texts: list[str], data: Path, work: Path, threads: int) -> None:
 
 
 def is_pilot(point: Point) -> bool:
-    """Whether a point is the pilot of its text."""
+    """Return whether a point is the pilot of its text."""
     return (point["width"], point["steps"]) == PILOT
 
 
@@ -163,12 +163,12 @@ def difficulties(points: list[Point]) -> dict[str, Difficulty]:
 
 @cache
 def blocks(width: int) -> int:
-    """Parameters in the blocks of the ladder's model."""
+    """Return the parameters in the blocks of the model of a width."""
     return parameter_count(model_of_width(width, 1024)).blocks
 
 
 def residuals(law: ScalingLaw, points: list[Point]) -> list[float]:
-    """ln(measured / expected) of each point that is no pilot."""
+    """Return ln(measured / expected) of each point that is not a pilot."""
     texts = difficulties(points)
     errors: list[float] = []
     for point in points:
@@ -183,7 +183,7 @@ def residuals(law: ScalingLaw, points: list[Point]) -> list[float]:
 
 
 def fit(points: list[Point]) -> ScalingLaw:
-    """The law with the least squared ``residuals``, by Levenberg and Marquardt in the logarithms of its constants."""
+    """Fit the law with the least squared ``residuals`` by the Levenberg–Marquardt method in log space."""
 
     def errors(logarithms: Tensor) -> Tensor:
         law = ScalingLaw(*logarithms.exp().tolist())
@@ -205,12 +205,12 @@ def fit(points: list[Point]) -> ScalingLaw:
 
 
 def root_mean_square(errors: list[float]) -> float:
-    """√(mean of squares)."""
+    """Return √(mean of squares)."""
     return math.sqrt(math.fsum(error**2 for error in errors) / len(errors))
 
 
 def report(points: list[Point]) -> None:
-    """The fitted law, and how far off it is, also for each text from a fit without that text."""
+    """Print the fitted law and its errors, also for each text left out of the fit."""
     law = fit(points)
     print(law)
     errors = residuals(law, points)
@@ -227,10 +227,10 @@ def report(points: list[Point]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("texts", nargs="*", help="which texts to train on; all unless given")
-    parser.add_argument("--fit", action="store_true", help="fit what is recorded, and train nothing")
-    parser.add_argument("--data", type=Path, help="the folder of english.jsonl")
-    parser.add_argument("--work", type=Path, help="a folder for the prepared tokens")
+    parser.add_argument("texts", nargs="*", help="texts to train on; default: all")
+    parser.add_argument("--fit", action="store_true", help="fit the recorded points without training")
+    parser.add_argument("--data", type=Path, help="folder of english.jsonl")
+    parser.add_argument("--work", type=Path, help="folder for the prepared tokens")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.fit:

@@ -1,4 +1,4 @@
-"""Validation loss on tiny Shakespeare against training time: our recipe, and nanoGPT's if a checkout is given."""
+"""Measure validation loss against training time on tiny Shakespeare, also of nanoGPT if a checkout is given."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ import torch
 
 import wholegpt as wg
 from benchmarks.tables import conditions, publish, spread
-from benchmarks.training_step import CHARACTERS, nanogpt_module, seconds_a_step
+from benchmarks.training_step import CHARACTERS, nanogpt_module, seconds_per_step
 from benchmarks.training_step import nanogpt as nanogpt_step
 from wholegpt.console import Console
 from wholegpt.data.reading.corpora import tinyshakespeare
@@ -22,13 +22,13 @@ from wholegpt.settings.presets import configure
 
 MARKS = [*range(30, 181, 30), *range(240, 1201, 60)]
 GPU_STEPS = 2000
-"""Where nanoGPT's loss on held-out text usually turns in its documented 5,000 steps on a GPU."""
+"""Step at which the validation loss of nanoGPT's documented GPU recipe usually reaches its minimum."""
 Curve = list[tuple[float, float]]
 """(training seconds, validation nats per character), ascending."""
 
 
 def ours(recipe: str, seed: int) -> Curve:
-    """The recipe, evaluated sixteen times on the whole validation text."""
+    """Train the recipe, with sixteen evaluations on the whole validation text."""
     base = wg.recipe(recipe)
     changes = {
         "evaluation": {"every": max(1, base.training.steps // 16)},
@@ -44,10 +44,10 @@ def ours(recipe: str, seed: int) -> Curve:
 
 
 def nanogpt(checkout: Path, seed: int) -> Curve:
-    """nanoGPT's own model and optimiser under the settings of its README's CPU command, evaluated every 5 s.
+    """Train nanoGPT's model with its optimizer and the CPU settings of its README, evaluated every 5 s.
 
-    4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 steps, no dropout, float32, cosine from
-    1e-3 to 1e-4 after 100 steps of warm-up, beta2 0.99, weight decay 0.1, clipping at 1.
+    4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout, float32, cosine from 1e-3 to 1e-4 after
+    100 steps of warm-up, beta2 0.99, weight decay 0.1, gradient clipping at 1.
     """
     module = nanogpt_module(checkout)
     text = next(tinyshakespeare().pieces()).text
@@ -104,41 +104,42 @@ def nanogpt(checkout: Path, seed: int) -> Curve:
 
 
 def at(curve: Curve, seconds: float) -> float:
-    """The last value measured up to ``seconds``; not a number before the first."""
+    """Return the last value measured up to ``seconds``; NaN before the first."""
     return next((loss for spent, loss in reversed(curve) if spent <= seconds), math.nan)
 
 
 def extrapolated_nanogpt(checkout: Path) -> str:
-    """How long nanoGPT's documented GPU recipe would take here to where it turns, from its speed here."""
+    """Return a line with the extrapolated time of nanoGPT's GPU recipe on this machine."""
     side = nanogpt_step(checkout, CHARACTERS, 12, bfloat16=True)
     step = side.make_step()
-    speed = side.tokens / statistics.median(seconds_a_step(step) for _ in range(3))
+    speed = side.tokens / statistics.median(seconds_per_step(step) for _ in range(3))
     tokens = GPU_STEPS * 64 * 256
     return (
-        f"nanoGPT's recipe for a GPU (10.7 M parameters, batch 64×256; published best 1.4697) usually turns near "
-        f"step {GPU_STEPS:,}, after {tokens / 1e6:.0f} M tokens. At the {speed:,.0f} tokens/s of its bfloat16 step "
-        f"here (batch 12) those take {tokens / speed:,.0f} s: an extrapolation, not a run."
+        "- nanoGPT's recipe for a GPU (10.7 M parameters, batch 64×256; published best 1.4697) usually reaches its "
+        f"minimum near step {GPU_STEPS:,}, after {tokens / 1e6:.0f} M tokens. At {speed:,.0f} tokens/s in bfloat16 "
+        f"here (batch 12) this would take {tokens / speed:,.0f} s. This is an extrapolation, not a run."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--nanogpt", type=Path, help="checkout of nanoGPT to compare with")
     parser.add_argument("--recipe", default="shakespeare-3min")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     curves: dict[str, list[Curve]] = {arguments.recipe: []}
     for seed in range(1, arguments.rounds + 1):
         if arguments.nanogpt:
-            curves.setdefault("nanoGPT, its CPU recipe", []).append(nanogpt(arguments.nanogpt, seed))
+            curves.setdefault("nanoGPT's CPU recipe", []).append(nanogpt(arguments.nanogpt, seed))
         curves[arguments.recipe].append(ours(arguments.recipe, seed))
     sides = sorted(curves)
     last = max(curve[-1][0] for side in sides for curve in curves[side])
     marks = [mark for mark in MARKS if mark <= last + 30]
     lines = [
-        conditions(arguments.rounds) + " Nats per character; the last value measured up to that time.",
+        conditions(arguments.rounds)
+        + " Values are nats per character on held-out text: the last one measured up to that time.",
         "",
-        "| training seconds | " + " | ".join(sides) + " |",
+        "| Training seconds | " + " | ".join(sides) + " |",
         "| ---: |" + " ---: |" * len(sides),
     ]
     for mark in marks:
@@ -148,7 +149,7 @@ def main() -> None:
     for side in sides:
         ends = ", ".join(f"{curve[-1][1]:.4f} after {curve[-1][0]:.1f} s" for curve in curves[side])
         best = min(loss for curve in curves[side] for _, loss in curve)
-        lines.append(f"Last of {side}, by seed: {ends}; best of all evaluations {best:.4f}.")
+        lines.append(f"- Last value of {side}, by seed: {ends}; best of all evaluations {best:.4f}.")
     if arguments.nanogpt:
         lines.append(extrapolated_nanogpt(arguments.nanogpt))
     publish(f"Tiny Shakespeare, {arguments.recipe}", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""The training step of this checkout beside another's, step by step in turn: whether a change made it slower."""
+"""Compare the training step of this checkout with that of another one, step by step in turn."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from wholegpt.metrics import bootstrap
 
 HERE = Path(__file__).parents[1]
 MODELS = {"characters": 4, "modern-tiny": 8}
-"""Windows in a step of each."""
+"""Batch size of each model."""
 WORKER = """
 import dataclasses, sys, time, torch
 from benchmarks.training_step import CHARACTERS, ours
@@ -33,7 +33,7 @@ for _ in sys.stdin:
 
 
 def start(checkout: Path, name: str) -> subprocess.Popen[str]:
-    """A process that takes a step of that checkout's code for each line that it gets."""
+    """Start a process that takes a training step with the code of ``checkout`` for each line of its input."""
     command = [sys.executable, "-c", WORKER, name, str(MODELS[name])]
     environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
     worker = subprocess.Popen(
@@ -44,7 +44,7 @@ def start(checkout: Path, name: str) -> subprocess.Popen[str]:
 
 
 def seconds(worker: subprocess.Popen[str]) -> float:
-    """Of one step."""
+    """Return the time of one step."""
     assert worker.stdin and worker.stdout
     worker.stdin.write("step\n")
     worker.stdin.flush()
@@ -52,10 +52,10 @@ def seconds(worker: subprocess.Popen[str]) -> float:
 
 
 def compared(other: Path, name: str, pairs: int, steps: int) -> str:
-    """A row: seconds of both, and their ratio; which of the two is started first, and steps first, goes by turns.
+    """Return a row with the seconds of both and their ratio. They take turns in starting and in stepping first.
 
-    The steps of a process are alike, by where its memory happens to lie, more than those of two: so the interval is
-    over pairs of processes, each of which counts as its median.
+    Steps of one process are more alike than steps of two, because of their memory layout. The interval is therefore
+    over pairs of processes, each with its median.
     """
     found = np.empty((pairs, steps, 2))
     for pair in range(pairs):
@@ -74,10 +74,10 @@ def compared(other: Path, name: str, pairs: int, steps: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("other", type=Path, help="another checkout of this project")
-    parser.add_argument("--model", choices=MODELS, action="append", help="all of them unless given")
-    parser.add_argument("--pairs", type=int, default=12, help="of processes, one of each checkout")
-    parser.add_argument("--steps", type=int, default=20, help="of each process")
+    parser.add_argument("other", type=Path, help="other checkout of this project")
+    parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of processes, one of each checkout")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each process")
     arguments = parser.parse_args()
     other: Path = arguments.other.resolve()
     commit = subprocess.run(
@@ -85,10 +85,13 @@ def main() -> None:
     ).stdout.strip()
     rows = [compared(other, name, arguments.pairs, arguments.steps) for name in arguments.model or MODELS]
     what = (
-        f"{machine_line()} {arguments.pairs} pairs of processes, {arguments.steps} steps of each in turn; here against "
-        f"commit {commit}; intervals are over the pairs."
+        f"{machine_line()} The table compares this version with commit {commit}: {arguments.pairs} pairs of processes, "
+        f"which take turns of {arguments.steps} steps each. Intervals are over the pairs."
     )
-    header = ["| model | seconds a step here | there | here ÷ there (95%) |", "| --- | ---: | ---: | --- |"]
+    header = [
+        "| Model | Seconds per step, this version | Seconds per step, commit | This version ÷ commit (95%) |",
+        "| --- | ---: | ---: | --- |",
+    ]
     publish("Training step, before and after", "\n".join([what, "", *header, *rows]))
 
 

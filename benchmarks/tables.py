@@ -1,4 +1,4 @@
-"""Tables of measurements, and their place in docs/benchmarks.md."""
+"""Tables of measurements, and their sections in docs/benchmarks.md."""
 
 import re
 import statistics
@@ -12,13 +12,13 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def spread(values: list[float], format_: str) -> str:
-    """Median (least to most)."""
+    """Return ``median (least to most)``."""
     median, least, most = statistics.median(values), min(values), max(values)
     return f"{format_.format(median)} ({format_.format(least)} to {format_.format(most)})"
 
 
 def machine_line() -> str:
-    """Machine and versions."""
+    """Return machine and versions."""
     machine = runtime.machine()
     threads = torch.get_num_threads()
     return (
@@ -28,12 +28,12 @@ def machine_line() -> str:
 
 
 def conditions(rounds: int) -> str:
-    """Machine, versions, and what the figures are."""
+    """Return machine, versions, and the meaning of the values."""
     return f"{machine_line()[:-1]}; median (least to most) of {rounds} alternating rounds."
 
 
 def publish(section: str, text: str) -> None:
-    """Print ``text``, and put it under the heading ``section`` of the document in place of what was there."""
+    """Print ``text``, and replace the section of that heading in docs/benchmarks.md with it."""
     print(f"## {section}\n\n{text}\n")
     document = DOCUMENT.read_text(encoding="utf-8")
     heading = f"## {section}\n"

@@ -1,4 +1,4 @@
-"""Whether `train --minutes` keeps its word: time, memory and loss against the plan; and whether the size was right."""
+"""Compare time, memory and loss of `train --minutes` with its plan, and the planned size with others."""
 
 import argparse
 import json
@@ -20,32 +20,32 @@ from benchmarks.tables import machine_line, publish
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run beside its plan."""
+    """One run and its plan."""
 
     minutes: float
     seconds: float
-    """Wall clock of the whole command."""
+    """Wall-clock time of the whole command."""
     peak_bytes: int
-    """The process's largest resident set."""
+    """Largest resident set of the process."""
     product_change: float
-    """FLOP/s of a product after the run, by that before it."""
+    """Product rate (FLOP/s of a matrix product) after the run, relative to that before it."""
     speeds: list[float]
-    """Steps a second in each tenth of the run, by their mean over all of it."""
+    """Steps per second in each tenth of the run, relative to the mean of the run."""
     result: dict[str, Any]
-    """What ``train --json`` printed."""
+    """Output of ``train --json``."""
 
 
 PROBE_SECONDS = 10.0
 
 
 def probe() -> float:
-    """Products a second, over some seconds, in a process of its own."""
+    """Return matrix products per second, measured in a separate process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_products_a_second)
+        return pool.apply(_products_per_second)
 
 
-def _products_a_second() -> float:
+def _products_per_second() -> float:
     left, right = torch.randn(2, 4096, 4096).bfloat16()
     torch.mm(left, right)
     started, done = time.perf_counter(), 0
@@ -56,7 +56,7 @@ def _products_a_second() -> float:
 
 
 def speeds(metrics: Path) -> list[float]:
-    """Steps a second in each tenth of a run, by their mean, from its metrics.jsonl."""
+    """Return steps per second in each tenth of a run relative to the mean, from metrics.jsonl."""
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     logged = [(r["step"], r["train_seconds"]) for r in records if r["kind"] == "train"]
     ends = [logged[round(i * (len(logged) - 1) / 10)] for i in range(11)]
@@ -65,7 +65,7 @@ def speeds(metrics: Path) -> list[float]:
 
 
 def run(source: str, minutes: float, seed: int, width: int | None = None) -> Outcome:
-    """``wholegpt train SOURCE --minutes M`` in a process of its own; ``width`` allows no other size."""
+    """Run ``wholegpt train SOURCE --minutes M`` in a separate process. ``width`` fixes the size of the model."""
     program = "import sys; from wholegpt.cli import main; sys.exit(main())"
     if width:
         program = f"import wholegpt.planning.planner as p; p.WIDTHS = ({width},); {program}"
@@ -97,7 +97,7 @@ def run(source: str, minutes: float, seed: int, width: int | None = None) -> Out
 
 
 def row(source: str, outcome: Outcome) -> str:
-    """A line of the table of plans kept."""
+    """Return a row of the table of plans."""
     plan, loss = outcome.result["plan"], outcome.result["plan"]["bits_per_byte"]
     got = outcome.result["validation"]["bits_per_byte"]
     model = plan["config"]["model"]
@@ -118,35 +118,38 @@ def row(source: str, outcome: Outcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def kept(sources: list[str], minutes: list[float]) -> None:
-    """Plans and what became of them."""
+def plans(sources: list[str], minutes: list[float]) -> None:
+    """Publish the table of plans and results."""
     lines = [
-        machine_line() + " One run each.",
+        machine_line()
+        + ' One run each. Percentages in parentheses compare the run with the plan. "Product rate" is the '
+        'change of the rate from before to after the run. "Steps/s" is the range over the tenths of the run, relative '
+        "to its mean.",
         "",
-        "| text | minutes | layers × width | passes | planned s | took s | product after / before | "
-        "steps/s by tenths of the run | planned GB | took GB | planned bits per byte | got |",
+        "| Text | Minutes | Layers × width | Epochs | Planned s | Actual s | Product rate, after against before | "
+        "Steps/s by tenths of the run | Planned GB | Actual GB | Planned bits per byte | Actual bits per byte |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | --- |",
     ]
     for source in sources:
         for some in minutes:
             lines.append(row(source, run(source, some, seed=1)))
             print(lines[-1], flush=True)
-    publish("Time budget, plans kept", "\n".join(lines))
+    publish("Time budget, accuracy of plans", "\n".join(lines))
 
 
 def sizes(source: str, minutes: float, widths: list[int]) -> None:
-    """The planned size against others at the same time, two seeds."""
+    """Publish the comparison of the planned size with others in the same time, with two seeds."""
     lines = [
         machine_line()
         + f" {Path(source).name}, {minutes:g} minutes, bits per byte on the whole held-out text.",
         "",
-        "| size | parameters | seed 1 | seed 2 |",
+        "| Size | Parameters | Seed 1 | Seed 2 |",
         "| --- | ---: | ---: | ---: |",
     ]
     for width in [None, *widths]:
         outcomes = [run(source, minutes, seed, width) for seed in (1, 2)]
         result = outcomes[0].result
-        name = f"{result['plan']['config']['model']['d_model']} wide" + ("" if width else ", as planned")
+        name = f"width {result['plan']['config']['model']['d_model']}" + ("" if width else ", as planned")
         figures = [f"{outcome.result['validation']['bits_per_byte']:.4f}" for outcome in outcomes]
         lines.append(f"| {name} | {result['parameters']:,} | {' | '.join(figures)} |")
         print(lines[-1], flush=True)
@@ -158,14 +161,14 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", help="texts to train on")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 5, 10])
     parser.add_argument(
-        "--widths", type=int, nargs="+", help="compare these sizes with the planned one instead"
+        "--widths", type=int, nargs="+", help="compare these widths with the planned one, and nothing else"
     )
     arguments = parser.parse_args()
     if arguments.widths:
         for source in arguments.sources:
             sizes(source, arguments.minutes[0], arguments.widths)
     else:
-        kept(arguments.sources, arguments.minutes)
+        plans(arguments.sources, arguments.minutes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast text becomes token ids, and a vocabulary is learned: ours beside tiktoken and the tokenizers library."""
+"""Compare the speed of encoding and of BPE training with tiktoken and the tokenizers library."""
 
 import argparse
 import json
@@ -32,12 +32,12 @@ def learn_with_the_library(texts: list[str]) -> tokenizers.Tokenizer:
 
 
 def alternating(sides: dict[str, Callable[[], object]], rounds: int, megabytes: float) -> list[str]:
-    """Lines of a table of megabytes a second, the first side's as ratios to the second's."""
+    """Return rows with megabytes per second, and the ratio of the first side to the second."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, work in sides.items():
             started = time.perf_counter()
-            work()  # nothing of it is kept, which the garbage collector would go through in the other's time
+            work()  # not kept: the garbage collector would traverse it in the time of the other side
             rates[name].append(megabytes / (time.perf_counter() - started))
     ours, theirs = rates.values()
     ratios = spread([a / b for a, b in zip(ours, theirs, strict=True)], "{:.2f}")
@@ -55,7 +55,7 @@ def learn_here(texts: list[str]) -> Tokenizer:
 
 
 def peak_memory() -> int:
-    """Most kilobytes that this process has held; the system's own figure begins with the parent's."""
+    """Return the peak memory of this process in kilobytes. ``getrusage`` would include that of the parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0])
 
@@ -68,7 +68,7 @@ def measure_growth(learn: Callable[[list[str]], object], data: Path, result: Con
 
 
 def peak_growth(learn: Callable[[list[str]], object], data: Path) -> float:
-    """Megabytes by which the peak memory of a fresh process grows while it learns."""
+    """Return the increase of the peak memory of a new process during training, in megabytes."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure_growth, args=(learn, data, sender))
@@ -95,7 +95,7 @@ def main() -> None:
     del mine, reference
     encoding = alternating(
         {
-            "encoding, ours": lambda: list(ours.encode_all(texts)),
+            "encoding, wholegpt": lambda: list(ours.encode_all(texts)),
             f"encoding, tiktoken's batch on {cores} threads": lambda: theirs.encode_ordinary_batch(
                 texts, num_threads=cores
             ),
@@ -105,27 +105,27 @@ def main() -> None:
     )
     learning = alternating(
         {
-            f"learning {ENTRIES:,} entries, ours": lambda: learn_here(texts),
-            "the same, the tokenizers library by itself": lambda: learn_with_the_library(texts),
+            f"learning {ENTRIES:,} entries, wholegpt": lambda: learn_here(texts),
+            "the same, the tokenizers library alone": lambda: learn_with_the_library(texts),
         },
         max(2, arguments.rounds // 2),
         megabytes,
     )
     memory = [[peak_growth(learn, data) for _ in range(2)] for learn in (learn_here, learn_with_the_library)]
     publish(
-        "Tokenizing",
+        "Tokenization",
         "\n".join(
             [
-                f"{conditions(arguments.rounds)} {megabytes:.1f} MB: english.jsonl and Python's standard library. "
-                "GPT-2's vocabulary; the ids are the same.",
+                f"{conditions(arguments.rounds)} The text is {megabytes:.1f} MB: english.jsonl and Python's standard "
+                "library. Encoding uses GPT-2's vocabulary, and both sides give the same ids.",
                 "",
-                "| | MB/s | ratio |",
+                "| Task | MB/s | Ratio |",
                 "| --- | ---: | ---: |",
                 *encoding,
                 *learning,
                 "",
-                "Learning grows the peak memory of a fresh process by "
-                f"{' and '.join(f'{grown:.0f}' for grown in memory[0])} MB, the library by itself by "
+                "Learning the vocabulary increases the peak memory of a new process by "
+                f"{' and '.join(f'{grown:.0f}' for grown in memory[0])} MB, and the library alone by "
                 f"{' and '.join(f'{grown:.0f}' for grown in memory[1])} MB (two runs each).",
             ]
         ),

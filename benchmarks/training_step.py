@@ -1,4 +1,4 @@
-"""Speed and memory of one training step: ours beside nanoGPT's and transformers', alternating."""
+"""Compare speed and memory of the training step with nanoGPT and transformers, in turn."""
 
 import argparse
 import dataclasses
@@ -39,30 +39,30 @@ CHARACTERS = dataclasses.replace(
     bias=Bias.none,
     dropout=0.0,
 )
-"""nanoGPT's model of characters: 10.7 M parameters."""
+"""The character-level model of nanoGPT: 10.7 M parameters."""
 GPT2 = dataclasses.replace(gpt2(), dropout=0.0)
-SECONDS_A_ROUND = 4.0
-"""Least time that a side is measured for at once."""
+SECONDS_PER_ROUND = 4.0
+"""Minimum time of a measurement."""
 
 
 @dataclass
 class Side:
-    """One way of training, and what was measured of it."""
+    """An implementation of the training step, and its measurements."""
 
     name: str
     make_step: Callable[[], Callable[[], object]]
-    """Builds model and optimiser; what it returns takes one optimiser step."""
+    """Build model and optimizer, and return a function that takes one optimizer step."""
     tokens: int
-    """Tokens in a step."""
+    """Tokens per step."""
     seconds: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
-    """FLOP/s of a 4096³ bfloat16 product measured in the same process right after each."""
+    """FLOP/s of a 4096³ bfloat16 product, measured in the same process after each measurement."""
     peak: float = 0.0
-    """Bytes: the largest resident set of its process, before the first product."""
+    """Largest resident set of the process before the first product, in bytes."""
 
 
 class RandomBatch:
-    """Any step's batch: the same random tokens, so that loading data is no part of the measurement."""
+    """A loader that returns the same random tokens for every step, so that loading is not measured."""
 
     def __init__(self, model: ModelConfig, rows: int) -> None:
         ids = torch.randint(model.vocab_size, (rows, model.context_length + 1))
@@ -78,7 +78,7 @@ def ours(
     dtype: Dtype = Dtype.automatic,
     execution: Execution = Execution.eager,
 ) -> Side:
-    """The loop's own step."""
+    """Return the training step of wholegpt."""
     optimizer = OptimizerConfig(kind=OptimizerKind.adamw, learning_rate=1e-3)
     config = Config(model=model_config, training=TrainingConfig(batch_size=rows), optimizer=optimizer)
     precision = dataclasses.replace(config.precision, dtype=dtype, execution=execution)
@@ -107,7 +107,7 @@ def ours(
 def peer_step(
     model: Any, optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], bfloat16: bool
 ) -> Callable[[], None]:
-    """Forward, backward, clipping at 1 and AdamW, as both peers' own trainers do."""
+    """Return a step with forward, backward, clipping at 1 and AdamW, as in the trainers of both peers."""
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
@@ -121,7 +121,7 @@ def peer_step(
 
 
 def nanogpt_module(checkout: Path) -> Any:
-    """nanoGPT's ``model.py``."""
+    """Import ``model.py`` of nanoGPT."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec and spec.loader
     module: Any = importlib.util.module_from_spec(spec)
@@ -131,7 +131,7 @@ def nanogpt_module(checkout: Path) -> Any:
 
 
 def nanogpt(checkout: Path, config: ModelConfig, rows: int, bfloat16: bool, compiled: bool = False) -> Side:
-    """nanoGPT's model and optimiser."""
+    """Return the training step of nanoGPT."""
 
     def make_step() -> Callable[[], object]:
         module = nanogpt_module(checkout)
@@ -156,7 +156,7 @@ def nanogpt(checkout: Path, config: ModelConfig, rows: int, bfloat16: bool, comp
 
 
 def transformers(config: ModelConfig, rows: int, bfloat16: bool) -> Side:
-    """GPT-2 of transformers with PyTorch's fused AdamW."""
+    """Return the training step of GPT-2 in transformers with PyTorch's fused AdamW."""
 
     def make_step() -> Callable[[], object]:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -182,7 +182,7 @@ def transformers(config: ModelConfig, rows: int, bfloat16: bool) -> Side:
 
 
 def product_rate() -> float:
-    """FLOP/s of the best of three 4096³ products in bfloat16."""
+    """Return the FLOP/s of the best of three 4096³ products in bfloat16."""
     left, right = torch.randn(2, 4096, 4096).bfloat16()
     best = float("inf")
     for _ in range(3):
@@ -192,31 +192,31 @@ def product_rate() -> float:
     return 2 * 4096**3 / best
 
 
-def seconds_a_step(step: Callable[[], object]) -> float:
-    """The mean over a few seconds."""
+def seconds_per_step(step: Callable[[], object]) -> float:
+    """Return the mean time of a step over a few seconds."""
     started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS_A_ROUND:
+    while time.perf_counter() - started < SECONDS_PER_ROUND:
         step()
         done += 1
     return (time.perf_counter() - started) / done
 
 
 def serve(side: Side, commands: Connection) -> None:
-    """In a process of its own: build the side, take two steps, then measure whenever told."""
+    """Run in a separate process: build the side, take two steps, then measure on each command."""
     step = side.make_step()
     step()
     step()
     commands.send("ready")
     while commands.recv():
-        seconds = seconds_a_step(step)
+        seconds = seconds_per_step(step)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         commands.send((seconds, peak, product_rate()))
 
 
 def alternate(sides: list[Side], rounds: int) -> None:
-    """Measure the sides in turn, ``rounds`` times, each in a process of its own, which waits meanwhile.
+    """Measure the sides in turn, ``rounds`` times, each in a process of its own.
 
-    This process must not have computed with several threads before, which a fork does not survive.
+    The calling process must not have used several threads before, because a fork does not survive that.
     """
     context = multiprocessing.get_context("fork")
     workers: list[tuple[Connection, Any]] = []
@@ -240,11 +240,12 @@ def alternate(sides: list[Side], rounds: int) -> None:
 
 
 def table(sides: list[Side], config: ModelConfig) -> str:
-    """Each side's speed, and its ratio to the first side in the same round."""
+    """Return the table of speeds, with ratios to the first side in the same round."""
     parameters = parameter_count(config).total
     per_token = 6 * parameters + 12 * config.n_layers * config.d_model * config.context_length
     lines = [
-        "| side | seconds a step | tokens/s | share of the product's FLOP/s | times the first | peak memory |",
+        "| Side | Seconds per step | Tokens/s | Share of the product rate | Speed relative to the first row | Peak "
+        "memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for side in sides:
@@ -260,20 +261,23 @@ def table(sides: list[Side], config: ModelConfig) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     rates = [product / 1e9 for side in sides for product in side.products]
-    counted = f"6·{parameters / 1e6:.1f} M + 12·L·D·τ = {per_token / 1e6:.0f} MFLOP a token"
-    lines += ["", f"The 4096³ product ran at {spread(rates, '{:.0f}')} GFLOP/s; counted {counted}."]
+    counted = f"6·{parameters / 1e6:.1f} M + 12·L·D·τ = {per_token / 1e6:.0f} MFLOP per token"
+    lines += [
+        "",
+        f"The 4096³ product ran at {spread(rates, '{:.0f}')} GFLOP/s. FLOPs are counted as {counted}.",
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("characters", "gpt2"), default="characters")
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--transformers", action="store_true", help="beside the installed transformers")
-    parser.add_argument("--compiled", action="store_true", help="both compiled, too")
+    parser.add_argument("--nanogpt", type=Path, help="checkout of nanoGPT to compare with")
+    parser.add_argument("--transformers", action="store_true", help="compare with the installed transformers")
+    parser.add_argument("--compiled", action="store_true", help="also compiled")
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--batches", type=int, nargs="+", help="our batch sizes")
-    parser.add_argument("--float32", action="store_true", help="ours in float32, too")
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of wholegpt")
+    parser.add_argument("--float32", action="store_true", help="wholegpt also in float32")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.manual_seed(0)

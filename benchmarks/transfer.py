@@ -1,8 +1,8 @@
-"""What pretraining is worth: one model, fine-tuned for several tasks, against the same model from random weights.
+"""Compare fine-tuning from pretrained weights with fine-tuning from random weights, on several tasks.
 
-Every run is kept, and gone on with where it was stopped: the command can be given again at any time. Runs this small
-are done soonest by two calls side by side, each with ``--threads 1`` and ``--only`` a task of its own; a last call
-without these makes the table.
+Every run is kept, and resumed after an interruption: the command can be repeated at any time. Runs of this size finish
+soonest with two processes, each with ``--threads 1`` and another ``--only``; a last call without these options makes
+the table.
 """
 
 import argparse
@@ -32,15 +32,17 @@ from wholegpt.runs.folder import recorded_config
 from wholegpt.settings.choices import TaskKind
 
 SEEDS = (1, 2, 3)
-WHAT = (
-    "Intervals are bootstraps over the test examples, paired, and say nothing of other seeds; of scores the difference "
-    "is of the squared error, so below 0 is better. LoRA is compared with the random model that is trained whole."
-)
+WHAT = """The benchmark compares fine-tuning from pretrained weights with fine-tuning from random weights.
+
+- **Cost:** {cost}
+- **Intervals** are paired bootstraps over the test examples. They do not include the variation between seeds.
+- **Relatedness scores:** the last column is the difference of the squared error, so values below 0 are better.
+- **LoRA** is compared with full fine-tuning of the random model."""
 LETTERS = "ABCD"
 EPOCHS = 2
 SICK_EPOCHS = 4
-"""Two sentences have to be compared, which takes more passes: on the dev file the pretrained model improves for three,
-the other for two."""
+"""Pairs of sentences take more epochs: on the validation file the pretrained model improves for three, the other for
+two."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Way:
 
     @property
     def name(self) -> str:
-        """For people."""
-        return f"{self.initialization}{', LoRA' if self.lora else ''}, λ = {self.language_modeling:g}"
+        """The name in tables."""
+        initial = "pretrained" if self.initialization == "trained" else self.initialization
+        return f"{initial}{', LoRA' if self.lora else ''}, λ = {self.language_modeling:g}"
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """As sections of a config."""
+        """Return the settings as sections of a config."""
         changes: dict[str, dict[str, Any]] = {
             "finetuning": {"initialization": self.initialization, "language_modeling": self.language_modeling}
         }
@@ -86,21 +89,21 @@ class Task:
     test: Path
     settings: dict[str, dict[str, Any]]
     whole: bool = False
-    """Whether every λ is tried, and LoRA, with three seeds."""
+    """Whether all ways are tried, with three seeds."""
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """What is tried."""
+        """The ways of fine-tuning to try."""
         return WAYS if self.whole else WAYS[:2]
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those of each way."""
+        """The seeds of each way."""
         return SEEDS if self.whole else SEEDS[:1]
 
 
 def tasks(data: Path, out: Path) -> list[Task]:
-    """The tasks, MCTest as JSON lines."""
+    """Return the tasks. MCTest is converted to JSON lines."""
     for name in ("train", "dev", "test"):
         write_questions(data / "mctest", name, out / f"mctest-{name}.jsonl")
 
@@ -123,7 +126,7 @@ def tasks(data: Path, out: Path) -> list[Task]:
 
 
 def write_questions(folder: Path, name: str, path: Path) -> None:
-    """Four questions a story, each with four answers."""
+    """Write MCTest as JSON lines: four questions per story, each with four answers."""
     lines: list[str] = []
     answers = [row.split("\t") for row in (folder / f"{name}.ans").read_text().splitlines()]
     rows = (folder / f"{name}.statements.tsv").read_text(encoding="utf-8").splitlines()
@@ -132,14 +135,16 @@ def write_questions(folder: Path, name: str, path: Path) -> None:
         for number, letter in enumerate(right):
             asked, *choices = rest[5 * number : 5 * number + 5]
             question = asked.partition(":")[2].strip()
-            context = f"{question} {story.replace(chr(92) + 'n', ' ')}"  # what is cut is the story's end
+            context = (
+                f"{question} {story.replace(chr(92) + 'n', ' ')}"  # truncation removes the end of the story
+            )
             example = {"context": context, "choices": choices, "answer": LETTERS.index(letter)}
             lines.append(json.dumps(example, ensure_ascii=False))
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def pretrained(data: Path, out: Path, console: Console) -> Path:
-    """The model that everything begins from."""
+    """Return the pretrained model. Train it if there is none."""
     run, config = out / "pretrained", wg.recipe("transfer")
     return finished(
         run, lambda: wg.train(data / "english.jsonl", config=config, out=run, console=console), console
@@ -149,8 +154,8 @@ def pretrained(data: Path, out: Path, console: Console) -> Path:
 def tested(
     base: Path, task: Task, way: Way, seed: int, out: Path, threads: int, console: Console
 ) -> dict[str, Any]:
-    """The figures on the test examples of one run, made if it is not there."""
-    words = way.name.replace(" ", "").replace(",", "-").replace("λ=", "")
+    """Return the test results of one run. Train it if there is none."""
+    words = way.name.replace("pretrained", "trained").replace(" ", "").replace(",", "-").replace("λ=", "")
     run = out / f"{task.name.replace(' ', '-')}-{words}-{seed}"
     kept = run / "test.json"
     if not kept.exists():
@@ -190,7 +195,7 @@ def tested(
 
 
 def most_frequent(task: Task) -> float:
-    """Accuracy of the answer that is right most often in the training examples."""
+    """Return the accuracy of the most frequent label of the training examples."""
     columns = TaskColumns(target=task.settings.get("finetuning", {}).get("label_column", ""))
     known, asked = (
         [one.target for one in read_examples(read_table(path), TaskKind(task.kind), columns)[0]]
@@ -200,7 +205,7 @@ def most_frequent(task: Task) -> float:
 
 
 def naive_bayes(task: Task) -> float:
-    """Accuracy of multinomial naive Bayes on which runs of one and two words a sentence has."""
+    """Return the accuracy of multinomial naive Bayes on the presence of word n-grams (1 and 2)."""
 
     def read(path: Path) -> tuple[list[str], list[str]]:
         with path.open(encoding="utf-8", newline="") as file:
@@ -216,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--only", help="the name of one task")
+    parser.add_argument("--only", help="run only this task")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     console = Console()
@@ -227,31 +232,30 @@ def main() -> None:
         if arguments.only in (None, task.name):
             rows += lines_of(base, task, arguments.out, arguments.threads, console)
     header = [
-        "| task, test examples | figure | begins with | mean of the seeds (each) | trained − random, 95% |",
+        "| Task, test examples | Metric | Initial weights | Mean of the seeds (each) | Pretrained − random, 95% |",
         "| --- | --- | --- | --- | --- |",
     ]
     print("\n".join([*header, *rows]))
     if not arguments.only:
-        publish(
-            "Transfer", "\n".join([machine_line(), "", f"{cost(arguments.out)} {WHAT}", "", *header, *rows])
-        )
+        what = WHAT.format(cost=cost(arguments.out))
+        publish("Transfer", "\n".join([machine_line(), "", what, "", *header, *rows]))
 
 
 def cost(out: Path) -> str:
-    """What all of it took, of two cores: three hours are allowed."""
+    """Return the minutes of two cores that pretraining and fine-tuning took."""
     lines = map(json.loads, (out / "pretrained/metrics.jsonl").read_text().splitlines())
     pretraining = max(line.get("train_seconds", 0.0) for line in lines)
     threads = recorded_config(out / "pretrained").runtime.threads
     runs = [json.loads(path.read_text())["core_seconds"] for path in sorted(out.glob("*/test.json"))]
     parts = [pretraining * threads / 120, sum(runs) / 120]
     return (
-        f"Minutes of two cores: {parts[0]:.0f} of pretraining, {parts[1]:.0f} of fine-tuning and validating in "
+        f"{parts[0]:.0f} minutes of two cores for pretraining, and {parts[1]:.0f} for fine-tuning and validation in "
         f"{len(runs)} runs; {sum(parts):.0f} together."
     )
 
 
 def lines_of(base: Path, task: Task, out: Path, threads: int, console: Console) -> Iterator[str]:
-    """The rows of one task."""
+    """Yield the rows of one task."""
     found = {
         way: [tested(base, task, way, seed, out, threads, console) for seed in task.seeds]
         for way in task.ways
@@ -271,15 +275,15 @@ def lines_of(base: Path, task: Task, out: Path, threads: int, console: Console) 
         name = figure.replace("_", " ")
         yield f"| {title} | {name} | {way.name} | {np.mean(values):.4f} ({each}) | {against} |"
     if "accuracy" in figures:
-        yield f"| {title} | accuracy | the most frequent answer | {most_frequent(task):.4f} | |"
+        yield f"| {title} | accuracy | the most frequent label | {most_frequent(task):.4f} | |"
     if task.name == "SST-2":
-        yield f"| {title} | accuracy | naive Bayes of one and two words | {naive_bayes(task):.4f} | |"
+        yield f"| {title} | accuracy | naive Bayes on word 1- and 2-grams | {naive_bayes(task):.4f} | |"
 
 
 def difference(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> Estimate:
-    """First minus second, a mean over seeds, with the interval of a bootstrap over the test examples.
+    """Return the difference first − second of the means over seeds, with a bootstrap interval over the test examples.
 
-    Of classes the accuracy; of scores the mean squared error.
+    The metric is the accuracy for labels, and the mean squared error for scores.
     """
     field = "correct" if "correct" in first[0] else "squared_error"
     means = [np.mean([one[field] for one in side], axis=0) for side in (first, second)]

@@ -157,7 +157,7 @@ def test_a_file_that_grows_while_it_is_read(
 
 
 def test_interrupted_it_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C between reading and encoding: exit code 130, nothing under the name, and the same call goes on."""
+    """Ctrl-C between reading and encoding: exit code 130, nothing under the name, and the same command continues."""
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text_of(50, seed)}) + "\n" for seed in range(60)))
     program = (

@@ -90,7 +90,7 @@ def test_vocabularies_that_differ(fails: Fails, text_file: Path, run_folder: Pat
 
 def test_width_that_heads_do_not_divide(fails: Fails, text_file: Path) -> None:
     message = fails("train", text_file, *tiny(model_n_heads="3"))
-    assert "model.d_model is 16, which model.n_heads = 3 does not divide; try d_model 15" in message
+    assert "model.d_model is 16, which is not divisible by model.n_heads, 3; try d_model 15" in message
 
 
 def test_unknown_names(fails: Fails, text_file: Path) -> None:
@@ -228,8 +228,10 @@ def test_not_a_run(fails: Fails, tmp_path: Path) -> None:
 
 
 def test_resume_takes_no_settings(fails: Fails, run_folder: Path) -> None:
-    assert "takes no text and no settings" in fails("train", "--resume", run_folder, "--model.n-layers", "3")
-    assert "takes no text and no settings" in fails("train", "other.txt", "--resume", run_folder)
+    assert "accepts no text, and no options" in fails(
+        "train", "--resume", run_folder, "--model.n-layers", "3"
+    )
+    assert "accepts no text, and no options" in fails("train", "other.txt", "--resume", run_folder)
 
 
 def test_checkpoints_that_are_not_there(fails: Fails, run_folder: Path) -> None:
@@ -258,7 +260,7 @@ def test_our_own_mistakes_exit_with_one(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("wholegpt.cli.use._known", broken)
+    monkeypatch.setattr("wholegpt.cli.info._known", broken)
     assert "this is a bug in wholegpt: ZeroDivisionError: oops; --debug" in fails("info", trained_run, code=1)
     assert main(["info", str(trained_run), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -175,8 +175,26 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_comes_from_the_field_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--model.n-layers INT L: number of blocks." in out
-    assert "Largest global L2 norm of the gradient" in out
+    assert "--model.n-layers INT Number of blocks (L)." in out
+    assert main(["train", "--help-all"]) == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Maximum global L2 norm of the gradient" in out
+
+
+def test_help_joins_the_lines_of_a_docstring(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A description is one paragraph, whatever the lines of its source."""
+    monkeypatch.setenv("COLUMNS", "100")
+    for command in (["train"], ["data", "prepare"], ["tokenizer", "train"]):
+        assert main([*command, "--help-all"]) == 0
+        shown = capsys.readouterr().out
+        lines = [line.strip("│ ") for line in shown.splitlines()]
+        start = next(i for i, line in enumerate(lines) if "byte-level BPE as in GPT-2" in line)
+        described = " ".join(lines[start : start + 5])
+        assert "one token per character, or one per byte." in described
+        column = shown.splitlines()[start].index("Kind of tokenizer")
+        assert all(line[column] != " " for line in shown.splitlines()[start : start + 3])
 
 
 def test_what_was_written_is_kept_when_interrupted(

@@ -130,14 +130,14 @@ def test_ctrl_c_anywhere_else_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     places = {
-        "train": "wholegpt.runs.create.prepare",
+        "train": "wholegpt.stages.text_source.prepare",
         "generate": "wholegpt.language_model.generate",
         "evaluate": "wholegpt.language_model.evaluate_text",
     }
     monkeypatch.setattr(places[command], interrupt)
     arguments = {"train": [text_file, "--out", tmp_path / "run", *TINY], "generate": [trained_run, "--quiet"]}
     message = fails(command, *arguments.get(command, [trained_run, text_file, "--quiet"]), code=130)
-    ending = "" if command == "generate" else "; nothing was saved; the same command begins again"
+    ending = "" if command == "generate" else "; nothing was saved; run the same command to start again"
     assert message == f"wholegpt: interrupted{ending}\n"
     assert not (tmp_path / "run").exists()
 
@@ -268,7 +268,7 @@ def test_fresh_presets() -> None:
 
 def test_a_model_folder_needs_a_text_to_be_measured_on(fails: Fails, run_folder: Path) -> None:
     message = fails("evaluate", CheckpointStore(run_folder).path(6), "--quiet")
-    assert "has no held-out text of its own; name a text" in message
+    assert "is not a run and has no validation text; give a text" in message
 
 
 def test_evaluate_repeats_the_figure_of_a_float32_run(text_file: Path, tmp_path: Path) -> None:

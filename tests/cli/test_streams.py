@@ -171,4 +171,4 @@ def test_what_begins_with_a_hyphen(
 
 
 def test_an_argument_with_a_nul_character(fails: Fails) -> None:
-    assert "holds a NUL character" in fails("train", "a\0b")
+    assert "contains a NUL character" in fails("train", "a\0b")

@@ -159,7 +159,7 @@ def test_a_file_on_standard_input_and_none(
             if token_ids:
                 assert result("tokenizer", "encode", byte_tokenizer_file)["token_ids"] == token_ids
             else:
-                assert "no text given; name one" in fails("tokenizer", "encode", byte_tokenizer_file)
+                assert "no text given; give one" in fails("tokenizer", "encode", byte_tokenizer_file)
 
 
 def test_a_pipe_that_stays_open_and_empty(
@@ -171,7 +171,7 @@ def test_a_pipe_that_stays_open_and_empty(
     monkeypatch.setattr(texts, "write_error", notes.append)
     for command in (["tokenizer", "encode", byte_tokenizer_file], ["generate", "modern-tiny"]):
         pipe(b"", closed=False)
-        assert 'nothing came through the pipe in 0 s; give a text ("" for none)' in fails(*command)
+        assert 'no input from the pipe within 0 s; give a text ("" for none)' in fails(*command)
     assert len(notes) == 2 and "waiting" in notes[0]
 
 
@@ -180,19 +180,19 @@ def test_standard_input_that_is_no_text(pipe: Pipe, fails: Fails, monkeypatch: p
     assert "standard input: byte 2 is not UTF-8" in fails("generate", "modern-tiny")
     for ids in (b"1 x", "²".encode(), b"9" * 30, b"-1"):
         pipe(ids)
-        assert "is no token id" in fails("tokenizer", "decode", "nowhere")
+        assert "is not a token id" in fails("tokenizer", "decode", "nowhere")
     monkeypatch.setattr(texts, "LARGEST_BYTES", 5)
     pipe(b"123456")
-    assert "standard input: holds more than 5 bytes" in fails("generate", "modern-tiny")
+    assert "standard input: contains more than 5 bytes" in fails("generate", "modern-tiny")
 
 
 def test_a_text_that_names_a_file(fails: Fails, byte_tokenizer_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     path.write_text("text\nof\n")
     message = fails("predict", "nowhere", path)
-    assert f"{path}: is a file, but a text is expected here; give `--data {path}` for the table" in message
+    assert f"{path}: is a file, but a text is expected here; use `--data {path}` for the table" in message
     assert "is a file" in fails("predict", "nowhere", "one", path)
-    assert "mistyped.csv: no such file; `--data FILE` names a table" in fails(
+    assert "mistyped.csv: no such file; use `--data FILE` for a table" in fails(
         "predict", "nowhere", "mistyped.csv"
     )
     assert "nowhere: no such run" in fails("predict", "nowhere", "a sentence on x.csv")
@@ -254,7 +254,7 @@ def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -
 
 def test_an_option_after_the_separator(fails: Fails) -> None:
     message = fails("generate", "modern-tiny", "--", "-x", "--max-tokens", "5")
-    assert "Unknown option: --max-tokens; options go before --" in message
+    assert "Unknown option: --max-tokens; put options before --" in message
 
 
 def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: Path) -> None:
@@ -277,7 +277,7 @@ def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: P
     [
         (["--seed", str(2**63)], "--seed is 9223372036854775808; expected a value of at least 0 and at most"),
         (["--max-seconds", "nan"], "--max-seconds is nan; expected a value above 0"),
-        (["--out="], "--out is empty; name something, or leave it out"),
+        (["--out="], "--out is empty; give a value, or leave it out"),
         (["--resume", ""], "--resume is empty"),
         (["--threads", "1000000000"], "runtime.threads is 1000000000; this machine has"),
     ],
@@ -307,10 +307,10 @@ def test_a_time_limit_that_is_no_number() -> None:
         ("train t.txt --training.steps 6.7", "--training.steps is 6.7; expected a whole number"),
         (
             "generate no-run Once upon a time",
-            "from 'upon a time' on; a text of several words goes in quotation",
+            "starting at 'upon a time'; put a text of several words in quotation",
         ),
-        ("export no-run", "--to is missing; `wholegpt export --help` shows"),
-        ("info", "RUN is missing; `wholegpt info --help` shows"),
+        ("export no-run", "--to is missing; see `wholegpt export --help`"),
+        ("info", "RUN is missing; see `wholegpt info --help`"),
     ],
 )
 def test_command_lines_that_make_no_sense(command: str, message: str, fails: Fails) -> None:

@@ -258,12 +258,12 @@ def test_commands(
     shown = capsys.readouterr().out
     assert "accuracy per byte" in shown and "2 examples (multiple choice), 1 shots" in shown
     assert "shots is 3" in fails(*arguments[:4], "--shots", "3")
-    assert "--stride means nothing for a file of examples" in fails(*arguments[:4], "--stride", "4")
+    assert "--stride does not apply to a file of examples" in fails(*arguments[:4], "--stride", "4")
     text = tmp_path / "text.txt"
     text.write_text("the of and a to in is you\n")
-    assert "--shots means nothing for text" in fails("evaluate", trained_run, text, "--shots", "1")
-    assert "--max-tokens means nothing for text" in fails("evaluate", trained_run, text, "--max-tokens", "9")
-    assert "--encoding means nothing for a run's own" in fails(
+    assert "--shots does not apply to text" in fails("evaluate", trained_run, text, "--shots", "1")
+    assert "--max-tokens does not apply to text" in fails("evaluate", trained_run, text, "--max-tokens", "9")
+    assert "--encoding does not apply to the validation text of a run" in fails(
         "evaluate", trained_run, "--encoding", "latin-1"
     )
     assert "by itself" in fails("evaluate", trained_run, path, text)
@@ -298,7 +298,7 @@ def test_compare(tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest
     text.write_text("the of and a to in is you that it he was for on are with as his they\n" * 40)
     assert main(["compare", *both, str(text), "--quiet"]) == 0
     assert "bits per byte" in capsys.readouterr().out
-    assert "name what both are to be measured on" in fails("compare", *both)
+    assert "give texts or a file of examples to compare on" in fails("compare", *both)
 
 
 def test_compare_finds_the_better_model(tmp_path: Path, trained_run: Path) -> None:
@@ -354,7 +354,7 @@ def test_records_know_their_id_and_overwrite_nothing(trained_run: Path, tmp_path
     before = path.read_text()
     assert "exists already; name another --records" in fails("evaluate", trained_run, path, "--records", path)
     missing = tmp_path / "no" / "records.jsonl"
-    assert "is in no folder that exists" in fails("evaluate", trained_run, path, "--records", missing)
+    assert "its folder does not exist" in fails("evaluate", trained_run, path, "--records", missing)
     assert path.read_text() == before
     records = tmp_path / "records.jsonl"
     assert main(["evaluate", str(trained_run), str(path), "--records", str(records), "--quiet"]) == 0

@@ -463,7 +463,7 @@ def test_from_the_command_line(
     (tmp_path / "empty").write_text("\n")
     for given in ("nowhere.json", tmp_path / "empty", tmp_path, "[1]"):
         message = fails("generate", trained_run, "the", "--json-schema", given)
-        assert "neither a JSON object nor a file that holds one" in message
+        assert "neither a JSON object nor a file with one" in message
     assert "regex: unclosed group" in fails("generate", trained_run, "the", "--regex", "(the")
 
 

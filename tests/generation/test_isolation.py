@@ -178,7 +178,11 @@ def test_an_error_of_the_model_ends_what_is_running_and_nothing_else() -> None:
 
 def test_what_cannot_be_read_is_refused_before_it_reaches_others() -> None:
     engine = Engine(MODELS["modern"], TOKENIZER, CPU)
-    for prompt, problem in (([], "has 0 tokens"), ([37], "token id 37; expected ids"), ([-1, 2], "token id -1")):
+    for prompt, problem in (
+        ([], "has 0 tokens"),
+        ([37], "token id 37; expected ids"),
+        ([-1, 2], "token id -1"),
+    ):
         with pytest.raises(ConfigError, match=problem):
             engine.submit(prompt, GenerationConfig(5))
 

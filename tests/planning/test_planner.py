@@ -239,7 +239,7 @@ def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> Non
     assert "decides training.steps itself" in fails(
         "plan", text_file, "--minutes", "2", "--training.steps", "5"
     )
-    assert "takes no text and no settings" in fails("train", "--resume", text_file.parent, "--minutes", "0")
+    assert "accepts no text, and no options" in fails("train", "--resume", text_file.parent, "--minutes", "0")
     assert "leave out --recipe" in fails(*command, "--recipe", "demo")
     assert "leave out --print-config" in fails(*command, "--print-config")
     assert "leave out --preset" in fails(*command, "--preset", "gpt2-small")
@@ -253,7 +253,7 @@ def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> Non
 
 def test_bad_descriptions_of_a_machine(fails: Fails) -> None:
     message = fails("plan", "--minutes", "5", "--flops", "1e12")
-    assert "described by all of --flops, --bandwidth and --memory" in message
+    assert "give all of --flops, --bandwidth and --memory" in message
     assert "--memory is 0" in fails("plan", "--minutes", "5", "--memory", "0")
     assert "no text given" in fails("plan", "--minutes", "5")
 

@@ -591,7 +591,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
         ("", "interrupted"),
         ("fish", "end_of_text"),
     ]
-    assert "no answer; the question is left out" in printed.err
+    assert "empty response; this message is removed" in printed.err
 
 
 def test_bad_settings(base: Path, tmp_path: Path) -> None:

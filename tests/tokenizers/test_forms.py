@@ -171,4 +171,6 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fai
     pieces, ids = capsys.readouterr().out.splitlines()
     assert pieces.replace("|", "") == "the of"
     assert np.array_equal([int(i) for i in ids.split()], Tokenizer.load(out).encode("the of"))
-    assert "--explain is for --kind bpe" in fails(*command, "--overwrite", "--explain", "3", "--kind", "byte")
+    assert "--explain supports only --kind bpe" in fails(
+        *command, "--overwrite", "--explain", "3", "--kind", "byte"
+    )

@@ -61,10 +61,10 @@ def test_while_a_vocabulary_is_learned(verb: str, words: Path, tmp_path: Path) -
     arguments = [*verb.split(), words, size, "60000", "--out", out]
     message = interrupted(["-m", "wholegpt.cli"], arguments, "training a vocabulary", 1.0)
     if verb == "data prepare":
-        assert "what was finished is kept, and the same call goes on from there" in message
+        assert "finished parts are kept, and the same command continues" in message
         assert [path.name for path in tmp_path.iterdir()] == [".unfinished-out"]
     else:
-        assert "interrupted; nothing was saved; the same command begins again" in message
+        assert "interrupted; nothing was saved; run the same command to start again" in message
         assert list(tmp_path.iterdir()) == []
 
 

@@ -104,7 +104,7 @@ def test_without_space_finished_shards_stay(
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
         message = fails(*command, tmp_path / "full", "--quiet")
-    assert "No space left on device; what was finished is kept, and the same call goes on" in message
+    assert "No space left on device; finished parts are kept, and the same command continues" in message
     assert not (tmp_path / "full").exists()
     records = list((tmp_path / ".unfinished-full").glob("*.bin.json"))
     written = {path: path.stat().st_mtime_ns for path in records}

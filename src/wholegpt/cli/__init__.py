@@ -1,7 +1,6 @@
-"""The command line: ``wholegpt VERB THING [options]``, one verb per stage.
+"""The command line: ``wholegpt VERB THING [options]``.
 
-Importing this imports neither torch nor anything else that is slow; a command imports what it needs
-when it runs.
+Importing this module imports neither torch nor other slow packages. Each command imports what it needs when it runs.
 """
 
 import contextlib
@@ -16,16 +15,16 @@ from typing import Any
 import cyclopts
 
 from wholegpt import __version__
-from wholegpt.cli import conversion, data, finetuning, generation, tokenizer, training, use
-from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, SettingsHelp, program_name
+from wholegpt.cli import conversion, data, finetuning, generation, info, tokenizer, training, use
+from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, Help, SettingsHelp, program_name
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
 from wholegpt.interrupts import end_process
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
-NOTHING_SAVED = "interrupted; nothing was saved; the same command begins again"
+NOTHING_SAVED = "interrupted; nothing was saved; run the same command to start again"
 LONGEST_MESSAGE = 1000
-"""Characters of an error; a long value that it quotes is cut in the middle."""
+"""Characters of an error message. Longer ones are shortened in the middle."""
 EXTRAS = {
     "datasets": "datasets",
     "ftfy": "ftfy",
@@ -39,23 +38,24 @@ EXTRAS = {
     "scipy": "scipy",
     "zstandard": "zstandard",
 }
-"""Modules that are installed only when asked for, and what to ask for."""
+"""Optional modules, and the packages that install them."""
 FEWEST_COLUMNS = 20
 HELP_ALL = "--help-all"
 REPLACED = {"-": LONE_HYPHEN, HELP_ALL: "--help"}
-"""Tokens that the parser gets in place of others."""
+"""Tokens that are replaced before parsing."""
 LONGEST_NAME = 200
 """Characters of a path in an error of the operating system."""
 
 
 def make_app() -> cyclopts.App:
-    """The whole grammar."""
+    """Return the application with all commands."""
     app = cyclopts.App(
         name="wholegpt",
-        help="Text in, a GPT of your own out: train, generate, evaluate.",
+        help="Train, evaluate and use GPT models on your own text.",
         version=__version__,
         config=[ChosenSettings.remember],
         help_format="plaintext",
+        help_formatter=Help(),
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(
             negative_iterable=(), name_transform=lambda name: name.replace("_", "-")
@@ -66,7 +66,7 @@ def make_app() -> cyclopts.App:
     app.command(finetuning.chat, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.compare, sort_key=3)
-    app.command(use.info, sort_key=4)
+    app.command(info.info, sort_key=4)
     app.command(training.plan, sort_key=4)
     app.command(training.ladder, sort_key=4)
     app.command(finetuning.finetune, sort_key=5)
@@ -79,19 +79,21 @@ def make_app() -> cyclopts.App:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0 done, 2 the user's error, 130 interrupted, 1 a bug."""
+    """Run one command. Return the exit code: 0 success, 2 user error, 130 interrupted, 1 a bug."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     open_standard_streams()
     _ignore_narrow_columns()
     try:
         _check_working_directory()
         if any("\0" in token for token in tokens):
-            raise ConfigError("an argument holds a NUL character, which no path and no setting can")
+            raise ConfigError(
+                "an argument contains a NUL character, which is not allowed in paths and settings"
+            )
         SettingsHelp.everything = HELP_ALL in tokens
         parsed = [REPLACED.get(token, token) for token in tokens]
         with _renamed_settings_shown():
             make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
-        write_output("", end="")  # flushes what was printed, so that a full disk is reported
+        write_output("", end="")  # flush, so that a full disk is reported
     except cyclopts.CycloptsError as error:
         return _complain(tokens, error, USER_ERROR, _usage_message(error, "--" in tokens))
     except WholeGPTError as error:
@@ -99,12 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _complain(tokens, error, INTERRUPTED, NOTHING_SAVED)
     except BrokenPipeError:
-        discard_output()  # the reader went away, as `head` does
+        discard_output()  # the reader closed the pipe, as `head` does
     except OSError as error:
         discard_output()
         where = shortened(str(error.filename or "the disk"), LONGEST_NAME)
         return _complain(tokens, error, USER_ERROR, f"{where}: {error.strerror or error}")
-    except Exception as error:  # the last resort of the program
+    except Exception as error:  # the last resort
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             missing = f"{error.name} is not installed; pip install {EXTRAS[error.name]}"
             return _complain(tokens, error, USER_ERROR, missing)
@@ -144,14 +146,14 @@ def _renamed_settings_shown() -> Iterator[None]:
 
 
 def _ignore_narrow_columns() -> None:
-    """Forget a width of the terminal, as of 0 in some containers, in which no table of options has a place."""
+    """Ignore a terminal width that is too small for the help, such as 0 in some containers."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) < FEWEST_COLUMNS:
         del os.environ["COLUMNS"]
 
 
 def _check_working_directory() -> None:
-    """Raise ``ConfigError`` where it was deleted: PyTorch, for one, is not imported then."""
+    """Raise ``ConfigError`` if the working directory was deleted. PyTorch cannot be imported then."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -159,24 +161,24 @@ def _check_working_directory() -> None:
 
 
 def _usage_message(error: cyclopts.CycloptsError, has_separator: bool) -> str:
-    """What is wrong with the command line, which may have a ``--`` before its texts, and what to try."""
+    """Return the problem of a command line and a suggestion. It may contain the separator ``--``."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         rest = shortened(" ".join(error.unused_tokens or ()), LONGEST_NAME)
-        return f"too many arguments, from '{rest}' on; a text of several words goes in quotation marks"
+        return f"too many arguments, starting at '{rest}'; put a text of several words in quotation marks"
     missing = isinstance(error, cyclopts.MissingArgumentError)
     if missing and error.argument and error.keyword is None and not error.argument.tokens:
         command = " ".join(error.command_chain or ())
         name = error.argument.name
         if error.argument.field_info.is_positional:
             name = name.removeprefix("--").upper()
-        return f"{name} is missing; `wholegpt {command} --help` shows what the command takes"
+        return f"{name} is missing; see `wholegpt {command} --help`"
     if isinstance(error, cyclopts.UnknownOptionError) and has_separator:
-        return f"{str(error).partition('.')[0]}; options go before --"
+        return f"{str(error).partition('.')[0]}; put options before --"
     unknown = isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in str(error)
     if not unknown and not missing:
         return str(error)
     return (
-        f"{error} A text or path that begins with a hyphen goes after all options and --, "
+        f"{error} Put a text or path that starts with a hyphen after all options and --, "
         "and the value of an option after =, as in --out=-x"
     )
 

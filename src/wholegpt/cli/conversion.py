@@ -1,4 +1,4 @@
-"""``export`` and ``import``: models out to other programs and in from them."""
+"""``export`` and ``import``: exchange models with other programs."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,22 +19,22 @@ def export(
     overwrite: Annotated[bool, Flag] = False,
     common: CommonOptions = Common(),
 ) -> None:
-    """Write a model for other programs, and prove that it is the same model there.
+    """Export a model for other programs, with a report that compares both.
 
     Parameters
     ----------
     run
         A run or model folder.
     to
-        huggingface (opens with transformers), gguf (opens with llama.cpp), or peft (the LoRA of a run alone).
+        Format: huggingface (for transformers), gguf (for llama.cpp), or peft (only the LoRA adapter of a run).
     out
-        Folder of the export; RUN-huggingface, RUN-gguf-TYPE or RUN-peft unless given.
+        Output folder. Default: RUN-huggingface, RUN-gguf-TYPE or RUN-peft.
     type
-        How GGUF stores matrices: in 32 bits, in 16, or in blocks of 8.
+        Data type of GGUF matrices: float32 (f32), float16 (f16), or 8-bit blocks (q8_0).
     checkpoint
-        best, last, or the step of a checkpoint.
+        Checkpoint to export: best, last, or a step.
     overwrite
-        Replace an export that is already in the --out folder.
+        Replace an existing export in the --out folder.
 
     """
     from wholegpt.interop.conversion import export_model
@@ -56,22 +56,22 @@ def import_(
     overwrite: Annotated[bool, Flag] = False,
     common: CommonOptions = Common(),
 ) -> None:
-    """Make a model folder of a model from elsewhere.
+    """Import a model from another program as a model folder.
 
     Parameters
     ----------
     path
-        A folder that transformers saved (GPT-2, GPT-1 or Qwen3), nanoGPT's ckpt.pt, or a LoRA adapter.
+        A folder saved by transformers (GPT-2, GPT-1 or Qwen3), nanoGPT's ckpt.pt, or a PEFT LoRA adapter.
     out
-        The model folder; models/NAME unless given.
+        Output folder. Default: models/NAME.
     tokenizer
-        A tokenizer.json, or a folder with GPT-2's two files, where the model has none beside it.
+        A tokenizer.json, or a folder with encoder.json and vocab.bpe, if the model has no tokenizer.
     vocabulary_from
-        The text whose characters a nanoGPT model was trained on.
+        Training text of a character-level nanoGPT model, for its vocabulary.
     onto
-        The run or model folder that an adapter is put on.
+        Run or model folder to which an adapter is applied.
     overwrite
-        Replace what is already in the --out folder.
+        Replace an existing model in the --out folder.
 
     """
     from wholegpt.checkpoint import load_model_config

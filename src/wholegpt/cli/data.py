@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 
-app = App(name="data", help="Look at corpora and turn text into token shards.", sort_key=6)
+app = App(name="data", help="Inspect text and prepare it for training.", sort_key=6)
 
 
 @app.command(name="list")
 def list_corpora(*, common: CommonOptions = Common()) -> None:
-    """List the corpora that are called by name."""
+    """List the corpora that are available by name."""
     from wholegpt.data import CORPORA
 
     result = {"corpora": {name: corpus.description for name, corpus in CORPORA.items()}}
@@ -53,20 +53,20 @@ def prepare(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Split, tokenize and write text as token shards, to train on many times.
+    """Split and tokenize text, and write it as token shards for training.
 
     Parameters
     ----------
     source
         Text files, folders, tables or corpus names.
     out
-        Folder to write.
+        Output folder.
     overwrite
-        Replace prepared data that is already there.
+        Replace existing prepared data.
     data
         Reading and splitting.
     tokenizer
-        How text becomes token ids.
+        Tokenizer.
 
     """
     from wholegpt import data as library
@@ -77,7 +77,7 @@ def prepare(
     config = presets.configure(changes, where="command line")
     check(config)
     folder = Path(out)
-    with _going_on_later(folder), lock_folder(folder, "data prepare"):
+    with _resumable(folder), lock_folder(folder, "data prepare"):
         occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
         if occupied and not (overwrite and library.PreparedData.is_ours(folder)):
             raise RunError(
@@ -114,9 +114,9 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _going_on_later(folder: Path) -> Iterator[None]:
-    """Say of a full disk, and of Ctrl-C, that nothing is lost."""
-    kept = "what was finished is kept, and the same call goes on from there"
+def _resumable(folder: Path) -> Iterator[None]:
+    """Add to the errors of Ctrl-C and of a full disk that the same command continues."""
+    kept = "finished parts are kept, and the same command continues"
     try:
         yield
     except KeyboardInterrupt:
@@ -133,7 +133,7 @@ def stats(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Say what text is like before it is prepared, or show the card of prepared data.
+    """Show statistics of text, or the data card of prepared data.
 
     Parameters
     ----------
@@ -155,16 +155,20 @@ def stats(
     rows = [
         (
             "documents",
-            f"{text['documents']:,}, {text['identical_documents']:,} of them the same as an earlier one, byte for byte",
+            f"{text['documents']:,}, of which {text['identical_documents']:,} are byte-for-byte duplicates of an "
+            "earlier one",
         ),
         ("characters", f"{text['characters']:,}"),
         ("bytes", f"{text['bytes']:,} of UTF-8"),
         (
-            "a document",
-            f"{lengths['median']:,} characters (median), half of them from {lengths['quarter']:,} to "
-            f"{lengths['three_quarters']:,}, all from {lengths['least']:,} to {lengths['most']:,}",
+            "characters per document",
+            f"median {lengths['median']:,}, quartiles {lengths['quarter']:,} and {lengths['three_quarters']:,}, "
+            f"minimum {lengths['least']:,}, maximum {lengths['most']:,}",
         ),
-        ("alphabets", ", ".join(f"{name} {share:.2%}" for name, share in described["alphabets"].items())),
+        (
+            "Unicode scripts",
+            ", ".join(f"{name} {share:.2%}" for name, share in described["alphabets"].items()),
+        ),
         *(("read", line) for line in corpus.report.lines()),
     ]
     common.show(described, table(rows))
@@ -180,20 +184,20 @@ def deduplicate(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Say which documents are copies of others, or nearly; and write those that are not, where asked.
+    """Find duplicate and near-duplicate documents, and write the others to a file.
 
     Parameters
     ----------
     source
         Text files, folders, tables or corpus names.
     out
-        A file of JSON lines to write the documents to that are kept.
+        Output file (JSON lines) for the documents that are kept. Default: report only.
     exact
-        Only copies but for case and white space, not near ones.
+        Find only exact duplicates (except for case and white space).
     threshold
-        Similarity from which documents are nearly the same: the shared part of all their runs of words.
+        Similarity from which documents are near-duplicates: the Jaccard index of their word n-grams.
     words
-        Words in a row that are compared.
+        Length of the word n-grams that are compared.
 
     """
     from wholegpt import data as library
@@ -234,7 +238,7 @@ def deduplicate(
         f"{result['kept']:,} of {result['documents']:,} documents kept; left out: {result['exact']:,} exact and "
         f"{result['near']:,} near duplicates"
     )
-    common.show(result, table([*rows, *more, ("in all", counted)]))
+    common.show(result, table([*rows, *more, ("total", counted)]))
 
 
 @app.command
@@ -246,16 +250,16 @@ def contamination(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Say which evaluation documents stand in the training text, wholly or in part.
+    """Find evaluation documents that occur in the training text, wholly or in part (contamination).
 
     Parameters
     ----------
     training
-        Text that a model is trained on: a file, a folder, a table or a corpus name.
+        Training text: a file, a folder, a table or a corpus name.
     evaluation
-        Text that it is measured on.
+        Evaluation text, likewise.
     words
-        Words in a row, without case and punctuation, that count as the same text.
+        Length of the word n-grams that are compared, without case and punctuation.
 
     """
     from wholegpt import data as library
@@ -281,11 +285,11 @@ def contamination(
     }
     rows = [(f"document {one.document}", f"{one.share:7.1%}  {one.excerpt}") for one in found[:SHOWN]]
     counted = (
-        f"{len(found):,} of {len(overlaps):,} documents share runs of {words} words with the training text"
+        f"{len(found):,} of {len(overlaps):,} documents share {words}-grams of words with the training text"
     )
-    short = f"; {result['too_short']:,} are shorter than that" if result["too_short"] else ""
+    short = f"; {result['too_short']:,} are shorter than {words} words" if result["too_short"] else ""
     more = [("", f"and {len(found) - SHOWN:,} more")] if len(found) > SHOWN else []
-    common.show(result, table([*rows, *more, ("in all", counted + short)]))
+    common.show(result, table([*rows, *more, ("total", counted + short)]))
 
 
 @contextlib.contextmanager
@@ -295,7 +299,7 @@ def _read(
     console: "Console",
     statistics: "TextStatistics | None" = None,
 ) -> Iterator[tuple["Corpus", "DocumentStore"]]:
-    """The documents of some sources, on disk for as long as they are looked at."""
+    """Read the documents of ``sources`` to a temporary store on disk."""
     from wholegpt import data as library
 
     settings: dict[str, Any] = reading.given()
@@ -307,7 +311,7 @@ def _read(
             store = library.write_documents(Path(folder), watched)
         with store:
             if not len(store):
-                raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
+                raise DataError(f"{corpus.name}: contains no text ({corpus.report})")
             yield corpus, store
 
 

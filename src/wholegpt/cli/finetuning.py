@@ -1,4 +1,4 @@
-"""``finetune``, ``predict`` and ``chat``: adapt a trained model, and ask it."""
+"""``finetune``, ``predict`` and ``chat``: adapt a trained model, and use it."""
 
 import csv
 import io
@@ -59,30 +59,30 @@ def finetune(
     config: Settings = Config(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Adapt a trained model to a task; `train --resume RUN` continues a run that was stopped.
+    """Fine-tune a trained model for a task. `train --resume RUN` continues an interrupted run.
 
     Parameters
     ----------
     run
-        The run or model folder to begin from.
+        Run or model folder to start from.
     task
-        classification (a text has one of several labels), entailment (a premise and a hypothesis), similarity (two
-        texts in either order: a label or a score), choice (which answer is right), instruct (to answer, or to write one
-        text after another), or pretraining (continued pretraining on text).
+        classification (one of several labels for a text), entailment (premise and hypothesis), similarity (two texts in
+        either order: a label or a score), choice (multiple choice), instruct (instruction tuning, also prompt and
+        completion), or pretraining (continued pretraining).
     data
-        Training examples, a .csv, .tsv, .jsonl, .json or .parquet table whose columns are detected unless
-        --finetuning.*-column names them; for pretraining a text as `train` takes.
+        Training examples: a .csv, .tsv, .jsonl, .json or .parquet table. Columns are detected automatically, or named
+        by --finetuning.*-column(s). For pretraining: text, as for `train`.
     validation
-        Held-out examples; a share of the training ones unless given.
+        Validation examples. Default: a share of the training examples.
     recipe
-        A named recipe (finetune, or instruct, unless given), or a YAML file such as a run's config.yaml; settings given
-        here override it.
+        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: finetune or
+        instruct.
     out
-        Folder of the new run; runs/NAME-TASK unless given.
+        Folder of the new run. Default: runs/NAME-TASK.
     overwrite
-        Replace a run that is already in the --out folder.
+        Replace an existing run in the --out folder.
     max_seconds
-        Stop early, resumably, after this many seconds of wall clock.
+        Stop after this many seconds. `train --resume` continues the run.
 
     """
     check_max_seconds("--max-seconds", max_seconds)
@@ -120,29 +120,29 @@ def predict(
     checkpoint: str = "best",
     common: CommonOptions = Common(),
 ) -> None:
-    """Ask a fine-tuned model.
+    """Predict labels, scores or answers with a fine-tuned model.
 
     Parameters
     ----------
     run
-        A run or model folder that `finetune` made.
+        Run or model folder made by `finetune`.
     texts
-        What to answer: for classification any number of texts; else the texts of one example (two, or a context and
-        the answers to choose from). Unless given, or -, what is piped in is one text.
+        For classification: any number of texts. Otherwise: the texts of one example (two texts, or a context and the
+        possible answers). Default, and -: one text from standard input.
     data
-        Examples instead: a .csv, .tsv, .jsonl, .json or .parquet table with the columns of the training examples.
+        Table of examples (.csv, .tsv, .jsonl, .json or .parquet) with the columns of the training examples.
     out
-        Write the answers there: a table (.csv), or JSON lines with all probabilities (.jsonl).
+        Output file: a table (.csv), or JSON lines with all probabilities (.jsonl).
     encoding
-        Character encoding of --data; utf-8 unless given.
+        Character encoding of --data. Default: utf-8.
     on_bad_text
-        What becomes of bytes of --data that are no text; stop unless given.
+        What to do with bytes of --data that are not valid text. Default: stop.
     on_bad_line
-        What becomes of broken lines of --data and rows without text; stop unless given.
+        What to do with malformed lines of --data and rows without text. Default: stop.
     dtype
-        Format of the large products; automatic is the run's own, or what training would choose here.
+        Data type of matrix products. automatic: that of the run, or the default of training on this machine.
     checkpoint
-        best, last, or the step of a checkpoint.
+        Checkpoint to use: best, last, or a step.
 
     """
     for text in texts:
@@ -150,7 +150,7 @@ def predict(
     if texts == ("-",) or not (texts or data):
         texts = tuple(filter(None, [piped_text()])) or texts
     if bool(texts) == bool(data):
-        raise DataError("name either texts to answer, or a table of them by --data FILE")
+        raise DataError("give either texts, or a table of examples by --data FILE")
     given = {"encoding": encoding, "on_bad_text": on_bad_text, "on_bad_line": on_bad_line}
     reading: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if texts and reading:
@@ -162,68 +162,71 @@ def predict(
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
     if data:
-        answers = lm.predict_table(data, dtype=dtype, console=common.console, **reading)
+        predictions = lm.predict_table(data, dtype=dtype, console=common.console, **reading)
     elif lm.task and lm.task.kind is TaskKind.classification:
-        answers = lm.predict(*texts, dtype=dtype, console=common.console)
+        predictions = lm.predict(*texts, dtype=dtype, console=common.console)
     else:
-        answers = lm.predict(texts, dtype=dtype, console=common.console)
+        predictions = lm.predict(texts, dtype=dtype, console=common.console)
     if out:
-        _write(Path(out), answers)
-        common.show({"out": out, "predictions": len(answers)}, f"{len(answers):,} answers in {out}")
+        _write(Path(out), predictions)
+        common.show(
+            {"out": out, "predictions": len(predictions)}, f"{len(predictions):,} predictions in {out}"
+        )
         return
-    result = {"predictions": [answer.to_json() for answer in answers]}
-    common.show(result, "\n".join(_line(answer) for answer in answers))
+    result = {"predictions": [one.to_json() for one in predictions]}
+    common.show(result, "\n".join(_line(one) for one in predictions))
 
 
-def _write(path: Path, answers: "list[Prediction]") -> None:
+def _write(path: Path, predictions: "list[Prediction]") -> None:
     from wholegpt.files import write_text_atomic
 
     if path.suffix.lower() != ".csv":
-        lines = (json.dumps(answer.to_json(), ensure_ascii=False) for answer in answers)
+        lines = (json.dumps(one.to_json(), ensure_ascii=False) for one in predictions)
         write_text_atomic(path, "".join(f"{line}\n" for line in lines))
         return
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    longest = max(len(answer.texts) for answer in answers)
+    longest = max(len(one.texts) for one in predictions)
     texts = ["text"] if longest == 1 else [f"text{number}" for number in range(1, longest + 1)]
-    scores = isinstance(answers[0].label, float)
+    scores = isinstance(predictions[0].label, float)
     writer.writerow([*texts, "score" if scores else "label", *([] if scores else ["probability"])])
-    for answer in answers:
-        sure = [answer.probabilities[answer.label]] if isinstance(answer.label, str) else []
-        writer.writerow([*answer.texts, answer.label, *sure])
+    for one in predictions:
+        probability = [one.probabilities[one.label]] if isinstance(one.label, str) else []
+        writer.writerow([*one.texts, one.label, *probability])
     write_text_atomic(path, content.getvalue())
 
 
-def _line(answer: "Prediction") -> str:
-    """An answer for people: the label with the probabilities of all, and the beginning of what was read."""
-    text = " | ".join(shortened(text) for text in answer.texts)
-    if not answer.probabilities:
-        return f"{answer.label:.3f}  {text}"
+def _line(prediction: "Prediction") -> str:
+    """Return a prediction for people: the label, the five highest probabilities, and the start of each text."""
+    text = " | ".join(shortened(text) for text in prediction.texts)
+    if not prediction.probabilities:
+        return f"{prediction.label:.3f}  {text}"
     shares = ", ".join(
         f"{shortened(name)} {share:.1%}"
-        for name, share in sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
+        for name, share in sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:5]
     )
-    return f"{shortened(str(answer.label))} ({shares})  {text}"
+    return f"{shortened(str(prediction.label))} ({shares})  {text}"
 
 
 def show_finetuned(run: "Run[Any]", common: Common) -> None:
-    """The result of a run that began from another model."""
+    """Show the result of a run that started from another model."""
     result, best = run.to_json(), run.state.best
     by_examples = "kind" in result["validation"]
     shown = task_table(result["validation"]) if by_examples else score_table(result["validation"])
-    lines = ["Validation, the last weights:", shown]
+    lines = ["Validation with the last weights:", shown]
     if best and best.step < result["steps"]:
         figures = [(name, f"{x:.4f}") for name, x in best.validation.items() if isinstance(x, float)]
-        none = "; no step made the model better than it was" if best.step == 0 else ""
+        none = "; no step improved the model" if best.step == 0 else ""
         lines = [
-            f"Validation, the best weights, of step {best.step:,}{none}; the commands below use these:",
+            f"Validation with the best weights (step {best.step:,}{none}), which the commands below use:",
             table(figures),
             *lines,
         ]
     if forgetting := result.get("forgetting"):
         old, new = (forgetting[name]["bits_per_byte"] for name in ("before", "after"))
         lines += [
-            f"forgetting: {old:.4f} → {new:.4f} bits per byte on the held-out text of {run.config.finetuning.model}, "
+            f"catastrophic forgetting: {old:.4f} → {new:.4f} bits per byte on the validation text of "
+            f"{run.config.finetuning.model}, "
             f"{forgetting['nats_per_token']:+.4f} nats per token"
         ]
     lines += [
@@ -237,7 +240,7 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
 
 
 def next_steps(run: "Run[Any]") -> list[str]:
-    """Return lines with the commands that make use of a run."""
+    """Return lines with commands that use the run."""
     from wholegpt.stages.registry import stage_of
 
     names = {"program": program_name(), "run": quote(str(run.path))}
@@ -256,27 +259,27 @@ def chat(
     checkpoint: str = "best",
     weights: WeightFormat = WeightFormat.float32,
     execution: Execution = Execution.eager,
-    generation: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
+    generation: Annotated[GenerationOptions, Parameter(name="*", group="Generation")] = GenerationOptions(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Talk to a model that `finetune --task instruct` taught to answer.
+    """Chat with an instruction-tuned model (`finetune --task instruct`).
 
-    An empty line, /quit or the end of the input ends it, /new begins anew; Ctrl-C stops an answer, and without one the
-    program. With --json each answer is a line: role, content, finish_reason.
+    An empty line, /quit or the end of the input ends the chat; /new starts a new conversation. Ctrl-C stops a response,
+    or the program between responses. With --json, each response is a line with role, content and finish_reason.
 
     Parameters
     ----------
     run
-        A run or model folder.
+        Run or model folder.
     system
-        What the model is told before the first question.
+        System message.
     checkpoint
-        best, last, or the step of a checkpoint.
+        Checkpoint to use: best, last, or a step.
     weights
-        How the weights are held: float32, or laid out in bfloat16, int8 or int4.
+        Data type of the weights: float32, or quantized to bfloat16, int8 or int4.
     execution
-        eager, or compiled: a token then takes half to nine tenths of the time, but the first waits for PyTorch's
-        compiler (half a minute to two, less the next time), which needs a C++ compiler.
+        eager, or compiled by torch.compile: 0.5 to 0.9 times the time per token, after 30 to 120 s of compilation (less
+        the next time). Needs a C++ compiler.
 
     """
     from wholegpt.data.chat.template import Message
@@ -293,38 +296,38 @@ def chat(
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(
             errors="surrogateescape"
-        )  # what is no text is then refused, not the end of the talk
-    begun = [Message("system", system)] if system else []
-    said = list(begun)
+        )  # invalid text is then an error of one message, not the end of the chat
+    start = [Message("system", system)] if system else []
+    messages = list(start)
     while line := _question(common):
         if line == "/quit":
             break
         if line == "/new":
-            said = list(begun)
+            messages = list(start)
             continue
-        said.append(Message("user", line))
+        messages.append(Message("user", line))
         try:
-            answer = lm.chat(said, emit=_emit(common), console=common.console, **settings)
+            answer = lm.chat(messages, emit=_emit(common), console=common.console, **settings)
         except InterruptedGeneration as interrupted:
             answer = interrupted.completions[0]
-        except (DataError, TokenizerError) as error:  # the conversation goes on without such a question
-            said.pop()
+        except (DataError, TokenizerError) as error:  # the conversation continues without this message
+            messages.pop()
             common.console.warn(str(error))
             continue
         shown = {"role": "assistant", "content": answer.text, "finish_reason": answer.finish_reason}
         common.show(shown, "")
         if answer.text.strip():
-            said.append(Message("assistant", answer.text))
-        else:  # nothing was said, so there is nothing to go on from
-            said.pop()
-            common.console.warn("no answer; the question is left out of what the model remembers")
+            messages.append(Message("assistant", answer.text))
+        else:  # an empty response is not part of the conversation
+            messages.pop()
+            common.console.warn("empty response; this message is removed from the conversation")
         settings["seed"] += 1
 
 
 def _question(common: Common) -> str:
-    """What the user says; empty at the end."""
+    """Read a message of the user; empty at the end."""
     if sys.stdin.isatty():
-        common.console.note("you (an empty line ends):")
+        common.console.note("you (an empty line ends the chat):")
     try:
         return input().strip()
     except EOFError:
@@ -332,5 +335,5 @@ def _question(common: Common) -> str:
 
 
 def _emit(common: Common) -> "Callable[[str], None]":
-    """Shows an answer as it comes."""
+    """Return a function that shows a response as it is generated."""
     return (lambda text: None) if common.json else (lambda text: write_output(text, end=""))

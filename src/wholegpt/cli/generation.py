@@ -1,4 +1,4 @@
-"""``generate``: text from a model."""
+"""``generate``: generate text with a model."""
 
 import dataclasses
 import time
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 SHOWN_ALTERNATIVES = 5
 MOST_TEXTS = 10_000
-"""Of one command."""
+"""Maximum number of completions of one command."""
 BETWEEN_TEXTS = "\n---\n"
 SURPRISAL_STYLES = ((1.0, "green"), (4.0, "yellow"), (8.0, "red"), (float("inf"), "bold magenta"))
-"""Bits up to which a token is shown so."""
+"""Upper limits of the surprisal in bits, and the style of such tokens."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions(GenerationConfig):
-    """How text is drawn; the seed is that of everywhere."""
+    """How text is generated. The seed is the common option --seed."""
 
     json_schema: str = ""
-    """A JSON schema, as JSON text or a file that holds it; the text is JSON that it allows."""
+    """Constrained decoding: a JSON schema, as JSON text or a file, that the completion satisfies."""
     seed: Annotated[int, Parameter(parse=False)] = GenerationConfig.seed
 
 
@@ -53,47 +53,46 @@ def generate(
     draft: str = "",
     weights: WeightFormat = WeightFormat.automatic,
     execution: Execution = Execution.eager,
-    settings: Annotated[GenerationOptions, Parameter(name="*", group="Drawing text")] = GenerationOptions(),
+    settings: Annotated[GenerationOptions, Parameter(name="*", group="Generation")] = GenerationOptions(),
     checkpoint: str = "best",
     common: CommonOptions = Common(),
 ) -> None:
-    """Let a model write.
+    """Generate text with a model.
 
     Parameters
     ----------
     run
-        A run or model folder.
+        Run or model folder.
     prompt
-        Text to continue; unless given what is piped in, and without either the model starts a document.
+        Text to continue. Default: standard input, if piped; otherwise the model starts a new document.
     template
-        What stands around the prompt: story, technical, conversation or creative; or a text with {prompt} in it, or a
-        file that holds one.
+        Prompt template: story, technical, conversation or creative; or a text with {prompt} in it, or a file with such
+        a text.
     control
-        A value of a field that stood before the training texts (data.control), as FIELD=VALUE; may be given several
-        times.
+        Control code as FIELD=VALUE, for models trained with data.control. Can be repeated.
     guidance
-        Above 1, texts are more of what --control asks for than the training texts were (2 is much), in twice the time.
+        Scale of classifier-free guidance towards --control. 1: off. Above 1: stronger (2 is strong), at twice the time.
     allow_special
-        Take what looks like a special token in the prompt, such as <|endoftext|>, for one.
+        Encode special tokens in the prompt, such as <|endoftext|>, as special tokens instead of plain text.
     completions
-        So many texts, each with a seed of its own; with --beams the best of those found.
+        Number of completions, each with its own seed. With --beams: the best ones found.
     beams
-        Search for the likeliest texts with so many beams, instead of drawing one. 0: no search.
+        Number of beams of beam search. 0: sampling instead of beam search.
     length_penalty
-        Of beam search: texts are ranked by their log-probability over their length to this power.
+        Beam search: texts are ranked by log-probability / length ** penalty.
     show_probabilities
-        Colour each token by its surprisal, and list what else could have stood there.
+        Color each token by its surprisal, and list the most likely alternatives.
     draft
-        Guess ahead, for the same text in less time: prompt looks for the last words further up; or the run or folder
-        of a smaller model of the same vocabulary.
+        Speculative decoding, which gives the same text in less time: prompt (prompt lookup), or the run or folder of a
+        smaller draft model with the same vocabulary.
     weights
-        How the weights are held: float32, bfloat16, int8 or int4, each smaller and faster than the one before;
-        automatic is bfloat16 where the machine multiplies in it.
+        Data type of the weights: float32, bfloat16, int8 or int4, each smaller and faster than the previous one.
+        automatic: bfloat16 if the processor supports it.
     execution
-        eager, or compiled: a token then takes half to nine tenths of the time, but the first waits for PyTorch's
-        compiler (half a minute to two, less the next time), which needs a C++ compiler.
+        eager, or compiled by torch.compile: 0.5 to 0.9 times the time per token, after 30 to 120 s of compilation (less
+        the next time). Needs a C++ compiler.
     checkpoint
-        best, last, or the step of a checkpoint.
+        Checkpoint to use: best, last, or a step.
 
     """
     from wholegpt.generation.templates import fill_template
@@ -101,7 +100,7 @@ def generate(
 
     _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
-        raise ConfigError("--alternatives are shown by --show-probabilities or --json; add one")
+        raise ConfigError("--alternatives needs --show-probabilities or --json; add one")
     takes_input = prompt is None and settings.json_schema == "-"
     prompt = "" if takes_input else text_or_input(prompt)
     asked = {
@@ -119,15 +118,15 @@ def generate(
     opening = {"weights": weights, "execution": execution, "console": common.console, **common.placement()}
     lm = load(run, checkpoint=checkpoint, **opening)
     if lm.model.config.architecture is Architecture.encoder_decoder:
-        shown = ""  # the text does not go on from its source
+        shown = ""  # the completion does not continue the source
     if beams:
         if show_probabilities or draft:
-            raise ConfigError("--show-probabilities and --draft mean nothing for beam search; leave them out")
+            raise ConfigError("--show-probabilities and --draft do not apply to beam search; leave them out")
         _search(lm, prompt, shown, completions, beams, length_penalty, common, {**asked, **chosen})
         return
-    guesser = draft if draft in ("", "prompt") else load(draft, **opening)
+    drafter = draft if draft in ("", "prompt") else load(draft, **opening)
     _draw(
-        lm, [prompt] * completions, shown, show_probabilities, common, {**asked, **chosen, "draft": guesser}
+        lm, [prompt] * completions, shown, show_probabilities, common, {**asked, **chosen, "draft": drafter}
     )
 
 
@@ -139,9 +138,9 @@ def _check_counts(completions: int, beams: int, length_penalty: float) -> None:
     if beams > MOST_BEAMS:
         raise ConfigError(f"--beams is {beams}; expected at most {MOST_BEAMS}; try fewer beams")
     if length_penalty != 1 and not beams:
-        raise ConfigError("--length-penalty ranks what --beams finds; give both or neither")
+        raise ConfigError("--length-penalty is for beam search; give --beams too, or neither")
     if beams and completions > beams:
-        raise ConfigError(f"--completions is {completions}; {beams} beams find so many texts at most")
+        raise ConfigError(f"--completions is {completions}; expected at most --beams, {beams}")
 
 
 def _draw(
@@ -152,13 +151,13 @@ def _draw(
     common: Common,
     settings: dict[str, Any],
 ) -> None:
-    """Texts that are drawn; a single one is shown as it comes."""
-    begun: list[str] = []
+    """Sample texts. A single one is shown as it is generated."""
+    emitted: list[str] = []
 
     def emit(_: int, text: str) -> None:
-        # The prompt waits for the first text, so that a refused setting leaves standard output empty.
-        write_output(text if begun else shown + text, end="")
-        begun.append(text)
+        # The prompt is written with the first text, so that an error leaves standard output empty.
+        write_output(text if emitted else shown + text, end="")
+        emitted.append(text)
 
     started = time.perf_counter()
     stream = not (common.json or show_probabilities or len(prompts) > 1)
@@ -168,14 +167,14 @@ def _draw(
         texts = _kept(interruption)
         started += _compiling_seconds(lm)
         if common.json or any(one.text for one in texts):
-            _show(shown, texts, bool(begun), show_probabilities, started, common)
+            _show(shown, texts, bool(emitted), show_probabilities, started, common)
         raise Interrupted("interrupted") from None
     started += _compiling_seconds(lm)
-    _show(shown, texts, bool(begun), show_probabilities, started, common)
+    _show(shown, texts, bool(emitted), show_probabilities, started, common)
 
 
 def _compiling_seconds(lm: "LanguageModel") -> float:
-    """Of the time of writing, what PyTorch's compiler took."""
+    """Return the seconds of compilation during generation."""
     from wholegpt.model import CompiledTransformer
 
     return lm.generator.compiling_seconds if isinstance(lm.generator, CompiledTransformer) else 0.0
@@ -189,7 +188,7 @@ def _show(
     started: float,
     common: Common,
 ) -> None:
-    """The texts, or the end of the one that was ``written`` as it came."""
+    """Show the texts, or the end of the one that was ``written`` as it was generated."""
     if show_probabilities and not common.json:
         for number, one in enumerate(texts):
             if number:
@@ -198,7 +197,9 @@ def _show(
         return
     empty = sum(not one.text and one.finish_reason == "end_of_text" for one in texts)
     if empty:
-        common.console.note(f"{empty:,} of {len(texts):,} texts are empty: the model ended them at once")
+        common.console.note(
+            f"{empty:,} of {len(texts):,} texts are empty: the first generated token was end-of-text"
+        )
     rate = sum(len(one.token_ids) for one in texts) / (time.perf_counter() - started)
     result = {"completions": [_completion_json(one) for one in texts], "tokens_per_second": rate}
     common.show(result, "" if written else BETWEEN_TEXTS.join(shown + one.text for one in texts))
@@ -231,7 +232,7 @@ def _search(
 
 
 def _kept(interruption: KeyboardInterrupt) -> list[Any]:
-    """What had been written."""
+    """Return the completions up to the interruption."""
     from wholegpt.generation import InterruptedGeneration
 
     return interruption.completions if isinstance(interruption, InterruptedGeneration) else []
@@ -245,7 +246,7 @@ def _completion_json(one: "Completion") -> dict[str, Any]:
 
 
 def _show_probabilities(prompt: str, completion: "Completion") -> None:
-    """The text in colours, then one line for each token; a stop text is none of it, and is not in colour."""
+    """Show the text in colors, then one line per token. A stop text is not part of the text, and not in color."""
     text, lines = [(prompt, "dim")], list[tuple[str, str]]()
     left = len(completion.text)
     for choice in completion.choices:
@@ -261,7 +262,7 @@ def _show_probabilities(prompt: str, completion: "Completion") -> None:
 
 
 def _schema_text(given: str) -> str:
-    """A schema as it stands, or what the file of that name holds."""
+    """Return the schema itself, or the content of the file with that name."""
     if not given or given.lstrip().startswith("{"):
         return given
     path = "/dev/stdin" if given == "-" else given
@@ -272,17 +273,17 @@ def _schema_text(given: str) -> str:
     except (OSError, ValueError):
         text = ""
     if not text.strip():
-        raise ConfigError(f"json_schema: {given[:100]}: neither a JSON object nor a file that holds one")
+        raise ConfigError(f"json_schema: {given[:100]}: neither a JSON object nor a file with one")
     return text
 
 
 def _control(given: tuple[str, ...]) -> dict[str, str]:
-    """Values by field, from ``FIELD=VALUE`` each."""
-    asked: dict[str, str] = {}
+    """Parse each ``FIELD=VALUE``. Return the values by field."""
+    values: dict[str, str] = {}
     for one in given:
         name, equals, value = one.partition("=")
-        if not equals or name in asked:
-            problem = "names a field that another one names too" if equals else "has no ="
+        if not equals or name in values:
+            problem = "repeats a field" if equals else "has no ="
             raise ConfigError(f"--control '{one}' {problem}; expected FIELD=VALUE, each field once")
-        asked[name] = value
-    return asked
+        values[name] = value
+    return values

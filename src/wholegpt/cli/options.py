@@ -1,4 +1,4 @@
-"""What all commands share: common options, output, and which settings were given on the command line."""
+"""Options and output that all commands share, and the settings that were given on the command line."""
 
 import json as json_module
 import shutil
@@ -21,24 +21,24 @@ from wholegpt.settings.validation import check_seed
 
 @dataclass(frozen=True)
 class Common:
-    """Options that mean the same everywhere."""
+    """Options of every command."""
 
     json: Annotated[bool, Parameter(negative="")] = False
     """Print one JSON object on standard output."""
     quiet: Annotated[bool, Parameter(negative="")] = False
-    """No progress and no notes; warnings and errors only."""
+    """Show only warnings and errors on standard error."""
     debug: Annotated[bool, Parameter(negative="")] = False
-    """Show the traceback of an error."""
+    """Show the traceback of errors."""
     seed: int | None = None
-    """The one seed of everything random."""
+    """Seed of all random numbers."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; an accelerator where there is one, unless given."""
+    """cpu, cuda, cuda:1 or mps. Default: an accelerator if there is one."""
     threads: int | None = None
-    """CPU threads."""
+    """Number of CPU threads."""
 
     @property
     def console(self) -> Console:
-        """Where notes and progress go."""
+        """The console for notes and progress."""
         return Console(self.quiet)
 
     def __post_init__(self) -> None:
@@ -48,12 +48,12 @@ class Common:
             raise ConfigError(f"--threads is {self.threads}; expected a value of at least 0")
 
     def placement(self) -> dict[str, Any]:
-        """Device and threads as keyword arguments, those that were given."""
+        """Return the given ones of device and threads as keyword arguments."""
         given = {"device": self.device, "threads": self.threads}
         return {name: value for name, value in given.items() if value is not None}
 
     def show(self, result: dict[str, Any], human: str) -> None:
-        """A command's result on standard output: one JSON object, or the text for people."""
+        """Write the result of a command to standard output: one JSON object, or the text for people."""
         write_output(json_module.dumps(result, ensure_ascii=False) if self.json else human, exact=self.json)
 
 
@@ -62,21 +62,21 @@ class Reading:
     """How text files are read."""
 
     encoding: str | None = None
-    """Character encoding of text files; utf-8 unless given."""
+    """Character encoding of text files. Default: utf-8."""
     text_field: str | None = None
-    """Field or column that holds the text; text, another likely name, or that with the longest unless given."""
+    """Field or column that holds the text. Default: detected automatically."""
     on_bad_text: OnBadText | None = None
-    """What becomes of bytes that are no text; stop unless given."""
+    """What to do with bytes that are not valid text. Default: stop."""
     on_bad_line: OnBadLine | None = None
-    """What becomes of broken lines and records without text; stop unless given."""
+    """What to do with malformed lines and records without text. Default: stop."""
 
     def given(self) -> dict[str, str]:
-        """The options that were given, as keyword arguments."""
+        """Return the given options as keyword arguments."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 LONE_HYPHEN = "\0-"
-"""Stands for a ``-`` while the command line is parsed: the parser takes that for an option."""
+"""Stands for a ``-`` during parsing, because the parser would read that as an option."""
 
 
 def _with_hyphen(token: Token) -> Token:
@@ -84,7 +84,7 @@ def _with_hyphen(token: Token) -> Token:
 
 
 ReadingOptions = Annotated[Reading, Parameter(name="*", group="Reading text")]
-CommonOptions = Annotated[Common, Parameter(name="*", group="Everywhere")]
+CommonOptions = Annotated[Common, Parameter(name="*", group="Common options")]
 COMMON_SETTINGS = {
     *("model.architecture", "model.context-length", "model.n-layers", "model.d-model", "model.n-heads"),
     *("tokenizer.kind", "tokenizer.vocab-size"),
@@ -95,19 +95,37 @@ COMMON_SETTINGS = {
 """The settings that `--help` shows."""
 
 
-class SettingsHelp:
-    """Shows the common settings only, unless ``everything`` is set for `--help-all`."""
+class Help:
+    """Draws a panel of options, with each description as one paragraph whatever the lines of its docstring."""
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        """Draw ``panel``."""
+        from cyclopts.help import DefaultFormatter
+
+        for entry in panel.entries:
+            text = getattr(entry.description, "primary_renderable", None)
+            if text is not None and hasattr(text, "plain"):
+                text.plain = " ".join(text.plain.split())
+        DefaultFormatter()(console, options, panel)
+
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        """Draw the usage line."""
+        from cyclopts.help import DefaultFormatter
+
+        DefaultFormatter().render_usage(console, options, usage)
+
+
+class SettingsHelp(Help):
+    """Draws the common settings only, unless ``everything`` is set for `--help-all`."""
 
     everything: ClassVar[bool] = False
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
         """Draw the panel of settings."""
-        from cyclopts.help import DefaultFormatter
-
         if not SettingsHelp.everything:
             common = [one for one in panel.entries if one.names[0].removeprefix("--") in COMMON_SETTINGS]
             panel = panel.copy(entries=common)
-        DefaultFormatter()(console, options, panel)
+        super().__call__(console, options, panel)
 
 
 Settings = Annotated[
@@ -116,7 +134,7 @@ Settings = Annotated[
         name="*",
         group=Group(
             "Settings",
-            "Any setting of a recipe; the defaults shown are those without a recipe. `--help-all` lists all of them.",
+            "Settings of the run. The defaults are those without a recipe. `--help-all` lists all settings.",
             help_formatter=SettingsHelp(),
         ),
     ),
@@ -124,24 +142,24 @@ Settings = Annotated[
 
 
 NEVER_EMPTY = ("--out", "--resume", "--recipe", "--preset", "--records", "--validation", "--onto", "--device")
-"""Options whose value would count as not given where it is empty, as that of an unset shell variable is."""
+"""Options that must not be empty, as they are with an unset shell variable: that would count as not given."""
 
 
 class ChosenSettings:
-    """Which fields of ``Config`` the command line names, so that only those override a recipe."""
+    """The settings given on the command line. Only these override a recipe."""
 
     paths: ClassVar[list[tuple[str, str]]] = []
 
     @classmethod
     def remember(cls, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Called by the parser with what it found, before any object is made."""
+        """Remember the parsed arguments. The parser calls this before it creates any object."""
         del app, commands
         for argument in arguments:
             argument.tokens[:] = [_with_hyphen(token) for token in argument.tokens]
             if argument.name in NEVER_EMPTY and any(not token.value for token in argument.tokens):
-                raise ConfigError(f"{argument.name} is empty; name something, or leave it out")
+                raise ConfigError(f"{argument.name} is empty; give a value, or leave it out")
             for token in argument.tokens if _is_whole(argument.hint) else ():
-                if _has_fraction(token.value):  # which the parser would drop
+                if _has_fraction(token.value):  # the parser would truncate it
                     raise ConfigError(f"{argument.name} is {token.value}; expected a whole number")
         names = [
             argument.name for argument in arguments if argument.tokens and argument.name.startswith("--")
@@ -150,7 +168,7 @@ class ChosenSettings:
 
     @classmethod
     def of(cls, config: Config) -> dict[str, Any]:
-        """The named fields of ``config``, as a nested mapping."""
+        """Return the given settings of ``config`` as a nested mapping."""
         everything, chosen = to_mapping(config), {}
         for section, field in cls.paths:
             chosen.setdefault(section, {})[field] = everything[section][field]
@@ -158,7 +176,7 @@ class ChosenSettings:
 
 
 def _is_whole(hint: Any) -> bool:
-    """Whether a parameter's type is ``int``, ``int | None``, or a sequence of them."""
+    """Return whether the type of a parameter is ``int``, ``int | None``, or a sequence of them."""
     return hint is int or any(map(_is_whole, get_args(hint)))
 
 
@@ -170,32 +188,32 @@ def _has_fraction(value: str) -> bool:
 
 
 def _path(option: str) -> tuple[str, str]:
-    """Section and field of ``--section.the-field``; an empty field for any other option."""
+    """Return section and field of ``--section.the-field``. The field of other options is empty."""
     part, _, field = option.removeprefix("--").replace("-", "_").partition(".")
     return part, field
 
 
 def section(values: dict[str, Any], name: str, **fields: Any) -> dict[str, Any]:
-    """``values`` with the given fields of one section set, those that are not ``None``."""
+    """Return ``values`` with those ``fields`` of one section set that are not ``None``."""
     given = {field: value for field, value in fields.items() if value is not None}
     return {**values, name: {**values.get(name, {}), **given}} if given else values
 
 
 def check_new_file(path: str | None, option: str) -> None:
-    """Raise ``RunError`` where the file that ``option`` names cannot be begun: it is there, or its folder is not."""
+    """Raise ``RunError`` if the file that ``option`` names exists, or its folder does not."""
     if path and (Path(path).exists() or not Path(path).absolute().parent.is_dir()):
-        problem = "exists already" if Path(path).exists() else "is in no folder that exists"
-        raise RunError(f"{path}: {problem}; name another {option} file")
+        problem = "already exists" if Path(path).exists() else "its folder does not exist"
+        raise RunError(f"{path}: {problem}; name another {option}")
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Lines of a label and a value, the values in one column."""
+    """Return lines of a label and a value, with the values aligned."""
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of as many cells, the first of each to the left and the others to the right."""
+    """Return aligned rows of cells: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -206,10 +224,10 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def score_table(score: dict[str, Any]) -> str:
-    """The figures of a text for people: those measured in training, or all of an evaluation with their intervals."""
+    """Return a table of the metrics of a text, with intervals if there are any."""
     names = {
-        "pseudo_nats_per_token": "nats per token, the others of its window seen",
-        "pseudo_perplexity": "pseudo-perplexity (no perplexity: what follows is seen)",
+        "pseudo_nats_per_token": "nats per masked token",
+        "pseudo_perplexity": "pseudo-perplexity (not comparable with perplexity)",
         "nats_per_token": "nats per token",
         "perplexity": "perplexity per token",
         "bits_per_token": "bits per token",
@@ -230,19 +248,19 @@ def score_table(score: dict[str, Any]) -> str:
 
 
 def task_table(score: dict[str, Any]) -> str:
-    """The figures of an evaluation on examples for people."""
+    """Return a table of the metrics of an evaluation on examples."""
     rows = [
         (name.replace("_", " "), _with_interval(figure["value"], figure["low"], figure["high"]))
         for name, figure in score.items()
         if isinstance(figure, dict)
     ]
     counted = f"{score['examples']:,} examples ({score['kind']}), {score['shots']} shots"
-    cut = f"; {score['truncated']:,} too long, without {score['left_out']}" if score["truncated"] else ""
+    cut = f"; {score['truncated']:,} truncated: without {score['left_out']}" if score["truncated"] else ""
     return table([*rows, ("over", counted + cut)])
 
 
 def comparison_table(compared: dict[str, Any]) -> str:
-    """Two models' figures and their difference for people."""
+    """Return a table of the metrics of two models and their differences."""
     return table(
         [
             (
@@ -269,6 +287,6 @@ def _digits(value: float | None) -> str:
 
 
 def program_name() -> str:
-    """How the user can call this program: ``wholegpt``, or its path where that is not on the search path."""
+    """Return the command that starts this program: ``wholegpt``, or its path if that is not on the search path."""
     called = Path(sys.argv[0])
     return str(called) if called.name == "wholegpt" and not shutil.which("wholegpt") else "wholegpt"

@@ -19,12 +19,12 @@ from wholegpt.settings.validation import check
 if TYPE_CHECKING:
     from wholegpt.tokenizers import Tokenizer
 
-COLOURS = ("bright_blue", "bright_green", "bright_yellow", "bright_magenta", "bright_cyan")
+COLORS = ("bright_blue", "bright_green", "bright_yellow", "bright_magenta", "bright_cyan")
 
 LONGEST_ID = 20
 """Digits."""
 
-app = App(name="tokenizer", help="Turn text into token ids and back.", sort_key=5)
+app = App(name="tokenizer", help="Train and use tokenizers.", sort_key=5)
 
 
 @app.command
@@ -42,13 +42,13 @@ def train(
     Parameters
     ----------
     source
-        Text files, folders, JSON-lines files or corpus names.
+        Text files, folders, tables or corpus names.
     out
-        The tokenizer.json to write.
+        Output file, such as tokenizer.json.
     overwrite
-        Replace a file that is already there.
+        Replace an existing tokenizer.
     explain
-        Print the first so many merges of byte-pair encoding, each with how often its pair stood in the text.
+        Number of BPE merges to print, each with the count of its pair in the text.
 
     """
     from wholegpt.data import open_corpus, plan_split, train_vocabulary, write_documents
@@ -56,9 +56,7 @@ def train(
     from wholegpt.tokenizers.plain import learn_merges
 
     if explain and (config.kind is not TokenizerKind.bpe or config.normalization is not Normalization.none):
-        raise ConfigError(
-            "--explain is for --kind bpe without normalization, whose merges it learns once more"
-        )
+        raise ConfigError("--explain supports only --kind bpe without normalization")
     _check_free(Path(out), overwrite)
     data = dataclasses.replace(DataConfig(source=source), **reading.given())
     corpus = open_corpus(data)
@@ -92,7 +90,7 @@ def train(
 
 
 def _check_free(file: Path, overwrite: bool) -> None:
-    """Raise ``RunError`` where a tokenizer may not be written: only another one is replaced."""
+    """Raise ``RunError`` if ``file`` exists, unless it is a tokenizer that may be overwritten."""
     from wholegpt.files import read_json
 
     if not file.exists():
@@ -120,11 +118,11 @@ def encode(
     Parameters
     ----------
     tokenizer
-        A tokenizer.json, or a folder (run, model, GPT-2's two published files) that holds one.
+        A tokenizer.json, or a folder with one (run, model folder, GPT-2's encoder.json and vocab.bpe).
     text
-        What to encode; unless given what is piped in.
+        Text to encode. Default: standard input.
     allow_special
-        Read special tokens such as <|endoftext|> in the text as such, not as plain text.
+        Encode special tokens in the text, such as <|endoftext|>, as special tokens instead of plain text.
 
     """
     text = required_text(text)
@@ -136,14 +134,14 @@ def encode(
 
 @app.command
 def show(tokenizer: str, text: str | None = None, *, common: CommonOptions = Common()) -> None:
-    """Show how a text is cut into tokens, in colour where there is any, with their ids.
+    """Show the tokens of a text, in color, and their ids.
 
     Parameters
     ----------
     tokenizer
-        A tokenizer.json, or a folder that holds one.
+        A tokenizer.json, or a folder with one.
     text
-        What to cut; unless given what is piped in.
+        Text to encode. Default: standard input.
 
     """
     text = required_text(text)
@@ -153,21 +151,21 @@ def show(tokenizer: str, text: str | None = None, *, common: CommonOptions = Com
     if common.json:
         common.show({"token_ids": token_ids, "tokens": tokens}, "")
         return
-    colours = [f"black on {colour}" for colour in COLOURS]
-    write_styled(list(zip(tokens, itertools.cycle(colours))), separator="|")
+    colors = [f"black on {color}" for color in COLORS]
+    write_styled(list(zip(tokens, itertools.cycle(colors))), separator="|")
     write_styled([(" ".join(map(str, token_ids)), "dim")])
 
 
 @app.command
 def decode(tokenizer: str, *token_ids: int, common: CommonOptions = Common()) -> None:
-    """Show the text of token ids.
+    """Decode token ids to text.
 
     Parameters
     ----------
     tokenizer
-        A tokenizer.json, or a folder that holds one.
+        A tokenizer.json, or a folder with one.
     token_ids
-        What to decode; unless given those that are piped in.
+        Token ids to decode. Default: standard input.
 
     """
     token_ids = token_ids or tuple(map(_token_id, piped_text().split()))
@@ -182,7 +180,7 @@ def decode(tokenizer: str, *token_ids: int, common: CommonOptions = Common()) ->
 def _token_id(word: str) -> int:
     if not (word.isascii() and word.isdecimal() and len(word) < LONGEST_ID):
         raise TokenizerError(
-            f"'{shortened(word)}' is no token id; expected whole numbers, as `encode` shows them"
+            f"'{shortened(word)}' is not a token id; expected whole numbers, as shown by `encode`"
         )
     return int(word)
 

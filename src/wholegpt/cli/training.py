@@ -1,4 +1,4 @@
-"""``wholegpt train``: text in, a trained model out."""
+"""``train``, ``plan`` and ``ladder``: pretraining, its cost, and the comparison of all baselines."""
 
 import dataclasses
 import math
@@ -59,35 +59,35 @@ def train(
     Parameters
     ----------
     source
-        Text files, folders, JSON-lines files, corpus names (`wholegpt data list`), or a prepared folder.
+        Text files, folders, tables, corpus names (`wholegpt data list`), or a folder made by `data prepare`.
     recipe
-        A named recipe, or a YAML file such as a run's config.yaml; settings given here override it.
+        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it.
     preset
-        A published architecture to start the model section from: gpt1, gpt2-small, modern-tiny, ...
+        Published architecture: gpt1, gpt2-small, modern-tiny, ... Settings of the model override it.
     out
-        Folder of the run; runs/NAME unless given.
+        Folder of the run. Default: runs/NAME.
     minutes
-        Plan model and training so that everything is done in this time; `wholegpt plan` shows it beforehand.
+        Choose model and training so that everything finishes in this time. `wholegpt plan` shows the plan.
     resume
-        Go on with the run in this folder, to the same bits as if it had never stopped.
+        Continue the run in this folder. The result is bit for bit that of an uninterrupted run.
     overwrite
-        Replace a run that is already in the --out folder.
+        Replace an existing run in the --out folder.
     max_seconds
-        Stop early, resumably, after this many seconds of wall clock.
+        Stop after this many seconds. --resume continues the run.
     allow_different_numerics
-        Resume although this machine cannot repeat the recorded choices bit for bit.
+        Resume on a machine that cannot reproduce the run bit for bit.
     print_config
-        Print the whole resolved configuration and stop.
+        Print the resolved settings and exit.
 
     """
-    started = time.monotonic()  # loading PyTorch is part of the time that --minutes gives
+    started = time.monotonic()  # --minutes includes the time to load PyTorch
     check_max_seconds("--max-seconds", max_seconds)
     if resume:
         settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
         if settings or minutes is not None or ChosenSettings.of(config) or common.seed is not None:
             raise ConfigError(
-                f"--resume continues what {resume}/config.yaml says and takes no text and no settings but "
-                "--max-seconds and --allow-different-numerics"
+                f"--resume continues with the settings in {resume}/config.yaml; it accepts no text, and no options "
+                "except --max-seconds and --allow-different-numerics"
             )
         if print_config:
             _show_config(presets.recipe(str(Path(resume) / "config.yaml")), common)
@@ -137,21 +137,21 @@ def plan(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Say what `train --minutes` would train, how long it takes, what it needs and what to expect of it.
+    """Show the plan of `train --minutes`: model, training time, memory and expected loss.
 
     Parameters
     ----------
     source
-        What `train` takes; with a machine described, none stands for English prose without end.
+        Text sources, as for `train`. With --flops, the default is an unlimited amount of English text.
     minutes
-        Time for everything.
+        Time for everything, in minutes.
     memory
-        Gigabytes that the process may fill; what is free here unless given.
+        Memory limit in gigabytes. Default: the free memory of this machine.
     flops
-        Of a machine that is not here: FLOP/s of its large matrix products in the numbers of training, which have 16
-        bits unless --precision.dtype is float32. With --bandwidth and --memory; it is a GPU unless --device is cpu.
+        Plan for another machine: its FLOP/s for large matrix products in 16 bits, or in float32 with --precision.dtype
+        float32. Needs --bandwidth and --memory. The machine is a GPU unless --device is cpu.
     bandwidth
-        Of a machine that is not here: bytes a second between its processor and its memory.
+        Plan for another machine: its memory bandwidth in bytes per second.
 
     """
     started = time.monotonic()
@@ -163,7 +163,7 @@ def plan(
     described = flops is not None or bandwidth is not None
     if described and (flops is None or bandwidth is None or memory is None):
         raise ConfigError(
-            "a machine that is not here is described by all of --flops, --bandwidth and --memory"
+            "--flops and --bandwidth describe another machine; give all of --flops, --bandwidth and --memory"
         )
     chosen = presets.configure(changes, where="command line")
     check(chosen)
@@ -228,7 +228,7 @@ def ladder(
 
 
 def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: Common) -> dict[str, Any]:
-    """The settings that the command line names."""
+    """Return the settings given on the command line."""
     changes = section(ChosenSettings.of(config), "data", **reading.given())
     changes = section(changes, "runtime", seed=common.seed, **common.placement())
     return section(changes, "data", source=list(source), card="") if source else changes
@@ -242,7 +242,7 @@ def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None,
     }
     for option in filter(unfit.get, unfit):
         raise ConfigError(
-            f"--minutes plans the whole training itself; leave out {option}, or leave out --minutes"
+            f"--minutes cannot be combined with {option}, because it plans the whole training; leave one out"
         )
     from wholegpt.planning import refuse_planned
 
@@ -276,7 +276,7 @@ def _show(run: "Run[Any]", common: Common) -> None:
     best = result["best"]
     if best and best["step"] != result["steps"]:
         lines += [
-            f"best while training: {best['nats_per_token']:.4f} on {best['tokens']:,} tokens, "
+            f"best during training: {best['nats_per_token']:.4f} on {best['tokens']:,} tokens, "
             f"at step {best['step']:,}; the commands below use that checkpoint"
         ]
     planned = result.get("plan")
@@ -285,8 +285,9 @@ def _show(run: "Run[Any]", common: Common) -> None:
         whole = result["steps"] == result["planned_steps"]
         outside = whole and not loss["low"] <= came <= loss["high"]
         lines += [
-            f"planned: {planned['train_seconds']:.1f} s of training, {loss['expected']:.4f} bits per byte "
-            f"({loss['low']:.4f} to {loss['high']:.4f})" + ("; it came out outside" if outside else "")
+            f"plan: {planned['train_seconds']:.1f} s of training, {loss['expected']:.4f} bits per byte "
+            f"({loss['low']:.4f} to {loss['high']:.4f})"
+            + ("; the result is outside this range" if outside else "")
         ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "

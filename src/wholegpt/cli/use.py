@@ -1,9 +1,9 @@
-"""``evaluate``, ``compare`` and ``info``: how good a trained model is, which of two is better, what one is."""
+"""``evaluate`` and ``compare``: measure a model, or compare two."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wholegpt.cli.options import (
     Common,
@@ -13,20 +13,20 @@ from wholegpt.cli.options import (
     check_new_file,
     comparison_table,
     score_table,
-    table,
     task_table,
 )
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Architecture, AttentionKernel, Dtype, WeightFormat
-from wholegpt.settings.schema import GenerationConfig, ModelConfig
-from wholegpt.settings.serialization import to_mapping
-from wholegpt.settings.validation import USED, complete_model
+from wholegpt.settings.choices import Architecture, Dtype, WeightFormat
+from wholegpt.settings.schema import GenerationConfig
+
+if TYPE_CHECKING:
+    from wholegpt.console import Console
+    from wholegpt.evaluation import PseudoPerplexity, TaskScore, TextEvaluation
+    from wholegpt.language_model import LanguageModel
 
 ROW_OPTIONS = ("encoding", "on_bad_text", "on_bad_line")
-"""Options of reading that tables of examples have too."""
-ASSUMED_VOCABULARY = 4096
-"""Tokens to count with where only a text would say how many."""
+"""Reading options that also apply to tables of examples."""
 
 
 def evaluate(
@@ -46,45 +46,45 @@ def evaluate(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Measure how well a model predicts a text, or answers a file of examples.
+    """Evaluate a model on text or on a file of examples.
 
     Parameters
     ----------
     run
-        A run or model folder.
+        Run or model folder.
     sources
-        Text files, folders or JSON lines; or one file of examples, a JSON object a line with context, choices and
-        answer, or the fields of another kind (the guide lists them); of a fine-tuned model a table of its task.
-        Without any, what the run itself held out.
+        Text files, folders or tables; or one file of examples: JSON lines with context, choices and answer, or the
+        fields of another kind (see docs/evaluation.md); for a fine-tuned model a table of its task. Default: the
+        validation data of the run.
     stride
-        Tokens from one window to the next; a smaller one gives each token more context. 0: the window.
+        Tokens between the starts of windows. Smaller values give each token more context. 0: the window.
     context
-        Tokens in a window. 0: all that the model can see.
+        Tokens per window. 0: the context length of the model.
     detokenize
-        Undo what the published form of WikiText or the Penn Treebank did to its text: wikitext or ptb.
+        Restore the original text of WikiText (wikitext) or the Penn Treebank (ptb) before tokenization.
     shots
-        Solved examples before each one.
+        Number of solved examples before each example (few-shot).
     examples
-        A file to draw the solved examples from; without it they are taken out of the evaluated one.
+        File of solved examples. Default: taken from the evaluated file, which is then evaluated without them.
     max_tokens
-        Most tokens of a generated text; 100 unless given.
+        Maximum tokens of a generated answer. Default: 100.
     stop
-        A text that ends a generated one, as the end of a line does unless given; may be given several times.
+        Text that ends a generated answer. Default: a line break. Can be repeated.
     records
-        A file to write what became of each example to, as JSON lines.
+        Output file (JSON lines) for the result of each example.
     dtype
-        Format of the large products; automatic is the run's own, or what training would choose here.
+        Data type of matrix products. automatic: that of the run, or the default of training on this machine.
     weights
-        How the weights are held: float32, or laid out in bfloat16, int8 or int4, whose products have their own format.
+        Data type of the weights: float32, or quantized to bfloat16, int8 or int4 (with their own matrix products).
     checkpoint
-        best, last, or the step of a checkpoint.
+        Checkpoint to use: best, last, or a step.
 
     """
     from wholegpt.runs.compare import answers_examples, reading_of, task_file
     from wholegpt.runs.load import load
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
-        raise ConfigError(f"--dtype changes nothing where weights are {weights}; leave one out")
+        raise ConfigError(f"--dtype does not apply to {weights} weights; leave one out")
     settings = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     generation = _settings(max_tokens=max_tokens, stop=stop)
     task_settings = _settings(shots=shots, examples=examples, **generation)
@@ -96,25 +96,15 @@ def evaluate(
         for_rows = _taken(settings, *ROW_OPTIONS) if sources else {}
         _refuse(settings, "a file of examples")
         if len(sources) > 1:
-            raise DataError("examples are evaluated one table at a time; name one")
+            raise DataError("only one file of examples can be evaluated at a time; give one")
         if sources:
             chosen = _settings(shots=shots, examples=examples, seed=common.seed)
             score = lm.evaluate_task(
                 sources[0], dtype=dtype, console=common.console, **_greedy(generation), **chosen, **for_rows
             )
         else:
-            from wholegpt.data.chat.conversations import ConversationData
-            from wholegpt.data.examples.data import TaskData
-            from wholegpt.runs.folder import run_examples
-
-            _refuse(task_settings, "a run's own held-out examples")
-            folder = run_examples(Path(run))
-            if lm.task:
-                held_out = TaskData.open(folder).validation
-                score = lm.evaluate_examples(held_out, dtype, common.console)
-            else:
-                conversations = ConversationData.open(folder).validation
-                score = lm.evaluate_conversations(conversations, dtype, common.console)
+            _refuse(task_settings, "the validation examples of a run")
+            score = _evaluate_run_examples(lm, Path(run), dtype, common.console)
         common.show(score.to_json(), task_table(score.to_json()))
         if records:
             _write_records(Path(records), score.records)
@@ -122,24 +112,41 @@ def evaluate(
     _refuse({**task_settings, **_settings(records=records)}, "text")
     encoder = lm.model.config.architecture is Architecture.encoder
     if encoder:
-        _refuse(_settings(stride=stride), "an encoder, which sees whole windows")
+        _refuse(_settings(stride=stride), "an encoder, which always sees whole windows")
     if sources:
         measure = lm.pseudo_perplexity if encoder else lm.evaluate
         text = measure(*sources, dtype=dtype, console=common.console, **settings)
-    elif not presets.is_run(Path(run)):
-        raise DataError(
-            f"{run}: is not a run, so it has no held-out text of its own; name a text to measure on"
-        )
     else:
-        from wholegpt.runs.folder import run_data
-
-        _refuse(_settings(detokenize=detokenize, **reading.given()), "a run's own held-out text")
-        held_out = run_data(Path(run)).validation
-        if encoder:
-            text = lm.pseudo_perplexity_of_tokens(held_out, dtype, common.console, context or 0)
-        else:
-            text = lm.evaluate_tokens(held_out, stride or 0, dtype, common.console, context=context or 0)
+        text = _evaluate_run_text(lm, Path(run), settings, dtype, common.console)
     common.show(text.to_json(), score_table(text.to_json()))
+
+
+def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console: "Console") -> "TaskScore":
+    """Evaluate a fine-tuned model on the validation examples of its run."""
+    from wholegpt.data.chat.conversations import ConversationData
+    from wholegpt.data.examples.data import TaskData
+    from wholegpt.runs.folder import run_examples
+
+    folder = run_examples(run)
+    if lm.task:
+        return lm.evaluate_examples(TaskData.open(folder).validation, dtype, console)
+    return lm.evaluate_conversations(ConversationData.open(folder).validation, dtype, console)
+
+
+def _evaluate_run_text(
+    lm: "LanguageModel", run: Path, settings: dict[str, Any], dtype: Dtype, console: "Console"
+) -> "TextEvaluation | PseudoPerplexity":
+    """Evaluate a model on the validation text of its run. Raises ``DataError`` for a folder that is not a run."""
+    from wholegpt.runs.folder import run_data
+
+    if not presets.is_run(run):
+        raise DataError(f"{run}: is not a run and has no validation text; give a text to evaluate on")
+    windows = {"stride": 0, "context": 0, **_taken(settings, "stride", "context")}
+    _refuse(settings, "the validation text of a run")
+    held_out = run_data(run).validation
+    if lm.model.config.architecture is Architecture.encoder:
+        return lm.pseudo_perplexity_of_tokens(held_out, dtype, console, windows["context"])
+    return lm.evaluate_tokens(held_out, windows["stride"], dtype, console, context=windows["context"])
 
 
 def compare(
@@ -159,43 +166,43 @@ def compare(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Say which of two models is better on a text or a file of examples, and whether that is certain.
+    """Compare two models on text or on a file of examples, with a significance test.
 
     Parameters
     ----------
     first
-        A run or model folder.
+        Run or model folder.
     second
-        Another.
+        Another run or model folder.
     sources
-        What both are measured on: text files, folders or JSON lines, or one file of examples.
+        Text files, folders or tables, or one file of examples.
     stride
-        Tokens from one window of text to the next. 0: the window.
+        Tokens between the starts of windows. 0: the window.
     context
-        Tokens in a window. 0: all that each model can see.
+        Tokens per window. 0: the context length of each model.
     detokenize
-        Undo what the published form of WikiText or the Penn Treebank did to its text: wikitext or ptb.
+        Restore the original text of WikiText (wikitext) or the Penn Treebank (ptb) before tokenization.
     shots
-        Solved examples before each one.
+        Number of solved examples before each example (few-shot).
     examples
-        A file to draw the solved examples from; without it they are taken out of the evaluated one.
+        File of solved examples. Default: taken from the evaluated file, which is then evaluated without them.
     max_tokens
-        Most tokens of a generated text; 100 unless given.
+        Maximum tokens of a generated answer. Default: 100.
     stop
-        A text that ends a generated one, as the end of a line does unless given; may be given several times.
+        Text that ends a generated answer. Default: a line break. Can be repeated.
     dtype
-        Format of the large products; automatic is each run's own, or what training would choose here.
+        Data type of matrix products. automatic: that of each run, or the default of training on this machine.
     weights
-        How the weights of the second are held (those of the first stay float32): float32, bfloat16, int8 or int4.
+        Data type of the weights of the second model: float32, bfloat16, int8 or int4. The first one stays float32.
     checkpoint
-        best, last, or the step of a checkpoint, of both.
+        Checkpoint of both: best, last, or a step.
 
     """
     from wholegpt.runs import compare as comparing
     from wholegpt.runs import load as loading
 
     if not sources:
-        raise DataError("name what both are to be measured on: texts, or a file of examples")
+        raise DataError("give texts or a file of examples to compare on")
     for_tasks = _settings(shots=shots, examples=examples, max_tokens=max_tokens, stop=stop)
     for_texts = _settings(stride=stride, context=context, detokenize=detokenize, **reading.given())
     models = [
@@ -224,113 +231,30 @@ def compare(
 
 
 def _greedy(changes: dict[str, Any]) -> dict[str, GenerationConfig]:
-    """How texts are generated, where something of it was given."""
+    """Return the settings of generation if any were given."""
     from wholegpt.evaluation import GREEDY_LINE
 
     return {"generation": dataclasses.replace(GREEDY_LINE, **changes)} if changes else {}
 
 
 def _settings(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
+    """Return the given options."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _taken(settings: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Some of the settings, those that are there, taken out of them."""
+    """Remove the named options from ``settings`` and return those that were there."""
     return {name: settings.pop(name) for name in names if name in settings}
 
 
 def _refuse(settings: dict[str, Any], measured: str) -> None:
     if settings:
-        raise ConfigError(f"--{next(iter(settings)).replace('_', '-')} means nothing for {measured}")
+        raise ConfigError(
+            f"--{next(iter(settings)).replace('_', '-')} does not apply to {measured}; leave it out"
+        )
 
 
 def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
     from wholegpt.files import write_text_atomic
 
     write_text_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()) -> None:
-    """Say what a run, a model folder or a preset is: parameters, cost, memory, settings, what it was taught.
-
-    Parameters
-    ----------
-    run
-        A run or model folder, or a preset such as gpt2-small.
-    checkpoint
-        best, last, or the step of a checkpoint.
-
-    """
-    config, taught = _known(run, checkpoint, common)
-    from wholegpt.model.accounting import (
-        flops_per_token,
-        parameter_count,
-        saved_activations,
-        training_memory_bytes,
-    )
-
-    count = parameter_count(config)
-    if config.architecture is Architecture.ngram and not presets.is_preset(run):  # which its text decided
-        from wholegpt.runs.load import load
-
-        counted = load(run, checkpoint=checkpoint, console=common.console).model.parameter_count
-        count = dataclasses.replace(count, blocks=counted)
-    result: dict[str, Any] = {
-        "parameters": count.total,
-        **({"active_parameters": count.active} if count.unused else {}),
-        "parameters_without_embeddings": count.blocks,
-        "flops_per_token": flops_per_token(config),
-        "memory_bytes": training_memory_bytes(config),
-        "activation_bytes_per_token": 4 * saved_activations(config, AttentionKernel.fused),
-        "cache_bytes": _cache_bytes(config),
-        "config": to_mapping(config),
-        **taught,
-    }
-    cache = result["cache_bytes"]
-    written = [("cache of a text as long as the context, float32", f"{cache:,} bytes")] if cache else []
-    active = [("of them met by a token", f"{count.active:,}")] if count.unused else []
-    trained = [
-        ("without embeddings", f"{count.blocks:,}"),
-        ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
-        ("weights, gradients and AdamW's moments in float32", f"{result['memory_bytes']:,} bytes"),
-        (
-            "kept for the backward pass in float32, a token",
-            f"{result['activation_bytes_per_token']:,} bytes",
-        ),
-    ]
-    counted = config.architecture is Architecture.ngram
-    rows = [("parameters", f"{count.total:,}"), *active, *([] if counted else trained), *written]
-    used = USED.get(config.architecture, tuple(result["config"]))
-    told = {name: value for name, value in result["config"].items() if name in ("architecture", *used)}
-    told |= taught
-    common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
-
-
-def _cache_bytes(config: ModelConfig) -> int | None:
-    """Of one text of τ tokens; none of a model that writes none."""
-    import torch
-
-    from wholegpt.checkpoint import make_model
-
-    if config.architecture is Architecture.encoder:
-        return None
-    with torch.device("meta"):
-        return make_model(config).cache_bytes(1, config.context_length)
-
-
-def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
-    """The architecture, and what the model was taught besides: the fields that it is controlled by, a task, LoRA."""
-    if not presets.is_preset(run):
-        from wholegpt.checkpoint import load_metadata, load_model_config, model_folder
-
-        folder = model_folder(Path(run), checkpoint, common.console)
-        metadata = {name: value for name, value in to_mapping(load_metadata(folder)).items() if value}
-        return load_model_config(folder), metadata
-    config = presets.preset(run)
-    if config.vocab_size == 0:
-        config = dataclasses.replace(config, vocab_size=ASSUMED_VOCABULARY)
-        common.console.note(
-            f"{run} takes its tokenizer's vocabulary; counted here with {config.vocab_size:,} tokens"
-        )
-    return complete_model(config), {}

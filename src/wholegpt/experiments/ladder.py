@@ -201,7 +201,7 @@ def _recorded_settings(folder: Path) -> list[str] | None:
     try:
         return msgspec.convert(read_json(folder / SETTINGS), list[str])
     except (OSError, ValueError):
-        raise RunError(f"{folder}: exists and is not a ladder; choose another --out") from None
+        raise RunError(f"{folder}: exists and is not a ladder; name another --out") from None
 
 
 def _search(baseline: Baseline, sizes: Sequence[int], conditions: Conditions, folder: Path) -> Choice:

@@ -144,7 +144,7 @@ def test_stats_of_text(folder: Path, capsys: pytest.CaptureFixture[str], fails: 
     assert main(["data", "stats", str(folder / "table.jsonl"), str(folder / "texts")]) == 0
     shown = capsys.readouterr().out
     assert (
-        "63, 1 of them the same as an earlier one" in shown
+        "63, of which 1 are byte-for-byte duplicates" in shown
         and "GREEK" in shown
         and "1 binary (.png)" in shown
     )

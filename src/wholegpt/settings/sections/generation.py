@@ -47,7 +47,7 @@ class GenerationConfig:
     min_p: float = 0.0
     """Sample only from tokens with at least this share of the probability of the most likely token."""
     repetition_penalty: float = 1.0
-    """Penalty of tokens in the prompt or the completion: divides positive logits, multiplies negative ones."""
+    """Penalty of tokens in the prompt or the completion: divides logits above 0, multiplies those below 0."""
     frequency_penalty: float = 0.0
     """Subtracted from the logit of a token for each time it was generated."""
     presence_penalty: float = 0.0

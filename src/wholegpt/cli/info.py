@@ -1,0 +1,104 @@
+"""``info``: describe a model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from wholegpt.cli.options import Common, CommonOptions, table
+from wholegpt.settings import presets
+from wholegpt.settings.choices import Architecture, AttentionKernel
+from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.serialization import to_mapping
+from wholegpt.settings.validation import USED, complete_model
+
+ASSUMED_VOCABULARY = 4096
+"""Vocabulary size for the counts of presets that take it from the tokenizer."""
+
+
+def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()) -> None:
+    """Describe a run, a model folder or a preset: parameters, FLOPs, memory, settings and metadata.
+
+    Parameters
+    ----------
+    run
+        Run or model folder, or a preset such as gpt2-small.
+    checkpoint
+        Checkpoint to use: best, last, or a step.
+
+    """
+    config, metadata = _known(run, checkpoint, common)
+    from wholegpt.model.accounting import (
+        flops_per_token,
+        parameter_count,
+        saved_activations,
+        training_memory_bytes,
+    )
+
+    count = parameter_count(config)
+    if config.architecture is Architecture.ngram and not presets.is_preset(
+        run
+    ):  # its size depends on the text
+        from wholegpt.runs.load import load
+
+        counted = load(run, checkpoint=checkpoint, console=common.console).model.parameter_count
+        count = dataclasses.replace(count, blocks=counted)
+    result: dict[str, Any] = {
+        "parameters": count.total,
+        **({"active_parameters": count.active} if count.unused else {}),
+        "parameters_without_embeddings": count.blocks,
+        "flops_per_token": flops_per_token(config),
+        "memory_bytes": training_memory_bytes(config),
+        "activation_bytes_per_token": 4 * saved_activations(config, AttentionKernel.fused),
+        "cache_bytes": _cache_bytes(config),
+        "config": to_mapping(config),
+        **metadata,
+    }
+    cache = result["cache_bytes"]
+    written = (
+        [("KV cache of one sequence of the context length, float32", f"{cache:,} bytes")] if cache else []
+    )
+    active = [("active per token", f"{count.active:,}")] if count.unused else []
+    trained = [
+        ("without embeddings", f"{count.blocks:,}"),
+        ("forward FLOPs per token", f"{result['flops_per_token']:,}"),
+        ("weights, gradients and AdamW states in float32", f"{result['memory_bytes']:,} bytes"),
+        (
+            "activations for the backward pass per token, float32",
+            f"{result['activation_bytes_per_token']:,} bytes",
+        ),
+    ]
+    counted = config.architecture is Architecture.ngram
+    rows = [("parameters", f"{count.total:,}"), *active, *([] if counted else trained), *written]
+    used = USED.get(config.architecture, tuple(result["config"]))
+    told = {name: value for name, value in result["config"].items() if name in ("architecture", *used)}
+    told |= metadata
+    common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
+
+
+def _cache_bytes(config: ModelConfig) -> int | None:
+    """Return the KV cache size of one sequence of τ tokens; ``None`` for a model that does not generate."""
+    import torch
+
+    from wholegpt.checkpoint import make_model
+
+    if config.architecture is Architecture.encoder:
+        return None
+    with torch.device("meta"):
+        return make_model(config).cache_bytes(1, config.context_length)
+
+
+def _known(run: str, checkpoint: str, common: Common) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the architecture and the metadata: control codes, task, LoRA."""
+    if not presets.is_preset(run):
+        from wholegpt.checkpoint import load_metadata, load_model_config, model_folder
+
+        folder = model_folder(Path(run), checkpoint, common.console)
+        metadata = {name: value for name, value in to_mapping(load_metadata(folder)).items() if value}
+        return load_model_config(folder), metadata
+    config = presets.preset(run)
+    if config.vocab_size == 0:
+        config = dataclasses.replace(config, vocab_size=ASSUMED_VOCABULARY)
+        common.console.note(
+            f"{run}: the vocabulary size depends on the tokenizer; {config.vocab_size:,} is assumed here"
+        )
+    return complete_model(config), {}
