@@ -103,7 +103,7 @@ def with_former_names(text: str) -> str:
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]], ids=["notes", "quiet"])
-def test_a_run_with_former_names_resumes_with_one_warning(
+def test_a_run_with_former_names_resumes_and_its_config_as_a_recipe_warns_once(
     quiet: list[str], text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -114,6 +114,10 @@ def test_a_run_with_former_names_resumes_with_one_warning(
     assert main(["train", "--resume", str(out), "--json", *quiet]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["run"] == str(out)
+    assert "renamed" not in printed.err  # the user did not write that file
+    again = ["train", "--config", str(config), "--out", str(tmp_path / "again"), "--json", *quiet]
+    assert main(again) == 0
+    printed = capsys.readouterr()
     (line,) = [line for line in printed.err.splitlines() if "renamed" in line]
     assert line.startswith(f"warning: {config}: renamed settings: model.experts is now model.n_experts, ")
 
@@ -140,3 +144,18 @@ def test_both_names_on_the_command_line_of_a_recipe(tmp_path: Path, text_file: P
     assert (
         "old.yaml: 'training.recompute' is the former name of 'training.activation_checkpointing'" in message
     )
+
+
+def test_a_former_name_on_the_command_line_is_explained(
+    text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(text_file), "--training.recompute", "blocks"]) == 2
+    assert "--training.recompute is now --training.activation-checkpointing" in capsys.readouterr().err
+
+
+def test_pairs_that_earlier_versions_recorded_as_instruct_are_a_source(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {architecture: encoder_decoder}\nfinetuning: {task: instruct, data: pairs.tsv}\n")
+    config = recipe(str(path))
+    assert config.finetuning.task == "pretraining" and config.finetuning.data == ""
+    assert config.data.source == ("pairs.tsv",)

@@ -40,7 +40,7 @@ def write_report(
     """
     import jinja2
 
-    config = presets.recipe(str(run / "config.yaml"))
+    config = presets.run_config(run)
     lineage = read_json(run / "lineage.json")
     lines = MetricsLog(run / "metrics.jsonl").read()
     by_kind = {kind: [r for r in lines if r["kind"] == kind] for kind in ("train", "validation", "sample")}

@@ -5,6 +5,7 @@ Importing this module imports neither torch nor other slow packages. Each comman
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -20,6 +21,8 @@ from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, Help, SettingsHelp
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
 from wholegpt.interrupts import end_process
+from wholegpt.settings.choices import underscored
+from wholegpt.settings.serialization import RENAMED
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 NOTHING_SAVED = "interrupted; nothing was saved; run the same command to start again"
@@ -41,6 +44,8 @@ EXTRAS = {
 """Optional modules, and the packages that install them."""
 FEWEST_COLUMNS = 20
 HELP_ALL = "--help-all"
+OPTION = re.compile(r"--([a-z]+\.[\w-]+)")
+"""An option that is a setting."""
 REPLACED = {"-": LONE_HYPHEN, HELP_ALL: "--help"}
 """Tokens that are replaced before parsing."""
 LONGEST_NAME = 200
@@ -174,6 +179,8 @@ def _usage_message(error: cyclopts.CycloptsError, has_separator: bool) -> str:
         return f"{name} is missing; see `wholegpt {command} --help`"
     if isinstance(error, cyclopts.UnknownOptionError) and has_separator:
         return f"{str(error).partition('.')[0]}; put options before --"
+    if isinstance(error, cyclopts.UnknownOptionError) and (present := _present_option(error)):
+        return present
     unknown = isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in str(error)
     if not unknown and not missing:
         return str(error)
@@ -181,6 +188,13 @@ def _usage_message(error: cyclopts.CycloptsError, has_separator: bool) -> str:
         f"{error} Put a text or path that starts with a hyphen after all options and --, "
         "and the value of an option after =, as in --out=-x"
     )
+
+
+def _present_option(error: cyclopts.UnknownOptionError) -> str:
+    """Return a message with the present name of an option, if the given name is a former one."""
+    given = OPTION.search(str(error))
+    present = given and RENAMED.get(underscored(given[1]))
+    return f"--{given[1]} is now --{present.replace('_', '-')}" if given and present else ""
 
 
 def _complain(tokens: list[str], error: BaseException, code: int, message: str = "") -> int:

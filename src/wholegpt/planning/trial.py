@@ -9,19 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from wholegpt import runtime
-from wholegpt.checkpoint import make_model
 from wholegpt.console import Console, Progress
-from wholegpt.data import PreparedData, make_loader
+from wholegpt.data import PreparedData
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.generation import generate
 from wholegpt.planning.machine import Rates
 from wholegpt.settings.choices import Execution
 from wholegpt.settings.schema import Config, GenerationConfig
+from wholegpt.stages.pretraining import Pretraining
 from wholegpt.training.callbacks import AverageWeights
 from wholegpt.training.events import Callback, Callbacks, StepMetrics
-from wholegpt.training.loop import compile_blocks, train, train_step
-from wholegpt.training.objectives import LanguageModeling, with_router_losses
-from wholegpt.training.optimizers import make_run_optimizer
+from wholegpt.training.loop import compile_blocks, train
 from wholegpt.training.state import TrainingState
 
 WARM_STEPS = 2
@@ -87,41 +85,31 @@ def run_trial(
     """
     device, quiet = torch.device(config.runtime.device), Console(quiet=True)
     runtime.apply(config.runtime)
-    fresh = make_model(
-        config.model,
-        kernel=config.precision.attention,
-        activation_checkpointing=config.training.activation_checkpointing,
-    )
-    model = fresh.to(device)
-    optimizer = make_run_optimizer(model, config)
-    loader = make_loader(data, config)
+    stage, state = Pretraining(config, data), TrainingState()
+    model = stage.new_model().to(device)
+    optimizer = stage.make_optimizer(model)
 
     def score() -> TextScore:
         model.eval()
-        dtype, documents = config.precision.dtype, config.windows.documents
         with runtime.memory_apart():
             return evaluate_tokens(
                 model,
                 data.validation,
                 data.tokenizer,
                 device,
-                dtype,
+                config.precision.dtype,
                 quiet,
                 sample=sample,
-                documents=documents,
+                documents=config.windows.documents,
             )
 
-    state = TrainingState()
-    watch = _Watch(seconds, scored_after, score, progress)
-    objective = with_router_losses(LanguageModeling(), config)
+    def step(state: TrainingState, callbacks: Callbacks) -> StepMetrics:
+        return stage.train_step(model, optimizer, stage.batches, state, callbacks)
+
+    watch, average = _Watch(seconds, scored_after, score, progress), config.training.ema_decay
+    averaging = [AverageWeights(optimizer, average)] if average else []
     if config.precision.execution is Execution.compiled:
         compile_blocks(model)
-
-    def step(state: TrainingState, callbacks: Callbacks) -> StepMetrics:
-        return train_step(model, optimizer, objective, loader, config, state, callbacks)
-
-    average = config.training.ema_decay
-    averaging = [AverageWeights(optimizer, average)] if average else []
     train(step, config.training.steps, state, Callbacks([*averaging, watch]))
     started = time.perf_counter()
     last = score()

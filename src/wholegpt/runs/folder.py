@@ -112,7 +112,7 @@ def recorded_config(path: Path) -> Config:
         recover_unlocked(path)
     if not (path / "config.yaml").exists():
         raise RunError(f"{path}: not a run (it has no config.yaml)")
-    config = presets.recipe(str(path / "config.yaml"))
+    config = presets.run_config(path)
     check(config)
     if not config.model.vocab_size:
         raise RunError(

@@ -111,7 +111,7 @@ def _trained_with(run: Path, device: torch.device) -> tuple[Dtype, Documents]:
     recorded = checkpoints.parent if checkpoints.name == CHECKPOINTS else run
     if not presets.is_run(recorded):
         return Dtype.automatic, Documents.joined
-    config = presets.recipe(str(recorded / "config.yaml"))
+    config = presets.run_config(recorded)
     dtype = config.precision.dtype
     missing = dtype is Dtype.bfloat16 and not runtime.has_bfloat16(device)
     return Dtype.automatic if missing else dtype, config.windows.documents

@@ -12,7 +12,7 @@ from wholegpt import runtime
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.console import Console
-from wholegpt.errors import CheckpointError, Interrupted
+from wholegpt.errors import CheckpointError, ConfigError, Interrupted
 from wholegpt.files import lock_folder, read_json
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel
@@ -92,7 +92,9 @@ def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> 
 
     Raises ``Interrupted`` when the user stops it, in the loop or outside it.
     """
-    recorded_config(path)  # before a lock beside what is no run
+    if runtime.processes().world_size > 1:
+        raise ConfigError("a run has one process; start it without torchrun")
+    recorded_config(path)  # before a lock beside a folder that is not a run
     try:
         with lock_folder(path, "train"):
             return _continue_run(path, max_seconds, console)
@@ -186,7 +188,11 @@ def _restore(
         if problems:
             raise CheckpointError(
                 f"{path}: no usable checkpoint: {'; '.join(problems)}; "
-                f"delete {store.folder} to start again from step 0"
+                + (
+                    "start a new run"
+                    if config.finetuning.model
+                    else f"delete {store.folder} to start again from step 0"
+                )
             )
         model = stage.new_model().to(device)
         return model, stage.make_optimizer(model), TrainingState()

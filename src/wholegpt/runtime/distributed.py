@@ -1,6 +1,7 @@
 """The processes of a run: rank, world size, and what they exchange.
 
-A run has one process unless PyTorch's process group is initialized, as under ``torchrun``.
+There is one process unless PyTorch's process group is initialized, as under ``torchrun``. The training step divides the
+batch among the processes. Runs with a folder, which write and decide, refuse more than one.
 """
 
 from collections.abc import Sequence

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, RenamedSettingWarning
 from wholegpt.settings.choices import (
     Architecture,
     Attention,
@@ -17,6 +18,7 @@ from wholegpt.settings.choices import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
+    TaskKind,
 )
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import from_mapping, nearest, read_yaml
@@ -192,7 +194,7 @@ def recipe(name_or_path: str) -> Config:
     """
     path = Path(name_or_path)
     if is_run(path):
-        path = path / "config.yaml"
+        return run_config(path)
     if path.suffix not in (".yaml", ".yml"):
         if name_or_path not in recipe_names():
             if os.path.exists(path):  # noqa: PTH110 (does not raise for a name that is too long)
@@ -202,7 +204,26 @@ def recipe(name_or_path: str) -> Config:
                 )
             raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
         path = recipe_folder() / f"{name_or_path}.yaml"
-    return configure(read_yaml(path), where=str(path))
+    return _with_pairs_as_text(configure(read_yaml(path), where=str(path)))
+
+
+def run_config(folder: Path) -> Config:
+    """Return the settings in the ``config.yaml`` of a run, which may be of an earlier version."""
+    with warnings.catch_warnings():  # the user did not write that file
+        warnings.simplefilter("ignore", RenamedSettingWarning)
+        return recipe(str(folder / "config.yaml"))
+
+
+def _with_pairs_as_text(config: Config) -> Config:
+    """Return ``config`` with the table of an encoder-decoder as its source; earlier versions recorded it elsewhere."""
+    settings, pairs = config.finetuning, config.model.architecture is Architecture.encoder_decoder
+    if not pairs or settings.task is not TaskKind.instruct or settings.model:
+        return config
+    return dataclasses.replace(
+        config,
+        finetuning=dataclasses.replace(settings, task=TaskKind.pretraining, data=""),
+        data=dataclasses.replace(config.data, source=(settings.data,)),
+    )
 
 
 def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:

@@ -176,7 +176,8 @@ def _check_examples(config: Config) -> None:
     for name in names:
         if getattr(config.data, name) != getattr(DataConfig(), name):
             why = "validation examples are given" if name == "validation_fraction" else "it is for text"
-            raise ConfigError(f"data.{name} does not apply to examples of {task}: {why}; leave it out")
+            examples = "pairs of a source and a target" if pairs else f"examples of {task}"
+            raise ConfigError(f"data.{name} does not apply to {examples}: {why}; leave it out")
     if not settings.model and not pairs:
         raise ConfigError(f"finetuning.task is {task}; set finetuning.model to the model to start from")
     if config.training.batch_growth_steps:

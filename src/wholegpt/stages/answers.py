@@ -256,7 +256,8 @@ def score_answers(
         if overlap:
             metrics |= Generation.metrics(records)
     cut = sum(one.cut for one in conversations)
-    return TaskScore("instruct", len(records), 0, metrics, MEANS, cut, records, "their end")
+    kind = "sequence to sequence" if model.has_source else "instruct"
+    return TaskScore(kind, len(records), 0, metrics, MEANS, cut, records, "their end")
 
 
 def _record(one: FittedConversation, answer: Completion, tokenizer: Tokenizer, overlap: bool) -> Record:

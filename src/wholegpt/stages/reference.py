@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from wholegpt.checkpoint import ModelFolder, ModelMetadata, make_model
+from wholegpt.errors import RunError
 from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.model.lora import base_tensors
 from wholegpt.settings.schema import Config
@@ -22,7 +23,7 @@ def companions_of(
 
     No copy is needed with LoRA, whose base is the reference itself, unless embeddings of new tokens are trained in it.
     """
-    if not config.finetuning.reference_kl or (metadata.lora and not metadata.new_tokens):
+    if not config.finetuning.reference_kl or _lora_base_is_reference(metadata):
         return {}
     plain = replace(metadata, lora=None)
     reference = make_model(model.config, plain)
@@ -30,12 +31,19 @@ def companions_of(
     return {REFERENCE: ModelFolder(reference, tokenizer, plain)}
 
 
+def _lora_base_is_reference(metadata: ModelMetadata) -> bool:
+    """Return whether the frozen weights are those of step 0: there is LoRA, and no new embeddings are trained."""
+    return metadata.lora is not None and not metadata.new_tokens
+
+
 def reference_of(run: RunContents) -> Reference | None:
     """Return the reference of a run, if its settings ask for one."""
     if not run.config.finetuning.reference_kl:
         return None
+    if _lora_base_is_reference(run.metadata()):
+        return LoraBase()
     companion = run.companions().get(REFERENCE)
     if companion is None:
-        return LoraBase()
+        raise RunError(f"{run.path}: lineage.json records no reference model; restore it, or start a new run")
     assert isinstance(companion.model, NeuralModel)
     return FrozenReference(companion.model)

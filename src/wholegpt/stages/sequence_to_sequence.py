@@ -27,16 +27,11 @@ class SequenceToSequence(AnswerTraining):
 
 def set_up(request: SetupRequest) -> NewRun:
     """Set up training from random weights, on the one table that the settings name."""
-    data = request.config.data
-    sources = data.source or tuple(
-        filter(None, [request.config.finetuning.data])
-    )  # as earlier versions recorded it
+    sources = request.config.data.source
     if len(sources) != 1:
         raise ConfigError(
             f"data.source is {list(sources)}; an encoder_decoder is trained on one table, of sources and targets"
         )
-    config = replace(request.config, data=replace(data, source=sources))
-    request = replace(request, config=config)
     return NewRun(utf8_name(Path(sources[0])), lambda folder: _write(request, folder))
 
 
@@ -83,7 +78,7 @@ def next_steps(_: Config) -> list[NextStep]:
 
 STAGE = StageDefinition(
     name="sequence_to_sequence",
-    tasks=(TaskKind.pretraining, TaskKind.instruct),  # earlier versions recorded the latter
+    tasks=(TaskKind.pretraining,),
     architectures=(Architecture.encoder_decoder,),
     parents=(),
     set_up=set_up,
