@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a new machine: `make demo` installs and trains a demo, `make test` runs all checks.
 PYTHON ?= python3
 # Threads of each test process
 THREADS ?= 1
@@ -14,18 +14,18 @@ PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 .PHONY: demo test test-avx2 golden lint bench clean
 
-demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
+demo: $(INSTALLED)  ## install, and train a small GPT on Python's own documentation: about three minutes
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
 
-test: lint  ## lint, types, tests; two processes of one thread take half as long as one of two
+test: lint  ## linter, type checker, tests (single-threaded processes in parallel: see docs/decisions.md)
 	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not timed"
 	$(VENV)/bin/pytest -m timed
 
-test-avx2: $(DEVELOPMENT)  ## the tests of models again, as on a processor without AVX-512, bfloat16 and AMX
+test-avx2: $(DEVELOPMENT)  ## tests of models, as on a processor without AVX-512, bfloat16 and AMX
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest -n auto --maxprocesses 4 -m "not timed" \
 		tests/model tests/parity tests/training/test_parts.py tests/stages/test_classification.py
 
-golden: $(DEVELOPMENT)  ## write the figures of the golden runs anew, where they change on purpose
+golden: $(DEVELOPMENT)  ## update the expected values of the golden runs, after an intended change
 	$(VENV)/bin/python -m tests.golden.write
 
 lint: $(DEVELOPMENT)
