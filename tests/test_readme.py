@@ -31,7 +31,7 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"{word},{'long' if len(word) > 2 else 'short'}" for word in WORDS] * 3
     (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *words]))
     (tmp_path / "test.csv").write_text("\n".join(["text,label", *words[:9]]))
-    (tmp_path / "questions.csv").write_text("\n".join(["question,answer", *words]))
+    (tmp_path / "instructions.csv").write_text("\n".join(["question,answer", *words]))
 
 
 def test_the_commands(

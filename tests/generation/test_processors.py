@@ -68,7 +68,7 @@ def test_penalties_by_hand() -> None:
     assert processors.add_bias(LOGITS, [(1, -2.0), (4, 0.5)]).tolist() == [1.0, 1.0, 2.0, -1.0, 3.5]
 
 
-def test_runs_that_would_come_again() -> None:
+def test_repeated_ngrams() -> None:
     ids = [1, 2, 3, 1, 2, 4, 1, 2]
     assert sorted(processors.ends_of_repeated_ngrams(ids, 3)) == [3, 4]
     assert processors.ends_of_repeated_ngrams(ids, 2) == [3, 4]

@@ -127,7 +127,7 @@ def test_predicted_parameters(config: ModelConfig) -> None:
     assert parameter_count(config).total == Encoder(config).parameter_count
 
 
-def test_what_is_hidden() -> None:
+def test_masked_tokens() -> None:
     """15%: of these 80% masked, 10% another token, 10% kept; special tokens never."""
     tokenizer = train_character([text_of(2_000)]).with_special_tokens([MASK])
     special = sorted(tokenizer.special_ids)
