@@ -352,7 +352,7 @@ def test_weights_that_are_no_numbers_give_no_figures(lm: LanguageModel, tmp_path
 def test_records_know_their_id_and_overwrite_nothing(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
     path = save(tmp_path, [{**line, "id": f"q{i}"} for i, line in enumerate(LINES["multiple choice"])])
     before = path.read_text()
-    assert "exists already; name another --records" in fails("evaluate", trained_run, path, "--records", path)
+    assert "already exists; name another --records" in fails("evaluate", trained_run, path, "--records", path)
     missing = tmp_path / "no" / "records.jsonl"
     assert "its folder does not exist" in fails("evaluate", trained_run, path, "--records", missing)
     assert path.read_text() == before

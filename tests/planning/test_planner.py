@@ -240,9 +240,9 @@ def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> Non
         "plan", text_file, "--minutes", "2", "--training.steps", "5"
     )
     assert "accepts no text, and no options" in fails("train", "--resume", text_file.parent, "--minutes", "0")
-    assert "leave out --recipe" in fails(*command, "--recipe", "demo")
-    assert "leave out --print-config" in fails(*command, "--print-config")
-    assert "leave out --preset" in fails(*command, "--preset", "gpt2-small")
+    assert "cannot be combined with --recipe" in fails(*command, "--recipe", "demo")
+    assert "cannot be combined with --print-config" in fails(*command, "--print-config")
+    assert "cannot be combined with --preset" in fails(*command, "--preset", "gpt2-small")
     assert "--minutes is -1" in fails("train", text_file, "--minutes", "-1")
     assert "--minutes is nan" in fails("plan", text_file, "--minutes", "nan")
     with pytest.raises(ConfigError, match=r"decides training\.steps itself"):

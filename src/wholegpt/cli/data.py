@@ -311,7 +311,7 @@ def _read(
             store = library.write_documents(Path(folder), watched)
         with store:
             if not len(store):
-                raise DataError(f"{corpus.name}: contains no text ({corpus.report})")
+                raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
             yield corpus, store
 
 
