@@ -41,7 +41,7 @@ class FinetuningConfig:
     """Weights of the classes in the loss: equal for every example, or balanced by class frequency."""
     reference_kl: bool = False
     """Keep the initial model as a frozen reference, and log the KL divergence from it in nats per token (pretraining
-    and instruct). A step takes about two thirds longer."""
+    and instruct). A step takes about 1.5 times as long."""
 
 
 @dataclass(frozen=True)
