@@ -105,7 +105,7 @@ def row(source: str, outcome: Outcome) -> str:
         Path(source).name,
         f"{outcome.minutes:g}",
         f"{model['n_layers']} × {model['d_model']}",
-        f"{plan['passes']:.1f}",
+        f"{plan['epochs']:.1f}",
         f"{plan['seconds']:.0f}",
         f"{outcome.seconds:.0f} ({100 * (outcome.seconds / plan['seconds'] - 1):+.1f}%)",
         f"{100 * (outcome.product_change - 1):+.1f}%",

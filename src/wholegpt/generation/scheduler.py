@@ -63,7 +63,7 @@ class Scheduler:
         At most ``slots`` requests run at once, fewer where memory is short, which ``console`` notes. Each has
         ``capacity`` positions for prompt and completion (0: the model's context). At most ``max_queued`` wait.
 
-        Raises ``ConfigError`` for numbers below 1, and where there is no memory for a single slot.
+        Raises ``ConfigError`` for numbers below 1, and if there is no memory for a single slot.
         """
         for name, value in (
             ("slots", slots),
@@ -198,7 +198,7 @@ class Scheduler:
         self._end(failure)
 
     def _await_work(self) -> bool:
-        """Wait until there is something to do, and cancel what is to be cancelled. Return whether to go on."""
+        """Wait until there is something to do, and cancel what is to be cancelled. Return whether to continue."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._cancelling or self._ready or self._running)
             closing = self._closing

@@ -81,7 +81,7 @@ class Plan:
             "step_seconds": self.step_seconds,
             "steps": self.config.training.steps,
             "tokens": self.tokens,
-            "passes": self.epochs,
+            "epochs": self.epochs,
             "parameters": parameter_count(self.config.model).total,
             "peak_memory_bytes": self.peak_memory_bytes,
             "bits_per_byte": dataclasses.asdict(self.bits_per_byte),

@@ -64,8 +64,8 @@ class ConversationData:
     def read(cls, config: Config, console: Console = QUIET, source: str = "") -> "ConversationData":
         """Read the tables that ``config.finetuning`` names, or ``source`` for the training examples.
 
-        Rows without a conversation of text are skipped if ``config.data`` says so of bad text or bad lines. Raises
-        ``DataError`` for tables without conversations.
+        Rows without a conversation of text are skipped if ``data.on_bad_line`` is skip. Raises ``DataError`` for tables
+        without conversations.
         """
         settings = config.finetuning
         source = source or settings.data
