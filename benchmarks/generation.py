@@ -307,7 +307,7 @@ def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, ro
                 f"64 requests in {name}, {max(1, rounds // 2)} rounds: prompts of 16 to 128 tokens, and 32 to 192 "
                 f"tokens to generate ({wanted:,} in all). transformers generates two batches of {BATCH}, each up to "
                 f"its longest request. Only the requested tokens count. The KV cache was planned at {planned:.0f} MB. "
-                f"After its first use, another run increased the peak memory of the process by {grown:.0f} MB.",
+                f"Generating the requests again in the same process increased its peak memory by {grown:.0f} MB.",
                 "",
                 "| 64 requests | Tokens/s | Speed of the engine relative to this row |",
                 "| --- | ---: | ---: |",

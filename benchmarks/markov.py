@@ -159,8 +159,8 @@ def main() -> None:
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     what = [
-        f"The text is {LENGTH:,} symbols of a Markov chain over {len(SYMBOLS)} symbols. The GPTs have 2 layers, width "
-        f"64 and learned positions, and are trained for {arguments.steps:,} steps. {SCORED:,} held-out symbols are "
+        f"The text is {LENGTH:,} symbols of a Markov chain of order k over {len(SYMBOLS)} symbols. The GPTs have 2 "
+        f"layers, width 64 and learned positions, and are trained for {arguments.steps:,} steps. {SCORED:,} held-out symbols are "
         "scored, each with a context of exactly τ symbols.",
         "",
         "- **Lower bound.** No model can be better than H(next | last τ), which is computed from the chain. If τ ≥ k, "

@@ -38,7 +38,7 @@ def contamination_lines(documents: list[str]) -> list[str]:
     found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
     return [
         f"Of {len(overlaps)} held-out documents, {len(found)} share word 13-grams with the training text. Each line "
-        "gives the shared 13-grams, all 13-grams of the document, and the first shared one:",
+        "gives the number of shared 13-grams, the number of 13-grams in the document, and the first shared 13-gram:",
         "",
         *(f'- {one.found:,} of {one.ngrams:,} 13-grams: "{one.excerpt}"' for one in found),
     ]

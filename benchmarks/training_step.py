@@ -39,7 +39,7 @@ CHARACTERS = dataclasses.replace(
     bias=Bias.none,
     dropout=0.0,
 )
-"""The character-level model of nanoGPT: 10.7 M parameters."""
+"""The character-level model of nanoGPT: 10.75 M parameters."""
 GPT2 = dataclasses.replace(gpt2(), dropout=0.0)
 SECONDS_PER_ROUND = 4.0
 """Minimum time of a measurement."""
