@@ -160,8 +160,8 @@ def main() -> None:
     ]
     what = [
         f"The text is {LENGTH:,} symbols of a Markov chain of order k over {len(SYMBOLS)} symbols. The GPTs have 2 "
-        f"layers, width 64 and learned positions, and are trained for {arguments.steps:,} steps. {SCORED:,} held-out symbols are "
-        "scored, each with a context of exactly τ symbols.",
+        f"layers, width 64 and learned positions, and are trained for {arguments.steps:,} steps. {SCORED:,} "
+        "held-out symbols are scored, each with a context of exactly τ symbols.",
         "",
         "- **Lower bound.** No model can be better than H(next | last τ), which is computed from the chain. If τ ≥ k, "
         "this is the entropy rate of the chain. If τ < k, it is larger by H(next | last τ) − H(next | last k).",
