@@ -34,6 +34,7 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "instructions.csv").write_text("\n".join(["question,answer", *words]))
 
 
+@pytest.mark.slow
 def test_the_commands(
     in_a_new_folder: None, charts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,9 +190,10 @@ def test_help_joins_the_lines_of_a_docstring(
         assert main([*command, "--help-all"]) == 0
         shown = capsys.readouterr().out
         lines = [line.strip("│ ") for line in shown.splitlines()]
-        start = next(i for i, line in enumerate(lines) if "byte-level BPE as in GPT-2" in line)
-        described = " ".join(lines[start : start + 5])
+        described = " ".join(" ".join(lines).split())
+        assert "Kind of tokenizer: byte-level BPE as in GPT-2 (bpe), BPE on lower-cased words" in described
         assert "one token per character, or one per byte." in described
+        start = next(i for i, line in enumerate(lines) if "Kind of tokenizer" in line)
         column = shown.splitlines()[start].index("Kind of tokenizer")
         assert all(line[column] != " " for line in shown.splitlines()[start : start + 3])
 

@@ -97,6 +97,7 @@ def evaluated(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]
     return results["results"], responses
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_export_under_transformers(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "BASELINES", some)
 
 
+@pytest.mark.slow
 def test_the_ladder_goes_from_uniform_to_gpt(
     short: None, charts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_ladder_goes_from_uniform_to_gpt(
     )
 
 
+@pytest.mark.slow
 def test_the_last_baseline_decides_the_equal_size(short: None, tmp_path: Path) -> None:
     """Whatever baselines an earlier call in the same folder had."""
     (tmp_path / "text.txt").write_text(text_of(20_000))

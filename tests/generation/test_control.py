@@ -37,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wg.train(config=config, out=folder / "run", console=QUIET).path
 
 
+@pytest.mark.slow
 def test_the_model_does_what_it_is_asked_for(run: Path) -> None:
     lm = wg.load(run, console=QUIET)
     obeyed = 0

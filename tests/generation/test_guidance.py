@@ -49,6 +49,7 @@ def test_the_formula(kind: str, header: list[int], text: list[int]) -> None:
             torch.testing.assert_close(pieces[:, -size:], expected[:, -size:])
 
 
+@pytest.mark.slow
 @effort(max_examples=20)
 @given(
     KINDS,

@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_refused_before_it_reaches_others() -> None:
 
     wrong = engine.submit([1], GenerationConfig(5), drafter=Wrong())
     engine.run()
-    assert isinstance(wrong.error, ValueError) and "guessed [99]" in str(wrong.error)
+    assert isinstance(wrong.error, ValueError) and "proposed [99]" in str(wrong.error)
 
 
 class Rows(LogitsOnly):

@@ -320,11 +320,14 @@ def test_ctrl_c_interrupts_a_wait_at_once() -> None:
         signal.pthread_kill(main, signal.SIGINT)
 
     presser, streams = threading.Thread(target=press), list[CompletionStream]()
+    # A test that runs in the background of a shell inherits that Ctrl-C is ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), scheduler_of(Slow(TOKENIZER.vocab_size, 10**5)) as scheduler:
         streams.append(scheduler.submit([1], GenerationConfig(10**4, 0)))  # takes 100 s
         presser.start()
         streams[0].result()
     assert time.monotonic() - sent[0] < 5
+    signal.signal(signal.SIGINT, previous)
     presser.join()
     assert streams[0].result(0).finish_reason == "cancelled"
 

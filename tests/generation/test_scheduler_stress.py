@@ -84,6 +84,7 @@ class Client(threading.Thread):
                 time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_every_surviving_request_gets_the_text_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 requests from 8 threads, random cancels, one poisoned request; a queue that is often full."""
     rows, beside_poison = list[int](), list[int]()

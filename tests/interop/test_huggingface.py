@@ -209,7 +209,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "one layer more": ({"n_layer": 3}, "transformer.h.2.attn.c_attn.bias is missing"),
     "one layer fewer": ({"n_layer": 1}, "transformer.h.1.attn.c_attn.bias is not part of it"),
     "another width": ({"n_embd": 64}, "transformer.wte.weight is 65 × 32 and not 65 × 64"),
-    "heads that do not divide": ({"n_head": 5}, "does not divide"),
+    "heads that do not divide": ({"n_head": 5}, "is not divisible by"),
     "another activation": ({"activation_function": "relu"}, "activation_function is 'relu'"),
     "another attention": (
         {"scale_attn_by_inverse_layer_idx": True},

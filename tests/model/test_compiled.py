@@ -71,6 +71,7 @@ if DEVICE.type == "cpu":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
 )

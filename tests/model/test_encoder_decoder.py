@@ -160,6 +160,7 @@ def test_batched_equals_alone() -> None:
     assert len({tuple(one) for one in alone}) > 2
 
 
+@pytest.mark.slow
 def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Words turned around are learned, resumed, measured and written; by the commands of any other model."""
     rows = [f"{a}{b}\t{b}{a}" for a in "abcdefgh" for b in "abcdefgh"]

@@ -39,6 +39,7 @@ def documented_perplexity(export: Path, text: str, stride: int) -> float:
     return math.exp(total / counted)
 
 
+@pytest.mark.slow
 def test_perplexity_is_the_documented_one(shared_data: Path, tmp_path: Path) -> None:
     text = (shared_data / "wikitext2-valid.txt").read_text(encoding="utf-8")
     (tmp_path / "train.txt").write_text(text[:300_000])

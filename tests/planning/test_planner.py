@@ -39,6 +39,7 @@ def planned(minutes: float, text: Text = ENGLISH_PROSE, machine: Machine = LAPTO
     return plan_elsewhere(Config(), text, ENGLISH, minutes, machine)
 
 
+@pytest.mark.slow
 def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_no_smaller_model() -> None:
     plans = [planned(minutes) for minutes in (2, 5, 20, 120)]
     plans.append(planned(120, machine=dataclasses.replace(LAPTOP, flops=3e13, bandwidth=3e12)))
@@ -53,6 +54,7 @@ def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_no_smaller_model()
         assert plan.useful_minutes is None and not plan.measured
 
 
+@pytest.mark.slow
 def test_a_small_text_says_when_more_time_stops_helping() -> None:
     text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
     plans = [planned(minutes, text) for minutes in (60, 600)]
@@ -62,6 +64,7 @@ def test_a_small_text_says_when_more_time_stops_helping() -> None:
     assert plans[1].bits_per_byte.expected > 0.98 * plans[0].bits_per_byte.expected
 
 
+@pytest.mark.slow
 def test_no_plan_goes_beyond_the_sweep_in_size_and_passes_for_its_text() -> None:
     """25 parameters in the blocks for a token of text, 20 passes, unless the fewest steps are more."""
     for tokens in (15_000, 400_000):

@@ -70,6 +70,7 @@ def test_the_smallest_windows(kind: str, context_length: int) -> None:
     assert cached == list(generate_ids(model, [1, 2, 3, 4], Sampler(greedy), CPU))
 
 
+@pytest.mark.slow
 @given(
     KINDS,
     st.lists(st.integers(0, 36), max_size=20),
@@ -118,7 +119,7 @@ def test_a_text_does_not_depend_on_its_companions(
 def test_what_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = MODELS["modern"], list[int]()
     monkeypatch.setattr(
-        model, "read", lambda ids, cache: read.append(ids.numel()) or cache.advance(ids.numel())
+        model, "prefill", lambda ids, cache: read.append(ids.numel()) or cache.advance(ids.numel())
     )
     engine = Engine(model, TOKENIZER, CPU, slots=4)
     for end in ([], [5], [5, 6, 7], [8]):
@@ -154,6 +155,7 @@ def test_end_of_text_ends_one_request_only() -> None:
     assert len(lengths) > 3
 
 
+@pytest.mark.slow
 @given(REWINDING, REWINDING, PROMPTS, settings(40), st.sampled_from(["lookup", "model", "oracle"]))
 def test_guesses_change_nothing(
     kind: str, other: str, prompt: list[int], chosen: dict[str, Any], drafter: str

@@ -78,6 +78,7 @@ torch.testing.assert_close(torch.compile(attend)(x), attend(x), rtol=1e-12, atol
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
 )

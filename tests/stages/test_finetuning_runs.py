@@ -608,7 +608,7 @@ def test_texts_beyond_the_context_are_cut_and_counted(base: Path, tmp_path: Path
         training={"steps": 1},
     )
     assert run.validation.truncated == run.validation.examples == 2
-    assert "2 too long, without the ends of their longest texts" in task_table(run.validation.to_json())
+    assert "2 truncated: without the ends of their longest text" in task_table(run.validation.to_json())
     with torch.no_grad():
         lm = load(run.path)
         next(lm.model.parameters()).fill_(float("nan"))

@@ -58,6 +58,7 @@ def assert_one_winner(outcomes: list[dict[str, Any]]) -> None:
         assert busy and int(busy[1]) == winners[0]["process"], one
 
 
+@pytest.mark.slow
 def test_one_of_four_processes_starts_resumes_and_prepares(tmp_path: Path, race: Race) -> None:
     text = tmp_path / "text.txt"
     text.write_text(text_of(3000))

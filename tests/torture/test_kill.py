@@ -90,6 +90,7 @@ WAYS: dict[str, tuple[Callable[[Path, Path], Path], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Path) -> None:
     prepare, kills = WAYS[way]

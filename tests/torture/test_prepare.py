@@ -46,6 +46,7 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_killed_ten_times_the_shards_are_the_same(tmp_path: Path) -> None:
     text = source(tmp_path)
 
@@ -114,6 +115,7 @@ def test_without_space_finished_shards_stay(
     assert content(tmp_path / "full") == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = source(tmp_path)
     command = ["data", "prepare", str(text), "--out", str(tmp_path / "out"), "--quiet", "--tokenizer.kind"]
@@ -135,6 +137,7 @@ def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert marked.exists() == (change == "nothing")
 
 
+@pytest.mark.slow
 def test_killed_while_it_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After any of the last deletions and renames the same call ends as if nothing had been."""
     command = ["data", "prepare", str(source(tmp_path)), "--tokenizer.kind", "byte", "--quiet", "--out"]
@@ -156,6 +159,7 @@ def test_killed_while_it_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert content(out) == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_torn_copy_of_the_documents_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:

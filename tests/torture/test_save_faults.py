@@ -56,6 +56,7 @@ def begin(folder: Path) -> CheckpointStore:
     return store
 
 
+@pytest.mark.slow
 def test_a_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
     counting = Fault(10**9, "error")
     store = begin(tmp_path / "count")

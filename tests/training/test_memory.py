@@ -149,6 +149,7 @@ MEDIUM: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model,dtype,kind,rows",
     [

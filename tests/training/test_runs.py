@@ -420,6 +420,7 @@ def run_in_a_process(
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
 )

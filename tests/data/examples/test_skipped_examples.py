@@ -102,7 +102,7 @@ def test_settings_of_text_are_refused(data: dict[str, Any], tmp_path: Path) -> N
         task=TaskKind.classification, model="a model", data=str(tmp_path / "a.parquet")
     )
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ConfigError, match=r"has no effect|changes nothing"):
+    with pytest.raises(ConfigError, match=r"does not apply to examples|has no effect here"):
         check(Config(data=DataConfig(**data), finetuning=finetuning))
         read(tmp_path / "a.parquet", **data)
 
