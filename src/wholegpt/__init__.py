@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wholegpt.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from wholegpt.errors import WholeGPTError
     from wholegpt.interop.conversion import export_model, import_model
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from wholegpt.runs.train import Run
     from wholegpt.settings.presets import configure, preset, recipe
     from wholegpt.settings.schema import Config
-
-__version__ = "0.1.0"
 
 # GNU OpenMP reads this when torch is imported. By default a waiting thread spins for milliseconds, which makes a step
 # many times slower where another program holds a core (docs/decisions.md, "Threads").

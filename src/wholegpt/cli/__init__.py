@@ -15,7 +15,6 @@ from typing import Any
 
 import cyclopts
 
-from wholegpt import __version__
 from wholegpt.cli import conversion, data, finetuning, generation, info, tokenizer, training, use
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, Help, SettingsHelp, program_name
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
@@ -23,6 +22,7 @@ from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, s
 from wholegpt.interrupts import end_process
 from wholegpt.settings.choices import underscored
 from wholegpt.settings.serialization import RENAMED
+from wholegpt.version import __version__
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
 NOTHING_SAVED = "interrupted; nothing was saved; run the same command to start again"

@@ -13,7 +13,7 @@ import safetensors
 import tokenizers
 import torch
 
-from wholegpt import __version__, runtime
+from wholegpt import runtime
 from wholegpt.checkpoint import (
     CHAT_TEMPLATE,
     CHECKPOINT_FILES,
@@ -39,6 +39,7 @@ from wholegpt.settings.validation import check
 from wholegpt.stages.definition import RunContents
 from wholegpt.stages.pretraining import FORGETTING_FILES
 from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
+from wholegpt.version import __version__
 
 PLAN = "plan.json"
 COMPANIONS = "companions"

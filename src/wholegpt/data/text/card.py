@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from wholegpt import __version__
 from wholegpt.data.reading.corpora import Corpus
 from wholegpt.data.text.documents import DocumentStore
 from wholegpt.data.text.shards import CARD, Manifest, SplitManifest
@@ -18,6 +17,7 @@ from wholegpt.files import write_json_atomic, write_text_atomic
 from wholegpt.runtime import command_line
 from wholegpt.settings.schema import DataConfig, TokenizerConfig
 from wholegpt.settings.serialization import to_mapping
+from wholegpt.version import __version__
 
 FORMAT_VERSION = 1
 SOURCES_LISTED = 50
