@@ -59,6 +59,7 @@ def test_the_commands(
     assert "124,439,808" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_python_block(in_a_new_folder: None) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict[str, Any] = {}

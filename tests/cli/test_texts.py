@@ -92,6 +92,7 @@ def test_a_lone_hyphen_is_standard_input_where_a_source_is_expected(trained_run:
         assert len(text_of(600)) - made.get("characters", made.get("text", {}).get("characters")) in (0, 1)
 
 
+@pytest.mark.slow
 def test_training_on_standard_input(trained_run: Path, tmp_path: Path) -> None:
     for command in (
         ["train", "-", *TINY, "--out", tmp_path / "run"],

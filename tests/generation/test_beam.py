@@ -93,6 +93,7 @@ def test_one_beam_is_greedy() -> None:
     assert (found.token_ids, found.finish_reason) == (greedy.token_ids, greedy.finish_reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.parametrize(("beams", "penalty"), [(3, 0.6), (4, 2.0)])
 def test_transformers_finds_the_same(kind: str, beams: int, penalty: float, tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def test_bad_descriptions_of_a_machine(fails: Fails) -> None:
     assert "no text given" in fails("plan", "--minutes", "5")
 
 
+@pytest.mark.slow
 def test_plan_for_a_machine_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "--minutes", "30", "--flops", "4e14", "--bandwidth", "3e12", "--memory", "80"]
     assert main(command) == 0

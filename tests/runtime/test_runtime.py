@@ -37,9 +37,9 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
 def test_overload_names_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(threads, "cores_used_by_others", lambda: 2.25)
-    assert runtime.overload(4).startswith("other programs use 2.2 of 4 cores, so 4 threads wait")
-    assert "--threads 1" in runtime.overload(3)
-    assert runtime.overload(2) == "" and runtime.overload(1) == ""
+    assert threads.overload(4).startswith("other programs use 2.2 of 4 cores, so 4 threads wait")
+    assert "--threads 1" in threads.overload(3)
+    assert threads.overload(2) == "" and threads.overload(1) == ""
 
 
 def test_cores_used_by_others_leaves_out_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

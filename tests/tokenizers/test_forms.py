@@ -127,6 +127,7 @@ def test_white_space_without_end_and_long_words() -> None:
     fast_and_slow(TRAINED, texts)
 
 
+@pytest.mark.slow
 def test_gpt2_ids_of_all_of_a_corpus(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data / "gpt2")
     lines = (shared_data / "english.jsonl").read_text(encoding="utf-8").strip().split("\n")

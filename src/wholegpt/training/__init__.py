@@ -1,1 +1,1 @@
-"""The one training loop and its parts: optimiser, schedules, objectives, state, callbacks."""
+"""The one training loop and its parts: optimizers, schedules, objectives, state, callbacks."""
