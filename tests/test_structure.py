@@ -147,7 +147,7 @@ def test_help_answers_quickly_without_torch() -> None:
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         seconds.append(time.perf_counter() - started)
         assert result.returncode == 0, "torch was imported"
-        assert "Let a model write." in result.stdout
+        assert "Generate text with a model." in result.stdout
     assert min(seconds) < 0.5
 
 
