@@ -156,7 +156,7 @@ def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict
     of_task = [] if on_text or not validation else [n for n in validation[0] if n not in LOGGED]
     drawn = {f"Validation, {name.replace('_', ' ')}": figure_of(name) for name in of_task}
     drawn |= {"Loss": loss, "Learning rate": rate, "Throughput": throughput, "Gradient": gradient}
-    return [{"title": title, "svg": svg_of(title, draw, "optimiser step")} for title, draw in drawn.items()]
+    return [{"title": title, "svg": svg_of(title, draw, "optimizer step")} for title, draw in drawn.items()]
 
 
 def _x(records: list[dict[str, Any]]) -> list[int]:

@@ -46,8 +46,6 @@ FEWEST_COLUMNS = 20
 HELP_ALL = "--help-all"
 OPTION = re.compile(r"--([a-z]+\.[\w-]+)")
 """An option that is a setting."""
-REPLACED = {"-": LONE_HYPHEN, HELP_ALL: "--help"}
-"""Tokens that are replaced before parsing."""
 LONGEST_NAME = 200
 """Characters of a path in an error of the operating system."""
 
@@ -94,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 "an argument contains a NUL character, which is not allowed in paths and settings"
             )
-        SettingsHelp.everything = HELP_ALL in tokens
-        parsed = [REPLACED.get(token, token) for token in tokens]
+        options = tokens.index("--") if "--" in tokens else len(tokens)
+        SettingsHelp.everything = HELP_ALL in tokens[:options]
+        parsed = [LONE_HYPHEN if token == "-" else token for token in tokens]
+        parsed[:options] = ["--help" if token == HELP_ALL else token for token in parsed[:options]]
         with _renamed_settings_shown():
             make_app()(parsed, exit_on_error=False, print_error=False, result_action="return_value")
         write_output("", end="")  # flush, so that a full disk is reported

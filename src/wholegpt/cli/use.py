@@ -144,7 +144,7 @@ def _evaluate_run_text(
     windows = {"stride": 0, "context": 0, **_taken(settings, "stride", "context")}
     _refuse(settings, "the validation text of a run")
     held_out = run_data(run).validation
-    if lm.model.config.architecture is Architecture.encoder:
+    if not lm.model.predicts_next_token:
         return lm.pseudo_perplexity_of_tokens(held_out, dtype, console, windows["context"])
     return lm.evaluate_tokens(held_out, windows["stride"], dtype, console, context=windows["context"])
 

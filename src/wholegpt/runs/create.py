@@ -122,20 +122,21 @@ def _open_parent(config: Config, console: Console) -> ParentModel:
     """Load the model that the run starts from; its LoRA, if any, is merged."""
     name = config.finetuning.model
     folder = model_folder(Path(name), "best", console)
-    return ParentModel(name, folder, load_model(folder), lambda: _held_out_text(Path(name)))
+    loaded = load_model(folder)
+    if loaded.metadata.lora:
+        merge(loaded.model)
+        remove_lora(loaded.model)
+    return ParentModel(name, folder, loaded, lambda: _held_out_text(Path(name)))
 
 
 def _check_parent(config: Config, parent: ParentModel) -> None:
-    """Raise ``ConfigError`` if no run can start from the parent, and merge its LoRA if one can."""
+    """Raise ``ConfigError`` if no run can start from the parent."""
     loaded = parent.loaded
     if loaded.metadata.task:
         raise ConfigError(
             f"{parent.name}: is fine-tuned for {loaded.metadata.task.kind} already; start from the model it came from"
         )
     _check_architecture(config.model, loaded.model.config, parent.name)
-    if loaded.metadata.lora:
-        merge(loaded.model)
-        remove_lora(loaded.model)
 
 
 def _held_out_text(run: Path) -> TokenShards:

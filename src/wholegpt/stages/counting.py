@@ -4,12 +4,10 @@ import time
 
 import torch
 
-from wholegpt.data import PreparedData
 from wholegpt.interrupts import interruptible
 from wholegpt.model import TokenModel
 from wholegpt.model.baselines import NGram
 from wholegpt.settings.choices import Architecture, TaskKind
-from wholegpt.settings.schema import Config
 from wholegpt.stages.definition import StageDefinition
 from wholegpt.stages.pretraining import Pretraining, next_steps, set_up_text
 from wholegpt.training.events import Callbacks, StepMetrics
@@ -19,10 +17,6 @@ from wholegpt.training.state import TrainingState
 
 class Counting(Pretraining):
     """Counts of the n-grams of text; they have no gradients and no loss while training."""
-
-    def __init__(self, config: Config, data: PreparedData) -> None:
-        """``config`` is resolved, and ``data`` its tokens."""
-        super().__init__(config, data)
 
     def make_optimizer(self, model: TokenModel) -> torch.optim.Optimizer:
         """Return an optimizer of no parameters."""

@@ -27,7 +27,8 @@ def companions_of(
         return {}
     plain = replace(metadata, lora=None)
     reference = make_model(model.config, plain)
-    reference.load_state_dict(base_tensors(model), strict=False)  # without a tied output projection
+    found = reference.load_state_dict(base_tensors(model), strict=False)
+    assert set(found.missing_keys) <= {"unembedding.weight"} and not found.unexpected_keys  # may be tied
     return {REFERENCE: ModelFolder(reference, tokenizer, plain)}
 
 

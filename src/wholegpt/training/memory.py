@@ -25,7 +25,7 @@ HEADROOM = 0.9
 def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     """Predict the peak of the bytes of tensors in an optimizer step, with micro-batches of so many windows.
 
-    Weights, gradients and the optimiser's state in float32; the weights once more where products run in
+    Weights, gradients and the optimizer's state in float32; the weights once more where products run in
     16 bits; and the largest of what comes on top: with what the forward pass of one micro-batch keeps, the
     loss's logits and gradients, or the gradients inside the last feed-forward layer; or Muon's temporary
     tensors, seven times the maps of attention. ``config`` must be decided.

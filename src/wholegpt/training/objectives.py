@@ -1,5 +1,6 @@
 """Objectives: the loss of a batch and its metrics. A new way of training is a new objective, not a new loop."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -74,15 +75,11 @@ class Objective(Protocol):
         ...
 
 
-class WithRouterLosses:
-    """An objective plus the losses of a mixture of experts' routers, as means over the objective's terms.
+class ExtendedObjective(ABC):
+    """An objective with further terms or metrics: those of another objective, and its own."""
 
-    total = Σ terms + count·(``balance``·Σ balance_loss + ``z``·Σ router_z_loss), the latter two over the layers. The
-    load of the experts is logged.
-    """
-
-    def __init__(self, objective: Objective, balance: float, z: float) -> None:
-        self.objective, self.balance, self.z = objective, balance, z
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
 
     @property
     def unit(self) -> str:
@@ -92,6 +89,22 @@ class WithRouterLosses:
     def count(self, batch: Any) -> int:
         """Return that of the objective."""
         return self.objective.count(batch)
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Any) -> Terms:
+        """Return the terms of ``batch``."""
+
+
+class WithRouterLosses(ExtendedObjective):
+    """An objective plus the losses of a mixture of experts' routers, as means over the objective's terms.
+
+    total = Σ terms + count·(``balance``·Σ balance_loss + ``z``·Σ router_z_loss), the latter two over the layers. The
+    load of the experts is logged.
+    """
+
+    def __init__(self, objective: Objective, balance: float, z: float) -> None:
+        super().__init__(objective)
+        self.balance, self.z = balance, z
 
     def __call__(self, model: nn.Module, batch: Any) -> Terms:
         """Return the terms of ``batch``, with those of the routers."""

@@ -13,7 +13,7 @@ from torch import nn
 from wholegpt.losses import IGNORED, kl_divergence
 from wholegpt.model import NeuralModel
 from wholegpt.model.lora import without_lora
-from wholegpt.training.objectives import Objective, Terms
+from wholegpt.training.objectives import ExtendedObjective, Objective, Terms
 
 POSITIONS_AT_ONCE = 1024
 """Positions whose logits are computed at once, so that there are never B·T·V of them."""
@@ -50,23 +50,15 @@ class LoraBase:
             yield model
 
 
-class WithReferenceKL:
+class WithReferenceKL(ExtendedObjective):
     """An objective that also logs ``reference_kl``: KL(π‖π_ref), in nats, mean over the scored positions.
 
     Both models run without dropout. It adds nothing to the loss.
     """
 
     def __init__(self, objective: Objective, reference: Reference) -> None:
-        self.objective, self.reference = objective, reference
-
-    @property
-    def unit(self) -> str:
-        """Return that of the objective."""
-        return self.objective.unit
-
-    def count(self, batch: Any) -> int:
-        """Return that of the objective."""
-        return self.objective.count(batch)
+        super().__init__(objective)
+        self.reference = reference
 
     def __call__(self, model: nn.Module, batch: Any) -> Terms:
         """Return the terms of the objective, with the divergence among the metrics."""
