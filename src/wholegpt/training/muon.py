@@ -61,10 +61,10 @@ class Muon(torch.optim.AdamW):
     """An optimizer that applies ``muon_update`` to groups with ``rows``, and PyTorch's fused AdamW to the others.
 
     ``rows`` gives, for each matrix of the group, the rows of the maps stacked in it (queries, keys and
-    values), which are made orthogonal one by one. ``dtype`` is that of this computation.
+    values), which are made orthogonal one by one. ``dtype`` is that of this computation; None: that of the matrices.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], dtype: torch.dtype, **adamw: Any) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], dtype: torch.dtype | None, **adamw: Any) -> None:
         super().__init__(groups, **adamw)
         self.dtype = dtype
 
@@ -87,7 +87,7 @@ class Muon(torch.optim.AdamW):
                 alike[pair[0].shape].append(pair)
         rate = group["lr"]
         for shape, pairs in alike.items():
-            stacked = torch.stack([direction.to(self.dtype) for _, direction in pairs])
+            stacked = torch.stack([direction.to(self.dtype or direction.dtype) for _, direction in pairs])
             scale = -rate * UPDATE_SCALE * math.sqrt(max(shape))
             for (part, _), orthogonal in zip(pairs, orthogonalize(stacked), strict=True):
                 part.mul_(1 - rate * group["weight_decay"]).add_(orthogonal, alpha=scale)

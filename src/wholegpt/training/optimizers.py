@@ -20,13 +20,13 @@ UNTRAINED = "untrained"
 def make_optimizer(
     model: nn.Module,
     config: OptimizerConfig,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     head_learning_rate: float = 0.0,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the trainable parameters of ``model``; matrices decay, vectors do not.
 
     With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the one in which
-    it makes them orthogonal. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
+    it makes them orthogonal, by default their own. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
     """
     head = model.head_parameters() if head_learning_rate and isinstance(model, TokenModel) else []
     parameters = [p for p in model.parameters() if p.requires_grad and not _among(p, head)]
@@ -60,7 +60,7 @@ def make_optimizer(
 
 def make_run_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer of a run with a resolved config; Muon multiplies in bfloat16 if the run does."""
-    dtype = torch.bfloat16 if config.precision.dtype is Dtype.bfloat16 else torch.float32
+    dtype = torch.bfloat16 if config.precision.dtype is Dtype.bfloat16 else None
     return make_optimizer(model, config.optimizer, dtype, config.finetuning.head_learning_rate)
 
 
