@@ -25,6 +25,7 @@ from wholegpt.runs.load import load
 from wholegpt.runs.train import open_stage
 from wholegpt.settings.presets import configure
 from wholegpt.settings.schema import Config
+from wholegpt.stages.pretraining import Forgetting
 
 QUIET = Console(quiet=True)
 BIRDS, FISH = ["robin", "wren", "heron", "finch"], ["trout", "perch", "salmon", "eel"]
@@ -256,6 +257,12 @@ def test_random_weights_are_the_same_model_without_what_it_knew(base: Path, tmp_
     )
 
 
+def forgetting_of(run: api.Run[Any]) -> Forgetting | None:
+    found = run.results.get("forgetting")
+    assert found is None or isinstance(found, Forgetting)
+    return found
+
+
 def test_going_on_with_another_text_measures_what_is_forgotten(
     base: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -267,11 +274,12 @@ def test_going_on_with_another_text_measures_what_is_forgotten(
         training={"steps": 25},
         finetuning={"language_modeling": 0.5},
     )
-    assert run.forgetting
+    forgetting = forgetting_of(run)
+    assert forgetting
     old = load(base, console=QUIET)
     parent = api.resume(base, console=QUIET)
-    assert run.forgetting.before.nats_per_token == pytest.approx(parent.validation.nats_per_token, abs=1e-6)
-    assert run.forgetting.after.nats_per_token > run.forgetting.before.nats_per_token
+    assert forgetting.before.nats_per_token == pytest.approx(parent.validation.nats_per_token, abs=1e-6)
+    assert forgetting.after.nats_per_token > forgetting.before.nats_per_token
     assert run.load().tokenizer.sha256 == old.tokenizer.sha256
     assert (
         run.load().evaluate(text_file, console=QUIET).bits_per_byte
@@ -293,14 +301,14 @@ def test_what_is_forgotten_needs_nothing_but_the_run(base: Path, text_file: Path
     }
     chat = finetune(old, tmp_path / "talk.json", "instruct", tmp_path / "chat", **fast)
     run = finetune(chat.path, text_file, "pretraining", tmp_path / "run", **fast)
-    assert (
-        run.forgetting and run.forgetting.before.tokens == api.resume(base, console=QUIET).validation.tokens
-    )
+    forgetting = forgetting_of(run)
+    assert forgetting
+    assert forgetting.before.tokens == api.resume(base, console=QUIET).validation.tokens
     assert run.load().answering_template()
     shutil.rmtree(old)
     shutil.rmtree(chat.path)
     again = api.resume(run.path, console=QUIET)
-    assert again.forgetting == run.forgetting
+    assert forgetting_of(again) == forgetting
 
 
 def test_a_text_before_that_is_gone_costs_no_run(base: Path, text_file: Path, tmp_path: Path) -> None:
@@ -308,7 +316,7 @@ def test_a_text_before_that_is_gone_costs_no_run(base: Path, text_file: Path, tm
     shutil.rmtree(old / "data")
     fast: dict[str, Any] = {"training": {"steps": 2}, "finetuning": {"language_modeling": 0.5}}
     run = finetune(old, text_file, "pretraining", tmp_path / "run", **fast)
-    assert run.forgetting is None and (run.path / "report.html").exists()
+    assert forgetting_of(run) is None and (run.path / "report.html").exists()
 
 
 def test_copies_are_on_one_side_and_small_classes_are_divided(base: Path, tmp_path: Path) -> None:

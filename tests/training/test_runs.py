@@ -294,6 +294,25 @@ def test_prepared_data_serves_many_runs(text_file: Path, tmp_path: Path) -> None
     assert weights(run.path, 12) == weights(other.path, 12)
 
 
+def test_own_data_are_not_checked_right_after_they_were_written(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+
+    def verify(data: PreparedData) -> None:
+        checked.append(data.folder)
+
+    monkeypatch.setattr(PreparedData, "verify", verify)
+    config = tiny_config(training={"steps": 2})
+    own = api.train(text_file, config=config, out=tmp_path / "own", console=QUIET).path
+    assert checked == []
+    api.resume(own, console=QUIET)
+    assert checked == [own / "data"]
+    elsewhere = own / "data"  # prepared by another command, so it may have changed since
+    api.train(elsewhere, config=config, out=tmp_path / "other", console=QUIET)
+    assert checked[1:] == [elsewhere]
+
+
 def test_overwriting_only_when_told_and_only_when_the_new_run_can_begin(
     text_file: Path, tmp_path: Path
 ) -> None:

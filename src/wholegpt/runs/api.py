@@ -73,7 +73,7 @@ def train(
         )
     with contextlib.ExitStack() as locks:
         run = create_run(chosen, Path(out) if out else None, overwrite, console, budget, locks)
-        return continue_run(run, max_seconds=max_seconds, console=console)
+        return continue_run(run, max_seconds=max_seconds, console=console, just_written=True)
 
 
 def finetune(
@@ -116,7 +116,7 @@ def finetune(
     chosen = dataclasses.replace(chosen, finetuning=settings)
     with contextlib.ExitStack() as locks:
         run = create_run(chosen, Path(out) if out else None, overwrite, console, locks=locks)
-        return continue_run(run, max_seconds=max_seconds, console=console)
+        return continue_run(run, max_seconds=max_seconds, console=console, just_written=True)
 
 
 def plan(

@@ -37,7 +37,7 @@ from wholegpt.settings import presets
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check
 from wholegpt.stages.definition import RunContents
-from wholegpt.stages.pretraining import FORGETTING_FILES
+from wholegpt.stages.registry import STAGES
 from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
 from wholegpt.version import __version__
 
@@ -47,7 +47,8 @@ COMPANIONS = "companions"
 LONGEST_NAME = 180
 """Most bytes of the name of a run's folder. Systems allow 255; the names of locks and temporary folders are longer."""
 RUN_FILES = (
-    *("config.yaml", "lineage.json", "tokenizer.json", CHAT_TEMPLATE, PLAN, *FORGETTING_FILES),
+    *("config.yaml", "lineage.json", "tokenizer.json", CHAT_TEMPLATE, PLAN),
+    *(name for stage in STAGES for name in stage.files),
     *("metrics.jsonl", "checkpoints.json", "report.html", "result.json"),
     *(f"data/{name}" for name in (*PREPARED_FILES, *EXAMPLE_FILES)),
     *(f"{CHECKPOINTS}/{STEP_PATTERN}/{name}" for name in CHECKPOINT_FILES),
@@ -68,7 +69,7 @@ class Parent:
     """SHA-256 of the file of its weights."""
 
 
-def run_contents(path: Path) -> RunContents:
+def run_contents(path: Path, just_written: bool = False) -> RunContents:
     """Return the records of the run at ``path``, from which its stage is opened."""
     config, lineage, own = recorded_config(path), read_lineage(path), path / "data"
     sources = config.data.source
@@ -79,6 +80,7 @@ def run_contents(path: Path) -> RunContents:
         own if PreparedData.exists(own) or not sources else Path(sources[0]),
         lambda: load_metadata(CheckpointStore(path).choose("last")[0]),
         lambda: load_companions(path),
+        just_written,
     )
 
 

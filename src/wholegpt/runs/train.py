@@ -22,7 +22,6 @@ from wholegpt.runs.load import load
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Determinism, Execution
 from wholegpt.settings.schema import Config, ModelConfig
-from wholegpt.stages.pretraining import Forgetting
 from wholegpt.stages.registry import stage_of
 from wholegpt.training import callbacks
 from wholegpt.training.averaging import averaged, exchange
@@ -55,12 +54,6 @@ class Run(Generic[S]):
     plan: dict[str, Any] | None = None
     """The plan, as ``wholegpt plan --json`` prints it; None without a time budget."""
 
-    @property
-    def forgetting(self) -> Forgetting | None:
-        """Return how much continued pretraining forgot of the text before it."""
-        found = self.results.get("forgetting")
-        return found if isinstance(found, Forgetting) else None
-
     def load(self, checkpoint: str = "best") -> LanguageModel:
         """Load the trained model."""
         return load(self.path, checkpoint=checkpoint)
@@ -87,31 +80,34 @@ class Run(Generic[S]):
         }
 
 
-def continue_run(path: Path, *, max_seconds: float | None, console: Console) -> Run[Any]:
+def continue_run(
+    path: Path, *, max_seconds: float | None, console: Console, just_written: bool = False
+) -> Run[Any]:
     """Train from the last good checkpoint, or from the first step, to the last step.
 
-    Raises ``Interrupted`` when the user stops it, in the loop or outside it.
+    Data of a run that was ``just_written``, and locked since, are not checked again. Raises ``Interrupted`` when the
+    user stops it, in the loop or outside it.
     """
     if runtime.processes().world_size > 1:
         raise ConfigError("a run has one process; start it without torchrun")
     recorded_config(path)  # before a lock beside a folder that is not a run
     try:
         with lock_folder(path, "train"):
-            return _continue_run(path, max_seconds, console)
+            return _continue_run(path, max_seconds, console, just_written)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; what was saved is kept; continue with `wholegpt train --resume {quote(str(path))}`"
         ) from None
 
 
-def open_stage(path: Path) -> Stage:
+def open_stage(path: Path, just_written: bool = False) -> Stage:
     """Open the stage of the run at ``path`` over the data in its folder."""
-    contents = run_contents(path)
+    contents = run_contents(path, just_written)
     return stage_of(contents.config).open(contents)
 
 
-def _continue_run(path: Path, max_seconds: float | None, console: Console) -> Run[Any]:
-    config, stage = recorded_config(path), open_stage(path)
+def _continue_run(path: Path, max_seconds: float | None, console: Console, just_written: bool) -> Run[Any]:
+    config, stage = recorded_config(path), open_stage(path, just_written)
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, stage, console)
     log, store = MetricsLog(path / "metrics.jsonl"), CheckpointStore(path, config.checkpointing.keep)

@@ -36,9 +36,7 @@ from wholegpt.training.reference import Reference, with_reference_kl
 from wholegpt.training.stage import Criterion, Score, Stage
 
 QUIET = Console(quiet=True)
-
-
-FORGETTING_FILES = OLD_TEXT, BEFORE = "old_text.npy", "old_text.json"
+OLD_TEXT, BEFORE = "old_text.npy", "old_text.json"
 
 
 @dataclass(frozen=True)
@@ -233,4 +231,5 @@ STAGE = StageDefinition(
     open=open_stage,
     next_steps=next_steps,
     section="training",
+    files=(OLD_TEXT, BEFORE),
 )

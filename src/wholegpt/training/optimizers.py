@@ -25,8 +25,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the trainable parameters of ``model``; matrices decay, vectors do not.
 
-    With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the one in which
-    it makes them orthogonal, by default their own. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
+    With Muon, the matrices of a transformer's blocks are its own; ``dtype`` is the one in which it makes them
+    orthogonal, by default their own. The peak of the head's schedule is ``head_learning_rate``, unless that is 0.
     """
     head = model.head_parameters() if head_learning_rate and isinstance(model, TokenModel) else []
     parameters = [p for p in model.parameters() if p.requires_grad and not _among(p, head)]
