@@ -143,7 +143,7 @@ class Tokenizer:
             library.no_padding()
             content = ""
         tokenizer = cls(library, content)
-        tokenizer._check_round_trip(path)
+        tokenizer.check_lossless(path)
         return tokenizer
 
     def to_json(self) -> str:
@@ -313,7 +313,7 @@ class Tokenizer:
         library.add_special_tokens(list(names))
         return Tokenizer(library)
 
-    def _check_round_trip(self, path: str | Path) -> None:
+    def check_lossless(self, path: str | Path) -> None:
         """Raise ``TokenizerError`` for a tokenizer that is lossy or decodes unlike this class."""
         reason = fault(self._library)
         if not reason and not self._is_lossless(self._probe()):
