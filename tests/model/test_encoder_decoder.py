@@ -169,7 +169,9 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         tmp_path / "pairs.tsv",
         model={"architecture": "encoder_decoder", "d_model": 32},
         training={"steps": 250, "batch_size": 8},
-        optimizer={"learning_rate": 0.01},
+        optimizer={
+            "learning_rate": 0.003
+        },  # five seeds end at 0.004 to 0.009 nats; at 0.01, at 0.0001 to 1.3
         evaluation={"every": 200},
         checkpointing={"every": 0},
     )

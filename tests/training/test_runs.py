@@ -303,8 +303,8 @@ def test_own_data_are_not_checked_right_after_they_were_written(
         checked.append(data.folder)
 
     monkeypatch.setattr(PreparedData, "verify", verify)
-    config = tiny_config(training={"steps": 2})
-    own = api.train(text_file, config=config, out=tmp_path / "own", console=QUIET).path
+    config = tiny_config(text_file, training={"steps": 2})
+    own = api.train(config=config, out=tmp_path / "own", console=QUIET).path
     assert checked == []
     api.resume(own, console=QUIET)
     assert checked == [own / "data"]
