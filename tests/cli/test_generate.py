@@ -97,6 +97,31 @@ def test_formats_of_weights_write(
     assert len(made["token_ids"]) == 5
 
 
+@pytest.mark.parametrize("architecture", ["gru", "ngram", "encoder_decoder"])
+def test_automatic_weights_are_those_that_the_architecture_supports(
+    architecture: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = text_file
+    if architecture == "encoder_decoder":
+        source = tmp_path / "pairs.tsv"
+        source.write_text(
+            "source\ttarget\n" + "".join(f"{a}{b}\t{b}{a}\n" for a in "abcdefgh" for b in "abcdefgh")
+        )
+    model = {"architecture": architecture, "context_length": 16}
+    sizes = {} if architecture == "ngram" else {"d_model": 16, "n_layers": 1}
+    heads = {"n_heads": 2} if architecture == "encoder_decoder" else {}
+    changes = {"model": {**model, **sizes, **heads}, "tokenizer": {"kind": "character"}}
+    steps = {
+        "precision": {"dtype": "float32"},
+        **({} if architecture == "ngram" else {"training": {"steps": 2}}),
+    }
+    run = wg.train(source, config=wg.configure({**changes, **steps}), out=tmp_path / "run", console=QUIET)
+    monkeypatch.setattr("wholegpt.runtime.precision.has_bfloat16", lambda device: True)
+    settings: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "console": QUIET}
+    found = wg.load(run.path, weights="automatic").generate("ab", **settings)
+    assert found.token_ids == run.load().generate("ab", **settings).token_ids
+
+
 def test_guesses_change_no_text(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
     plain = written("the of the of the ", "--max-tokens", "30", "--weights", "float32")
     for draft in ("prompt", str(trained_run)):

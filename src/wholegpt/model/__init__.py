@@ -13,7 +13,7 @@ from wholegpt.model.encoder import Encoder
 from wholegpt.model.encoder_decoder import EncoderDecoder
 from wholegpt.model.heads import TaskModel
 from wholegpt.model.layers.mixture_of_experts import expert_load, router_losses
-from wholegpt.model.quantized import quantize_weights
+from wholegpt.model.quantized import quantize_weights, supports_packing
 from wholegpt.model.transformer import Transformer
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "quantize_weights",
     "router_losses",
     "saved_activations",
+    "supports_packing",
     "training_memory_bytes",
 ]

@@ -26,6 +26,11 @@ INT8_ROWS = 48
 SMALLEST_SCALE = 1e-30
 
 
+def supports_packing(model: TokenModel) -> bool:
+    """Return whether the weights of ``model`` can be packed."""
+    return isinstance(model, Transformer)
+
+
 def quantize_weights(model: M, weights: WeightFormat, dtype: torch.dtype = torch.bfloat16) -> M:
     """Quantize and pack the linear layers of ``model`` in place, and convert all else to ``dtype``.
 
@@ -34,7 +39,7 @@ def quantize_weights(model: M, weights: WeightFormat, dtype: torch.dtype = torch
     """
     if weights is WeightFormat.float32:
         return model
-    if not isinstance(model, Transformer):
+    if not supports_packing(model):
         raise ConfigError(
             f"weights are {weights}, which transformers support; this is {model.config.architecture}"
         )

@@ -11,7 +11,7 @@ from wholegpt.console import Console
 from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.language_model import LanguageModel
-from wholegpt.model import CompiledTransformer, TokenModel, Transformer, quantize_weights
+from wholegpt.model import CompiledTransformer, TokenModel, Transformer, quantize_weights, supports_packing
 from wholegpt.model.lora import merge, remove_lora
 from wholegpt.settings import presets
 from wholegpt.settings.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
@@ -35,8 +35,8 @@ def load(
     contain, so they take token ids only.
 
     ``weights`` other than float32 are packed for inference only: bfloat16, int8 or int4; automatic is bfloat16 if the
-    device supports it. With compiled ``execution``, a ``CompiledTransformer`` generates text, if PyTorch's compiler
-    works.
+    device and the architecture support it. With compiled ``execution``, a ``CompiledTransformer`` generates text, if
+    PyTorch's compiler works.
 
     Raises ``CheckpointError`` for a folder without a model or with damaged ones only, ``ConfigError`` or
     ``NumericsError`` if the device does not support ``weights`` or the model cannot be compiled.
@@ -72,6 +72,8 @@ def load(
     metadata = loaded.metadata
     if folder.parent == Path(path) / "checkpoints" and not metadata.start_text:
         metadata = dataclasses.replace(metadata, start_text=_start_text(Path(path)))
+    if weights == WeightFormat.automatic and not supports_packing(loaded.model):
+        packing = WeightFormat.float32
     model = quantize_weights(loaded.model, packing, dtype_of_rest)
     generator = _generator_of(model, Execution(execution), console)
     return LanguageModel(model, loaded.tokenizer, _products(packing, dtype), documents, metadata, generator)
