@@ -205,7 +205,7 @@ def edit_config(export: Path, **changes: Any) -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "an architecture that is unknown": ({"model_type": "llama"}, "model_type is 'falcon'"),
+    "an architecture that is unknown": ({"model_type": "falcon"}, "model_type is 'falcon'"),
     "no architecture": ({"model_type": "absent"}, "model_type is None"),
     "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.10\.attn\.c_attn\.bias is missing"),
     "a size that is null": ({"n_layer": None}, "n_layer is None"),
