@@ -10,6 +10,7 @@ from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES
 from wholegpt.interop.gguf_architectures import SUFFIX
 
 PICKLED_NAMES = ("pytorch_model", "adapter_model")
+_WEIGHTS = (huggingface.WEIGHTS, huggingface.INDEX, huggingface.PICKLED_WEIGHTS, peft.WEIGHTS)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """Pattern of model names on the Hugging Face hub."""
 
@@ -42,7 +43,7 @@ def model_in(path: Path) -> Path:
             f"{path}: is not a model; expected a folder that transformers saved, a GGUF file, nanoGPT's "
             f"{nanogpt.FILE}, or the folder of an adapter"
         )
-    if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
+    if path.is_dir() and not any((path / name).exists() for name in _WEIGHTS):
         files = sorted(path.glob(f"*{SUFFIX}"))
         if len(files) == 1:
             return files[0]
@@ -50,6 +51,7 @@ def model_in(path: Path) -> Path:
             raise CheckpointError(
                 f"{path}: holds several GGUF files ({listed([file.name for file in files])}); name one of them"
             )
+    if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
         raise CheckpointError(f"{path}: {_what_is_in(path)}")
     return path
 

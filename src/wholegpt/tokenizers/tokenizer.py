@@ -197,7 +197,7 @@ class Tokenizer:
         """Return the library's ids of each text, of any length; this is the one long call into the library."""
         if self._missing_bytes:
             for text in map(self._normalized, texts):
-                self._check_bytes(text)
+                self._check_bytes(library, text)
         try:
             ids = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception as error:  # the library raises nothing more specific
@@ -298,10 +298,13 @@ class Tokenizer:
     def _missing_bytes(self) -> bytes:
         return missing_bytes(self._library)
 
-    def _check_bytes(self, text: str) -> None:
+    def _check_bytes(self, library: tokenizers.Tokenizer, text: str) -> None:
         """Raise ``TokenizerError`` naming the first character of which the vocabulary lacks a byte."""
         encoded = text.encode()
         if len(encoded.translate(None, self._missing_bytes)) == len(encoded):
+            return
+        text = self._without_added(library, text)
+        if self.known_part(text) == text:
             return
         position = next(i for i, character in enumerate(text) if not self.known_part(character))
         raise TokenizerError(
@@ -374,6 +377,14 @@ class Tokenizer:
         # The text of an added token may not be normalized.
         return self._normalized(spelled.decode(errors="replace")) == self._normalized(text)
 
+    def _without_added(self, library: tokenizers.Tokenizer, text: str) -> str:
+        """Return ``text`` with a known character for each one of an added token that ``library`` finds in it."""
+        known = next((character for character in text if self.known_part(character)), "")
+        for token in self._added.values():
+            if not (token.special and library.encode_special_tokens):
+                text = text.replace(token.content, known * len(token.content))
+        return text
+
     def _cannot_express(
         self, library: tokenizers.Tokenizer, texts: Sequence[str], reason: str
     ) -> TokenizerError:
@@ -382,9 +393,7 @@ class Tokenizer:
         """
         known = self._characters or frozenset()
         for text in map(self._normalized, texts):
-            for token in self._added.values():
-                if not (token.special and library.encode_special_tokens):
-                    text = text.replace(token.content, next(iter(known), "") * len(token.content))
+            text = self._without_added(library, text)
             for position, character in enumerate(text):
                 if known and character not in known:
                     return TokenizerError(
