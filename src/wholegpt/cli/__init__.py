@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import cyclopts
 
-from wholegpt.cli import conversion, data, finetuning, generation, info, tokenizer, training, use
+from wholegpt.cli import chat, conversion, data, finetuning, generation, info, tokenizer, training, use
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, Help, SettingsHelp, program_name
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
@@ -96,7 +96,7 @@ def make_app() -> cyclopts.App:
     )
     app.command(training.train, sort_key=1)
     app.command(generation.generate, sort_key=2)
-    app.command(finetuning.chat, sort_key=2)
+    app.command(chat.chat, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.compare, sort_key=3)
     app.command(info.info, sort_key=4)
