@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import Fails, shrink, text_of, tiny_model
-from tests.interop.models import KINDS, random_model, tokenizer_of
+from tests.interop.models import KINDS, random_model, tokenizer_for, tokenizer_of
 from wholegpt.checkpoint import load_model, save_model
 from wholegpt.cli import main
 from wholegpt.console import Console
@@ -30,6 +30,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 QUIET = Console(quiet=True)
 
 
+CLASSES = {
+    "gpt1": "OpenAIGPTLMHeadModel",
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "modern": "Qwen3ForCausalLM",
+}
+
+
 def theirs_on(model: Any, token_ids: Tensor) -> Tensor:
     with torch.inference_mode():
         return model(token_ids).logits
@@ -44,7 +53,7 @@ def ours_on(model: CausalLanguageModel, token_ids: Tensor) -> Tensor:
 def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Path]:
     """Kind, model folder and export of a tiny model with every number random."""
     kind: str = request.param
-    save_model(tmp_path / "model", random_model(KINDS[kind]), tokenizer_of(KINDS[kind].vocab_size))
+    save_model(tmp_path / "model", random_model(KINDS[kind]), tokenizer_for(kind))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET)
     assert [one.opened_by.split()[0] for one in export.parity_reports] == ["wholegpt", "transformers"]
     assert not export.unchecked
@@ -55,13 +64,11 @@ def test_logits_are_the_same_there(exported: tuple[str, Path, Path]) -> None:
     kind, folder, export = exported
     model = load_model(folder).model.eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
-    assert type(theirs).__name__ in ("OpenAIGPTLMHeadModel", "GPT2LMHeadModel", "Qwen3ForCausalLM")
+    assert type(theirs).__name__ == CLASSES[kind.split("-")[0]]
     token_ids = torch.randint(model.vocab_size, (3, model.context_length))
     difference = (ours_on(model, token_ids) - theirs_on(theirs, token_ids)).abs().max()
     assert difference <= 2e-5
-    if kind.startswith(
-        "gpt"
-    ):  # transformers computes Qwen3's RMSNorm in float32 whatever the model's numbers are
+    if kind.startswith("gpt"):  # transformers computes RMSNorm in float32 whatever the model's numbers are
         difference = (ours_on(model.double(), token_ids) - theirs_on(theirs.double(), token_ids)).abs().max()
         assert difference <= 1e-10
 
@@ -94,6 +101,17 @@ def test_reimported_export_is_bit_identical(exported: tuple[str, Path, Path]) ->
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
 
+LLAMA: dict[str, Any] = {
+    "vocab_size": 65,
+    "max_position_embeddings": 64,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
 THEIR_MODELS = {
     "gpt1": lambda: transformers.OpenAIGPTConfig(
         vocab_size=65, n_positions=64, n_embd=32, n_layer=2, n_head=4
@@ -101,18 +119,11 @@ THEIR_MODELS = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=65, n_positions=64, n_embd=32, n_layer=2, n_head=4, n_inner=48, activation_function="gelu"
     ),
-    "qwen3": lambda: transformers.Qwen3Config(
-        vocab_size=65,
-        max_position_embeddings=64,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    ),
+    "llama": lambda: transformers.LlamaConfig(**LLAMA),
+    "mistral": lambda: transformers.MistralConfig(**LLAMA, sliding_window=None),
+    "mistral-64": lambda: transformers.MistralConfig(**LLAMA, sliding_window=64),
+    "qwen2": lambda: transformers.Qwen2Config(**LLAMA),
+    "qwen3": lambda: transformers.Qwen3Config(**LLAMA, head_dim=16),
 }
 
 
@@ -194,7 +205,7 @@ def edit_config(export: Path, **changes: Any) -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "an architecture that is unknown": ({"model_type": "llama"}, "model_type is 'llama'"),
+    "an architecture that is unknown": ({"model_type": "falcon"}, "model_type is 'falcon'"),
     "no architecture": ({"model_type": "absent"}, "model_type is None"),
     "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.10\.attn\.c_attn\.bias is missing"),
     "a size that is null": ({"n_layer": None}, "n_layer is None"),

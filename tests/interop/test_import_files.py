@@ -313,14 +313,14 @@ def test_words_are_no_characters(tmp_path: Path, fails: Fails) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.gguf", b"GGUF", "GGUF files of llama.cpp are not imported"),
+        ("x.gguf", b"GGUF", "x.gguf: cannot be read as GGUF"),
         ("x.onnx", b"x", "ONNX files are not imported"),
         ("tf_model.h5", b"x", "TensorFlow's weights are not imported"),
         ("x.safetensors", b"x", "name the folder"),
         ("x.pt", b"x", "cannot be read as nanoGPT's ckpt.pt"),
         ("notes.txt", b"x", "is not a model; expected a folder that transformers saved"),
         ("empty/", b"", "is empty; expected a folder that transformers saved"),
-        ("folder/x.gguf", b"GGUF", "holds x.gguf: GGUF files of llama.cpp are not imported"),
+        ("folder/x.gguf", b"GGUF", "x.gguf: cannot be read as GGUF"),
         (
             "folder/notes.txt",
             b"x",
@@ -361,7 +361,7 @@ def test_weights_without_a_config_and_an_adapter_without_a_model(tmp_path: Path,
     gpt2(tmp_path / "b", 65)
     (tmp_path / "b" / "model.safetensors").unlink()
     (tmp_path / "b" / "model.gguf").write_bytes(b"GGUF")
-    assert "holds no model.safetensors, but model.gguf: GGUF files" in fails("import", tmp_path / "b")
+    assert "model.gguf: cannot be read as GGUF" in fails("import", tmp_path / "b")
 
 
 def test_a_pickled_adapter_and_its_defaults(tmp_path: Path, fails: Fails) -> None:

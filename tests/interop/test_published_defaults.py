@@ -21,27 +21,33 @@ transformers = pytest.importorskip("transformers", reason="transformers is a tes
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 QUIET = Console(quiet=True)
 GPT: dict[str, Any] = {"vocab_size": 65, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3}
+LLAMA: dict[str, Any] = {
+    "vocab_size": 65,
+    "max_position_embeddings": 32,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 0.1,
+    "rope_theta": 50.0,
+    "tie_word_embeddings": True,
+}
 # Values that are those of no published model, so that a default in their place shows.
 SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {**GPT, "n_inner": 40, "activation_function": "gelu", "layer_norm_epsilon": 0.1},
     "openai-gpt": {**GPT, "layer_norm_epsilon": 0.1},
-    "qwen3": {
-        "vocab_size": 65,
-        "max_position_embeddings": 32,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rms_norm_eps": 0.1,
-        "rope_theta": 50.0,
-        "tie_word_embeddings": True,
-    },
+    "llama": {**LLAMA, "head_dim": 16},
+    "mistral": {**LLAMA, "head_dim": 16, "sliding_window": None},
+    "qwen2": LLAMA,
+    "qwen3": {**LLAMA, "head_dim": 16},
 }
 CONFIGS = {
     "gpt2": transformers.GPT2Config,
     "openai-gpt": transformers.OpenAIGPTConfig,
+    "llama": transformers.LlamaConfig,
+    "mistral": transformers.MistralConfig,
+    "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
 }
 
@@ -84,8 +90,12 @@ def test_defaults_are_those_of_the_config_class(architecture: Architecture) -> N
     for name, value in architecture.defaults.items():
         if name == "rope_theta":
             assert published.rope_parameters["rope_theta"] == value
-        elif name == "sliding_window":  # the class sets it to null where use_sliding_window is false
-            assert CONFIGS["qwen3"](use_sliding_window=True).sliding_window == value
+        elif (
+            name == "sliding_window" and published.sliding_window is None
+        ):  # where use_sliding_window is false
+            assert CONFIGS[architecture.model_type](use_sliding_window=True).sliding_window == value
+        elif value is None:  # the class replaces it, and a field that it does not have is never set
+            assert architecture.nullable[name] in ("", "num_attention_heads")
         else:
             assert getattr(published, name) == value, name
     for name, value in architecture.fixed.items():
@@ -120,6 +130,13 @@ LEFT_OUT = [
         for name in ("hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias", "layer_types")
     ),
     *(("qwen3", name) for name in ("use_sliding_window", "attention_dropout", "max_position_embeddings")),
+    *(("qwen2", name) for name in ("hidden_act", "rms_norm_eps", "rope_parameters", "layer_types")),
+    *(
+        ("llama", name)
+        for name in ("hidden_act", "rms_norm_eps", "rope_parameters", "mlp_bias", "attention_bias")
+    ),
+    *(("llama", name) for name in ("tie_word_embeddings", "max_position_embeddings", "pretraining_tp")),
+    *(("mistral", name) for name in ("hidden_act", "rms_norm_eps", "rope_parameters", "attention_dropout")),
 ]
 
 
@@ -178,9 +195,23 @@ def test_other_forms_of_a_field(kind: str, changes: dict[str, Any], tmp_path: Pa
     assert_equal_logits(tmp_path)
 
 
-def test_key_value_heads_that_are_null(tmp_path: Path) -> None:
-    saved(CONFIGS["qwen3"](**{**SMALL["qwen3"], "num_key_value_heads": 4}), tmp_path)
-    edit(tmp_path, num_key_value_heads=None)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("null", [None, ...])
+def test_key_value_heads_that_are_null(kind: str, null: Any, tmp_path: Path) -> None:
+    heads = 4 if null is None or kind == "llama" else 32
+    sizes = {"num_key_value_heads": heads, "num_attention_heads": heads, "hidden_size": 128}
+    saved(CONFIGS[kind](**{**SMALL[kind], **sizes}), tmp_path)
+    edit(tmp_path, num_key_value_heads=null)
+    assert_equal_logits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "null"), [("llama", None), ("llama", ...), ("mistral", None), ("mistral", ...), ("qwen2", ...)]
+)
+def test_a_head_width_that_is_null(kind: str, null: Any, tmp_path: Path) -> None:
+    small = {name: value for name, value in SMALL[kind].items() if name != "head_dim"}
+    saved(CONFIGS[kind](**small), tmp_path)
+    edit(tmp_path, head_dim=null)
     assert_equal_logits(tmp_path)
 
 
@@ -218,9 +249,22 @@ def test_key_value_heads_that_are_null(tmp_path: Path) -> None:
         (
             "qwen3",
             {"use_sliding_window": True, "layer_types": None, "max_window_layers": 1, "sliding_window": 4},
-            "use_sliding_window is true and sliding_window is 4",
+            "sliding_window is 4, less than max_position_embeddings, 32",
         ),
         ("qwen3", {"attention_bias": True}, "attention_bias is True"),
+        ("llama", {"attention_bias": True}, "attention_bias is True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias is True"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0}},
+            "rope_parameters is of the kind 'llama3'",
+        ),
+        ("mistral", {"sliding_window": 8}, "sliding_window is 8, less than max_position_embeddings, 32"),
+        (
+            "mistral",
+            {"sliding_window": ..., "max_position_embeddings": ...},
+            "sliding_window is 4096, less than max_position_embeddings, 131072",
+        ),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_name(

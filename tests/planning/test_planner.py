@@ -242,7 +242,6 @@ def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> Non
     assert "decides training.steps itself" in fails(
         "plan", text_file, "--minutes", "2", "--training.steps", "5"
     )
-    assert "accepts no text, and no options" in fails("train", "--resume", text_file.parent, "--minutes", "0")
     assert "cannot be combined with --recipe" in fails(*command, "--recipe", "demo")
     assert "cannot be combined with --print-config" in fails(*command, "--print-config")
     assert "cannot be combined with --preset" in fails(*command, "--preset", "gpt2-small")

@@ -551,20 +551,18 @@ def test_resumed_it_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:
 
 
 def test_chat_on_the_command_line(
-    talker: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = iter(["wren?", "/new", "eel?", "/quit"])
+    said = iter(["wren?", "/reset", "", "eel?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda: next(said))
     assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
     assert capsys.readouterr().out.split() == ["bird", "fish"]
-    assert main(["chat", str(base), "--quiet"]) == 2
-    assert "is not instruction-tuned" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_program(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = iter(["wren?", "eel?", ""])
+    said = iter(["wren?", "eel?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda: next(said))
     step, calls = "wholegpt.generation.engine.Engine.step", 0
     from wholegpt.generation.engine import Engine
@@ -583,7 +581,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
     assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
     first, second = capsys.readouterr().out.split()
     assert "bird".startswith(first) and first != "bird" and second in ("bird", "fish")
-    said, calls, pressed = iter(["wren?", "eel?", ""]), 0, 1
+    said, calls, pressed = iter(["wren?", "eel?", "/quit"]), 0, 1
     assert main(["chat", str(talker), "--temperature", "0", "--quiet", "--json"]) == 0
     printed = capsys.readouterr()
     answers = [json.loads(line) for line in printed.out.splitlines()]

@@ -11,17 +11,18 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cyclopts
 
-from wholegpt.cli import conversion, data, finetuning, generation, info, tokenizer, training, use
+from wholegpt.cli import chat, conversion, data, finetuning, generation, info, tokenizer, training, use
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, Help, SettingsHelp, program_name
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
 from wholegpt.interrupts import end_process
 from wholegpt.settings.choices import underscored
-from wholegpt.settings.serialization import RENAMED
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import RENAMED, to_mapping
 from wholegpt.version import __version__
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
@@ -46,6 +47,35 @@ FEWEST_COLUMNS = 20
 HELP_ALL = "--help-all"
 OPTION = re.compile(r"--([a-z]+\.[\w-]+)")
 """An option that is a setting."""
+SHORT_OPTION = re.compile(r"Unknown option: --([a-z][\w-]*)")
+WITH_SETTINGS = ("train", "plan", "ladder", "finetune")
+"""Commands with an option for each setting."""
+SETTINGS = to_mapping(Config())
+SYNONYMS = {
+    "lr": "learning_rate",
+    "layers": "n_layers",
+    "n_layer": "n_layers",
+    "num_layers": "n_layers",
+    "heads": "n_heads",
+    "n_head": "n_heads",
+    "num_heads": "n_heads",
+    "n_embd": "d_model",
+    "width": "d_model",
+    "hidden_size": "d_model",
+    "block_size": "context_length",
+    "context": "context_length",
+    "seq_len": "context_length",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "iterations": "steps",
+    "num_epochs": "epochs",
+    "batch": "batch_size",
+    "warmup": "warmup_steps",
+    "warmup_iters": "warmup_steps",
+    "grad_clip": "gradient_clip",
+    "eval_interval": "every",
+}
+"""Names of settings in other programs, and their fields here."""
 LONGEST_NAME = 200
 """Characters of a path in an error of the operating system."""
 
@@ -66,10 +96,12 @@ def make_app() -> cyclopts.App:
     )
     app.command(training.train, sort_key=1)
     app.command(generation.generate, sort_key=2)
-    app.command(finetuning.chat, sort_key=2)
+    app.command(chat.chat, sort_key=2)
     app.command(use.evaluate, sort_key=3)
     app.command(use.compare, sort_key=3)
     app.command(info.info, sort_key=4)
+    app.command(info.list_recipes, name="recipes", sort_key=4)
+    app.command(info.list_presets, name="presets", sort_key=4)
     app.command(training.plan, sort_key=4)
     app.command(training.ladder, sort_key=4)
     app.command(finetuning.finetune, sort_key=5)
@@ -78,6 +110,23 @@ def make_app() -> cyclopts.App:
     app.command(conversion.import_, name="import", sort_key=6)
     app.command(tokenizer.app)
     app.command(data.app)
+
+    def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+        """Print the script that completes commands and options in a shell.
+
+        For bash: `wholegpt completion bash > ~/.local/share/bash-completion/completions/wholegpt`. For zsh:
+        `wholegpt completion zsh > ~/.zfunc/_wholegpt`, with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc. For fish:
+        `wholegpt completion fish > ~/.config/fish/completions/wholegpt.fish`.
+
+        Parameters
+        ----------
+        shell
+            bash, zsh or fish.
+
+        """
+        write_output(app.generate_completion(shell=shell))
+
+    app.command(completion, sort_key=7)
     return app
 
 
@@ -181,6 +230,8 @@ def _usage_message(error: cyclopts.CycloptsError, has_separator: bool) -> str:
         return f"{str(error).partition('.')[0]}; put options before --"
     if isinstance(error, cyclopts.UnknownOptionError) and (present := _present_option(error)):
         return present
+    if isinstance(error, cyclopts.UnknownOptionError) and (whole := _whole_option(error)):
+        return whole
     unknown = isinstance(error, cyclopts.UnknownOptionError) and "Did you mean" not in str(error)
     if not unknown and not missing:
         return str(error)
@@ -195,6 +246,18 @@ def _present_option(error: cyclopts.UnknownOptionError) -> str:
     given = OPTION.search(str(error))
     present = given and RENAMED.get(underscored(given[1]))
     return f"--{given[1]} is now --{present.replace('_', '-')}" if given and present else ""
+
+
+def _whole_option(error: cyclopts.UnknownOptionError) -> str:
+    """Return a message with the whole name of a setting that was given without its section, or as elsewhere."""
+    given = SHORT_OPTION.search(str(error))
+    if not given or not error.command_chain or error.command_chain[0] not in WITH_SETTINGS:
+        return ""
+    field = SYNONYMS.get(underscored(given[1]), underscored(given[1]))
+    found = [
+        f"--{section}.{field}".replace("_", "-") for section, fields in SETTINGS.items() if field in fields
+    ]
+    return f"unknown option --{given[1]}; the setting is {' or '.join(found)}" if found else ""
 
 
 def _complain(tokens: list[str], error: BaseException, code: int, message: str = "") -> int:

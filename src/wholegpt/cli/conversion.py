@@ -61,7 +61,8 @@ def import_(
     Parameters
     ----------
     path
-        A folder saved by transformers (GPT-2, GPT-1 or Qwen3), nanoGPT's ckpt.pt, or a PEFT LoRA adapter.
+        A folder saved by transformers (GPT-2, Llama, Mistral, Qwen2, Qwen3 or GPT-1), a GGUF file, nanoGPT's ckpt.pt,
+        or a PEFT LoRA adapter.
     out
         Output folder. Default: models/NAME.
     tokenizer

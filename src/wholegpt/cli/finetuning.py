@@ -1,17 +1,14 @@
-"""``finetune``, ``predict`` and ``chat``: adapt a trained model, and use it."""
+"""``finetune`` and ``predict``: adapt a trained model, and use it."""
 
 import csv
 import io
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from wholegpt.cli.generation import GenerationOptions
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -25,16 +22,13 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.cli.texts import check_no_file, piped_text
-from wholegpt.console import write_output
-from wholegpt.errors import ConfigError, DataError, TokenizerError, shortened
+from wholegpt.errors import ConfigError, DataError, shortened
 from wholegpt.settings import presets
 from wholegpt.settings.choices import (
     Dtype,
-    Execution,
     OnBadLine,
     OnBadText,
     TaskKind,
-    WeightFormat,
 )
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check, check_max_seconds
@@ -250,90 +244,3 @@ def next_steps(run: "Run[Any]") -> list[str]:
     if run.state.step < run.config.training.steps:
         steps.insert(0, ("{program} train --resume {run}".format(**names), "continue to the last step"))
     return ["Next:", *(f"  {command}    # {purpose}" for command, purpose in steps)]
-
-
-def chat(
-    run: str,
-    *,
-    system: str | None = None,
-    checkpoint: str = "best",
-    weights: WeightFormat = WeightFormat.float32,
-    execution: Execution = Execution.eager,
-    generation: Annotated[GenerationOptions, Parameter(name="*", group="Generation")] = GenerationOptions(),
-    common: CommonOptions = Common(),
-) -> None:
-    """Chat with an instruction-tuned model (`finetune --task instruct`).
-
-    An empty line, /quit or the end of the input ends the chat; /new starts a new conversation. Ctrl-C stops a response,
-    or the program between responses. With --json, each response is a line with role, content and finish_reason.
-
-    Parameters
-    ----------
-    run
-        Run or model folder.
-    system
-        System message.
-    checkpoint
-        Checkpoint to use: best, last, or a step.
-    weights
-        Data type of the weights: float32, or quantized to bfloat16, int8 or int4.
-    execution
-        eager, or compiled by torch.compile: 0.5 to 0.9 times the time per token, after 30 to 120 s of compilation (less
-        the next time). Needs a C++ compiler.
-
-    """
-    from wholegpt.data.chat.template import Message
-    from wholegpt.generation import InterruptedGeneration
-    from wholegpt.runs.load import load
-    from wholegpt.settings.serialization import to_mapping
-
-    settings = to_mapping(generation)
-    if common.seed is not None:
-        settings["seed"] = common.seed
-    opening = {"weights": weights, "execution": execution, "console": common.console, **common.placement()}
-    lm = load(run, checkpoint=checkpoint, **opening)
-    lm.answering_template()
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(
-            errors="surrogateescape"
-        )  # invalid text is then an error of one message, not the end of the chat
-    start = [Message("system", system)] if system else []
-    messages = list(start)
-    while line := _question(common):
-        if line == "/quit":
-            break
-        if line == "/new":
-            messages = list(start)
-            continue
-        messages.append(Message("user", line))
-        try:
-            answer = lm.chat(messages, emit=_emit(common), console=common.console, **settings)
-        except InterruptedGeneration as interrupted:
-            answer = interrupted.completions[0]
-        except (DataError, TokenizerError) as error:  # the conversation continues without this message
-            messages.pop()
-            common.console.warn(str(error))
-            continue
-        shown = {"role": "assistant", "content": answer.text, "finish_reason": answer.finish_reason}
-        common.show(shown, "")
-        if answer.text.strip():
-            messages.append(Message("assistant", answer.text))
-        else:  # an empty response is not part of the conversation
-            messages.pop()
-            common.console.warn("empty response; this message is removed from the conversation")
-        settings["seed"] += 1
-
-
-def _question(common: Common) -> str:
-    """Read a message of the user; empty at the end."""
-    if sys.stdin.isatty():
-        common.console.note("you (an empty line ends the chat):")
-    try:
-        return input().strip()
-    except EOFError:
-        return ""
-
-
-def _emit(common: Common) -> "Callable[[str], None]":
-    """Return a function that shows a response as it is generated."""
-    return (lambda text: None) if common.json else (lambda text: write_output(text, end=""))

@@ -1,10 +1,12 @@
 """``info``: describe a model."""
 
 import dataclasses
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
-from wholegpt.cli.options import Common, CommonOptions, table
+from wholegpt.cli.options import Common, CommonOptions, grid, table
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Architecture, AttentionKernel
 from wholegpt.settings.schema import ModelConfig
@@ -73,6 +75,46 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     told = {name: value for name, value in result["config"].items() if name in ("architecture", *used)}
     told |= metadata
     common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
+
+
+def list_recipes(common: CommonOptions = Common()) -> None:
+    """List the recipes of `train --recipe`, `finetune --recipe` and `ladder --recipe`."""
+    found = {name: _comment(presets.recipe_folder() / f"{name}.yaml") for name in presets.recipe_names()}
+    common.show({"recipes": found}, table(list(found.items())))
+
+
+def _comment(path: Path) -> str:
+    """Return the first sentence of the comment at the beginning of a recipe."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return re.split(r"(?<!al)\. |\.$", text)[0]
+
+
+def list_presets(common: CommonOptions = Common()) -> None:
+    """List the presets of `train --preset`: published architectures."""
+    from wholegpt.model.accounting import parameter_count
+
+    found: dict[str, Any] = {}
+    for name in presets.PRESETS:
+        config = presets.preset(name)
+        open_vocabulary = config.vocab_size == 0
+        config = complete_model(
+            dataclasses.replace(config, vocab_size=config.vocab_size or ASSUMED_VOCABULARY)
+        )
+        found[name] = {
+            "layers": config.n_layers,
+            "width": config.d_model,
+            "heads": config.n_heads,
+            "context": config.context_length,
+            "vocabulary": None if open_vocabulary else config.vocab_size,
+            "parameters": parameter_count(config).total,
+        }
+    rows = [["preset", *next(iter(found.values()))]]
+    for name, sizes in found.items():
+        rows.append([name, *("any" if size is None else f"{size:,}" for size in sizes.values())])
+    assumed = f"Parameters of a model with any vocabulary: with {ASSUMED_VOCABULARY:,} tokens."
+    common.show({"presets": found}, f"{grid(rows)}\n{assumed}")
 
 
 def _cache_bytes(config: ModelConfig) -> int | None:

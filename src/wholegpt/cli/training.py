@@ -69,7 +69,8 @@ def train(
     minutes
         Choose model and training so that everything finishes in this time. `wholegpt plan` shows the plan.
     resume
-        Continue the run in this folder. The result is bit for bit that of an uninterrupted run.
+        Continue the run in this folder. The result is bit for bit that of an uninterrupted run. With --training.steps
+        or --minutes, a finished run is trained longer.
     overwrite
         Replace an existing run in the --out folder.
     max_seconds
@@ -83,16 +84,28 @@ def train(
     started = time.monotonic()  # --minutes includes the time to load PyTorch
     check_max_seconds("--max-seconds", max_seconds)
     if resume:
+        changes = ChosenSettings.of(config)
+        steps = changes.pop("training")["steps"] if [*changes.get("training", {})] == ["steps"] else None
         settings = source or recipe or preset or out or overwrite or reading.given() or common.placement()
-        if settings or minutes is not None or ChosenSettings.of(config) or common.seed is not None:
+        if settings or changes or common.seed is not None:
             raise ConfigError(
                 f"--resume continues with the settings in {resume}/config.yaml; it accepts no text, and no options "
-                "except --max-seconds and --allow-different-numerics"
+                "except --training.steps, --minutes, --max-seconds and --allow-different-numerics"
             )
         if print_config:
             _show_config(presets.recipe(str(Path(resume) / "config.yaml")), common)
-        else:
-            _resume(resume, max_seconds, allow_different_numerics, common)
+            return
+        from wholegpt.runs import api
+
+        resumed = api.resume(
+            resume,
+            steps=steps,
+            minutes=minutes,
+            max_seconds=max_seconds,
+            allow_different_numerics=allow_different_numerics,
+            console=common.console,
+        )
+        _show(resumed, common)
         return
     changes = section(_changes(source, config, reading, common), "model", preset=preset)
     if minutes is not None:
@@ -248,18 +261,6 @@ def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None,
 
     named = [f"{section}.{name}" for section, fields in changes.items() for name in fields]
     refuse_planned(minutes, named)
-
-
-def _resume(run: str, max_seconds: float | None, allow_different_numerics: bool, common: Common) -> None:
-    from wholegpt.runs import api
-
-    resumed = api.resume(
-        run,
-        max_seconds=max_seconds,
-        allow_different_numerics=allow_different_numerics,
-        console=common.console,
-    )
-    _show(resumed, common)
 
 
 def _show_config(config: Config, common: Common) -> None:

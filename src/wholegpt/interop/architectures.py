@@ -1,18 +1,18 @@
-"""GPT-1, GPT-2 and Qwen3 in ``transformers``: a table of tensor names and a table of settings for each.
+"""GPT-1, GPT-2, Llama, Mistral, Qwen2 and Qwen3 in ``transformers``: a table of tensor names and one of settings.
 
 Export reads a table from left to right, import from right to left.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.foreign import completed, number_in, whole_number_in
 from wholegpt.interop.names import LAYER, Table, both, name
-from wholegpt.settings.choices import Embeddings, FeedForward, Positions
-from wholegpt.settings.presets import gpt1, gpt2, modern, published_architecture
+from wholegpt.settings.choices import Bias, Embeddings, FeedForward, Positions
+from wholegpt.settings.presets import gpt1, gpt2, llama, modern, published_architecture
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.validation import complete_model
 
@@ -74,7 +74,7 @@ _GPT_ALIASES = {
 }
 _GPT_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _UNEMBEDDING = name("unembedding.weight", "lm_head.weight")
-_OURS, _GPT, _QWEN3 = f"blocks.{LAYER}", f"transformer.h.{LAYER}", f"model.layers.{LAYER}"
+_OURS, _GPT, _LLAMA = f"blocks.{LAYER}", f"transformer.h.{LAYER}", f"model.layers.{LAYER}"
 _GPT_BLOCK = (
     *both(f"{_OURS}.attention_norm", f"{_GPT}.ln_1"),
     *both(f"{_OURS}.feed_forward_norm", f"{_GPT}.ln_2"),
@@ -147,66 +147,120 @@ GPT2 = Architecture(
     nullable={"n_inner": ""},
     constants=(".attn.bias", ".attn.masked_bias"),
 )
-QWEN3 = Architecture(
-    name="Qwen3",
-    model_type="qwen3",
-    class_name="Qwen3ForCausalLM",
-    base=modern(),
-    sizes={
-        "vocab_size": "vocab_size",
-        "context_length": "max_position_embeddings",
-        "n_layers": "num_hidden_layers",
-        "d_model": "hidden_size",
-        "n_heads": "num_attention_heads",
-        "n_kv_heads": "num_key_value_heads",
-        "d_head": "head_dim",
-        "d_ff": "intermediate_size",
-        "norm_epsilon": "rms_norm_eps",
-    },
+_LLAMA_SIZES = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "d_head": "head_dim",
+    "d_ff": "intermediate_size",
+    "norm_epsilon": "rms_norm_eps",
+}
+_LLAMA_DEFAULTS = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+}
+_LLAMA_TABLE = (
+    name("token_embedding.weight", "model.embed_tokens.weight"),
+    name(f"{_OURS}.attention_norm.weight", f"{_LLAMA}.input_layernorm.weight"),
+    *(
+        name(
+            f"{_OURS}.attention.query_key_value.{kind}",
+            *(f"{_LLAMA}.self_attn.{part}_proj.{kind}" for part in ("q", "k", "v")),
+        )
+        for kind in ("weight", "bias")
+    ),
+    name(f"{_OURS}.attention.query_norm.weight", f"{_LLAMA}.self_attn.q_norm.weight"),
+    name(f"{_OURS}.attention.key_norm.weight", f"{_LLAMA}.self_attn.k_norm.weight"),
+    name(f"{_OURS}.attention.output.weight", f"{_LLAMA}.self_attn.o_proj.weight"),
+    name(f"{_OURS}.feed_forward_norm.weight", f"{_LLAMA}.post_attention_layernorm.weight"),
+    name(f"{_OURS}.feed_forward.gate.weight", f"{_LLAMA}.mlp.gate_proj.weight"),
+    name(f"{_OURS}.feed_forward.expand.weight", f"{_LLAMA}.mlp.up_proj.weight"),
+    name(f"{_OURS}.feed_forward.output.weight", f"{_LLAMA}.mlp.down_proj.weight"),
+    name("final_norm.weight", "model.norm.weight"),
+    _UNEMBEDDING,
+)
+"""The tensors of Llama and of the architectures that extend it; a model has those that its config asks for."""
+
+LLAMA = Architecture(
+    name="Llama",
+    model_type="llama",
+    class_name="LlamaForCausalLM",
+    base=llama(),
+    sizes=_LLAMA_SIZES,
     activation="hidden_act",
     activations={"silu": FeedForward.swiglu, "swish": FeedForward.swiglu},
     dropouts=("attention_dropout",),
     defaults={
-        "vocab_size": 151_936,
-        "max_position_embeddings": 32_768,
-        "num_hidden_layers": 32,
-        "hidden_size": 4096,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "intermediate_size": 22_016,
-        "rms_norm_eps": 1e-6,
-        "hidden_act": "silu",
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": False,
-        "rope_theta": 10_000.0,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
+        **_LLAMA_DEFAULTS,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 2048,
+        "intermediate_size": 11_008,
+        "eos_token_id": 2,
     },
     prefix="model.",
-    table=(
-        name("token_embedding.weight", "model.embed_tokens.weight"),
-        name(f"{_OURS}.attention_norm.weight", f"{_QWEN3}.input_layernorm.weight"),
-        name(
-            f"{_OURS}.attention.query_key_value.weight",
-            *(f"{_QWEN3}.self_attn.{part}_proj.weight" for part in ("q", "k", "v")),
-        ),
-        name(f"{_OURS}.attention.query_norm.weight", f"{_QWEN3}.self_attn.q_norm.weight"),
-        name(f"{_OURS}.attention.key_norm.weight", f"{_QWEN3}.self_attn.k_norm.weight"),
-        name(f"{_OURS}.attention.output.weight", f"{_QWEN3}.self_attn.o_proj.weight"),
-        name(f"{_OURS}.feed_forward_norm.weight", f"{_QWEN3}.post_attention_layernorm.weight"),
-        name(f"{_OURS}.feed_forward.gate.weight", f"{_QWEN3}.mlp.gate_proj.weight"),
-        name(f"{_OURS}.feed_forward.expand.weight", f"{_QWEN3}.mlp.up_proj.weight"),
-        name(f"{_OURS}.feed_forward.output.weight", f"{_QWEN3}.mlp.down_proj.weight"),
-        name("final_norm.weight", "model.norm.weight"),
-        _UNEMBEDDING,
-    ),
-    fixed={"attention_bias": False},
-    nullable={"num_key_value_heads": "num_attention_heads"},
+    table=_LLAMA_TABLE,
+    fixed={"attention_bias": False, "mlp_bias": False},
+    nullable={"num_key_value_heads": "num_attention_heads", "head_dim": ""},
     constants=(".rotary_emb.inv_freq",),
 )
-ARCHITECTURES = (GPT1, GPT2, QWEN3)
+MISTRAL = replace(
+    LLAMA,
+    model_type="mistral",
+    class_name="MistralForCausalLM",
+    defaults={
+        **_LLAMA_DEFAULTS,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 131_072,
+        "intermediate_size": 14_336,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "eos_token_id": 2,
+    },
+    fixed={},
+    nullable={"head_dim": ""},
+)
+"""Llama with a sliding window. Without one it is the same architecture, and is exported as Llama."""
+_QWEN_DEFAULTS = {
+    **_LLAMA_DEFAULTS,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "intermediate_size": 22_016,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+QWEN2 = replace(
+    LLAMA,
+    name="Qwen2",
+    model_type="qwen2",
+    class_name="Qwen2ForCausalLM",
+    base=replace(llama(), bias=Bias.query_key_value),
+    defaults=_QWEN_DEFAULTS,
+    fixed={},
+)
+QWEN3 = replace(
+    LLAMA,
+    name="Qwen3",
+    model_type="qwen3",
+    class_name="Qwen3ForCausalLM",
+    base=modern(),
+    defaults={**_QWEN_DEFAULTS, "head_dim": 128},
+    fixed={"attention_bias": False},
+    nullable={"num_key_value_heads": "num_attention_heads"},
+)
+ARCHITECTURES = (GPT1, GPT2, LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
@@ -285,7 +339,8 @@ def from_their_config(architecture: Architecture, content: Mapping[str, Any], pa
         changes[ours] = number_in(content, theirs, path) if theirs else 0
     if architecture.base.positions is Positions.rotary:
         changes["rotary_base"] = _rotary_base(content, path)
-        _refuse_windows(content, path)
+        if "sliding_window" in architecture.defaults:
+            _refuse_windows(content, path)
     return completed(architecture.base, changes, path)
 
 
@@ -331,15 +386,18 @@ def _rotary_base(content: Mapping[str, Any], path: Path) -> float:
 def _refuse_windows(content: Mapping[str, Any], path: Path) -> None:
     """Raise ``CheckpointError`` if the attention of some layer sees less than the whole context."""
     layers, window = whole_number_in(content, "num_hidden_layers", path), content["sliding_window"]
-    narrow = window is not None and window < content["max_position_embeddings"]
-    windowed = content["use_sliding_window"] and narrow and content["max_window_layers"] < layers
-    kinds = content.get("layer_types")
-    if kinds is None and windowed:
+    if "use_sliding_window" in content:  # Qwen: a switch, and kinds of layers
+        kinds = content.get("layer_types")
+        if kinds is not None and kinds != ["full_attention"] * layers:
+            raise CheckpointError(
+                f"{path}: layer_types is {kinds!r}; expected 'full_attention' for each of {layers:,} layers"
+            )
+        if kinds is not None or not content["use_sliding_window"] or content["max_window_layers"] >= layers:
+            return
+    context = content["max_position_embeddings"]
+    if window is not None and window < context:
         raise CheckpointError(
-            f"{path}: use_sliding_window is true and sliding_window is {window}, in the layers from "
-            f"max_window_layers, {content['max_window_layers']}, on; only attention to the whole context is supported"
-        )
-    if kinds is not None and kinds != ["full_attention"] * layers:
-        raise CheckpointError(
-            f"{path}: layer_types is {kinds!r}; expected 'full_attention' for each of {layers:,} layers"
+            f"{path}: sliding_window is {window!r}, less than max_position_embeddings, {context!r}; only attention to "
+            f"the whole context is supported. With max_position_embeddings {window!r} in that file, the model is "
+            "imported with this context length, within which the window hides nothing"
         )

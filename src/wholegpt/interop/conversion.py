@@ -2,6 +2,7 @@
 
 import glob
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -29,15 +30,18 @@ from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
 from wholegpt.files import lock_folder, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.interop import gguf, huggingface, nanogpt, peft
+from wholegpt.interop.foreign import PICKLES
 from wholegpt.interop.gguf import TensorType
-from wholegpt.interop.gguf_tokenizer import read_tokenizer
+from wholegpt.interop.gguf_architectures import SUFFIX
+from wholegpt.interop.gguf_file import GgufFile
+from wholegpt.interop.gguf_tokenizer import ends_in, read_tokenizer
 from wholegpt.interop.parity_report import MOST_TOKENS, ForeignModel, Logits, ParityReport, compare, encoder
-from wholegpt.interop.sidecar import chat_template_in
+from wholegpt.interop.sidecar import chat_template_in, chat_template_of
 from wholegpt.interop.source import model_in
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.model.lora import base_tensors, merge, remove_lora
-from wholegpt.settings.choices import Positions
+from wholegpt.settings.presets import published_architecture
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.serialization import nearest
 from wholegpt.tokenizers import (
@@ -289,8 +293,9 @@ def _reopened_adapter(
 
 def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[list[ForeignModel], list[str]]:
     config = loaded.model.config
-    tensors, encode = gguf.read(file, config), encoder(read_tokenizer(file))
-    own = ForeignModel("the gguf library", _logits(_built(config, tensors)), encode)
+    written = GgufFile(file)
+    encode = encoder(read_tokenizer(written.metadata, file))
+    own = ForeignModel("the gguf library", _logits(_built(*written.read())), encode)
     try:
         with console.working("opening the export with llama.cpp"):
             return [own, gguf.open_with_llama_cpp(file, min(config.context_length, MOST_TOKENS))], []
@@ -333,7 +338,7 @@ def import_model(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Import a model folder saved by ``transformers``, or nanoGPT's ``ckpt.pt``, as a model folder.
+    """Import a model folder saved by ``transformers``, a GGUF file or nanoGPT's ``ckpt.pt``, as a model folder.
 
     A LoRA adapter saved by ``peft`` or ``export_model`` is imported together with its base model ``onto``.
 
@@ -347,7 +352,8 @@ def import_model(
     if tokenizer and vocabulary_from:
         raise ConfigError("tokenizer and vocabulary_from are given; a model has one vocabulary")
     source = model_in(path)
-    name = source.parent.resolve().name if source.is_file() else source.resolve().name
+    whole = source.resolve()
+    name = whole.stem if whole.suffix == SUFFIX else whole.parent.name if whole.is_file() else whole.name
     folder = Path(out) if out else Path("models") / name
     with lock_folder(folder, "import"):
         _check_free(folder, overwrite, is_model_folder(folder), "a model folder")
@@ -372,25 +378,36 @@ def _import(
         return
     if onto is not None:
         raise ConfigError(f"{path}: is not an adapter; --onto requires one")
-    config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
-    vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
-    metadata = _chat_metadata(source, vocabulary, console)
-    if source.is_dir():
-        ends = huggingface.end_ids(source, vocabulary.vocab_size)
-        metadata = replace(metadata, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
-        if not ends and not vocabulary.has_end_of_text:
-            console.note(
-                f"no token ends generation with this model: it has no {END_OF_TEXT}, and neither config.json nor "
-                "generation_config.json gives an eos_token_id"
-            )
+    if source.suffix == SUFFIX:
+        file = GgufFile(source)
+        config, tensors = file.read()
+        vocabulary = open_tokenizer(tokenizer) if tokenizer else read_tokenizer(file.metadata, source)
+        vocabulary.check_lossless(source)
+        vocabulary = _fitting(vocabulary, config, path, console)
+        ends = ends_in(file.metadata, vocabulary.vocab_size)
+        metadata = _chat_metadata(
+            lambda: chat_template_of(file.metadata, source), source, vocabulary, console
+        )
+    else:
+        config, tensors = nanogpt.read(source) if source.is_file() else huggingface.read(source)
+        vocabulary = _fitting(_vocabulary(source, tokenizer, vocabulary_from, config), config, path, console)
+        ends = huggingface.end_ids(source, vocabulary.vocab_size) if source.is_dir() else ()
+        metadata = _chat_metadata(lambda: chat_template_in(source), source, vocabulary, console)
+    if not ends and not vocabulary.has_end_of_text and source.suffix not in PICKLES:
+        console.note(
+            f"no token ends generation with this model: it has no {END_OF_TEXT}, and its settings name no end token "
+            "(eos_token_id)"
+        )
+    metadata = replace(metadata, end_token_ids=() if {*ends} == vocabulary.end_ids else ends)
     save_model(folder, _built(config, tensors), vocabulary, metadata)
 
 
-def _chat_metadata(source: Path, tokenizer: Tokenizer, console: Console) -> ModelMetadata:
-    """Return metadata with the chat template beside the model, if there is one and it is supported."""
-    path = source
+def _chat_metadata(
+    find: Callable[[], tuple[str, Path] | None], path: Path, tokenizer: Tokenizer, console: Console
+) -> ModelMetadata:
+    """Return metadata with the chat template that ``find`` returns, if there is one and it is supported."""
     try:
-        found = chat_template_in(source)
+        found = find()
         if found is None:
             return NO_METADATA
         content, path = found
@@ -421,7 +438,7 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     model = Transformer(replace(base.model.config, vocab_size=tokenizer.vocab_size))
     model.load_state_dict(extend_vocabulary(base.model, tokenizer.vocab_size))
     lora = peft.load_adapter(adapter, model)
-    chat = _chat_metadata(adapter, tokenizer, Console(quiet=True))
+    chat = _chat_metadata(lambda: chat_template_in(adapter), adapter, tokenizer, Console(quiet=True))
     template = chat.chat_template or base.metadata.chat_template
     save_model(folder, model, tokenizer, ModelMetadata(lora=lora, new_tokens=new, chat_template=template))
 
@@ -439,7 +456,8 @@ def _vocabulary(
             f"{path}: has no tokenizer beside it; name one with --tokenizer (a tokenizer.json, or a folder with "
             "GPT-2's encoder.json and vocab.bpe), or the text of a character model with --vocabulary-from"
         )
-    return open_tokenizer(tokenizer or folder, tokenizer is None and config.positions is Positions.rotary)
+    split_as_qwen2 = tokenizer is None and published_architecture(config)[0] in ("Qwen2", "Qwen3")
+    return open_tokenizer(tokenizer or folder, split_as_qwen2)
 
 
 def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path, console: Console) -> Tokenizer:

@@ -21,11 +21,6 @@ LARGEST_SIZE, MOST_LAYERS = 2**24, 1024
 """Maximum of any number in a config, and of layers."""
 PICKLES = (".bin", ".pt", ".pth")
 OTHER_FORMATS = {
-    ".gguf": (
-        "GGUF files of llama.cpp are not imported; import the original model, or convert the file: in "
-        "transformers, AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(NEW_FOLDER), and "
-        "the same with AutoTokenizer"
-    ),
     ".onnx": "ONNX files are not imported; import the folder with the model's safetensors",
     ".h5": "TensorFlow's weights are not imported; import the folder with the model's safetensors",
     ".msgpack": "Flax's weights are not imported; import the folder with the model's safetensors",

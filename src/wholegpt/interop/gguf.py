@@ -1,4 +1,4 @@
-"""Export of GPT-2 and Qwen3 architectures to GGUF files for llama.cpp, with the ``gguf`` library."""
+"""Export to GGUF files for llama.cpp, with the ``gguf`` library."""
 
 import ctypes
 import functools
@@ -12,53 +12,20 @@ import torch
 from torch import Tensor
 
 from wholegpt.errors import CheckpointError, ConfigError
-from wholegpt.interop.architectures import GPT2, QWEN3, architecture_of
+from wholegpt.interop.architectures import architecture_of
+from wholegpt.interop.gguf_architectures import GGUF_ARCHITECTURES, GgufArchitecture
 from wholegpt.interop.gguf_tokenizer import add_ends, add_tokenizer
-from wholegpt.interop.names import LAYER, Table, both, name, names_of, to_ours, to_theirs, with_biases
+from wholegpt.interop.names import names_of, to_theirs, with_biases
 from wholegpt.interop.parity_report import ForeignModel
 from wholegpt.interop.sidecar import without_special_names
 from wholegpt.model import TokenModel
 from wholegpt.settings.choices import Bias, FeedForward
 from wholegpt.settings.schema import ModelConfig
+from wholegpt.settings.validation import complete_model
 from wholegpt.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-
-_OURS, _BLOCK = f"blocks.{LAYER}", f"blk.{LAYER}"
-_EMBEDDINGS = (
-    name("token_embedding.weight", "token_embd.weight"),
-    name("unembedding.weight", "output.weight"),
-)
-TABLES: dict[str, Table] = {
-    GPT2.name: (
-        *_EMBEDDINGS,
-        name("position_embedding.weight", "position_embd.weight"),
-        *both(f"{_OURS}.attention_norm", f"{_BLOCK}.attn_norm"),
-        *both(f"{_OURS}.attention.query_key_value", f"{_BLOCK}.attn_qkv"),
-        *both(f"{_OURS}.attention.output", f"{_BLOCK}.attn_output"),
-        *both(f"{_OURS}.feed_forward_norm", f"{_BLOCK}.ffn_norm"),
-        *both(f"{_OURS}.feed_forward.expand", f"{_BLOCK}.ffn_up"),
-        *both(f"{_OURS}.feed_forward.output", f"{_BLOCK}.ffn_down"),
-        *both("final_norm", "output_norm"),
-    ),
-    QWEN3.name: (
-        *_EMBEDDINGS,
-        name(f"{_OURS}.attention_norm.weight", f"{_BLOCK}.attn_norm.weight"),
-        name(
-            f"{_OURS}.attention.query_key_value.weight",
-            *(f"{_BLOCK}.attn_{part}.weight" for part in ("q", "k", "v")),
-        ),
-        name(f"{_OURS}.attention.query_norm.weight", f"{_BLOCK}.attn_q_norm.weight"),
-        name(f"{_OURS}.attention.key_norm.weight", f"{_BLOCK}.attn_k_norm.weight"),
-        name(f"{_OURS}.attention.output.weight", f"{_BLOCK}.attn_output.weight"),
-        name(f"{_OURS}.feed_forward_norm.weight", f"{_BLOCK}.ffn_norm.weight"),
-        name(f"{_OURS}.feed_forward.gate.weight", f"{_BLOCK}.ffn_gate.weight"),
-        name(f"{_OURS}.feed_forward.expand.weight", f"{_BLOCK}.ffn_up.weight"),
-        name(f"{_OURS}.feed_forward.output.weight", f"{_BLOCK}.ffn_down.weight"),
-        name("final_norm.weight", "output_norm.weight"),
-    ),
-}
 
 
 class TensorType(StrEnum):
@@ -80,15 +47,17 @@ def write(
     """
     import gguf
 
-    config, table = _expressible(model.config)
-    writer = gguf.GGUFWriter(path, "gpt2" if table is TABLES[GPT2.name] else "qwen3")
+    config, architecture = _expressible(model.config)
+    writer = gguf.GGUFWriter(path, architecture.name)
     _add_config(writer, config)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     add_tokenizer(writer, tokenizer)
     add_ends(writer, tokenizer, chat_template)
     if chat_template:
         writer.add_chat_template(without_special_names(chat_template))
-    for their_name, tensor in to_theirs(model.own_tensors(), names_of(table, config), config).items():
+    names = names_of(architecture.table, config)
+    for their_name, tensor in to_theirs(model.own_tensors(), names, config).items():
+        tensor = architecture.reordered(their_name, tensor, config)
         stored = gguf.GGMLQuantizationType[_stored_as(their_name, tensor, tensor_type).upper()]
         writer.add_tensor(their_name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
     writer.write_header_to_file()
@@ -97,36 +66,22 @@ def write(
     writer.close()
 
 
-def read(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read the tensors of a file that ``write`` created, under our names and in float32."""
-    import gguf
-
-    config, table = _expressible(config)
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-
-    def one(their_name: str) -> Tensor:
-        tensor = stored[their_name]
-        return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-
-    return to_ours(one, names_of(table, config))
-
-
 _FILE_TYPES = {TensorType.f32: "ALL_F32", TensorType.f16: "MOSTLY_F16", TensorType.q8_0: "MOSTLY_Q8_0"}
 
 
-def _expressible(config: ModelConfig) -> tuple[ModelConfig, Table]:
-    """Return the config to export, and its table of names."""
-    architecture = architecture_of(config)
-    if architecture.name not in TABLES:
-        raise ConfigError(
-            f"llama.cpp has no {architecture.name} architecture; it opens GPT-2 and Qwen3 models"
-        )
+def _expressible(config: ModelConfig) -> tuple[ModelConfig, GgufArchitecture]:
+    """Return the config to export, and its architecture in GGUF."""
+    published = architecture_of(config)
+    found = [one for one in GGUF_ARCHITECTURES if one.published is published]
+    if not found:
+        names = ", ".join(one.published.name for one in GGUF_ARCHITECTURES)
+        raise ConfigError(f"llama.cpp has no {published.name} architecture; it opens {names} models")
     if config.feed_forward is FeedForward.gelu:
         raise ConfigError(
             "model.feed_forward is gelu, the exact one; llama.cpp's GPT-2 has its tanh approximation (gelu_tanh) only"
         )
-    biased = architecture.base.bias is Bias.all
-    return (with_biases(config) if biased else config), TABLES[architecture.name]
+    biased = published.base.bias is Bias.all
+    return complete_model(with_biases(config) if biased else config), found[0]
 
 
 def _stored_as(their_name: str, tensor: Tensor, tensor_type: TensorType) -> TensorType:

@@ -1,20 +1,39 @@
-"""Tokenizers in the metadata of GGUF files, for llama.cpp.
+"""Tokenizers in the metadata of GGUF files, written for llama.cpp and read as it reads them.
 
-Supported are byte-level BPE with the word split of GPT-2 or Qwen2, and ASCII character tokenizers.
+Supported are byte-level BPE with one of ``SPLITS``; for export also ASCII character tokenizers.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholegpt.errors import TokenizerError
 from wholegpt.interop.huggingface import ends_of_answers, special_ids
 from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
-from wholegpt.tokenizers.published import QWEN2_SPLIT
+from wholegpt.tokenizers.published import LLAMA3_SPLIT, QWEN2_SPLIT
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+SPLITS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [_byte_level(use_regex=True)],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)],
+    "qwen2": [_split(QWEN2_SPLIT), _byte_level(use_regex=False)],
+    "llama-bpe": [_split(LLAMA3_SPLIT), _byte_level(use_regex=False)],
+}
+"""llama.cpp's names of the ways in which a text is split into words, and the steps in ``tokenizer.json``."""
+WHOLE_WORDS = ("llama-bpe",)
+"""Those for which llama.cpp takes a word that is a token without applying merges (``ignore_merges``)."""
 NO_MERGE = "<|none|> <|none|>"
 """llama.cpp requires a non-empty list of merges; these two entries occur in no text."""
 
@@ -77,13 +96,7 @@ def _refuse_what_llama_cpp_lacks(content: dict[str, Any]) -> None:
             f"llama.cpp does not normalize text before encoding, but this tokenizer does "
             f"({', '.join(steps)}): it would give other ids for some texts. Export to huggingface instead"
         )
-    settings = (
-        "byte_fallback",
-        "continuing_subword_prefix",
-        "dropout",
-        "end_of_word_suffix",
-        "ignore_merges",
-    )
+    settings = ("byte_fallback", "continuing_subword_prefix", "dropout", "end_of_word_suffix")
     if used := [name for name in settings if model.get(name)]:
         raise TokenizerError(
             f"llama.cpp cannot reproduce this tokenizer: its {' and '.join(used)} would be lost. Export to huggingface "
@@ -137,23 +150,20 @@ def _splitting(content: dict[str, Any]) -> str:
     """Return llama.cpp's name for the split of a text into words."""
     first = content["pre_tokenizer"]
     parts = [
-        {name: value for name, value in part.items() if name != "trim_offsets"}
+        {**part, "trim_offsets": True} if part["type"] == "ByteLevel" else part
         for part in (first["pretokenizers"] if first["type"] == "Sequence" else [first])
     ]
+    whole_words = bool(content["model"].get("ignore_merges"))
     spaced = any(part.get("add_prefix_space") for part in parts)
-    if (not _merges(content) and not spaced) or parts == [_byte_level(use_regex=True)]:
+    if not _merges(content) and not spaced and not whole_words:
         return "gpt-2"
-    split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
-    if parts == [split, _byte_level(use_regex=False)]:
-        return "qwen2"
+    for name, steps in SPLITS.items():
+        if parts == steps and whole_words == (name in WHOLE_WORDS):
+            return name
     raise TokenizerError(
-        "llama.cpp does not support the word split of this tokenizer, only those of GPT-2 and Qwen2. "
+        "llama.cpp does not support the word split of this tokenizer, only those of GPT-2, SmolLM, Llama 3 and Qwen2. "
         "Export to huggingface instead"
     )
-
-
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}
 
 
 def _merges(content: dict[str, Any]) -> list[str]:
@@ -161,26 +171,76 @@ def _merges(content: dict[str, Any]) -> list[str]:
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer that llama.cpp builds from the metadata of a file that ``add_tokenizer`` wrote."""
-    import gguf
+def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
+    """Return the tokenizer that llama.cpp builds from the metadata of the file ``path``.
+
+    Raises ``TokenizerError`` for one that is incomplete, damaged or not supported.
+    """
     import tokenizers
 
-    fields = gguf.GGUFReader(path).fields
-    tokens, types, merges, pre = (
-        fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges", "pre")
-    )
-    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges if merge != NO_MERGE]
-    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=pairs))
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "qwen2")
-    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated")
-    library.pre_tokenizer = (
-        tokenizers.pre_tokenizers.Sequence([split, byte_level]) if pre == "qwen2" else byte_level
-    )
-    library.decoder = tokenizers.decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind != gguf.TokenType.NORMAL:
-            special = kind != gguf.TokenType.USER_DEFINED
-            library.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False)])
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind is None:
+        raise TokenizerError(f"{path}: has no tokenizer; name one with --tokenizer")
+    if kind != "gpt2" or pre not in SPLITS:
+        raise TokenizerError(
+            f"{path}: its tokenizer is of the kind {kind!r} with the word split {pre!r}; supported are 'gpt2' with "
+            f"{', '.join(map(repr, SPLITS))}. Name the tokenizer.json of the original model with --tokenizer"
+        )
+    try:
+        tokens, types, merges = (
+            metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges")
+        )
+        content = _content_of(pre, tokens, types, [merge for merge in merges if merge != NO_MERGE])
+        if metadata.get("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS):
+            content["post_processor"] = _prefix(tokens, metadata["tokenizer.ggml.bos_token_id"])
+        library = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # a damaged file may raise anything
+        raise TokenizerError(
+            f"{path}: its tokenizer cannot be read: {type(error).__name__}: {error}"
+        ) from None
     return Tokenizer(library)
+
+
+def _content_of(pre: str, tokens: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
+    """Return the content of a ``tokenizer.json``."""
+    from gguf import TokenType
+
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": token_id, "content": token, **flags, "special": kind != TokenType.USER_DEFINED}
+        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind != TokenType.NORMAL
+    ]
+    steps = SPLITS[pre]
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": None,
+        "decoder": _byte_level(use_regex=True),
+        "model": {
+            "type": "BPE",
+            "vocab": {token: token_id for token_id, token in enumerate(tokens)},
+            "merges": merges,
+            "ignore_merges": pre in WHOLE_WORDS,
+        },
+    }
+
+
+def _prefix(tokens: list[str], token_id: int) -> dict[str, Any]:
+    """Return the post-processor that puts a token before each text."""
+    name = tokens[token_id]
+    first, text = {"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token_id], "tokens": [name]}},
+    }
+
+
+def ends_in(metadata: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """Return the tokens at which llama.cpp ends generation, as far as the metadata name them."""
+    ids = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return tuple(dict.fromkeys(int(one) for one in ids if isinstance(one, int) and 0 <= one < vocab_size))

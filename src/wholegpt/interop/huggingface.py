@@ -1,4 +1,4 @@
-"""Export to and import from Hugging Face ``transformers``: GPT-2, GPT-1 (openai-gpt) and Qwen3."""
+"""Export to and import from Hugging Face ``transformers``."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from wholegpt.checkpoint import read_object
 from wholegpt.data.chat.template import ChatTemplate
-from wholegpt.errors import CheckpointError
+from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import write_json_atomic, write_text_atomic
 from wholegpt.interop.architectures import (
+    QWEN2,
     Architecture,
     architecture_named,
     architecture_of,
@@ -35,6 +36,7 @@ from wholegpt.model import TokenModel
 from wholegpt.settings.choices import Bias, Embeddings
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.tokenizers import END_OF_TEXT, PADDING, Tokenizer
+from wholegpt.tokenizers.published import splits_as_qwen2
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -49,6 +51,11 @@ def write(folder: Path, model: TokenModel, tokenizer: Tokenizer, chat_template: 
     one or three there. A GPT-2 without biases is exported with biases of 0.
     """
     architecture = architecture_of(model.config)
+    if architecture is QWEN2 and not splits_as_qwen2(tokenizer):
+        raise ConfigError(
+            "transformers gives every Qwen2 model Qwen2's split of text into words, which this tokenizer does not "
+            "have: it would get other token ids there. Export to gguf, or train with --model.bias none"
+        )
     config = with_biases(model.config) if architecture.base.bias is Bias.all else model.config
     tensors = to_theirs(model.own_tensors(), names_of(architecture.table, config), config)
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

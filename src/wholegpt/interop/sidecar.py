@@ -41,6 +41,19 @@ def chat_template_in(folder: Path) -> tuple[str, Path] | None:
     return None
 
 
+def chat_template_of(metadata: Mapping[str, Any], path: Path) -> tuple[str, Path] | None:
+    """Return the chat template in the metadata of the GGUF file ``path``, and that file; None if it has none."""
+    template, tokens = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.ggml.tokens", [])
+    if not isinstance(template, str) or not template:
+        return None
+    names: dict[str, str] = {}
+    for name in ("bos", "eos", "unk"):
+        token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(token_id, int) and 0 <= token_id < len(tokens):
+            names[f"{name}_token"] = tokens[token_id]
+    return _with_tokens(template, names), path
+
+
 def end_ids_in(folder: Path, content: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
     """Return the tokens at which ``transformers`` ends generation; empty if unspecified.
 

@@ -7,18 +7,22 @@ from wholegpt.checkpoint import listed
 from wholegpt.errors import CheckpointError
 from wholegpt.interop import huggingface, nanogpt, peft
 from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES
+from wholegpt.interop.gguf_architectures import SUFFIX
 
 PICKLED_NAMES = ("pytorch_model", "adapter_model")
+_WEIGHTS = (huggingface.WEIGHTS, huggingface.INDEX, huggingface.PICKLED_WEIGHTS, peft.WEIGHTS)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """Pattern of model names on the Hugging Face hub."""
 
 
 def model_in(path: Path) -> Path:
-    """Return the ``transformers`` folder or nanoGPT checkpoint that ``path`` is, contains or belongs to."""
+    """Return the ``transformers`` folder, GGUF file or nanoGPT checkpoint that ``path`` is, contains or belongs to."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder{_how_to_get(path)}")
     if path.suffix in OTHER_FORMATS and path.is_file():
         raise CheckpointError(f"{path}: {OTHER_FORMATS[path.suffix]}")
+    if path.is_file() and path.suffix == SUFFIX:
+        return path
     if (path / nanogpt.FILE).is_file():
         return path / nanogpt.FILE
     if path.name in (huggingface.CONFIG, huggingface.WEIGHTS, huggingface.INDEX, peft.CONFIG, peft.WEIGHTS):
@@ -36,9 +40,17 @@ def model_in(path: Path) -> Path:
         )
     if path.is_file() and path.suffix not in PICKLES:
         raise CheckpointError(
-            f"{path}: is not a model; expected a folder that transformers saved, nanoGPT's {nanogpt.FILE}, or the "
-            "folder of an adapter"
+            f"{path}: is not a model; expected a folder that transformers saved, a GGUF file, nanoGPT's "
+            f"{nanogpt.FILE}, or the folder of an adapter"
         )
+    if path.is_dir() and not any((path / name).exists() for name in _WEIGHTS):
+        files = sorted(path.glob(f"*{SUFFIX}"))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise CheckpointError(
+                f"{path}: holds several GGUF files ({listed([file.name for file in files])}); name one of them"
+            )
     if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
         raise CheckpointError(f"{path}: {_what_is_in(path)}")
     return path

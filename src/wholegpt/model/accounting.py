@@ -55,12 +55,14 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     c = complete_model(config)
     if c.architecture not in TRANSFORMERS:
         return _recurrent_parameters(c)
-    bias, norm_vectors = int(c.bias is Bias.all), 2 if c.norm is Norm.layer_norm else 1
+    norm_vectors = 2 if c.norm is Norm.layer_norm else 1
 
-    def linear(inputs: int, outputs: int) -> int:
-        return inputs * outputs + bias * outputs
+    def linear(inputs: int, outputs: int, to_heads: bool = False) -> int:
+        biased = c.bias is not Bias.none if to_heads else c.bias is Bias.all
+        return (inputs + biased) * outputs
 
-    attention = linear(c.d_model, projected_heads(c) * c.d_head) + linear(c.n_heads * c.d_head, c.d_model)
+    attention = linear(c.d_model, projected_heads(c) * c.d_head, to_heads=True)
+    attention += linear(c.n_heads * c.d_head, c.d_model)
     if c.query_key_norm is QueryKeyNorm.rms_norm and c.attention is not Attention.average:
         attention += 2 * c.d_head
     inward = 2 if c.feed_forward is FeedForward.swiglu else 1
@@ -77,7 +79,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     # each layer once in the encoder and once in the decoder, and cross-attention
     if c.architecture is Architecture.encoder_decoder:
         heads = c.n_heads * c.d_head
-        cross = linear(c.d_model, heads) + linear(c.d_model, 2 * heads) + linear(heads, c.d_model) + norm
+        cross = linear(c.d_model, 3 * heads, to_heads=True) + linear(heads, c.d_model) + norm
         heading = final_norm + distinct * (attention + feed_forward + 2 * norm + cross)
     return ParameterCount(
         embeddings=(matrices * c.vocab_size + vectors) * c.d_model,

@@ -38,13 +38,13 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.bias is Bias.all
+        bias = config.bias is not Bias.none
         self.d_head, self.dropout = config.d_head, config.dropout
         width = config.n_heads * config.d_head
         self.query = Linear(config.d_model, width, bias=bias)
         self.key_value = Linear(config.d_model, 2 * width, bias=bias)
         self.key_value.stacked_rows = [width, width]
-        self.output = Linear(width, config.d_model, bias=bias)
+        self.output = Linear(width, config.d_model, bias=config.bias is Bias.all)
 
     def keys_values(self, source: Float[Tensor, "B S D"]) -> Float[Tensor, "2 B H S K"]:
         """Return the keys and values of the source, which every target position attends to."""

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import tempfile
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from wholegpt import runtime
@@ -26,6 +27,7 @@ from wholegpt.planning import (
     refuse_planned,
 )
 from wholegpt.runs.create import changed_settings, create_run
+from wholegpt.runs.extend import extend_run, last_state
 from wholegpt.runs.folder import read_lineage, recorded_config
 from wholegpt.runs.train import Run, continue_run
 from wholegpt.settings import presets
@@ -173,22 +175,41 @@ def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
 def resume(
     run: str | Path,
     *,
+    steps: int | None = None,
+    minutes: float | None = None,
     max_seconds: float | None = None,
     allow_different_numerics: bool = False,
     console: Console | None = None,
 ) -> Run[Any]:
     """Continue a run that was stopped. The weights at its end are bit for bit those of a run without a stop.
 
-    Raises ``NumericsError`` if a recorded choice (dtype, threads, processor, PyTorch) is not available here, unless
-    ``allow_different_numerics`` is set.
+    With ``steps``, a stopped or finished run is trained to this number of steps, with ``minutes`` for about this long;
+    ``runs.extend.extend_run`` says with which learning rate. Raises ``NumericsError`` if a recorded choice (dtype,
+    threads, processor, PyTorch) is not available here, unless ``allow_different_numerics`` is set.
     """
     check_max_seconds("max_seconds", max_seconds)
+    if steps is not None and minutes is not None:
+        raise ConfigError("steps and minutes are given; give one of them")
     console = console or Console()
     path = Path(run)
     recorded_config(path)  # before a lock beside what is no run
     with lock_folder(path, "train"):
         _accept_numerics(path, allow_different_numerics, console)
+        if steps is not None or minutes is not None:
+            extend_run(path, steps, minutes, console)
+        else:
+            _note_finished(path, console)
         return continue_run(path, max_seconds=max_seconds, console=console)
+
+
+def _note_finished(path: Path, console: Console) -> None:
+    """Note that a finished run has no step left, and how to lengthen it."""
+    done, planned = last_state(path).step, recorded_config(path).training.steps
+    if done and done >= planned:
+        console.note(
+            f"all {done:,} steps are done; `wholegpt train --resume {quote(str(path))} --training.steps {2 * done}` "
+            "trains longer"
+        )
 
 
 def _accept_numerics(path: Path, allow_different_numerics: bool, console: Console) -> None:

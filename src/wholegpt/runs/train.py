@@ -17,7 +17,8 @@ from wholegpt.files import lock_folder, read_json
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel
 from wholegpt.model.lora import trainable_parameters
-from wholegpt.runs.folder import PLAN, recorded_config, run_contents
+from wholegpt.runs.extend import extended_at
+from wholegpt.runs.folder import PLAN, read_lineage, recorded_config, run_contents
 from wholegpt.runs.load import load
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Determinism, Execution
@@ -137,7 +138,8 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
     _describe(path, config, stage, model, state, console)
     if config.precision.execution is Execution.compiled:
         compile_blocks(model)
-    planned = read_json(path / PLAN) if (path / PLAN).exists() else None
+    extended = extended_at(read_lineage(path))
+    planned = read_json(path / PLAN) if (path / PLAN).exists() and extended is None else None
     average = config.training.ema_decay
     with (
         callbacks.StopOnSignal(console) as signals,
@@ -205,6 +207,8 @@ def _restore(
     state = TrainingState.from_json(files.state)
     if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
         state.stop_reason = ""
+    elif state.stop_reason and state.step == extended_at(read_lineage(path)):  # early stopping starts again
+        state.stop_reason, state.evaluations_since_best = "", 0
     return model, optimizer, state
 
 

@@ -93,6 +93,8 @@ class Bias(Choice):
     """Which linear layers have biases."""
 
     all = "all"
+    query_key_value = "query_key_value"
+    """Only the projections to queries, keys and values, as in Qwen2."""
     none = "none"
 
 

@@ -80,6 +80,11 @@ def modern(size: str = "small") -> ModelConfig:
     )
 
 
+def llama() -> ModelConfig:
+    """Return the Llama architecture (Touvron et al. 2023): ``modern`` without QK-norm."""
+    return dataclasses.replace(modern(), query_key_norm=QueryKeyNorm.none)
+
+
 PUBLISHED: dict[str, dict[str, tuple[object, ...]]] = {
     "GPT-1": {
         "positions": (Positions.learned,),
@@ -103,11 +108,27 @@ PUBLISHED: dict[str, dict[str, tuple[object, ...]]] = {
         "feed_forward": (FeedForward.swiglu,),
         "bias": (Bias.none,),
     },
+    "Llama": {
+        "positions": (Positions.rotary,),
+        "norm": (Norm.rms_norm,),
+        "norm_placement": (NormPlacement.pre,),
+        "query_key_norm": (QueryKeyNorm.none,),
+        "feed_forward": (FeedForward.swiglu,),
+        "bias": (Bias.none,),
+    },
+    "Qwen2": {
+        "positions": (Positions.rotary,),
+        "norm": (Norm.rms_norm,),
+        "norm_placement": (NormPlacement.pre,),
+        "query_key_norm": (QueryKeyNorm.none,),
+        "feed_forward": (FeedForward.swiglu,),
+        "bias": (Bias.query_key_value,),
+    },
 }
 """Architectures that other programs can open: the accepted values of each setting.
 
 A GPT-2 model without biases is exported with biases of 0. In GPT-1 and GPT-2, n_kv_heads = n_heads and
-n_heads · d_head = d_model; in GPT-1, d_ff = 4·d_model.
+n_heads · d_head = d_model; in GPT-1, d_ff = 4·d_model; in Llama, n_heads divides d_model.
 """
 
 
@@ -131,6 +152,8 @@ def published_architecture(model: ModelConfig) -> tuple[str, list[str]]:
             differing[name].append("model.n_kv_heads")
         if model.d_head and model.d_head * model.n_heads != model.d_model:
             differing[name].append("model.d_head")
+    if model.d_model % model.n_heads:
+        differing["Llama"].append("model.n_heads")
     if model.d_ff not in (0, 4 * model.d_model):
         differing["GPT-1"].append("model.d_ff")
     nearest_name = min(differing, key=lambda name: len(differing[name]))

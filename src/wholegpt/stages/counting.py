@@ -54,4 +54,5 @@ STAGE = StageDefinition(
     open=lambda run: Counting(run.config, run.text()),
     next_steps=next_steps,
     section="model",
+    extendable=False,
 )

@@ -145,3 +145,5 @@ class StageDefinition:
     """The default recipe of `finetune`; empty: the default settings."""
     files: tuple[str, ...] = ()
     """The files in a run's folder that only this stage writes."""
+    extendable: bool = True
+    """Whether its runs can be trained for more steps than they were created with."""

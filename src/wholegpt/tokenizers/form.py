@@ -96,13 +96,18 @@ def _model_fault(library: Library) -> str:
             return "puts a space before each text (add_prefix_space)"
         if step.get("behavior") == "Removed":
             return f"has the pre-tokenizer {step['type']} that removes what it cuts at"
-    if is_byte_level(library):
-        if isinstance(library.model, models.WordLevel) or all(step["type"] != "ByteLevel" for step in steps):
-            return "decodes bytes that it does not encode"
-        missing = set(byte_level_alphabet()) - set(library.get_vocab(with_added_tokens=False))
-        if missing:
-            return f"lacks {len(missing)} of the 256 bytes, so it would drop characters"
+    encodes_bytes = any(step["type"] == "ByteLevel" for step in steps)
+    if is_byte_level(library) and (isinstance(library.model, models.WordLevel) or not encodes_bytes):
+        return "decodes bytes that it does not encode"
     return ""
+
+
+def missing_bytes(library: Library) -> bytes:
+    """Return the bytes that a byte-level vocabulary has no entry for: the library drops them from a text."""
+    if not is_byte_level(library) or word_end(library):
+        return b""
+    entries = library.get_vocab(with_added_tokens=False)
+    return bytes(byte for character, byte in BYTES.items() if character not in entries)
 
 
 def _steps(pre_tokenizer: Any) -> Iterator[dict[str, Any]]:

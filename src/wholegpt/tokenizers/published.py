@@ -13,18 +13,33 @@ from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 GPT2_FILES, TRANSFORMERS_FILES = ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")
 UNKNOWN, WORD_END = "<unk>", "</w>"
 """GPT-1's entry for unknown symbols, and its suffix for the last symbol of a word."""
-QWEN2_SPLIT = "|".join(
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
+
+
+def _split_with(digits: str) -> str:
+    return "|".join(
+        (
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",
+            digits,
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        )
     )
-)
-"""The split of a text into words in the published Qwen2 and Qwen3 tokenizers."""
+
+
+QWEN2_SPLIT = _split_with(r"\p{N}")
+"""The split of a text into words in the published Qwen2 and Qwen3 tokenizers: each digit is a word."""
+LLAMA3_SPLIT = _split_with(r"\p{N}{1,3}")
+"""The same in Llama 3: up to three digits are a word."""
+
+
+def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer splits a text into words as Qwen2's does."""
+    return json.dumps({"Regex": QWEN2_SPLIT}) in json.dumps(json.loads(tokenizer.to_json())["pre_tokenizer"])
+
+
 TOKENIZER_FILES = ("tokenizer.json", GPT2_FILES[0], TRANSFORMERS_FILES[0])
 """A folder with a tokenizer contains one of these files."""
 

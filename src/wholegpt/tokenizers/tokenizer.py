@@ -19,7 +19,7 @@ from wholegpt.errors import TokenizerError
 from wholegpt.files import write_text_atomic
 from wholegpt.interrupts import THREAD_NAME, interruptible
 from wholegpt.tokenizers.fast import encode_fast, fast_encoding
-from wholegpt.tokenizers.form import BYTES, fault, is_byte_level, word_end
+from wholegpt.tokenizers.form import BYTES, fault, is_byte_level, missing_bytes, word_end
 
 END_OF_TEXT = "<|endoftext|>"
 START, DELIMITER, CLASSIFY, PADDING = "<|start|>", "<|delimiter|>", "<|classify|>", "<|padding|>"
@@ -143,7 +143,7 @@ class Tokenizer:
             library.no_padding()
             content = ""
         tokenizer = cls(library, content)
-        tokenizer._check_round_trip(path)
+        tokenizer.check_lossless(path)
         return tokenizer
 
     def to_json(self) -> str:
@@ -195,6 +195,9 @@ class Tokenizer:
 
     def _ids_of(self, library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
         """Return the library's ids of each text, of any length; this is the one long call into the library."""
+        if self._missing_bytes:
+            for text in map(self._normalized, texts):
+                self._check_bytes(library, text)
         try:
             ids = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception as error:  # the library raises nothing more specific
@@ -291,8 +294,29 @@ class Tokenizer:
         added = {token.content for token in self._added.values() if token.special}
         return frozenset(entry for entry in entries if len(entry) == 1 and entry not in added)
 
+    @cached_property
+    def _missing_bytes(self) -> bytes:
+        return missing_bytes(self._library)
+
+    def _check_bytes(self, library: tokenizers.Tokenizer, text: str) -> None:
+        """Raise ``TokenizerError`` naming the first character of which the vocabulary lacks a byte."""
+        encoded = text.encode()
+        if len(encoded.translate(None, self._missing_bytes)) == len(encoded):
+            return
+        text = self._without_added(library, text)
+        if self.known_part(text) == text:
+            return
+        position = next(i for i, character in enumerate(text) if not self.known_part(character))
+        raise TokenizerError(
+            f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} has no token: this "
+            f"vocabulary lacks {len(self._missing_bytes)} of the 256 bytes; leave it out"
+        )
+
     def known_part(self, text: str) -> str:
         """Return ``text`` without the characters that the vocabulary cannot encode."""
+        if self._missing_bytes:
+            missing = {*self._missing_bytes}
+            return "".join(character for character in text if missing.isdisjoint(character.encode()))
         if self._characters is None:
             return text
         return "".join(character for character in text if character in self._characters)
@@ -313,7 +337,7 @@ class Tokenizer:
         library.add_special_tokens(list(names))
         return Tokenizer(library)
 
-    def _check_round_trip(self, path: str | Path) -> None:
+    def check_lossless(self, path: str | Path) -> None:
         """Raise ``TokenizerError`` for a tokenizer that is lossy or decodes unlike this class."""
         reason = fault(self._library)
         if not reason and not self._is_lossless(self._probe()):
@@ -326,7 +350,7 @@ class Tokenizer:
 
     def _probe(self) -> str:
         if self._characters is None:
-            return "A naïve café: 東京 🙂\n  don't 42"
+            return self.known_part("A naïve café: 東京 🙂\n  don't 42")
         # Each character twice, to detect merging of repeated characters.
         return "".join(2 * character for character in sorted(self._characters))
 
@@ -353,6 +377,14 @@ class Tokenizer:
         # The text of an added token may not be normalized.
         return self._normalized(spelled.decode(errors="replace")) == self._normalized(text)
 
+    def _without_added(self, library: tokenizers.Tokenizer, text: str) -> str:
+        """Return ``text`` with a known character for each one of an added token that ``library`` finds in it."""
+        known = next((character for character in text if self.known_part(character)), "")
+        for token in self._added.values():
+            if not (token.special and library.encode_special_tokens):
+                text = text.replace(token.content, known * len(token.content))
+        return text
+
     def _cannot_express(
         self, library: tokenizers.Tokenizer, texts: Sequence[str], reason: str
     ) -> TokenizerError:
@@ -361,9 +393,7 @@ class Tokenizer:
         """
         known = self._characters or frozenset()
         for text in map(self._normalized, texts):
-            for token in self._added.values():
-                if not (token.special and library.encode_special_tokens):
-                    text = text.replace(token.content, next(iter(known), "") * len(token.content))
+            text = self._without_added(library, text)
             for position, character in enumerate(text):
                 if known and character not in known:
                     return TokenizerError(

@@ -199,7 +199,7 @@ def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
 def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "data.jsonl"
     good = [said({"role": "user", "content": f"Say {i}"}, ANSWER) for i in range(20)]
-    table_of(path, *good, said(ANSWER), {"messages": []}, said(USER), said(USER, USER))
+    table_of(path, *good, said(ANSWER), {"messages": []}, said(USER), said(USER, USER), *8 * [said(ANSWER)])
     stops = tiny_config("none", finetuning={"task": "instruct", "model": "m", "data": str(path)})
     with pytest.raises(DataError, match="line 21"):
         ConversationData.read(stops)
@@ -209,8 +209,8 @@ def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str
     data = ConversationData.read(config, Console())
     assert (len(data.train), len(data.validation)) == (18, 2)
     said_of_it = capsys.readouterr().err
-    assert "skipped 4 rows that are not examples" in said_of_it
-    assert all(f"line {line}" in said_of_it for line in (21, 22, 23)) and "line 24" not in said_of_it
+    assert "skipped 12 rows that are not examples" in said_of_it
+    assert all(f"line {line}" in said_of_it for line in range(21, 31)) and "line 31" not in said_of_it
 
 
 def test_a_table_of_nothing_but_odd_conversations(tmp_path: Path) -> None:

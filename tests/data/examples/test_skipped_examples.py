@@ -70,11 +70,11 @@ def test_held_out_examples_and_other_tasks(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("text,label\n" + GOOD + 5 * ",pos\n")
+    path.write_text("text,label\n" + GOOD + 11 * ",pos\n")
     finetuning = FinetuningConfig(task=TaskKind.classification, model="a model", data=str(path))
     TaskData.read(Config(data=DataConfig(on_bad_line="skip"), finetuning=finetuning), Console())
     said = capsys.readouterr().err
-    assert "skipped 5 rows that are not examples" in said and "a.csv: line 42: " in said and "…" in said
+    assert "skipped 11 rows that are not examples" in said and "a.csv: line 42: " in said and "…" in said
     path.write_text("text,label\n,pos\n,neg\n")
     with pytest.raises(DataError, match="holds no examples; skipped 2 rows that are not examples"):
         read(path, on_bad_line="skip")

@@ -25,7 +25,7 @@ CUT_CHARACTERS = 2**16
 """How far before the end of a piece a good position for the cut is searched."""
 AFTER_WORD, AFTER_ANYTHING = re.compile(r"(?<=[^\W_])[ \n]"), re.compile(r"(?<=\S)[ \n]")
 BAD_BYTE = "\udc80"
-NAMED = 3
+NAMED = 10
 """How many skipped items a report names for each reason."""
 
 

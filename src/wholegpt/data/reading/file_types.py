@@ -167,25 +167,29 @@ def binary_format(start: bytes) -> str:
     return ""
 
 
+class NotTextError(DataError):
+    """A file is not text in the encoding that was asked for."""
+
+
 def check_text(start: bytes, encoding: str, where: str) -> None:
-    """Raise ``DataError`` if the first bytes of a file are a binary format or not text in ``encoding``."""
+    """Raise ``NotTextError`` if the first bytes of a file are a binary format or not text in ``encoding``."""
     if problem := binary_format(start):
-        raise DataError(f"{where}: {problem}")
+        raise NotTextError(f"{where}: {problem}")
     marked = byte_order_mark(start)
     if marked and not _fits(marked, encoding, start):
         advice = f"give --encoding {marked}" if marked != "utf-8" else "leave --encoding out"
-        raise DataError(
+        raise NotTextError(
             f"{where}: starts with the byte-order mark of {marked.upper()}, so it is not {encoding}; {advice}"
         )
     if not is_binary(start, encoding):
         return
     if wide := _unmarked_utf16(start):
-        raise DataError(f"{where}: looks like UTF-16 without a byte-order mark; try --encoding {wide}")
+        raise NotTextError(f"{where}: looks like UTF-16 without a byte-order mark; try --encoding {wide}")
     if b"\0" in start or _decodes(start, encoding):
         wide = "utf" in encoding.lower() and "8" not in encoding
         found = "NUL bytes" if b"\0" in start else "many control characters"
         advice = "; for UTF-16 give --encoding utf-16-le or utf-16-be" if b"\0" in start and not wide else ""
-        raise DataError(f"{where}: holds {found}, so it is not a text file{advice}")
+        raise NotTextError(f"{where}: holds {found}, so it is not a text file{advice}")
 
 
 def looks_like_text(start: bytes, encoding: str, named_text: bool = False) -> bool:

@@ -28,6 +28,7 @@ from wholegpt.data.reading.file_types import (
     PARQUET,
     SNIFFED_BYTES,
     TABLES,
+    NotTextError,
     check_encoding,
     check_text,
     file_format,
@@ -45,6 +46,8 @@ T = TypeVar("T")
 READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")
 LARGEST_UNPACKED = 2**36
 """Maximum bytes of a compressed Parquet file, which is unpacked to disk."""
+MOST_CHECKED, MOST_NAMED = 2**28, 10
+"""After an unreadable file of a folder: the bytes of other files that are checked, and the most that are named."""
 STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
 
 
@@ -54,11 +57,46 @@ def read_pieces(
     """Yield the documents of a file, or of all files of a folder in name order.
 
     Calls ``advance`` with the bytes read. Raises ``DataError`` naming the file, and the line or byte, of
-    anything unreadable.
+    anything unreadable; of a folder, naming all unreadable files. Files of a folder that are not text in
+    ``data.encoding`` are skipped if ``data.on_bad_text`` is skip.
     """
     check_encoding(config.encoding)
-    for file in files_below(path, report, config.encoding) if path.is_dir() else [path]:
-        yield from _read_file(file, config, report, _read_documents, advance)
+    if not path.is_dir():
+        yield from _read_file(path, config, report, _read_documents, advance)
+        return
+    files = files_below(path, report, config.encoding)
+    for file in files:
+        try:
+            yield from _read_file(file, config, report, _read_documents, advance)
+        except DataError as error:
+            if not _may_skip(error, config):
+                raise _with_the_others(error, path, files, config) from error
+            report.skip(f"that are not {config.encoding} text", what=file.name)
+
+
+def _may_skip(error: DataError, config: DataConfig) -> bool:
+    return isinstance(error, NotTextError) and config.on_bad_text == "skip"
+
+
+def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], config: DataConfig) -> DataError:
+    """Return ``first``, or an error that also names the unreadable ones of the other files of a folder."""
+    problems, read = [str(first)], 0
+    for file in rest:
+        if read > MOST_CHECKED:
+            break
+        read += file.stat().st_size if file.exists() else 0
+        try:
+            for _ in _read_file(file, config, ReadingReport(), _read_documents):
+                pass
+        except DataError as error:
+            if not _may_skip(error, config):
+                problems.append(str(error))
+    if len(problems) == 1:
+        return first
+    more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
+    return DataError(
+        f"{folder}: {len(problems):,} files cannot be read: {'; '.join([*problems[:MOST_NAMED], *more])}"
+    )
 
 
 def table_rows(

@@ -167,11 +167,10 @@ class SelfAttention(nn.Module):
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.dropout = config.dropout
         self.kernel = make_kernel(config, kernel)
-        bias = config.bias is Bias.all
         rows = [heads * config.d_head for heads in (config.n_heads, *2 * [config.n_kv_heads])]
-        self.query_key_value = Linear(config.d_model, sum(rows), bias=bias)
+        self.query_key_value = Linear(config.d_model, sum(rows), bias=config.bias is not Bias.none)
         self.query_key_value.stacked_rows = rows
-        self.output = Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
+        self.output = Linear(config.n_heads * config.d_head, config.d_model, bias=config.bias is Bias.all)
         normalized = config.query_key_norm is QueryKeyNorm.rms_norm
         self.query_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalized else nn.Identity()
         self.key_norm = RMSNorm(config.d_head, config.norm_epsilon) if normalized else nn.Identity()

@@ -109,9 +109,9 @@ class AverageAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.bias is Bias.all
-        self.value = Linear(config.d_model, config.n_heads * config.d_head, bias=bias)
-        self.output = Linear(config.n_heads * config.d_head, config.d_model, bias=bias)
+        width = config.n_heads * config.d_head
+        self.value = Linear(config.d_model, width, bias=config.bias is not Bias.none)
+        self.output = Linear(width, config.d_model, bias=config.bias is Bias.all)
 
     def forward(
         self, stream: Float[Tensor, "B T D"], context: SequenceContext, layer: int
