@@ -215,7 +215,9 @@ def test_what_lora_trains(base: Path, tmp_path: Path) -> None:
 
 def _unmerged(run: Path) -> list[Any]:
     loaded = load_model(CheckpointStore(run).choose("last")[0])
-    return LanguageModel(loaded.model, loaded.tokenizer, metadata=loaded.metadata).predict("Ann saw the wren")
+    return LanguageModel(loaded.model, loaded.tokenizer, metadata=loaded.metadata).predict(
+        "Ann saw the wren", dtype=Dtype.float32
+    )
 
 
 def test_unfreezing_begins_with_the_head(base: Path, tmp_path: Path) -> None:
