@@ -39,7 +39,7 @@ ORDER = [
     *("language_model", "runs", "experiments", "cli"),
 ]
 """The packages and the modules of the root. Each may import those before it and its own modules."""
-ROOT_MODULES = {"version", "errors", "files", "console", "interrupts", "language_model"}
+ROOT_MODULES = {"__main__", "version", "errors", "files", "console", "interrupts", "language_model"}
 MOST_MODULES = 18
 """Of one package, its subpackages counted as one each."""
 

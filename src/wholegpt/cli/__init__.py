@@ -47,7 +47,8 @@ FEWEST_COLUMNS = 20
 HELP_ALL = "--help-all"
 OPTION = re.compile(r"--([a-z]+\.[\w-]+)")
 """An option that is a setting."""
-SHORT_OPTION = re.compile(r"Unknown option: --([a-z][\w-]*)")
+SHORT_OPTION = re.compile(r"Unknown option: --([a-z][\w-]*)(?![\w-]|\.\w)")
+"""An unknown option without a section."""
 WITH_SETTINGS = ("train", "plan", "ladder", "finetune")
 """Commands with an option for each setting."""
 SETTINGS = to_mapping(Config())
