@@ -34,13 +34,17 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "instructions.csv").write_text("\n".join(["question,answer", *words]))
 
 
+def nobody_talks() -> str:
+    raise EOFError
+
+
 @pytest.mark.slow
 def test_the_commands(
     in_a_new_folder: None, charts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In their order; a training run is cut to three steps or a minute, a plan to tiny models."""
     make_plans_small(monkeypatch)
-    monkeypatch.setattr("builtins.input", lambda: "")  # nobody talks
+    monkeypatch.setattr("builtins.input", nobody_talks)
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
