@@ -122,9 +122,10 @@ def plans(sources: list[str], minutes: list[float]) -> None:
     """Publish the table of plans and results."""
     lines = [
         machine_line()
-        + ' One run each. Percentages in parentheses compare the run with the plan. "Product rate" is the '
-        'change of the rate from before to after the run. "Steps/s" is the range over the tenths of the run, relative '
-        "to its mean.",
+        + ' One run each. Percentages in parentheses compare the run with the plan. "Planned s" is less than the '
+        "requested time where the planner expects that more time would hardly lower the loss. "
+        '"Product rate" is the change of the rate from before to after the run. "Steps/s" is the range over the '
+        "tenths of the run, relative to its mean.",
         "",
         "| Text | Minutes | Layers × width | Epochs | Planned s | Actual s | Product rate, after against before | "
         "Steps/s by tenths of the run | Planned GB | Actual GB | Planned bits per byte | Actual bits per byte |",
