@@ -63,10 +63,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'wholegpt' has no attribute '{name}'")
-    return getattr(import_module(f"wholegpt.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # a type checker sees the imports above, and so reports a misspelled name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'wholegpt' has no attribute '{name}'")
+        return getattr(import_module(f"wholegpt.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

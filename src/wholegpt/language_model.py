@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
@@ -38,13 +38,14 @@ from wholegpt.evaluation import (
     score_tokens,
 )
 from wholegpt.evaluation.perplexity import check_not_nan, scoring_windows
-from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate
+from wholegpt.generation import Completion, Hypothesis, beam_search, encode_prompt, generate, stream
 from wholegpt.generation.guidance import guided
 from wholegpt.generation.templates import fill_template
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Encoder, TaskModel, TokenModel
 from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
+from wholegpt.settings.keywords import GenerationSettings, ReadingSettings, checked_keywords
 from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.settings.serialization import from_mapping
 from wholegpt.stages.answers import answers, evaluate_answers, fitting_turns, with_room
@@ -66,6 +67,17 @@ class TokenScores:
     """
     surprisal_bits: list[float]
     """−log₂ p of each token given the earlier ones in its window of τ; the first one is given end-of-text."""
+
+
+class PromptSettings(GenerationSettings, total=False):
+    """The keyword arguments of ``generate`` and ``stream``; ``generate_all`` describes them."""
+
+    template: str
+    control: Mapping[str, object]
+    guidance: float
+    allow_special: bool
+    draft: "LanguageModel | str"
+    console: Console | None
 
 
 class LanguageModel:
@@ -93,6 +105,13 @@ class LanguageModel:
         self.dtype, self.documents = dtype, documents
         self._tokenizer = tokenizer
 
+    def __repr__(self) -> str:
+        config = self.model.config
+        return (
+            f"LanguageModel({config.architecture}, {self.model.parameter_count:,} parameters, "
+            f"vocabulary of {config.vocab_size:,}, context of {config.context_length:,} tokens, {self.model.device})"
+        )
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer. Raises ``TokenizerError`` for an untrained published preset, which has none."""
@@ -104,19 +123,28 @@ class LanguageModel:
 
     @overload
     def generate(
-        self, prompt: str = "", *, emit: Callable[[str], None] | None = None, **settings: Any
+        self,
+        prompt: str = "",
+        *,
+        emit: Callable[[str], None] | None = None,
+        **settings: Unpack[PromptSettings],
     ) -> Completion: ...
 
     @overload
-    def generate(self, prompt: Sequence[str], **settings: Any) -> list[Completion]: ...
+    def generate(self, prompt: Sequence[str], **settings: Unpack[PromptSettings]) -> list[Completion]: ...
 
+    @checked_keywords
     def generate(
-        self, prompt: str | Sequence[str] = "", *, emit: Callable[[str], None] | None = None, **settings: Any
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        emit: Callable[[str], None] | None = None,
+        **settings: Unpack[PromptSettings],
     ) -> Completion | list[Completion]:
         """Complete ``prompt``, or each of a list of prompts, in order and in one batch.
 
-        ``emit`` streams the text of a single prompt; ``settings`` are those of ``generate_all``. Raises
-        ``ConfigError`` for anything but text.
+        ``emit`` receives the pieces of the text of a single prompt; ``settings`` are those of ``generate_all``.
+        Raises ``ConfigError`` for anything but text.
         """
         if not isinstance(prompt, str):
             if emit is not None:
@@ -125,6 +153,32 @@ class LanguageModel:
         emit_first = None if emit is None else lambda _, text: emit(text)
         return self.generate_all([prompt], emit=emit_first, **settings)[0]
 
+    @checked_keywords
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        template: str = "",
+        control: Mapping[str, object] = NO_CONTROL,
+        guidance: float = 1.0,
+        allow_special: bool = False,
+        draft: "LanguageModel | str" = "",
+        console: Console | None = None,
+        **settings: Unpack[GenerationSettings],
+    ) -> Iterator[str]:
+        """Return an iterator over the pieces of the completion of ``prompt``, each as soon as it is generated.
+
+        Parameters are those of ``generate_all``, and joined pieces are its text. Invalid settings raise
+        ``ConfigError`` at once. Leaving the loop over the pieces ends the generation.
+        """
+        _check_text(prompt, "prompt")
+        console = console or Console()
+        config, encoded = self._prepared([prompt], template, control, allow_special, console, settings)
+        model = self._guided(control, encoded, config, guidance)
+        config, drafter = with_room(self.model, encoded[0], config), self._draft(draft)
+        return stream(model, self.tokenizer, encoded[0], config, self.model.device, console, drafter)
+
+    @checked_keywords
     def generate_all(
         self,
         prompts: Sequence[str],
@@ -136,7 +190,7 @@ class LanguageModel:
         draft: "LanguageModel | str" = "",
         emit: Callable[[int, str], None] | None = None,
         console: Console | None = None,
-        **settings: Any,
+        **settings: Unpack[GenerationSettings],
     ) -> list[Completion]:
         """Complete each prompt, many at once; text i is drawn with ``seed`` + i. ``emit`` receives index and
         piece.
@@ -158,20 +212,14 @@ class LanguageModel:
         console = console or Console()
         config, encoded = self._prepared(prompts, template, control, allow_special, console, settings)
         model = self._guided(control, encoded, config, guidance)
-        if isinstance(draft, LanguageModel) and draft.tokenizer.sha256 != self.tokenizer.sha256:
-            raise ConfigError("draft has another vocabulary, so its draft tokens cannot be used")
-        if isinstance(draft, LanguageModel) and draft.model.device != self.model.device:
-            raise ConfigError(
-                f"draft is on {draft.model.device} and the model on {self.model.device}; load both on one"
-            )
-        drafter = draft.generator if isinstance(draft, LanguageModel) else draft
         configs = [
             dataclasses.replace(with_room(self.model, one, config), seed=config.seed + i)
             for i, one in enumerate(encoded)
         ]
-        device = self.model.device
+        device, drafter = self.model.device, self._draft(draft)
         return generate(model, self.tokenizer, encoded, configs, device, console, emit, drafter)
 
+    @checked_keywords
     def beam_search(
         self,
         prompt: str = "",
@@ -183,7 +231,7 @@ class LanguageModel:
         guidance: float = 1.0,
         allow_special: bool = False,
         console: Console | None = None,
-        **settings: Any,
+        **settings: Unpack[GenerationSettings],
     ) -> list[Hypothesis]:
         """Return the ``beams`` best completions of beam search, best first; other parameters as in
         ``generate_all``.
@@ -206,15 +254,10 @@ class LanguageModel:
         control: Mapping[str, object],
         allow_special: bool,
         console: Console,
-        settings: dict[str, Any],
+        settings: GenerationSettings,
     ) -> tuple[GenerationConfig, list[list[int]]]:
         """Return the validated settings and the ids of the prompts."""
-        chosen = dict(settings)
-        for name in ("stop", "banned", "forced"):
-            if isinstance(chosen.get(name), str):
-                chosen[name] = (chosen[name],)
-        if isinstance(chosen.get("json_schema"), Mapping):
-            chosen["json_schema"] = json.dumps(chosen["json_schema"])
+        chosen = _plain(settings)
         if template:
             stops = fill_template(template, "")[1]
             prompts = [fill_template(template, prompt)[0] for prompt in prompts]
@@ -237,6 +280,18 @@ class LanguageModel:
             for prompt in dict.fromkeys(prompts)
         }
         return config, [encoded_by_prompt[prompt] for prompt in prompts]
+
+    def _draft(self, draft: "LanguageModel | str") -> CausalLanguageModel | str:
+        """Return the draft model of speculative decoding, or its name. Raises ``ConfigError`` if it does not fit."""
+        if isinstance(draft, str):
+            return draft
+        if draft.tokenizer.sha256 != self.tokenizer.sha256:
+            raise ConfigError("draft has another vocabulary, so its draft tokens cannot be used")
+        if draft.model.device != self.model.device:
+            raise ConfigError(
+                f"draft is on {draft.model.device} and the model on {self.model.device}; load both on one"
+            )
+        return draft.generator
 
     def _guided(
         self,
@@ -359,6 +414,7 @@ class LanguageModel:
             self.documents,
         )
 
+    @checked_keywords
     def pseudo_perplexity(
         self,
         *sources: str | Path,
@@ -366,7 +422,7 @@ class LanguageModel:
         detokenize: Published | str = Published.none,
         dtype: Dtype = Dtype.automatic,
         console: Console | None = None,
-        **reading: Any,
+        **reading: Unpack[ReadingSettings],
     ) -> PseudoPerplexity:
         """Compute how well an encoder predicts each token of a text from all others in a window of
         ``context`` tokens.
@@ -472,13 +528,14 @@ class LanguageModel:
             self.model, self.tokenizer, template, conversations, precision, console or Console()
         )
 
+    @checked_keywords
     def chat(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         emit: Callable[[str], None] | None = None,
         console: Console | None = None,
-        **settings: Any,
+        **settings: Unpack[GenerationSettings],
     ) -> Completion:
         """Return the answer to a conversation of ``{"role": "user", "content": …}``; ``settings`` as in
         ``generate_all``.
@@ -500,7 +557,7 @@ class LanguageModel:
         if not all(one.content for one in conversation):
             raise DataError("a message has no content")
         check_conversation(conversation, "chat")
-        config = from_mapping(settings, GenerationConfig(), "chat")
+        config = from_mapping(_plain(settings), GenerationConfig(), "chat")
         kept = fitting_turns(
             conversation, template, self.tokenizer, self.model.context_length, config.max_tokens
         )
@@ -576,6 +633,17 @@ class LanguageModel:
     def _precision(self, dtype: Dtype) -> Dtype:
         chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
         return runtime.decide_precision(chosen, self.model.device).dtype
+
+
+def _plain(settings: GenerationSettings) -> dict[str, Any]:
+    """Return the settings as ``GenerationConfig`` has them: lists of texts, and the schema as JSON text."""
+    plain = dict[str, Any](settings)
+    for name in ("stop", "banned", "forced"):
+        if isinstance(plain.get(name), str):
+            plain[name] = (plain[name],)
+    if isinstance(plain.get("json_schema"), Mapping):
+        plain["json_schema"] = json.dumps(plain["json_schema"])
+    return plain
 
 
 def _check_texts(texts: object, name: str) -> None:

@@ -188,7 +188,7 @@ def test_settings_by_name(changes: dict[str, Any]) -> None:
     text = lm.generate("a", max_tokens=40, console=QUIET, **changes).text
     assert "ab" not in text if changes.get("banned") == "ab" else True
     assert "zz" in text if "forced" in changes else True
-    with pytest.raises(ConfigError, match="unknown field 'temprature'; did you mean 'temperature'"):
+    with pytest.raises(ConfigError, match="no parameter 'temprature'; did you mean 'temperature'"):
         lm.generate("a", temprature=1.0)
 
 

@@ -1,6 +1,6 @@
 """Text corpora and labeled examples: reading, preparation and batches of token ids."""
 
-from wholegpt.data.reading.corpora import CORPORA, Corpus, of_texts, open_corpus
+from wholegpt.data.reading.corpora import CORPORA, Corpus, Texts, in_memory, of_texts, open_corpus
 from wholegpt.data.reading.files import read_text
 from wholegpt.data.text.card import card_page, describe_text
 from wholegpt.data.text.contamination import Contamination, contamination
@@ -21,12 +21,14 @@ __all__ = [
     "PreparedData",
     "TextSizes",
     "TextStatistics",
+    "Texts",
     "TokenShards",
     "WindowLoader",
     "card_page",
     "contamination",
     "describe_text",
     "find_in_store",
+    "in_memory",
     "make_loader",
     "of_texts",
     "open_corpus",

@@ -1,7 +1,7 @@
 """Text generation: functions over any causal language model."""
 
 from wholegpt.generation.beam import beam_search
-from wholegpt.generation.decoding import encode_prompt, generate, generate_ids
+from wholegpt.generation.decoding import encode_prompt, generate, generate_ids, stream
 from wholegpt.generation.engine import Engine
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.results import Completion, Hypothesis, InterruptedGeneration, TokenChoice
@@ -23,4 +23,5 @@ __all__ = [
     "encode_prompt",
     "generate",
     "generate_ids",
+    "stream",
 ]

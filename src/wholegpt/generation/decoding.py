@@ -99,6 +99,38 @@ def generate(
     return [request.completion() for request in requests]
 
 
+def stream(
+    model: CausalLanguageModel,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    config: GenerationConfig,
+    device: torch.device,
+    console: Console,
+    draft: CausalLanguageModel | str = "",
+) -> Iterator[str]:
+    """Return an iterator over the pieces of one completion, which is that of ``generate``.
+
+    The same errors as of ``generate`` are raised, those of the settings before the first piece. An iterator that is
+    dropped ends the generation.
+    """
+    capacity = min(model.context_length, len(prompt_ids) + config.max_tokens)
+    drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)
+    slots = plan_slots(model, 1, capacity, device, console, None if isinstance(draft, str) else draft)
+    engine, pieces = Engine(model, tokenizer, device, slots, capacity), list[str]()
+    request = engine.submit(prompt_ids, config, pieces.append, drafter)
+
+    def run() -> Iterator[str]:
+        while engine.busy:
+            engine.step()
+            yield from filter(None, pieces)
+            pieces.clear()
+        if request.error:
+            raise request.error
+        _report_forbidden([request], console)
+
+    return run()
+
+
 def _report_forbidden(requests: Sequence[GenerationRequest], console: Console) -> None:
     """Warn of texts that the settings end early. Raises ``ConfigError`` if they allow no text at all."""
     problems = [one.problem for one in requests if one.problem]

@@ -35,6 +35,11 @@ class Completion:
     set.
     """
 
+    def __repr__(self) -> str:
+        return (
+            f"Completion({self.text!r}, {len(self.token_ids)} tokens, finish_reason={self.finish_reason!r})"
+        )
+
 
 @dataclass(frozen=True)
 class Hypothesis:

@@ -10,6 +10,7 @@ from typing import Any
 
 from wholegpt import runtime
 from wholegpt.console import Console
+from wholegpt.data import Texts
 from wholegpt.data.reading.sources import check_sources
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.evaluation import TextScore
@@ -32,6 +33,7 @@ from wholegpt.runs.folder import read_lineage, recorded_config
 from wholegpt.runs.train import Run, continue_run
 from wholegpt.settings import presets
 from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_yaml
 from wholegpt.settings.validation import check, check_max_seconds
@@ -39,10 +41,13 @@ from wholegpt.stages.registry import default_recipe
 from wholegpt.stages.text_source import open_text, prepared_text
 
 
+@checked_keywords
 def train(
     *sources: str | Path,
+    texts: Texts | None = None,
     recipe: str | None = None,
     config: Config | None = None,
+    device: str = "",
     out: str | Path | None = None,
     overwrite: bool = False,
     max_seconds: float | None = None,
@@ -52,7 +57,8 @@ def train(
 ) -> Run[TextScore]:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
 
-    A source is a path or a name, never the text itself.
+    A source is a path or a name, never the text itself. For documents in memory, give ``texts`` instead: each is a
+    text, or a record with the text in a field. ``device`` is that of ``RuntimeConfig``.
 
     Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``, model
     and training are planned so that everything takes that long, from now or from ``started`` (of ``time.monotonic``);
@@ -68,16 +74,17 @@ def train(
             "both config and recipe are given; give one: wg.configure(changes, base=wg.recipe(NAME))"
         )
     chosen = _checked_type(config) or (presets.recipe(recipe) if recipe else Config())
-    chosen = _with_sources(chosen, sources)
+    chosen = _on_device(_with_sources(chosen, sources, texts), device)
     if chosen.finetuning.model:
         raise ConfigError(
             f"finetuning.model is '{chosen.finetuning.model}'; `wholegpt finetune` starts from a trained model"
         )
     with contextlib.ExitStack() as locks:
-        run = create_run(chosen, Path(out) if out else None, overwrite, console, budget, locks)
+        run = create_run(chosen, Path(out) if out else None, overwrite, console, budget, locks, texts)
         return continue_run(run, max_seconds=max_seconds, console=console, just_written=True)
 
 
+@checked_keywords
 def finetune(
     model: str | Path,
     data: str | Path,
@@ -86,6 +93,7 @@ def finetune(
     validation: str | Path = "",
     recipe: str = "",
     config: Config | None = None,
+    device: str = "",
     out: str | Path | None = None,
     overwrite: bool = False,
     max_seconds: float | None = None,
@@ -115,14 +123,16 @@ def finetune(
     else:
         held_out = str(validation) or settings.validation
         settings = dataclasses.replace(settings, data=str(data), validation=held_out)
-    chosen = dataclasses.replace(chosen, finetuning=settings)
+    chosen = _on_device(dataclasses.replace(chosen, finetuning=settings), device)
     with contextlib.ExitStack() as locks:
         run = create_run(chosen, Path(out) if out else None, overwrite, console, locks=locks)
         return continue_run(run, max_seconds=max_seconds, console=console, just_written=True)
 
 
+@checked_keywords
 def plan(
     *sources: str | Path,
+    texts: Texts | None = None,
     minutes: float,
     config: Config | None = None,
     memory: float = math.inf,
@@ -132,21 +142,21 @@ def plan(
 ) -> Plan:
     """Return what ``train`` would do with these ``minutes``, without training.
 
-    The text and this machine are measured for some seconds; the process may use at most ``memory`` bytes. For another
-    ``machine``, which has a memory of its own, only the text is measured; without ``sources``, the plan is for English
-    prose. Raises ``ConfigError`` for settings that a plan decides itself, and for too little time or memory;
-    ``DataError`` for too little text.
+    The text (``sources``, or ``texts`` in memory) and this machine are measured for a few seconds; the process may use
+    at most ``memory`` bytes. For another ``machine``, which has a memory of its own, only the text is measured; without
+    ``sources``, the plan is for English prose. Raises ``ConfigError`` for settings that a plan decides itself, and for
+    too little time or memory; ``DataError`` for too little text.
     """
     budget, console = Budget(minutes, started), console or Console()
-    chosen = _with_sources(config or Config(), sources)
+    chosen = _with_sources(config or Config(), sources, texts)
     check(chosen)
     refuse_planned(minutes, changed_settings(chosen))
     if machine and memory < math.inf:
         raise ConfigError("memory and machine are given; a machine that is described has its own memory")
-    if machine and not chosen.data.source:
+    if machine and texts is None and not chosen.data.source:
         return plan_elsewhere(chosen, ENGLISH_PROSE, ENGLISH, minutes, machine)
     with tempfile.TemporaryDirectory() as folder:
-        chosen, corpus = open_text(chosen, console)
+        chosen, corpus = open_text(chosen, console, texts)
         data = prepared_text(chosen, corpus, Path(folder) / "data", console)
         if machine:
             return plan_elsewhere(
@@ -164,14 +174,24 @@ def _checked_type(config: Config | None) -> Config | None:
     return config
 
 
-def _with_sources(config: Config, sources: tuple[str | Path, ...]) -> Config:
-    if not sources:
+def _on_device(config: Config, device: str) -> Config:
+    """Return ``config`` for another device, if one is given."""
+    runtime_config = dataclasses.replace(config.runtime, device=device or config.runtime.device)
+    return dataclasses.replace(config, runtime=runtime_config)
+
+
+def _with_sources(config: Config, sources: tuple[str | Path, ...], texts: object = None) -> Config:
+    """Return ``config`` with the sources or, for ``texts``, without any. Raises ``ConfigError`` for both."""
+    if texts is not None and sources:
+        raise ConfigError("texts and a source are given; give one of them")
+    if texts is None and not sources:
         return config
     check_sources(sources)
     data = dataclasses.replace(config.data, source=tuple(map(str, sources)), card="")
     return dataclasses.replace(config, data=data)
 
 
+@checked_keywords
 def resume(
     run: str | Path,
     *,

@@ -1,8 +1,9 @@
 """Comparison of two models on the same text or examples, and the choice of the data to evaluate a model on."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from wholegpt.console import Console
 from wholegpt.data.chat.conversations import holds_conversations
@@ -11,14 +12,21 @@ from wholegpt.data.reading.tables import Reading, is_table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.evaluation import Difference, compare_tasks, compare_texts, is_task_file
 from wholegpt.language_model import LanguageModel
+from wholegpt.settings.keywords import (
+    EvaluationSettings,
+    TaskEvaluationSettings,
+    TextEvaluationSettings,
+    checked_keywords,
+)
 
 
+@checked_keywords
 def compare(
     first: LanguageModel,
     second: LanguageModel,
     *sources: str | Path,
     console: Console | None = None,
-    **settings: Any,
+    **settings: Unpack[EvaluationSettings],
 ) -> dict[str, Difference]:
     """Compare two models on the same text or file of examples: each figure of both, and the interval of its difference.
 
@@ -34,10 +42,20 @@ def compare(
     if asked or task_file(*sources, text_field=settings.get("text_field"), encoding=reading.encoding):
         if len(sources) != 1:
             raise DataError("models with heads are compared on one table of examples; name one")
+        chosen = _applicable(settings, TaskEvaluationSettings, "a file of examples")
         return compare_tasks(
-            *(lm.evaluate_task(*sources, console=console, **settings) for lm in (first, second))
+            *(lm.evaluate_task(*sources, console=console, **chosen) for lm in (first, second))
         )
-    return compare_texts(*(lm.evaluate(*sources, console=console, **settings) for lm in (first, second)))
+    chosen = _applicable(settings, TextEvaluationSettings, "text")
+    return compare_texts(*(lm.evaluate(*sources, console=console, **chosen) for lm in (first, second)))
+
+
+def _applicable(settings: EvaluationSettings, kind: type, measured: str) -> dict[str, Any]:
+    """Return the settings. Raises ``ConfigError`` for one that an evaluation of this kind does not have."""
+    for name in settings:
+        if name not in inspect.get_annotations(kind):
+            raise ConfigError(f"{name} does not apply to {measured}; leave it out")
+    return dict(settings)
 
 
 def reading_of(settings: Mapping[str, Any]) -> Reading:

@@ -16,7 +16,7 @@ from wholegpt.checkpoint import (
     save_model,
 )
 from wholegpt.console import Console
-from wholegpt.data import PreparedData, TokenShards
+from wholegpt.data import PreparedData, Texts, TokenShards
 from wholegpt.errors import ConfigError
 from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.model.lora import merge, remove_lora
@@ -50,13 +50,14 @@ def create_run(
     console: Console,
     budget: Budget | None = None,
     locks: contextlib.ExitStack | None = None,
+    texts: Texts | None = None,
 ) -> Path:
     """Write the folder of a new run, ready for its first step, and return it.
 
-    The stage that ``config`` selects reads and checks the data. From then on the run needs nothing outside its folder
-    but data that were prepared elsewhere. With a ``budget``, the model and its training are planned. The folder is
-    locked until ``locks`` are released, or until this returns. It is written completely or not at all, so that a bad
-    source does not cost a run that was there before.
+    The stage that ``config`` selects reads and checks the data, or ``texts`` instead of a source. From then on the run
+    needs nothing outside its folder but data that were prepared elsewhere. With a ``budget``, the model and its
+    training are planned. The folder is locked until ``locks`` are released, or until this returns. It is written
+    completely or not at all, so that a bad source does not cost a run that was there before.
     """
     if budget:
         check(config)
@@ -75,7 +76,7 @@ def create_run(
         console.note(plans[-1].describe())
         return plans[-1].config
 
-    run = stage.set_up(SetupRequest(config, parent, resolved, console))
+    run = stage.set_up(SetupRequest(config, parent, resolved, console, texts))
     name = run.name or f"{Path(config.finetuning.model).resolve().name}-{config.finetuning.task}"
 
     def fill(folder: Path) -> None:

@@ -15,10 +15,12 @@ from wholegpt.model import CompiledTransformer, TokenModel, Transformer, quantiz
 from wholegpt.model.lora import merge, remove_lora
 from wholegpt.settings import presets
 from wholegpt.settings.choices import AttentionKernel, Documents, Dtype, Execution, WeightFormat
+from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.schema import PrecisionConfig
 from wholegpt.tokenizers import byte_tokenizer
 
 
+@checked_keywords
 def load(
     path: str | Path,
     *,

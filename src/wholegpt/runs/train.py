@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from shlex import quote
 from typing import Any, Generic, TypeVar
@@ -54,6 +55,38 @@ class Run(Generic[S]):
     """Further results of the stage, by name."""
     plan: dict[str, Any] | None = None
     """The plan, as ``wholegpt plan --json`` prints it; None without a time budget."""
+
+    def __repr__(self) -> str:
+        name, value = self._figure
+        return (
+            f"Run({str(self.path)!r}, {self.state.step:,} of {self.config.training.steps:,} steps, "
+            f"{self.parameters:,} parameters, {name} {value:.4f})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        name, value = self._figure
+        rows = {
+            "run": str(self.path),
+            "steps": f"{self.state.step:,} of {self.config.training.steps:,}",
+            "tokens": f"{self.state.tokens:,}",
+            "training seconds": f"{self.state.train_seconds:.1f}",
+            "parameters": f"{self.parameters:,}",
+            f"validation, {name.replace('_', ' ')}": f"{value:.4f}",
+        }
+        lines = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{''.join(lines)}</table>"
+
+    @property
+    def _figure(self) -> tuple[str, float]:
+        """Return the name and the value of the first figure of the validation."""
+        figures = self.validation.to_json().items()
+        return next((name, x) for name, x in figures if isinstance(x, float))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``: one mapping for each logged step, evaluation and sample."""
+        return MetricsLog(self.path / "metrics.jsonl").read()
 
     def load(self, checkpoint: str = "best") -> LanguageModel:
         """Load the trained model."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from wholegpt.checkpoint import ModelFolder, ModelMetadata
 from wholegpt.console import Console
-from wholegpt.data import PreparedData, TokenShards
+from wholegpt.data import PreparedData, Texts, TokenShards
 from wholegpt.data.examples.files import examples_hash
 from wholegpt.errors import DataError
 from wholegpt.model import TokenModel
@@ -40,6 +40,8 @@ class SetupRequest:
     resolve: Callable[[Config, PreparedData], Config]
     """Resolve every setting that depends on the text and the machine."""
     console: Console
+    texts: Texts | None = None
+    """Documents in memory, instead of ``config.data.source``."""
 
     @property
     def parent_model(self) -> ModelFolder:

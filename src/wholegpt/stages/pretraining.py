@@ -149,7 +149,7 @@ def set_up(request: SetupRequest) -> NewRun:
 
 def set_up_text(request: SetupRequest) -> NewRun:
     """Set up a run over text whose first step initializes the model."""
-    config, corpus = open_text(request.config, request.console)
+    config, corpus = open_text(request.config, request.console, request.texts)
 
     def write(folder: Path) -> RunSetup:
         data = prepared_text(config, corpus, folder / "data", request.console)
@@ -166,7 +166,7 @@ def _write_continued(request: SetupRequest, folder: Path) -> RunSetup:
     tokenizer = TokenizerConfig(path=str(source.folder.resolve()))
     architecture = architecture_of(request.config, parent, parent.tokenizer.vocab_size)
     config = replace(request.config, tokenizer=tokenizer, model=architecture)
-    config, corpus = open_text(config, request.console)
+    config, corpus = open_text(config, request.console, request.texts)
     data = prepared_text(config, corpus, folder / "data", request.console)
     if data.tokenizer.sha256 != parent.tokenizer.sha256:
         raise ConfigError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wholegpt.console import Console
-from wholegpt.data import Corpus, PreparedData, open_corpus, prepare
+from wholegpt.data import Corpus, PreparedData, Texts, in_memory, open_corpus, prepare
 from wholegpt.data.reading.files import READING_OPTIONS
 from wholegpt.errors import ConfigError
 from wholegpt.files import exists, recover_unlocked
@@ -14,12 +14,14 @@ from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig
 from wholegpt.tokenizers import MASK
 
 
-def open_text(config: Config, console: Console) -> tuple[Config, Corpus | None]:
-    """Open the corpus that ``config`` names.
+def open_text(config: Config, console: Console, texts: Texts | None = None) -> tuple[Config, Corpus | None]:
+    """Open the corpus that ``config`` names, or that of the ``texts``.
 
     If it names a prepared folder instead, return no corpus, and ``config`` with the folder's tokenizer. Raises
     ``ConfigError`` for settings that have no effect on prepared data.
     """
+    if texts is not None:
+        return config, in_memory(texts, config.data)
     folder = Path(config.data.source[0]) if len(config.data.source) == 1 and config.data.source[0] else None
     if folder and not exists(folder):
         recover_unlocked(folder)

@@ -6,13 +6,14 @@ import hashlib
 import importlib
 import inspect
 import io
+import json
 import os
 import platform
 import sys
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from wholegpt.data.reading.decoding import Piece, ReadingReport, Source
 from wholegpt.data.reading.files import READING_OPTIONS, check_options, identity, read_pieces, useful_options
 from wholegpt.data.reading.records import read_records
 from wholegpt.data.reading.sources import source_path
-from wholegpt.errors import DataError
+from wholegpt.errors import ConfigError, DataError
 from wholegpt.files import exists, utf8_name, write_bytes_atomic
 from wholegpt.settings.choices import Split
 from wholegpt.settings.schema import DataConfig
@@ -35,6 +36,8 @@ HUB_PREFIX = "hf:"
 
 
 Advance = Callable[[int], None]
+Texts = Iterable[str | Mapping[str, Any]]
+"""Documents in memory: texts, or records with the text in a field."""
 
 
 @dataclass
@@ -114,6 +117,30 @@ def open_corpus(config: DataConfig) -> Corpus:
         parts=parts,
         identity=lambda: [entry for part in parts for entry in part.identity()],
     )
+
+
+def in_memory(texts: Texts, config: DataConfig) -> Corpus:
+    """Return a corpus whose documents are ``texts``: each a text, or a record with the text in a field.
+
+    Raises ``ConfigError`` for a single text, and for an entry of another type.
+    """
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise ConfigError(f"texts is of type {type(texts).__name__}; expected a list with a text for each document")
+    documents = list(texts)
+    for number, document in enumerate(documents, 1):
+        if not isinstance(document, str | Mapping):
+            raise ConfigError(f"texts: entry {number} is of type {type(document).__name__}; expected a text")
+
+    def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
+        for piece in read_records(Source("texts", io.BytesIO(), config, report), documents):
+            advance(len(piece.text.encode()))
+            yield piece
+
+    def identity() -> list[Any]:
+        content = json.dumps(documents, default=str).encode()
+        return [["texts", len(content), hashlib.sha256(content).hexdigest()]]
+
+    return _cleaned(Corpus("texts", read, provenance={"texts": "given in memory"}, identity=identity), config)
 
 
 def _useful_options(source: str, config: DataConfig) -> set[str]:

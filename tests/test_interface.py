@@ -1,0 +1,132 @@
+"""The Python interface: keyword arguments, texts in memory, streams and short representations."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wholegpt as wg
+from tests.helpers import tiny_config
+from wholegpt.console import Console
+from wholegpt.language_model import LanguageModel, PromptSettings
+from wholegpt.settings.keywords import GenerationSettings, TaskEvaluationSettings, TextEvaluationSettings
+from wholegpt.settings.schema import GenerationConfig
+
+QUIET = Console(quiet=True)
+
+
+def names_of(kind: type) -> set[str]:
+    return {*inspect.get_annotations(kind)}
+
+
+def keywords_of(function: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
+    return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+def test_the_typed_keywords_are_those_of_the_functions() -> None:
+    assert names_of(GenerationSettings) == {field.name for field in dataclasses.fields(GenerationConfig)}
+    own = names_of(PromptSettings) - names_of(GenerationSettings)
+    assert own == keywords_of(LanguageModel.generate_all) - {"emit"} == keywords_of(LanguageModel.stream)
+    assert names_of(TextEvaluationSettings) == keywords_of(LanguageModel.evaluate) - {"console"}
+    assert names_of(TaskEvaluationSettings) == keywords_of(LanguageModel.evaluate_task) - {"console"}
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return wg.load("modern-tiny")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda lm: lm.generate("x", max_token=3),
+            r"generate\(\) has no parameter 'max_token'; .*'max_tokens'",
+        ),
+        (lambda lm: lm.generate_all(["x"], guidence=2), "'guidence'; did you mean 'guidance'"),
+        (lambda lm: lm.stream("x", temprature=1), "'temprature'; did you mean 'temperature'"),
+        (lambda lm: lm.beam_search("x", beam=1), "'beam'; did you mean 'beams'"),
+        (lambda lm: lm.chat([], max_toks=1), "'max_toks'; did you mean 'max_tokens'"),
+        (lambda lm: wg.compare(lm, lm, "a.txt", strid=3), "'strid'; did you mean 'stride'"),
+        (lambda lm: wg.compare(lm, lm, __file__, shots=3), "shots does not apply to text"),
+        (
+            lambda lm: wg.train("a.txt", minuts=3),
+            r"train\(\) has no parameter 'minuts'; did you mean 'minutes'",
+        ),
+        (lambda lm: wg.finetune("a", "b", tasks="instruct"), "'tasks'; did you mean 'task'"),
+        (lambda lm: wg.plan("a.txt", minute=3), "'minute'; did you mean 'minutes'"),
+        (lambda lm: wg.resume("runs/a", step=3), "'step'; did you mean 'steps'"),
+        (lambda lm: wg.load("runs/a", devise="cpu"), "'devise'; did you mean 'device'"),
+        (lambda lm: wg.train(texts="one text"), "texts is of type str; expected a list"),
+        (lambda lm: wg.train("a.txt", texts=["b"]), "texts and a source are given; give one"),
+        (lambda lm: wg.train(texts=[]), "texts: holds no text"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    lm: LanguageModel, call: Callable[[LanguageModel], object], message: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(wg.WholeGPTError, match=message):
+        call(lm)
+
+
+def test_a_stream_has_the_text_of_generate(lm: LanguageModel) -> None:
+    settings: GenerationSettings = {"max_tokens": 40, "seed": 3}
+    pieces = [*lm.stream("Once", **settings)]
+    assert "".join(pieces) == lm.generate("Once", **settings).text
+    assert len(pieces) > 10 and all(pieces)
+    assert "".join(lm.stream("Once", **settings, draft="prompt")) == "".join(pieces)
+
+
+def test_a_stream_that_is_left_computes_no_further_token(lm: LanguageModel, monkeypatch: Any) -> None:
+    calls: list[int] = []
+    forward = lm.model.forward
+    monkeypatch.setattr(lm.model, "forward", lambda *given: calls.append(1) or forward(*given))
+    for _ in lm.stream("Once", max_tokens=1000):
+        break
+    assert 0 < len(calls) < 10
+
+
+def test_texts_in_memory_train_the_model_that_a_file_of_them_trains(tmp_path: Path) -> None:
+    texts = [f"Text {number} says that {number} is smaller than {number + 1}.\n" * 3 for number in range(60)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = tiny_config("unused", training={"steps": 3})
+    stated = {
+        "file": wg.train(path, config=config, out=tmp_path / "file", console=QUIET),
+        "memory": wg.train(texts=texts, config=config, out=tmp_path / "memory", console=QUIET),
+        "records": wg.train(
+            texts=({"text": text} for text in texts), config=config, out=tmp_path / "records", console=QUIET
+        ),
+    }
+    weights = {
+        name: (run.path / "checkpoints" / "step-00000003" / "model.safetensors").read_bytes()
+        for name, run in stated.items()
+    }
+    assert weights["file"] == weights["memory"] == weights["records"]
+    assert stated["memory"].config.data.source == ()
+    resumed = wg.resume(tmp_path / "memory", steps=5, console=QUIET)
+    assert resumed.state.step == 5
+
+
+def test_representations_fit_on_a_line_and_the_log_is_a_list(tmp_path: Path, lm: LanguageModel) -> None:
+    run = wg.train(
+        texts=["One two three. " * 200],
+        config=tiny_config("unused", training={"steps": 3}),
+        out=tmp_path / "<run>",
+        console=QUIET,
+    )
+    assert repr(run).startswith(f"Run('{tmp_path}/<run>', 3 of 3 steps, ") and "nats_per_token" in repr(run)
+    html = run._repr_html_()
+    assert html.startswith("<table>") and "&lt;run&gt;" in html and "<run>" not in html
+    lines = (tmp_path / "<run>" / "metrics.jsonl").read_text().splitlines()
+    assert run.metrics == [json.loads(line) for line in lines]
+    assert {"train", "validation"} <= {line["kind"] for line in run.metrics}
+    for shown in (repr(run), repr(lm), repr(lm.generate("Once", max_tokens=5))):
+        assert "\n" not in shown and len(shown) < 250
+    assert repr(lm).startswith("LanguageModel(transformer, ")
