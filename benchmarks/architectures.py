@@ -30,6 +30,8 @@ from wholegpt.settings.schema import Config, ModelConfig
 SEEDS = (1, 2, 3)
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)
 PSEUDO_TOKENS, PSEUDO_CONTEXT = 4096, 128
+NAMES = {"transformer": "decoder", "encoder": "encoder"}
+"""Names of the two kinds of models in the table."""
 STEPS = 8
 """Tokens per round of each model and length."""
 
@@ -135,7 +137,7 @@ def encoder(data: Path, out: Path, steps: int, console: Console) -> None:
         right = np.mean([one["correct"] for one in found], axis=0)
         mean = bootstrap(len(right), lambda chosen, right=right: float(right[chosen].mean()))
         rows.append(
-            f"| {kind} | {pretrained[kind]} | {mean.value:.4f} ({mean.low:.4f} to {mean.high:.4f}) | {each} |"
+            f"| {NAMES[kind]} | {pretrained[kind]} | {mean.value:.4f} ({mean.low:.4f} to {mean.high:.4f}) | {each} |"
         )
     gain = difference(results["encoder"], results["transformer"])
     last = (

@@ -235,8 +235,8 @@ def decoding(
                 f"{conditions(rounds)} GPT-2 124 M with random weights{processor}.",
                 "",
                 f"- **Decode:** a prompt of {PROMPT} tokens and {WRITTEN} greedy tokens. **Prefill:** {LONG} tokens.",
-                "- **llama.cpp** uses the corresponding format (Q8_0, Q4_0; F16 for the other rows and for prefill). "
-                "Its tokens are fed without sampling.",
+                "- **Ratios to llama.cpp** are to the corresponding format (Q8_0, Q4_0; F16 for the other rows), those "
+                "of prefill always to F16. llama.cpp's tokens are fed without sampling.",
                 "- **Memory limit:** the speed if each token only read all weights once, at "
                 f"{spread(bandwidth, '{:.0f}')} GB/s, measured in the same rounds.",
                 "",
