@@ -20,14 +20,9 @@ from torch import Tensor
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
 from wholegpt.model import parameter_count
-from wholegpt.planning.planner import (
-    BATCH_SIZE,
-    CONTEXT_LENGTH,
-    PILOT_VALIDATION_TOKENS,
-    Text,
-    model_of_width,
-    planned_config,
-)
+from wholegpt.planning.choice import BATCH_SIZE, CONTEXT_LENGTH, model_of_width, planned_config
+from wholegpt.planning.plan import Text
+from wholegpt.planning.planner import PILOT_VALIDATION_TOKENS
 from wholegpt.planning.scaling import (
     EARLY_SHARE,
     PILOT_TOKENS,

@@ -68,7 +68,7 @@ def run(source: str, minutes: float, seed: int, width: int | None = None) -> Out
     """Run ``wholegpt train SOURCE --minutes M`` in a separate process. ``width`` fixes the size of the model."""
     program = "import sys; from wholegpt.cli import main; sys.exit(main())"
     if width:
-        program = f"import wholegpt.planning.planner as p; p.WIDTHS = ({width},); {program}"
+        program = f"import wholegpt.planning.choice as p; p.WIDTHS = ({width},); {program}"
     before = probe()
     with tempfile.TemporaryDirectory() as folder:
         command = [

@@ -130,7 +130,7 @@ Fails = Callable[..., str]
 
 def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of a few seconds: tiny windows and batches, one size."""
-    from wholegpt.planning import planner
+    from wholegpt.planning import choice, planner
 
     for name, value in {
         "CONTEXT_LENGTH": 32,
@@ -141,7 +141,9 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
         "PILOT_TOKENS": 10 * 2 * 32,
         "REPORT_SECONDS": 1.0,
     }.items():
-        monkeypatch.setattr(planner, name, value)
+        monkeypatch.setattr(choice, name, value)
+    monkeypatch.setattr(planner, "PILOT_STEPS", 10)
+    monkeypatch.setattr(planner, "FEWEST_PILOT_STEPS", 10)
 
 
 class CountingCache:

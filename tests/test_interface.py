@@ -17,6 +17,8 @@ from wholegpt.settings.keywords import GenerationSettings, TaskEvaluationSetting
 from wholegpt.settings.schema import GenerationConfig
 
 QUIET = Console(quiet=True)
+untyped: Any = wg
+"""For calls that a type checker reports."""
 
 
 def names_of(kind: type) -> set[str]:
@@ -52,23 +54,23 @@ def lm() -> LanguageModel:
         (lambda lm: lm.stream("x", temprature=1), "'temprature'; did you mean 'temperature'"),
         (lambda lm: lm.beam_search("x", beam=1), "'beam'; did you mean 'beams'"),
         (lambda lm: lm.chat([], max_toks=1), "'max_toks'; did you mean 'max_tokens'"),
-        (lambda lm: wg.compare(lm, lm, "a.txt", strid=3), "'strid'; did you mean 'stride'"),
-        (lambda lm: wg.compare(lm, lm, __file__, shots=3), "shots does not apply to text"),
+        (lambda lm: untyped.compare(lm, lm, "a.txt", strid=3), "'strid'; did you mean 'stride'"),
+        (lambda lm: untyped.compare(lm, lm, __file__, shots=3), "shots does not apply to text"),
         (
-            lambda lm: wg.train("a.txt", minuts=3),
+            lambda lm: untyped.train("a.txt", minuts=3),
             r"train\(\) has no parameter 'minuts'; did you mean 'minutes'",
         ),
-        (lambda lm: wg.finetune("a", "b", tasks="instruct"), "'tasks'; did you mean 'task'"),
-        (lambda lm: wg.plan("a.txt", minute=3), "'minute'; did you mean 'minutes'"),
-        (lambda lm: wg.resume("runs/a", step=3), "'step'; did you mean 'steps'"),
-        (lambda lm: wg.load("runs/a", devise="cpu"), "'devise'; did you mean 'device'"),
-        (lambda lm: wg.train(texts="one text"), "texts is of type str; expected a list"),
-        (lambda lm: wg.train("a.txt", texts=["b"]), "texts and a source are given; give one"),
-        (lambda lm: wg.train(texts=[]), "texts: holds no text"),
+        (lambda lm: untyped.finetune("a", "b", tasks="instruct"), "'tasks'; did you mean 'task'"),
+        (lambda lm: untyped.plan("a.txt", minute=3), "'minute'; did you mean 'minutes'"),
+        (lambda lm: untyped.resume("runs/a", step=3), "'step'; did you mean 'steps'"),
+        (lambda lm: untyped.load("runs/a", devise="cpu"), "'devise'; did you mean 'device'"),
+        (lambda lm: untyped.train(texts="one text"), "texts is of type str; expected a list"),
+        (lambda lm: untyped.train("a.txt", texts=["b"]), "texts and a source are given; give one"),
+        (lambda lm: untyped.train(texts=[]), "texts: holds no text"),
     ],
 )
 def test_a_wrong_argument_is_named(
-    lm: LanguageModel, call: Callable[[LanguageModel], object], message: str, tmp_path: Path, monkeypatch: Any
+    lm: LanguageModel, call: Callable[[Any], object], message: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(wg.WholeGPTError, match=message):

@@ -184,7 +184,7 @@ def test_settings_by_name(changes: dict[str, Any]) -> None:
     from wholegpt.language_model import LanguageModel
 
     tokenizer = train_character(["abcdefz"])
-    lm = LanguageModel(Transformer(tiny_model(vocab_size=tokenizer.vocab_size)), tokenizer)
+    lm: Any = LanguageModel(Transformer(tiny_model(vocab_size=tokenizer.vocab_size)), tokenizer)
     text = lm.generate("a", max_tokens=40, console=QUIET, **changes).text
     assert "ab" not in text if changes.get("banned") == "ab" else True
     assert "zz" in text if "forced" in changes else True

@@ -18,8 +18,9 @@ from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
 from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, plan_elsewhere, planner
+from wholegpt.planning import choice as choices
+from wholegpt.planning.choice import batch_size, choose, planned_config, regularization, run_seconds
 from wholegpt.planning.machine import Rates, Speeds, step_seconds
-from wholegpt.planning.planner import batch_size, choose, planned_config, regularization, run_seconds
 from wholegpt.planning.scaling import Difficulty
 from wholegpt.runs import api
 from wholegpt.runs import create as start
@@ -70,7 +71,7 @@ def test_no_plan_goes_beyond_the_sweep_in_size_and_passes_for_its_text() -> None
     for tokens in (15_000, 400_000):
         plan = planned(100_000, dataclasses.replace(ENGLISH_PROSE, train_tokens=tokens))
         assert parameter_count(plan.config.model).blocks <= 25 * tokens
-        assert plan.epochs <= 20 or plan.tokens <= 1.2 * planner.LEAST_TOKENS
+        assert plan.epochs <= 20 or plan.tokens <= 1.2 * choices.LEAST_TOKENS
 
 
 def test_a_small_memory_is_planned_with() -> None:
@@ -118,7 +119,7 @@ def test_too_little_time_names_the_least_that_is_enough() -> None:
     with pytest.raises(ConfigError, match="the least that makes sense is") as caught:
         planned(0.01)
     least = float(str(caught.value).rsplit(" ", 1)[1])
-    assert planned(least).config.training.steps >= planner.LEAST_STEPS
+    assert planned(least).config.training.steps >= choices.LEAST_STEPS
     with pytest.raises(ConfigError):
         planned(least / 2)
 
@@ -127,11 +128,11 @@ def test_of_equal_losses_the_quickest_is_chosen(monkeypatch: pytest.MonkeyPatch)
     """Where nothing helps, the fewest steps of the smallest model are enough."""
     from wholegpt.planning.scaling import Expectation
 
-    monkeypatch.setattr(planner, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
+    monkeypatch.setattr(choices, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
     text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
     choice = choose(DECIDED, text, ENGLISH, Speeds(LAPTOP), 600.0, 8e9)
-    assert choice and choice.config.model.d_model == planner.WIDTHS[0]
-    assert choice.config.training.steps <= planner.LEAST_STEPS / 0.9
+    assert choice and choice.config.model.d_model == choices.WIDTHS[0]
+    assert choice.config.training.steps <= choices.LEAST_STEPS / 0.9
 
 
 def test_run_seconds_by_hand() -> None:
@@ -139,8 +140,8 @@ def test_run_seconds_by_hand() -> None:
     assert config.training.steps == 300 and config.evaluation.every == 30
     rates = Rates(0.5, validation_tokens_per_second=1e4, sample_tokens_per_second=60.0, start_seconds=4.0)
     tokens = 10 * 20_000 + ENGLISH_PROSE.validation_tokens
-    saving = (10 + 154 / 600) * 16 * parameter_count(config.model).total / planner.DISK_BYTES_PER_SECOND
-    by_hand = 4 + 300 * 0.5 + tokens / 1e4 + 3 * 120 / 60 + saving + planner.REPORT_SECONDS
+    saving = (10 + 154 / 600) * 16 * parameter_count(config.model).total / choices.DISK_BYTES_PER_SECOND
+    by_hand = 4 + 300 * 0.5 + tokens / 1e4 + 3 * 120 / 60 + saving + choices.REPORT_SECONDS
     assert run_seconds(config, ENGLISH_PROSE, rates) == pytest.approx(by_hand)
 
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import scaling as sweep
 from wholegpt.model import parameter_count
 from wholegpt.planning import ENGLISH_PROSE
-from wholegpt.planning.planner import model_of_width, planned_config
+from wholegpt.planning.choice import model_of_width, planned_config
 from wholegpt.planning.scaling import (
     COVERED_BLOCKS,
     COVERED_EPOCHS,

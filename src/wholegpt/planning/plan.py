@@ -8,7 +8,7 @@ from typing import Any
 
 from wholegpt.data import PreparedData
 from wholegpt.model import parameter_count
-from wholegpt.planning.scaling import Expectation
+from wholegpt.planning.scaling import Difficulty, Expectation
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_mapping
 
@@ -59,6 +59,8 @@ class Plan:
     seconds: float
     """Duration of the whole command: reading, measuring, training, evaluation, samples, saving."""
     train_seconds: float
+    other_seconds: float
+    """Time of evaluations, samples, checkpoints and the report."""
     step_seconds: float
     tokens: int
     epochs: float
@@ -66,6 +68,8 @@ class Plan:
     peak_memory_bytes: int
     bits_per_byte: Expectation
     """Expected loss on the whole validation text after the last step."""
+    difficulty: Difficulty
+    """What the pilot measured on the text."""
     useful_minutes: float | None = None
     """Set if less time than requested is enough, because more does not help on this text."""
     notes: tuple[str, ...] = ()
@@ -78,6 +82,7 @@ class Plan:
             "measured": self.measured,
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
+            "other_seconds": self.other_seconds,
             "step_seconds": self.step_seconds,
             "steps": self.config.training.steps,
             "tokens": self.tokens,
@@ -85,6 +90,7 @@ class Plan:
             "parameters": parameter_count(self.config.model).total,
             "peak_memory_bytes": self.peak_memory_bytes,
             "bits_per_byte": dataclasses.asdict(self.bits_per_byte),
+            "difficulty": dataclasses.asdict(self.difficulty),
             "useful_minutes": self.useful_minutes,
             "notes": list(self.notes),
             "config": to_mapping(self.config),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from wholegpt.model import parameter_count
 from wholegpt.settings.schema import Config
 
-PILOT_WIDTH, PILOT_TOKENS = 64, 200 * 16 * 256
+PILOT_WIDTH, PILOT_STEPS, PILOT_TOKENS = 64, 200, 200 * 16 * 256
 """Size of the pilot, a short training that measures how hard a text is."""
 EARLY_SHARE = 8
 """The pilot is also evaluated after this fraction of its steps: how fast its loss falls distinguishes texts."""
@@ -29,6 +29,14 @@ class Expectation:
         return Expectation(self.expected * factor, self.low * factor, self.high * factor)
 
 
+SHORT_PILOTS = {25: (-0.05, 1.10), 50: (-0.40, 0.56), 100: (-0.70, 0.24), 200: (-1.0, 0.0)}
+"""Extrapolation of a shorter pilot, by its steps: how many times its own fall (early − last) its last loss lies above
+the early and the last loss of a pilot of 200 steps. Measured on seven texts (docs/decisions.md).
+"""
+SHORT_PILOT_WIDTH = 0.012
+"""What each halving of the pilot's steps adds to the half width of the interval, as a share of the expected loss."""
+
+
 @dataclass(frozen=True)
 class Difficulty:
     """The pilot's loss on a text, in nats per token of its validation split."""
@@ -36,6 +44,26 @@ class Difficulty:
     early: float
     """After an eighth of its steps."""
     last: float
+    uncertainty: float = 0.0
+    """Half width that is added to the interval, as a share of the expected loss."""
+
+    @classmethod
+    def of_pilot(cls, early: float, last: float, steps: int) -> "Difficulty":
+        """Return the losses of a pilot of 200 steps, extrapolated from one of 25 to 200 ``steps``.
+
+        The factors of ``SHORT_PILOTS`` are interpolated linearly in the logarithm of the steps.
+        """
+        known = sorted(SHORT_PILOTS)
+        above = next((one for one in known if one >= steps), known[-1])
+        below = max((one for one in known if one <= steps), default=known[0])
+        part = math.log(steps / below) / math.log(above / below) if above > below else 0.0
+        to_early, to_last = (
+            (1 - part) * low + part * high
+            for low, high in zip(SHORT_PILOTS[below], SHORT_PILOTS[above], strict=True)
+        )
+        fall = max(0.0, early - last)
+        uncertainty = SHORT_PILOT_WIDTH * max(0.0, math.log2(PILOT_STEPS / steps))
+        return cls(last - to_early * fall, last - to_last * fall, uncertainty)
 
     @property
     def fall(self) -> float:
@@ -108,7 +136,7 @@ def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficult
         SMALLEST_BLOCKS / blocks,
     )
     outside = math.prod(max(1.0, excess) for excess in excesses)
-    half = min(HALF_WIDTH * (1 + math.log(outside)), 0.5)
+    half = min(HALF_WIDTH * (1 + math.log(outside)) + difficulty.uncertainty, 0.5)
     return Expectation(expected, expected * (1 - half), expected * (1 + half))
 
 

@@ -81,7 +81,7 @@ def train(
         )
     with contextlib.ExitStack() as locks:
         run = create_run(chosen, Path(out) if out else None, overwrite, console, budget, locks, texts)
-        return continue_run(run, max_seconds=max_seconds, console=console, just_written=True)
+        return continue_run(run, max_seconds=max_seconds, console=console, just_written=True, budget=budget)
 
 
 @checked_keywords

@@ -1,5 +1,7 @@
 """Training a run from its folder to its report: the wiring of stage, model, optimizer, callbacks and loop."""
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -18,6 +20,9 @@ from wholegpt.files import lock_folder, read_json
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel
 from wholegpt.model.lora import trainable_parameters
+from wholegpt.planning import Budget
+from wholegpt.planning.adjustment import checked_step
+from wholegpt.runs.adjust import adjust_run
 from wholegpt.runs.extend import extended_at
 from wholegpt.runs.folder import PLAN, read_lineage, recorded_config, run_contents
 from wholegpt.runs.load import load
@@ -115,19 +120,29 @@ class Run(Generic[S]):
 
 
 def continue_run(
-    path: Path, *, max_seconds: float | None, console: Console, just_written: bool = False
+    path: Path,
+    *,
+    max_seconds: float | None,
+    console: Console,
+    just_written: bool = False,
+    budget: Budget | None = None,
 ) -> Run[Any]:
     """Train from the last good checkpoint, or from the first step, to the last step.
 
-    Data of a run that was ``just_written``, and locked since, are not checked again. Raises ``Interrupted`` when the
-    user stops it, in the loop or outside it.
+    Data of a run that was ``just_written``, and locked since, are not checked again. A run that was planned for
+    ``budget`` is paused once, to adjust the number of its steps to the speed of the machine. Raises ``Interrupted``
+    when the user stops it, in the loop or outside it.
     """
+    deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     if runtime.processes().world_size > 1:
         raise ConfigError("a run has one process; start it without torchrun")
     recorded_config(path)  # before a lock beside a folder that is not a run
     try:
         with lock_folder(path, "train"):
-            return _continue_run(path, max_seconds, console, just_written)
+            run = _continue_run(path, deadline, console, just_written, budget)
+            while run is None:
+                run = _continue_run(path, deadline, console, just_written, None)
+            return run
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; what was saved is kept; continue with `wholegpt train --resume {quote(str(path))}`"
@@ -140,7 +155,10 @@ def open_stage(path: Path, just_written: bool = False) -> Stage:
     return stage_of(contents.config).open(contents)
 
 
-def _continue_run(path: Path, max_seconds: float | None, console: Console, just_written: bool) -> Run[Any]:
+def _continue_run(
+    path: Path, deadline: float, console: Console, just_written: bool, budget: Budget | None
+) -> Run[Any] | None:
+    """Train to the last step; or, with a ``budget``, to the step after which it is adjusted, and return None."""
     config, stage = recorded_config(path), open_stage(path, just_written)
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, stage, console)
@@ -168,7 +186,8 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
     def step(state: TrainingState, callbacks: Callbacks) -> StepMetrics:
         return stage.train_step(model, optimizer, batches, state, callbacks)
 
-    _describe(path, config, stage, model, state, console)
+    if not (just_written and state.step):  # else described before it was adjusted
+        _describe(path, config, stage, model, state, console)
     if config.precision.execution is Execution.compiled:
         compile_blocks(model)
     extended = extended_at(read_lineage(path))
@@ -185,7 +204,8 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
             callbacks.LogMetrics(stage.loss_name, log, config),
             validate,
             *([callbacks.Sample(sample, log, config, console)] if stage.generates else []),
-            *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
+            callbacks.TimeLimit(deadline),
+            *([callbacks.CheckPace(checked_step(planned))] if planned and budget else []),
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,
             callbacks.SaveCheckpoints(save, config),
@@ -196,6 +216,9 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
         if config.finetuning.model and not state.step:
             validate.run(state)  # the parent itself
         run_loop(step, config.training.steps, state, events)
+    if state.stop_reason == callbacks.CheckPace.REASON and budget:
+        adjust_run(path, state, budget, console)
+        return None
     if state.stop_reason == callbacks.StopOnSignal.REASON:
         raise Interrupted(
             f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
@@ -238,7 +261,8 @@ def _restore(
     load_optimizer_tensors(optimizer, model, files.optimizer)
     exchange(optimizer)
     state = TrainingState.from_json(files.state)
-    if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
+    paused = (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON, callbacks.CheckPace.REASON)
+    if state.stop_reason in paused:
         state.stop_reason = ""
     elif state.stop_reason and state.step == extended_at(read_lineage(path)):  # early stopping starts again
         state.stop_reason, state.evaluations_since_best = "", 0

@@ -192,16 +192,30 @@ class Unfreeze(Callback):
 
 
 class TimeLimit(Callback):
-    """Stops the run, which can be resumed, ``seconds`` of wall clock after the creation of this callback."""
+    """Stops the run, which can be resumed, at a time of ``time.monotonic``."""
 
     REASON = "the time given by --max-seconds is over"
 
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Stop if the time is over."""
         if time.monotonic() >= self.deadline and not state.stop_reason:
+            state.stop_reason = self.REASON
+
+
+class CheckPace(Callback):
+    """Pauses a planned run after ``step`` steps, so that their number can be adjusted to the speed of the machine."""
+
+    REASON = "the speed is compared with the plan"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Pause, if it is due."""
+        if state.step == self.step and not state.stop_reason:
             state.stop_reason = self.REASON
 
 

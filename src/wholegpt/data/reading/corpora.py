@@ -125,7 +125,9 @@ def in_memory(texts: Texts, config: DataConfig) -> Corpus:
     Raises ``ConfigError`` for a single text, and for an entry of another type.
     """
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        raise ConfigError(f"texts is of type {type(texts).__name__}; expected a list with a text for each document")
+        raise ConfigError(
+            f"texts is of type {type(texts).__name__}; expected a list with a text for each document"
+        )
     documents = list(texts)
     for number, document in enumerate(documents, 1):
         if not isinstance(document, str | Mapping):

@@ -1,0 +1,75 @@
+"""Adjusting the steps of a planned run to the speed at which it really runs."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from wholegpt.planning.choice import planned_config
+from wholegpt.planning.plan import Text
+from wholegpt.planning.scaling import (
+    PILOT_TOKENS,
+    PILOT_WIDTH,
+    Difficulty,
+    expected_loss,
+    trained_tokens,
+)
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import to_mapping
+from wholegpt.training.state import TrainingState
+
+CHECKED_AFTER = 0.15
+"""Share of the steps after which the speed is compared with the plan."""
+WORTH_ADJUSTING = 0.02
+"""Relative change of the number of steps below which a run keeps its plan."""
+MOST_STEPS = 2.0
+"""Largest number of steps, relative to the plan."""
+
+
+def checked_step(plan: Mapping[str, Any]) -> int:
+    """Return the step after which a run that follows ``plan`` is compared with it."""
+    return max(1, int(CHECKED_AFTER * plan["steps"]))
+
+
+def fitting_steps(plan: Mapping[str, Any], state: TrainingState, spent: float, decay_fraction: float) -> int:
+    """Return the number of steps with which a run ends after ``plan["seconds"]`` seconds.
+
+    ``spent`` of these have passed, in which the run did ``state.step`` steps. The other work after them (evaluations,
+    samples, saving) is assumed to be as much slower or faster than planned as the steps. The learning rate of the steps
+    that were done must not depend on the number of all steps, so its decay must begin later than ``state.step``; the
+    result is at least ``state.step`` / (1 − ``decay_fraction``), and at most ``MOST_STEPS`` times the planned number.
+    """
+    start_seconds = plan["train_seconds"] - plan["steps"] * plan["step_seconds"]
+    pace = max(state.train_seconds - start_seconds, state.train_seconds / 2) / state.step
+    other_seconds = plan["other_seconds"] * pace / plan["step_seconds"] - state.other_seconds
+    left = plan["seconds"] - spent - max(0.0, other_seconds)
+    least = math.ceil((state.step + 1) / (1 - decay_fraction))
+    return min(max(state.step + int(left / pace), least), int(MOST_STEPS * plan["steps"]))
+
+
+def adjusted_plan(
+    plan: Mapping[str, Any], config: Config, steps: int, state: TrainingState, text: Text
+) -> tuple[dict[str, Any], Config]:
+    """Return the plan and the config of a run that takes ``steps`` instead of the planned steps.
+
+    The plan has new times and a new expected loss, and an ``adjustment``: after which step, and the steps before it.
+    """
+    changed = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+    difficulty = msgspec.convert(plan["difficulty"], Difficulty)
+    pilot = planned_config(config, PILOT_WIDTH, text, PILOT_TOKENS)
+    loss = expected_loss(changed, text.train_tokens, pilot, difficulty)
+    tokens = trained_tokens(changed)
+    pace = state.train_seconds / state.step
+    return {
+        **plan,
+        "steps": steps,
+        "tokens": tokens,
+        "epochs": tokens / text.train_tokens,
+        "step_seconds": pace,
+        "train_seconds": steps * pace,
+        "bits_per_byte": dataclasses.asdict(loss.times(1 / (math.log(2) * text.bytes_per_token))),
+        "config": to_mapping(changed),
+        "adjustment": {"step": state.step, "steps_before": plan["steps"]},
+    }, changed
