@@ -70,7 +70,7 @@ def source(text: str, data: Path, work: Path) -> str:
         return str(english) if text == "english" else text
     part = work / f"{text}.jsonl"
     with part.open("w") as file:
-        for line in english.read_text().splitlines(keepends=True):
+        for line in english.open(encoding="utf-8", newline="\n"):
             if json.loads(line)["source"] in PARTS[text]:
                 file.write(line)
     return str(part)
