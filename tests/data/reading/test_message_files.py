@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers import TINY
 from wholegpt.cli import main
+from wholegpt.data import open_corpus
 from wholegpt.data.chat.template import DEFAULT_TEMPLATE
 from wholegpt.data.reading.files import ReadingReport, read_documents, read_pieces
 from wholegpt.errors import DataError
@@ -144,3 +145,12 @@ def test_stats_training_and_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["evaluate", run, source, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["bits_per_byte"] > 0 and NOTE in err
+
+
+def test_conversations_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "local").mkdir()
+    write(tmp_path / "local" / "train.jsonl", {"id": "x", "messages": [TOLD, ASKED, ANSWERED]})
+    corpus = open_corpus(DataConfig(source=(f"hf:{tmp_path / 'local'}",)))
+    assert [piece.text for piece in corpus.pieces()] == [WITH_SYSTEM]
