@@ -15,7 +15,7 @@ from wholegpt.console import Console
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.file_types import JSON, file_format
 from wholegpt.data.reading.files import table_rows
-from wholegpt.data.reading.records import LIKELY_FIELDS
+from wholegpt.data.reading.records import LIKELY_FIELDS, conversation_field
 from wholegpt.data.reading.tables import LARGEST_TABLE, Reading
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation.examples import KINDS, Classification, Example, Generation, Record
@@ -80,7 +80,7 @@ class Examples:
 
 def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> bool:
     """Return whether the first record of a JSON file is an example; otherwise the file is text, in
-    ``text_field``.
+    ``text_field``, or conversations.
     """
     if file_format(path) not in JSON or not is_file(path):
         return False
@@ -93,9 +93,8 @@ def is_task_file(path: Path, text_field: str = "", encoding: str = "utf-8") -> b
         return False
     asks = "answer" in record or "choices" in record
     texts = [text_field] if text_field else LIKELY_FIELDS
-    return (
-        _kind_of(record) is not None or asks or not any(isinstance(record.get(name), str) for name in texts)
-    )
+    is_text = any(isinstance(record.get(name), str) for name in texts) or bool(conversation_field(record))
+    return _kind_of(record) is not None or asks or not is_text
 
 
 def read_examples(path: Path, reading: Reading | None = None) -> Examples:

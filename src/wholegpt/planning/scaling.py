@@ -29,11 +29,11 @@ class Expectation:
         return Expectation(self.expected * factor, self.low * factor, self.high * factor)
 
 
-SHORT_PILOTS = {25: (-0.05, 1.10), 50: (-0.40, 0.56), 100: (-0.70, 0.24), 200: (-1.0, 0.0)}
+SHORT_PILOTS = {25: (-0.04, 1.20), 50: (-0.39, 0.64), 100: (-0.74, 0.29), 200: (-1.0, 0.0)}
 """Extrapolation of a shorter pilot, by its steps: how many times its own fall (early − last) its last loss lies above
-the early and the last loss of a pilot of 200 steps. Measured on seven texts (docs/decisions.md).
+the early and the last loss of a pilot of 200 steps. Medians of six texts (docs/decisions.md).
 """
-SHORT_PILOT_WIDTH = 0.012
+SHORT_PILOT_WIDTH = 0.018
 """What each halving of the pilot's steps adds to the half width of the interval, as a share of the expected loss."""
 
 

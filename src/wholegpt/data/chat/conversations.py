@@ -23,7 +23,15 @@ from typing import Any
 import msgspec
 
 from wholegpt.console import Console
-from wholegpt.data.chat.messages import decode_list, read_messages, refuse_tools_and_media, unused_fields
+from wholegpt.data.chat.messages import (
+    MESSAGES,
+    SYSTEM,
+    decode_list,
+    read_messages,
+    refuse_tools_and_media,
+    unused_fields,
+    with_system,
+)
 from wholegpt.data.chat.template import Conversation, Message
 from wholegpt.data.examples.columns import DETECTED, TaskColumns
 from wholegpt.data.examples.files import open_examples, save_examples
@@ -34,15 +42,12 @@ from wholegpt.data.reading.tables import Reading, Table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.schema import Config
 
-MESSAGES = ("messages", "conversations", "conversation")
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
 GIVEN = ("input", "context")
 """Columns with the input of an instruction."""
 CHOICES = ("choices", "options", "answers")
 """Columns of multiple-choice questions, which are not conversations."""
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
-SYSTEM = ("system", "system_prompt", "system_message")
-"""Columns with the system message, if it is not in the messages."""
 HISTORY = "history"
 JOINED_BY = "\n\n"
 """Separator of an instruction and its input."""
@@ -195,18 +200,7 @@ class _Form:
         """Return the conversation in a row. Raises ``DataError`` if there is none."""
         refuse_tools_and_media(row, where)
         messages = read_messages(row.get(self.messages), where) if self.messages else self._pair(row, where)
-        system_text = row.get(self.system)
-        if system_text is None or (isinstance(system_text, str) and not system_text.strip()):
-            return messages
-        if not isinstance(system_text, str):
-            raise DataError(f"{where}: expected a text in '{self.system}', found {system_text!r:.40}")
-        if messages[0].role != "system":
-            return (Message("system", system_text), *messages)
-        if messages[0].content.strip() != system_text.strip():
-            raise DataError(
-                f"{where}: the system message in '{self.system}' differs from the one in the messages"
-            )
-        return messages
+        return with_system(messages, row.get(self.system), self.system, where)
 
     def _pair(self, row: Mapping[str, Any], where: str) -> Conversation:
         said = [(name, row.get(name)) for name in self.texts]

@@ -8,6 +8,10 @@ import msgspec
 from wholegpt.data.chat.template import Conversation, Message, check_conversation
 from wholegpt.errors import ConfigError, DataError
 
+MESSAGES = ("messages", "conversations", "conversation")
+"""Fields with a list of messages."""
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Fields with the system message, if it is not in the messages."""
 ROLE_NAMES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -54,6 +58,28 @@ def conversation_of(value: Any, where: str) -> Conversation:
     except ConfigError as error:
         raise DataError(str(error)) from None
     return tuple(messages)
+
+
+def with_system(messages: Conversation, system: Any, field: str, where: str) -> Conversation:
+    """Return a conversation that starts with the ``system`` message of a ``field`` beside the messages, if any.
+
+    Raises ``DataError`` if it is not a text, or differs from the system message in the messages.
+    """
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return messages
+    if not isinstance(system, str):
+        raise DataError(f"{where}: expected a text in '{field}', found {system!r:.40}")
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content.strip() != system.strip():
+        raise DataError(f"{where}: the system message in '{field}' differs from the one in the messages")
+    return messages
+
+
+def holds_messages(value: Any) -> bool:
+    """Return whether a value is a list of objects, as a conversation is, which may be given as JSON text."""
+    value = decode_list(value)
+    return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
 
 
 def read_message(value: Any, where: str) -> Message:

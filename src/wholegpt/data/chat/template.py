@@ -113,6 +113,11 @@ class ChatTemplate:
         found = SPECIAL.search(after) if isinstance(after, str) else None
         return found[0] if found else ""
 
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return a conversation as text. Raises ``ConfigError`` if the template fails on these messages."""
+        parts = self._checked_parts(messages, False)
+        return "".join(one.content if isinstance(one, Message) else one for one in parts)
+
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, generation_prompt: bool = False
     ) -> EncodedConversation:

@@ -1,11 +1,13 @@
-"""Decompression of gzip, bzip2, xz and Zstandard, chosen by the file name's suffix."""
+"""Decompression of gzip, bzip2, xz and Zstandard, chosen by the file name's suffix; and seekable files."""
 
 import bz2
+import contextlib
 import gzip
 import importlib
 import io
 import lzma
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,14 @@ xz's to 7 MB.
 """
 MOST_DICTIONARY_BYTES = 2**28
 """Memory that an xz file may request."""
+LARGEST_UNPACKED = 2**36
+"""Maximum bytes of a compressed Parquet file or document, which is unpacked to disk."""
+STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
+
+
+def is_named(path: Path) -> bool:
+    """Return whether a path is that of a file, whose name tells its format, and not of a pipe."""
+    return path.is_file() and path not in STANDARD_INPUT
 
 
 def decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:
@@ -47,6 +57,24 @@ def decompressed(stream: io.BufferedIOBase, path: Path) -> io.BufferedReader:
     library = importlib.import_module("zstandard")
     frames = _Frames(inner, lambda: library.ZstdDecompressor().decompressobj(), library.ZstdError)
     return io.BufferedReader(frames, BUFFERED_BYTES)
+
+
+@contextlib.contextmanager
+def seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
+    """Return a seekable file with the content of ``stream``: the file at ``path`` itself unless it is
+    compressed or a pipe.
+    """
+    if path.suffix.lower() not in COMPRESSED and is_named(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as file:
+        while block := stream.read(BUFFERED_BYTES):
+            file.write(block)
+            if file.tell() > LARGEST_UNPACKED:
+                raise DataError(f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes; it is not read")
+        file.seek(0)
+        yield file
 
 
 def _xz() -> lzma.LZMADecompressor:

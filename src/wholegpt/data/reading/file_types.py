@@ -1,4 +1,4 @@
-"""File types: text formats by the suffix, binary formats by the first bytes."""
+"""File types: text formats by the suffix, binary formats by the first bytes, documents by either."""
 
 import codecs
 import re
@@ -13,11 +13,16 @@ PARQUET = (".parquet", ".pq")
 TABLES = (*SEPARATED, *JSON, *PARQUET)
 HTML = (".html", ".htm", ".xhtml")
 NOTEBOOK = ".ipynb"
+DOCUMENTS = (".pdf", ".docx", ".epub")
+OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+"""First bytes of older Office documents, and of encrypted ones."""
 SNIFFED_BYTES = 8192
 MOST_CONTROL = 0.1
 """Largest share of control characters at the start of a text; with more, the file is binary."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")
+_WORD_PART = re.compile(rb"PK\x03\x04.{26}word/", re.DOTALL)
+"""The start of a file in the folder ``word`` of a zip archive."""
 _MARKS = (
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -35,7 +40,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%PDF-", "a PDF document", f"{_CONVERT} (pdftotext)"),
     (0, b"{\\rtf", "an RTF document", _CONVERT),
     (0, b"%!PS-Adobe-", "a PostScript document", f"{_CONVERT} (ps2ascii)"),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document (.doc, .xls or .ppt)", _CONVERT),
+    (0, OFFICE, "an Office document (.doc, .xls or .ppt)", _CONVERT),
     (30, b"mimetypeapplication/epub+zip", "an EPUB book", _CONVERT),
     (
         30,
@@ -119,6 +124,18 @@ def file_format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def document_format(start: bytes) -> str:
+    """Return the suffix of a PDF, DOCX or EPUB document with these first bytes; empty for anything else."""
+    if start.startswith(b"%PDF-"):
+        return ".pdf"
+    if start.startswith(b"PK\x03\x04"):
+        if start[30:].startswith(b"mimetypeapplication/epub+zip"):
+            return ".epub"
+        if _WORD_PART.search(start):
+            return ".docx"
+    return ""
+
+
 def is_table(path: Path) -> bool:
     """Return whether a file's name is that of a table."""
     return file_format(path) in TABLES
@@ -168,7 +185,18 @@ def binary_format(start: bytes) -> str:
 
 
 class NotTextError(DataError):
-    """A file is not text in the encoding that was asked for."""
+    """A file is not text in the encoding that was asked for. ``data.on_bad_text`` may skip it in a folder."""
+
+
+class UnreadableDocumentError(NotTextError):
+    """A PDF, DOCX or EPUB document is damaged, encrypted, too large, or without text."""
+
+
+def encrypted(where: str) -> UnreadableDocumentError:
+    """Return the error for an encrypted document."""
+    return UnreadableDocumentError(
+        f"{where}: is encrypted; save a copy without a password or copy protection"
+    )
 
 
 def check_text(start: bytes, encoding: str, where: str) -> None:

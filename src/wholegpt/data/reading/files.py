@@ -1,8 +1,8 @@
 """Stream documents from files of any common format: a text file is one document, a table one document per
 row.
 
-This module finds, opens, decompresses, hashes and watches files; ``decoding``, ``rows``, ``records`` and
-``markup`` parse their content.
+This module finds, opens, decompresses, hashes and watches files; ``decoding``, ``rows``, ``records``, ``markup``
+and ``documents`` parse their content.
 """
 
 import contextlib
@@ -12,25 +12,28 @@ import io
 import math
 import mimetypes
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from wholegpt.data.reading import decoding as formats
-from wholegpt.data.reading.compression import decompressed
+from wholegpt.data.reading.compression import decompressed, is_named, seekable
 from wholegpt.data.reading.decoding import Piece, ReadingReport, Source
+from wholegpt.data.reading.documents import read_document
 from wholegpt.data.reading.file_types import (
     COMPRESSED,
+    DOCUMENTS,
     HTML,
     NOTEBOOK,
     PARQUET,
     SNIFFED_BYTES,
     TABLES,
     NotTextError,
+    UnreadableDocumentError,
     check_encoding,
     check_text,
+    document_format,
     file_format,
     looks_like_text,
 )
@@ -44,11 +47,10 @@ from wholegpt.settings.schema import DataConfig
 
 T = TypeVar("T")
 READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")
-LARGEST_UNPACKED = 2**36
-"""Maximum bytes of a compressed Parquet file, which is unpacked to disk."""
+BY_POSITION = (*PARQUET, *DOCUMENTS)
+"""Formats that are not read from beginning to end."""
 MOST_CHECKED, MOST_NAMED = 2**28, 10
 """After an unreadable file of a folder: the bytes of other files that are checked, and the most that are named."""
-STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0"))
 
 
 def read_pieces(
@@ -58,7 +60,7 @@ def read_pieces(
 
     Calls ``advance`` with the bytes read. Raises ``DataError`` naming the file, and the line or byte, of
     anything unreadable; of a folder, naming all unreadable files. Files of a folder that are not text in
-    ``data.encoding`` are skipped if ``data.on_bad_text`` is skip.
+    ``data.encoding``, and documents that cannot be read, are skipped if ``data.on_bad_text`` is skip.
     """
     check_encoding(config.encoding)
     if not path.is_dir():
@@ -71,7 +73,10 @@ def read_pieces(
         except DataError as error:
             if not _may_skip(error, config):
                 raise _with_the_others(error, path, files, config) from error
-            report.skip(f"that are not {config.encoding} text", what=file.name)
+            if isinstance(error, UnreadableDocumentError):
+                report.skip("documents that cannot be read", what=str(error))
+            else:
+                report.skip(f"that are not {config.encoding} text", what=file.name)
 
 
 def _may_skip(error: DataError, config: DataConfig) -> bool:
@@ -80,7 +85,7 @@ def _may_skip(error: DataError, config: DataConfig) -> bool:
 
 def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], config: DataConfig) -> DataError:
     """Return ``first``, or an error that also names the unreadable ones of the other files of a folder."""
-    problems, read = [str(first)], 0
+    problems, read, skippable = [str(first)], 0, isinstance(first, NotTextError)
     for file in rest:
         if read > MOST_CHECKED:
             break
@@ -91,11 +96,13 @@ def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], confi
         except DataError as error:
             if not _may_skip(error, config):
                 problems.append(str(error))
+                skippable |= isinstance(error, NotTextError)
+    advice = "; --on-bad-text skip leaves out files that are not text" if skippable else ""
     if len(problems) == 1:
-        return first
+        return DataError(f"{first}{advice}") if advice else first
     more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
     return DataError(
-        f"{folder}: {len(problems):,} files cannot be read: {'; '.join([*problems[:MOST_NAMED], *more])}"
+        f"{folder}: {len(problems):,} files cannot be read: {'; '.join([*problems[:MOST_NAMED], *more])}{advice}"
     )
 
 
@@ -168,8 +175,8 @@ def files_below(folder: Path, report: ReadingReport, encoding: str = "utf-8") ->
 
 
 def _is_text(path: Path, encoding: str) -> bool:
-    """Return whether a file of a folder is text, by its name and its first bytes."""
-    if file_format(path) in TABLES:
+    """Return whether a file of a folder is text or a document, by its name and its first bytes."""
+    if file_format(path) in (*TABLES, *DOCUMENTS):
         return True
     kind = mimetypes.guess_type(path.with_suffix(file_format(path)))[0] or ""
     if kind.partition("/")[0] in ("image", "audio", "font"):
@@ -179,7 +186,7 @@ def _is_text(path: Path, encoding: str) -> bool:
             start = stream.read(SNIFFED_BYTES)
     except (OSError, EOFError, zlib.error, DataError):
         return path.suffix.lower() in COMPRESSED  # damaged: the error is raised when it is read
-    return looks_like_text(start, encoding, kind.startswith("text/"))
+    return bool(document_format(start)) or looks_like_text(start, encoding, kind.startswith("text/"))
 
 
 class _Watched(io.RawIOBase):
@@ -248,8 +255,8 @@ def _read_stream(
         with decompressed(buffered, path) as stream, contextlib.ExitStack() as stack:
             start = stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
             opened = dataclasses.replace(source, stream=stream, format=_format(path, start))
-            if opened.format in PARQUET:
-                opened.stream = stack.enter_context(_seekable(path, stream))
+            if opened.format in BY_POSITION:
+                opened.stream = stack.enter_context(seekable(path, stream))
             else:
                 check_text(start, source.config.encoding, source.where)
             yield from read(opened)
@@ -261,28 +268,15 @@ def _read_stream(
         source.report.skip("empty files", what=path.name)
 
 
-@contextlib.contextmanager
-def _seekable(path: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
-    """Return a seekable file with the content of ``stream``: the file at ``path`` itself unless it is
-    compressed.
-    """
-    if path.suffix.lower() not in COMPRESSED:
-        with path.open("rb") as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as file:
-        while block := stream.read(formats.BLOCK_BYTES):
-            file.write(block)
-            if file.tell() > LARGEST_UNPACKED:
-                raise DataError(f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes; it is not read")
-        file.seek(0)
-        yield file
-
-
 def _format(path: Path, start: bytes) -> str:
-    """Return the format by the name; a pipe has none and is JSON lines if it starts with an object."""
-    if path.is_file() and path not in STANDARD_INPUT:
-        return file_format(path)
+    """Return the format by the name, or by the content for documents; a pipe has no name and is JSON lines if
+    it starts with an object.
+    """
+    named = file_format(path) if is_named(path) else ""
+    if named in TABLES or not (found := document_format(start)):
+        found = named
+    if is_named(path) or found:
+        return found
     return ".jsonl" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" else ""
 
 
@@ -293,6 +287,8 @@ def _read_documents(source: Source) -> Iterator[Piece]:
         return read_page(source)
     if source.format == NOTEBOOK:
         return read_notebook(source)
+    if source.format in DOCUMENTS:
+        return read_document(source)
     return formats.read_text(source)
 
 
@@ -305,9 +301,9 @@ def useful_options(path: Path, config: DataConfig) -> set[str]:
     files = files_below(path, ReadingReport(), config.encoding) if path.is_dir() else [path]
     useful: set[str] = set()
     for file in files:
-        table = file_format(file) in TABLES or not file.is_file() or file in STANDARD_INPUT
+        table = file_format(file) in TABLES or not is_named(file)
         useful |= {"on_bad_text", *(["text_field", "on_bad_line"] if table else [])}
-        useful |= {"encoding"} if file_format(file) not in PARQUET else set()
+        useful |= {"encoding"} if file_format(file) not in BY_POSITION else set()
         if len(useful) == len(READING_OPTIONS):
             break
     return useful

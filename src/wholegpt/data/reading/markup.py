@@ -3,7 +3,7 @@
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from wholegpt.data.reading import decoding as formats
@@ -27,8 +27,9 @@ SEPARATE = frozenset(
 class _PageText:
     """The text of a page, built from the events of the parser."""
 
-    def __init__(self) -> None:
+    def __init__(self, unseen: Collection[str]) -> None:
         self._parts: list[str] = []
+        self._unseen_elements = unseen
         self._unseen = self._verbatim = 0
         self._line_ends = 2
         """Line ends at the end of the text; initially as many as an empty line has."""
@@ -37,7 +38,7 @@ class _PageText:
 
     def start(self, tag: str, attributes: Mapping[str, str], namespaces: object = None) -> None:
         """Handle the start of an element."""
-        self._unseen += tag in UNSEEN
+        self._unseen += tag in self._unseen_elements
         if tag == "br":
             self._add("\n")
         elif tag in ("td", "th") and not self._line_ends:
@@ -47,7 +48,7 @@ class _PageText:
 
     def end(self, tag: str) -> None:
         """Handle the end of an element."""
-        self._unseen -= tag in UNSEEN
+        self._unseen -= tag in self._unseen_elements
         self._verbatim -= tag == "pre"
         self._border(tag)
 
@@ -81,10 +82,10 @@ class _PageText:
         return f"{text}\n" if text else ""
 
 
-def page_text(page: str) -> str:
-    """Return the text of an HTML page as a browser would show it, without scripts and styles."""
+def page_text(page: str, unseen: Collection[str] = UNSEEN) -> str:
+    """Return the text of an HTML or XHTML page as a browser would show it, without ``unseen`` elements."""
     etree: Any = importlib.import_module("lxml.etree")
-    parser = etree.HTMLParser(target=_PageText(), huge_tree=True)
+    parser = etree.HTMLParser(target=_PageText(unseen), huge_tree=True)
     parser.feed(page)
     try:
         return parser.close()

@@ -1,14 +1,25 @@
-"""Documents from the rows of tables: the text field, and the fields for control codes."""
+"""Documents from the rows of tables: the text field or a conversation, and the fields for control codes."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from wholegpt.data.chat.messages import (
+    MESSAGES,
+    SYSTEM,
+    holds_messages,
+    read_messages,
+    refuse_tools_and_media,
+    with_system,
+)
+from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.reading.decoding import Piece, Source, checked, refuse_control, skip_record
 from wholegpt.data.reading.file_types import PARQUET
 from wholegpt.data.reading.row import LoneValue, Row, by_lower_name
 from wholegpt.data.reading.rows import open_parquet, parquet_rows, read_rows
 from wholegpt.data.text.control import LENGTH, attributes_of
-from wholegpt.errors import DataError
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.tokenizers import END_OF_TEXT
 
 FIELDS_NAMED = 50
 """About how many field names are collected for messages."""
@@ -43,7 +54,7 @@ def _documents(source: Source, rows: Iterable[Row]) -> Iterator[Piece]:
     for location, record in rows:
         try:
             if isinstance(record, LoneValue):
-                if not chosen:
+                if not chosen and not conversation_field(record.value):
                     refuse_control(source)
                     yield from checked(source, iter((Piece(record.text),)))
                     return
@@ -69,12 +80,18 @@ def read_parquet(source: Source) -> Iterator[Piece]:
         tests = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
         return any(test(kind) for test in tests)
 
+    def is_list(kind: Any) -> bool:
+        return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+
     schema = open_parquet(source).schema_arrow
+    lists = by_lower_name(column.name for column in schema if is_list(column.type))
+    conversations = [lists[name] for name in MESSAGES if name in lists]
     strings = [column.name for column in schema if is_text(column.type)]
+    readable = strings + conversations
     chosen, control = source.config.text_field, source.config.control
     if not chosen:
-        first = next(parquet_rows(source, strings), None) if strings else None
-        texts = first.record if first else dict.fromkeys(strings, "")
+        first = next(parquet_rows(source, readable), None) if readable else None
+        texts = first.record if first else dict.fromkeys(readable, "")
         try:
             chosen = _found(source, {name: texts.get(name, NO_TEXT) for name in schema.names})
         except _BadRecordError:
@@ -82,18 +99,20 @@ def read_parquet(source: Source) -> Iterator[Piece]:
                 f"{source.where}: has no column of texts (found: {', '.join(schema.names)}); name the column with "
                 "--text-field"
             ) from None
-    if chosen not in strings:
+    if chosen not in readable:
         raise DataError(
             f"{source.where}: has no text column '{chosen}' (found: {', '.join(schema.names)}); "
             "name the column with --text-field"
         )
+    system = [name for name in strings if chosen in conversations and name.lower() in SYSTEM]
     fields = [name for name in control if name in schema.names]
     if len(fields) < len(control):
         source.report.other_fields.update(dict.fromkeys(schema.names))
-    rows = parquet_rows(source, [chosen, *fields])
+    rows = parquet_rows(source, list(dict.fromkeys([chosen, *system, *fields])))
     for location, record in rows:
         try:
-            document = _document(source, {**record, chosen: record[chosen] or ""}, chosen)
+            text = record[chosen] if chosen in conversations else record[chosen] or ""
+            document = _document(source, {**record, chosen: text}, chosen)
         except _BadRecordError as error:
             skip_record(source, f": {location}", str(error))
             continue
@@ -101,8 +120,8 @@ def read_parquet(source: Source) -> Iterator[Piece]:
 
 
 def _found(source: Source, record: Any) -> str:
-    """Return the field of a record that holds its text: one with a usual name, else the one with the longest
-    text.
+    """Return the field of a record that holds its text: one with a usual name, else one with a conversation,
+    else the one with the longest text.
     """
     if not isinstance(record, Mapping):
         raise _BadRecordError(f"is not an object with named fields but {str(record)[:40]!r}")
@@ -111,28 +130,61 @@ def _found(source: Source, record: Any) -> str:
     by_name = by_lower_name(str(name) for name in record if name not in control)
     # A usual name counts whatever the field holds; otherwise another field would be trained on unnoticed.
     likely = [by_name[name] for name in LIKELY_FIELDS if name in by_name]
-    if not texts and not likely:
+    messages = "" if likely else conversation_field(record)
+    if not texts and not likely and not messages:
         raise _BadRecordError(
             f"has no field with a text (found: {', '.join(map(str, record))}); name the field with --text-field"
         )
-    name = likely[0] if likely else max(texts, key=lambda name: len(texts[name]))
+    name = likely[0] if likely else messages or max(texts, key=lambda name: len(texts[name]))
     if name != "text":
         source.report.fields[name] = source.report.fields.get(name, 0) + 1
     return name
 
 
 def _document(source: Source, record: Any, chosen: str) -> Piece:
-    """Return the document in a record: the text field, and the fields that ``data.control`` names."""
-    if not isinstance(record, Mapping) or not isinstance(record.get(chosen), str):
+    """Return the document in a record: the text or the conversation, and the fields that ``data.control``
+    names.
+    """
+    text = record.get(chosen) if isinstance(record, Mapping) else None
+    if holds_messages(text) and (chosen.lower() in MESSAGES or not isinstance(text, str)):
+        text = _rendered(record, chosen)
+        source.report.note("conversations were rendered as text by the chat template")
+    if not isinstance(text, str):
         found = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
         raise _BadRecordError(
             f"has no text in field '{chosen}' (found: {found}); name the field with --text-field"
         )
     fields = source.config.control
     try:
-        attributes = attributes_of(record, record[chosen], fields)
+        attributes = attributes_of(record, text, fields)
     except ValueError as error:
         raise _BadRecordError(str(error)) from None
     if len(attributes) < len(fields) and len(source.report.other_fields) < FIELDS_NAMED:
         source.report.other_fields.update(dict.fromkeys(str(name) for name in record if name))
-    return Piece(record[chosen], attributes=attributes)
+    return Piece(text, attributes=attributes)
+
+
+def conversation_field(record: Any) -> str:
+    """Return the field of a record that holds the messages of a conversation; empty if there is none."""
+    if not isinstance(record, Mapping):
+        return ""
+    by_name = by_lower_name(map(str, record))
+    fields = (by_name[name] for name in MESSAGES if name in by_name)
+    return next((field for field in fields if holds_messages(record.get(field))), "")
+
+
+@functools.cache
+def _template() -> ChatTemplate:
+    return ChatTemplate()
+
+
+def _rendered(record: Mapping[str, Any], field: str) -> str:
+    """Return the conversation in a record as text, without the end-of-text that separates documents anyway."""
+    by_name = by_lower_name(map(str, record))
+    system = next((by_name[name] for name in SYSTEM if name in by_name), "")
+    try:
+        refuse_tools_and_media(record, "")
+        messages = with_system(read_messages(record[field], ""), record.get(system), system, "")
+        return _template().render(messages).removesuffix(END_OF_TEXT)
+    except (ConfigError, DataError) as error:
+        raise _BadRecordError(str(error).removeprefix(": ")) from None

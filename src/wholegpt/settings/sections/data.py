@@ -47,14 +47,15 @@ class DataConfig:
 
     source: tuple[str, ...] = ()
     """Text sources: corpus names, text files, folders, tables (JSON lines, JSON, CSV, TSV, Parquet), HTML, notebooks,
-    compressed or not (gzip, bzip2, xz, zstd); `-` for standard input; hf:NAME for a dataset of the Hugging Face hub;
-    or a folder made by `data prepare`."""
+    PDF, DOCX, EPUB, compressed or not (gzip, bzip2, xz, zstd); `-` for standard input; hf:NAME for a dataset of the
+    Hugging Face hub; or a folder made by `data prepare`."""
     text_field: str = ""
     """Field or column that holds the text. Empty: detected automatically."""
     encoding: str = "utf-8"
     """Character encoding of text files."""
     on_bad_text: OnBadText = "stop"
-    """Bytes that are not valid text: stop, replace them by U+FFFD, or skip the document."""
+    """Bytes that are not valid text: stop, replace them by U+FFFD, or skip the document. skip also leaves out files of
+    a folder that cannot be read as text."""
     on_bad_line: OnBadLine = "stop"
     """Malformed lines and records of tables, and examples without text or label: stop, or skip them."""
     control: tuple[str, ...] = ()
