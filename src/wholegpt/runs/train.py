@@ -1,6 +1,6 @@
 """Training a run from its folder to its report: the wiring of stage, model, optimizer, callbacks and loop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -82,19 +82,24 @@ class Run(Generic[S]):
 
 
 def continue_run(
-    path: Path, *, max_seconds: float | None, console: Console, just_written: bool = False
+    path: Path,
+    *,
+    max_seconds: float | None,
+    console: Console,
+    just_written: bool = False,
+    listeners: Sequence[Callback] = (),
 ) -> Run[Any]:
     """Train from the last good checkpoint, or from the first step, to the last step.
 
-    Data of a run that was ``just_written``, and locked since, are not checked again. Raises ``Interrupted`` when the
-    user stops it, in the loop or outside it.
+    Data of a run that was ``just_written``, and locked since, are not checked again. The ``listeners`` are callbacks
+    of the user. Raises ``Interrupted`` when the user stops it, in the loop or outside it.
     """
     if runtime.processes().world_size > 1:
         raise ConfigError("a run has one process; start it without torchrun")
     recorded_config(path)  # before a lock beside a folder that is not a run
     try:
         with lock_folder(path, "train"):
-            return _continue_run(path, max_seconds, console, just_written)
+            return _continue_run(path, max_seconds, console, just_written, listeners)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; what was saved is kept; continue with `wholegpt train --resume {quote(str(path))}`"
@@ -107,7 +112,9 @@ def open_stage(path: Path, just_written: bool = False) -> Stage:
     return stage_of(contents.config).open(contents)
 
 
-def _continue_run(path: Path, max_seconds: float | None, console: Console, just_written: bool) -> Run[Any]:
+def _continue_run(
+    path: Path, max_seconds: float | None, console: Console, just_written: bool, listeners: Sequence[Callback]
+) -> Run[Any]:
     config, stage = recorded_config(path), open_stage(path, just_written)
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, stage, console)
@@ -146,7 +153,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
         console.progress("training", config.training.steps, state.step) as progress,
     ):
         validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
-        listeners: list[Callback] = [
+        everyone: list[Callback] = [
             *([callbacks.AverageWeights(optimizer, average)] if average else []),
             *stage.callbacks(model, state),
             callbacks.LogMetrics(stage.loss_name, log, config),
@@ -155,11 +162,14 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
             *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,
+            *listeners,
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress, stage.criterion),
         ]
-        events = Callbacks(listeners)
+        events = Callbacks(everyone)
         validate.notify = events.after_evaluation
+        log.notify = lambda record: events.after_log(state, record)
+        events.at_start(state, config)
         if config.finetuning.model and not state.step:
             validate.run(state)  # the parent itself
         run_loop(step, config.training.steps, state, events)
@@ -205,7 +215,7 @@ def _restore(
     load_optimizer_tensors(optimizer, model, files.optimizer)
     exchange(optimizer)
     state = TrainingState.from_json(files.state)
-    if state.stop_reason in (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON):
+    if state.stop_reason in callbacks.PAUSES:
         state.stop_reason = ""
     elif state.stop_reason and state.step == extended_at(read_lineage(path)):  # early stopping starts again
         state.stop_reason, state.evaluations_since_best = "", 0
