@@ -34,6 +34,7 @@ from wholegpt.training.optimizers import load_optimizer_tensors, optimizer_tenso
 from wholegpt.training.rollouts import RolloutStore
 from wholegpt.training.stage import Score, Stage
 from wholegpt.training.state import TrainingState
+from wholegpt.training.tracking import Tracking
 
 S = TypeVar("S", bound=Score)
 
@@ -119,6 +120,7 @@ def _continue_run(
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, stage, console)
     log, store = MetricsLog(path / "metrics.jsonl"), CheckpointStore(path, config.checkpointing.keep)
+    tracking = Tracking(path, config.logging.trackers, log.read(), console)
     log.rewind(state.step if state.step else -1)
     RolloutStore(path).rewind(state.step)
     batches = stage.batches_for(model)
@@ -149,6 +151,7 @@ def _continue_run(
     planned = read_json(path / PLAN) if (path / PLAN).exists() and extended is None else None
     average = config.training.ema_decay
     with (
+        tracking,
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
     ):
@@ -162,6 +165,7 @@ def _continue_run(
             *([callbacks.TimeLimit(max_seconds)] if max_seconds is not None else []),
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,
+            tracking,
             *listeners,
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress, stage.criterion),
