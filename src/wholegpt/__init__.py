@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from wholegpt.runs.train import Run
     from wholegpt.settings.presets import configure, preset, recipe
     from wholegpt.settings.schema import Config
+    from wholegpt.training.events import Callback, StepMetrics
+    from wholegpt.training.state import TrainingState
 
 # GNU OpenMP reads this when torch is imported. By default a waiting thread spins for milliseconds, which makes a step
 # many times slower where another program holds a core (docs/decisions.md, "Threads").
@@ -27,9 +29,12 @@ if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _HOMES = {
+    "Callback": "training.events",
     "Config": "settings.schema",
     "LanguageModel": "language_model",
     "Run": "runs.train",
+    "StepMetrics": "training.events",
+    "TrainingState": "training.state",
     "WholeGPTError": "errors",
     "compare": "runs.compare",
     "configure": "settings.presets",
@@ -45,9 +50,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
     "Config",
     "LanguageModel",
     "Run",
+    "StepMetrics",
+    "TrainingState",
     "WholeGPTError",
     "compare",
     "configure",

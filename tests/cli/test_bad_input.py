@@ -264,3 +264,11 @@ def test_our_own_mistakes_exit_with_one(
     assert "this is a bug in wholegpt: ZeroDivisionError: oops; --debug" in fails("info", trained_run, code=1)
     assert main(["info", str(trained_run), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_trackers(fails: Fails, text_file: Path, tmp_path: Path) -> None:
+    command, option = ("train", text_file, "--out", tmp_path / "run", *TINY), "--logging.trackers"
+    message = fails(*command, option, "wandb", option, "wandb")
+    assert "logging.trackers is wandb, wandb; name each tracker once" in message
+    assert 'Did you mean "wandb"?' in fails(*command, option, "wandbb")
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,10 @@
 """The events of the training loop."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+import wholegpt as wg
 from tests.helpers import text_of, tiny_config, tiny_model
+from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 from wholegpt.data import Batch
 from wholegpt.losses import IGNORED
 from wholegpt.model import Transformer
 from wholegpt.runs import api
-from wholegpt.runs import train as runs
-from wholegpt.settings.presets import configure
+from wholegpt.settings.presets import configure, recipe
+from wholegpt.settings.schema import Config
 from wholegpt.training.events import Callback, Callbacks, StepMetrics
 from wholegpt.training.loop import train, train_step
 from wholegpt.training.objectives import LanguageModeling
@@ -27,16 +32,22 @@ QUIET = Console(quiet=True)
 
 
 class Recorder(Callback):
-    """Records every event."""
+    """Records every event: its name, the step, and what came with it."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
+
+    def at_start(self, state: TrainingState, config: Config) -> None:
+        self.events.append(("at_start", state.step, config))
 
     def before_update(self, state: TrainingState, model: nn.Module) -> None:
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         assert all(one is not None for one in gradients)
         norm = float(nn.utils.get_total_norm([one for one in gradients if one is not None]))
         self.events.append(("before_update", state.step, norm))
+
+    def after_log(self, state: TrainingState, record: Mapping[str, Any]) -> None:
+        self.events.append((f"log {record['kind']}", record["step"], dict(record)))
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         self.events.append(("after_step", state.step, metrics.gradient_norm))
@@ -48,35 +59,57 @@ class Recorder(Callback):
     def at_end(self, state: TrainingState) -> None:
         self.events.append(("at_end", state.step))
 
-
-def add_callback(callback: Callback, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every run have one more callback, before its own."""
-
-    class More(Callbacks):
-        def __init__(self, callbacks: Sequence[Callback]) -> None:
-            super().__init__([callback, *callbacks])
-
-    monkeypatch.setattr(runs, "Callbacks", More)
+    @property
+    def kinds(self) -> list[tuple[str, int]]:
+        return [(event[0], event[1]) for event in self.events]
 
 
-def test_a_run_reports_its_events_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class StopAt(Callback):
+    """Stops a run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        if state.step == self.step:
+            state.stop_reason = "seen enough"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(text_of(4000))
+    return path
+
+
+def weights(run: Path, step: int) -> bytes:
+    return (CheckpointStore(run).path(step) / "model.safetensors").read_bytes()
+
+
+def test_a_run_reports_its_events_in_order(text: Path, tmp_path: Path) -> None:
     recorder = Recorder()
-    add_callback(recorder, monkeypatch)
-    (tmp_path / "text.txt").write_text(text_of(4000))
     config = tiny_config(
-        tmp_path / "text.txt", training={"steps": 4, "gradient_clip": 0.25}, evaluation={"every": 2}
+        text,
+        training={"steps": 4, "gradient_clip": 0.25},
+        evaluation={"every": 2},
+        logging={"sample_every": 4},
     )
-    api.train(config=config, out=tmp_path / "run", console=QUIET)
-    kinds = [(event[0], event[1]) for event in recorder.events]
-    step = [[("before_update", done), ("after_step", done + 1)] for done in range(4)]
-    expected = [*step[0], *step[1], ("after_evaluation", 2), *step[2], *step[3], ("after_evaluation", 4)]
+    run = api.train(config=config, out=tmp_path / "run", callbacks=[wg.Callback(), recorder], console=QUIET)
+    events, kinds = recorder.events, recorder.kinds
+    step = [[("before_update", done), ("log train", done + 1)] for done in range(4)]
+    evaluated = {done: [("log validation", done), ("after_evaluation", done)] for done in (2, 4)}
+    expected = [("at_start", 0), *step[0], ("after_step", 1), *step[1], *evaluated[2], ("after_step", 2)]
+    expected += [*step[2], ("after_step", 3), *step[3], *evaluated[4], ("log sample", 4), ("after_step", 4)]
     assert kinds == [*expected, ("at_end", 4)]
-    norms = [event[2] for event in recorder.events if event[0] == "before_update"]
+    norms = [event[2] for event in events if event[0] == "before_update"]
     assert all(norm <= 0.25 * 1.0001 for norm in norms)  # clipped
-    assert max(event[2] for event in recorder.events if event[0] == "after_step") > 0.25
+    assert max(event[2] for event in events if event[0] == "after_step") > 0.25
+    assert events[0][2] == recipe(str(run.path)), "the resolved settings"
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [e[2] for e in events if e[0].startswith("log ")]
 
 
-def test_a_callback_can_change_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_can_change_gradients(text: Path, tmp_path: Path) -> None:
     """A pruning mask works in this way: what has no gradient and no weight decay keeps its value."""
 
     class Freeze(Callback):
@@ -84,11 +117,85 @@ def test_a_callback_can_change_gradients(tmp_path: Path, monkeypatch: pytest.Mon
             for parameter in model.parameters():
                 parameter.grad = None
 
-    (tmp_path / "text.txt").write_text(text_of(4000))
-    config = tiny_config(tmp_path / "text.txt", training={"steps": 3}, evaluation={"every": 1})
-    add_callback(Freeze(), monkeypatch)
-    frozen = api.train(config=config, out=tmp_path / "frozen", console=QUIET)
+    config = tiny_config(text, training={"steps": 3}, evaluation={"every": 1})
+    frozen = api.train(config=config, out=tmp_path / "frozen", callbacks=[Freeze()], console=QUIET)
     assert frozen.state.best and frozen.state.best.step == 1  # no evaluation was better than the first
+
+
+def test_a_callback_stops_a_run_for_good(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its reason is saved, so that resuming does no more steps, unless the number of steps is given again."""
+    whole = api.train(config=tiny_config(text), out=tmp_path / "whole", console=QUIET)
+    run = api.train(config=tiny_config(text), out=tmp_path / "run", callbacks=[StopAt(5)], console=QUIET)
+    assert (run.state.step, run.state.stop_reason) == (5, "seen enough")
+    assert CheckpointStore(run.path).last_good() == (5, [])
+    capsys.readouterr()
+    recorder = Recorder()
+    again = api.resume(run.path, callbacks=[recorder])
+    assert (again.state.step, again.state.stop_reason) == (5, "seen enough")
+    assert recorder.kinds == [("at_start", 5), ("at_end", 5)]
+    assert "ended after step 5: seen enough; `wholegpt train --resume" in capsys.readouterr().err
+    assert api.resume(run.path, steps=12, callbacks=[recorder], console=QUIET).state.stop_reason == ""
+    assert recorder.kinds[2:4] == [("at_start", 5), ("before_update", 5)]
+    assert weights(run.path, 12) == weights(whole.path, 12)
+
+
+def test_an_exception_of_a_callback_reaches_the_caller(text: Path, tmp_path: Path) -> None:
+    class Broken(Exception):
+        pass
+
+    error = Broken("of the user")
+
+    class Raises(Callback):
+        def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+            if state.step == 7:
+                raise error
+
+    recorder, out = Recorder(), tmp_path / "run"
+    with pytest.raises(Broken) as caught:
+        api.train(config=tiny_config(text), out=out, callbacks=[recorder, Raises()], console=QUIET)
+    assert caught.value is error
+    assert recorder.kinds[-1] == ("after_step", 7), "without at_end"
+    assert CheckpointStore(out).last_good() == (6, [])  # the best so far
+    assert api.resume(out, console=QUIET).state.step == 12  # nothing is locked any more
+    whole = api.train(config=tiny_config(text), out=tmp_path / "whole", console=QUIET)
+    assert weights(out, 12) == weights(whole.path, 12)
+
+
+def test_callbacks_of_finetuning_see_the_evaluation_of_the_parent(text: Path, tmp_path: Path) -> None:
+    parent = api.train(config=tiny_config(text), out=tmp_path / "parent", console=QUIET)
+    recorder = Recorder()
+    config = configure(
+        {"training": {"steps": 2}, "logging": {"sample_tokens": 0}, "runtime": {"device": "cpu"}}
+    )
+    api.finetune(
+        parent.path, text, task="pretraining", config=config, out=tmp_path / "run", callbacks=[recorder],
+        console=QUIET,
+    )  # fmt: skip
+    assert recorder.kinds[:3] == [("at_start", 0), ("log validation", 0), ("after_evaluation", 0)]
+
+
+WRONG_CALLBACKS = """
+import sys, wholegpt as wg
+for callbacks in ([wg.Callback], [wg.Callback(), print], wg.Callback()):
+    try:
+        wg.train(sys.argv[1], out=sys.argv[2], callbacks=callbacks)
+    except wg.WholeGPTError as error:
+        print(error)
+"""
+
+
+def test_what_is_not_a_callback_is_refused_before_anything_is_written(text: Path) -> None:
+    """In a process without the checks of types that tests have."""
+    command = [sys.executable, "-c", WRONG_CALLBACKS, str(text), str(text.parent / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "callbacks[0] is a class; expected an object of a subclass of wg.Callback",
+        "callbacks[1] is of type builtin_function_or_method; expected an object of a subclass of wg.Callback",
+        "callbacks is of type Callback; expected a list of callbacks",
+    ], done.stderr
+    assert not (text.parent / "run").exists()
 
 
 def test_a_callback_stops_the_loop_after_the_current_step() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -28,7 +29,7 @@ from wholegpt.planning import (
     refuse_planned,
 )
 from wholegpt.runs.create import changed_settings, create_run
-from wholegpt.runs.extend import extend_run, last_state
+from wholegpt.runs.extend import extend_run, extended_at, last_state
 from wholegpt.runs.folder import read_lineage, recorded_config
 from wholegpt.runs.train import Run, continue_run
 from wholegpt.settings import presets
@@ -39,6 +40,8 @@ from wholegpt.settings.serialization import to_yaml
 from wholegpt.settings.validation import check, check_max_seconds
 from wholegpt.stages.registry import default_recipe
 from wholegpt.stages.text_source import open_text, prepared_text
+from wholegpt.training.callbacks import PAUSES
+from wholegpt.training.events import Callback
 
 
 @checked_keywords
@@ -53,6 +56,7 @@ def train(
     max_seconds: float | None = None,
     minutes: float | None = None,
     started: float | None = None,
+    callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Run[TextScore]:
     """Train a model on text: files, folders, corpus names, or a folder made by ``data prepare``.
@@ -63,10 +67,11 @@ def train(
     Settings come from ``config``, or from the ``recipe`` of that name, or are the defaults. With ``minutes``, model
     and training are planned so that everything takes that long, from now or from ``started`` (of ``time.monotonic``);
     ``config`` may then only change settings that the plan does not decide. The run is written to ``out`` (default:
-    ``runs/NAME``). ``max_seconds`` stops early; ``resume`` continues. Raises ``RunError`` if ``out`` has a run and
-    ``overwrite`` is not set.
+    ``runs/NAME``). ``max_seconds`` stops early; ``resume`` continues. The ``callbacks`` get the events of the run.
+    Raises ``RunError`` if ``out`` has a run and ``overwrite`` is not set.
     """
     check_max_seconds("max_seconds", max_seconds)
+    _check_callbacks(callbacks)
     budget = None if minutes is None else Budget(minutes, started)
     console = console or Console()
     if config and recipe:
@@ -81,7 +86,14 @@ def train(
         )
     with contextlib.ExitStack() as locks:
         run = create_run(chosen, Path(out) if out else None, overwrite, console, budget, locks, texts)
-        return continue_run(run, max_seconds=max_seconds, console=console, just_written=True, budget=budget)
+        return continue_run(
+            run,
+            max_seconds=max_seconds,
+            console=console,
+            just_written=True,
+            budget=budget,
+            listeners=callbacks,
+        )
 
 
 @checked_keywords
@@ -97,6 +109,7 @@ def finetune(
     out: str | Path | None = None,
     overwrite: bool = False,
     max_seconds: float | None = None,
+    callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Run[Any]:
     """Fine-tune a trained model: classification, entailment, similarity, choice, instruct, or continued pretraining.
@@ -104,10 +117,11 @@ def finetune(
     ``data`` is a table of training examples (.csv, .tsv, .jsonl, .json, .parquet), ``validation`` one of held-out
     examples (default: a share of the training examples). For pretraining, ``data`` is text, as for ``train``. Settings
     come from ``config``, or from the ``recipe`` (default: finetune, or instruct). The run is written to ``out``
-    (default: ``runs/NAME-TASK``) with everything that it needs. Raises ``DataError`` for examples that do not fit the
-    task.
+    (default: ``runs/NAME-TASK``) with everything that it needs. The ``callbacks`` get the events of the run. Raises
+    ``DataError`` for examples that do not fit the task.
     """
     check_max_seconds("max_seconds", max_seconds)
+    _check_callbacks(callbacks)
     console = console or Console()
     if task not in list(TaskKind):
         raise ConfigError(f"task is '{task}'; {presets.nearest(str(task), list(TaskKind))}")
@@ -126,7 +140,9 @@ def finetune(
     chosen = _on_device(dataclasses.replace(chosen, finetuning=settings), device)
     with contextlib.ExitStack() as locks:
         run = create_run(chosen, Path(out) if out else None, overwrite, console, locks=locks)
-        return continue_run(run, max_seconds=max_seconds, console=console, just_written=True)
+        return continue_run(
+            run, max_seconds=max_seconds, console=console, just_written=True, listeners=callbacks
+        )
 
 
 @checked_keywords
@@ -174,6 +190,18 @@ def _checked_type(config: Config | None) -> Config | None:
     return config
 
 
+def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise ``ConfigError`` unless ``callbacks`` is a list or a tuple of ``Callback`` objects."""
+    if not isinstance(callbacks, (list, tuple)):
+        raise ConfigError(f"callbacks is of type {type(callbacks).__name__}; expected a list of callbacks")
+    for number, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            found = "a class" if isinstance(callback, type) else f"of type {type(callback).__name__}"
+            raise ConfigError(
+                f"callbacks[{number}] is {found}; expected an object of a subclass of wg.Callback"
+            )
+
+
 def _on_device(config: Config, device: str) -> Config:
     """Return ``config`` for another device, if one is given."""
     runtime_config = dataclasses.replace(config.runtime, device=device or config.runtime.device)
@@ -199,15 +227,18 @@ def resume(
     minutes: float | None = None,
     max_seconds: float | None = None,
     allow_different_numerics: bool = False,
+    callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Run[Any]:
     """Continue a run that was stopped. The weights at its end are bit for bit those of a run without a stop.
 
     With ``steps``, a stopped or finished run is trained to this number of steps, with ``minutes`` for about this long;
-    ``runs.extend.extend_run`` says with which learning rate. Raises ``NumericsError`` if a recorded choice (dtype,
+    ``runs.extend.extend_run`` says with which learning rate. A run that was stopped early, or by a callback, is
+    finished. The ``callbacks`` get the events of the run. Raises ``NumericsError`` if a recorded choice (dtype,
     threads, processor, PyTorch) is not available here, unless ``allow_different_numerics`` is set.
     """
     check_max_seconds("max_seconds", max_seconds)
+    _check_callbacks(callbacks)
     if steps is not None and minutes is not None:
         raise ConfigError("steps and minutes are given; give one of them")
     console = console or Console()
@@ -219,12 +250,18 @@ def resume(
             extend_run(path, steps, minutes, console)
         else:
             _note_finished(path, console)
-        return continue_run(path, max_seconds=max_seconds, console=console)
+        return continue_run(path, max_seconds=max_seconds, console=console, listeners=callbacks)
 
 
 def _note_finished(path: Path, console: Console) -> None:
     """Note that a finished run has no step left, and how to lengthen it."""
-    done, planned = last_state(path).step, recorded_config(path).training.steps
+    state, planned = last_state(path), recorded_config(path).training.steps
+    done, extended = state.step, extended_at(read_lineage(path))
+    if done < planned and done != extended and state.stop_reason not in ("", *PAUSES):
+        console.note(
+            f"the run ended after step {done:,}: {state.stop_reason}; "
+            f"`wholegpt train --resume {quote(str(path))} --training.steps {planned}` continues it"
+        )
     if done and done >= planned:
         console.note(
             f"all {done:,} steps are done; `wholegpt train --resume {quote(str(path))} --training.steps {2 * done}` "

@@ -39,6 +39,8 @@ from wholegpt.settings.validation import check
 from wholegpt.stages.definition import RunContents
 from wholegpt.stages.registry import STAGES
 from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
+from wholegpt.training.trackers import EVENTS_PREFIX, TENSORBOARD
+from wholegpt.training.tracking import TRACKER_ID
 from wholegpt.version import __version__
 
 PLAN = "plan.json"
@@ -54,6 +56,7 @@ RUN_FILES = (
     *(f"{CHECKPOINTS}/{STEP_PATTERN}/{name}" for name in CHECKPOINT_FILES),
     *(f"{COMPANIONS}/*/{name}" for name in MODEL_FILES),
     f"{ROLLOUTS}/{ROLLOUT_PATTERN}",
+    *(TRACKER_ID, f"{TENSORBOARD}/{EVENTS_PREFIX}*"),
 )
 """Patterns of the files of a run. Any other file in its folder belongs to the user and is kept."""
 

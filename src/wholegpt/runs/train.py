@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -40,6 +40,7 @@ from wholegpt.training.optimizers import load_optimizer_tensors, optimizer_tenso
 from wholegpt.training.rollouts import RolloutStore
 from wholegpt.training.stage import Score, Stage
 from wholegpt.training.state import TrainingState
+from wholegpt.training.tracking import Tracking
 
 S = TypeVar("S", bound=Score)
 
@@ -126,12 +127,13 @@ def continue_run(
     console: Console,
     just_written: bool = False,
     budget: Budget | None = None,
+    listeners: Sequence[Callback] = (),
 ) -> Run[Any]:
     """Train from the last good checkpoint, or from the first step, to the last step.
 
     Data of a run that was ``just_written``, and locked since, are not checked again. A run that was planned for
-    ``budget`` is paused once, to adjust the number of its steps to the speed of the machine. Raises ``Interrupted``
-    when the user stops it, in the loop or outside it.
+    ``budget`` is paused once, to adjust the number of its steps to the speed of the machine. The ``listeners`` are
+    callbacks of the user. Raises ``Interrupted`` when the user stops it, in the loop or outside it.
     """
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     if runtime.processes().world_size > 1:
@@ -139,9 +141,9 @@ def continue_run(
     recorded_config(path)  # before a lock beside a folder that is not a run
     try:
         with lock_folder(path, "train"):
-            run = _continue_run(path, deadline, console, just_written, budget)
+            run = _continue_run(path, deadline, console, just_written, budget, listeners)
             while run is None:
-                run = _continue_run(path, deadline, console, just_written, None)
+                run = _continue_run(path, deadline, console, just_written, None, listeners)
             return run
     except KeyboardInterrupt:
         raise Interrupted(
@@ -156,13 +158,19 @@ def open_stage(path: Path, just_written: bool = False) -> Stage:
 
 
 def _continue_run(
-    path: Path, deadline: float, console: Console, just_written: bool, budget: Budget | None
+    path: Path,
+    deadline: float,
+    console: Console,
+    just_written: bool,
+    budget: Budget | None,
+    listeners: Sequence[Callback],
 ) -> Run[Any] | None:
     """Train to the last step; or, with a ``budget``, to the step after which it is adjusted, and return None."""
     config, stage = recorded_config(path), open_stage(path, just_written)
     device = runtime.apply(config.runtime)
     model, optimizer, state = _restore(path, config, stage, console)
     log, store = MetricsLog(path / "metrics.jsonl"), CheckpointStore(path, config.checkpointing.keep)
+    tracking = Tracking(path, config.logging.trackers, log.read(), console)
     log.rewind(state.step if state.step else -1)
     RolloutStore(path).rewind(state.step)
     batches = stage.batches_for(model)
@@ -194,25 +202,30 @@ def _continue_run(
     planned = read_json(path / PLAN) if (path / PLAN).exists() and extended is None else None
     average = config.training.ema_decay
     with (
+        tracking,
         callbacks.StopOnSignal(console) as signals,
         console.progress("training", config.training.steps, state.step) as progress,
     ):
         validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
-        listeners: list[Callback] = [
+        everyone: list[Callback] = [
             *([callbacks.AverageWeights(optimizer, average)] if average else []),
             *stage.callbacks(model, state),
             callbacks.LogMetrics(stage.loss_name, log, config),
             validate,
             *([callbacks.Sample(sample, log, config, console)] if stage.generates else []),
             callbacks.TimeLimit(deadline),
-            *([callbacks.CheckPace(checked_step(planned))] if planned and budget else []),
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,
+            *([callbacks.CheckPace(checked_step(planned))] if planned and budget else []),
+            tracking,
+            *listeners,
             callbacks.SaveCheckpoints(save, config),
             callbacks.ShowProgress(progress, stage.criterion),
         ]
-        events = Callbacks(listeners)
+        events = Callbacks(everyone)
         validate.notify = events.after_evaluation
+        log.notify = lambda record: events.after_log(state, record)
+        events.at_start(state, config)
         if config.finetuning.model and not state.step:
             validate.run(state)  # the parent itself
         run_loop(step, config.training.steps, state, events)
@@ -261,8 +274,7 @@ def _restore(
     load_optimizer_tensors(optimizer, model, files.optimizer)
     exchange(optimizer)
     state = TrainingState.from_json(files.state)
-    paused = (callbacks.StopOnSignal.REASON, callbacks.TimeLimit.REASON, callbacks.CheckPace.REASON)
-    if state.stop_reason in paused:
+    if state.stop_reason in callbacks.PAUSES:
         state.stop_reason = ""
     elif state.stop_reason and state.step == extended_at(read_lineage(path)):  # early stopping starts again
         state.stop_reason, state.evaluations_since_best = "", 0

@@ -202,6 +202,15 @@ class Determinism(Choice):
     strict = "strict"
 
 
+class Tracker(Choice):
+    """A program or service that shows the metrics of runs."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    """Weights & Biases."""
+    trackio = "trackio"
+
+
 class TaskKind(Choice):
     """What a model learns."""
 

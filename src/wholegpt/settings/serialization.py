@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from wholegpt.errors import ConfigError, RenamedSettingWarning
 from wholegpt.settings.choices import Choice, underscored
@@ -182,6 +182,8 @@ def _named(
 
 def _known_choice(value: Any, type_: Any, where: str) -> Any:
     """Return ``value`` as its ``Choice`` spells it. Raises ``ConfigError`` for an unknown one; other types pass."""
+    if get_origin(type_) is tuple and isinstance(value, (list, tuple)):
+        return [_known_choice(one, get_args(type_)[0], where) for one in value]
     if not (isinstance(value, str) and isinstance(type_, type) and issubclass(type_, Choice)):
         return value
     value = underscored(value)

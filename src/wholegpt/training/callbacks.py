@@ -35,11 +35,15 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notify: Callable[[dict[str, Any]], None] = lambda record: None
+        """Called with each record after it was appended."""
 
     def append(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a line; it is flushed to the operating system."""
+        record = {"kind": kind, "step": step, **values}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.notify(record)
 
     def read(self) -> list[dict[str, Any]]:
         """Return all complete records, without lines that a crash cut short."""
@@ -309,3 +313,7 @@ class ShowProgress(Callback):
         value = validation and validation[self.criterion.figure]
         held_out = f"  {self.criterion.words} {value:.3f}" if value is not None else ""
         self.progress.advance(1, f"loss {self._loss:.3f}{held_out}  {self._rate:,.0f} tokens/s")
+
+
+PAUSES = (StopOnSignal.REASON, TimeLimit.REASON, CheckPace.REASON)
+"""Reasons to stop after which resuming continues. After any other reason a run is finished, unless it is extended."""

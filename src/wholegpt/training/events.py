@@ -3,9 +3,11 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from wholegpt.settings.schema import Config
 from wholegpt.training.state import TrainingState
 
 
@@ -27,11 +29,15 @@ class StepMetrics:
 class Callback:
     """A listener to the events of a run. Override the methods of the events that it needs.
 
-    Setting ``state.stop_reason`` in any event ends the run after the current step.
+    Setting ``state.stop_reason`` in any event ends the run after the current step. An exception ends it at once and
+    reaches the caller of the run unchanged; the checkpoints saved before are kept.
     """
 
     is_training = True
     """Whether the time of ``after_step`` counts as training time. That of evaluation, samples and saving does not."""
+
+    def at_start(self, state: TrainingState, config: Config) -> None:
+        """Listen to the start of the run, or to its continuation after ``state.step`` steps, with resolved settings."""
 
     def before_update(self, state: TrainingState, model: nn.Module) -> None:
         """Listen to a step whose gradients are complete and clipped, before the optimizer uses them."""
@@ -42,6 +48,9 @@ class Callback:
     def after_evaluation(self, state: TrainingState) -> None:
         """Listen to an evaluation, whose figures are in ``state.last_validation``."""
 
+    def after_log(self, state: TrainingState, record: Mapping[str, Any]) -> None:
+        """Listen to a line of metrics.jsonl: its ``kind`` (train, validation or sample), ``step``, and values."""
+
     def at_end(self, state: TrainingState) -> None:
         """Listen to the end of the loop, whether all steps are done or the run is stopped."""
 
@@ -51,6 +60,11 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
+
+    def at_start(self, state: TrainingState, config: Config) -> None:
+        """Pass the event on."""
+        for callback in self.callbacks:
+            callback.at_start(state, config)
 
     def before_update(self, state: TrainingState, model: nn.Module) -> None:
         """Pass the event on."""
@@ -69,6 +83,11 @@ class Callbacks:
         """Pass the event on."""
         for callback in self.callbacks:
             callback.after_evaluation(state)
+
+    def after_log(self, state: TrainingState, record: Mapping[str, Any]) -> None:
+        """Pass the event on."""
+        for callback in self.callbacks:
+            callback.after_log(state, record)
 
     def at_end(self, state: TrainingState) -> None:
         """Pass the event on."""

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from wholegpt.settings.choices import AttentionKernel, Determinism, Dtype, Execution
+from wholegpt.errors import ConfigError
+from wholegpt.settings.choices import AttentionKernel, Determinism, Dtype, Execution, Tracker
 from wholegpt.settings.sections.ranges import at_least, require
 
 LARGEST_SEED = 2**63 - 1
@@ -57,6 +58,8 @@ class LoggingConfig:
     """Prompt of the samples. Empty: the end-of-text token, or a line break if the training text is one document."""
     sample_tokens: int = 120
     """Length of a sample in tokens. 0: no samples."""
+    trackers: tuple[Tracker, ...] = ()
+    """Programs that also get the metrics: tensorboard, wandb, trackio. One that fails does not stop the run."""
 
 
 def check_run(runtime: RuntimeConfig, checkpointing: CheckpointingConfig, logging: LoggingConfig) -> None:
@@ -68,6 +71,8 @@ def check_run(runtime: RuntimeConfig, checkpointing: CheckpointingConfig, loggin
     at_least("logging.every", logging.every, 1)
     at_least("logging.sample_every", logging.sample_every, 0)
     at_least("logging.sample_tokens", logging.sample_tokens, 0)
+    if len(set(logging.trackers)) < len(logging.trackers):
+        raise ConfigError(f"logging.trackers is {', '.join(logging.trackers)}; name each tracker once")
 
 
 def check_seed(name: str, seed: int) -> None:
