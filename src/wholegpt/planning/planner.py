@@ -319,7 +319,7 @@ def make_plan(
     needed = peak_tensor_bytes(config, config.training.micro_batch_size)
     peak = max(resident + ALLOCATOR_BYTES + needed, runtime.peak_bytes(device))
     choice = dataclasses.replace(choice, config=config)
-    return _plan(choice, text, speeds(config), budget.minutes, budget.spent(), peak, measured=True)
+    return _plan(choice, text, speeds, budget.minutes, budget.spent(), peak, measured=True)
 
 
 def _refuse_little_memory(base: Config, text: Text, memory: float) -> None:
@@ -375,13 +375,13 @@ def plan_elsewhere(
     if choice is None:
         raise _too_little(minutes, spent + _least_seconds(base, text, speeds))
     needed = peak_tensor_bytes(choice.config, choice.config.training.micro_batch_size)
-    return _plan(choice, text, speeds(choice.config), minutes, spent, PROGRAM_BYTES + needed, measured=False)
+    return _plan(choice, text, speeds, minutes, spent, PROGRAM_BYTES + needed, measured=False)
 
 
 def _plan(
-    choice: Choice, text: Text, rates: Rates, minutes: float, spent: float, peak: float, measured: bool
+    choice: Choice, text: Text, speeds: Speeds, minutes: float, spent: float, peak: float, measured: bool
 ) -> Plan:
-    config, tokens = choice.config, trained_tokens(choice.config)
+    config, tokens, rates = choice.config, trained_tokens(choice.config), speeds(choice.config)
     seconds = spent + choice.seconds
     notes = []
     if math.isinf(text.train_tokens):
@@ -400,6 +400,7 @@ def _plan(
         tokens=tokens,
         epochs=tokens / text.train_tokens,
         peak_memory_bytes=int(peak),
+        product_flops_per_second=speeds.machine.flops,
         bits_per_byte=choice.loss.times(1 / (math.log(2) * text.bytes_per_token)),
         useful_minutes=seconds / 60 if choice.enough else None,
         notes=tuple(notes),
