@@ -4,12 +4,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.tables import DOCUMENT, machine_line, publish
-from wholegpt.analysis.ladder_page import draw_ladder
-from wholegpt.analysis.report import svg_of
+from wholegpt.analysis.ladder_page import ladder_chart
 from wholegpt.console import Console
 from wholegpt.experiments.ladder import compare_baselines
 from wholegpt.experiments.results import table_rows
-from wholegpt.files import write_text_atomic
 
 SHOWN = 160
 """Characters of each sample."""
@@ -50,8 +48,7 @@ def main() -> None:
     ]
     parts = [machine_line(), "", *what, "", *table, "", "Samples of each model:", "", *samples]
     publish("Ladder of baselines", "\n".join(parts))
-    chart = svg_of("ladder", lambda axes: draw_ladder(axes, ladder), "bits per byte of the held-out text")
-    write_text_atomic(DOCUMENT.with_name("ladder.svg"), chart)
+    ladder_chart(ladder).save(DOCUMENT.with_name("ladder.svg"))
 
 
 if __name__ == "__main__":

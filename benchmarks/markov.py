@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,14 +9,11 @@ import torch
 import wholegpt as wg
 from benchmarks.runs import finished
 from benchmarks.tables import DOCUMENT, machine_line, publish
-from wholegpt.analysis.report import BLUE, GREY, ORANGE, svg_of
+from wholegpt.analysis.charts import Series, line_chart
 from wholegpt.console import Console
 from wholegpt.files import write_text_atomic
 from wholegpt.metrics import Estimate, bootstrap_ratio
 from wholegpt.runs.folder import run_data
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SYMBOLS = "abcdef"
 CONCENTRATION = 0.3
@@ -176,24 +172,20 @@ def main() -> None:
 
 def draw(found: dict[tuple[int, str, int], Estimate]) -> None:
     """Draw the losses as a function of the context, for each order."""
-
-    def lines(axes: "Axes") -> None:
-        for order, color in zip(ORDERS, (BLUE, ORANGE, GREY), strict=True):
-            chain = random_chain(order, seed=order)
-            bounds = [conditional_entropy(chain, context) for context in CONTEXTS]
-            plot = axes.plot
-            plot(CONTEXTS, bounds, color=color, linewidth=1, label=f"order {order}: lower bound")
-            for kind, marker in zip(KINDS, "ox", strict=True):
-                values = [
-                    bound + found[order, kind, context].value
-                    for bound, context in zip(bounds, CONTEXTS, strict=True)
-                ]
-                label = KINDS[kind] if order == ORDERS[-1] else None
-                plot(CONTEXTS, values, color=color, marker=marker, linestyle="", label=label)
-        axes.set_ylabel("nats per symbol")
-        axes.legend(frameon=False, fontsize=8, ncols=3)
-
-    write_text_atomic(DOCUMENT.with_name("markov.svg"), svg_of("markov", lines, "context τ"))
+    contexts, series = np.array(CONTEXTS, dtype=float), list[Series]()
+    for color, order in enumerate(ORDERS):
+        chain = random_chain(order, seed=order)
+        bounds = np.array([conditional_entropy(chain, context) for context in CONTEXTS])
+        series.append(Series(f"order {order}: lower bound", contexts, bounds, color))
+        for kind, marker in zip(KINDS, ("circle", "cross"), strict=True):
+            excess = np.array([found[order, kind, context].value for context in CONTEXTS])
+            last = order == ORDERS[-1]
+            name = KINDS[kind] if last else f"{KINDS[kind]}, order {order}"
+            series.append(
+                Series(name, contexts, bounds + excess, color, marker, has_line=False, in_legend=last)
+            )
+    chart = line_chart(series, x_label="context τ", y_label="nats per symbol", whole_x=True)
+    chart.save(DOCUMENT.with_name("markov.svg"))
 
 
 if __name__ == "__main__":

@@ -16,21 +16,11 @@ from hypothesis import settings  # noqa: E402
 import wholegpt  # noqa: E402 (before torch, since it sets how threads wait)
 from tests.helpers import Fails, text_of, tiny_config  # noqa: E402
 from wholegpt import runtime  # noqa: E402
-from wholegpt.analysis import report  # noqa: E402
 from wholegpt.cli import main  # noqa: E402
 from wholegpt.console import Console  # noqa: E402
 
-# Drawing takes half of a tiny run; where charts are looked at, tests ask for them.
-DRAW = report._charts
-report._charts = lambda records, bound: []
 # The tests beside it keep the other cores busy; a run would warn of that.
 runtime.overload = lambda threads: ""
-
-
-@pytest.fixture
-def charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have their charts."""
-    monkeypatch.setattr(report, "_charts", DRAW)
 
 
 settings.register_profile("wholegpt", deadline=None, derandomize=True, max_examples=60)

@@ -40,7 +40,7 @@ def nobody_talks() -> str:
 
 @pytest.mark.slow
 def test_the_commands(
-    in_a_new_folder: None, charts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    in_a_new_folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In their order; a training run is cut to three steps or a minute, a plan to tiny models."""
     make_plans_small(monkeypatch)

@@ -107,7 +107,7 @@ def test_the_tests_of_the_structure_can_fail() -> None:
 def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     code = f"""
 import importlib, logging, os, pathlib, random, sys, warnings
-import matplotlib, torch, numpy, hashlib, cyclopts, tokenizers, safetensors.torch, jaxtyping, yaml, msgspec, rich
+import torch, numpy, hashlib, cyclopts, tokenizers, safetensors.torch, jaxtyping, yaml, msgspec, rich
 import torch.utils.checkpoint, urllib.request
 def state():
     return (torch.get_num_threads(), torch.initial_seed(), torch.get_rng_state().tolist(), random.getstate(),

@@ -30,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_ladder_goes_from_uniform_to_gpt(
-    short: None, charts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+    short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     """One table of the baselines; a second call changes nothing and trains nothing."""
     (tmp_path / "text.txt").write_text(text_of(40_000))

@@ -79,6 +79,7 @@ def test_a_small_memory_is_planned_with() -> None:
     memory = planner.PROGRAM_BYTES + 1e8
     tight = planned(600, machine=dataclasses.replace(LAPTOP, memory=memory))
     assert tight.peak_memory_bytes <= memory < wide.peak_memory_bytes
+    assert wide.to_json()["product_flops_per_second"] == LAPTOP.flops
     with pytest.raises(ConfigError, match=r"the smallest model that --minutes plans needs 0\.01 GB besides"):
         planned(600, machine=dataclasses.replace(LAPTOP, memory=planner.PROGRAM_BYTES + 1e6))
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-import wholegpt.analysis.report
 import wholegpt.cli
 import wholegpt.data.text.preparation
 import wholegpt.runs.train
@@ -81,7 +80,6 @@ def main() -> None:
     for module in ("jinja2", "torch._inductor"):  # which each forked process would import
         importlib.import_module(module)
     torch.set_num_threads(1)
-    wholegpt.analysis.report._charts = lambda records, bound: []  # takes most of a tiny run
     wholegpt.runs.train.run_loop = after_the_others(wholegpt.runs.train.run_loop, 3)
     preparation = wholegpt.data.text.preparation
     preparation.plan_split = after_the_others(preparation.plan_split, 3)

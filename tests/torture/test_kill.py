@@ -65,15 +65,15 @@ def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
 
 
 def result_of(run: Path) -> tuple[str, str, list[Any]]:
-    """Hashes of weights and optimiser, and every logged figure that is not a time."""
+    """Hashes of weights and optimiser, and every logged figure that is not a time or the memory of the process."""
     last = CheckpointStore(run).path(STEPS)
     hashes = [
         hashlib.sha256((last / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "training/optimizer.safetensors")
     ]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("train_seconds", "tokens_per_second")
-    figures = [tuple((k, v) for k, v in record.items() if k not in timed) for record in records]
+    of_process = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+    figures = [tuple((k, v) for k, v in record.items() if k not in of_process) for record in records]
     return hashes[0], hashes[1], figures
 
 

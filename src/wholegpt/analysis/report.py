@@ -1,72 +1,159 @@
 """``report.html``: a run on one self-contained page, created from the files in its folder only."""
 
-import io
+import base64
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from importlib import resources
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from wholegpt.analysis.curves import Log, figures_of
+from wholegpt.analysis.headline import headline, number, training_figures
+from wholegpt.analysis.outcome import Course, describe_course
+from wholegpt.analysis.pages import read, render_page
 from wholegpt.console import sample_for_people
 from wholegpt.data import PreparedData
 from wholegpt.data.text.shards import MANIFEST
 from wholegpt.files import read_json, write_text_atomic
 from wholegpt.metrics import uniform_nats
-from wholegpt.model import flops_per_token
 from wholegpt.settings import presets
+from wholegpt.settings.choices import Architecture, TaskKind
+from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import complete_model
+from wholegpt.stages.answer_training import ANSWER_MARK
 from wholegpt.training.callbacks import MetricsLog
+from wholegpt.training.stage import Criterion
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#6b7280"
-MISTAKES = ANSWERS = 20
+MISTAKES = ANSWERS = SAMPLES = 20
 """How many are shown."""
-LOGGED = ("kind", "step", "train_seconds")
-"""Fields of each log line that are not metrics."""
+LABELS = 40
+"""Largest number of labels in the confusion matrix."""
+TEXT_CHARACTERS, SAMPLE_CHARACTERS, SETTINGS_CHARACTERS = 500, 2_000, 10_000
+"""Characters of a text that are shown. With them, and with the points of the charts, the page stays below 300 kB."""
 
 
 def write_report(
     run: Path,
     result: dict[str, Any],
+    criterion: Criterion,
     records: Sequence[dict[str, Any]] = (),
     masks: Sequence[Sequence[tuple[str, bool]]] = (),
 ) -> Path:
-    """Write ``report.html`` into the run's folder: metrics, curves, samples, mistakes, data, settings.
+    """Write ``report.html`` into the run's folder: result, curves, mistakes, samples, data, settings.
 
-    ``result`` is the output of ``wholegpt train --json``; ``records`` are the results of each validation
-    example, ``masks`` the tokens of training examples and whether each is in the loss.
+    ``result`` is the output of ``wholegpt train --json``; ``criterion`` says which weights are the best; ``records``
+    are the results of each validation example, ``masks`` the tokens of training examples and whether each is in the
+    loss.
     """
-    import jinja2
-
-    config = presets.run_config(run)
-    lineage = read_json(run / "lineage.json")
-    lines = MetricsLog(run / "metrics.jsonl").read()
-    by_kind = {kind: [r for r in lines if r["kind"] == kind] for kind in ("train", "validation", "sample")}
+    config, lineage = presets.run_config(run), read_json(run / "lineage.json")
+    log = Log(MetricsLog(run / "metrics.jsonl").read(), (result["steps"], result["tokens"]))
     bound = uniform_nats(complete_model(config.model).vocab_size)
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("wholegpt.analysis").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    )
-    html = page.render(
+    lead, others = headline(result, log, bound)
+    samples = _samples(log, config)
+    script = read("report.js")
+    html = render_page(
+        "report.html.jinja",
         result=result,
-        number=lambda value, digits: "–" if value is None else f"{value:.{digits}f}",
         lineage=lineage,
-        bound=bound,
-        flops_per_token=flops_per_token(config.model),
-        charts=_charts(by_kind, bound),
+        course=describe_course(_course(result, log, criterion)),
+        lead=lead,
+        others=others,
+        other_names=list(dict.fromkeys(name for one in others for name in one.figures)),
+        training=training_figures(result, log, config),
+        figures=figures_of(log, None if log.loss_name() == "loss" else bound),
         confusion=_confusion(records),
         mistakes=_mistakes(records),
         answers=[one for one in records if "reference" in one][:ANSWERS],
-        masks=masks,
-        samples=by_kind["sample"],
-        sample_for_people=sample_for_people,
-        settings=(run / "config.yaml").read_text(encoding="utf-8"),
+        masks=[_merged(mask) for mask in masks],
+        samples=samples,
+        samples_note=_samples_note(samples, len(log.by_kind["sample"])),
+        last_sample=_sample(result["steps"], result["sample"], config) if result["sample"] else None,
         data=_data_rows(run, config.data.source),
+        settings=shortened((run / "config.yaml").read_text(encoding="utf-8"), SETTINGS_CHARACTERS),
+        machine=shortened(_machine(lineage), SETTINGS_CHARACTERS),
+        number=number,
+        shortened=shortened,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     path = run / "report.html"
     write_text_atomic(path, html)
     return path
+
+
+def shortened(text: str, most: int = TEXT_CHARACTERS) -> str:
+    """Return ``text``, or its first ``most`` characters and a note."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+
+
+def _course(result: dict[str, Any], log: Log, criterion: Criterion) -> Course:
+    """Return what the log says about the course of the run."""
+
+    def pairs(kind: str, name: str) -> list[tuple[int, float]]:
+        steps, values = log.column(kind, name)
+        return list(zip(steps.astype(int).tolist(), values.tolist(), strict=True))
+
+    loss, best = log.loss_name(), result["best"]
+    return Course(
+        pairs("train", loss) if loss else [],
+        pairs("validation", criterion.figure),
+        criterion,
+        best["step"] if best else None,
+        result["steps"],
+        result["planned_steps"],
+        result["stop_reason"],
+        result["validation"].get("examples"),
+    )
+
+
+def _machine(lineage: dict[str, Any]) -> str:
+    """Return the machine, the versions and the command of a run."""
+    named = {**lineage["machine"], **lineage["versions"]}
+    return "\n".join(
+        [*(f"{name}: {value}" for name, value in named.items()), "command: " + " ".join(lineage["command"])]
+    )
+
+
+def _samples(log: Log, config: Config) -> list[dict[str, Any]]:
+    """Return the samples of the log, or ``SAMPLES`` of them at equal distances, with the first and the last."""
+    logged = [one for one in log.by_kind["sample"] if isinstance(one.get("text"), str)]
+    chosen = np.unique(np.linspace(0, len(logged) - 1, min(SAMPLES, len(logged))).round().astype(int))
+    return [_sample(logged[i]["step"], logged[i]["text"], config) for i in chosen]
+
+
+def _samples_note(samples: Sequence[dict[str, Any]], logged: int) -> str:
+    prompt = "The prompt is marked." if any(one["prompt"] for one in samples) else ""
+    left_out = f"{len(samples)} of {logged:,} are shown." if len(samples) < logged else ""
+    return " ".join(filter(None, (prompt, left_out)))
+
+
+def _sample(step: int, text: str, config: Config) -> dict[str, Any]:
+    """Return a sample, divided into its prompt and its completion."""
+    answers = config.finetuning.task is TaskKind.instruct
+    if answers or config.model.architecture is Architecture.encoder_decoder:
+        prompt, mark, _ = text.partition(ANSWER_MARK)
+        prompt = prompt if mark else ""
+    else:
+        prompt = config.logging.sample_prompt
+    if not (prompt and text.startswith(prompt)):
+        return {
+            "step": step,
+            "prompt": "",
+            "completion": shortened(sample_for_people(text), SAMPLE_CHARACTERS),
+        }
+    completion = shortened(text.removeprefix(prompt), SAMPLE_CHARACTERS)
+    return {"step": step, "prompt": shortened(prompt, SAMPLE_CHARACTERS), "completion": completion}
+
+
+def _merged(mask: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Return a mask with adjacent tokens of the same kind as one text."""
+    parts = [
+        ("".join(text for text, _ in group), counts) for counts, group in groupby(mask, lambda one: one[1])
+    ]
+    return [(shortened(text, SAMPLE_CHARACTERS), counts) for text, counts in parts]
 
 
 def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -82,12 +169,20 @@ def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _confusion(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the confusion matrix; ``None`` if every example has labels of its own."""
+    """Return the confusion matrix of the most frequent labels; ``None`` if every example has labels of its own."""
     if not records or not isinstance(records[0].get("probabilities"), dict):
         return None
     labels = list(records[0]["probabilities"])
     pairs = Counter((record["label"], record["chosen"]) for record in records)
-    return {"labels": labels, "rows": [(one, [pairs[one, other] for other in labels]) for one in labels]}
+    totals = Counter(record["label"] for record in records)
+    frequent = {name for name, _ in totals.most_common(LABELS)}
+    shown = labels if len(labels) <= LABELS else [name for name in labels if name in frequent]
+    note = "" if shown is labels else f"The {len(shown)} most frequent of {len(labels):,} labels are shown."
+    rows = []
+    for one in shown:
+        counts = [pairs[one, other] for other in shown]
+        rows.append((one, counts, [count / (totals[one] or 1) for count in counts]))
+    return {"labels": shown, "rows": rows, "note": note}
 
 
 def _mistakes(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -111,74 +206,3 @@ def _certainty(record: dict[str, Any]) -> float:
     """Return the probability of the prediction."""
     shares = record["probabilities"]
     return max(shares.values() if isinstance(shares, dict) else shares)
-
-
-def _charts(records: dict[str, list[dict[str, Any]]], bound: float) -> list[dict[str, str]]:
-    train, validation = records["train"], records["validation"]
-    if train and "gradient_norm" not in train[0]:
-        return []  # an n-gram model takes no steps
-    unit = next(
-        (name for name in ("nats_per_token", "nats_per_masked_token") if train and name in train[0]), "loss"
-    )
-    on_text = unit == "nats_per_token"
-
-    def loss(axes: "Axes") -> None:
-        if on_text:
-            axes.axhline(bound, color=GREY, linestyle=":", label=f"uniform guess, ln V = {bound:.2f}")
-            nats = [r["nats_per_token"] for r in validation]
-            axes.plot(_x(validation), nats, color=ORANGE, marker="o", markersize=4, label="validation")
-        axes.plot(_x(train), [r[unit] for r in train], color=BLUE, linewidth=1, label="train")
-        axes.set_ylabel("loss of the task and of its texts" if unit == "loss" else unit.replace("_", " "))
-        axes.legend(frameon=False)
-
-    def figure_of(name: str) -> Any:
-        def draw(axes: "Axes") -> None:
-            values = [r[name] for r in validation]
-            axes.plot(_x(validation), values, color=ORANGE, marker="o", markersize=4)
-            axes.set_ylabel(name.replace("_", " "))
-
-        return draw
-
-    def rate(axes: "Axes") -> None:
-        axes.plot(_x(train), [r["learning_rate"] for r in train], color=BLUE)
-        axes.set_ylabel("learning rate")
-
-    def throughput(axes: "Axes") -> None:
-        axes.plot(_x(train), [r["tokens_per_second"] for r in train], color=BLUE)
-        axes.set_ylabel("tokens per second")
-        axes.set_ylim(bottom=0)
-
-    def gradient(axes: "Axes") -> None:
-        axes.plot(_x(train), [r["gradient_norm"] for r in train], color=BLUE)
-        axes.set_ylabel("gradient norm, before clipping")
-        axes.set_ylim(bottom=0)
-
-    of_task = [] if on_text or not validation else [n for n in validation[0] if n not in LOGGED]
-    drawn = {f"Validation, {name.replace('_', ' ')}": figure_of(name) for name in of_task}
-    drawn |= {"Loss": loss, "Learning rate": rate, "Throughput": throughput, "Gradient": gradient}
-    return [{"title": title, "svg": svg_of(title, draw, "optimizer step")} for title, draw in drawn.items()]
-
-
-def _x(records: list[dict[str, Any]]) -> list[int]:
-    return [record["step"] for record in records]
-
-
-def svg_of(title: str, draw: Callable[["Axes"], None], along: str) -> str:
-    """Return an inline SVG of the axes that ``draw`` fills, with x label ``along``; equal inputs give equal
-    bytes.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        axes.set_xlabel(along)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e5e7eb")
-        axes.set_axisbelow(True)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]

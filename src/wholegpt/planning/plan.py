@@ -66,6 +66,8 @@ class Plan:
     epochs: float
     """Number of epochs over the training text."""
     peak_memory_bytes: int
+    product_flops_per_second: float
+    """FLOP/s of a large matrix product on the machine."""
     bits_per_byte: Expectation
     """Expected loss on the whole validation text after the last step."""
     difficulty: Difficulty
@@ -89,6 +91,7 @@ class Plan:
             "epochs": self.epochs,
             "parameters": parameter_count(self.config.model).total,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "product_flops_per_second": self.product_flops_per_second,
             "bits_per_byte": dataclasses.asdict(self.bits_per_byte),
             "difficulty": dataclasses.asdict(self.difficulty),
             "useful_minutes": self.useful_minutes,

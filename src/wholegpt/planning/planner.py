@@ -131,7 +131,7 @@ def make_plan(
         least = budget.spent() + _least_seconds(pilot, text, speeds(pilot))
         notes.append(f"too little time for useful training here; give at least {_in_minutes(least)} minutes")
     choice = dataclasses.replace(choice, config=config)
-    return _plan(choice, text, difficulty, speeds(config), budget.minutes, budget.spent(), peak, True, notes)
+    return _plan(choice, text, difficulty, speeds, budget.minutes, budget.spent(), peak, True, notes)
 
 
 def _pilot_config(config: Config, text: Text, steps: int = PILOT_STEPS) -> Config:
@@ -187,21 +187,21 @@ def plan_elsewhere(
         )
     needed = peak_tensor_bytes(choice.config, choice.config.training.micro_batch_size)
     peak = PROGRAM_BYTES + needed
-    return _plan(choice, text, difficulty, speeds(choice.config), minutes, spent, peak, False, [])
+    return _plan(choice, text, difficulty, speeds, minutes, spent, peak, False, [])
 
 
 def _plan(
     choice: Choice,
     text: Text,
     difficulty: Difficulty,
-    rates: Rates,
+    speeds: Speeds,
     minutes: float,
     spent: float,
     peak: float,
     measured: bool,
     notes: list[str],
 ) -> Plan:
-    config, tokens = choice.config, trained_tokens(choice.config)
+    config, tokens, rates = choice.config, trained_tokens(choice.config), speeds(choice.config)
     train_seconds = rates.start_seconds + config.training.steps * rates.step_seconds
     if math.isinf(text.train_tokens):
         notes.append("for endless English prose; name a text to measure it")
@@ -220,6 +220,7 @@ def _plan(
         tokens=tokens,
         epochs=tokens / text.train_tokens,
         peak_memory_bytes=int(peak),
+        product_flops_per_second=speeds.machine.flops,
         bits_per_byte=choice.loss.times(1 / (math.log(2) * text.bytes_per_token)),
         difficulty=difficulty,
         useful_minutes=(spent + choice.seconds) / 60 if choice.enough else None,

@@ -241,7 +241,8 @@ def _continue_run(
         results = stage.results(model.eval())
     validation, text = evaluate(whole=True), sample() if stage.generates else ""
     run = Run(path, config, state, model.parameter_count, validation, text, results, planned)
-    write_report(path, run.to_json(), getattr(run.validation, "records", ()), stage.masks())
+    records = getattr(run.validation, "records", ())
+    write_report(path, run.to_json(), stage.criterion, records, stage.masks())
     return run
 
 

@@ -20,6 +20,8 @@ from wholegpt.training.stage import Criterion, Stage
 
 QUIET = Console(quiet=True)
 SHOWN_MASKS = 3
+ANSWER_MARK = "\n→ "
+"""Separates question and answer in a sample."""
 
 
 class AnswerTraining(Stage):
@@ -69,7 +71,7 @@ class AnswerTraining(Stage):
             return ""
         config = GenerationConfig(max_tokens=tokens, temperature=0.0)
         (answer,) = answers(model, self.tokenizer, self.template, [asked], config, QUIET)
-        return f"{asked[-1].content}\n→ {sample_for_people(answer.text)}"
+        return f"{asked[-1].content}{ANSWER_MARK}{sample_for_people(answer.text)}"
 
     def masks(self) -> list[list[tuple[str, bool]]]:
         """Return the first training conversations token by token, and whether each token has a loss."""

@@ -18,6 +18,7 @@ import torch
 from wholegpt.console import Console, Progress, sample_for_people
 from wholegpt.files import write_text_atomic
 from wholegpt.model import Transformer
+from wholegpt.runtime import peak_bytes
 from wholegpt.settings.schema import Config
 from wholegpt.training.averaging import update_average
 from wholegpt.training.events import Callback, StepMetrics
@@ -71,6 +72,7 @@ class LogMetrics(Callback):
     def __init__(self, unit: str, log: MetricsLog, config: Config) -> None:
         """``unit`` is the name of the loss."""
         self.unit, self.log, self.config = unit, log, config
+        self.device = torch.device(config.runtime.device)
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Log a line, if one is due."""
@@ -86,6 +88,7 @@ class LogMetrics(Callback):
                     "tokens": state.tokens,
                     "tokens_per_second": metrics.tokens / metrics.seconds,
                     "train_seconds": state.train_seconds,
+                    "peak_memory_bytes": peak_bytes(self.device) or None,
                     **metrics.others,
                 },
             )
