@@ -128,6 +128,8 @@ def test_representations_fit_on_a_line_and_the_log_is_a_list(tmp_path: Path, lm:
     assert html.startswith("<table>") and "&lt;run&gt;" in html and "<run>" not in html
     lines = (tmp_path / "<run>" / "metrics.jsonl").read_text().splitlines()
     assert run.metrics == [json.loads(line) for line in lines]
+    run.plot().save(tmp_path / "loss.svg")
+    assert (tmp_path / "loss.svg").read_text().startswith("<svg") and "<svg" in run.plot()._repr_html_()
     assert {"train", "validation"} <= {line["kind"] for line in run.metrics}
     for shown in (repr(run), repr(lm), repr(lm.generate("Once", max_tokens=5))):
         assert "\n" not in shown and len(shown) < 250

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from wholegpt import runtime
+from wholegpt.analysis.charts import Chart
+from wholegpt.analysis.curves import loss_chart
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.console import Console
@@ -93,6 +95,10 @@ class Run(Generic[S]):
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``: one mapping for each logged step, evaluation and sample."""
         return MetricsLog(self.path / "metrics.jsonl").read()
+
+    def plot(self) -> Chart:
+        """Return the chart of the loss. Notebooks show it; ``plot().save(PATH)`` writes it as SVG."""
+        return loss_chart(self.metrics)
 
     def load(self, checkpoint: str = "best") -> LanguageModel:
         """Load the trained model."""
