@@ -143,7 +143,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
     average = config.training.ema_decay
     with (
         callbacks.StopOnSignal(console) as signals,
-        console.progress("training", config.training.steps, state.step) as progress,
+        console.progress("training", config.training.steps, state.step, unit="step") as progress,
     ):
         validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
         listeners: list[Callback] = [
@@ -156,7 +156,7 @@ def _continue_run(path: Path, max_seconds: float | None, console: Console, just_
             *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
             signals,
             callbacks.SaveCheckpoints(save, config),
-            callbacks.ShowProgress(progress, stage.criterion),
+            callbacks.ShowProgress(progress, console, stage.loss_name, stage.criterion),
         ]
         events = Callbacks(listeners)
         validate.notify = events.after_evaluation
