@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
@@ -17,6 +18,8 @@ from wholegpt.cli.options import (
     CommonOptions,
     Reading,
     ReadingOptions,
+    next_commands,
+    program_name,
     section,
     table,
 )
@@ -31,12 +34,27 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 
-app = App(name="data", help="Inspect text and prepare it for training.", sort_key=6)
+HELP = """Inspect text and prepare it for training.
+
+Examples
+--------
+wholegpt data stats my.txt
+wholegpt data prepare my.txt --out data/mine
+"""
+
+app = App(name="data", help=HELP, sort_key=6, synonym=("corpus", "dataset", "prepare"))
 
 
 @app.command(name="list")
 def list_corpora(*, common: CommonOptions = Common()) -> None:
-    """List the corpora that are available by name."""
+    """List the corpora that are available by name.
+
+    Examples
+    --------
+    wholegpt data list
+    wholegpt train python-docs
+
+    """
     from wholegpt.data import CORPORA
 
     result = {"corpora": {name: corpus.description for name, corpus in CORPORA.items()}}
@@ -67,6 +85,11 @@ def prepare(
         Reading and splitting.
     tokenizer
         Tokenizer.
+
+    Examples
+    --------
+    wholegpt data prepare my.txt --out data/mine
+    wholegpt data prepare notes/ --out data/notes --data.deduplicate near
 
     """
     from wholegpt import data as library
@@ -110,7 +133,11 @@ def prepare(
         (name, f"{side.tokens:,} tokens, {side.characters:,} characters, {side.documents:,} documents")
         for name, side in sides.items()
     ]
-    common.show(result, table(rows))
+    common.show(
+        result,
+        table(rows),
+        next_commands((f"{program_name()} train {quote(out)}", "train a model on it")),
+    )
 
 
 @contextlib.contextmanager
@@ -139,6 +166,11 @@ def stats(
     ----------
     source
         Text files, folders, tables or corpus names; or a folder made by `data prepare`.
+
+    Examples
+    --------
+    wholegpt data stats my.txt
+    wholegpt data stats data/mine
 
     """
     from wholegpt import data as library
@@ -198,6 +230,11 @@ def deduplicate(
         Similarity from which documents are near-duplicates: the Jaccard index of their word n-grams.
     words
         Length of the word n-grams that are compared.
+
+    Examples
+    --------
+    wholegpt data deduplicate documents.jsonl
+    wholegpt data deduplicate documents.jsonl --out unique.jsonl --exact
 
     """
     from wholegpt import data as library
@@ -260,6 +297,11 @@ def contamination(
         Evaluation text, likewise.
     words
         Length of the word n-grams that are compared, without case and punctuation.
+
+    Examples
+    --------
+    wholegpt data contamination my.txt held-out.txt
+    wholegpt data contamination my.txt questions.jsonl --text-field question --words 8
 
     """
     from wholegpt import data as library

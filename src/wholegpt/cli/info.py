@@ -27,6 +27,11 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     checkpoint
         Checkpoint to use: best, last, or a step.
 
+    Examples
+    --------
+    wholegpt info runs/mine
+    wholegpt info gpt2-small
+
     """
     config, metadata = _known(run, checkpoint, common)
     from wholegpt.model.accounting import (
@@ -78,7 +83,14 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
 
 
 def list_recipes(common: CommonOptions = Common()) -> None:
-    """List the recipes of `train --recipe`, `finetune --recipe` and `ladder --recipe`."""
+    """List the recipes of `train --recipe`, `finetune --recipe` and `ladder --recipe`.
+
+    Examples
+    --------
+    wholegpt recipes
+    wholegpt train --recipe demo
+
+    """
     found = {name: _comment(presets.recipe_folder() / f"{name}.yaml") for name in presets.recipe_names()}
     common.show({"recipes": found}, table(list(found.items())))
 
@@ -92,7 +104,14 @@ def _comment(path: Path) -> str:
 
 
 def list_presets(common: CommonOptions = Common()) -> None:
-    """List the presets of `train --preset`: published architectures."""
+    """List the presets of `train --preset`: published architectures.
+
+    Examples
+    --------
+    wholegpt presets
+    wholegpt train my.txt --preset modern-mini
+
+    """
     from wholegpt.model.accounting import parameter_count
 
     found: dict[str, Any] = {}
