@@ -64,7 +64,7 @@ def chat(
     Examples
     --------
     wholegpt chat runs/mine-instruct
-    wholegpt chat runs/mine-instruct --system "Answer in one sentence." --temperature 0
+    wholegpt chat runs/mine-instruct --system "Be brief." --temperature 0
 
     """
     check_vocabulary(run)

@@ -301,7 +301,7 @@ def contamination(
     Examples
     --------
     wholegpt data contamination my.txt held-out.txt
-    wholegpt data contamination my.txt questions.jsonl --text-field question --words 8
+    wholegpt data contamination my.txt questions.jsonl --words 8
 
     """
     from wholegpt import data as library

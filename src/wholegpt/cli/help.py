@@ -5,7 +5,7 @@ The examples of a command are in its docstring.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ SENTENCES = re.compile(r"(?<=\.)\s+(?=[A-Z-]|[a-z]+: )")
 UNREMARKABLE = ("False", '""', "()")
 """Defaults that a page does not show."""
 COMMON_OPTIONS = "Common options"
+NAMES_SHARE = 0.35
+"""Of the width of the help, unless a name is longer."""
 MOST_USED = {
     "train": "recipe preset out minutes resume overwrite max-seconds model.n-layers model.d-model model.context-length "
     "tokenizer.kind training.steps training.batch-size optimizer.learning-rate evaluation.every",
@@ -34,7 +36,7 @@ MOST_USED = {
     "compare": "stride context detokenize shots examples max-tokens stop dtype weights checkpoint encoding text-field",
     "chat": "system checkpoint weights execution max-tokens temperature top-k top-p min-p repetition-penalty stop",
     "data prepare": "out overwrite data.text-field data.encoding data.clean data.deduplicate "
-    " data.split data.validation-fraction tokenizer.kind tokenizer.vocab-size tokenizer.path",
+    "data.split data.validation-fraction tokenizer.kind tokenizer.vocab-size tokenizer.path",
 }
 """The options on the page of a command that has more than fit. The page of another one shows all."""
 
@@ -76,9 +78,7 @@ class Help:
 
     def render_description(self, console: Any, options: Any, description: Any) -> None:
         """Draw what the command does, and its examples."""
-        text = getattr(description, "primary_renderable", None)
-        if hasattr(text, "plain"):
-            text.plain = re.sub(r"(?<=\S)\n(?=\S)", " ", text.plain)  # a paragraph has no line breaks
+        _rewrite(description, _paragraphs)
         console.print(description)
         if examples := examples_of(self.app):
             write_output("\n".join(["Examples:", *(f"  {line}" for line in examples), ""]))
@@ -91,16 +91,14 @@ class Help:
             write_output(self._last_lines(panel))
             return
         for entry in panel.entries:
-            text = getattr(entry.description, "primary_renderable", None)
-            if hasattr(text, "plain"):
-                # A description is one paragraph, whatever the lines of its docstring.
-                text.plain = " ".join(text.plain.split()) if Help.everything else _essence(text.plain)
+            _rewrite(entry.description, _one_paragraph if Help.everything else _essence)
         if Help.everything or panel.format == "command":
             panels = list(_by_section(panel))
         else:
             panels = [panel.copy(entries=[_brief(one) for one in panel.entries if self._is_shown(one)])]
-        for one in panels:
-            DefaultFormatter()(console, options, one)
+        for one in filter(lambda one: one.entries, panels):
+            columns = None if one.format == "command" else _columns(one.entries, console.width)
+            DefaultFormatter(column_specs=columns)(console, options, one)
 
     def _is_shown(self, entry: Any) -> bool:
         """Return whether an argument or option is on the page."""
@@ -111,9 +109,39 @@ class Help:
         return f"Common options: {names}\n`wholegpt {self.command} {HELP_ALL}` explains all options."
 
 
+def _columns(entries: Any, width: int) -> Any:
+    """Return the columns of a panel of options. No name of an option is broken."""
+    from cyclopts.help.specs import AsteriskColumn, ColumnSpec, DescriptionRenderer, NameRenderer
+
+    longest = max(len(name) for entry in entries for name in entry.display_labels)
+    widest = max(longest, round(NAMES_SHARE * width))
+    names = ColumnSpec(renderer=NameRenderer(max_width=widest), style="cyclopts.name", max_width=widest)
+    described = ColumnSpec(renderer=DescriptionRenderer(), overflow="fold")
+    return (*([AsteriskColumn] if any(one.required for one in entries) else []), names, described)
+
+
+def _rewrite(description: Any, change: Callable[[str], str]) -> None:
+    """Change the text of a description of cyclopts in place."""
+    from rich.text import Text
+
+    text = getattr(description, "primary_renderable", None)
+    if isinstance(text, Text):
+        text.plain = change(text.plain)
+
+
+def _paragraphs(description: str) -> str:
+    """Return a description with its paragraphs on one line each."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", description)
+
+
+def _one_paragraph(description: str) -> str:
+    """Return a description as one paragraph, whatever the lines of its docstring."""
+    return " ".join(description.split())
+
+
 def _essence(description: str) -> str:
     """Return the first sentence of a description, and the one about the default."""
-    first, *more = SENTENCES.split(" ".join(description.split()))
+    first, *more = SENTENCES.split(_one_paragraph(description))
     return " ".join([first, *(one for one in more if one.startswith("Default:"))])
 
 

@@ -82,7 +82,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
 
 
-def list_recipes(common: CommonOptions = Common()) -> None:
+def list_recipes(*, common: CommonOptions = Common()) -> None:
     """List the recipes of `train --recipe`, `finetune --recipe` and `ladder --recipe`.
 
     Examples
@@ -103,7 +103,7 @@ def _comment(path: Path) -> str:
     return re.split(r"(?<!al)\. |\.$", text)[0]
 
 
-def list_presets(common: CommonOptions = Common()) -> None:
+def list_presets(*, common: CommonOptions = Common()) -> None:
     """List the presets of `train --preset`: published architectures.
 
     Examples

@@ -73,7 +73,7 @@ def train(
     Examples
     --------
     wholegpt tokenizer train my.txt --out tokenizer.json
-    wholegpt tokenizer train my.txt --out tokenizer.json --vocab-size 8192 --explain 10
+    wholegpt tokenizer train my.txt --out small.json --vocab-size 512 --explain 9
 
     """
     from wholegpt.data import open_corpus, plan_split, train_vocabulary, write_documents
@@ -212,7 +212,7 @@ def decode(tokenizer: str, *token_ids: int, common: CommonOptions = Common()) ->
     Examples
     --------
     wholegpt tokenizer decode runs/mine 17 4 256
-    wholegpt tokenizer encode runs/mine "Once" | wholegpt tokenizer decode runs/mine
+    wholegpt tokenizer decode runs/mine < token_ids.txt
 
     """
     token_ids = token_ids or tuple(map(_token_id, piped_text().split()))

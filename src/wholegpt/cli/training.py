@@ -252,7 +252,7 @@ def ladder(
     compared = compare_baselines(
         minutes=minutes, config=chosen, out=out, baselines=baseline, console=common.console
     ).to_json()
-    common.show(compared, f"{grid(table_rows(compared))}\nPage: {compared['folder']}/ladder.html")
+    common.show(compared, grid(table_rows(compared)), [f"Page: {compared['folder']}/ladder.html"])
 
 
 def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: Common) -> dict[str, Any]:
