@@ -50,7 +50,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'wholegpt.data' has no attribute '{name}'")
-    return getattr(import_module(_LOADER), name)
+if not TYPE_CHECKING:  # a type checker sees the imports above, and so reports a misspelled name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'wholegpt.data' has no attribute '{name}'")
+        return getattr(import_module(_LOADER), name)
