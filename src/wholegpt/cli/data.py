@@ -3,15 +3,14 @@
 import contextlib
 import dataclasses
 import errno
-import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from wholegpt.cli.documents import read_documents, write_json_lines
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
@@ -27,10 +26,6 @@ from wholegpt.errors import ConfigError, DataError, Interrupted, RunError
 from wholegpt.settings import presets
 from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig
 from wholegpt.settings.validation import check
-
-if TYPE_CHECKING:
-    from wholegpt.console import Console
-    from wholegpt.data import Corpus, DocumentStore, TextStatistics
 
 SHOWN = 20
 
@@ -180,7 +175,7 @@ def stats(
         common.show(card, library.card_page(card).rstrip())
         return
     statistics = library.TextStatistics()
-    with _read(source, reading, common.console, statistics) as (corpus, store):
+    with read_documents(source, reading, common.console, statistics) as (corpus, store):
         described = library.describe_text(corpus, statistics, store)
     text = described["text"]
     lengths = text["characters_of_documents"]
@@ -244,13 +239,13 @@ def deduplicate(
     method = "exact" if exact else "near"
     data = DataConfig(deduplicate=method, near_threshold=threshold, near_words=words)
     check(Config(data=data))
-    with _read(source, reading, common.console) as (corpus, store):
+    with read_documents(source, reading, common.console) as (corpus, store):
         corpus.report.show(common.console)
         duplicates = library.find_in_store(store, data, common.console)
         clusters = list(duplicates.clusters(store.excerpt))
         if out:
             documents = zip(duplicates.kept, store.documents(), strict=True)
-            _write_documents(Path(out), ("".join(pieces) for kept, pieces in documents if kept))
+            write_json_lines(Path(out), ("".join(pieces) for kept, pieces in documents if kept))
     result = {
         "documents": len(duplicates.first),
         "kept": int(duplicates.kept.sum()),
@@ -310,8 +305,8 @@ def contamination(
         raise ConfigError(f"--words is {words}; expected at least 1")
     console = common.console
     with (
-        _read((training,), reading, console) as (corpus, known),
-        _read((evaluation,), reading, console) as (asked_corpus, asked),
+        read_documents((training,), reading, console) as (corpus, known),
+        read_documents((evaluation,), reading, console) as (asked_corpus, asked),
         console.working("comparing"),
     ):
         corpus.report.show(console, training)
@@ -332,35 +327,3 @@ def contamination(
     short = f"; {result['too_short']:,} are shorter than {words} words" if result["too_short"] else ""
     more = [("", f"and {len(found) - SHOWN:,} more")] if len(found) > SHOWN else []
     common.show(result, table([*rows, *more, ("total", counted + short)]))
-
-
-@contextlib.contextmanager
-def _read(
-    sources: tuple[str, ...],
-    reading: Reading,
-    console: "Console",
-    statistics: "TextStatistics | None" = None,
-) -> Iterator[tuple["Corpus", "DocumentStore"]]:
-    """Read the documents of ``sources`` to a temporary store on disk."""
-    from wholegpt import data as library
-
-    settings: dict[str, Any] = reading.given()
-    corpus = library.open_corpus(DataConfig(source=sources, **settings))
-    with tempfile.TemporaryDirectory() as folder:
-        with console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress:
-            pieces = corpus.pieces(progress.advance)
-            watched = statistics.watch(pieces) if statistics else pieces
-            store = library.write_documents(Path(folder), watched)
-        with store:
-            if not len(store):
-                raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
-            yield corpus, store
-
-
-def _write_documents(path: Path, documents: Iterator[str]) -> None:
-    from wholegpt.files import writing
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as file:
-        for document in documents:
-            file.write(json.dumps({"text": document}, ensure_ascii=False).encode() + b"\n")
