@@ -16,6 +16,7 @@ ORDER = [
         "version",
         "errors",
         "files",
+        "seeds",
         "console",
         "interrupts",
         "settings",
@@ -39,7 +40,7 @@ ORDER = [
     *("language_model", "runs", "experiments", "cli"),
 ]
 """The packages and the modules of the root. Each may import those before it and its own modules."""
-ROOT_MODULES = {"__main__", "version", "errors", "files", "console", "interrupts", "language_model"}
+ROOT_MODULES = {"__main__", "version", "errors", "files", "seeds", "console", "interrupts", "language_model"}
 MOST_MODULES = 18
 """Of one package, its subpackages counted as one each."""
 
@@ -149,6 +150,13 @@ def test_help_answers_quickly_without_torch() -> None:
         assert result.returncode == 0, "torch was imported"
         assert "Generate text with a model." in result.stdout
     assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", [["data", "list"], ["data", "stats", "text.txt"], ["recipes"]])
+def test_commands_on_text_start_without_torch(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    code = f"import sys; from wholegpt.cli import main; main({command}); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
 
 
 def test_import_wholegpt_is_lazy() -> None:

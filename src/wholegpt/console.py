@@ -7,16 +7,34 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from wholegpt.errors import BIDIRECTIONAL
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import ConsoleOptions
 
 T = TypeVar("T")
 
 LINE_INTERVAL_SECONDS = 10.0
 """How often progress is written as a line if there is no terminal for a bar."""
+REDRAWS_PER_SECOND = 8
+NARROWEST_BAR, WIDEST_BAR = 8, 40
+"""Columns."""
+BETWEEN = "  "
+"""Separates the parts of a line of progress."""
+_screens: list["RichConsole"] = []
+"""The terminals on which a bar is drawn; the last one is in use."""
 _CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{BIDIRECTIONAL}]")
 """Control characters that a terminal could interpret, except tab and line end."""
+
+
+def command_line() -> list[str]:
+    """Return the command line of this process, with the name of the program instead of its path."""
+    program = Path(sys.argv[0]).name
+    return ["wholegpt" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def visible(text: str) -> str:
@@ -48,9 +66,14 @@ def write_styled(parts: Sequence[tuple[str, str]], separator: str = "", end: str
 
 
 def write_error(line: str) -> None:
-    """Write a line to standard error; a closed pipe or a full disk is ignored."""
+    """Write a line to standard error, above a running bar; a closed pipe or a full disk is ignored."""
     with contextlib.suppress(OSError, ValueError):
-        print(visible(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+        if _screens:
+            from rich.text import Text
+
+            _screens[-1].print(Text(visible(line)), soft_wrap=True)
+        else:
+            print(visible(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 def open_standard_streams() -> None:
@@ -86,8 +109,8 @@ def _write(text: str) -> None:
 class Progress(Protocol):
     """A running progress bar."""
 
-    def advance(self, amount: int = 1, detail: str = "") -> None:
-        """Count ``amount`` of the total as done and show ``detail`` beside it."""
+    def advance(self, amount: int = 1, *details: str) -> None:
+        """Count ``amount`` of the total as done, and show ``details`` beside it, the most important first."""
         ...
 
 
@@ -104,10 +127,10 @@ class Console:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
 
-    def note(self, message: str) -> None:
-        """Show one line to the user."""
+    def note(self, message: str, shorter: str = "") -> None:
+        """Show one line to the user, or ``shorter`` where ``message`` does not fit beside a running bar."""
         if not self.quiet:
-            write_error(message)
+            write_error(shorter if shorter and _screens and len(message) > _screens[-1].width else message)
 
     def warn(self, message: str) -> None:
         """Show one line that the user should not miss, even if quiet."""
@@ -116,26 +139,27 @@ class Console:
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[None]:
         """Show that work of unknown length is running: a spinner on a terminal, otherwise a line."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not _can_draw():
             self.note(description)
             yield
             return
-        from rich.console import Console as RichConsole
-        from rich.text import Text
-
-        with RichConsole(stderr=True).status(Text(visible(description))):
+        with _live(_Spinner(description), transient=True):
             yield
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: int, done: int = 0) -> Iterator[Progress]:
-        """Show a bar with the remaining time on a terminal, otherwise a line every ten seconds."""
+    def progress(self, description: str, total: int, done: int = 0, unit: str = "") -> Iterator[Progress]:
+        """Show a bar with the remaining time on a terminal, otherwise a line every ten seconds.
+
+        What is done is shown as a count of ``unit``, or as a percentage if it has none.
+        """
         if self.quiet:
             yield Silent()
-        elif sys.stderr.isatty():
-            with _bar(description, total, done) as progress:
-                yield progress
+        elif _can_draw():
+            bar = _Bar(description, total, done, unit)
+            with _live(bar):
+                yield bar
         else:
-            yield _Lines(description, total, done)
+            yield _Lines(description, total, done, unit)
 
     def track(self, description: str, steps: Sequence[T]) -> Iterator[T]:
         """Yield ``steps`` with ``progress``."""
@@ -155,7 +179,7 @@ class _Rate:
     def __init__(self, progress: Progress) -> None:
         self.progress, self.done, self.started = progress, 0, time.monotonic()
 
-    def advance(self, amount: int = 1, detail: str = "") -> None:
+    def advance(self, amount: int = 1, *details: str) -> None:
         self.done += amount
         rate = self.done / 1e6 / max(time.monotonic() - self.started, 1e-3)
         self.progress.advance(amount, f"{rate:.1f} MB/s")
@@ -164,46 +188,147 @@ class _Rate:
 class Silent:
     """No progress bar."""
 
-    def advance(self, amount: int = 1, detail: str = "") -> None:
+    def advance(self, amount: int = 1, *details: str) -> None:
         """Show nothing."""
 
 
-class _Lines:
-    def __init__(self, description: str, total: int, done: int) -> None:
-        self.description, self.total, self.done, self.first = description, total, done, done
-        self.started = self.shown = time.monotonic()
+class _Counter:
+    """What is done of a total, and how long the rest will take."""
 
-    def advance(self, amount: int = 1, detail: str = "") -> None:
+    def __init__(self, description: str, total: int, done: int, unit: str) -> None:
+        self.description, self.total, self.done, self.unit = visible(description), total, done, unit
+        self.first, self.started = done, time.monotonic()
+        self.details: tuple[str, ...] = ()
+
+    def advance(self, amount: int = 1, *details: str) -> None:
         self.done += amount
-        now = time.monotonic()
-        if now - self.shown < LINE_INTERVAL_SECONDS:
+        self.details = tuple(map(visible, details))
+
+    def count(self, labeled: bool = True) -> str:
+        """Return "step 12/200", or a percentage; an empty string if the total is unknown."""
+        if not self.total:
+            return ""
+        if not self.unit:
+            return f"{self.done / self.total:4.0%}"
+        return f"{self.unit} " * labeled + f"{self.done:>{len(str(self.total))}}/{self.total}"
+
+    def time(self, labeled: bool = True) -> str:
+        """Return the time that the rest will take at the mean pace so far; at the end, the time it took."""
+        done, passed = self.done - self.first, time.monotonic() - self.started
+        if done <= 0 or not self.total:
+            return ""
+        if self.done >= self.total:
+            return "in " * labeled + _clock(passed)
+        return _clock(passed * (self.total - self.done) / done) + " left" * labeled
+
+
+def _clock(seconds: float) -> str:
+    """Return minutes and seconds, and hours if there are any, as in 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Lines(_Counter):
+    def __init__(self, description: str, total: int, done: int, unit: str) -> None:
+        super().__init__(description, total, done, unit)
+        self.shown = self.started
+
+    def advance(self, amount: int = 1, *details: str) -> None:
+        super().advance(amount, *details)
+        if time.monotonic() - self.shown < LINE_INTERVAL_SECONDS:
             return
-        self.shown = now
-        left = (now - self.started) * (self.total - self.done) / max(self.done - self.first, 1e-9)
-        share = self.done / self.total if self.total else 1.0
-        write_error(f"{self.description} {share:4.0%} {detail}  {left:.0f} s left")
+        self.shown = time.monotonic()
+        parts = (self.description, self.count(), *self.details, self.time())
+        write_error(BETWEEN.join(filter(None, parts)))
 
 
-class _Bar:
-    def __init__(self, bar: object, task: object) -> None:
-        self.bar, self.task = bar, task
+class _Bar(_Counter):
+    """A bar of one line that is never wider than the terminal: the least important parts are left out."""
 
-    def advance(self, amount: int = 1, detail: str = "") -> None:
-        self.bar.update(self.task, advance=amount, detail=detail)  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, description: str, total: int, done: int, unit: str) -> None:
+        super().__init__(description, total, done, unit)
+        self._widths: dict[tuple[bool, int], int] = {}
+        """The greatest width that each part had. It keeps it, so that the line does not jump."""
+
+    def __rich_console__(self, console: "RichConsole", options: "ConsoleOptions") -> Iterator[Any]:
+        from rich.progress_bar import ProgressBar
+
+        parts = self.numbers(options.max_width)
+        free = options.max_width - len(BETWEEN.join(["", *parts]))
+        columns: list[Any] = [BETWEEN.join(parts)]
+        named = len(self.description) <= free
+        width = min(free - named * len(self.description + BETWEEN), WIDEST_BAR)
+        if width >= NARROWEST_BAR:
+            columns.insert(0, ProgressBar(self.total or None, self.done, width))
+        if named:
+            columns.insert(0, self.description)
+        yield _one_line(columns)
+
+    def numbers(self, width: int) -> list[str]:
+        """Return the parts that fit into ``width`` columns, the most important first."""
+        parts = self._padded(labeled=True)
+        if len(BETWEEN.join(parts[:3])) > width:
+            parts = self._padded(labeled=False)
+        fitting = list[str]()
+        for part in parts:
+            if part and len(BETWEEN.join([*fitting, part])) <= width:
+                fitting.append(part)
+        return fitting
+
+    def _padded(self, labeled: bool) -> list[str]:
+        parts = [self.count(labeled), *self.details[:1], self.time(labeled), *self.details[1:]]
+        for number, part in enumerate(parts):
+            place = (labeled, number)
+            self._widths[place] = max(len(part), self._widths.get(place, 0))
+        return [part.ljust(self._widths[labeled, number]) for number, part in enumerate(parts)]
+
+
+class _Spinner:
+    """A sign of work, and what it is."""
+
+    def __init__(self, description: str) -> None:
+        from rich.spinner import Spinner
+
+        self.columns = [Spinner("dots"), visible(description)]
+
+    def __rich_console__(self, console: "RichConsole", options: "ConsoleOptions") -> Iterator[Any]:
+        yield _one_line(self.columns)
+
+
+def _one_line(columns: Sequence[Any]) -> Any:
+    """Return texts and other columns on one line, which is cut at the width of the terminal."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    line = Table.grid(
+        *(Column(no_wrap=True, overflow="crop") for _ in columns), padding=(0, len(BETWEEN), 0, 0)
+    )
+    line.add_row(*(Text(one) if isinstance(one, str) else one for one in columns))
+    return line
+
+
+def _can_draw() -> bool:
+    """Return whether standard error is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int, done: int) -> Iterator[Progress]:
+def _live(shown: Any, transient: bool = False) -> Iterator[None]:
+    """Draw something in place while the block runs; notes appear above it."""
     from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from rich.live import Live
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=RichConsole(stderr=True)) as bar:
-        yield _Bar(bar, bar.add_task(visible(description), total=total, completed=done, detail=""))
+    screen = _screens[-1] if _screens else RichConsole(stderr=True, highlight=False)
+    with Live(
+        shown,
+        console=screen,
+        refresh_per_second=REDRAWS_PER_SECOND,
+        transient=transient,
+        redirect_stdout=False,  # results may go to a file
+    ):
+        _screens.append(screen)
+        try:
+            yield
+        finally:
+            _screens.pop()

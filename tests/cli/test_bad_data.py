@@ -185,4 +185,6 @@ def test_repairing_without_the_library_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     (tmp_path / "t.txt").write_text(text_of(500))
-    assert "ftfy is not installed; pip install ftfy" in refused(tmp_path / "t.txt", "--data.clean", "ftfy")
+    assert "ftfy is not installed; pip install 'wholegpt[data]'" in refused(
+        tmp_path / "t.txt", "--data.clean", "ftfy"
+    )

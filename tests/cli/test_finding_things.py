@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tests.helpers import Fails
-from wholegpt.cli import SYNONYMS, main
+from wholegpt.cli import main
+from wholegpt.cli.mistakes import SYNONYMS
 from wholegpt.settings.presets import PRESETS, preset, recipe_names
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_mapping

@@ -470,4 +470,4 @@ def test_from_the_command_line(
 def test_without_the_library(trained_run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     message = fails("generate", trained_run, "the", "--regex", "the")
-    assert "llguidance is not installed; pip install llguidance" in message
+    assert "llguidance is not installed; pip install 'wholegpt[constraints]'" in message

@@ -23,6 +23,7 @@ from wholegpt.checkpoint.folder import (
     save_model,
     verify,
 )
+from wholegpt.checkpoint.hub import how_to_get
 from wholegpt.checkpoint.store import (
     CHECKPOINTS,
     STEP_PATTERN,
@@ -44,6 +45,7 @@ __all__ = [
     "ModelFolder",
     "ModelMetadata",
     "TrainingFiles",
+    "how_to_get",
     "is_model_folder",
     "listed",
     "load_metadata",

@@ -1,5 +1,7 @@
 """The checkpoints of a run, and which of them are last and best."""
 
+import difflib
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,6 +18,7 @@ from wholegpt.checkpoint.folder import (
     save_checkpoint,
     verify,
 )
+from wholegpt.checkpoint.hub import how_to_get
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError
 from wholegpt.files import (
@@ -33,6 +36,8 @@ from wholegpt.tokenizers import Tokenizer
 CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
 STEP_PATTERN = STEP_PREFIX + 8 * "[0-9]"
 """Pattern of the names of checkpoint folders."""
+MOST_NEIGHBORS = 1000
+"""How many folders are compared with the name of one that does not exist."""
 
 
 class CheckpointStore:
@@ -160,8 +165,12 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
             f"{path}: is a preset, which has no trained weights; name a run or a model folder"
         )
     if not path.exists():
+        advice = how_to_get(str(path)) or f"; {_nearest(path)}"
+        raise CheckpointError(f"{path}: no such run, model folder or preset{advice}")
+    if path.is_file():
         raise CheckpointError(
-            f"{path}: no such run, model folder or preset; {presets.nearest(str(path), list(presets.PRESETS))}"
+            f"{path}: is a file, not a run or a model folder; `wholegpt train {quote(str(path))}` trains a model on "
+            "text, and `wholegpt import` opens models of other programs"
         )
     if presets.is_run(path):
         raise CheckpointError(
@@ -169,3 +178,10 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
             f"{quote(str(path))}`"
         )
     raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")
+
+
+def _nearest(path: Path) -> str:
+    """Return a hint for the path of a missing model: a folder beside it with a similar name, or the presets."""
+    folders = path.parent.glob("*/") if path.parent.is_dir() else ()
+    close = difflib.get_close_matches(str(path), map(str, islice(folders, MOST_NEIGHBORS)), n=1, cutoff=0.8)
+    return f"did you mean '{close[0]}'?" if close else presets.nearest(str(path), list(presets.PRESETS))

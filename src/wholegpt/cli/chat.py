@@ -5,11 +5,10 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from wholegpt.cli.generation import GenerationOptions
+from wholegpt.cli.generation import GenerationOptions, GenerationSettings
+from wholegpt.cli.mistakes import check_vocabulary
 from wholegpt.cli.options import Common, CommonOptions, check_new_file, table
 from wholegpt.console import write_output
 from wholegpt.errors import ConfigError, DataError, RunError, TokenizerError
@@ -39,7 +38,7 @@ def chat(
     checkpoint: str = "best",
     weights: WeightFormat = WeightFormat.float32,
     execution: Execution = Execution.eager,
-    generation: Annotated[GenerationOptions, Parameter(name="*", group="Generation")] = GenerationOptions(),
+    generation: GenerationSettings = GenerationOptions(),
     common: CommonOptions = Common(),
 ) -> None:
     r"""Chat with a model.
@@ -62,7 +61,13 @@ def chat(
         eager, or compiled by torch.compile: 0.5 to 0.9 times the time per token, after 30 to 120 s of compilation (less
         the next time). Needs a C++ compiler.
 
+    Examples
+    --------
+    wholegpt chat runs/mine-instruct
+    wholegpt chat runs/mine-instruct --system "Be brief." --temperature 0
+
     """
+    check_vocabulary(run)
     from wholegpt.runs.load import load
 
     settings = to_mapping(generation)

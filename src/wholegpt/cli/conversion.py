@@ -1,10 +1,11 @@
 """``export`` and ``import``: exchange models with other programs."""
 
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from wholegpt.cli.options import Common, CommonOptions, program_name
+from wholegpt.cli.options import Common, CommonOptions, next_commands, program_name
 
 Flag = Parameter(negative="")
 
@@ -35,6 +36,11 @@ def export(
         Checkpoint to export: best, last, or a step.
     overwrite
         Replace an existing export in the --out folder.
+
+    Examples
+    --------
+    wholegpt export runs/mine --to huggingface
+    wholegpt export runs/mine --to gguf --type q8_0
 
     """
     from wholegpt.interop.conversion import export_model
@@ -74,6 +80,11 @@ def import_(
     overwrite
         Replace an existing model in the --out folder.
 
+    Examples
+    --------
+    wholegpt import gpt2/ --out models/gpt2
+    wholegpt import model.gguf
+
     """
     from wholegpt.checkpoint import load_model_config
     from wholegpt.interop.conversion import import_model
@@ -97,6 +108,6 @@ def import_(
     }
     common.show(
         result,
-        f"{folder}: {result['architecture']}, {result['parameters']:,} parameters; "
-        f'try `{program_name()} generate {folder} "Once"`',
+        f"{folder}: {result['architecture']}, {result['parameters']:,} parameters",
+        next_commands((f'{program_name()} generate {quote(str(folder))} "Once"', "generate text")),
     )

@@ -3,20 +3,22 @@
 import contextlib
 import dataclasses
 import errno
-import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import quote
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from wholegpt.cli.documents import read_documents, write_json_lines
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
     CommonOptions,
     Reading,
     ReadingOptions,
+    next_commands,
+    program_name,
     section,
     table,
 )
@@ -25,18 +27,29 @@ from wholegpt.settings import presets
 from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig
 from wholegpt.settings.validation import check
 
-if TYPE_CHECKING:
-    from wholegpt.console import Console
-    from wholegpt.data import Corpus, DocumentStore, TextStatistics
-
 SHOWN = 20
 
-app = App(name="data", help="Inspect text and prepare it for training.", sort_key=6)
+HELP = """Inspect text and prepare it for training.
+
+Examples
+--------
+wholegpt data stats my.txt
+wholegpt data prepare my.txt --out data/mine
+"""
+
+app = App(name="data", help=HELP, sort_key=6, synonym=("corpus", "dataset", "prepare"))
 
 
 @app.command(name="list")
 def list_corpora(*, common: CommonOptions = Common()) -> None:
-    """List the corpora that are available by name."""
+    """List the corpora that are available by name.
+
+    Examples
+    --------
+    wholegpt data list
+    wholegpt train python-docs
+
+    """
     from wholegpt.data import CORPORA
 
     result = {"corpora": {name: corpus.description for name, corpus in CORPORA.items()}}
@@ -67,6 +80,11 @@ def prepare(
         Reading and splitting.
     tokenizer
         Tokenizer.
+
+    Examples
+    --------
+    wholegpt data prepare my.txt --out data/mine
+    wholegpt data prepare notes/ --out data/notes --data.deduplicate near
 
     """
     from wholegpt import data as library
@@ -110,7 +128,11 @@ def prepare(
         (name, f"{side.tokens:,} tokens, {side.characters:,} characters, {side.documents:,} documents")
         for name, side in sides.items()
     ]
-    common.show(result, table(rows))
+    common.show(
+        result,
+        table(rows),
+        next_commands((f"{program_name()} train {quote(out)}", "train a model on it")),
+    )
 
 
 @contextlib.contextmanager
@@ -140,6 +162,11 @@ def stats(
     source
         Text files, folders, tables or corpus names; or a folder made by `data prepare`.
 
+    Examples
+    --------
+    wholegpt data stats my.txt
+    wholegpt data stats data/mine
+
     """
     from wholegpt import data as library
 
@@ -148,7 +175,7 @@ def stats(
         common.show(card, library.card_page(card).rstrip())
         return
     statistics = library.TextStatistics()
-    with _read(source, reading, common.console, statistics) as (corpus, store):
+    with read_documents(source, reading, common.console, statistics) as (corpus, store):
         described = library.describe_text(corpus, statistics, store)
     text = described["text"]
     lengths = text["characters_of_documents"]
@@ -199,6 +226,11 @@ def deduplicate(
     words
         Length of the word n-grams that are compared.
 
+    Examples
+    --------
+    wholegpt data deduplicate documents.jsonl
+    wholegpt data deduplicate documents.jsonl --out unique.jsonl --exact
+
     """
     from wholegpt import data as library
 
@@ -207,13 +239,13 @@ def deduplicate(
     method = "exact" if exact else "near"
     data = DataConfig(deduplicate=method, near_threshold=threshold, near_words=words)
     check(Config(data=data))
-    with _read(source, reading, common.console) as (corpus, store):
+    with read_documents(source, reading, common.console) as (corpus, store):
         corpus.report.show(common.console)
         duplicates = library.find_in_store(store, data, common.console)
         clusters = list(duplicates.clusters(store.excerpt))
         if out:
             documents = zip(duplicates.kept, store.documents(), strict=True)
-            _write_documents(Path(out), ("".join(pieces) for kept, pieces in documents if kept))
+            write_json_lines(Path(out), ("".join(pieces) for kept, pieces in documents if kept))
     result = {
         "documents": len(duplicates.first),
         "kept": int(duplicates.kept.sum()),
@@ -261,6 +293,11 @@ def contamination(
     words
         Length of the word n-grams that are compared, without case and punctuation.
 
+    Examples
+    --------
+    wholegpt data contamination my.txt held-out.txt
+    wholegpt data contamination my.txt questions.jsonl --words 8
+
     """
     from wholegpt import data as library
 
@@ -268,8 +305,8 @@ def contamination(
         raise ConfigError(f"--words is {words}; expected at least 1")
     console = common.console
     with (
-        _read((training,), reading, console) as (corpus, known),
-        _read((evaluation,), reading, console) as (asked_corpus, asked),
+        read_documents((training,), reading, console) as (corpus, known),
+        read_documents((evaluation,), reading, console) as (asked_corpus, asked),
         console.working("comparing"),
     ):
         corpus.report.show(console, training)
@@ -290,35 +327,3 @@ def contamination(
     short = f"; {result['too_short']:,} are shorter than {words} words" if result["too_short"] else ""
     more = [("", f"and {len(found) - SHOWN:,} more")] if len(found) > SHOWN else []
     common.show(result, table([*rows, *more, ("total", counted + short)]))
-
-
-@contextlib.contextmanager
-def _read(
-    sources: tuple[str, ...],
-    reading: Reading,
-    console: "Console",
-    statistics: "TextStatistics | None" = None,
-) -> Iterator[tuple["Corpus", "DocumentStore"]]:
-    """Read the documents of ``sources`` to a temporary store on disk."""
-    from wholegpt import data as library
-
-    settings: dict[str, Any] = reading.given()
-    corpus = library.open_corpus(DataConfig(source=sources, **settings))
-    with tempfile.TemporaryDirectory() as folder:
-        with console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress:
-            pieces = corpus.pieces(progress.advance)
-            watched = statistics.watch(pieces) if statistics else pieces
-            store = library.write_documents(Path(folder), watched)
-        with store:
-            if not len(store):
-                raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
-            yield corpus, store
-
-
-def _write_documents(path: Path, documents: Iterator[str]) -> None:
-    from wholegpt.files import writing
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as file:
-        for document in documents:
-            file.write(json.dumps({"text": document}, ensure_ascii=False).encode() + b"\n")

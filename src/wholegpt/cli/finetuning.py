@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from wholegpt.cli.mistakes import check_models_first, is_model
 from wholegpt.cli.options import (
     ChosenSettings,
     Common,
     CommonOptions,
     Settings,
     check_new_file,
+    next_commands,
     program_name,
     score_table,
     section,
@@ -78,7 +80,15 @@ def finetune(
     max_seconds
         Stop after this many seconds. `train --resume` continues the run.
 
+    Examples
+    --------
+    wholegpt finetune runs/mine --task classification --data labeled.csv
+    wholegpt finetune runs/mine --task instruct --data answers.jsonl --lora.rank 8
+
     """
+    if is_model(data) and not is_model(run):
+        right = f"finetune {quote(data)} --task {task} --data {quote(run)}"
+        raise ConfigError(f"the model comes first, and --data is the text or table: `wholegpt {right}`")
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "finetuning", model=run, task=task)
@@ -122,7 +132,7 @@ def predict(
         Run or model folder made by `finetune`.
     texts
         For classification: any number of texts. Otherwise: the texts of one example (two texts, or a context and the
-        possible answers). Default, and -: one text from standard input.
+        possible answers). Default, and -: the lines of standard input, a text each.
     data
         Table of examples (.csv, .tsv, .jsonl, .json or .parquet) with the columns of the training examples.
     out
@@ -138,11 +148,18 @@ def predict(
     checkpoint
         Checkpoint to use: best, last, or a step.
 
+    Examples
+    --------
+    wholegpt predict runs/mine-classification "A wonderful film."
+    wholegpt predict runs/mine-classification < texts.txt
+    wholegpt predict runs/mine-classification --data new.csv --out labels.csv
+
     """
+    check_models_first("predict", run, *texts)
     for text in texts:
         check_no_file(text, "--data")
     if texts == ("-",) or not (texts or data):
-        texts = tuple(filter(None, [piped_text()])) or texts
+        texts = tuple(line.removesuffix("\r") for line in piped_text().split("\n") if line.strip()) or texts
     if bool(texts) == bool(data):
         raise DataError("give either texts, or a table of examples by --data FILE")
     given = {"encoding": encoding, "on_bad_text": on_bad_text, "on_bad_line": on_bad_line}
@@ -226,15 +243,12 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, {result['other_seconds']:.1f} s of evaluation and saving",
-        "",
-        *next_steps(run),
-        f"Report: {run.path / 'report.html'}",
     ]
-    common.show(result, "\n".join(lines))
+    common.show(result, "\n".join(lines), next_steps(run))
 
 
 def next_steps(run: "Run[Any]") -> list[str]:
-    """Return lines with commands that use the run."""
+    """Return lines with commands that use the run, and the path of its report."""
     from wholegpt.stages.registry import stage_of
 
     names = {"program": program_name(), "run": quote(str(run.path))}
@@ -243,4 +257,4 @@ def next_steps(run: "Run[Any]") -> list[str]:
     ]
     if run.state.step < run.config.training.steps:
         steps.insert(0, ("{program} train --resume {run}".format(**names), "continue to the last step"))
-    return ["Next:", *(f"  {command}    # {purpose}" for command, purpose in steps)]
+    return [*next_commands(*steps), f"Report: {run.path / 'report.html'}"]

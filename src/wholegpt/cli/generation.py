@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
+from wholegpt.cli.mistakes import check_models_first, check_vocabulary
 from wholegpt.cli.options import Common, CommonOptions
 from wholegpt.cli.texts import text_or_input
 from wholegpt.console import write_output, write_styled
@@ -38,6 +39,9 @@ class GenerationOptions(GenerationConfig):
     seed: Annotated[int, Parameter(parse=False)] = GenerationConfig.seed
 
 
+GenerationSettings = Annotated[GenerationOptions, Parameter(name="*", group=Group("Generation", sort_key=1))]
+
+
 def generate(
     run: str,
     prompt: str | None = None,
@@ -53,7 +57,7 @@ def generate(
     draft: str = "",
     weights: WeightFormat = WeightFormat.automatic,
     execution: Execution = Execution.eager,
-    settings: Annotated[GenerationOptions, Parameter(name="*", group="Generation")] = GenerationOptions(),
+    settings: GenerationSettings = GenerationOptions(),
     checkpoint: str = "best",
     common: CommonOptions = Common(),
 ) -> None:
@@ -94,10 +98,17 @@ def generate(
     checkpoint
         Checkpoint to use: best, last, or a step.
 
+    Examples
+    --------
+    wholegpt generate runs/mine "Once upon a time" --max-tokens 100
+    wholegpt generate runs/mine < prompt.txt
+
     """
     from wholegpt.generation.templates import fill_template
     from wholegpt.runs.load import load
 
+    check_models_first("generate", run, prompt)
+    check_vocabulary(run)
     _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
         raise ConfigError("--alternatives needs --show-probabilities or --json; add one")

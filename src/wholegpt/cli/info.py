@@ -27,6 +27,11 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     checkpoint
         Checkpoint to use: best, last, or a step.
 
+    Examples
+    --------
+    wholegpt info runs/mine
+    wholegpt info gpt2-small
+
     """
     config, metadata = _known(run, checkpoint, common)
     from wholegpt.model.accounting import (
@@ -77,8 +82,15 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     common.show(result, table(rows + [(name, str(value)) for name, value in told.items()]))
 
 
-def list_recipes(common: CommonOptions = Common()) -> None:
-    """List the recipes of `train --recipe`, `finetune --recipe` and `ladder --recipe`."""
+def list_recipes(*, common: CommonOptions = Common()) -> None:
+    """List the recipes of `train --recipe`, `finetune --recipe` and `ladder --recipe`.
+
+    Examples
+    --------
+    wholegpt recipes
+    wholegpt train --recipe demo
+
+    """
     found = {name: _comment(presets.recipe_folder() / f"{name}.yaml") for name in presets.recipe_names()}
     common.show({"recipes": found}, table(list(found.items())))
 
@@ -91,8 +103,15 @@ def _comment(path: Path) -> str:
     return re.split(r"(?<!al)\. |\.$", text)[0]
 
 
-def list_presets(common: CommonOptions = Common()) -> None:
-    """List the presets of `train --preset`: published architectures."""
+def list_presets(*, common: CommonOptions = Common()) -> None:
+    """List the presets of `train --preset`: published architectures.
+
+    Examples
+    --------
+    wholegpt presets
+    wholegpt train my.txt --preset modern-mini
+
+    """
     from wholegpt.model.accounting import parameter_count
 
     found: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, get_args
 from cyclopts import App, Group, Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
+from wholegpt.cli.help import COMMON_OPTIONS
 from wholegpt.console import Console, write_output
 from wholegpt.errors import ConfigError, RunError
 from wholegpt.settings.choices import OnBadLine, OnBadText
@@ -52,9 +53,13 @@ class Common:
         given = {"device": self.device, "threads": self.threads}
         return {name: value for name, value in given.items() if value is not None}
 
-    def show(self, result: dict[str, Any], human: str) -> None:
-        """Write the result of a command to standard output: one JSON object, or the text for people."""
-        write_output(json_module.dumps(result, ensure_ascii=False) if self.json else human, exact=self.json)
+    def show(self, result: dict[str, Any], human: str, advice: Sequence[str] = ()) -> None:
+        """Write the result of a command to standard output: one JSON object, or the text for people.
+
+        Lines of ``advice`` on what to do next follow the text, unless quiet.
+        """
+        text = human if self.quiet else "\n".join([human, *advice])
+        write_output(json_module.dumps(result, ensure_ascii=False) if self.json else text, exact=self.json)
 
 
 @dataclass(frozen=True)
@@ -83,63 +88,12 @@ def _with_hyphen(token: Token) -> Token:
     return token.evolve(value="-") if token.value == LONE_HYPHEN else token
 
 
-ReadingOptions = Annotated[Reading, Parameter(name="*", group="Reading text")]
-CommonOptions = Annotated[Common, Parameter(name="*", group="Common options")]
-COMMON_SETTINGS = {
-    *("model.architecture", "model.context-length", "model.n-layers", "model.d-model", "model.n-heads"),
-    *("tokenizer.kind", "tokenizer.vocab-size"),
-    *("finetuning.text-columns", "finetuning.label-column", "lora.rank"),
-    *("training.steps", "training.epochs", "training.batch-size", "optimizer.learning-rate"),
-    *("evaluation.every", "checkpointing.every", "logging.sample-prompt"),
-}
-"""The settings that `--help` shows."""
-
-
-class Help:
-    """Draws a panel of options, with each description as one paragraph whatever the lines of its docstring."""
-
-    def __call__(self, console: Any, options: Any, panel: Any) -> None:
-        """Draw ``panel``."""
-        from cyclopts.help import DefaultFormatter
-
-        for entry in panel.entries:
-            text = getattr(entry.description, "primary_renderable", None)
-            if text is not None and hasattr(text, "plain"):
-                text.plain = " ".join(text.plain.split())
-        DefaultFormatter()(console, options, panel)
-
-    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
-        """Draw the usage line."""
-        from cyclopts.help import DefaultFormatter
-
-        DefaultFormatter().render_usage(console, options, usage)
-
-
-class SettingsHelp(Help):
-    """Draws the common settings only, unless ``everything`` is set for `--help-all`."""
-
-    everything: ClassVar[bool] = False
-
-    def __call__(self, console: Any, options: Any, panel: Any) -> None:
-        """Draw the panel of settings."""
-        if not SettingsHelp.everything:
-            common = [one for one in panel.entries if one.names[0].removeprefix("--") in COMMON_SETTINGS]
-            panel = panel.copy(entries=common)
-        super().__call__(console, options, panel)
-
-
+ReadingOptions = Annotated[Reading, Parameter(name="*", group=Group("Reading text", sort_key=2))]
+CommonOptions = Annotated[Common, Parameter(name="*", group=Group(COMMON_OPTIONS, sort_key=3))]
 Settings = Annotated[
     Config,
-    Parameter(
-        name="*",
-        group=Group(
-            "Settings",
-            "Settings of the run. The defaults are those without a recipe. `--help-all` lists all settings.",
-            help_formatter=SettingsHelp(),
-        ),
-    ),
+    Parameter(name="*", group=Group("Settings (defaults without a recipe)", sort_key=1)),
 ]
-
 
 NEVER_EMPTY = ("--out", "--resume", "--recipe", "--preset", "--records", "--validation", "--onto", "--device")
 """Options that must not be empty, as they are with an unset shell variable: that would count as not given."""
@@ -197,6 +151,11 @@ def section(values: dict[str, Any], name: str, **fields: Any) -> dict[str, Any]:
     """Return ``values`` with those ``fields`` of one section set that are not ``None``."""
     given = {field: value for field, value in fields.items() if value is not None}
     return {**values, name: {**values.get(name, {}), **given}} if given else values
+
+
+def next_commands(*steps: tuple[str, str]) -> list[str]:
+    """Return lines that suggest commands, each with its purpose."""
+    return ["", "Next:", *(f"  {command}    # {purpose}" for command, purpose in steps)]
 
 
 def check_new_file(path: str | None, option: str) -> None:

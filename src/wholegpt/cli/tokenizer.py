@@ -4,11 +4,21 @@ import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
+from shlex import join, quote
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from wholegpt.cli.options import Common, CommonOptions, Reading, ReadingOptions, table
+from wholegpt.cli.mistakes import check_tokenizer_first
+from wholegpt.cli.options import (
+    Common,
+    CommonOptions,
+    Reading,
+    ReadingOptions,
+    next_commands,
+    program_name,
+    table,
+)
 from wholegpt.cli.texts import piped_text, required_text
 from wholegpt.console import write_styled
 from wholegpt.errors import ConfigError, RunError, TokenizerError, shortened
@@ -24,14 +34,24 @@ COLORS = ("bright_blue", "bright_green", "bright_yellow", "bright_magenta", "bri
 LONGEST_ID = 20
 """Digits."""
 
-app = App(name="tokenizer", help="Train and use tokenizers.", sort_key=5)
+HELP = """Train and use tokenizers.
+
+Examples
+--------
+wholegpt tokenizer train my.txt --out tokenizer.json
+wholegpt tokenizer show tokenizer.json "Once upon a time"
+"""
+
+app = App(name="tokenizer", help=HELP, sort_key=5, synonym=("encode", "decode", "tokenize"))
 
 
 @app.command
 def train(
     *source: str,
     out: str,
-    config: Annotated[TokenizerConfig, Parameter(name="*", group="Vocabulary")] = TokenizerConfig(),
+    config: Annotated[
+        TokenizerConfig, Parameter(name="*", group=Group("Vocabulary", sort_key=1))
+    ] = TokenizerConfig(),
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     explain: int = 0,
     reading: ReadingOptions = Reading(),
@@ -49,6 +69,11 @@ def train(
         Replace an existing tokenizer.
     explain
         Number of BPE merges to print, each with the count of its pair in the text.
+
+    Examples
+    --------
+    wholegpt tokenizer train my.txt --out tokenizer.json
+    wholegpt tokenizer train my.txt --out small.json --vocab-size 512 --explain 9
 
     """
     from wholegpt.data import open_corpus, plan_split, train_vocabulary, write_documents
@@ -86,7 +111,12 @@ def train(
         ("unused", f"{measured.unused_share:.1%} of the entries do not occur in it"),
         *((f"merge {i}", f"{m.left} + {m.right}, {m.count:,} times") for i, m in enumerate(merges, 1)),
     ]
-    common.show(result, table(rows))
+    program, file = program_name(), quote(out)
+    steps = [
+        (f'{program} tokenizer show {file} "Once upon a time"', "show the tokens of a text"),
+        (f"{program} train {join(source)} --tokenizer.path {file}", "train a model with it"),
+    ]
+    common.show(result, table(rows), next_commands(*steps))
 
 
 def _check_free(file: Path, overwrite: bool) -> None:
@@ -124,7 +154,13 @@ def encode(
     allow_special
         Encode special tokens in the text, such as <|endoftext|>, as special tokens instead of plain text.
 
+    Examples
+    --------
+    wholegpt tokenizer encode runs/mine "Once upon a time"
+    wholegpt tokenizer encode tokenizer.json < my.txt
+
     """
+    check_tokenizer_first("tokenizer encode", tokenizer, text)
     text = required_text(text)
     opened = _open(tokenizer)
     token_ids = opened.encode(text, allow_special)
@@ -143,7 +179,13 @@ def show(tokenizer: str, text: str | None = None, *, common: CommonOptions = Com
     text
         Text to encode. Default: standard input.
 
+    Examples
+    --------
+    wholegpt tokenizer show runs/mine "Once upon a time"
+    wholegpt tokenizer show tokenizer.json < my.txt
+
     """
+    check_tokenizer_first("tokenizer show", tokenizer, text)
     text = required_text(text)
     opened = _open(tokenizer)
     token_ids = opened.encode(text)
@@ -166,6 +208,11 @@ def decode(tokenizer: str, *token_ids: int, common: CommonOptions = Common()) ->
         A tokenizer.json, or a folder with one.
     token_ids
         Token ids to decode. Default: standard input.
+
+    Examples
+    --------
+    wholegpt tokenizer decode runs/mine 17 4 256
+    wholegpt tokenizer decode runs/mine < token_ids.txt
 
     """
     token_ids = token_ids or tuple(map(_token_id, piped_text().split()))

@@ -80,6 +80,11 @@ def train(
     print_config
         Print the resolved settings and exit.
 
+    Examples
+    --------
+    wholegpt train my.txt --out runs/mine
+    wholegpt train notes/ --minutes 10 --out runs/ten
+
     """
     started = time.monotonic()  # --minutes includes the time to load PyTorch
     check_max_seconds("--max-seconds", max_seconds)
@@ -166,6 +171,11 @@ def plan(
     bandwidth
         Plan for another machine: its memory bandwidth in bytes per second.
 
+    Examples
+    --------
+    wholegpt plan my.txt --minutes 60
+    wholegpt plan --minutes 60 --flops 4e14 --bandwidth 3e12 --memory 80
+
     """
     started = time.monotonic()
     changes = _changes(source, config, reading, common)
@@ -227,6 +237,11 @@ def ladder(
     recipe
         Common settings of all models.
 
+    Examples
+    --------
+    wholegpt ladder my.txt --minutes 2
+    wholegpt ladder my.txt --minutes 2 --baseline n-gram --baseline GPT-2
+
     """
     chosen = presets.configure(
         _changes(source, config, reading, common), presets.recipe(recipe), where="command line"
@@ -237,7 +252,7 @@ def ladder(
     compared = compare_baselines(
         minutes=minutes, config=chosen, out=out, baselines=baseline, console=common.console
     ).to_json()
-    common.show(compared, f"{grid(table_rows(compared))}\nPage: {compared['folder']}/ladder.html")
+    common.show(compared, grid(table_rows(compared)), [f"Page: {compared['folder']}/ladder.html"])
 
 
 def _changes(source: tuple[str, ...], config: Config, reading: Reading, common: Common) -> dict[str, Any]:
@@ -294,7 +309,5 @@ def _show(run: "Run[Any]", common: Common) -> None:
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, "
         f"{result['other_seconds']:.1f} s of evaluation, samples and saving",
-        "",
     ]
-    lines += [*next_steps(run), f"Report: {run.path / 'report.html'}"]
-    common.show(result, "\n".join(lines))
+    common.show(result, "\n".join(lines), next_steps(run))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from wholegpt.cli.mistakes import check_models_first
 from wholegpt.cli.options import (
     Common,
     CommonOptions,
@@ -79,7 +80,13 @@ def evaluate(
     checkpoint
         Checkpoint to use: best, last, or a step.
 
+    Examples
+    --------
+    wholegpt evaluate runs/mine
+    wholegpt evaluate runs/mine other.txt --stride 64
+
     """
+    check_models_first("evaluate", run, *sources)
     from wholegpt.runs.compare import answers_examples, reading_of, task_file
     from wholegpt.runs.load import load
 
@@ -197,7 +204,13 @@ def compare(
     checkpoint
         Checkpoint of both: best, last, or a step.
 
+    Examples
+    --------
+    wholegpt compare runs/mine runs/other held-out.txt
+    wholegpt compare runs/mine runs/mine held-out.txt --weights int8
+
     """
+    check_models_first("compare", first, second, *sources, models=2)
     from wholegpt.runs import compare as comparing
     from wholegpt.runs import load as loading
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from wholegpt.runtime import mix_seed
+from wholegpt.seeds import mix_seed
 
 FEISTEL_ROUNDS = 6
 

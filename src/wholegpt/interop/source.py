@@ -1,9 +1,8 @@
 """Interpret a path for import: a model, or advice on what to do instead."""
 
-import re
 from pathlib import Path
 
-from wholegpt.checkpoint import listed
+from wholegpt.checkpoint import how_to_get, listed
 from wholegpt.errors import CheckpointError
 from wholegpt.interop import huggingface, nanogpt, peft
 from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES
@@ -11,14 +10,12 @@ from wholegpt.interop.gguf_architectures import SUFFIX
 
 PICKLED_NAMES = ("pytorch_model", "adapter_model")
 _WEIGHTS = (huggingface.WEIGHTS, huggingface.INDEX, huggingface.PICKLED_WEIGHTS, peft.WEIGHTS)
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""Pattern of model names on the Hugging Face hub."""
 
 
 def model_in(path: Path) -> Path:
     """Return the ``transformers`` folder, GGUF file or nanoGPT checkpoint that ``path`` is, contains or belongs to."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder{_how_to_get(path)}")
+        raise CheckpointError(f"{path}: no such file or folder{how_to_get(str(path))}")
     if path.suffix in OTHER_FORMATS and path.is_file():
         raise CheckpointError(f"{path}: {OTHER_FORMATS[path.suffix]}")
     if path.is_file() and path.suffix == SUFFIX:
@@ -54,16 +51,6 @@ def model_in(path: Path) -> Path:
     if path.is_dir() and not (path / huggingface.CONFIG).is_file() and not (path / peft.CONFIG).is_file():
         raise CheckpointError(f"{path}: {_what_is_in(path)}")
     return path
-
-
-def _how_to_get(path: Path) -> str:
-    """Return advice for a missing path that could be the name of a model on the Hugging Face hub."""
-    if not HUB_NAME.fullmatch(str(path)):
-        return ""
-    return (
-        f"; nothing is downloaded: if it is a model on the Hugging Face hub, `hf download {path} --local-dir "
-        f"{path.name}` gets it (pip install huggingface_hub), and `wholegpt import {path.name}` opens the folder"
-    )
 
 
 def _what_is_in(folder: Path) -> str:

@@ -54,7 +54,7 @@ class _Watch(Callback):
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         (self.warm if state.step <= WARM_STEPS else self.steps).append(metrics.seconds)
-        self.progress.advance(1, f"loss {metrics.loss:.3f}")
+        self.progress.advance(1, f"loss {metrics.loss:.3f} nats/token")
         if state.step in self.scored_after:
             self.nats[state.step] = self.score().nats_per_token
         if self.steps and sum(self.steps) >= self.seconds:

@@ -26,6 +26,7 @@ from wholegpt.checkpoint import (
     load_metadata,
     load_model,
 )
+from wholegpt.console import command_line
 from wholegpt.data import PreparedData
 from wholegpt.data.examples.files import EXAMPLE_FILES
 from wholegpt.data.reading.corpora import HUB_PREFIX
@@ -162,7 +163,7 @@ def lineage_of(
             "safetensors": safetensors.__version__,
         },
         "machine": runtime.machine(),
-        "command": runtime.command_line(),
+        "command": command_line(),
     }
 
 

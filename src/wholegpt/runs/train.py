@@ -210,7 +210,7 @@ def _continue_run(
     with (
         tracking,
         callbacks.StopOnSignal(console) as signals,
-        console.progress("training", config.training.steps, state.step) as progress,
+        console.progress("training", config.training.steps, state.step, unit="step") as progress,
     ):
         validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
         everyone: list[Callback] = [
@@ -226,7 +226,7 @@ def _continue_run(
             tracking,
             *listeners,
             callbacks.SaveCheckpoints(save, config),
-            callbacks.ShowProgress(progress, stage.criterion),
+            callbacks.ShowProgress(progress, console, stage.loss_name, stage.criterion),
         ]
         events = Callbacks(everyone)
         validate.notify = events.after_evaluation

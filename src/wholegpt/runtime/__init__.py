@@ -21,9 +21,10 @@ from wholegpt.runtime.precision import (
     has_bfloat16,
     torch_dtype,
 )
-from wholegpt.runtime.provenance import command_line, machine
-from wholegpt.runtime.seeding import mix_seed, seed_everything
+from wholegpt.runtime.provenance import machine
+from wholegpt.runtime.seeding import seed_everything
 from wholegpt.runtime.threads import check_threads, cores_used_by_others, overload
+from wholegpt.seeds import mix_seed
 
 __all__ = [
     "COMPILER_ERRORS",
@@ -33,7 +34,6 @@ __all__ = [
     "check_available",
     "check_threads",
     "choose_device",
-    "command_line",
     "compiler_problem",
     "compute_dtype",
     "compute_in",

@@ -1,8 +1,7 @@
-"""Records of the machine and of the command."""
+"""Records of the machine."""
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -23,9 +22,3 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def command_line() -> list[str]:
-    """Return the command line of this process, with the name of the program instead of its path."""
-    program = Path(sys.argv[0]).name
-    return ["wholegpt" if program == "__main__.py" else program, *sys.argv[1:]]

@@ -299,23 +299,40 @@ class StopOnSignal(Callback):
 
 
 class ShowProgress(Callback):
-    """Advances the progress bar."""
+    """Advances the progress bar, and shows each evaluation as a line."""
 
-    def __init__(self, progress: Progress, criterion: Criterion) -> None:
-        self.progress, self.criterion = progress, criterion
+    def __init__(self, progress: Progress, console: Console, unit: str, criterion: Criterion) -> None:
+        """``unit`` is the name of the loss."""
+        self.progress, self.console, self.criterion = progress, console, criterion
+        self.unit = _in_words(unit)
         self._loss = self._rate = 0.0
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Advance by a step, and show the smoothed loss and speed."""
+        """Advance by a step, and show the smoothed loss and speed, and the last evaluation."""
         weight = 1 / min(state.step, 20)
         if math.isfinite(metrics.loss):
             self._loss += (metrics.loss - self._loss) * weight if self._loss else metrics.loss
         rate = metrics.tokens / metrics.seconds
         self._rate += (rate - self._rate) * weight if self._rate else rate
-        validation = state.last_validation
-        value = validation and validation[self.criterion.figure]
-        held_out = f"  {self.criterion.words} {value:.3f}" if value is not None else ""
-        self.progress.advance(1, f"loss {self._loss:.3f}{held_out}  {self._rate:,.0f} tokens/s")
+        value = (state.last_validation or {}).get(self.criterion.figure)
+        held_out = [] if value is None else [f"validation {value:.3f}"]
+        loss = f"loss {self._loss:.3f} {self.unit}".rstrip()
+        self.progress.advance(1, loss, *held_out, f"{self._rate:,.0f} tok/s")
+
+    def after_evaluation(self, state: TrainingState) -> None:
+        """Show the step, the figure of the evaluation, and whether it is the best so far."""
+        value = (state.last_validation or {}).get(self.criterion.figure)
+        figure = (
+            "not a number" if value is None else f"{value:.4f} {_in_words(self.criterion.figure)}".rstrip()
+        )
+        best = " (best)" if state.best and state.best.step == state.step else ""
+        step = f"step {state.step:,}: "
+        self.console.note(f"{step}{self.criterion.words} {figure}{best}", shorter=f"{step}{figure}{best}")
+
+
+def _in_words(unit: str) -> str:
+    """Return "nats/token" for ``nats_per_token``; an empty string for a figure without a unit."""
+    return unit.replace("_per_", "/").replace("_", " ") if "_per_" in unit else ""
 
 
 PAUSES = (StopOnSignal.REASON, TimeLimit.REASON, CheckPace.REASON)

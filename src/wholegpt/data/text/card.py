@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from wholegpt.console import command_line
 from wholegpt.data.reading.corpora import Corpus
 from wholegpt.data.text.documents import DocumentStore
 from wholegpt.data.text.shards import CARD, Manifest, SplitManifest
 from wholegpt.data.text.statistics import TextStatistics
 from wholegpt.files import write_json_atomic, write_text_atomic
-from wholegpt.runtime import command_line
 from wholegpt.settings.schema import DataConfig, TokenizerConfig
 from wholegpt.settings.serialization import to_mapping
 from wholegpt.version import __version__

@@ -1,0 +1,160 @@
+"""Command lines that cannot be run: the error says what was probably meant."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_help import COMMANDS
+from tests.helpers import Fails
+from wholegpt.cli import EXTRAS
+from wholegpt.cli.mistakes import OPTION_SYNONYMS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_optional_package_has_its_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    modules = {
+        package.partition(">=")[0].replace("-", "_"): extra
+        for extra, packages in extras.items()
+        for package in packages
+        if extra != "dev"
+    }
+    assert modules == EXTRAS
+
+
+@pytest.mark.parametrize(
+    ("command", "right"),
+    [
+        ("eval", '"evaluate"'),
+        ("sample", '"generate"'),
+        ("complete", '"generate"'),
+        ("pretrain", '"train"'),
+        ("classify", '"predict"'),
+        ("convert", '"export" or "import"'),
+        ("tokenize", '"tokenizer"'),
+    ],
+)
+def test_other_names_of_commands(command: str, right: str, fails: Fails) -> None:
+    assert f"Did you mean {right}?" in fails(command, "x")
+
+
+def test_options_that_are_taken_for_commands(fails: Fails) -> None:
+    assert "it is an option: `wholegpt --help`" in fails("help")
+    assert "it is an option: `wholegpt --version`" in fails("version")
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "right"),
+    [
+        ("generate x", "--max-new-tokens", "--max-tokens"),
+        ("generate x", "--temp", "--temperature"),
+        ("generate x", "-n", "--completions"),
+        ("train x", "--output_dir=y", "--out"),
+        ("train x", "--gpu", "--device"),
+        ("train x", "--force", "--overwrite"),
+        ("predict x", "--file", "--data"),
+    ],
+)
+def test_other_names_of_options(command: str, given: str, right: str, fails: Fails) -> None:
+    assert f"unknown option {given.partition('=')[0]}; the option is {right}\n" in fails(
+        *command.split(), given, "1"
+    )
+
+
+def test_other_names_stand_for_options_that_exist() -> None:
+    options = {
+        name.removeprefix("--").replace("-", "_")
+        for app in COMMANDS.values()
+        if app.default_command
+        for argument in app.assemble_argument_collection()
+        for name in argument.names
+    }
+    assert {*OPTION_SYNONYMS.values()} <= options
+    assert "the option is" not in OPTION_SYNONYMS and options.isdisjoint({"temp", "num_beams", "force"})
+
+
+def test_settings_without_a_section_are_found_wherever_there_are_settings(fails: Fails) -> None:
+    message = fails("data", "prepare", "x", "--out", "y", "--vocab-size", "3")
+    assert "the setting is --tokenizer.vocab-size" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["generate", "modern-tiny", "Once", "upon", "a"], "generate modern-tiny 'Once upon a'`"),
+        (
+            ["generate", "modern-tiny", "--seed", "2", "Once", "upon", "a", "--json"],
+            "generate modern-tiny --seed 2 'Once upon a' --json`",
+        ),
+        (["tokenizer", "encode", "t.json", "it's", "so"], "tokenizer encode t.json 'it'\"'\"'s so'`"),
+    ],
+)
+def test_a_text_without_quotation_marks(words: list[str], right: str, fails: Fails) -> None:
+    assert f"in quotation marks: `wholegpt {right}" in fails(*words)
+
+
+def test_words_that_are_not_together_are_not_joined(fails: Fails) -> None:
+    message = fails("generate", "modern-tiny", "Once", "--seed", "2", "upon")
+    assert message.endswith("put a text of several words in quotation marks\n")
+    assert "quotation" not in fails("chat", "modern-tiny", "hello")
+    assert "see `wholegpt chat --help`" in fails("chat", "modern-tiny", "hello")
+
+
+def test_swapped_arguments(fails: Fails, trained_run: Path, text_file: Path) -> None:
+    run, text = str(trained_run), str(text_file)
+    for words, right in (
+        (["generate", "Once upon a time", run], f"generate {run} 'Once upon a time'"),
+        (["predict", "one", "two", run], f"predict {run} one two"),
+        (["evaluate", text, run], f"evaluate {run} {text}"),
+    ):
+        assert f"the model comes first: `wholegpt {right}`" in fails(*words)
+    assert f"the 2 models come first: `wholegpt compare {run} {run} {text}`" in fails(
+        "compare", run, text, run
+    )
+    assert f"the tokenizer comes first: `wholegpt tokenizer encode {run} 'of the'`" in fails(
+        "tokenizer", "encode", "of the", run
+    )
+    assert f"`wholegpt finetune {run} --task pretraining --data {text}`" in fails(
+        "finetune", text, "--task", "pretraining", "--data", run
+    )
+    assert "is a run, not text; `wholegpt train --resume" in fails("train", run)
+
+
+def test_a_file_in_place_of_a_model(fails: Fails, text_file: Path) -> None:
+    message = fails("generate", text_file, "Once")
+    assert f"is a file, not a run or a model folder; `wholegpt train {text_file}`" in message
+
+
+def test_a_misspelt_run_is_found(fails: Fails, trained_run: Path) -> None:
+    assert f"did you mean '{trained_run}'?" in fails("generate", trained_run.with_name("runn"), "of")
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "info", "import", "chat"])
+@pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M"])
+def test_names_of_the_hugging_face_hub(
+    command: str, name: str, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = name.rpartition("/")[2]
+    message = fails(command, name)
+    assert (
+        f"`hf download {name} --local-dir {folder}`" in message and f"`wholegpt import {folder}`" in message
+    )
+
+
+def test_names_that_are_not_of_the_hub(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("runs/mine", "mine/run", "mine2", "../x/y", "a/b/c"):
+        assert "hf download" not in fails("generate", name, "x")
+        assert "hf download" not in fails("import", name)
+
+
+def test_presets_with_a_published_vocabulary(fails: Fails) -> None:
+    for command in ("generate", "chat"):
+        message = fails(command, "gpt2-xl")
+        assert "is a preset" in message and "`hf download gpt2-xl --local-dir gpt2-xl`" in message
+        assert "hf download" not in fails(command, "gpt1")
