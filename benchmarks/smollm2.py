@@ -34,7 +34,8 @@ QUESTIONS = (
     "Who wrote Romeo and Juliet?",
     "List two fruits that are red.",
 )
-TUNING_STEPS = 40
+TUNING_STEPS = 12
+"""Each on a row of 8,192 tokens, packed with conversations."""
 QUIET = Console(quiet=True)
 
 
@@ -98,8 +99,7 @@ def tuned(model: Path, data: Path, work: Path) -> tuple[Path, str]:
     """Tune the model on instructions with LoRA. Return the run, and the loss of held-out answers."""
     changes = {
         "lora": {"rank": 8},
-        "training": {"steps": TUNING_STEPS, "batch_size": 4, "epochs": 0.0},
-        "model": {"context_length": 512},
+        "training": {"steps": TUNING_STEPS, "batch_size": 1},
         "optimizer": {"learning_rate": 0.0005},
         "logging": {"sample_tokens": 0},
         "evaluation": {"every": TUNING_STEPS},

@@ -1,5 +1,6 @@
 """Command lines that cannot be run: the error says what was probably meant."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -140,23 +141,21 @@ def test_names_of_the_hugging_face_hub(
     command: str, name: str, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = name.rpartition("/")[2]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = fails(command, name)
-    assert (
-        f"`hf download {name} --local-dir {folder}`" in message and f"`wholegpt import {folder}`" in message
-    )
+    assert f"`wholegpt import {name}` downloads it (pip install 'wholegpt[hub]')" in message
 
 
 def test_names_that_are_not_of_the_hub(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     for name in ("runs/mine", "mine/run", "mine2", "../x/y", "a/b/c"):
-        assert "hf download" not in fails("generate", name, "x")
-        assert "hf download" not in fails("import", name)
+        assert "downloads it" not in fails("generate", name, "x")
+        assert "downloads it" not in fails("import", name)
 
 
 def test_presets_with_a_published_vocabulary(fails: Fails) -> None:
     for command in ("generate", "chat"):
         message = fails(command, "gpt2-xl")
-        assert "is a preset" in message and "`hf download gpt2-xl --local-dir gpt2-xl`" in message
-        assert "hf download" not in fails(command, "gpt1")
+        assert "is a preset" in message and "`wholegpt import gpt2-xl` downloads it" in message
+        assert "downloads it" not in fails(command, "gpt1")

@@ -1,6 +1,7 @@
 """What stands beside the weights of a model of transformers: vocabulary, template, ends; and what is no model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +352,8 @@ def test_a_run_is_no_model_of_others(tmp_path: Path, fails: Fails) -> None:
 def test_a_name_of_the_hub_says_how_to_get_it(
     name: str, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert f"`hf download {name} --local-dir gpt2`" in fails("import", name)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert f"`wholegpt import {name}` downloads it (pip install 'wholegpt[hub]')" in fails("import", name)
 
 
 def test_weights_without_a_config_and_an_adapter_without_a_model(tmp_path: Path, fails: Fails) -> None:

@@ -23,7 +23,7 @@ from wholegpt.checkpoint.folder import (
     save_model,
     verify,
 )
-from wholegpt.checkpoint.hub import how_to_get
+from wholegpt.checkpoint.hub import how_to_get, is_hub_name
 from wholegpt.checkpoint.store import (
     CHECKPOINTS,
     STEP_PATTERN,
@@ -46,6 +46,7 @@ __all__ = [
     "ModelMetadata",
     "TrainingFiles",
     "how_to_get",
+    "is_hub_name",
     "is_model_folder",
     "listed",
     "load_metadata",

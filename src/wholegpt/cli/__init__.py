@@ -31,6 +31,7 @@ EXTRAS = {
     "datasets": "data",
     "ftfy": "data",
     "gguf": "gguf",
+    "huggingface_hub": "hub",
     "llguidance": "constraints",
     "lm_eval": "lm-eval",
     "lxml": "data",

@@ -68,7 +68,7 @@ def import_(
     ----------
     path
         A folder saved by transformers (GPT-2, Llama, Mistral, Qwen2, Qwen3 or GPT-1), a GGUF file, nanoGPT's ckpt.pt,
-        or a PEFT LoRA adapter.
+        a PEFT LoRA adapter, or OWNER/NAME of a model on the Hugging Face hub.
     out
         Output folder. Default: models/NAME.
     tokenizer

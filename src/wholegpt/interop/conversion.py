@@ -35,6 +35,7 @@ from wholegpt.interop.gguf import TensorType
 from wholegpt.interop.gguf_architectures import SUFFIX
 from wholegpt.interop.gguf_file import GgufFile
 from wholegpt.interop.gguf_tokenizer import ends_in, read_tokenizer
+from wholegpt.interop.hub import from_hub
 from wholegpt.interop.parity_report import MOST_TOKENS, ForeignModel, Logits, ParityReport, compare, encoder
 from wholegpt.interop.sidecar import chat_template_in, chat_template_of
 from wholegpt.interop.source import model_in
@@ -340,6 +341,8 @@ def import_model(
 ) -> Path:
     """Import a model folder saved by ``transformers``, a GGUF file or nanoGPT's ``ckpt.pt``, as a model folder.
 
+    OWNER/NAME is downloaded from the Hugging Face hub if there is no such folder (this needs ``huggingface_hub``).
+
     A LoRA adapter saved by ``peft`` or ``export_model`` is imported together with its base model ``onto``.
 
     The result is ``out``, by default ``models/NAME``. The tokenizer is the one beside the model, or
@@ -348,9 +351,11 @@ def import_model(
     or inconsistent, ``TokenizerError`` for a tokenizer that is missing or does not fit the model.
     """
     console = console or Console()
-    path = Path(path)
     if tokenizer and vocabulary_from:
         raise ConfigError("tokenizer and vocabulary_from are given; a model has one vocabulary")
+    if downloaded := from_hub(str(path), console):
+        out, path = out or Path("models") / Path(path).name, downloaded
+    path = Path(path)
     source = model_in(path)
     whole = source.resolve()
     name = whole.stem if whole.suffix == SUFFIX else whole.parent.name if whole.is_file() else whole.name
