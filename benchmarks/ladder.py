@@ -16,7 +16,7 @@ SHOWN = 160
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", nargs="?", default="tinyshakespeare")
-    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     compared = compare_baselines(
@@ -32,8 +32,8 @@ def main() -> None:
     what = [
         f"The command is `wholegpt ladder {ladder['corpus']} --minutes {ladder['minutes']:g}`.",
         "",
-        f"- **Training.** Each network is trained for {ladder['minutes']:g} minutes, with the best of two widths and "
-        "two learning rates. Each of these trials takes an eighth of the time. N-grams are tried with four orders.",
+        f"- **Training.** Each network is trained for {ladder['training_seconds']:.0f} seconds, with the best of two "
+        "widths and two learning rates. Each of these trials takes an eighth of the time. N-grams are tried with four orders.",
         "- **Equal parameters.** In the last column, each network has as many parameters as the last row, and the "
         "better of two learning rates.",
         f"- **Evaluation.** One seed; 95% intervals are over the held-out text of {scored:,} bytes. The trials were "

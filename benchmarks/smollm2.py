@@ -34,7 +34,7 @@ QUESTIONS = (
     "Who wrote Romeo and Juliet?",
     "List two fruits that are red.",
 )
-TUNING_STEPS = 12
+TUNING_STEPS = 6
 """Each on a row of 8,192 tokens, packed with conversations."""
 QUIET = Console(quiet=True)
 
@@ -99,7 +99,7 @@ def tuned(model: Path, data: Path, work: Path) -> tuple[Path, str]:
     """Tune the model on instructions with LoRA. Return the run, and the loss of held-out answers."""
     changes = {
         "lora": {"rank": 8},
-        "training": {"steps": TUNING_STEPS, "batch_size": 1},
+        "training": {"steps": TUNING_STEPS, "batch_size": 1, "activation_checkpointing": "blocks"},
         "optimizer": {"learning_rate": 0.0005},
         "logging": {"sample_tokens": 0},
         "evaluation": {"every": TUNING_STEPS},

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,26 @@ import pytest
 from tests.helpers import Fails, text_of
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.data import PreparedData
-from wholegpt.errors import NumericsError
+from wholegpt.data import PreparedData, open_corpus, prepare
+from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.experiments import ladder
 from wholegpt.experiments.baselines import BASELINES, Baseline, width_of_size
 from wholegpt.model import parameter_count
+from wholegpt.planning import Budget
+from wholegpt.planning.machine import Rates
+from wholegpt.planning.trial import Trial
+from wholegpt.settings.presets import configure, recipe
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import complete_model
+
+QUIET = Console(quiet=True)
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One baseline of each sort, and small models."""
+    """One baseline of each sort, small models, and half a second of training."""
     monkeypatch.setattr(ladder, "WIDTHS", (32, 48))
+    monkeypatch.setattr(ladder, "_measured_seconds", lambda *_: 0.5)
     some = [one for one in ladder.BASELINES if one.name not in ("Elman", "GRU", "GPT-1", "GPT-2")]
     monkeypatch.setattr(ladder, "BASELINES", some)
 
@@ -150,6 +159,51 @@ def test_an_interrupted_ladder_continues(
     assert main([*command, "--quiet"]) == 0
     assert (tmp_path / "l" / "unigram" / "result.json").stat().st_mtime_ns == first
     assert (tmp_path / "l" / "ladder.html").exists()
+
+
+def test_the_time_is_divided_by_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks with two widths and two learning rates: six trials of an eighth, and two trainings, of each."""
+    (tmp_path / "text.txt").write_text(text_of(20_000))
+    rates = Rates(step_seconds=0.1, validation_tokens_per_second=1e4, sample_tokens_per_second=100)
+    monkeypatch.setattr(ladder, "run_trial", lambda *_, **__: Trial(rates, {}))
+    config = configure(
+        {"data": {"source": [str(tmp_path / "text.txt")]}, "tokenizer": {"kind": "character"}},
+        base=recipe("ladder"),
+    )
+    corpus = open_corpus(config.data)
+    data = prepare(corpus, config.data, config.tokenizer, tmp_path / "data", QUIET)
+    networks = [one for one in BASELINES if one.of_width][:2]
+    ngrams = [one for one in BASELINES if one.of_width is None]
+
+    def seconds(minutes: float) -> float:
+        return ladder._measured_seconds(
+            [*ngrams, *networks], config, data, Budget(minutes, time.monotonic()), QUIET
+        )
+
+    scored = 6 * ladder.TRIAL_TOKENS + 2 * ladder.EVALUATIONS * len(data.validation)
+    other = 2 * (8 * 6 * 0.1 + scored / 1e4 + 2 * ladder.RUN_SECONDS)
+    assert seconds(10) == pytest.approx((600 - other) / (2 * 2.75), abs=0.1)
+    with pytest.raises(
+        ConfigError, match=r"--minutes is 0\.5; the comparison of 2 networks takes at least"
+    ) as caught:
+        seconds(0.5)
+    least = float(re.findall(r"at least ([\d.]+)", str(caught.value))[0])
+    assert seconds(least) >= 6 * 0.1 * 8 and least == pytest.approx((other + 4.8 * 5.5) / 60, abs=0.21)
+
+
+def test_a_refused_time_leaves_nothing_that_refuses_another(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    (tmp_path / "text.txt").write_text(text_of(20_000))
+    command = ["ladder", tmp_path / "text.txt", "--out", tmp_path / "l", "--baseline", "unigram", "--quiet"]
+
+    def refused(*_: object) -> float:
+        raise ConfigError("--minutes is too little")
+
+    monkeypatch.setattr(ladder, "_measured_seconds", refused)
+    assert "too little" in fails(*command, "--minutes", "1")
+    monkeypatch.setattr(ladder, "_measured_seconds", lambda *_: 0.5)
+    assert main([*map(str, command), "--minutes", "2"]) == 0
 
 
 def test_what_cannot_be_compared(tmp_path: Path, fails: Fails) -> None:

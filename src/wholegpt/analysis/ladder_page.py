@@ -21,7 +21,9 @@ def ladder_chart(ladder: Mapping[str, Any]) -> Chart:
     return interval_chart(
         [one["name"] for one in baselines],
         [
-            Estimates(f"{ladder['minutes']:g} min each", _bits(baselines, "result"), 0, "circle", True),
+            Estimates(
+                f"{ladder['training_seconds']:.0f} s each", _bits(baselines, "result"), 0, "circle", True
+            ),
             Estimates("the same with equal parameters", _bits(baselines, "equal"), 1, "diamond"),
         ],
         "bits per byte of the held-out text",

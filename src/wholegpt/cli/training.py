@@ -218,17 +218,16 @@ def ladder(
 ) -> None:
     """Compare all baselines, from n-grams to GPT, on one text: each is trained for the same time.
 
-    For each network, four short trials of an eighth of the time choose its width and learning rate (for n-grams, four
-    orders are tried). Then it is trained for the whole time, and once more, after two trials, with as many parameters
-    as the last model. This takes up to 2.75 times the minutes for each network. Finished results are kept; the same
-    command continues an interrupted comparison.
+    The time is divided evenly among the networks. For each network, four short trials choose its width and learning
+    rate (for n-grams, four orders are tried). Then it is trained, and once more, after two trials, with as many
+    parameters as the last model. Finished results are kept; the same command continues an interrupted comparison.
 
     Parameters
     ----------
     source
         Text sources, as for `train`.
     minutes
-        Training time of each network.
+        Time for everything, in minutes.
     out
         Folder for table, chart and runs. Default: runs/ladder-NAME.
     baseline
@@ -239,8 +238,8 @@ def ladder(
 
     Examples
     --------
-    wholegpt ladder my.txt --minutes 2
-    wholegpt ladder my.txt --minutes 2 --baseline n-gram --baseline GPT-2
+    wholegpt ladder my.txt --minutes 40
+    wholegpt ladder my.txt --minutes 6 --baseline n-gram --baseline GPT-2
 
     """
     chosen = presets.configure(

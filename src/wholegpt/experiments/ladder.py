@@ -26,6 +26,7 @@ from wholegpt.files import lock_folder, read_json, write_json_atomic
 from wholegpt.interrupts import interruptible
 from wholegpt.model import flops_per_token
 from wholegpt.model.baselines import NGram
+from wholegpt.planning import Budget
 from wholegpt.planning.trial import run_trial
 from wholegpt.runs import api
 from wholegpt.runs.folder import with_absolute_paths
@@ -45,7 +46,13 @@ LEARNING_RATES = (0.003, 0.01)
 WIDTHS = (128, 256)
 TRIAL_TOKENS = 20_000
 """Validation tokens on which trials are compared."""
-CHOICE, SETTINGS = "choice.json", "settings.json"
+PACE_TOKENS = 2_000
+"""Validation tokens for measuring the speed of evaluation."""
+EVALUATIONS = 3
+"""How often each training evaluates the whole validation text, about."""
+RUN_SECONDS = 3.0
+"""Time to create a run, and to write its checkpoints, samples and report."""
+CHOICE, SETTINGS, TIME = "choice.json", "settings.json", "time.json"
 DECIDED = ("optimizer.learning_rate", "training.steps", "training.epochs")
 """Settings that the ladder decides, in addition to those of the model except its context length."""
 
@@ -56,8 +63,8 @@ class Conditions:
 
     base: Config
     data: PreparedData
-    minutes: float
-    """Training time of each baseline."""
+    seconds: float
+    """Training time of each network."""
     folder: Path
     console: Console
 
@@ -70,16 +77,17 @@ def compare_baselines(
     baselines: Sequence[str] = (),
     console: Console | None = None,
 ) -> Ladder:
-    """Train every baseline (or the named ``baselines``) for ``minutes``, then each at the size of the last one.
+    """Train every baseline (or the named ``baselines``) for the same time, then each at the size of the last one.
 
-    ``config`` holds the common settings; the default is the recipe ``ladder``. All results are kept in ``out``
-    (default ``runs/ladder-NAME``), and a second call with the same arguments continues there.
+    The whole comparison takes about ``minutes``; ``_measured_seconds`` divides them. ``config`` holds the common
+    settings; the default is the recipe ``ladder``. All results are kept in ``out`` (default ``runs/ladder-NAME``), and
+    a second call with the same arguments continues there.
 
-    Raises ``ConfigError`` if ``minutes`` is not a positive finite number, for an unknown baseline, for settings that
-    the ladder decides itself, and for a folder with results of other settings. Raises ``NumericsError`` if all trials
-    of a baseline diverge.
+    Raises ``ConfigError`` if ``minutes`` is not a positive finite number or too little, for an unknown baseline, for
+    settings that the ladder decides itself, and for a folder with results of other settings. Raises ``NumericsError``
+    if all trials of a baseline diverge.
     """
-    console = console or Console()
+    console, budget = console or Console(), Budget(minutes)
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes:g}; expected a finite time above 0")
     chosen = _chosen(baselines)
@@ -87,22 +95,19 @@ def compare_baselines(
     if sources:
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=tuple(map(str, sources))))
     _refuse_decided(base)
-    networks = sum(baseline.of_width is not None for baseline in chosen)
-    console.note(
-        f"{networks} networks, up to 2.75 × {minutes:g} min each: {networks * 2.75 * minutes:.3g} min"
-    )
     base, corpus = open_text(base, console)
     name = corpus.name if corpus else Path(base.data.source[0]).name
     folder = Path(out) if out else Path("runs") / f"ladder-{name}"
     with lock_folder(folder, "ladder"):
         try:
-            data, base = _prepared(with_absolute_paths(base), corpus, minutes, folder, console)
-            done = _compared(chosen, Conditions(base, data, minutes, folder, console))
+            data, base = _prepared(with_absolute_paths(base), corpus, folder, console)
+            seconds = _training_seconds(chosen, base, data, budget, folder, console)
+            done = _compared(chosen, Conditions(base, data, seconds, folder, console))
         except (KeyboardInterrupt, Interrupted):
             raise Interrupted(
                 f"interrupted; finished results are kept in {folder}, and the same command continues"
             ) from None
-        ladder = Ladder(data.manifest.corpus, str(folder), minutes, done)
+        ladder = Ladder(data.manifest.corpus, str(folder), minutes, seconds, done)
         write_json_atomic(folder / "ladder.json", ladder.to_json())
         write_ladder_page(folder / "ladder.html", ladder.to_json())
         return ladder
@@ -174,18 +179,78 @@ def _flat(config: Config) -> list[str]:
     ]
 
 
+def _training_seconds(
+    chosen: Sequence[Baseline],
+    base: Config,
+    data: PreparedData,
+    budget: Budget,
+    folder: Path,
+    console: Console,
+) -> float:
+    """Return the training time of each network, which is kept so that an interrupted ladder continues with it."""
+    kept = folder / TIME
+    if kept.exists():
+        recorded = read_json(kept)
+        _refuse_other(folder, f"minutes: {recorded['minutes']:g}", f"minutes: {budget.minutes:g}")
+        return recorded["seconds"]
+    seconds = _measured_seconds(chosen, base, data, budget, console)
+    write_json_atomic(kept, {"minutes": budget.minutes, "seconds": seconds})
+    return seconds
+
+
+def _measured_seconds(
+    chosen: Sequence[Baseline], base: Config, data: PreparedData, budget: Budget, console: Console
+) -> float:
+    """Divide the rest of the budget by the networks: return the seconds of one training of each.
+
+    A network gets a trial of ``TRIAL_SHARE`` of this time for each width and learning rate, the training, a trial for
+    each learning rate at equal size, and a second training. Before each of these, its pace is measured, and each
+    training ends with evaluations. The speed of all this is measured here, for the largest width. Raises
+    ``ConfigError`` if a trial would have fewer than ``PACE_STEPS`` steps.
+    """
+    networks = [baseline for baseline in chosen if baseline.of_width is not None]
+    at_equal_size = len(LEARNING_RATES)
+    trials = len(WIDTHS) * len(LEARNING_RATES) + at_equal_size
+    other = shortest = 0.0
+    for baseline in networks:
+        config = _sized(baseline, WIDTHS[-1], LEARNING_RATES[0], base, data)
+        with console.progress(f"measuring the speed of {baseline.name}", PACE_STEPS) as progress:
+            rates = run_trial(config, data, progress, sample=PACE_TOKENS).rates
+        pace = PACE_STEPS * rates.step_seconds
+        scored = TRIAL_TOKENS * trials + 2 * EVALUATIONS * len(data.validation)
+        other += (trials + 2) * pace + scored / rates.validation_tokens_per_second + 2 * RUN_SECONDS
+        shortest = max(shortest, pace / TRIAL_SHARE)
+    if not networks:
+        return 60 * budget.minutes
+    trainings = len(networks) * (2 + trials * TRIAL_SHARE)
+    seconds = (60 * budget.minutes - budget.spent() - other) / trainings
+    if seconds < shortest:
+        least = (budget.spent() + other + shortest * trainings) / 60
+        raise ConfigError(
+            f"--minutes is {budget.minutes:g}; the comparison of {len(networks)} networks takes at least "
+            f"{math.ceil(10 * least + 1) / 10:.1f} on this text and machine"
+        )
+    console.note(
+        f"{len(networks)} networks, {seconds:.1f} s for each training, {budget.minutes:g} min in all"
+    )
+    return seconds
+
+
+def _refuse_other(folder: Path, recorded: str, asked: str) -> None:
+    """Raise ``ConfigError`` if a setting differs from the one that the ladder in ``folder`` was created with."""
+    if recorded != asked:
+        raise ConfigError(
+            f"{folder}: was created with {recorded}, not {asked}; use the same settings, or another --out"
+        )
+
+
 def _prepared(
-    config: Config, corpus: Corpus | None, minutes: float, folder: Path, console: Console
+    config: Config, corpus: Corpus | None, folder: Path, console: Console
 ) -> tuple[PreparedData, Config]:
     """Prepare the text once for all baselines. Raises ``ConfigError`` if ``folder`` belongs to other settings."""
-    data, settings = folder / "data", [f"minutes: {minutes:g}", *_flat(config)]
-    recorded = _recorded_settings(folder)
-    if recorded is not None and recorded != settings:
-        pairs = zip_longest(recorded, settings, fillvalue="nothing")
-        old, new = next((a, b) for a, b in pairs if a != b)
-        raise ConfigError(
-            f"{folder}: was created with {old}, not {new}; use the same settings, or another --out"
-        )
+    data, settings = folder / "data", _flat(config)
+    for recorded, asked in zip_longest(_recorded_settings(folder) or settings, settings, fillvalue="nothing"):
+        _refuse_other(folder, recorded, asked)
     if not PreparedData.exists(data):
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / SETTINGS, settings)
@@ -212,7 +277,7 @@ def _search(baseline: Baseline, sizes: Sequence[int], conditions: Conditions, fo
     rates = (0.0,) if baseline.of_width is None else LEARNING_RATES
     candidates = [(size, rate) for size in sizes for rate in rates]
     nats: dict[tuple[int, float], float] = {}
-    seconds = 60 * conditions.minutes * TRIAL_SHARE
+    seconds = conditions.seconds * TRIAL_SHARE
     for size, rate in candidates if len(candidates) > 1 else []:
         config = _config(baseline, size, rate, conditions, seconds)
         try:
@@ -230,15 +295,10 @@ def _search(baseline: Baseline, sizes: Sequence[int], conditions: Conditions, fo
 
 def _config(baseline: Baseline, size: int, rate: float, conditions: Conditions, seconds: float) -> Config:
     """Return the settings of a training of about ``seconds``. The time per step is measured first."""
-    base, data, console = conditions.base, conditions.data, conditions.console
-    length = base.model.context_length
+    data, console = conditions.data, conditions.console
+    config = _sized(baseline, size, rate, conditions.base, data)
     if baseline.of_width is None:
-        model = ModelConfig(architecture=Architecture.ngram, ngram_order=size, context_length=length)
-        return resolve(dataclasses.replace(base, model=model), data)
-    model = dataclasses.replace(baseline.of_width(size), vocab_size=0, context_length=length)
-    optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
-    training = dataclasses.replace(base.training, steps=PACE_STEPS, epochs=0.0)
-    config = resolve(dataclasses.replace(base, model=model, optimizer=optimizer, training=training), data)
+        return config
     with console.progress("measuring the time per step", PACE_STEPS) as progress:
         pace = run_trial(config, data, progress, sample=1).rates.step_seconds
     steps = max(PACE_STEPS, round(seconds / pace))
@@ -247,6 +307,18 @@ def _config(baseline: Baseline, size: int, rate: float, conditions: Conditions, 
             f"{baseline.name}: the minimum of {steps} steps takes {steps * pace:.1f} s instead of {seconds:.1f} s"
         )
     return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+
+
+def _sized(baseline: Baseline, size: int, rate: float, base: Config, data: PreparedData) -> Config:
+    """Return the settings of a baseline of this size; those of a network have ``PACE_STEPS`` steps."""
+    length = base.model.context_length
+    if baseline.of_width is None:
+        model = ModelConfig(architecture=Architecture.ngram, ngram_order=size, context_length=length)
+        return resolve(dataclasses.replace(base, model=model), data)
+    model = dataclasses.replace(baseline.of_width(size), vocab_size=0, context_length=length)
+    optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
+    training = dataclasses.replace(base.training, steps=PACE_STEPS, epochs=0.0)
+    return resolve(dataclasses.replace(base, model=model, optimizer=optimizer, training=training), data)
 
 
 def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
@@ -269,8 +341,7 @@ def _train(baseline: Baseline, choice: Choice, conditions: Conditions, folder: P
         if (folder / "config.yaml").exists():
             run: Run[Any] = api.resume(folder, console=console)
         else:
-            seconds = 60 * conditions.minutes
-            config = _config(baseline, choice.size, choice.learning_rate, conditions, seconds)
+            config = _config(baseline, choice.size, choice.learning_rate, conditions, conditions.seconds)
             run = api.train(config=config, out=folder, console=console)
         write_json_atomic(kept, asdict(_result(run, choice, conditions.data, console)))
     return msgspec.convert(read_json(kept), Result)

@@ -48,6 +48,9 @@ class Ladder:
     folder: str
     """Folder of the page and the runs."""
     minutes: float
+    """Of the whole comparison."""
+    training_seconds: float
+    """Of each training of a network."""
     baselines: list[dict[str, Any]]
     """For each baseline: name, description, trials, result, and the result at the size of the last one (``equal``)."""
 
