@@ -33,7 +33,8 @@ def main() -> None:
         f"The command is `wholegpt ladder {ladder['corpus']} --minutes {ladder['minutes']:g}`.",
         "",
         f"- **Training.** Each network is trained for {ladder['training_seconds']:.0f} seconds, with the best of two "
-        "widths and two learning rates. Each of these trials takes an eighth of the time. N-grams are tried with four orders.",
+        "widths and two learning rates. Each of these trials takes an eighth of the time. N-grams are tried with four "
+        "orders.",
         "- **Equal parameters.** In the last column, each network has as many parameters as the last row, and the "
         "better of two learning rates.",
         f"- **Evaluation.** One seed; 95% intervals are over the held-out text of {scored:,} bytes. The trials were "
