@@ -99,6 +99,7 @@ def tuned(model: Path, data: Path, work: Path) -> tuple[Path, str]:
     """Tune the model on instructions with LoRA. Return the run, and the loss of held-out answers."""
     changes = {
         "lora": {"rank": 8},
+        "model": {"dropout": 0.0},  # as in its pretraining
         "training": {"steps": TUNING_STEPS, "batch_size": 1, "activation_checkpointing": "blocks"},
         "optimizer": {"learning_rate": 0.0005},
         "logging": {"sample_tokens": 0},

@@ -94,6 +94,36 @@ def test_a_stream_that_is_left_computes_no_further_token(lm: LanguageModel, monk
     assert 0 < len(calls) < 10
 
 
+def test_a_fine_tuned_run_has_a_representation(tmp_path: Path) -> None:
+    texts = ["the good, the bad film " * 100]
+    parent = wg.train(texts=texts, config=tiny_config("unused"), out=tmp_path / "parent", console=QUIET)
+    rows = "".join(f"{'good ' * n}film,pos\n{'bad ' * n}film,neg\n" for n in range(1, 21))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    config = wg.configure({"training": {"steps": 2}}, base=wg.recipe("finetune"))
+    run = wg.finetune(
+        parent.path,
+        tmp_path / "rows.csv",
+        task="classification",
+        config=config,
+        out=tmp_path / "tuned",
+        console=QUIET,
+    )
+    assert "accuracy" in repr(run) and "accuracy" in run._repr_html_()
+
+
+def test_a_stop_before_the_first_step_is_saved(tmp_path: Path) -> None:
+    class Stop(wg.Callback):
+        def at_start(self, state: wg.TrainingState, config: wg.Config) -> None:
+            state.stop_reason = "not today"
+
+    config = tiny_config("unused")
+    run = wg.train(
+        texts=["one two three " * 100], config=config, out=tmp_path / "r", callbacks=[Stop()], console=QUIET
+    )
+    assert run.state.step == 0 and run.load() is not None
+    assert wg.resume(run.path, console=QUIET).state.stop_reason == "not today"
+
+
 def test_texts_in_memory_train_the_model_that_a_file_of_them_trains(tmp_path: Path) -> None:
     texts = [f"Text {number} says that {number} is smaller than {number + 1}.\n" * 3 for number in range(60)]
     path = tmp_path / "texts.jsonl"

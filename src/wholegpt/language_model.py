@@ -320,6 +320,7 @@ class LanguageModel:
             token_ids, self.tokenizer.texts_of(token_ids), [nats_to_bits(float(n)) for n in nats]
         )
 
+    @checked_keywords
     def evaluate(
         self,
         *sources: str | Path,
@@ -446,6 +447,7 @@ class LanguageModel:
             self.model, tokens, self.tokenizer, precision, console, context, self.documents
         )
 
+    @checked_keywords
     def evaluate_task(
         self,
         path: str | Path,
@@ -574,6 +576,7 @@ class LanguageModel:
             raise ConfigError("the model is not instruction-tuned; run `wholegpt finetune --task instruct`")
         return self.chat_template
 
+    @checked_keywords
     def predict(
         self, *examples: str | Sequence[str], dtype: Dtype = Dtype.automatic, console: Console | None = None
     ) -> list[Prediction]:
@@ -590,6 +593,7 @@ class LanguageModel:
         texts = [(one,) if isinstance(one, str) else tuple(one) for one in examples]
         return self._predictions([parts_of(task.kind, *one) for one in texts], dtype, console)
 
+    @checked_keywords
     def predict_table(
         self,
         path: str | Path,
@@ -631,7 +635,9 @@ class LanguageModel:
         return harness_model(self.model, self.tokenizer, self.model.device, precision, console or Console())
 
     def _precision(self, dtype: Dtype) -> Dtype:
-        chosen = PrecisionConfig(dtype=self.dtype if dtype is Dtype.automatic else dtype)
+        if dtype not in list(Dtype):
+            raise ConfigError(f"dtype is '{dtype}'; expected one of {', '.join(Dtype)}")
+        chosen = PrecisionConfig(dtype=self.dtype if dtype == Dtype.automatic else Dtype(dtype))
         return runtime.decide_precision(chosen, self.model.device).dtype
 
 

@@ -16,6 +16,8 @@ import torch
 import transformers
 
 from wholegpt.checkpoint import load_model
+from wholegpt.errors import CheckpointError
+from wholegpt.interop.hub import _needed
 from wholegpt.tokenizers import byte_tokenizer
 
 COMMIT = "0" * 39 + "1"
@@ -111,6 +113,7 @@ def test_a_model_is_downloaded_by_its_name(hub: tuple[str, Path, list[str]], tmp
     theirs.save_pretrained(folder)
     byte_tokenizer().save(folder / "tokenizer.json")
     (folder / "README.md").write_text("not downloaded")
+    (folder / "consolidated.safetensors").write_bytes(b"not downloaded")
     (folder / "pytorch_model.bin").write_bytes(b"not downloaded")
     home = tmp_path / "home"
     home.mkdir()
@@ -123,7 +126,20 @@ def test_a_model_is_downloaded_by_its_name(hub: tuple[str, Path, list[str]], tmp
         assert torch.allclose(ours(token_ids), theirs(token_ids).logits, atol=1e-5)
     got = {one.rpartition("/")[2] for one in asked if one.startswith("GET") and "/resolve/" in one}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= got
-    assert not got & {"README.md", "pytorch_model.bin"}
+    assert not got & {"README.md", "pytorch_model.bin", "consolidated.safetensors"}
+    again = imported("http://127.0.0.1:9", home, NAME, "--out", "again")  # from the cache, without the hub
+    assert again.returncode == 0, again.stderr
+
+
+def test_the_files_that_are_downloaded() -> None:
+    other = ["config.json", "tokenizer.json", "README.md", "onnx/model.onnx", "fp16/model.safetensors"]
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = "model.safetensors.index.json"
+    needed = ["config.json", "tokenizer.json"]
+    assert _needed("a/b", [*other, *shards, index, "consolidated.safetensors"]) == [*shards, *needed, index]
+    assert _needed("a/b", [*other, "pytorch_model.bin"]) == ["pytorch_model.bin", *needed]
+    with pytest.raises(CheckpointError, match=r"download one of its GGUF files and import it: x\.gguf"):
+        _needed("a/b", [*other, "x.gguf"])
 
 
 def test_what_the_hub_does_not_have(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:

@@ -90,8 +90,18 @@ def test_a_short_pilot_is_extrapolated() -> None:
     whole = Difficulty.of_pilot(6.0, 5.0, PILOT_STEPS)
     assert (whole.early, whole.last, whole.uncertainty) == (6.0, 5.0, 0.0)
     half = Difficulty.of_pilot(6.0, 5.0, 100)
-    assert half.early == pytest.approx(5.74) and half.last == pytest.approx(5.0 - 0.29)
+    assert half.early == pytest.approx(5 * 1.2**0.76) and half.last == pytest.approx(5 * 1.2**-0.35)
     assert half.uncertainty == pytest.approx(SHORT_PILOT_WIDTH)
     between = Difficulty.of_pilot(6.0, 5.0, 141)
-    assert 4.71 < between.last < 5.0 and between.uncertainty < half.uncertainty
+    assert half.last < between.last < 5.0 and between.uncertainty < half.uncertainty
     assert Difficulty.of_pilot(5.0, 5.2, 25).last == 5.2  # a loss that rose
+    assert 0 < Difficulty.of_pilot(1.72, 0.05, 60).last < 0.05  # a text that is easily predicted
+
+
+def test_a_text_that_is_easily_predicted_is_planned_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_plans_small(monkeypatch)
+    (tmp_path / "text.txt").write_text("the same line again and again\n" * 3000)
+    plan = api.plan(tmp_path / "text.txt", minutes=0.2, console=QUIET)
+    assert 0 <= plan.bits_per_byte.low <= plan.bits_per_byte.expected <= plan.bits_per_byte.high

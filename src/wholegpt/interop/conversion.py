@@ -42,6 +42,7 @@ from wholegpt.interop.source import model_in
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.model.lora import base_tensors, merge, remove_lora
+from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.presets import published_architecture
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.serialization import nearest
@@ -102,6 +103,7 @@ class Export:
         }
 
 
+@checked_keywords
 def export_model(
     run: str | Path,
     to: Format | str,
@@ -329,6 +331,7 @@ def _logits(model: TokenModel) -> Logits:
     return logits
 
 
+@checked_keywords
 def import_model(
     path: str | Path,
     out: str | Path | None = None,

@@ -41,34 +41,56 @@ def fitting_steps(plan: Mapping[str, Any], state: TrainingState, spent: float, d
     that were done must not depend on the number of all steps, so its decay must begin later than ``state.step``; the
     result is at least ``state.step`` / (1 − ``decay_fraction``), and at most ``MOST_STEPS`` times the planned number.
     """
-    start_seconds = plan["train_seconds"] - plan["steps"] * plan["step_seconds"]
-    pace = max(state.train_seconds - start_seconds, state.train_seconds / 2) / state.step
-    other_seconds = plan["other_seconds"] * pace / plan["step_seconds"] - state.other_seconds
-    left = plan["seconds"] - spent - max(0.0, other_seconds)
+    pace = measured_pace(plan, state)
+    left = plan["seconds"] - spent - _other_seconds_left(plan, state)
     least = math.ceil((state.step + 1) / (1 - decay_fraction))
     return min(max(state.step + int(left / pace), least), int(MOST_STEPS * plan["steps"]))
 
 
+def measured_pace(plan: Mapping[str, Any], state: TrainingState) -> float:
+    """Return the seconds of a step so far, without the additional time of the first steps that was planned."""
+    return max(state.train_seconds - _start_seconds(plan), state.train_seconds / 2) / state.step
+
+
+def _other_seconds_left(plan: Mapping[str, Any], state: TrainingState) -> float:
+    slower = measured_pace(plan, state) / plan["step_seconds"]
+    return max(0.0, slower * plan["other_seconds"] - state.other_seconds)
+
+
+def _start_seconds(plan: Mapping[str, Any]) -> float:
+    return plan["train_seconds"] - plan["steps"] * plan["step_seconds"]
+
+
 def adjusted_plan(
-    plan: Mapping[str, Any], config: Config, steps: int, state: TrainingState, text: Text
+    plan: Mapping[str, Any], config: Config, steps: int, state: TrainingState, spent: float, text: Text
 ) -> tuple[dict[str, Any], Config]:
     """Return the plan and the config of a run that takes ``steps`` instead of the planned steps.
 
-    The plan has new times and a new expected loss, and an ``adjustment``: after which step, and the steps before it.
+    Evaluations and samples keep their number, which does not affect the weights. The plan has new times and a new
+    expected loss, and an ``adjustment``: after which step, and the number of steps before it.
     """
-    changed = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+    change = steps / plan["steps"]
+    changed = dataclasses.replace(
+        config,
+        training=dataclasses.replace(config.training, steps=steps),
+        evaluation=dataclasses.replace(config.evaluation, every=math.ceil(change * config.evaluation.every)),
+        logging=dataclasses.replace(
+            config.logging, sample_every=math.ceil(change * config.logging.sample_every)
+        ),
+    )
     difficulty = msgspec.convert(plan["difficulty"], Difficulty)
     pilot = planned_config(config, PILOT_WIDTH, text, PILOT_TOKENS)
     loss = expected_loss(changed, text.train_tokens, pilot, difficulty)
     tokens = trained_tokens(changed)
-    pace = state.train_seconds / state.step
+    pace = measured_pace(plan, state)
     return {
         **plan,
         "steps": steps,
         "tokens": tokens,
         "epochs": tokens / text.train_tokens,
+        "seconds": spent + (steps - state.step) * pace + _other_seconds_left(plan, state),
         "step_seconds": pace,
-        "train_seconds": steps * pace,
+        "train_seconds": _start_seconds(plan) + steps * pace,
         "bits_per_byte": dataclasses.asdict(loss.times(1 / (math.log(2) * text.bytes_per_token))),
         "config": to_mapping(changed),
         "adjustment": {"step": state.step, "steps_before": plan["steps"]},

@@ -29,9 +29,9 @@ class Expectation:
         return Expectation(self.expected * factor, self.low * factor, self.high * factor)
 
 
-SHORT_PILOTS = {25: (-0.04, 1.20), 50: (-0.39, 0.64), 100: (-0.74, 0.29), 200: (-1.0, 0.0)}
-"""Extrapolation of a shorter pilot, by its steps: how many times its own fall (early − last) its last loss lies above
-the early and the last loss of a pilot of 200 steps. Medians of six texts (docs/decisions.md).
+SHORT_PILOTS = {25: (0.04, 1.55), 50: (0.42, 0.79), 100: (0.76, 0.35), 200: (1.0, 0.0)}
+"""Extrapolation of a shorter pilot, by its steps: with f = early / last of the shorter pilot, the early loss of a pilot
+of 200 steps is last·f^b and its last loss is last·f^−c. Pairs (b, c), medians of six texts (docs/decisions.md).
 """
 SHORT_PILOT_WIDTH = 0.018
 """What each halving of the pilot's steps adds to the half width of the interval, as a share of the expected loss."""
@@ -61,9 +61,9 @@ class Difficulty:
             (1 - part) * low + part * high
             for low, high in zip(SHORT_PILOTS[below], SHORT_PILOTS[above], strict=True)
         )
-        fall = max(0.0, early - last)
+        fall = max(1.0, early / last)
         uncertainty = SHORT_PILOT_WIDTH * max(0.0, math.log2(PILOT_STEPS / steps))
-        return cls(last - to_early * fall, last - to_last * fall, uncertainty)
+        return cls(last * fall**to_early, last * fall**-to_last, uncertainty)
 
     @property
     def fall(self) -> float:

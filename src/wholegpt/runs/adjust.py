@@ -6,6 +6,7 @@ from wholegpt.console import Console
 from wholegpt.files import read_json, write_json_atomic, write_text_atomic
 from wholegpt.planning import Budget, Text
 from wholegpt.planning.adjustment import WORTH_ADJUSTING, adjusted_plan, fitting_steps
+from wholegpt.planning.plan import clock
 from wholegpt.runs.folder import PLAN, recorded_config, run_data
 from wholegpt.settings.serialization import to_yaml
 from wholegpt.training.state import TrainingState
@@ -18,15 +19,16 @@ def adjust_run(path: Path, state: TrainingState, budget: Budget, console: Consol
     run that was created with the new number of steps.
     """
     plan, config = read_json(path / PLAN), recorded_config(path)
-    steps = fitting_steps(plan, state, budget.spent(), config.schedule.decay_fraction)
+    spent = budget.spent()
+    steps = fitting_steps(plan, state, spent, config.schedule.decay_fraction)
     if abs(steps / plan["steps"] - 1) < WORTH_ADJUSTING:
         return
-    adjusted, changed = adjusted_plan(plan, config, steps, state, Text.of(run_data(path)))
+    adjusted, changed = adjusted_plan(plan, config, steps, state, spent, Text.of(run_data(path)))
     write_text_atomic(path / "config.yaml", to_yaml(changed))
     write_json_atomic(path / PLAN, adjusted)
     slower = adjusted["step_seconds"] / plan["step_seconds"] - 1
     console.note(
-        f"a step takes {abs(slower):.0%} {'more' if slower > 0 else 'less'} time than planned; to keep to the time, "
-        f"the run takes {steps:,} steps instead of {plan['steps']:,}; expected loss: "
+        f"a step takes {abs(slower):.0%} {'more' if slower > 0 else 'less'} time than planned; the run takes {steps:,} "
+        f"steps instead of {plan['steps']:,} and ends after about {clock(adjusted['seconds'])}; expected loss: "
         f"{adjusted['bits_per_byte']['expected']:.3f} bits per byte"
     )

@@ -164,7 +164,7 @@ def plan(
     too little time or memory; ``DataError`` for too little text.
     """
     budget, console = Budget(minutes, started), console or Console()
-    chosen = _with_sources(config or Config(), sources, texts)
+    chosen = _with_sources(_checked_type(config) or Config(), sources, texts)
     check(chosen)
     refuse_planned(minutes, changed_settings(chosen))
     if machine and memory < math.inf:

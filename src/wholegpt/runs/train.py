@@ -88,8 +88,9 @@ class Run(Generic[S]):
     @property
     def _figure(self) -> tuple[str, float]:
         """Return the name and the value of the first figure of the validation."""
-        figures = self.validation.to_json().items()
-        return next((name, x) for name, x in figures if isinstance(x, float))
+        figures = self.validation.to_json()
+        numbers = {**figures, **{name: one["value"] for name, one in figures.get("metrics", {}).items()}}
+        return next(((name, x) for name, x in numbers.items() if isinstance(x, float)), ("loss", math.nan))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -213,6 +214,7 @@ def _continue_run(
         console.progress("training", config.training.steps, state.step, unit="step") as progress,
     ):
         validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
+        saving = callbacks.SaveCheckpoints(save, config)
         everyone: list[Callback] = [
             *([callbacks.AverageWeights(optimizer, average)] if average else []),
             *stage.callbacks(model, state),
@@ -225,7 +227,7 @@ def _continue_run(
             *([callbacks.CheckPace(checked_step(planned))] if planned and budget else []),
             tracking,
             *listeners,
-            callbacks.SaveCheckpoints(save, config),
+            saving,
             callbacks.ShowProgress(progress, console, stage.loss_name, stage.criterion),
         ]
         events = Callbacks(everyone)
@@ -235,6 +237,7 @@ def _continue_run(
         if config.finetuning.model and not state.step:
             validate.run(state)  # the parent itself
         run_loop(step, config.training.steps, state, events)
+        saving.save_reason(state)
     if state.stop_reason == callbacks.CheckPace.REASON and budget:
         adjust_run(path, state, budget, console)
         return None

@@ -20,6 +20,7 @@ from wholegpt.settings.choices import (
     QueryKeyNorm,
     TaskKind,
 )
+from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import from_mapping, nearest, read_yaml
 
@@ -249,6 +250,7 @@ def _with_pairs_as_text(config: Config) -> Config:
     )
 
 
+@checked_keywords
 def configure(mapping: Mapping[str, Any], base: Config | None = None, where: str = "config") -> Config:
     """Return ``base`` (default: ``Config()``) with the settings in ``mapping``.
 

@@ -164,12 +164,19 @@ class SaveCheckpoints(Callback):
 
     def __init__(self, save: Callable[[TrainingState], None], config: Config) -> None:
         self.save, self.config = save, config
+        self._saved_reason = ""
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Save, if it is due. Must come after the callbacks that change the state."""
         improved = state.best is not None and state.best.step == state.step
         due_now = due(state.step, self.config.checkpointing.every, self.config.training.steps)
         if due_now or improved or state.stop_reason:
+            self.save(state)
+            self._saved_reason = state.stop_reason
+
+    def save_reason(self, state: TrainingState) -> None:
+        """Save again if the run was stopped outside ``after_step``, so that resuming knows why."""
+        if state.stop_reason != self._saved_reason:
             self.save(state)
 
 

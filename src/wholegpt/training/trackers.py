@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 CLOSING_SECONDS = 30.0
@@ -85,7 +86,7 @@ class TensorBoard:
         self._write(step=first, session_log={"status": "START"})
         settings = json.dumps(run.config, indent=2).splitlines()
         self._write(step=run.step, summary=text_pb("config", "\n".join(f"    {line}" for line in settings)))
-        self.place = f"tensorboard --logdir {folder}"
+        self.place = f"tensorboard --logdir {quote(str(folder))}"
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Write an event."""
@@ -119,7 +120,9 @@ class WeightsAndBiases:
             settings=wandb.Settings(console="off", silent=True, x_stats_pid=run.process),
         )
         self.place = (
-            f"wandb sync {self._run.dir.removesuffix('/files')}" if self._run.offline else self._run.url
+            f"wandb sync {quote(self._run.dir.removesuffix('/files'))}"
+            if self._run.offline
+            else self._run.url
         )
 
     def log(self, step: int, figures: dict[str, float]) -> None:

@@ -152,7 +152,12 @@ class _Process:
         self._answers += self._output.read() or b""
         while b"\n" in self._answers:
             line, _, self._answers = self._answers.partition(b"\n")
-            answer = json.loads(line)
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                continue  # another program's output
+            if not isinstance(answer, dict):
+                continue
             self.place = answer.get("place", self.place)
             self.problem = self.problem or answer.get("problem", "")
         if ended:

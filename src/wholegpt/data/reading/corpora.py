@@ -138,8 +138,9 @@ def in_memory(texts: Texts, config: DataConfig) -> Corpus:
             advance(len(piece.text.encode()))
             yield piece
 
+    @functools.cache
     def identity() -> list[Any]:
-        content = json.dumps(documents, default=str).encode()
+        content = json.dumps(documents, default=str, ensure_ascii=False).encode(errors="surrogatepass")
         return [["texts", len(content), hashlib.sha256(content).hexdigest()]]
 
     return _cleaned(Corpus("texts", read, provenance={"texts": "given in memory"}, identity=identity), config)

@@ -39,8 +39,8 @@ def _reading_order(archive: Archive) -> list[str]:
     root = archive.tree(package)
     items = {one.get("id"): one for one in _all(root, "item")}
     spine = [one.get("idref") for one in _all(root, "itemref")]
-    if missing := next((one for one in spine if one not in items), None):
-        raise archive.damaged(f"its reading order names '{missing}', which it does not list")
+    if missing := [one for one in spine if one not in items]:
+        raise archive.damaged(f"its reading order names '{missing[0] or ''}', which it does not list")
     pages = [items[one].get("href", "") for one in spine if items[one].get("media-type") in PAGES]
     return [_inside(posixpath.dirname(package), href) for href in pages]
 

@@ -38,12 +38,14 @@ WIDEST = 0.8
 """A line of words is at most this wide per character, in units of the font size; others have gaps, as in a
 table of contents.
 """
-_LEADERS = re.compile(r"(?:\. ?){4}|…\s*\S+$")
+_LEADERS = re.compile(r"(?:\. ?){4}|…\s?\S{1,20}$")
 """Dots in a table of contents."""
 _LABEL = re.compile(r"(?:[•‣◦▪●○■□–—*-]|\(?\w{1,2}[.)])\s")
 """The start of an item of a list."""
 _WORD = r"[^\W\d_]+"
-_DIVIDED = re.compile(f"({_WORD}){HYPHEN}({_WORD})")
+_WORD_START = r"(?<![^\W\d_])"
+"""Without it, a search would start at each letter of a long word, which takes quadratic time."""
+_DIVIDED = re.compile(f"{_WORD_START}({_WORD}){HYPHEN}({_WORD})")
 
 
 @dataclass
@@ -207,7 +209,7 @@ def _starts_paragraph(line: Line, before: Line, number: int) -> bool:
 def _with_whole_words(text: str) -> str:
     """Return ``text`` with divided words joined as they are written elsewhere in it."""
     known = text.lower().replace(HYPHEN, " ")
-    words = {*re.findall(_WORD, known), *re.findall(f"{_WORD}-{_WORD}", known)}
+    words = {*re.findall(_WORD, known), *re.findall(f"{_WORD_START}{_WORD}-{_WORD}", known)}
 
     def joined(found: re.Match[str]) -> str:
         whole, compound = found[1] + found[2], f"{found[1]}-{found[2]}"

@@ -28,8 +28,8 @@ class _DocumentText:
         self._paragraphs: list[list[str]] = []
         """The open paragraphs: a text box stands within the paragraph that anchors it."""
         self._are_headings: list[bool] = []
-        self._tables: list[list[list[str]]] = []
-        """The open tables, each a list of rows of cells."""
+        self._tables: list[list[list[list[str]]]] = []
+        """The open tables, each a list of rows of cells of paragraphs."""
         self._unseen = 0
         self._in_text = False
 
@@ -45,7 +45,7 @@ class _DocumentText:
         elif name == "tr" and self._tables:
             self._tables[-1].append([])
         elif name == "tc" and self._tables and self._tables[-1]:
-            self._tables[-1][-1].append("")
+            self._tables[-1][-1].append([])
         elif not self._paragraphs or self._unseen:
             return
         elif name == "t":
@@ -67,7 +67,10 @@ class _DocumentText:
             lines = "".join(self._paragraphs.pop()).split("\n")
             self._add("\n".join(line.rstrip() for line in lines).strip("\n"), self._are_headings.pop())
         elif name == "tbl":
-            rows = ["\t".join(cells).rstrip() for cells in self._tables.pop()]
+            rows = [
+                "\t".join(" ".join(" ".join(cell).split()) for cell in cells).rstrip()
+                for cells in self._tables.pop()
+            ]
             self._add("\n".join(row for row in rows if row), apart=True)
 
     def data(self, text: str) -> None:
@@ -81,8 +84,7 @@ class _DocumentText:
     def _add(self, text: str, apart: bool) -> None:
         """Add a paragraph or a table to the open cell, or else to the text."""
         if self._tables and self._tables[-1] and self._tables[-1][-1]:
-            cells = self._tables[-1][-1]
-            cells[-1] = " ".join([*cells[-1].split(), *text.split()])
+            self._tables[-1][-1][-1].append(text)
         else:
             self._lines += ["", text, ""] if apart else [text]
 
@@ -147,7 +149,7 @@ def _headings(archive: Archive, name: str) -> set[str]:
 
 def is_heading_level(value: str) -> bool:
     """Return whether an outline level is that of a heading."""
-    return value.isdecimal() and int(value) < DEEPEST_HEADING
+    return len(value) == 1 and value.isdecimal() and int(value) < DEEPEST_HEADING
 
 
 def value_of(attributes: Any) -> str:
