@@ -88,9 +88,11 @@ class Run(Generic[S]):
     @property
     def _figure(self) -> tuple[str, float]:
         """Return the name and the value of the first figure of the validation."""
-        figures = self.validation.to_json()
-        numbers = {**figures, **{name: one["value"] for name, one in figures.get("metrics", {}).items()}}
-        return next(((name, x) for name, x in numbers.items() if isinstance(x, float)), ("loss", math.nan))
+        for name, value in self.validation.to_json().items():
+            figure = value.get("value") if isinstance(value, Mapping) else value
+            if isinstance(figure, float):
+                return name, figure
+        return "loss", math.nan
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
