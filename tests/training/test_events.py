@@ -21,7 +21,8 @@ from wholegpt.losses import IGNORED
 from wholegpt.model import Transformer
 from wholegpt.runs import api
 from wholegpt.settings.presets import configure, recipe
-from wholegpt.settings.schema import Config
+from wholegpt.settings.schema import Config, ModelConfig
+from wholegpt.training.callbacks import WarnOfDropout
 from wholegpt.training.events import Callback, Callbacks, StepMetrics
 from wholegpt.training.loop import train, train_step
 from wholegpt.training.objectives import LanguageModeling
@@ -238,3 +239,17 @@ def test_a_batch_without_terms_trains_nothing() -> None:
     metrics = train_step(model, optimizer, LanguageModeling(), Unscored(), config, TrainingState())
     assert metrics.gradient_norm is None and metrics.tokens == 24
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(7.0, True), (3.4, False)])
+def test_a_model_that_does_not_stand_dropout(
+    loss: float, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(model=ModelConfig(dropout=0.1))
+    callback = WarnOfDropout("nats_per_token", config, Console(quiet=True))
+    for step in (1, 2):
+        state = TrainingState(step=step, last_validation={"nats_per_token": 2.3})
+        callback.after_step(state, StepMetrics(loss, 0.1, 1.0, 10, 1.0))
+    shown = capsys.readouterr().err
+    assert shown.count("try --model.dropout 0") == warned
+    assert not warned or "with dropout 0.1 the loss is 7.00, and 2.30 in evaluation" in shown

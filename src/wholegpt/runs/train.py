@@ -221,6 +221,7 @@ def _continue_run(
             *([callbacks.AverageWeights(optimizer, average)] if average else []),
             *stage.callbacks(model, state),
             callbacks.LogMetrics(stage.loss_name, log, config),
+            *([callbacks.WarnOfDropout(stage.loss_name, config, console)] if config.model.dropout else []),
             validate,
             *([callbacks.Sample(sample, log, config, console)] if stage.generates else []),
             callbacks.TimeLimit(deadline),

@@ -106,6 +106,29 @@ class AverageWeights(Callback):
             update_average(self.optimizer, self.decay, state.step)
 
 
+class WarnOfDropout(Callback):
+    """Warns if dropout multiplies the loss of a trained model, as of one that was pretrained without it.
+
+    The first loss of the training, which is computed with dropout, is compared with the evaluation before it.
+    """
+
+    WORTH_WARNING = 1.5
+    """Ratio of the losses above which the warning appears."""
+
+    def __init__(self, unit: str, config: Config, console: Console) -> None:
+        """``unit`` is the name of the loss."""
+        self.unit, self.config, self.console = unit, config, console
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Compare the losses after the first step."""
+        before = (state.last_validation or {}).get(self.unit)
+        if state.step == 1 and before and metrics.loss > self.WORTH_WARNING * before:
+            self.console.warn(
+                f"with dropout {self.config.model.dropout:g} the loss is {metrics.loss:.2f}, and {before:.2f} in "
+                "evaluation, without dropout; the model was probably pretrained without it: try --model.dropout 0"
+            )
+
+
 class Validate(Callback):
     """Evaluates on held-out data, remembers the best evaluation, and stops early if there is no better one."""
 
