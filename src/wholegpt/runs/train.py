@@ -166,6 +166,98 @@ def open_stage(path: Path, just_written: bool = False) -> Stage:
     return stage_of(contents.config).open(contents)
 
 
+class _Session:
+    """A run that is open for training: its stage, model, optimizer, counters and files."""
+
+    def __init__(self, path: Path, console: Console, just_written: bool) -> None:
+        self.path, self.console = path, console
+        self.config, self.stage = recorded_config(path), open_stage(path, just_written)
+        self.device = runtime.apply(self.config.runtime)
+        self.model, self.optimizer, self.state = _restore(path, self.config, self.stage, console)
+        self.log = MetricsLog(path / "metrics.jsonl")
+        self.store = CheckpointStore(path, self.config.checkpointing.keep)
+        self.tracking = Tracking(path, self.config.logging.trackers, self.log.read(), console)
+        self.log.rewind(self.state.step if self.state.step else -1)
+        RolloutStore(path).rewind(self.state.step)
+        self.batches = self.stage.batches_for(self.model)
+        extended = extended_at(read_lineage(path))
+        self.plan = read_json(path / PLAN) if (path / PLAN).exists() and extended is None else None
+        """The plan that the run follows; None without a time budget, or if the run was extended since."""
+
+    def evaluate(self, whole: bool) -> Score:
+        """Evaluate the model on the held-out data, or on the part that is used during training."""
+        self.model.eval()
+        with runtime.memory_apart(), averaged(self.optimizer):
+            return self.stage.evaluate(self.model, self.device, whole)
+
+    def sample(self) -> str:
+        """Generate a sample."""
+        self.model.eval()
+        with runtime.memory_apart(), averaged(self.optimizer):
+            return self.stage.sample(self.model, self.device)
+
+    def save(self, state: TrainingState) -> None:
+        """Save a checkpoint."""
+        best, stage = state.best.step if state.best else None, self.stage
+        with averaged(self.optimizer):  # the weights themselves are then in the optimizer's state
+            training = TrainingFiles(optimizer_tensors(self.optimizer, self.model), state.to_json())
+            self.store.save(self.model, stage.tokenizer, training, state.step, best, stage.metadata)
+
+    def step(self, state: TrainingState, callbacks: Callbacks) -> StepMetrics:
+        """Do a step of training."""
+        return self.stage.train_step(self.model, self.optimizer, self.batches, state, callbacks)
+
+    def train(self, deadline: float, budget: Budget | None, listeners: Sequence[Callback]) -> None:
+        """Run the loop to the last step, the ``deadline``, or the step after which a ``budget`` is checked."""
+        stage, config, console = self.stage, self.config, self.console
+        average, dropout = config.training.ema_decay, config.model.dropout
+        with (
+            self.tracking,
+            callbacks.StopOnSignal(console) as signals,
+            console.progress("training", config.training.steps, self.state.step, unit="step") as progress,
+        ):
+            validate = callbacks.Validate(
+                lambda: self.evaluate(whole=False).to_json(), stage.criterion, self.log, config
+            )
+            saving = callbacks.SaveCheckpoints(self.save, config, self.state.stop_reason)
+            everyone: list[Callback] = [
+                *([callbacks.AverageWeights(self.optimizer, average)] if average else []),
+                *stage.callbacks(self.model, self.state),
+                callbacks.LogMetrics(stage.loss_name, self.log, config),
+                *([callbacks.WarnOfDropout(stage.loss_name, config, console)] if dropout else []),
+                validate,
+                *([callbacks.Sample(self.sample, self.log, config, console)] if stage.generates else []),
+                callbacks.TimeLimit(deadline),
+                *([callbacks.WatchPace(self.plan["train_seconds"], config, console)] if self.plan else []),
+                signals,
+                *([callbacks.CheckPace(checked_step(self.plan))] if self.plan and budget else []),
+                self.tracking,
+                *listeners,
+                saving,
+                callbacks.ShowProgress(progress, console, stage.loss_name, stage.criterion),
+            ]
+            events = Callbacks(everyone)
+            validate.notify = events.after_evaluation
+            self.log.notify = lambda record: events.after_log(self.state, record)
+            events.at_start(self.state, config)
+            if config.finetuning.model and not self.state.step:
+                validate.run(self.state)  # the parent itself
+            run_loop(self.step, config.training.steps, self.state, events)
+            saving.save_reason(self.state)
+
+    def finish(self) -> Run[Any]:
+        """Evaluate the model on all held-out data, and write the report."""
+        stage, model = self.stage, self.model
+        with runtime.memory_apart(), averaged(self.optimizer):
+            results = stage.results(model.eval())
+        validation, text = self.evaluate(whole=True), self.sample() if stage.generates else ""
+        parameters = model.parameter_count
+        run = Run(self.path, self.config, self.state, parameters, validation, text, results, self.plan)
+        records = getattr(run.validation, "records", ())
+        write_report(self.path, run.to_json(), stage.criterion, records, stage.masks())
+        return run
+
+
 def _continue_run(
     path: Path,
     deadline: float,
@@ -175,72 +267,13 @@ def _continue_run(
     listeners: Sequence[Callback],
 ) -> Run[Any] | None:
     """Train to the last step; or, with a ``budget``, to the step after which it is adjusted, and return None."""
-    config, stage = recorded_config(path), open_stage(path, just_written)
-    device = runtime.apply(config.runtime)
-    model, optimizer, state = _restore(path, config, stage, console)
-    log, store = MetricsLog(path / "metrics.jsonl"), CheckpointStore(path, config.checkpointing.keep)
-    tracking = Tracking(path, config.logging.trackers, log.read(), console)
-    log.rewind(state.step if state.step else -1)
-    RolloutStore(path).rewind(state.step)
-    batches = stage.batches_for(model)
-
-    def evaluate(whole: bool) -> Score:
-        model.eval()
-        with runtime.memory_apart(), averaged(optimizer):
-            return stage.evaluate(model, device, whole)
-
-    def sample() -> str:
-        model.eval()
-        with runtime.memory_apart(), averaged(optimizer):
-            return stage.sample(model, device)
-
-    def save(state: TrainingState) -> None:
-        best = state.best.step if state.best else None
-        with averaged(optimizer):  # the weights themselves are then in the optimizer's state
-            training = TrainingFiles(optimizer_tensors(optimizer, model), state.to_json())
-            store.save(model, stage.tokenizer, training, state.step, best, stage.metadata)
-
-    def step(state: TrainingState, callbacks: Callbacks) -> StepMetrics:
-        return stage.train_step(model, optimizer, batches, state, callbacks)
-
+    session = _Session(path, console, just_written)
+    config, state = session.config, session.state
     if not (just_written and state.step):  # else described before it was adjusted
-        _describe(path, config, stage, model, state, console)
+        _describe(path, config, session.stage, session.model, state, console)
     if config.precision.execution is Execution.compiled:
-        compile_blocks(model)
-    extended = extended_at(read_lineage(path))
-    planned = read_json(path / PLAN) if (path / PLAN).exists() and extended is None else None
-    average = config.training.ema_decay
-    with (
-        tracking,
-        callbacks.StopOnSignal(console) as signals,
-        console.progress("training", config.training.steps, state.step, unit="step") as progress,
-    ):
-        validate = callbacks.Validate(lambda: evaluate(whole=False).to_json(), stage.criterion, log, config)
-        saving = callbacks.SaveCheckpoints(save, config)
-        everyone: list[Callback] = [
-            *([callbacks.AverageWeights(optimizer, average)] if average else []),
-            *stage.callbacks(model, state),
-            callbacks.LogMetrics(stage.loss_name, log, config),
-            *([callbacks.WarnOfDropout(stage.loss_name, config, console)] if config.model.dropout else []),
-            validate,
-            *([callbacks.Sample(sample, log, config, console)] if stage.generates else []),
-            callbacks.TimeLimit(deadline),
-            *([callbacks.WatchPace(planned["train_seconds"], config, console)] if planned else []),
-            signals,
-            *([callbacks.CheckPace(checked_step(planned))] if planned and budget else []),
-            tracking,
-            *listeners,
-            saving,
-            callbacks.ShowProgress(progress, console, stage.loss_name, stage.criterion),
-        ]
-        events = Callbacks(everyone)
-        validate.notify = events.after_evaluation
-        log.notify = lambda record: events.after_log(state, record)
-        events.at_start(state, config)
-        if config.finetuning.model and not state.step:
-            validate.run(state)  # the parent itself
-        run_loop(step, config.training.steps, state, events)
-        saving.save_reason(state)
+        compile_blocks(session.model)
+    session.train(deadline, budget, listeners)
     if state.stop_reason == callbacks.CheckPace.REASON and budget:
         adjust_run(path, state, budget, console)
         return None
@@ -249,13 +282,7 @@ def _continue_run(
             f"interrupted; saved after step {state.step:,} of {config.training.steps:,}; "
             f"continue with `wholegpt train --resume {quote(str(path))}`"
         )
-    with runtime.memory_apart(), averaged(optimizer):
-        results = stage.results(model.eval())
-    validation, text = evaluate(whole=True), sample() if stage.generates else ""
-    run = Run(path, config, state, model.parameter_count, validation, text, results, planned)
-    records = getattr(run.validation, "records", ())
-    write_report(path, run.to_json(), stage.criterion, records, stage.masks())
-    return run
+    return session.finish()
 
 
 def _restore(

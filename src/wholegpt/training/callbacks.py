@@ -185,9 +185,9 @@ class SaveCheckpoints(Callback):
 
     is_training = False
 
-    def __init__(self, save: Callable[[TrainingState], None], config: Config) -> None:
-        self.save, self.config = save, config
-        self._saved_reason = ""
+    def __init__(self, save: Callable[[TrainingState], None], config: Config, saved_reason: str = "") -> None:
+        """``saved_reason`` is the reason to stop in the checkpoint that the run continues from."""
+        self.save, self.config, self._saved_reason = save, config, saved_reason
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Save, if it is due. Must come after the callbacks that change the state."""
