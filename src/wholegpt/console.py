@@ -218,11 +218,11 @@ class _Counter:
         if done <= 0 or not self.total:
             return ""
         if self.done >= self.total:
-            return "in " * labeled + _clock(passed)
-        return _clock(passed * (self.total - self.done) / done) + " left" * labeled
+            return "in " * labeled + clock(passed)
+        return clock(passed * (self.total - self.done) / done) + " left" * labeled
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return minutes and seconds, and hours if there are any, as in 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

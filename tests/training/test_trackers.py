@@ -391,5 +391,5 @@ def test_the_settings_name_the_trackers() -> None:
 
 def test_figures_are_the_numbers_of_training_and_validation() -> None:
     record: dict[str, Any] = {"kind": "train", "step": 3, "loss": 1.5, "norm": None, "tokens": 7, "x": "text"}
-    assert trackers.figures_of(record) == {"train/loss": 1.5, "train/tokens": 7}
-    assert trackers.figures_of({"kind": "sample", "step": 3, "text": "a"}) == {}
+    assert trackers.metrics_of(record) == {"train/loss": 1.5, "train/tokens": 7}
+    assert trackers.metrics_of({"kind": "sample", "step": 3, "text": "a"}) == {}

@@ -180,7 +180,7 @@ def _loss_drawing(log: Log, bound: float | None) -> tuple[_Drawing, str]:
         drawing.add_smoothed("training", train, 0)
     if len(validation[0]):
         drawing.add("validation", validation, 1, marker="circle" if len(validation[0]) <= 60 else "")
-    return drawing, "loss of the task and of its texts" if name == "loss" else _words(name)
+    return drawing, "loss of the task and of its texts" if name == "loss" else in_words(name)
 
 
 def loss_chart(
@@ -204,7 +204,7 @@ def figures_of(log: Log, bound: float | None) -> list[Figure]:
     for further in log.names("validation", NOT_DRAWN):
         drawing = _Drawing(log)
         drawing.add("validation", log.column("validation", further), 1, marker="circle")
-        figures.append(drawing.figure(f"Validation: {_words(further)}", ""))
+        figures.append(drawing.figure(f"Validation: {in_words(further)}", ""))
     rate = _Drawing(log)
     rate.add("learning rate", log.column("train", "learning_rate"), 0)
     figures.append(rate.figure("Learning rate", "", from_zero=True))
@@ -218,9 +218,10 @@ def figures_of(log: Log, bound: float | None) -> list[Figure]:
     for further in log.names("train", NOT_DRAWN):
         drawing = _Drawing(log)
         drawing.add_smoothed("training", log.column("train", further), 0)
-        figures.append(drawing.figure(f"Training: {_words(further)}", ""))
+        figures.append(drawing.figure(f"Training: {in_words(further)}", ""))
     return [figure for figure in figures if any(one["x"] for one in figure.readout)]
 
 
-def _words(name: str) -> str:
+def in_words(name: str) -> str:
+    """Return the name of a metric with spaces between its words."""
     return name.replace("_", " ")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wholegpt.analysis.curves import Log
+from wholegpt.analysis.curves import Log, in_words
 from wholegpt.model import flops_per_token
 from wholegpt.settings.choices import Architecture, TaskKind
 from wholegpt.settings.schema import Config
@@ -67,7 +67,7 @@ def _whole(result: Mapping[str, Any], title: str, uniform: str) -> Weights:
     validation = result["validation"]
     if "kind" in validation:
         figures = {
-            _words(name): Shown(
+            in_words(name): Shown(
                 number(one["value"], 4), f"95%: {number(one['low'], 4)} to {number(one['high'], 4)}"
             )
             for name, one in validation.items()
@@ -88,7 +88,7 @@ def _whole(result: Mapping[str, Any], title: str, uniform: str) -> Weights:
 
 def _figures(values: Mapping[str, Any], notes: Mapping[str, str]) -> dict[str, Shown]:
     return {
-        _words(name): Shown(number(value, DIGITS.get(name, 4)), notes.get(name, ""))
+        in_words(name): Shown(number(value, DIGITS.get(name, 4)), notes.get(name, ""))
         for name, value in values.items()
         if name not in DENOMINATORS
     }
@@ -141,7 +141,3 @@ def _counts_all_flops(config: Config) -> bool:
     others = (Architecture.encoder, Architecture.encoder_decoder, Architecture.ngram)
     on_text = config.finetuning.task is TaskKind.pretraining and config.model.architecture not in others
     return on_text and not config.lora.rank
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -72,10 +72,10 @@ def write_report(
         samples_note=_samples_note(samples, len(log.by_kind["sample"])),
         last_sample=_sample(result["steps"], result["sample"], config) if result["sample"] else None,
         data=_data_rows(run, config.data.source),
-        settings=shortened((run / "config.yaml").read_text(encoding="utf-8"), SETTINGS_CHARACTERS),
-        machine=shortened(_machine(lineage), SETTINGS_CHARACTERS),
+        settings=truncated((run / "config.yaml").read_text(encoding="utf-8"), SETTINGS_CHARACTERS),
+        machine=truncated(_machine(lineage), SETTINGS_CHARACTERS),
         number=number,
-        shortened=shortened,
+        truncated=truncated,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -84,7 +84,7 @@ def write_report(
     return path
 
 
-def shortened(text: str, most: int = TEXT_CHARACTERS) -> str:
+def truncated(text: str, most: int = TEXT_CHARACTERS) -> str:
     """Return ``text``, or its first ``most`` characters and a note."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
@@ -142,10 +142,10 @@ def _sample(step: int, text: str, config: Config) -> dict[str, Any]:
         return {
             "step": step,
             "prompt": "",
-            "completion": shortened(sample_for_people(text), SAMPLE_CHARACTERS),
+            "completion": truncated(sample_for_people(text), SAMPLE_CHARACTERS),
         }
-    completion = shortened(text.removeprefix(prompt), SAMPLE_CHARACTERS)
-    return {"step": step, "prompt": shortened(prompt, SAMPLE_CHARACTERS), "completion": completion}
+    completion = truncated(text.removeprefix(prompt), SAMPLE_CHARACTERS)
+    return {"step": step, "prompt": truncated(prompt, SAMPLE_CHARACTERS), "completion": completion}
 
 
 def _merged(mask: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -153,7 +153,7 @@ def _merged(mask: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     parts = [
         ("".join(text for text, _ in group), counts) for counts, group in groupby(mask, lambda one: one[1])
     ]
-    return [(shortened(text, SAMPLE_CHARACTERS), counts) for text, counts in parts]
+    return [(truncated(text, SAMPLE_CHARACTERS), counts) for text, counts in parts]
 
 
 def _data_rows(run: Path, source: tuple[str, ...]) -> list[dict[str, Any]]:

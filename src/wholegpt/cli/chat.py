@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wholegpt.cli.generation import GenerationOptions, GenerationSettings
+from wholegpt.cli.generation import GenerationOptions, GenerationParameters
 from wholegpt.cli.mistakes import check_vocabulary
 from wholegpt.cli.options import Common, CommonOptions, check_new_file, table
 from wholegpt.console import write_output
@@ -38,7 +38,7 @@ def chat(
     checkpoint: str = "best",
     weights: WeightFormat = WeightFormat.float32,
     execution: Execution = Execution.eager,
-    generation: GenerationSettings = GenerationOptions(),
+    generation: GenerationParameters = GenerationOptions(),
     common: CommonOptions = Common(),
 ) -> None:
     r"""Chat with a model.

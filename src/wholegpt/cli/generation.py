@@ -39,7 +39,9 @@ class GenerationOptions(GenerationConfig):
     seed: Annotated[int, Parameter(parse=False)] = GenerationConfig.seed
 
 
-GenerationSettings = Annotated[GenerationOptions, Parameter(name="*", group=Group("Generation", sort_key=1))]
+GenerationParameters = Annotated[
+    GenerationOptions, Parameter(name="*", group=Group("Generation", sort_key=1))
+]
 
 
 def generate(
@@ -57,7 +59,7 @@ def generate(
     draft: str = "",
     weights: WeightFormat = WeightFormat.automatic,
     execution: Execution = Execution.eager,
-    settings: GenerationSettings = GenerationOptions(),
+    settings: GenerationParameters = GenerationOptions(),
     checkpoint: str = "best",
     common: CommonOptions = Common(),
 ) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from wholegpt.console import clock
 from wholegpt.data import PreparedData
 from wholegpt.model import parameter_count
 from wholegpt.planning.scaling import Difficulty, Expectation
@@ -119,10 +120,3 @@ class Plan:
         if self.useful_minutes is not None:
             lines.append(f"  more than {self.useful_minutes:.1f} minutes would hardly help on this text")
         return "\n".join(lines + [f"  {note}" for note in self.notes])
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as minutes and seconds, with hours if needed."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from wholegpt.console import Console
+from wholegpt.console import Console, clock
 from wholegpt.files import read_json, write_json_atomic, write_text_atomic
 from wholegpt.planning import Budget, Text
 from wholegpt.planning.adjustment import WORTH_ADJUSTING, adjusted_plan, fitting_steps
-from wholegpt.planning.plan import clock
 from wholegpt.runs.folder import PLAN, recorded_config, run_data
 from wholegpt.settings.serialization import to_yaml
 from wholegpt.training.state import TrainingState

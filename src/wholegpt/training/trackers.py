@@ -162,7 +162,7 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 """Each tracker, by the name of its package."""
 
 
-def figures_of(record: dict[str, Any]) -> dict[str, float]:
+def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of a training or validation line of the log, as KIND/NAME; none for other lines."""
     kind = record["kind"]
     if kind not in ("train", "validation"):
@@ -195,7 +195,7 @@ def main() -> None:
                 break  # the run was killed as it wrote
             record = json.loads(line)
             again = record["step"] <= run.logged.get(record["kind"], -1)
-            figures = figures_of(record)
+            figures = metrics_of(record)
             if figures and (tracker.replaces or not again):
                 tracker.log(record["step"], figures)
         tracker.close()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -285,3 +286,27 @@ def test_a_document_from_standard_input(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wholegpt", "data", "stats", "-", "--json"]
     result = subprocess.run(command, input=content, capture_output=True, check=True)
     assert b'"documents": 1' in result.stdout
+
+
+def test_sections_of_plain_characters_in_a_book(tmp_path: Path) -> None:
+    page = PAGE.format("<p>a <![CDATA[b < c]]> d</p>")
+    write_epub(tmp_path / "a.epub", BOOK | {"book/text/b.xhtml": page})
+    (text,) = read_documents(tmp_path / "a.epub", DataConfig(), ReadingReport())
+    assert text.endswith("\na b < c d\n")
+
+
+def test_a_book_with_an_entry_without_a_name(tmp_path: Path) -> None:
+    described = str(BOOK["book/package.opf"]).replace("<spine>", "<spine><itemref/>")
+    write_epub(tmp_path / "a.epub", BOOK | {"book/package.opf": described})
+    assert "its reading order names ''" in refused(tmp_path / "a.epub")
+
+
+def test_the_text_of_a_document_takes_linear_time(tmp_path: Path) -> None:
+    """One word of 300,000 letters, and a table cell with 3,000 paragraphs."""
+    started = time.process_time()
+    assert pdf._with_whole_words("x" * 300_000) == "x" * 300_000
+    cell = "<w:p><w:r><w:t>one two</w:t></w:r></w:p>" * 3_000
+    word(f"<w:tbl><w:tr><w:tc>{cell}</w:tc></w:tr></w:tbl>")(tmp_path / "a.docx")
+    (text,) = read_documents(tmp_path / "a.docx", DataConfig(), ReadingReport())
+    assert text == " ".join(["one two"] * 3_000) + "\n"
+    assert time.process_time() - started < 5

@@ -112,7 +112,9 @@ def read_message(value: Any, where: str) -> Message:
 def refuse_tools_and_media(fields: Mapping[str, Any], where: str) -> None:
     """Raise ``DataError`` for a record or a message with tool calls, images, sound or video."""
     for names, what in ((TOOL_FIELDS, "tool calls"), (MEDIA_FIELDS, "images, sound and video")):
-        found = next((key for key, value in fields.items() if key.lower() in names and not _empty(value)), "")
+        found = next(
+            (key for key, value in fields.items() if str(key).lower() in names and not _empty(value)), ""
+        )
         if found:
             raise DataError(f"{where}: has '{found}', and {what} are not supported; leave it out")
 

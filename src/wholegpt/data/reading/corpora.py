@@ -132,6 +132,8 @@ def in_memory(texts: Texts, config: DataConfig) -> Corpus:
     for number, document in enumerate(documents, 1):
         if not isinstance(document, str | Mapping):
             raise ConfigError(f"texts: entry {number} is of type {type(document).__name__}; expected a text")
+        if isinstance(document, Mapping) and not all(isinstance(name, str) for name in document):
+            raise ConfigError(f"texts: entry {number} is a record with a field whose name is not a text")
 
     def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
         for piece in read_records(Source("texts", io.BytesIO(), config, report), documents):

@@ -1,5 +1,6 @@
 """Zip archives that documents are stored in, and the XML in them, read within limits."""
 
+import html
 import importlib
 import io
 import zipfile
@@ -92,7 +93,7 @@ class Archive:
         content = self._xml(name)
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         try:
-            return content.decode("utf-16" if wide else "utf-8-sig")
+            return _without_cdata(content.decode("utf-16" if wide else "utf-8-sig"))
         except UnicodeDecodeError as error:
             raise self.damaged(f"'{name}' is not {error.encoding}") from None
 
@@ -120,3 +121,13 @@ def _parser(**options: Any) -> Any:
     return _etree().XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, **options
     )
+
+
+def _without_cdata(page: str) -> str:
+    """Return a page with the text of its CDATA sections escaped, since a parser of HTML does not know them."""
+    first, *others = page.split("<![CDATA[")
+    parts = [first]
+    for other in others:
+        content, end, rest = other.partition("]]>")
+        parts.append(html.escape(content, quote=False) + rest if end else other)
+    return "".join(parts)
