@@ -138,7 +138,7 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
         "WIDTHS": (64,),
         "LEAST_STEPS": 8,
         "LEAST_TOKENS": 8 * 2 * 32,
-        "PILOT_TOKENS": 10 * 2 * 32,
+        "PILOT_STEPS": 10,
         "REPORT_SECONDS": 1.0,
     }.items():
         monkeypatch.setattr(choice, name, value)

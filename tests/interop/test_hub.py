@@ -97,7 +97,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 def imported(address: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``wholegpt import`` in a process that takes ``address`` for the hub."""
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "wholegpt", "import", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)

@@ -1,4 +1,4 @@
-"""Trackers get the figures of the log, and nothing that they do changes the run."""
+"""Trackers get the metrics of the log, and nothing that they do changes the run."""
 
 import importlib
 import importlib.util
@@ -192,7 +192,7 @@ class Settings:
     def __init__(self, **settings): pass
 class Run:
     offline, url = False, "https://example.org"
-    def log(self, figures, step):
+    def log(self, metrics, step):
         os.write(1, b"noise")
         {does["log"]}
     def finish(self):
@@ -242,7 +242,7 @@ def test_what_a_tracker_does_is_one_warning(
     assert out == "" and all(line.startswith(notes) for line in err.splitlines())
     expected = {
         "raises": "RuntimeError: out of order!!!",
-        "hangs": "not done 2 s after training; figures may be missing",
+        "hangs": "not done 2 s after training; metrics may be missing",
         "crashes": "its process ended with exit code -11",
         "exits": "SystemExit: 3",
     }
@@ -291,7 +291,7 @@ def test_a_tracker_that_does_not_read_is_dropped_while_the_run_goes_on(
     started = time.monotonic()
     assert track(tmp_path, records=10_000) < 1
     assert time.monotonic() - started < 10
-    assert "warning: tracker wandb: does not read its figures" in capsys.readouterr().err
+    assert "warning: tracker wandb: does not read its metrics" in capsys.readouterr().err
 
 
 def test_no_process_is_left(fakes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,8 +339,8 @@ def in_wandb(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 message = b""
                 if record.WhichOneof("record_type") == "history":
                     items = {(one.key or one.nested_key[0]): one.value_json for one in record.history.item}
-                    figures = {name: json.loads(value) for name, value in items.items() if name[0] != "_"}
-                    yield record.history.step.num, figures
+                    metrics = {name: json.loads(value) for name, value in items.items() if name[0] != "_"}
+                    yield record.history.step.num, metrics
 
 
 def in_trackio(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -356,7 +356,7 @@ def in_trackio(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
 def test_a_service_gets_each_point_once(
     name: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run that is stopped, killed and resumed; what is repeated keeps its first figures."""
+    """Of a run that is stopped, killed and resumed; what is repeated keeps its first metrics."""
     if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -368,8 +368,8 @@ def test_a_service_gets_each_point_once(
     api.resume(run.path, console=QUIET)
     assert (run.path / "trackers.json").read_text() == number
     shown: Points = {}
-    for step, figures in in_wandb(run.path) if name == "wandb" else in_trackio(tmp_path / "trackio"):
-        for figure, value in figures.items():
+    for step, metrics in in_wandb(run.path) if name == "wandb" else in_trackio(tmp_path / "trackio"):
+        for figure, value in metrics.items():
             shown.setdefault(figure, []).append((step, value))
     timed = ("train/tokens_per_second", "train/train_seconds", "validation/train_seconds")
     points = logged(run.path)
@@ -389,7 +389,7 @@ def test_the_settings_name_the_trackers() -> None:
         configure({"logging": {"trackers": ["tensorbord"]}})
 
 
-def test_figures_are_the_numbers_of_training_and_validation() -> None:
+def test_metrics_are_the_numbers_of_training_and_validation() -> None:
     record: dict[str, Any] = {"kind": "train", "step": 3, "loss": 1.5, "norm": None, "tokens": 7, "x": "text"}
     assert trackers.metrics_of(record) == {"train/loss": 1.5, "train/tokens": 7}
     assert trackers.metrics_of({"kind": "sample", "step": 3, "text": "a"}) == {}

@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
-from wholegpt.planning.choice import planned_config
+from wholegpt.planning.choice import pilot_config
 from wholegpt.planning.plan import Text
 from wholegpt.planning.scaling import (
-    PILOT_TOKENS,
-    PILOT_WIDTH,
     Difficulty,
     expected_loss,
     trained_tokens,
@@ -79,8 +77,7 @@ def adjusted_plan(
         ),
     )
     difficulty = msgspec.convert(plan["difficulty"], Difficulty)
-    pilot = planned_config(config, PILOT_WIDTH, text, PILOT_TOKENS)
-    loss = expected_loss(changed, text.train_tokens, pilot, difficulty)
+    loss = expected_loss(changed, text.train_tokens, pilot_config(config, text), difficulty)
     tokens = trained_tokens(changed)
     pace = measured_pace(plan, state)
     return {

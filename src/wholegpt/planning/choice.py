@@ -14,7 +14,7 @@ from wholegpt.planning.scaling import (
     COVERED_EPOCHS,
     COVERED_TEXT,
     COVERED_TOKENS,
-    PILOT_TOKENS,
+    PILOT_STEPS,
     PILOT_WIDTH,
     Difficulty,
     Expectation,
@@ -116,6 +116,11 @@ def smallest_config(base: Config, text: Text, steps: int = 0) -> Config:
     return planned_config(base, WIDTHS[0], text, (steps or LEAST_STEPS) * step_tokens())
 
 
+def pilot_config(base: Config, text: Text, steps: int = 0) -> Config:
+    """Return the plan of the pilot, for ``steps`` or ``PILOT_STEPS``."""
+    return planned_config(base, PILOT_WIDTH, text, (steps or PILOT_STEPS) * step_tokens())
+
+
 def regularization(epochs: float, steps: int, learning_rate: float) -> tuple[float, float]:
     """Return weight decay and dropout for a number of epochs; docs/decisions.md has the measurements.
 
@@ -168,7 +173,7 @@ def choose(
     Returns ``None`` if not even the smallest model can be trained in the time. ``base`` must be resolved.
     Raises ``ConfigError`` if no model fits into ``memory`` bytes.
     """
-    pilot = _pilot(base, text)
+    pilot = pilot_config(base, text)
 
     def choice(width: int, tokens: float) -> Choice:
         config = planned_config(base, width, text, tokens)
@@ -225,12 +230,8 @@ def least_choice(
     return Choice(
         _with_memory(config, rates, memory),
         run_seconds(config, text, rates),
-        expected_loss(config, text.train_tokens, _pilot(base, text), difficulty),
+        expected_loss(config, text.train_tokens, pilot_config(base, text), difficulty),
     )
-
-
-def _pilot(base: Config, text: Text) -> Config:
-    return planned_config(base, PILOT_WIDTH, text, PILOT_TOKENS)
 
 
 def _with_memory(config: Config, rates: Rates, memory: float) -> Config:

@@ -15,7 +15,7 @@ from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.model import parameter_count
 from wholegpt.planning import choice as choices
-from wholegpt.planning.choice import Choice, choose, least_choice, planned_config, refuse_little_memory
+from wholegpt.planning.choice import Choice, choose, least_choice, pilot_config, refuse_little_memory
 from wholegpt.planning.machine import Machine, Rates, Speeds, probe
 from wholegpt.planning.plan import Budget, Plan, Text
 from wholegpt.planning.scaling import (
@@ -23,7 +23,6 @@ from wholegpt.planning.scaling import (
     COVERED_TOKENS,
     EARLY_SHARE,
     PILOT_STEPS,
-    PILOT_WIDTH,
     Difficulty,
     trained_tokens,
 )
@@ -90,7 +89,7 @@ def make_plan(
     """
     text = Text.of(data)
     _refuse_too_small(text, data)
-    pilot = resolve(_pilot_config(config, text), data)
+    pilot = resolve(pilot_config(config, text), data)
     device = torch.device(pilot.runtime.device)
     runtime.apply(pilot.runtime)
     resident = runtime.resident_bytes(device)
@@ -134,10 +133,6 @@ def make_plan(
     return _plan(choice, text, difficulty, speeds, budget.minutes, budget.spent(), peak, True, notes)
 
 
-def _pilot_config(config: Config, text: Text, steps: int = PILOT_STEPS) -> Config:
-    return planned_config(config, PILOT_WIDTH, text, steps * choices.step_tokens())
-
-
 def _refuse_too_small(text: Text, data: PreparedData) -> None:
     if min(text.train_tokens, text.validation_tokens * choices.LEAST_TEXT / 2) < choices.LEAST_TEXT:
         raise DataError(
@@ -155,7 +150,7 @@ def measure_difficulty(config: Config, data: PreparedData, console: Console) -> 
 
 def _run_pilot(config: Config, data: PreparedData, console: Console, steps: int) -> tuple[Difficulty, Rates]:
     """Train a pilot for so many steps; return the difficulty of the text, and the speed of the pilot."""
-    pilot, early = resolve(_pilot_config(config, Text.of(data), steps), data), max(1, steps // EARLY_SHARE)
+    pilot, early = resolve(pilot_config(config, Text.of(data), steps), data), max(1, steps // EARLY_SHARE)
     with console.progress("measuring how hard the text is", steps) as progress, runtime.memory_apart():
         trial = run_trial(pilot, data, progress, PILOT_VALIDATION_TOKENS, scored_after=(early,))
     return Difficulty.of_pilot(trial.validation_nats[early], trial.validation_nats[steps], steps), trial.rates
@@ -174,7 +169,7 @@ def plan_elsewhere(
     base = dataclasses.replace(config, precision=precision)
     speeds = Speeds(machine)
     # The time that ``make_plan`` would spend before the run: the pilot, and a trial of its choice.
-    pilot = _pilot_config(base, text)
+    pilot = pilot_config(base, text)
     longest = min(PILOT_SHARE * 60 * minutes, LONGEST_PILOT)
     spent = min(pilot.training.steps * speeds(pilot).step_seconds, longest)
     spent += min(TRIAL_SHARE * 60 * minutes, LONGEST_TRIAL)

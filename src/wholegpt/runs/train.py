@@ -65,7 +65,7 @@ class Run(Generic[S]):
     """The plan, as ``wholegpt plan --json`` prints it; None without a time budget."""
 
     def __repr__(self) -> str:
-        name, value = self._figure
+        name, value = self._first_metric
         return (
             f"Run({str(self.path)!r}, {self.state.step:,} of {self.config.training.steps:,} steps, "
             f"{self.parameters:,} parameters, {name} {value:.4f})"
@@ -73,7 +73,7 @@ class Run(Generic[S]):
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
-        name, value = self._figure
+        name, value = self._first_metric
         rows = {
             "run": str(self.path),
             "steps": f"{self.state.step:,} of {self.config.training.steps:,}",
@@ -86,12 +86,12 @@ class Run(Generic[S]):
         return f"<table>{''.join(lines)}</table>"
 
     @property
-    def _figure(self) -> tuple[str, float]:
-        """Return the name and the value of the first figure of the validation."""
+    def _first_metric(self) -> tuple[str, float]:
+        """Return the name and the value of the first metric of the validation."""
         for name, value in self.validation.to_json().items():
-            figure = value.get("value") if isinstance(value, Mapping) else value
-            if isinstance(figure, float):
-                return name, figure
+            metric = value.get("value") if isinstance(value, Mapping) else value
+            if isinstance(metric, float):
+                return name, metric
         return "loss", math.nan
 
     @property

@@ -44,15 +44,15 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A tracker, ready for figures."""
+    """A tracker, ready for metrics."""
 
     place: str
-    """Where its user finds the figures."""
+    """Where its user finds the metrics."""
     replaces: bool
-    """Whether the figures of steps that are done again replace the earlier ones. Others keep the first."""
+    """Whether the metrics of steps that are done again replace the earlier ones. Others keep the first."""
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Add the figures of one line of the log."""
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of one line of the log."""
         ...
 
     def close(self) -> None:
@@ -88,9 +88,9 @@ class TensorBoard:
         self._write(step=run.step, summary=text_pb("config", "\n".join(f"    {line}" for line in settings)))
         self.place = f"tensorboard --logdir {quote(str(folder))}"
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write an event."""
-        values = [{"tag": name, "simple_value": value} for name, value in figures.items()]
+        values = [{"tag": name, "simple_value": value} for name, value in metrics.items()]
         self._write(step=step, summary=self._summaries.Summary(value=values))
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Sends figures to Weights & Biases; its environment variables (WANDB_MODE, WANDB_PROJECT, ...) apply."""
+    """Sends metrics to Weights & Biases; its environment variables (WANDB_MODE, WANDB_PROJECT, ...) apply."""
 
     replaces = False
 
@@ -125,9 +125,9 @@ class WeightsAndBiases:
             else self._run.url
         )
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Add the figures to the run."""
-        self._run.log(figures, step=step)
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics to the run."""
+        self._run.log(metrics, step=step)
 
     def close(self) -> None:
         """Wait until everything is stored or sent."""
@@ -135,7 +135,7 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """Gives figures to trackio; its environment variables (TRACKIO_DIR, TRACKIO_SPACE_ID, ...) apply."""
+    """Gives metrics to trackio; its environment variables (TRACKIO_DIR, TRACKIO_SPACE_ID, ...) apply."""
 
     replaces = False
 
@@ -145,9 +145,9 @@ class Trackio:
         self._run = trackio.init(project=PROJECT, name=name, resume="allow", config=run.config, embed=False)
         self.place = f"trackio show --project {PROJECT}"
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Add the figures to the run."""
-        self._run.log(figures, step=step)
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics to the run."""
+        self._run.log(metrics, step=step)
 
     def close(self) -> None:
         """Wait until everything is stored or sent."""
@@ -195,9 +195,9 @@ def main() -> None:
                 break  # the run was killed as it wrote
             record = json.loads(line)
             again = record["step"] <= run.logged.get(record["kind"], -1)
-            figures = metrics_of(record)
-            if figures and (tracker.replaces or not again):
-                tracker.log(record["step"], figures)
+            metrics = metrics_of(record)
+            if metrics and (tracker.replaces or not again):
+                tracker.log(record["step"], metrics)
         tracker.close()
     except BaseException as error:
         answer(problem=_problem(name, error))

@@ -67,7 +67,7 @@ class Tracking(Callback):
         finally:
             for process in self._running:
                 process.problem = (
-                    f"not done {time.monotonic() - started:.0f} s after training; figures may be missing"
+                    f"not done {time.monotonic() - started:.0f} s after training; metrics may be missing"
                 )
             self._attend()
 
@@ -133,7 +133,7 @@ class _Process:
         """Send a message, now or when the process has read earlier ones."""
         self._waiting += json.dumps(message).encode() + b"\n"
         if len(self._waiting) > MOST_WAITING_BYTES:
-            self.problem = self.problem or "does not read its figures"
+            self.problem = self.problem or "does not read its metrics"
 
     def finish(self) -> None:
         """Close the input of the process once everything is sent, so that it ends."""
