@@ -78,7 +78,7 @@ def step_seconds(config: Config, machine: Machine) -> float:
     fitted to widths from 64 to 512 on two cores (docs/decisions.md). ``config`` must be resolved.
     """
     model, training = config.model, config.training
-    tokens = training.batch_size * model.context_length
+    tokens = training.batch_size * config.window_length
     products = 3 * flops_per_token(model) * tokens
     if config.optimizer.kind is OptimizerKind.muon:
         products += ITERATIONS * 6 * model.d_model * parameter_count(model).blocks
@@ -122,7 +122,7 @@ class Speeds:
         if here:
             return here[1]
         predicted = step_seconds(config, self.machine)
-        tokens = config.training.batch_size * config.model.context_length
+        tokens = config.training.batch_size * config.window_length
         if not self._measured:
             return Rates(predicted, FORWARD_SHARE * tokens / predicted, SAMPLE_TOKENS_PER_SECOND)
         known, rates = min(
@@ -134,7 +134,7 @@ class Speeds:
             rates.step_seconds * slower,
             rates.validation_tokens_per_second
             * tokens
-            / (known.training.batch_size * known.model.context_length)
+            / (known.training.batch_size * known.window_length)
             / slower,
             rates.sample_tokens_per_second * known.model.n_layers / config.model.n_layers,
             rates.start_seconds,

@@ -147,4 +147,4 @@ def _size(config: Config) -> tuple[int, int]:
 
 def trained_tokens(config: Config) -> int:
     """Return the tokens of all steps of a training with constant batch size."""
-    return config.training.steps * config.training.batch_size * config.model.context_length
+    return config.training.steps * config.training.batch_size * config.window_length

@@ -36,7 +36,7 @@ from wholegpt.runs.folder import (
 from wholegpt.settings.choices import Execution, TaskKind
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import to_mapping, to_yaml
-from wholegpt.settings.validation import check
+from wholegpt.settings.validation import check, check_windows
 from wholegpt.stages.definition import ParentModel, RunSetup, SetupRequest
 from wholegpt.stages.registry import stage_of
 from wholegpt.training.resolution import decide, resolve
@@ -138,6 +138,7 @@ def _check_parent(config: Config, parent: ParentModel) -> None:
             f"{parent.name}: is fine-tuned for {loaded.metadata.task.kind} already; start from the model it came from"
         )
     _check_architecture(config.model, loaded.model.config, parent.name)
+    check_windows(config.windows, loaded.model.context_length)
 
 
 def _held_out_text(run: Path) -> TokenShards:

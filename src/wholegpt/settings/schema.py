@@ -57,3 +57,8 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def window_length(self) -> int:
+        """Number of tokens in a training window: ``windows.length``, or the model's context length."""
+        return self.windows.length or self.model.context_length

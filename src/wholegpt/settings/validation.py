@@ -74,7 +74,8 @@ def check(config: Config) -> None:
     check_model(config.model)
     check_data(config.data)
     check_tokenizer(config.tokenizer)
-    check_windows(config.windows, config.model.context_length)
+    if not config.finetuning.model:  # otherwise the context is that of the parent
+        check_windows(config.windows, config.model.context_length)
     _check_support(config)
     check_finetuning(config.finetuning)
     check_lora(config.lora)

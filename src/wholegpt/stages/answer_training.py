@@ -41,13 +41,15 @@ class AnswerTraining(Stage):
     ) -> None:
         """``config`` is resolved; ``tokenizer`` has the special tokens of ``metadata.chat_template``.
 
-        Raises ``DataError`` if no answer fits into the context.
+        Raises ``DataError`` if no answer begins within a window, or within the context for held-out ones.
         """
         super().__init__(config, tokenizer, metadata)
         self.template = ChatTemplate(metadata.chat_template)
-        length = config.model.context_length
+        length = config.window_length
         self.train = fit_conversations(data.train, self.template, tokenizer, length)
-        self.validation = fit_conversations(data.validation, self.template, tokenizer, length)
+        self.validation = fit_conversations(
+            data.validation, self.template, tokenizer, config.model.context_length
+        )
         self.objective = with_reference_kl(with_router_losses(LanguageModeling(), config), reference)
         learned = [one.encoded for one in self.train]
         loader = ConversationLoader(learned, length, config.training.batch_size, config.runtime.seed)
@@ -91,17 +93,19 @@ class AnswerTraining(Stage):
         cut = sum(one.cut for one in self.train)
         columns = self.metadata.columns or DETECTED
         where = f"columns {', '.join([*columns.texts, columns.target])}"
-        left = f"; {cut:,} are cut at the end of the context" if cut else ""
+        left = f"; {cut:,} are cut at {self.config.window_length:,} tokens" if cut else ""
         return (
             f"{len(self.train):,} {self.unit} in {rows:,} rows ({epochs:.1f} epochs), {scored:,} tokens of answers; "
             f"{len(self.validation):,} held out; {where}{left}"
         )
 
 
-def packed_rows(
-    data: ConversationData, template: ChatTemplate, tokenizer: Tokenizer, context_length: int
-) -> int:
-    """Return the number of packed rows of an epoch. Raises ``DataError`` if a split has no answer in the context."""
-    fitted = fit_conversations(data.train, template, tokenizer, context_length)
-    fit_conversations(data.validation, template, tokenizer, context_length)
-    return len(pack([len(one.encoded.token_ids) - 1 for one in fitted], context_length))
+def packed_rows(data: ConversationData, template: ChatTemplate, tokenizer: Tokenizer, config: Config) -> int:
+    """Return the number of packed rows of an epoch.
+
+    Raises ``DataError`` if no answer of a split begins within a window (training) or the context (validation).
+    """
+    length = config.window_length
+    fitted = fit_conversations(data.train, template, tokenizer, length)
+    fit_conversations(data.validation, template, tokenizer, config.model.context_length)
+    return len(pack([len(one.encoded.token_ids) - 1 for one in fitted], length))

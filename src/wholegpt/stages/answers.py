@@ -47,14 +47,14 @@ class AnswerLoss:
 
 @dataclass(frozen=True)
 class FittedConversation:
-    """A conversation, and the part of it that fits into the context."""
+    """A conversation, and the part of it that fits into a window."""
 
     messages: Conversation
     encoded: EncodedConversation
     cut: bool
-    """Whether a part of the conversation is beyond the context."""
+    """Whether a part of the conversation is beyond the window."""
     asked: int
-    """Number of messages before the last answer that starts within the context."""
+    """Number of messages before the last answer that starts within the window."""
 
     @property
     def question(self) -> Conversation:
@@ -63,25 +63,26 @@ class FittedConversation:
 
 
 def fit_conversations(
-    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, context_length: int
+    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: Tokenizer, length: int
 ) -> list[FittedConversation]:
-    """Cut conversations to at most τ + 1 tokens, and drop those that have no answer left.
+    """Cut conversations to at most ``length`` + 1 tokens, and drop those that have no answer left.
 
     Raises ``DataError`` if none is left.
     """
-    most, fitted = context_length + 1, list[FittedConversation]()
+    most, fitted = length + 1, list[FittedConversation]()
     for one in conversations:
         whole = template.encode(one, tokenizer)
         seen = EncodedConversation(whole.token_ids[:most], whole.scored[:most])
         if any(seen.scored[1:]):
             cut = len(whole.token_ids) > most
             indices = [i for i, message in enumerate(one) if message.role == "assistant"]
-            last = _last_started(one, indices, template, tokenizer, context_length) if cut else indices[-1]
+            last = _last_started(one, indices, template, tokenizer, length) if cut else indices[-1]
             fitted.append(FittedConversation(one, seen, cut, last))
     if not fitted:
         raise DataError(
-            f"of {len(conversations):,} conversations none has an answer that begins within the model's context of "
-            f"{context_length:,} tokens; shorten what stands before the answers, or take a model with a longer context"
+            f"of {len(conversations):,} conversations none has an answer that begins within its first {length:,} "
+            "tokens; shorten what stands before the answers, or raise that limit (--windows.length, or the model's "
+            "context)"
         )
     return fitted
 
@@ -91,13 +92,13 @@ def _last_started(
     indices: Sequence[int],
     template: ChatTemplate,
     tokenizer: Tokenizer,
-    context_length: int,
+    length: int,
 ) -> int:
-    """Return the last of the ``indices`` of answers that starts within the context, or the first one if none does."""
+    """Return the last of the ``indices`` of answers that starts within ``length``, or the first one if none does."""
 
     def starts(number: int) -> bool:
         before = messages[: indices[number]]
-        return len(template.encode(before, tokenizer, generation_prompt=True).token_ids) < context_length
+        return len(template.encode(before, tokenizer, generation_prompt=True).token_ids) < length
 
     return indices[last_that(starts, len(indices) - 1) or 0]
 

@@ -43,7 +43,7 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
         start_text=parent.metadata.start_text,
         chat_template=template.source,
     )
-    rows = packed_rows(data, template, tokenizer, parent.model.context_length)
+    rows = packed_rows(data, template, tokenizer, replace(config, model=parent.model.config))
     setup = fine_tuned(config, parent, tokenizer, metadata, rows, data_hash)
     assert setup.model
     return replace(setup, companions=companions_of(config, setup.model, tokenizer, metadata))

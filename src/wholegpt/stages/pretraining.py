@@ -132,7 +132,7 @@ class Pretraining(Stage):
     def describe(self) -> str:
         """Return the sizes of both splits, and the number of epochs."""
         manifest, training = self.data.manifest, self.config.training
-        tokens = windows_before(training.steps, training) * self.config.model.context_length
+        tokens = windows_before(training.steps, training) * self.config.window_length
         return (
             f"training: {manifest.train.tokens:,} tokens; {tokens:,} are read, "
             f"{tokens / max(manifest.train.tokens, 1):.1f} epochs; "

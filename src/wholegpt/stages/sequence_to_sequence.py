@@ -55,7 +55,7 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
     separator = tokenizer.id_of(SEPARATOR)
     assert separator is not None
     model = complete_model(replace(config.model, vocab_size=tokenizer.vocab_size, separator=separator))
-    rows = packed_rows(data, template, tokenizer, model.context_length)
+    rows = packed_rows(data, template, tokenizer, config)
     metadata = ModelMetadata(columns=data.columns, chat_template=template.source)
     config = replace(with_steps(config, rows), model=model, tokenizer=settings)
     torch.manual_seed(config.runtime.seed)

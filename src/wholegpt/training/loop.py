@@ -112,8 +112,8 @@ def accumulate_gradients(
     (dropout) are seeded by (seed, step, first row), so that none need to be stored.
     """
     device, dtype = batch.token_ids.device, config.precision.dtype
-    length = batch.token_ids[0].numel()  # less than the model's context where a step's windows are cut
-    micro = config.training.micro_batch_size * config.model.context_length
+    length = batch.token_ids[0].numel()  # less than the windows' length where a step's windows are cut
+    micro = config.training.micro_batch_size * config.window_length
     rows = max(1, micro // length) if micro else len(batch)
     count, here = max(objective.count(batch), 1), processes()
     first, last = here.share(len(batch))

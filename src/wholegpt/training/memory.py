@@ -39,10 +39,10 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     moments = 2 * count.embeddings + (1 if muon else 2) * count.blocks
     averages = count.total if training.ema_decay else 0
     held = FLOAT32_BYTES * (2 * count.total + moments + averages) + (0 if single else size * count.total)
-    tokens = micro_batch_size * model.context_length
+    tokens = micro_batch_size * config.window_length
     both = model.architecture is Architecture.encoder_decoder
     if config.windows.documents is Documents.separate or config.windows.truncation or both:
-        held += 2 * micro_batch_size * model.context_length**2  # which keys each query sees, and which not
+        held += 2 * micro_batch_size * config.window_length**2  # which keys each query sees, and which not
     kept = saved_activations(model, config.precision.attention)
     if training.activation_checkpointing is ActivationCheckpointing.blocks:
         kept = kept // model.n_layers + model.n_layers * model.d_model
@@ -78,7 +78,7 @@ def fitting_micro_batch(config: Config, free_bytes: float) -> int:
     )
     raise ConfigError(
         f"training needs about {peak_tensor_bytes(config, 1) / 1e9:.1f} GB for a single window of "
-        f"{config.model.context_length:,} tokens, and {free_bytes / 1e9:.1f} GB are free; "
+        f"{config.window_length:,} tokens, and {free_bytes / 1e9:.1f} GB are free; "
         + (f"this would fit: {advice}" if advice else "a far smaller model is needed")
     )
 

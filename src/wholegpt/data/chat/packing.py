@@ -71,10 +71,10 @@ class ConversationLoader:
     """Yields packed rows, in a new order in every epoch; each batch is a function of (seed, step)."""
 
     def __init__(
-        self, conversations: Sequence[EncodedConversation], context_length: int, batch_size: int, seed: int
+        self, conversations: Sequence[EncodedConversation], length: int, batch_size: int, seed: int
     ) -> None:
         lengths = [len(one.token_ids) - 1 for one in conversations]
-        self.rows = [[conversations[i] for i in row] for row in pack(lengths, context_length)]
+        self.rows = [[conversations[i] for i in row] for row in pack(lengths, length)]
         self.batch_size, self.seed = batch_size, seed
 
     def batch(self, step: int) -> Batch:

@@ -53,19 +53,19 @@ class _TokenRange:
 
     start: int
     tokens: int
-    context_length: int
+    length: int
     stride: int
 
     @property
     def windows_per_epoch(self) -> int:
-        return max(1, (self.tokens - self.context_length) // self.stride)
+        return max(1, (self.tokens - self.length) // self.stride)
 
     def starts(self, indices: np.ndarray, seed: int, *names: int) -> np.ndarray:
         """Return the first token of the windows at ``indices`` in the endless order given by ``seed`` and
         ``names``.
         """
         per_epoch = self.windows_per_epoch
-        left = self.tokens - self.context_length - 1 - (per_epoch - 1) * self.stride
+        left = self.tokens - self.length - 1 - (per_epoch - 1) * self.stride
         epochs, indices = np.divmod(indices, per_epoch)
         starts = np.empty_like(indices)
         for epoch in np.unique(epochs):
@@ -88,7 +88,7 @@ class WindowLoader:
     def __init__(
         self,
         tokens: TokenShards,
-        context_length: int,
+        length: int,
         training: TrainingConfig,
         seed: int,
         windows: WindowsConfig = WindowsConfig(),
@@ -98,7 +98,7 @@ class WindowLoader:
         """Set up the loader. ``source_tokens``, the number of tokens of each source, is required with
         ``windows.weights``.
         """
-        self.tokens, self.context_length = tokens, context_length
+        self.tokens, self.length = tokens, length
         self.training, self.seed, self.windows, self.end_of_text = training, seed, windows, end_of_text
         sizes = list(source_tokens) if windows.weights else [len(tokens)]
         if windows.weights and len(windows.weights) != len(sizes):
@@ -106,22 +106,21 @@ class WindowLoader:
                 f"windows.weights has {len(windows.weights)} numbers; expected one for each source, {len(sizes)}"
             )
         starts = np.cumsum([0, *sizes]).tolist()
-        stride = windows.stride or context_length
+        stride = windows.stride or length
         self._ranges = [
-            _TokenRange(start, size, context_length, stride)
-            for start, size in zip(starts, sizes, strict=False)
+            _TokenRange(start, size, length, stride) for start, size in zip(starts, sizes, strict=False)
         ]
         self._weights = windows.weights or (1.0,)
         for number, token_range in enumerate(self._ranges):
-            if self._weights[number] and token_range.tokens <= context_length:
+            if self._weights[number] and token_range.tokens <= length:
                 part = f"source {number + 1}" if windows.weights else "the training text"
                 raise DataError(
                     f"{part} has {token_range.tokens:,} tokens, fewer than one window of "
-                    f"{context_length + 1:,}; give more text, or a smaller --model.context-length"
+                    f"{length + 1:,}; give more text, or shorter windows (--windows.length, or --model.context-length of a new model)"
                 )
         used = [one for one, weight in zip(self._ranges, self._weights, strict=True) if weight]
         self.windows_per_epoch = sum(token_range.windows_per_epoch for token_range in used)
-        self.windows_per_text = sum(replace(one, stride=context_length).windows_per_epoch for one in used)
+        self.windows_per_text = sum(replace(one, stride=length).windows_per_epoch for one in used)
         """Windows that hold as many tokens as the text, whatever the stride."""
 
     def batch(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
@@ -131,7 +130,7 @@ class WindowLoader:
         whole = np.arange(windows_before(step, self.training), windows_before(step + 1, self.training))
         indices = np.array_split(whole, ranks)[rank]
         starts = self.window_starts(indices)
-        length = self.context_length
+        length = self.length
         windows = np.empty((len(indices), length + 1), dtype=np.int64)
         for row, start in enumerate(starts):
             windows[row] = self.tokens.read(int(start), length + 1)
@@ -164,12 +163,12 @@ class WindowLoader:
         if self.windows.documents is Documents.separate:
             numbers += document_numbers(inputs, self.end_of_text)
         chosen = uniform(indices, mix_seed(self.seed, 1)) < self.windows.truncation
-        cuts = 1 + (uniform(indices, mix_seed(self.seed, 2)) * (self.context_length - 1)).astype(np.int64)
-        return numbers + (chosen[:, None] & (np.arange(self.context_length) >= cuts[:, None]))
+        cuts = 1 + (uniform(indices, mix_seed(self.seed, 2)) * (self.length - 1)).astype(np.int64)
+        return numbers + (chosen[:, None] & (np.arange(self.length) >= cuts[:, None]))
 
     def _pieces(self, step: int) -> int:
         """Return into how many sequences each window of a step is cut: 1, 2, 4 and so on, equally likely."""
-        halvings = (self.context_length // (self.windows.min_length or self.context_length)).bit_length()
+        halvings = (self.length // (self.windows.min_length or self.length)).bit_length()
         return 2 ** (mix_seed(self.seed, step, 3) % halvings)
 
 
@@ -177,7 +176,7 @@ def make_loader(data: PreparedData, config: Config) -> WindowLoader:
     """Return the loader of the training split of ``data`` with the settings of ``config``."""
     return WindowLoader(
         data.train,
-        config.model.context_length,
+        config.window_length,
         config.training,
         config.runtime.seed,
         config.windows,

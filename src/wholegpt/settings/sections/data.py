@@ -84,20 +84,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class WindowsConfig:
-    """How the training text is cut into windows of context_length tokens."""
+    """How the training text is cut into windows, and how many tokens a window has."""
 
     documents: Documents = Documents.joined
     """joined: windows cross the boundaries of documents. separate: in addition, a block-diagonal attention mask and
     restarted positions keep the documents of a window separate."""
+    length: int = 0
+    """Tokens in a window, or in a row of packed conversations. 0: model.context_length. A shorter window makes a step
+    faster and smaller; the model's context stays as it is."""
     stride: int = 0
-    """Distance between the starts of consecutive windows, in tokens. 0: context_length (no overlap)."""
+    """Distance between the starts of consecutive windows, in tokens. 0: their length (no overlap)."""
     truncation: float = 0.0
     """Probability that a window is split at a random position into two separate parts."""
     weights: tuple[float, ...] = ()
     """Relative sampling weight of each source, in the order of data.source. Empty: proportional to their text."""
     min_length: int = 0
-    """Sample the length of each step's windows from context_length, its half, its quarter and so on down to this
-    value. 0: always context_length."""
+    """Sample the length of each step's windows from the full length, its half, its quarter and so on down to this
+    value. 0: always the full length."""
 
 
 def check_data(data: DataConfig) -> None:
@@ -129,7 +132,10 @@ def check_tokenizer(tokenizer: TokenizerConfig) -> None:
 
 
 def check_windows(windows: WindowsConfig, context_length: int) -> None:
-    """Raise ``ConfigError``, naming the setting, if the settings of the windows are invalid."""
+    """Raise ``ConfigError``, naming the setting, if the settings of the windows of a model are invalid."""
+    length = windows.length or context_length
+    expected = f"of 0, or from 2 to model.context_length, {context_length:,}"
+    require("windows.length", length, length == context_length or 2 <= length <= context_length, expected)
     at_least("windows.stride", windows.stride, 0)
     from_zero_to_one("windows.truncation", windows.truncation)
     weights = windows.weights
@@ -142,9 +148,9 @@ def check_windows(windows: WindowsConfig, context_length: int) -> None:
             f"windows.weights is {weights}; expected each to be 0, or at least {LEAST_WEIGHT:g} of the sum"
         )
     at_least("windows.min_length", windows.min_length, 0)
-    times, rest = divmod(context_length, windows.min_length or context_length)
+    times, rest = divmod(length, windows.min_length or length)
     if rest or times & (times - 1):
         raise ConfigError(
-            f"windows.min_length is {windows.min_length}; expected 0, or model.context_length, {context_length}, "
-            "halved some number of times"
+            f"windows.min_length is {windows.min_length}; expected 0, or the windows' length, {length}, halved "
+            "some number of times"
         )
