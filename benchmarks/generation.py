@@ -236,7 +236,7 @@ def decoding(
                 "",
                 f"- **Decode:** a prompt of {PROMPT} tokens and {WRITTEN} greedy tokens. **Prefill:** {LONG} tokens.",
                 "- **Ratios to llama.cpp** are to the corresponding format (Q8_0, Q4_0; F16 for the other rows), those "
-                "of prefill always to F16. llama.cpp's tokens are fed without sampling.",
+                "of prefill always to F16. llama.cpp decodes a given sequence, without sampling.",
                 "- **Memory limit:** the speed if each token only read all weights once, at "
                 f"{spread(bandwidth, '{:.0f}')} GB/s, measured in the same rounds.",
                 "",
@@ -328,7 +328,7 @@ def speculative(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: 
         "sampled at temperature 1; nothing is repeated": (
             [(random_ids(PROMPT, 3), GenerationConfig(WRITTEN, 1.0, min_tokens=WRITTEN))]
         ),
-        "sampled among two tokens; 3-grams recur with other continuations": (
+        "sampled from only two tokens; 3-grams recur with other continuations, so drafts are usually wrong": (
             [(block * 3, GenerationConfig(WRITTEN, 1.0, top_k=2, min_tokens=WRITTEN))]
         ),
     }

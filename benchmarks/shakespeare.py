@@ -137,7 +137,8 @@ def main() -> None:
     marks = [mark for mark in MARKS if mark <= last + 30]
     lines = [
         conditions(arguments.rounds)
-        + " Values are nats per character on held-out text: the last one measured up to that time.",
+        + f" The recipe is `{arguments.recipe}`. Values are nats per character on held-out text: the last one "
+        "measured up to that time.",
         "",
         "| Training seconds | " + " | ".join(sides) + " |",
         "| ---: |" + " ---: |" * len(sides),

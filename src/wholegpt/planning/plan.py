@@ -111,8 +111,8 @@ class Plan:
             f"plan for {self.minutes:g} minutes, {basis}:",
             f"  model   {parameter_count(model).total:,} parameters: {model.n_layers} layers, {model.d_model} wide, "
             f"vocabulary of {model.vocab_size:,}" + (f", dropout {model.dropout:g}" if model.dropout else ""),
-            f"  steps   {training.steps:,} of {training.batch_size} × {self.config.window_length} tokens: {self.tokens:,} "
-            f"tokens, {epochs}{self.tokens / self.train_seconds:,.0f} tokens/s",
+            f"  steps   {training.steps:,} of {training.batch_size} × {self.config.window_length} tokens: "
+            f"{self.tokens:,} tokens, {epochs}{self.tokens / self.train_seconds:,.0f} tokens/s",
             f"  time    {clock(self.seconds)} in all, {clock(self.train_seconds)} of it training",
             f"  memory  about {self.peak_memory_bytes / 1e9:.2f} GB at most",
             f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",

@@ -116,7 +116,8 @@ class WindowLoader:
                 part = f"source {number + 1}" if windows.weights else "the training text"
                 raise DataError(
                     f"{part} has {token_range.tokens:,} tokens, fewer than one window of "
-                    f"{length + 1:,}; give more text, or shorter windows (--windows.length, or --model.context-length of a new model)"
+                    f"{length + 1:,}; give more text, or shorter windows (--windows.length, or "
+                    "--model.context-length of a new model)"
                 )
         used = [one for one, weight in zip(self._ranges, self._weights, strict=True) if weight]
         self.windows_per_epoch = sum(token_range.windows_per_epoch for token_range in used)
