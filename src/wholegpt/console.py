@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,23 @@ def write_error(line: str) -> None:
 
             _screens[-1].print(Text(visible(line)), soft_wrap=True)
         else:
-            print(visible(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+            print(_wrapped(visible(line)) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+
+
+def _wrapped(text: str) -> str:
+    """Return lines that are broken between words at the width of the terminal; longer words stay whole.
+
+    In a table, lines continue below the last column.
+    """
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    lines: list[str] = []
+    for line in text.split("\n"):
+        columns = re.match(r"\s*\S+(?: \S+)*  +", line)
+        indent = " " * len(columns[0]) if columns and len(columns[0]) < width / 2 else ""
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def open_standard_streams() -> None:

@@ -58,9 +58,10 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_conversation_is_what_python_gives(talker: Path, chat: Chat) -> None:
-    found, _ = chat(
+    found, said = chat(
         talker, "the one", "/temperature 0", "the two", "/reset", "the two", options=("--seed", "3")
     )
+    assert "the temperature is now 0\na new conversation starts\n" in said
     lm = wg.load(talker)
     settings = {"max_tokens": 4, "min_tokens": 4, "console": QUIET}
     first = lm.chat([Message("user", "the one")], seed=3, **settings).text
@@ -86,6 +87,7 @@ def test_a_system_message_starts_again_and_is_saved(talker: Path, chat: Chat, tm
         }
     ]
     assert f"saved in {path}" in said and "already exists; name another FILE" in said
+    assert "a new conversation starts, with a system message" in said
     rows = [one for _ in range(4) for one in json.loads(path.read_text())]
     for number, row in enumerate(rows):
         row["messages"][1]["content"] = f"the {number}"

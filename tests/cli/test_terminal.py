@@ -194,3 +194,25 @@ def test_notes_above_a_bar_are_not_wrapped(columns: int, tmp_path: Path) -> None
     assert "warning: /a/path/that/is/longer/than/the/terminal/is/wide/2" in lines
     drawn = [line for line in lines if "/a/path" not in line]
     assert max(map(cell_len, drawn)) <= columns and any("100%" in line for line in drawn)
+
+
+LONG_NOTE = """
+from wholegpt.console import Console
+Console().note("a note of many short words that do not fit into one line, and /a/path/longer/than/the/terminal")
+Console().note("commands:\\n/name VALUE  the meaning of a command in many short words\\n/quit        end")
+"""
+
+
+def test_notes_are_broken_between_words(tmp_path: Path) -> None:
+    lines = [line.rstrip() for line in plain(on_terminal(40, ["-c", LONG_NOTE], tmp_path)).split("\n")]
+    assert lines[:4] == [
+        "a note of many short words that do not",
+        "fit into one line, and",
+        "/a/path/longer/than/the/terminal",
+        "commands:",
+    ]
+    assert lines[4:7] == [
+        "/name VALUE  the meaning of a command in",
+        "             many short words",
+        "/quit        end",
+    ]

@@ -25,8 +25,8 @@ COMMANDS = {
     "/reset": "start a new conversation",
     "/system TEXT": "set the system message, and start a new conversation",
     "/temperature T": "set the sampling temperature; 0: always the most probable token",
-    "/save FILE": "save the conversation as JSON, as `finetune --task instruct --data FILE` reads it",
-    "/quit": "end the chat (also the end of the input, Ctrl-D)",
+    "/save FILE": "save the conversation as JSON, for finetune --task instruct",
+    "/quit": "end the chat, as Ctrl-D does",
 }
 PROMPT = "> "
 
@@ -112,7 +112,9 @@ class Session:
                 "and does not answer it"
             )
         if sys.stdin.isatty():
-            self.common.console.note("/help lists the commands")
+            self.common.console.note(
+                f"{self.lm.model.parameter_count:,} parameters; /help lists the commands"
+            )
 
     def answer(self, text: str) -> None:
         """Carry out a command, or respond to a message. Raises an error for either that is invalid."""
@@ -127,8 +129,11 @@ class Session:
                 self.common.console.note("commands:\n" + table(list(COMMANDS.items())))
             case "/reset", "":
                 self.messages = []
+                self.common.console.note("a new conversation starts")
             case "/system", system:
                 self._set_system(system)
+                words = "with" if system else "without"
+                self.common.console.note(f"a new conversation starts, {words} a system message")
             case "/temperature", value:
                 self._set_temperature(value)
             case "/save", path if path:
@@ -157,6 +162,7 @@ class Session:
             raise ConfigError(f"/temperature is '{value}'; expected a number of at least 0") from None
         check_generation(from_mapping(changed, GenerationConfig(), "/temperature"))
         self.settings = changed
+        self.common.console.note(f"the temperature is now {changed['temperature']:g}")
 
     def _with_system(self) -> list[dict[str, str]]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]

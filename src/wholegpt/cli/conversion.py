@@ -86,7 +86,7 @@ def import_(
     wholegpt import model.gguf
 
     """
-    from wholegpt.checkpoint import load_model_config
+    from wholegpt.checkpoint import load_metadata, load_model_config
     from wholegpt.interop.conversion import import_model
     from wholegpt.model import parameter_count
     from wholegpt.settings.presets import published_architecture
@@ -101,6 +101,11 @@ def import_(
         console=common.console,
     )
     config = load_model_config(folder)
+    model = quote(str(folder))
+    if load_metadata(folder).chat_template:
+        next_step = (f"{program_name()} chat {model}", "talk to it")
+    else:
+        next_step = (f'{program_name()} generate {model} "Once"', "generate text")
     result: dict[str, Any] = {
         "path": str(folder),
         "architecture": published_architecture(config)[0],
@@ -109,5 +114,5 @@ def import_(
     common.show(
         result,
         f"{folder}: {result['architecture']}, {result['parameters']:,} parameters",
-        next_commands((f'{program_name()} generate {quote(str(folder))} "Once"', "generate text")),
+        next_commands(next_step),
     )
