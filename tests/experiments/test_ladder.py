@@ -98,7 +98,7 @@ def test_the_last_baseline_decides_the_equal_size(short: None, tmp_path: Path) -
 
 
 def test_a_trial_that_diverges_is_not_chosen(
-    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text(text_of(40_000))
     real = ladder._trial_nats
@@ -114,7 +114,9 @@ def test_a_trial_that_diverges_is_not_chosen(
     diverges = ladder.LEARNING_RATES[:1]
     assert main([*command, "--out", str(tmp_path / "some"), "--json"]) == 0
     diverges = ladder.LEARNING_RATES
-    assert "LSTM: all trials diverged" in fails(*command, "--out", str(tmp_path / "all"))
+    assert main([*command, "--out", str(tmp_path / "all")]) == 2
+    # On a busy machine, warnings about the time stand before it.
+    assert capsys.readouterr().err.splitlines()[-1].startswith("wholegpt: LSTM: all trials diverged")
     (one,) = json.loads((tmp_path / "some" / "ladder.json").read_text())["baselines"]
     assert one["result"]["learning_rate"] == ladder.LEARNING_RATES[1]
     assert [trial[2] is None for trial in one["tried"]] == [True, False, True, False]
