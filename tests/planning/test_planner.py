@@ -19,7 +19,7 @@ from wholegpt.errors import ConfigError
 from wholegpt.model import flops_per_token, parameter_count, saved_activations
 from wholegpt.planning import ENGLISH, ENGLISH_PROSE, Machine, Plan, Text, plan_elsewhere, planner
 from wholegpt.planning import choice as choices
-from wholegpt.planning.choice import batch_size, choose, planned_config, regularization, run_seconds
+from wholegpt.planning.choice import Chooser, batch_size, planned_config, regularization, run_seconds
 from wholegpt.planning.machine import Rates, Speeds, step_seconds
 from wholegpt.planning.scaling import Difficulty
 from wholegpt.runs import api
@@ -131,7 +131,7 @@ def test_of_equal_losses_the_quickest_is_chosen(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(choices, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
     text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
-    choice = choose(DECIDED, text, ENGLISH, Speeds(LAPTOP), 600.0, 8e9)
+    choice = Chooser(DECIDED, text, ENGLISH, Speeds(LAPTOP), 8e9).choose(600.0)
     assert choice and choice.config.model.d_model == choices.WIDTHS[0]
     assert choice.config.training.steps <= choices.LEAST_STEPS / 0.9
 

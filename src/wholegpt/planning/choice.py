@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from wholegpt.errors import ConfigError
 from wholegpt.model import parameter_count
@@ -159,88 +160,99 @@ class Choice:
     """Whether more time would hardly help."""
 
 
-def choose(
-    base: Config,
-    text: Text,
-    difficulty: Difficulty,
-    rates_of: Callable[[Config], Rates],
-    seconds: float,
-    memory: float,
-) -> Choice | None:
-    """Return the size and number of steps with the lowest expected loss after ``seconds``.
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses a model and its training for a time; the fields are what the choice depends on besides the time."""
 
-    If the text is repeated and far less time gives nearly the same loss, the shortest such time is chosen.
-    Returns ``None`` if not even the smallest model can be trained in the time. ``base`` must be resolved.
-    Raises ``ConfigError`` if no model fits into ``memory`` bytes.
-    """
-    pilot = pilot_config(base, text)
+    base: Config
+    """Resolved. A choice changes what a plan decides."""
+    text: Text
+    difficulty: Difficulty
+    rates_of: Callable[[Config], Rates]
+    memory: float
+    """Bytes."""
 
-    def choice(width: int, tokens: float) -> Choice:
-        config = planned_config(base, width, text, tokens)
-        loss = expected_loss(config, text.train_tokens, pilot, difficulty)
-        return Choice(config, run_seconds(config, text, rates_of(config)), loss)
+    def choose(self, seconds: float) -> Choice | None:
+        """Return the size and number of steps with the lowest expected loss after ``seconds``.
 
-    refuse_little_memory(base, text, memory)
-    choices: list[Choice] = []
-    for width in WIDTHS:
-        smallest = planned_config(base, width, text, LEAST_TOKENS)
-        if peak_tensor_bytes(smallest, 1) > HEADROOM * memory:
-            break
-        at_small_batches = LEAST_TOKENS * seconds / (LEAST_STEPS * rates_of(smallest).step_seconds)
+        If the text is repeated and far less time gives nearly the same loss, the shortest such time is chosen.
+        Returns ``None`` if not even the smallest model can be trained in the time. Raises ``ConfigError`` if no model
+        fits into the memory.
+        """
+        refuse_little_memory(self.base, self.text, self.memory)
+        choices: list[Choice] = []
+        for width in WIDTHS:
+            smallest = planned_config(self.base, width, self.text, LEAST_TOKENS)
+            if peak_tensor_bytes(smallest, 1) > HEADROOM * self.memory:
+                break
+            choices += self._of_width(width, seconds)
+        if not choices:
+            return None
+        for unfit in (_starved, _overgrown, _overtrained):  # each filter applies only if something is left
+            choices = [one for one in choices if not unfit(one.config, self.text)] or choices
+        chosen = min(choices, key=lambda one: one.loss.expected)
+        if trained_tokens(chosen.config) > self.text.train_tokens:
+            quickest = min(
+                (one for one in choices if one.loss.expected <= GOOD_ENOUGH * chosen.loss.expected),
+                key=lambda one: one.seconds,
+            )
+            if quickest.seconds < ENOUGH_TIME * seconds:
+                chosen = dataclasses.replace(quickest, enough=True)
+        return dataclasses.replace(chosen, config=self._with_memory(chosen.config))
+
+    def least(self, seconds: float) -> Choice:
+        """Return the smallest model with the steps that fit into ``seconds``, at least ``FEWEST_STEPS``."""
+        config = smallest_config(self.base, self.text, FEWEST_STEPS)
+        left = seconds - run_seconds(config, self.text, self.rates_of(config))
+        steps = FEWEST_STEPS + max(0, int(left / self.rates_of(config).step_seconds))
+        choice = self._choice(smallest_config(self.base, self.text, steps))
+        return dataclasses.replace(choice, config=self._with_memory(choice.config))
+
+    def _of_width(self, width: int, seconds: float) -> list[Choice]:
+        """Return what a model of this width can train in at most ``seconds``: fewer and fewer tokens, down to those of
+        the text, or to ``LEAST_TOKENS``.
+        """
+
+        def choice(tokens: float) -> Choice:
+            return self._choice(planned_config(self.base, width, self.text, tokens))
+
+        step_seconds = self.rates_of(planned_config(self.base, width, self.text, LEAST_TOKENS)).step_seconds
+        at_small_batches = LEAST_TOKENS * seconds / (LEAST_STEPS * step_seconds)
         low, high = LEAST_TOKENS, max(10 * at_small_batches, LEAST_TOKENS)
         for _ in range(BISECTIONS):  # find the number of tokens that fills the time
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if choice(width, middle).seconds <= seconds else (low, middle)
+            low, high = (middle, high) if choice(middle).seconds <= seconds else (low, middle)
+        found: list[Choice] = []
         tokens = low
         while tokens >= LEAST_TOKENS:
-            one = choice(width, tokens)
+            one = choice(tokens)
             if one.seconds <= seconds:
-                choices.append(one)
-                if tokens <= text.train_tokens:
+                found.append(one)
+                if tokens <= self.text.train_tokens:
                     break  # without repetition, more tokens are always better
             tokens *= 0.9
-    if not choices:
-        return None
-    for unfit in (_starved, _overgrown, _overtrained):  # each filter applies only if something is left
-        choices = [one for one in choices if not unfit(one.config, text)] or choices
-    chosen = min(choices, key=lambda one: one.loss.expected)
-    if trained_tokens(chosen.config) > text.train_tokens:
-        quickest = min(
-            (one for one in choices if one.loss.expected <= GOOD_ENOUGH * chosen.loss.expected),
-            key=lambda one: one.seconds,
+        return found
+
+    def _choice(self, config: Config) -> Choice:
+        """Return the duration and the expected loss of a planned ``config``."""
+        loss = expected_loss(config, self.text.train_tokens, self._pilot, self.difficulty)
+        return Choice(config, run_seconds(config, self.text, self.rates_of(config)), loss)
+
+    @cached_property
+    def _pilot(self) -> Config:
+        return pilot_config(self.base, self.text)
+
+    def _with_memory(self, config: Config) -> Config:
+        """Return ``config`` with micro-batches that fit into the memory, and a checkpoint every
+        ``CHECKPOINT_SECONDS``.
+        """
+        training = dataclasses.replace(
+            config.training, micro_batch_size=fitting_micro_batch(config, self.memory)
         )
-        if quickest.seconds < ENOUGH_TIME * seconds:
-            chosen = dataclasses.replace(quickest, enough=True)
-    return dataclasses.replace(chosen, config=_with_memory(chosen.config, rates_of(chosen.config), memory))
-
-
-def least_choice(
-    base: Config,
-    text: Text,
-    difficulty: Difficulty,
-    rates_of: Callable[[Config], Rates],
-    seconds: float,
-    memory: float,
-) -> Choice:
-    """Return the smallest model with the steps that fit into ``seconds``, at least ``FEWEST_STEPS``."""
-    config = smallest_config(base, text, FEWEST_STEPS)
-    rates = rates_of(config)
-    fitting = FEWEST_STEPS + int((seconds - run_seconds(config, text, rates)) / rates.step_seconds)
-    config = smallest_config(base, text, max(FEWEST_STEPS, fitting))
-    return Choice(
-        _with_memory(config, rates, memory),
-        run_seconds(config, text, rates),
-        expected_loss(config, text.train_tokens, pilot_config(base, text), difficulty),
-    )
-
-
-def _with_memory(config: Config, rates: Rates, memory: float) -> Config:
-    """Return ``config`` with micro-batches that fit into ``memory``, and a checkpoint every ``CHECKPOINT_SECONDS``."""
-    training = dataclasses.replace(config.training, micro_batch_size=fitting_micro_batch(config, memory))
-    every = math.ceil(CHECKPOINT_SECONDS / rates.step_seconds)
-    return dataclasses.replace(
-        config, training=training, checkpointing=dataclasses.replace(config.checkpointing, every=every)
-    )
+        every = math.ceil(CHECKPOINT_SECONDS / self.rates_of(config).step_seconds)
+        return dataclasses.replace(
+            config, training=training, checkpointing=dataclasses.replace(config.checkpointing, every=every)
+        )
 
 
 def _starved(config: Config, text: Text) -> bool:

@@ -14,8 +14,15 @@ from wholegpt.console import Console, Silent
 from wholegpt.data import PreparedData
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.model import parameter_count
-from wholegpt.planning import choice as choices
-from wholegpt.planning.choice import Choice, choose, least_choice, pilot_config, refuse_little_memory
+from wholegpt.planning.choice import (
+    LEAST_TEXT,
+    Choice,
+    Chooser,
+    pilot_config,
+    refuse_little_memory,
+    run_seconds,
+    smallest_config,
+)
 from wholegpt.planning.machine import Machine, Rates, Speeds, probe
 from wholegpt.planning.plan import Budget, Plan, Text
 from wholegpt.planning.scaling import (
@@ -114,10 +121,11 @@ def make_plan(
     steps = round(longest / speeds(pilot).step_seconds)
     difficulty, rates = _run_pilot(config, data, console, min(max(steps, FEWEST_PILOT_STEPS), PILOT_STEPS))
     speeds.add(pilot, rates)
+    chooser = Chooser(pilot, text, difficulty, speeds, memory)
     while True:
-        choice = choose(pilot, text, difficulty, speeds, time_left(), memory)
+        choice = chooser.choose(time_left())
         too_short = choice is None
-        choice = choice or least_choice(pilot, text, difficulty, speeds, time_left(), memory)
+        choice = choice or chooser.least(time_left())
         config = resolve(choice.config, data)
         seconds = min(TRIAL_SHARE * time_left(), LONGEST_TRIAL, ANSWER_SECONDS - budget.spent())
         if speeds.has(config) or seconds < SHORTEST_TRIAL:
@@ -134,10 +142,10 @@ def make_plan(
 
 
 def _refuse_too_small(text: Text, data: PreparedData) -> None:
-    if min(text.train_tokens, text.validation_tokens * choices.LEAST_TEXT / 2) < choices.LEAST_TEXT:
+    if min(text.train_tokens, text.validation_tokens * LEAST_TEXT / 2) < LEAST_TEXT:
         raise DataError(
             f"{data.manifest.corpus}: {text.train_tokens:,} tokens to train on and {text.validation_tokens} held out "
-            f"are too few for --minutes, which plans from {choices.LEAST_TEXT} and 2 on; give more text, or leave out "
+            f"are too few for --minutes, which plans from {LEAST_TEXT} and 2 on; give more text, or leave out "
             "--minutes and choose a small --model.context-length"
         )
 
@@ -173,9 +181,10 @@ def plan_elsewhere(
     longest = min(PILOT_SHARE * 60 * minutes, LONGEST_PILOT)
     spent = min(pilot.training.steps * speeds(pilot).step_seconds, longest)
     spent += min(TRIAL_SHARE * 60 * minutes, LONGEST_TRIAL)
-    choice = choose(base, text, difficulty, speeds, 60 * minutes - spent, machine.memory - PROGRAM_BYTES)
+    chooser = Chooser(base, text, difficulty, speeds, machine.memory - PROGRAM_BYTES)
+    choice = chooser.choose(60 * minutes - spent)
     if choice is None:
-        least = spent + _least_seconds(base, text, speeds(choices.smallest_config(base, text)))
+        least = spent + _least_seconds(base, text, speeds(smallest_config(base, text)))
         raise ConfigError(
             f"--minutes is {minutes:g}, too few to train anything on this text and machine; the least that makes sense "
             f"is {_in_minutes(least)}"
@@ -225,7 +234,7 @@ def _plan(
 
 def _least_seconds(base: Config, text: Text, rates: Rates) -> float:
     """Compute the seconds of a run of the smallest model for the fewest useful steps."""
-    return choices.run_seconds(choices.smallest_config(base, text), text, rates)
+    return run_seconds(smallest_config(base, text), text, rates)
 
 
 def _in_minutes(seconds: float) -> str:
