@@ -68,6 +68,10 @@ def lm() -> LanguageModel:
         (lambda lm: untyped.plan("a.txt", minute=3), "'minute'; did you mean 'minutes'"),
         (lambda lm: untyped.resume("runs/a", step=3), "'step'; did you mean 'steps'"),
         (lambda lm: untyped.load("runs/a", devise="cpu"), "'devise'; did you mean 'device'"),
+        (
+            lambda lm: lm.evaluate(__file__, on_bad_text="drop"),
+            "on_bad_text is 'drop'; expected one of stop,",
+        ),
         (lambda lm: untyped.train(texts="one text"), "texts is of type str; expected a list"),
         (lambda lm: untyped.train("a.txt", texts=["b"]), "texts and a source are given; give one"),
         (lambda lm: untyped.train(texts=[]), "texts: holds no text"),

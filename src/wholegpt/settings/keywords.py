@@ -1,10 +1,10 @@
-"""Keyword arguments of the Python interface: their types, and an error that names the closest one."""
+"""Keyword arguments of the Python interface: their types, and errors for wrong names and values."""
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypedDict, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args, get_origin
 
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Dtype, OnBadLine, OnBadText
@@ -76,23 +76,29 @@ class EvaluationSettings(TextEvaluationSettings, TaskEvaluationSettings, total=F
 
 
 def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function raise ``ConfigError`` with the closest name for a keyword argument that it does not have.
+    """Make a function raise ``ConfigError`` for a wrong keyword argument.
+
+    The error for a name that the function does not have gives the closest one. The error for a value that is not in the
+    argument's ``Literal`` type lists the values that are.
 
     The fields of a typed dictionary in ``**settings: Unpack[...]`` are keyword arguments, too.
     """
-    names: list[str] = []
+    types: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            names += inspect.get_annotations(get_args(parameter.annotation)[0])
+            types |= inspect.get_annotations(get_args(parameter.annotation)[0])
         elif parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            names.append(parameter.name)
+            types[parameter.name] = parameter.annotation
 
     @functools.wraps(function)
     def checked(*arguments: P.args, **keywords: P.kwargs) -> R:
-        for name in keywords:
-            if name not in names:
-                known = [one for one in names if one != "self"]
+        for name, value in keywords.items():
+            if name not in types:
+                known = [one for one in types if one != "self"]
                 raise ConfigError(f"{function.__name__}() has no parameter '{name}'; {nearest(name, known)}")
+            values = get_args(types[name]) if get_origin(types[name]) is Literal else (value,)
+            if value not in values:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(str, values))}")
         return function(*arguments, **keywords)
 
     return checked
