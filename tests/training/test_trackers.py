@@ -1,5 +1,6 @@
 """Trackers get the metrics of the log, and nothing that they do changes the run."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -195,7 +196,7 @@ class Run:
     def log(self, metrics, step):
         os.write(1, b"noise")
         {does["log"]}
-    def finish(self):
+    def finish(self, exit_code):
         {does["finish"]}
 def init(**settings):
     {does["init"]}
@@ -210,6 +211,18 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fakes"), *([here] if here else [])]))
     return tmp_path / "fakes"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_wandb_gets_the_exit_code_of_the_run(fails: bool, fakes: Path, tmp_path: Path) -> None:
+    fake(fakes, "wandb", "finish", f"open({str(tmp_path / 'code')!r}, 'w').write(str(exit_code))")
+    with (
+        pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext(),
+        Tracking(tmp_path, [Tracker("wandb")], [], Console()) as callback,
+    ):
+        callback.at_start(TrainingState(), configure({}))
+        callback.after_log(TrainingState(), {"kind": "train", "step": 1, "loss": 1 / (not fails)})
+    assert (tmp_path / "code").read_text() == str(int(fails))
 
 
 def track(folder: Path, records: int = 3, name: str = "wandb") -> float:

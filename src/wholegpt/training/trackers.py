@@ -1,8 +1,9 @@
 """The trackers: TensorBoard, Weights & Biases, trackio. This file is the program of their processes.
 
 ``training.tracking`` starts one process per tracker, so that a tracker can neither stop nor change a run. Its standard
-input is JSON lines: a ``TrackedRun``, then every line of the run's log. Its standard output is ``{"place": ...}`` once
-the tracker is ready, or ``{"problem": ...}``. It needs neither PyTorch nor the rest of wholegpt.
+input is JSON lines: a ``TrackedRun``, then every line of the run's log, then one of the kind ``FAILED`` if an exception
+ended the run. Its standard output is ``{"place": ...}`` once the tracker is ready, or ``{"problem": ...}``. It needs
+neither PyTorch nor the rest of wholegpt.
 """
 
 import importlib
@@ -22,6 +23,8 @@ CLOSING_SECONDS = 30.0
 """Most seconds that the trackers may take at the end of a run, all of them together."""
 PROJECT = "wholegpt"
 """The project of the runs, in trackers that have projects."""
+FAILED = "failed"
+"""The kind of the last line if an exception ended the run."""
 TENSORBOARD, EVENTS_PREFIX = "tensorboard", "events.out.tfevents."
 """The folder of TensorBoard's files in a run, and the beginning of their names."""
 
@@ -55,8 +58,8 @@ class Tracker(Protocol):
         """Add the metrics of one line of the log."""
         ...
 
-    def close(self) -> None:
-        """Write or send what is left."""
+    def close(self, failed: bool) -> None:
+        """Write or send what is left, and whether an exception ended the run."""
         ...
 
 
@@ -93,7 +96,7 @@ class TensorBoard:
         values = [{"tag": name, "simple_value": value} for name, value in metrics.items()]
         self._write(step=step, summary=self._summaries.Summary(value=values))
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Close the file."""
         self._writer.close()
 
@@ -129,9 +132,9 @@ class WeightsAndBiases:
         """Add the metrics to the run."""
         self._run.log(metrics, step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Wait until everything is stored or sent."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 class Trackio:
@@ -149,7 +152,7 @@ class Trackio:
         """Add the metrics to the run."""
         self._run.log(metrics, step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Wait until everything is stored or sent."""
         self._run.finish()
 
@@ -188,17 +191,19 @@ def main() -> None:
         run = TrackedRun(**json.loads(sys.stdin.buffer.readline()))
         name = run.tracker
         threading.Thread(target=_end_after, args=[run.process], daemon=True).start()
-        tracker = TRACKERS[name](run)
+        tracker, failed = TRACKERS[name](run), False
         answer(place=tracker.place)
         for line in sys.stdin.buffer:
             if not line.endswith(b"\n"):
                 break  # the run was killed as it wrote
             record = json.loads(line)
+            if failed := record["kind"] == FAILED:
+                break
             again = record["step"] <= run.logged.get(record["kind"], -1)
             metrics = metrics_of(record)
             if metrics and (tracker.replaces or not again):
                 tracker.log(record["step"], metrics)
-        tracker.close()
+        tracker.close(failed)
     except BaseException as error:
         answer(problem=_problem(name, error))
         os._exit(1)

@@ -22,7 +22,7 @@ from wholegpt.settings.serialization import to_mapping
 from wholegpt.training import trackers as program
 from wholegpt.training.events import Callback
 from wholegpt.training.state import TrainingState
-from wholegpt.training.trackers import CLOSING_SECONDS, TrackedRun
+from wholegpt.training.trackers import CLOSING_SECONDS, FAILED, TrackedRun
 
 TRACKER_ID = "trackers.json"
 """The file of a run with its id in trackers."""
@@ -53,8 +53,11 @@ class Tracking(Callback):
     def __enter__(self) -> "Tracking":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
         started, noted = time.monotonic(), False
+        for process in self._running:
+            if exception:
+                process.send({"kind": FAILED})
         try:
             while self._running and (seconds := time.monotonic() - started) < CLOSING_SECONDS:
                 for process in self._running:
