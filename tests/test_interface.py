@@ -75,6 +75,10 @@ def lm() -> LanguageModel:
         (lambda lm: untyped.train(texts="one text"), "texts is of type str; expected a list"),
         (lambda lm: untyped.train("a.txt", texts=["b"]), "texts and a source are given; give one"),
         (lambda lm: untyped.train(texts=[]), "texts: holds no text"),
+        (
+            lambda lm: untyped.train(texts=["a"], config=wg.configure({"data": {"text_field": "body"}})),
+            "--text-field has no effect here: the list of texts has no fields and records; leave it out",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(

@@ -122,7 +122,7 @@ def open_corpus(config: DataConfig) -> Corpus:
 def in_memory(texts: Texts, config: DataConfig) -> Corpus:
     """Return a corpus whose documents are ``texts``: each a text, or a record with the text in a field.
 
-    Raises ``ConfigError`` for a single text, and for an entry of another type.
+    Raises ``ConfigError`` for a single text, for an entry of another type, and for a reading option without effect.
     """
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise ConfigError(
@@ -134,6 +134,10 @@ def in_memory(texts: Texts, config: DataConfig) -> Corpus:
             raise ConfigError(f"texts: entry {number} is of type {type(document).__name__}; expected a text")
         if isinstance(document, Mapping) and not all(isinstance(name, str) for name in document):
             raise ConfigError(f"texts: entry {number} is a record with a field whose name is not a text")
+    of_records = (
+        {"text_field", "on_bad_line"} if any(isinstance(one, Mapping) for one in documents) else set()
+    )
+    check_options(config, lambda: {"on_bad_text", *of_records}, "the list of texts")
 
     def read(report: ReadingReport, advance: Advance) -> Iterator[Piece]:
         for piece in read_records(Source("texts", io.BytesIO(), config, report), documents):
