@@ -176,7 +176,7 @@ def test_settings_that_make_no_windows_are_refused() -> None:
         ({"truncation": 1.5}, r"windows\.truncation is 1\.5"),
         (
             {"min_length": 100},
-            r"windows\.min_length is 100; expected 0, or model\.context_length, 256, halved",
+            r"windows\.min_length is 100; expected 0, or the windows' length, 256, halved",
         ),
         ({"min_length": 96}, "halved"),
         ({"weights": [0, 0]}, r"windows\.weights"),
