@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from wholegpt.runtime import at_least_float32
+
 
 def kl_divergence(
     logits: Float[Tensor, "N V"], reference_logits: Float[Tensor, "N V"]
@@ -11,9 +13,5 @@ def kl_divergence(
 
     Computed in at least 32 bits (Kullback and Leibler 1951).
     """
-    log_p, log_q = (_at_least_float32(one).log_softmax(dim=-1) for one in (logits, reference_logits))
+    log_p, log_q = (at_least_float32(one).log_softmax(dim=-1) for one in (logits, reference_logits))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
-def _at_least_float32(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-    return logits if logits.element_size() >= 4 else logits.float()

@@ -235,6 +235,25 @@ class Initialization(Choice):
     random = "random"
 
 
+class AdvantageScale(Choice):
+    """What the rewards of a group are divided by, after their mean is subtracted."""
+
+    group = "group"
+    """Their standard deviation."""
+    none = "none"
+
+
+class PolicyNormalization(Choice):
+    """What the policy loss is a mean over."""
+
+    token = "token"
+    """All tokens of the step."""
+    sequence = "sequence"
+    """Completions, of the mean over the tokens of each."""
+    constant = "constant"
+    """Completions, of the sum over the tokens of each divided by a constant."""
+
+
 class ClassWeights(Choice):
     """The weights of the classes in the loss: equal per example, or the same total for each class (balanced)."""
 
