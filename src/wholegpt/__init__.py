@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wholegpt.errors import WholeGPTError
     from wholegpt.interop.conversion import export_model, import_model
     from wholegpt.language_model import LanguageModel
-    from wholegpt.runs.api import finetune, plan, resume, train
+    from wholegpt.runs.api import align, finetune, plan, resume, train
     from wholegpt.runs.compare import compare
     from wholegpt.runs.load import load
     from wholegpt.runs.train import Run
@@ -39,6 +39,7 @@ _HOMES = {
     "compare": "runs.compare",
     "configure": "settings.presets",
     "export_model": "interop.conversion",
+    "align": "runs.api",
     "finetune": "runs.api",
     "import_model": "interop.conversion",
     "load": "runs.load",
@@ -57,6 +58,7 @@ __all__ = [
     "StepMetrics",
     "TrainingState",
     "WholeGPTError",
+    "align",
     "compare",
     "configure",
     "export_model",

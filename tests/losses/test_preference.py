@@ -44,7 +44,8 @@ def test_dpo_and_ipo(rows: list[tuple[float, float, int, int]], beta: float) -> 
         dpo_loss(*tensors(chosen, rejected), beta), -np.log(sigmoid(beta * chosen - beta * rejected))
     )
     expected = (chosen / n_chosen - rejected / n_rejected - 0.5 / beta) ** 2
-    assert_equal(ipo_loss(*tensors(chosen, rejected, n_chosen, n_rejected), beta), expected)
+    lengths = torch.tensor([row[2:] for row in rows]).T
+    assert_equal(ipo_loss(*tensors(chosen, rejected), *lengths, beta), expected)
 
 
 def test_dpo_of_the_reference_itself_is_ln_2() -> None:
@@ -70,7 +71,7 @@ def test_kto(rows: list[tuple[float, bool]], divergence: float, beta: float) -> 
 )
 def test_orpo_and_simpo(rows: list[tuple[float, float, int, int]], weight: float, margin: float) -> None:
     chosen, rejected, n_chosen, n_rejected = np.array(rows, dtype=float).T
-    given = tensors(chosen, rejected, n_chosen, n_rejected)
+    given = [*tensors(chosen, rejected), *torch.tensor([row[2:] for row in rows]).T]
     mean_chosen, mean_rejected = chosen / n_chosen, rejected / n_rejected
     odds = [np.exp(one) / -np.expm1(one) for one in (mean_chosen, mean_rejected)]
     assert_equal(

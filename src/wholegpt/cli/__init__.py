@@ -14,7 +14,18 @@ from typing import Any, Literal
 
 import cyclopts
 
-from wholegpt.cli import chat, conversion, data, finetuning, generation, info, tokenizer, training, use
+from wholegpt.cli import (
+    alignment,
+    chat,
+    conversion,
+    data,
+    finetuning,
+    generation,
+    info,
+    tokenizer,
+    training,
+    use,
+)
 from wholegpt.cli.help import HELP_ALL, Help, add_help
 from wholegpt.cli.mistakes import LONGEST_NAME, usage_message
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, program_name
@@ -78,6 +89,7 @@ def make_app() -> cyclopts.App:
     app.command(training.plan, sort_key=4, synonym=("estimate",))
     app.command(training.ladder, sort_key=4, synonym=("baselines",))
     app.command(finetuning.finetune, sort_key=5, synonym=("sft", "lora"))
+    app.command(alignment.align, sort_key=5, synonym=("dpo", "rlhf", "preferences"))
     app.command(finetuning.predict, sort_key=5, synonym=("classify", "infer"))
     app.command(conversion.export, sort_key=6, synonym=("convert", "save"))
     app.command(conversion.import_, name="import", sort_key=6, synonym=("convert", "download"))

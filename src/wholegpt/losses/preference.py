@@ -5,7 +5,7 @@ tokens, and ln π_ref(y) that under the frozen reference. Δ = ln π(y) − ln �
 """
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -37,8 +37,8 @@ def dpo_loss(
 def ipo_loss(
     chosen_ratios: Float[Tensor, " B"],
     rejected_ratios: Float[Tensor, " B"],
-    chosen_lengths: Float[Tensor, " B"],
-    rejected_lengths: Float[Tensor, " B"],
+    chosen_lengths: Int[Tensor, " B"],
+    rejected_lengths: Int[Tensor, " B"],
     beta: float,
 ) -> Float[Tensor, " B"]:
     """Compute (Δ_c/|y_c| − Δ_r/|y_r| − 1/(2·β))², where |y| is the number of tokens of a completion.
@@ -72,8 +72,8 @@ def kto_loss(
 def orpo_loss(
     chosen_log_probabilities: Float[Tensor, " B"],
     rejected_log_probabilities: Float[Tensor, " B"],
-    chosen_lengths: Float[Tensor, " B"],
-    rejected_lengths: Float[Tensor, " B"],
+    chosen_lengths: Int[Tensor, " B"],
+    rejected_lengths: Int[Tensor, " B"],
     weight: float,
 ) -> Float[Tensor, " B"]:
     """Compute −ln p̄_c − λ·ln σ(ln odds(p̄_c) − ln odds(p̄_r)), with ``weight`` λ and odds(p) = p/(1 − p).
@@ -92,8 +92,8 @@ def orpo_loss(
 def simpo_loss(
     chosen_log_probabilities: Float[Tensor, " B"],
     rejected_log_probabilities: Float[Tensor, " B"],
-    chosen_lengths: Float[Tensor, " B"],
-    rejected_lengths: Float[Tensor, " B"],
+    chosen_lengths: Int[Tensor, " B"],
+    rejected_lengths: Int[Tensor, " B"],
     beta: float,
     margin: float,
 ) -> Float[Tensor, " B"]:

@@ -14,7 +14,7 @@ from wholegpt.console import Console
 from wholegpt.data import Texts
 from wholegpt.data.reading.sources import check_sources
 from wholegpt.errors import ConfigError, NumericsError
-from wholegpt.evaluation import TextScore
+from wholegpt.evaluation import TaskScore, TextScore
 from wholegpt.files import lock_folder, write_json_atomic, write_text_atomic
 from wholegpt.planning import (
     ENGLISH,
@@ -33,7 +33,7 @@ from wholegpt.runs.extend import extend_run, extended_at, last_state
 from wholegpt.runs.folder import read_lineage, recorded_config
 from wholegpt.runs.train import Run, continue_run
 from wholegpt.settings import presets
-from wholegpt.settings.choices import TaskKind
+from wholegpt.settings.choices import AlignmentMethod, TaskKind
 from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_yaml
@@ -143,6 +143,46 @@ def finetune(
         return continue_run(
             run, max_seconds=max_seconds, console=console, just_written=True, listeners=callbacks
         )
+
+
+@checked_keywords
+def align(
+    model: str | Path,
+    data: str | Path,
+    *,
+    method: AlignmentMethod | str,
+    validation: str | Path = "",
+    recipe: str = "",
+    config: Config | None = None,
+    device: str = "",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    max_seconds: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> Run[TaskScore]:
+    """Train a model that answers on preferences: dpo, direct preference optimization and its relatives.
+
+    ``data`` is a table of pairs (``wholegpt.data.chat.preferences`` lists the forms). ``model``, which was tuned on
+    instructions, is also the reference. Settings come from ``config``, or from the ``recipe`` (default: that of the
+    method); ``config.alignment.loss`` is the loss. The other parameters are those of ``finetune``.
+    """
+    if method not in list(AlignmentMethod):
+        raise ConfigError(f"method is '{method}'; {presets.nearest(str(method), list(AlignmentMethod))}")
+    return finetune(
+        model,
+        data,
+        task=TaskKind(AlignmentMethod(method)),
+        validation=validation,
+        recipe=recipe,
+        config=config,
+        device=device,
+        out=out,
+        overwrite=overwrite,
+        max_seconds=max_seconds,
+        callbacks=callbacks,
+        console=console,
+    )
 
 
 @checked_keywords

@@ -226,6 +226,14 @@ class TaskKind(Choice):
     """The right one of several answers."""
     instruct = "instruct"
     """Instruction tuning on conversations, or on pairs of a prompt and a completion."""
+    dpo = "dpo"
+    """Direct preference optimization on pairs of a chosen and a rejected answer (`align`)."""
+
+
+class AlignmentMethod(Choice):
+    """How a model learns from preferences; each is a value of ``TaskKind``, too."""
+
+    dpo = "dpo"
 
 
 class Initialization(Choice):
@@ -233,6 +241,15 @@ class Initialization(Choice):
 
     trained = "trained"
     random = "random"
+
+
+class PreferenceLoss(Choice):
+    """The loss of a pair of a chosen and a rejected answer."""
+
+    dpo = "dpo"
+    ipo = "ipo"
+    orpo = "orpo"
+    simpo = "simpo"
 
 
 class AdvantageScale(Choice):

@@ -7,6 +7,7 @@ the values that were used and repeats the run exactly.
 
 from dataclasses import dataclass, field
 
+from wholegpt.settings.sections.alignment import AlignmentConfig
 from wholegpt.settings.sections.data import DataConfig, TokenizerConfig, WindowsConfig
 from wholegpt.settings.sections.finetuning import FinetuningConfig, LoraConfig
 from wholegpt.settings.sections.generation import GenerationConfig
@@ -20,6 +21,7 @@ from wholegpt.settings.sections.training import (
 )
 
 __all__ = [
+    "AlignmentConfig",
     "CheckpointingConfig",
     "Config",
     "DataConfig",
@@ -48,6 +50,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

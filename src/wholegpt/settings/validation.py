@@ -13,6 +13,7 @@ from wholegpt.settings.choices import (
     TaskKind,
 )
 from wholegpt.settings.schema import Config, DataConfig, FinetuningConfig, LoraConfig
+from wholegpt.settings.sections.alignment import AlignmentConfig, check_alignment
 from wholegpt.settings.sections.data import check_data, check_tokenizer, check_windows
 from wholegpt.settings.sections.finetuning import check_finetuning, check_lora
 from wholegpt.settings.sections.generation import (
@@ -78,6 +79,7 @@ def check(config: Config) -> None:
         check_windows(config.windows, config.model.context_length)
     _check_support(config)
     check_finetuning(config.finetuning)
+    check_alignment(config.alignment)
     check_lora(config.lora)
     _check_adaptation(config)
     _check_unused(config)
@@ -115,7 +117,7 @@ def _check_support(config: Config) -> None:
 
 
 def _without_head(config: Config) -> bool:
-    return config.finetuning.task in (TaskKind.pretraining, TaskKind.instruct)
+    return config.finetuning.task in (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo)
 
 
 def _is_sequence_to_sequence(config: Config) -> bool:
@@ -142,7 +144,7 @@ def _check_adaptation(config: Config) -> None:
     balanced = settings.class_weights is ClassWeights.balanced
     if balanced and (_without_head(config) or task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, but {task} has no labels; leave it equal")
-    if settings.reference_kl and not (_without_head(config) and settings.model):
+    if settings.reference_kl and not (_without_head(config) and settings.model and task is not TaskKind.dpo):
         raise ConfigError(
             "finetuning.reference_kl compares with the model that training starts from, in continued pretraining and "
             "instruction tuning; leave it out"
@@ -158,12 +160,15 @@ def _check_unused(config: Config) -> None:
         *(["chat_template"] if task is not TaskKind.instruct else []),
         *(["head_learning_rate", "language_modeling"] if _without_head(config) else []),
         *(["data"] if task is TaskKind.pretraining else []),
-        *(["validation", "text_columns", "label_column"] if of_text else []),
+        *(["validation"] if of_text else []),
+        *(["text_columns", "label_column"] if of_text or task is TaskKind.dpo else []),
     ]
     default = FinetuningConfig()
     for name in unused:
         if getattr(config.finetuning, name) != getattr(default, name):
             raise ConfigError(f"finetuning.{name} does not apply to {task}; leave it out")
+    if config.alignment != AlignmentConfig() and task is not TaskKind.dpo:
+        raise ConfigError(f"alignment is for `wholegpt align`, not for {task}; leave its settings out")
 
 
 def _check_examples(config: Config) -> None:

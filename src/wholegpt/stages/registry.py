@@ -3,7 +3,15 @@
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Architecture, TaskKind
 from wholegpt.settings.schema import Config
-from wholegpt.stages import classification, counting, instruction, masked, pretraining, sequence_to_sequence
+from wholegpt.stages import (
+    classification,
+    counting,
+    instruction,
+    masked,
+    preference,
+    pretraining,
+    sequence_to_sequence,
+)
 from wholegpt.stages.definition import StageDefinition
 
 STAGES: tuple[StageDefinition, ...] = (
@@ -13,6 +21,7 @@ STAGES: tuple[StageDefinition, ...] = (
     sequence_to_sequence.STAGE,
     classification.STAGE,
     instruction.STAGE,
+    preference.STAGE,
 )
 
 

@@ -15,10 +15,10 @@ An additional column ``system`` holds the system message, and ``history``, a lis
 an answer, the turns before an instruction or a prompt. All other columns are named in a note.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -54,6 +54,7 @@ JOINED_BY = "\n\n"
 ASKING = ("user", "assistant")
 """The roles of the texts of a pair."""
 QUIET = Console(quiet=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,8 @@ class ConversationData:
             reading.show(console)
             return cls(train, validation, columns)
         reading.show(console)
-        fraction = config.data.validation_fraction
-        groups_of_equal: dict[Conversation, list[int]] = {}
-        for index, one in enumerate(train):
-            groups_of_equal.setdefault(one[:-1], []).append(index)
-        groups = list(groups_of_equal.values())
-        drawn = held_out_indices(len(groups), fraction, config.runtime.seed)
-        # conversations with equal prompts stay on one side
-        held_out = {index for i in drawn for index in groups[i]}
-        if not 0 < len(held_out) < len(train):
-            different = (
-                f" of {len(groups_of_equal):,} different questions"
-                if len(groups_of_equal) < len(train)
-                else ""
-            )
-            raise DataError(
-                f"{source}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
-                "out; give more, or held-out ones by --validation FILE"
-            )
-        sides = [[one for i, one in enumerate(train) if (i in held_out) is side] for side in (False, True)]
-        return cls(sides[0], sides[1], columns)
+        train, validation = held_out_by_prompt(source, train, lambda one: one[:-1], config, "conversations")
+        return cls(train, validation, columns)
 
     @classmethod
     def open(cls, folder: Path) -> "ConversationData":
@@ -115,6 +98,37 @@ class ConversationData:
     def save(self, folder: Path) -> str:
         """Write the conversations into a new ``folder``; return the hash of all."""
         return save_examples(folder, self.columns, self.train, self.validation)
+
+
+def held_out_by_prompt(
+    source: str,
+    examples: Sequence[T],
+    prompt_of: Callable[[T], Conversation],
+    config: Config,
+    unit: str,
+) -> tuple[list[T], list[T]]:
+    """Split examples into those to train on, and ``data.validation_fraction`` of the prompts that are held out.
+
+    Examples with equal prompts stay on one side. Raises ``DataError`` if a side would be empty; ``unit`` names the
+    examples in it.
+    """
+    fraction = config.data.validation_fraction
+    of_prompt: dict[Conversation, list[int]] = {}
+    for index, one in enumerate(examples):
+        of_prompt.setdefault(prompt_of(one), []).append(index)
+    groups = list(of_prompt.values())
+    drawn = held_out_indices(len(groups), fraction, config.runtime.seed)
+    held_out = {index for i in drawn for index in groups[i]}
+    if not 0 < len(held_out) < len(examples):
+        different = f" of {len(groups):,} different questions" if len(groups) < len(examples) else ""
+        raise DataError(
+            f"{source}: has {len(examples):,} {unit}{different}, too few to hold {fraction:.0%} of them "
+            "out; give more, or held-out ones by --validation FILE"
+        )
+    train, validation = (
+        [one for i, one in enumerate(examples) if (i in held_out) is side] for side in (False, True)
+    )
+    return train, validation
 
 
 def holds_conversations(path: Path, reading: Reading | None = None, known: TaskColumns = DETECTED) -> bool:

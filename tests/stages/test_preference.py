@@ -1,0 +1,339 @@
+"""Direct preference optimization: how pairs are read and encoded, the loss, and runs."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import wholegpt as wg
+from tests.helpers import tiny_config, tiny_models
+from wholegpt.cli import main
+from wholegpt.console import Console
+from wholegpt.data.chat.preferences import (
+    PreferencePair,
+    collate_pairs,
+    encode_pairs,
+    read_pairs,
+)
+from wholegpt.data.chat.template import ChatTemplate, Message
+from wholegpt.data.reading.tables import Reading
+from wholegpt.errors import ConfigError, DataError
+from wholegpt.losses import dpo_loss, negative_log_likelihood
+from wholegpt.model import Transformer
+from wholegpt.runs import api
+from wholegpt.runs.train import open_stage
+from wholegpt.settings.choices import PreferenceLoss
+from wholegpt.settings.presets import configure
+from wholegpt.settings.schema import AlignmentConfig
+from wholegpt.settings.sections.alignment import complete_alignment
+from wholegpt.stages.preference import PreferenceObjective, PreferenceTuning, answer_log_probabilities
+from wholegpt.tokenizers import byte_tokenizer
+
+QUIET = Console(quiet=True)
+USER, ANSWER, OTHER = (
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "assistant", "content": "Go away!"},
+)
+PAIR = PreferencePair((Message("user", "Hi"),), "Hello.", "Go away!")
+FORMS: dict[str, dict[str, Any]] = {
+    "texts": {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away!"},
+    "TRL, conversational": {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
+    "TRL, implicit prompt": {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+    "OpenAI": {
+        "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [ANSWER],
+        "non_preferred_output": [OTHER],
+    },
+}
+
+
+def write(path: Path, rows: Any) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def read(path: Path, rows: Any) -> list[PreferencePair]:
+    reading = Reading()
+    return read_pairs(reading.table(write(path, rows)), reading)[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_pairs(form: str, tmp_path: Path) -> None:
+    assert read(tmp_path / "pairs.json", [FORMS[form]]) == [PAIR]
+
+
+def test_instruction_input_and_system(tmp_path: Path) -> None:
+    row = {
+        "instruction": "Add.",
+        "input": "1, 2",
+        "system": "Be brief.",
+        "output": "?",
+        "chosen": "3",
+        "rejected": "4",
+    }
+    prompt = (Message("system", "Be brief."), Message("user", "Add.\n\n1, 2"))
+    assert read(tmp_path / "pairs.json", [row]) == [PreferencePair(prompt, "3", "4")]
+
+
+BAD_ROWS = {
+    "both answers are equal": {"prompt": "Hi", "chosen": "Yes", "rejected": "Yes"},
+    "answer different prompts": {"chosen": [USER, ANSWER], "rejected": [{**USER, "content": "Ho"}, OTHER]},
+    "has no prompt": {"prompt": "", "chosen": "Yes", "rejected": "No"},
+    "rejected: is missing": {"prompt": "Hi", "chosen": "Yes", "rejected": None},
+    "chosen: is empty": {"prompt": "Hi", "chosen": " ", "rejected": "No"},
+    "must be the assistant's": {
+        "chosen": [USER, ANSWER, USER],
+        "rejected": [USER, ANSWER, {**USER, "content": "Ho"}],
+    },
+    "expected a text or a list": {"prompt": "Hi", "chosen": 3, "rejected": "No"},
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_rows_that_are_no_pairs(message: str, tmp_path: Path) -> None:
+    rows = [FORMS["texts"], BAD_ROWS[message]]
+    with pytest.raises(DataError, match=f"entry 2.*{message}"):
+        read(tmp_path / "pairs.json", rows)
+    skipping = Reading(on_bad_line="skip")
+    assert read_pairs(skipping.table(write(tmp_path / "more.json", rows)), skipping)[0] == [PAIR]
+
+
+def test_a_table_without_answers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no column of rejected answers; there are prompt, chosen"):
+        read(tmp_path / "pairs.json", [{"prompt": "Hi", "chosen": "Yes"}])
+
+
+# --- Encoding and loss -------------------------------------------------------------------------------
+
+
+def tokenizer_for(template: ChatTemplate) -> Any:
+    known = byte_tokenizer()
+    return known.with_special_tokens([n for n in template.special_tokens if known.id_of(n) is None])
+
+
+def test_only_the_last_answer_is_scored_with_its_end() -> None:
+    template = ChatTemplate()
+    tokenizer = tokenizer_for(template)
+    prompt = (Message("user", "Hi"), Message("assistant", "What?"), Message("user", "Hi!"))
+    (encoded,) = encode_pairs([PreferencePair(prompt, "Hello.", "No.")], template, tokenizer, 100)
+    for side, text in zip(encoded.sides, ("Hello.", "No."), strict=True):
+        scored = [i for i, counts in zip(side.token_ids, side.scored, strict=True) if counts]
+        assert tokenizer.decode(scored) == f"{text}{template.end_of_turn}"
+    batch = collate_pairs([encoded])
+    assert (batch.targets != -100).sum(-1).tolist() == [[7, 4]]
+
+
+def test_long_pairs_are_cut_and_those_without_room_left_out() -> None:
+    template = ChatTemplate()
+    tokenizer = tokenizer_for(template)
+    long = PreferencePair((Message("user", "Hi"),), "Hello. " * 9, "Go!")
+    full = PreferencePair((Message("user", "Hi" * 30),), "Hello.", "Go!")
+    found = encode_pairs([PAIR, long, full], template, tokenizer, 20)
+    assert [one.pair for one in found] == [PAIR, long] and [one.cut for one in found] == [False, True]
+    assert max(len(side.token_ids) for one in found for side in one.sides) == 21
+    with pytest.raises(DataError, match="of 1 pairs none has a prompt that leaves room"):
+        encode_pairs([full], template, tokenizer, 20)
+
+
+def random_batch(kind: str) -> tuple[Transformer, Any]:
+    torch.manual_seed(0)
+    model = Transformer(tiny_models()[kind]).double().eval()
+    from wholegpt.data.chat.preferences import EncodedPair
+    from wholegpt.data.chat.template import EncodedConversation
+
+    def side(length: int, asked: int) -> EncodedConversation:
+        ids = torch.randint(0, 37, (length,)).tolist()
+        return EncodedConversation(ids, [i >= asked for i in range(length)])
+
+    pairs = [
+        EncodedPair(PreferencePair((), "", "", (-float(n), -2.0)), (side(4 + n, 2), side(9 - n, 3)), False)
+        for n in range(4)
+    ]
+    return model, pairs
+
+
+@pytest.mark.parametrize("kind", sorted(tiny_models()))
+def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
+    """Neither padding nor neighbors nor the split into micro-batches changes anything."""
+    model, pairs = random_batch(kind)
+    settings = complete_alignment(AlignmentConfig())
+    objective = PreferenceObjective(settings)
+    expected = torch.zeros((), dtype=torch.float64)
+    for pair in pairs:
+        sums: list[torch.Tensor] = []
+        for side in pair.sides:
+            logits = model(torch.tensor([side.token_ids[:-1]]))
+            nats = negative_log_likelihood(logits, torch.tensor([side.token_ids[1:]]))[0]
+            sums.append(-nats[torch.tensor(side.scored[1:])].sum())
+        ratios = torch.stack(sums) - torch.tensor(pair.pair.reference)
+        expected = expected + dpo_loss(ratios[:1], ratios[1:], settings.beta)[0]
+    batch = collate_pairs(pairs)
+    whole = objective(model, batch)
+    torch.testing.assert_close(whole.total, expected)
+    parts = [objective(model, collate_pairs(some)) for some in (pairs[:1], pairs[1:])]
+    torch.testing.assert_close(sum(part.total for part in parts), whole.total)
+    for name, (total, count) in whole.metrics.items():
+        assert count == 4 and float(total) == pytest.approx(sum(float(p.metrics[name][0]) for p in parts))
+
+
+@pytest.mark.parametrize("loss", PreferenceLoss)
+def test_every_loss_learns_the_preferences(loss: PreferenceLoss) -> None:
+    """From random weights, in float64: the loss falls, and the chosen answers get the higher rewards."""
+    model, pairs = random_batch("modern")
+    batch = collate_pairs(pairs)
+    with torch.no_grad():
+        reference = answer_log_probabilities(model, batch)
+    batch = type(batch)(batch.token_ids, batch.targets, reference)
+    objective = PreferenceObjective(complete_alignment(AlignmentConfig(loss=loss)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses: list[float] = []
+    for _ in range(30):
+        terms = objective(model, batch)
+        losses.append(terms.total.item() / len(batch))
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    assert float(terms.metrics["reward_accuracy"][0]) == 4
+    if loss is PreferenceLoss.dpo:
+        assert losses[0] == pytest.approx(math.log(2), rel=1e-12)
+
+
+# --- Runs --------------------------------------------------------------------------------------------
+
+WORDS = ("wren", "heron", "robin", "owl", "kite", "swan", "duck", "crow", "lark", "stork", "tern", "gull")
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talker")
+    rows = [{"prompt": f"{word}?", "response": f"{word} {end}"} for word in WORDS for end in ("yes", "no")]
+    (folder / "text.txt").write_text("\n".join(" ".join(row.values()) for row in rows) * 20)
+    base = tiny_config(
+        folder / "text.txt", model={"context_length": 32, "n_layers": 1}, tokenizer={"kind": "byte"}
+    )
+    parent = api.train(config=base, out=folder / "base", console=QUIET)
+    tuned = configure(
+        {"training": {"steps": 40}, "logging": {"sample_tokens": 0}, **FAST}, wg.recipe("instruct")
+    )
+    data = write(folder / "talk.json", rows)
+    return api.finetune(
+        parent.path, data, task="instruct", config=tuned, out=folder / "talker", console=QUIET
+    ).path
+
+
+FAST: dict[str, Any] = {
+    "precision": {"dtype": "float32"},
+    "runtime": {"device": "cpu"},
+    "optimizer": {"learning_rate": 0.003},
+}
+
+
+def preferences(folder: Path) -> Path:
+    """Pairs that prefer yes."""
+    rows = [{"prompt": f"{w}?", "chosen": f"{w} yes", "rejected": f"{w} no"} for w in WORDS]
+    return write(folder / "pairs.json", rows)
+
+
+Align = Callable[..., wg.Run[Any]]
+
+
+@pytest.fixture
+def align(talker: Path, tmp_path: Path) -> Align:
+    def run(name: str = "run", **changes: dict[str, Any]) -> wg.Run[Any]:
+        settings = {
+            "training": {"steps": 12, "epochs": 0, "batch_size": 4},
+            "evaluation": {"every": 6},
+            "checkpointing": {"every": 4},
+            "logging": {"sample_tokens": 0},
+            "data": {"validation_fraction": 0.25},
+            **FAST,
+        }
+        for section, fields in changes.items():
+            settings[section] = {**settings.get(section, {}), **fields}
+        config = configure(settings, wg.recipe("dpo"))
+        return api.align(
+            talker, preferences(tmp_path), method="dpo", config=config, out=tmp_path / name, console=QUIET
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_run_starts_at_ln_2_and_learns_to_prefer(lora: int, align: Align) -> None:
+    run = align(lora={"rank": lora}, training={"steps": 60}, optimizer={"learning_rate": 0.01})
+    first = next(line for line in run.metrics if line["kind"] == "train")
+    assert first["preference_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["reward_margin"] == pytest.approx(0, abs=1e-4)
+    last = run.validation.to_json()
+    assert last["preference_loss"]["value"] < 0.5 and last["reward_accuracy"]["value"] == 1
+    assert last["examples"] == 3
+    stage = open_stage(run.path)
+    assert isinstance(stage, PreferenceTuning)
+    assert not {one.pair.prompt for one in stage.train} & {one.pair.prompt for one in stage.validation}
+
+
+def test_stored_references_are_those_of_the_parent(align: Align, talker: Path) -> None:
+    run = align(training={"steps": 1})
+    stage = open_stage(run.path)
+    assert isinstance(stage, PreferenceTuning)
+    parent = wg.load(talker)
+    for one in stage.train:
+        for side, reference in zip(one.sides, one.pair.reference, strict=True):
+            with torch.no_grad():
+                logits = parent.model(torch.tensor([side.token_ids[:-1]]))
+            nats = negative_log_likelihood(logits, torch.tensor([side.token_ids[1:]]))[0]
+            assert reference == pytest.approx(-float(nats[torch.tensor(side.scored[1:])].sum()), abs=1e-4)
+
+
+def test_a_stopped_run_continues_bit_for_bit(align: Align) -> None:
+    whole = align("whole")
+    config = configure({"training": {"steps": 12}})
+    assert config.training.steps == 12
+    stopped = align("stopped", training={"steps": 12})
+    for folder in (stopped.path / "checkpoints").glob("step-*12"):
+        for file in folder.rglob("*"):
+            file.unlink() if file.is_file() else None
+    again = api.resume(stopped.path, console=QUIET)
+    ends = [one.load("last").model.state_dict() for one in (whole, again)]
+    assert all(tensor.equal(ends[1][name]) for name, tensor in ends[0].items())
+
+
+@pytest.mark.parametrize("loss", ["orpo", "simpo"])
+def test_losses_without_a_reference_store_none(loss: str, align: Align) -> None:
+    run = align(alignment={"loss": loss}, training={"steps": 2})
+    stage = open_stage(run.path)
+    assert isinstance(stage, PreferenceTuning)
+    assert all(one.pair.reference == (0, 0) for one in stage.train)
+    assert run.config.alignment.beta == {"orpo": 0.1, "simpo": 2.0}[loss]
+
+
+def test_what_is_refused(align: Align, talker: Path, tmp_path: Path) -> None:
+    pairs = preferences(tmp_path)
+    base = talker.parent / "base"
+    with pytest.raises(ConfigError, match=r"has not learned to answer.*finetune --task instruct"):
+        api.align(base, pairs, method="dpo", out=tmp_path / "none", console=QUIET)
+    with pytest.raises(ConfigError, match=r"method is 'dpu'.*dpo"):
+        api.align(base, pairs, method="dpu", console=QUIET)
+    with pytest.raises(DataError, match="12 of its prompts are in"):
+        api.align(talker, pairs, method="dpo", validation=pairs, out=tmp_path / "none", console=QUIET)
+    with pytest.raises(ConfigError, match=r"alignment\.beta is -1"):
+        align(alignment={"beta": -1})
+    with pytest.raises(ConfigError, match="alignment is for `wholegpt align`, not for pretraining"):
+        api.train("x.txt", config=configure({"alignment": {"beta": 1}}), out=tmp_path / "none", console=QUIET)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--training.steps", "2", "--device", "cpu", "--data.validation-fraction", "0.3", "--quiet"]
+    command = ["align", str(talker), "--method", "dpo", "--data", str(preferences(tmp_path)), *options]
+    assert main([*command, "--out", str(tmp_path / "run"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["stage"] == "preference" and result["task"] == "dpo" and result["steps"] == 2
+    assert {"preference_loss", "reward_accuracy", "reward_margin"} <= {*result["validation"]}
+    assert (tmp_path / "run" / "report.html").exists()
