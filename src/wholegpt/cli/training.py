@@ -287,7 +287,7 @@ def _show(run: "Run[Any]", common: Common) -> None:
         show_finetuned(run, common)
         return
     sample = ["Sample:", "", sample_for_people(run.sample), ""] if run.config.logging.sample_tokens else []
-    lines = [*sample, "Validation:", score_table(result["validation"])]
+    lines = [*sample, "Validation on all held-out text:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:
         lines += [

@@ -39,7 +39,7 @@ from wholegpt.data.permutation import held_out_indices
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.row import by_lower_name
 from wholegpt.data.reading.tables import Reading, Table
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, counted
 from wholegpt.settings.schema import Config
 
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
@@ -100,8 +100,8 @@ class ConversationData:
                 else ""
             )
             raise DataError(
-                f"{source}: has {len(train):,} conversations{different}, too few to hold {fraction:.0%} of them "
-                "out; give more, or held-out ones by --validation FILE"
+                f"{source}: has {counted(len(train), 'conversations')}{different}, too few to hold {fraction:.0%} of "
+                "them out; give more, or held-out ones by --validation FILE"
             )
         sides = [[one for i, one in enumerate(train) if (i in held_out) is side] for side in (False, True)]
         return cls(sides[0], sides[1], columns)
