@@ -82,7 +82,7 @@ def main() -> None:
                 f"english.jsonl has {len(documents):,} documents. {len(candidates):,} of them have at least "
                 f"{LEAST_WORDS} words and are not duplicates of others. {PLANTED:,} of these were added a second "
                 f"time, with some words replaced. The threshold is {settings.near_threshold}, with word "
-                f"{settings.near_words}-grams. Finding them among all {len(documents):,} documents took "
+                f"{settings.near_words}-grams. Searching the original {len(documents):,} documents took "
                 f"{seconds:.1f} s.",
                 "",
                 "| Words replaced | Share detected as duplicates of their original | Detected as duplicates of another "

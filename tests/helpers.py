@@ -14,7 +14,7 @@ from wholegpt.data.examples.batches import TaskBatch
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter
 from wholegpt.model import TaskModel
-from wholegpt.settings.choices import Attention, Bias, FeedForward, Positions, TaskKind
+from wholegpt.settings.choices import Attention, Bias, FeedForward, Positions, RotaryScaling, TaskKind
 from wholegpt.settings.presets import configure, gpt1, gpt2
 from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig
 from wholegpt.stages.task_objective import is_summed
@@ -78,6 +78,17 @@ def tiny_variants() -> dict[str, ModelConfig]:
         "sinusoidal": shrink(gpt2(), positions=Positions.sinusoidal, feed_forward=FeedForward.relu),
         "switch": tiny_model(n_experts=4, bias=Bias.all),
         "experts": shrink(gpt2(), n_experts=4, experts_per_token=2),
+        "scaled, linear": tiny_model(d_head=8, rotary_scaling=RotaryScaling.linear, rotary_factor=4.0),
+        # Wavelengths 6, 17, 44 and 118: unchanged, interpolated, and twice divided by the factor.
+        "scaled, llama3": tiny_model(
+            d_head=8,
+            rotary_base=50.0,
+            rotary_scaling=RotaryScaling.llama3,
+            rotary_factor=4.0,
+            rotary_low_freq_factor=0.5,
+            rotary_high_freq_factor=1.5,
+            rotary_original_context_length=12,
+        ),
         "without positions": tiny_model(positions=Positions.none, feed_forward=FeedForward.gelu),
     }
 

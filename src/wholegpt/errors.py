@@ -32,6 +32,19 @@ class WholeGPTError(Exception):
         super().__init__(_CONTROL.sub(" ", message))
 
 
+_COUNTED = re.compile(
+    r"\b(character|conversation|device|document|file|folder|line|link|pair|pipe|row|step|token)s\b"
+)
+"""Nouns that are counted in messages."""
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count and what is counted, given in the plural: "1 file", "2,000 files"."""
+    if count == 1:
+        what = _COUNTED.sub(r"\1", what).replace("that are ", "that is ")
+    return f"{count:,} {what}"
+
+
 class ConfigError(WholeGPTError):
     """A setting is unknown, has the wrong type, or contradicts another one."""
 

@@ -59,6 +59,14 @@ WRONG = {
         ["--model.attention", "linear"],
         "model.positions is rotary, which linear attention does not support; try none",
     ),
+    "scaled positions that are learned": (
+        ["--model.positions", "learned", "--model.rotary-scaling", "linear"],
+        "model.rotary_scaling is linear, but model.positions is learned; leave it none, or set model.positions",
+    ),
+    "a scale of nothing": (
+        ["--model.rotary-factor", "4"],
+        "model.rotary_factor is set, but model.rotary_scaling is none; leave it out, or set model.rotary_scaling to",
+    ),
     "separate documents of linear attention": (
         ["--model.attention", "linear", "--model.positions", "none", "--windows.documents", "separate"],
         "which linear attention cannot do: its state sums all previous tokens",

@@ -115,7 +115,7 @@ def test_links_in_circles(refused: Refused, tmp_path: Path) -> None:
     (folder / "b.txt").symlink_to(folder / "a.txt")
     assert "a.txt: does not exist" in refused(folder / "a.txt")
     message = refused(folder)
-    assert "holds no text (0 files; skipped 2 broken links, pipes and devices, 1 linked folders)" in message
+    assert "holds no text (0 files; skipped 2 broken links, pipes and devices, 1 linked folder)" in message
     (folder / "t.txt").write_text(text_of(500))
     assert prepared(tmp_path, folder).card["text"]["characters"] == len(text_of(500))
 

@@ -1,9 +1,10 @@
 """GGUF files are imported: those that we write, those of every stored type, and none that is not understood."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,14 @@ def wide(kind: str, **changes: Any) -> Transformer:
     return random_model(replace(KINDS[kind], **{**sizes, **changes}))
 
 
-def copied(path: Path, to: Path, change: Callable[[dict[str, Any]], None], kept: int | None = None) -> None:
-    """Write a GGUF file again with other metadata, and with the first ``kept`` tensors only."""
+def copied(
+    path: Path,
+    to: Path,
+    change: Callable[[dict[str, Any]], None],
+    kept: int | None = None,
+    added: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
+    """Write a GGUF file again with other metadata, and with the first ``kept`` tensors and the ``added`` ones."""
     file = GgufFile(path)
     metadata = dict(file.metadata)
     change(metadata)
@@ -51,7 +58,11 @@ def copied(path: Path, to: Path, change: Callable[[dict[str, Any]], None], kept:
             kind = gguf.GGUFValueType.get_type(value)
         sub_type = field.types[-1] if field and kind is gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, value, kind, sub_type)
+    for name, values in added.items():
+        writer.add_tensor(name, values)
     for tensor in list(file.stored.values())[:kept]:
+        if tensor.name in added:
+            continue
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

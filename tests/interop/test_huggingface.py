@@ -339,7 +339,7 @@ def test_weights_that_are_no_numbers(value: float, broken: Path, fails: Fails) -
     assert "transformer.wte.weight holds values that are infinite or NaN" in fails("import", broken)
 
 
-def test_scaled_rotary_positions_are_refused_under_either_name(tmp_path: Path, fails: Fails) -> None:
+def test_rotary_positions_of_yarn_are_refused(tmp_path: Path, fails: Fails) -> None:
     save_model(tmp_path / "model", random_model(KINDS["modern"]), tokenizer_of(65))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
     config = json.loads((export / "config.json").read_text())

@@ -230,8 +230,8 @@ def test_a_head_width_that_is_null(kind: str, null: Any, tmp_path: Path) -> None
         ("qwen3", {"rope_theta": None, "rope_parameters": ...}, "rope_theta is None"),
         (
             "qwen3",
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
-            "rope_parameters is of the kind 'linear'",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_parameters is of the kind 'yarn'",
         ),
         (
             "qwen3",
@@ -257,7 +257,7 @@ def test_a_head_width_that_is_null(kind: str, null: Any, tmp_path: Path) -> None
         (
             "llama",
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0}},
-            "rope_parameters is of the kind 'llama3'",
+            "low_freq_factor is None",
         ),
         ("mistral", {"sliding_window": 8}, "sliding_window is 8, less than max_position_embeddings, 32"),
         (

@@ -45,12 +45,31 @@ def softmax(x: Array) -> Array:
     return e / e.sum()
 
 
-def rotate(head: Array, position: int, base: float) -> Array:
-    """Turn the pair (i, i + K/2) by position · base^(−2i/K)."""
+def frequency(i: int, width: int, c: Any) -> float:
+    """Radians per position of the pair i: base^(−2i/K), or less in a model for a longer context."""
+    unscaled = c.rotary_base ** (-2 * i / width)
+    if c.rotary_scaling == "none":
+        return unscaled
+    scaled = unscaled / c.rotary_factor
+    wavelength = 2 * math.pi / unscaled
+    shortest, longest = (
+        c.rotary_original_context_length / limit
+        for limit in (c.rotary_high_freq_factor, c.rotary_low_freq_factor)
+    )
+    if c.rotary_scaling == "linear" or wavelength > longest:
+        return scaled
+    if wavelength < shortest:
+        return unscaled
+    share = (1 / wavelength - 1 / longest) / (1 / shortest - 1 / longest)
+    return share * unscaled + (1 - share) * scaled
+
+
+def rotate(head: Array, position: int, c: Any) -> Array:
+    """Turn the pair (i, i + K/2) by its frequency times the position."""
     half = len(head) // 2
     turned = head.copy()
     for i in range(half):
-        angle = position * base ** (-2 * i / len(head))
+        angle = position * frequency(i, len(head), c)
         a, b = head[i], head[i + half]
         turned[i] = a * math.cos(angle) - b * math.sin(angle)
         turned[i + half] = a * math.sin(angle) + b * math.cos(angle)
@@ -84,8 +103,8 @@ def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
         q = rms_norm(q, w[f"{prefix}.query_norm.weight"], c.norm_epsilon)
         k = rms_norm(k, w[f"{prefix}.key_norm.weight"], c.norm_epsilon)
     if c.positions == "rotary":
-        q = np.array([[rotate(h, t, c.rotary_base) for h in row] for t, row in enumerate(q)])
-        k = np.array([[rotate(h, t, c.rotary_base) for h in row] for t, row in enumerate(k)])
+        q = np.array([[rotate(h, t, c) for h in row] for t, row in enumerate(q)])
+        k = np.array([[rotate(h, t, c) for h in row] for t, row in enumerate(k)])
     mixed = np.zeros((len(x), heads, width))
     for t in range(len(x)):
         for h in range(heads):

@@ -10,7 +10,8 @@ import pytest
 from tests.helpers import make_plans_small, text_of
 from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
-from wholegpt.planning.adjustment import checked_step, fitting_steps
+from wholegpt.planning import adjustment
+from wholegpt.planning.adjustment import fitting_steps, worth_adjusting
 from wholegpt.planning.scaling import PILOT_STEPS, SHORT_PILOT_WIDTH, Difficulty
 from wholegpt.runs import adjust, api
 from wholegpt.settings import presets
@@ -36,11 +37,36 @@ def after(step: int, step_seconds: float, other: float = 0.0) -> TrainingState:
         (after(150, 0.12), 28 + 2 + 18, 150 + (140 - 48 - 12) / 0.12),  # 20% slower, the other work too
         (after(150, 0.05), 28 + 2 + 7.5, 1000 * 2),  # twice as fast: at most twice the steps
         (after(150, 0.5), 28 + 2 + 75, 151 / 0.2),  # too slow: the decay cannot begin earlier than now
+        (after(50, 0.3), 28 + 2 + 15, 50 + (140 - 45 - 30) / 0.3),  # slower, seen early
+        (after(50, 2.0), 28 + 2 + 100, 51 / 0.2),
     ],
 )
 def test_the_steps_fill_the_time(state: TrainingState, spent: float, steps: float) -> None:
     assert fitting_steps(PLAN, state, spent, 0.8) == pytest.approx(steps, abs=1.001)
-    assert checked_step(PLAN) == 150
+
+
+@pytest.mark.parametrize(
+    ("state", "spent", "expected"),
+    [
+        (after(49, 0.5), 28 + 2 + 24.5, False),
+        (after(50, 0.1), 28 + 2 + 5, False),  # as planned
+        (after(50, 0.105), 28 + 2 + 5.25, False),  # a little slower: perhaps by chance
+        (after(50, 0.05), 28 + 2 + 2.5, False),  # faster: perhaps by chance
+        (after(50, 0.3), 28 + 2 + 15, True),
+        (after(150, 0.1), 28 + 2 + 15, False),
+        (after(150, 0.105), 28 + 2 + 15.75, True),
+        (after(150, 0.05), 28 + 2 + 7.5, True),
+    ],
+)
+def test_when_the_steps_are_adjusted(state: TrainingState, spent: float, expected: bool) -> None:
+    assert worth_adjusting(PLAN, state, spent, 0.8) is expected
+
+
+def test_a_plan_of_few_steps_never_grows_because_of_its_decay() -> None:
+    plan = {**PLAN, "steps": 20, "step_seconds": 5.0}
+    state = TrainingState(step=3, train_seconds=32.0, other_seconds=0.0)
+    assert fitting_steps(plan, state, 100.0, 0.8) == 20
+    assert not worth_adjusting(plan, TrainingState(step=1, train_seconds=20.0), 48.0, 0.8)
 
 
 def test_an_adjusted_run_is_the_run_that_was_created_with_its_steps(
@@ -55,7 +81,8 @@ def test_an_adjusted_run_is_the_run_that_was_created_with_its_steps(
         return plan["steps"] + 5
 
     monkeypatch.setattr(adjust, "fitting_steps", fitting)
-    monkeypatch.setattr(adjust, "WORTH_ADJUSTING", 0.0)
+    monkeypatch.setattr(adjustment, "WORTH_ADJUSTING", 0.0)
+    monkeypatch.setattr(adjustment, "WORTH_ADJUSTING_EARLY", 9.0)
     without = dataclasses.replace(Config().logging, sample_tokens=0)
     config = Config(logging=without)
     run = api.train(tmp_path / "text.txt", config=config, minutes=0.2, out=tmp_path / "run", console=QUIET)
@@ -63,7 +90,8 @@ def test_an_adjusted_run_is_the_run_that_was_created_with_its_steps(
     assert paused == max(1, int(0.15 * planned))
     assert run.state.step == run.config.training.steps == planned + 5 and not run.state.stop_reason
     plan = json.loads((run.path / "plan.json").read_text())
-    assert plan == run.plan and plan["adjustment"] == {"step": paused, "steps_before": planned}
+    assert plan == run.plan and plan["adjustment"]["step"] == paused
+    assert plan["adjustment"]["announced"]["steps"] == planned
     assert plan["steps"] == planned + 5 and plan["tokens"] == (planned + 5) * 2 * 32
     assert from_mapping(plan["config"], Config()) == presets.recipe(str(run.path / "config.yaml"))
     once = api.train(config=run.config, out=tmp_path / "once", console=QUIET)

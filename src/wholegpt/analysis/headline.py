@@ -6,6 +6,7 @@ from typing import Any
 
 from wholegpt.analysis.curves import Log, in_words
 from wholegpt.model import flops_per_token
+from wholegpt.planning.adjustment import announced
 from wholegpt.settings.choices import Architecture, TaskKind
 from wholegpt.settings.schema import Config
 
@@ -78,11 +79,13 @@ def _whole(result: Mapping[str, Any], title: str, uniform: str) -> Weights:
         return Weights(
             title, figures, f"{validation['examples']:,} held-out examples ({validation['kind']}){too_long}"
         )
-    planned = result.get("plan", {}).get("bits_per_byte")
-    expected = (
-        planned and f"planned: {planned['expected']:.4f} ({planned['low']:.4f} to {planned['high']:.4f})"
-    )
-    notes = {"nats_per_token": uniform, "bits_per_byte": expected or ""}
+    expected: list[str] = []
+    if plan := result.get("plan"):
+        plans = {"planned": announced(plan), **({"adjusted": plan} if "adjustment" in plan else {})}
+        for name, one in plans.items():
+            loss = one["bits_per_byte"]
+            expected.append(f"{name}: {loss['expected']:.4f} ({loss['low']:.4f} to {loss['high']:.4f})")
+    notes = {"nats_per_token": uniform, "bits_per_byte": "; ".join(expected)}
     return Weights(title, _figures(validation, notes), f"all held-out text: {_sizes(validation)}")
 
 
@@ -103,7 +106,8 @@ def training_figures(result: Mapping[str, Any], log: Log, config: Config) -> dic
     plan, seconds, tokens = result.get("plan", {}), result["train_seconds"], result["tokens"]
 
     def planned(name: str, scale: float, words: str) -> str:
-        return f"planned: {words.format(plan[name] / scale)}" if plan.get(name) else ""
+        values = {**plan, **announced(plan)} if plan else {}
+        return f"planned: {words.format(values[name] / scale)}" if values.get(name) else ""
 
     figures = {
         "parameters": Shown(f"{result['parameters']:,}"),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholegpt.cli.options import Reading
-from wholegpt.errors import DataError
 from wholegpt.settings.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -27,7 +26,8 @@ def read_documents(
     from wholegpt import data as library
 
     settings: dict[str, Any] = reading.given()
-    corpus = library.open_corpus(DataConfig(source=sources, **settings))
+    config = DataConfig(source=sources, **settings)
+    corpus = library.open_corpus(config)
     with tempfile.TemporaryDirectory() as folder:
         with console.bytes_progress(f"reading {corpus.name}", corpus.size()) as progress:
             pieces = corpus.pieces(progress.advance)
@@ -35,7 +35,7 @@ def read_documents(
             store = library.write_documents(Path(folder), watched)
         with store:
             if not len(store):
-                raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
+                raise library.lacks_text(corpus, config)
             yield corpus, store
 
 

@@ -11,9 +11,12 @@ from cyclopts import Parameter
 
 from wholegpt.cli.mistakes import check_models_first, is_model
 from wholegpt.cli.options import (
+    TEXT_METRICS,
     ChosenSettings,
     Common,
     CommonOptions,
+    Reading,
+    ReadingOptions,
     Settings,
     check_new_file,
     next_commands,
@@ -53,6 +56,7 @@ def finetune(
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
     config: Settings = Config(),
+    reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
     """Fine-tune a trained model for a task. `train --resume RUN` continues an interrupted run.
@@ -91,6 +95,7 @@ def finetune(
         raise ConfigError(f"the model comes first, and --data is the text or table: `wholegpt {right}`")
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
+    changes = section(changes, "data", **reading.given())
     changes = section(changes, "finetuning", model=run, task=task)
     from wholegpt.stages.registry import default_recipe
 
@@ -224,9 +229,13 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     result, best = run.to_json(), run.state.best
     by_examples = "kind" in result["validation"]
     shown = task_table(result["validation"]) if by_examples else score_table(result["validation"])
-    lines = ["Validation with the last weights:", shown]
+    lines = ["Validation with the last weights, on everything held out:", shown]
     if best and best.step < result["steps"]:
-        figures = [(name, f"{x:.4f}") for name, x in best.validation.items() if isinstance(x, float)]
+        figures = [
+            (TEXT_METRICS.get(name, name.replace("_", " ")), f"{x:.4f}")
+            for name, x in best.validation.items()
+            if isinstance(x, float)
+        ]
         none = "; no step improved the model" if best.step == 0 else ""
         lines = [
             f"Validation with the best weights (step {best.step:,}{none}), which the commands below use:",
@@ -236,9 +245,8 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     if forgetting := result.get("forgetting"):
         old, new = (forgetting[name]["bits_per_byte"] for name in ("before", "after"))
         lines += [
-            f"catastrophic forgetting: {old:.4f} → {new:.4f} bits per byte on the validation text of "
-            f"{run.config.finetuning.model}, "
-            f"{forgetting['nats_per_token']:+.4f} nats per token"
+            f"catastrophic forgetting of the last weights: {old:.4f} → {new:.4f} bits per byte on the validation text "
+            f"of {run.config.finetuning.model}, {forgetting['nats_per_token']:+.4f} nats per token"
         ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "

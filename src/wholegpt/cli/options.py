@@ -182,23 +182,26 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+TEXT_METRICS = {
+    "pseudo_nats_per_token": "nats per masked token",
+    "pseudo_perplexity": "pseudo-perplexity (not comparable with perplexity)",
+    "nats_per_token": "nats per token",
+    "perplexity": "perplexity per token",
+    "bits_per_token": "bits per token",
+    "bits_per_word": "bits per word",
+    "perplexity_per_word": "perplexity per word",
+    "bits_per_character": "bits per character",
+    "bits_per_byte": "bits per byte",
+}
+"""The metrics of a text, and their names in tables."""
+
+
 def score_table(score: dict[str, Any]) -> str:
     """Return a table of the metrics of a text, with intervals if there are any."""
-    names = {
-        "pseudo_nats_per_token": "nats per masked token",
-        "pseudo_perplexity": "pseudo-perplexity (not comparable with perplexity)",
-        "nats_per_token": "nats per token",
-        "perplexity": "perplexity per token",
-        "bits_per_token": "bits per token",
-        "bits_per_word": "bits per word",
-        "perplexity_per_word": "perplexity per word",
-        "bits_per_character": "bits per character",
-        "bits_per_byte": "bits per byte",
-    }
     intervals = score.get("intervals", {})
     rows = [
         (shown, _with_interval(score[name], *intervals[name]) if name in intervals else _digits(score[name]))
-        for name, shown in names.items()
+        for name, shown in TEXT_METRICS.items()
         if name in score
     ]
     units = ("tokens", "words", "characters", "bytes")

@@ -287,7 +287,7 @@ def _show(run: "Run[Any]", common: Common) -> None:
         show_finetuned(run, common)
         return
     sample = ["Sample:", "", sample_for_people(run.sample), ""] if run.config.logging.sample_tokens else []
-    lines = [*sample, "Validation:", score_table(result["validation"])]
+    lines = [*sample, "Validation on all held-out text:", score_table(result["validation"])]
     best = result["best"]
     if best and best["step"] != result["steps"]:
         lines += [
@@ -296,14 +296,21 @@ def _show(run: "Run[Any]", common: Common) -> None:
         ]
     planned = result.get("plan")
     if planned:
+        from wholegpt.planning.adjustment import announced
+
         loss, came = planned["bits_per_byte"], result["validation"]["bits_per_byte"]
         whole = result["steps"] == result["planned_steps"]
         outside = whole and not loss["low"] <= came <= loss["high"]
+        plans = {"plan": announced(planned)}
+        if adjustment := planned.get("adjustment"):
+            plans[f"adjusted after step {adjustment['step']:,}"] = planned
         lines += [
-            f"plan: {planned['train_seconds']:.1f} s of training, {loss['expected']:.4f} bits per byte "
-            f"({loss['low']:.4f} to {loss['high']:.4f})"
-            + ("; the result is outside this range" if outside else "")
+            f"{name}: {one['train_seconds']:.1f} s of training, {one['bits_per_byte']['expected']:.4f} bits per byte "
+            f"({one['bits_per_byte']['low']:.4f} to {one['bits_per_byte']['high']:.4f})"
+            for name, one in plans.items()
         ]
+        if outside:
+            lines[-1] += "; the result is outside this range"
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, "

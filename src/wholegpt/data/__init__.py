@@ -6,7 +6,7 @@ What needs PyTorch is imported when it is first used, so that commands on text s
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wholegpt.data.reading.corpora import CORPORA, Corpus, Texts, in_memory, of_texts, open_corpus
+from wholegpt.data.reading.corpora import CORPORA, Corpus, Texts, in_memory, lacks_text, of_texts, open_corpus
 from wholegpt.data.reading.files import read_text
 from wholegpt.data.text.card import card_page, describe_text
 from wholegpt.data.text.contamination import Contamination, contamination
@@ -40,6 +40,7 @@ __all__ = [
     "describe_text",
     "find_in_store",
     "in_memory",
+    "lacks_text",
     "make_loader",
     "of_texts",
     "open_corpus",

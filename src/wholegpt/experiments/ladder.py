@@ -228,7 +228,8 @@ def _measured_seconds(
         least = (budget.spent() + other + shortest * trainings) / 60
         raise ConfigError(
             f"--minutes is {budget.minutes:g}; the comparison of {len(networks)} networks takes at least "
-            f"{math.ceil(10 * least + 1) / 10:.1f} on this text and machine"
+            f"{math.ceil(10 * least + 1) / 10:.1f} minutes on this text and machine; give more time, or compare fewer "
+            "of them by --baseline"
         )
     console.note(
         f"{len(networks)} networks, {seconds:.1f} s for each training, {budget.minutes:g} min in all"

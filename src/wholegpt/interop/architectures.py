@@ -11,10 +11,10 @@ from typing import Any
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.foreign import completed, number_in, whole_number_in
 from wholegpt.interop.names import LAYER, Table, both, name
-from wholegpt.settings.choices import Bias, Embeddings, FeedForward, Positions
+from wholegpt.settings.choices import Bias, Embeddings, FeedForward, Positions, RotaryScaling
 from wholegpt.settings.presets import gpt1, gpt2, llama, modern, published_architecture
 from wholegpt.settings.schema import ModelConfig
-from wholegpt.settings.validation import complete_model
+from wholegpt.settings.validation import ROTARY_SCALING_FIELDS, complete_model
 
 
 @dataclass(frozen=True)
@@ -305,10 +305,33 @@ def to_their_config(architecture: Architecture, config: ModelConfig) -> dict[str
     if "n_positions" in result:
         result["n_ctx"] = config.context_length  # required by llama.cpp's converter
     if config.positions is Positions.rotary:
-        # Versions before 5 read the first one.
+        scaling = {
+            "rope_type": _ROPE_TYPES[config.rotary_scaling],
+            **{
+                _ROPE_NAMES[name]: getattr(config, name)
+                for name in ROTARY_SCALING_FIELDS[config.rotary_scaling]
+            },
+        }
+        # Versions before 5 read rope_theta and rope_scaling.
         result["rope_theta"] = config.rotary_base
-        result["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rotary_base}
+        result["rope_parameters"] = {**scaling, "rope_theta": config.rotary_base}
+        if config.rotary_scaling is not RotaryScaling.none:
+            result["rope_scaling"] = scaling
     return result
+
+
+_ROPE_TYPES = {
+    RotaryScaling.none: "default",
+    RotaryScaling.linear: "linear",
+    RotaryScaling.llama3: "llama3",
+}
+_ROPE_NAMES = {
+    "rotary_factor": "factor",
+    "rotary_low_freq_factor": "low_freq_factor",
+    "rotary_high_freq_factor": "high_freq_factor",
+    "rotary_original_context_length": "original_max_position_embeddings",
+}
+"""Our settings of rotary scaling -> theirs."""
 
 
 def from_their_config(architecture: Architecture, content: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -338,7 +361,7 @@ def from_their_config(architecture: Architecture, content: Mapping[str, Any], pa
             theirs = architecture.nullable[theirs]
         changes[ours] = number_in(content, theirs, path) if theirs else 0
     if architecture.base.positions is Positions.rotary:
-        changes["rotary_base"] = _rotary_base(content, path)
+        changes |= _rotary_settings(content, path)
         if "sliding_window" in architecture.defaults:
             _refuse_windows(content, path)
     return completed(architecture.base, changes, path)
@@ -357,30 +380,36 @@ def with_defaults(architecture: Architecture, content: Mapping[str, Any]) -> dic
     return {**architecture.defaults, **named, **other}
 
 
-def _rotary_base(content: Mapping[str, Any], path: Path) -> float:
-    """Return the base of the rotary positions, as ``transformers`` reads it.
+def _rotary_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the base and the scaling of the rotary positions, as ``transformers`` reads them.
 
     ``rope_scaling`` is the name of ``rope_parameters`` before version 5 and takes precedence; ``rope_theta``
-    in either takes precedence over the top-level one.
+    in either takes precedence over the top-level one, and ``original_max_position_embeddings`` at the top level over
+    the nested one.
     """
-    for part in ("rope_parameters", "rope_scaling"):
-        rope = content.get(part) or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
-        if not isinstance(rope, Mapping) or kind != "default":
-            raise CheckpointError(
-                f"{path}: {part} is of the kind {kind!r}; only default rotary positions are supported"
-            )
-        nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
-        if nested:
-            raise CheckpointError(
-                f"{path}: {part} are given for {nested[0]} separately; only one kind of rotary positions is supported"
-            )
-    rope = {**content, **(content.get("rope_scaling") or content.get("rope_parameters") or {})}
+    part = "rope_scaling" if content.get("rope_scaling") else "rope_parameters"
+    rope = content.get(part) or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
+    if not isinstance(rope, Mapping) or kind not in _ROPE_TYPES.values():
+        raise CheckpointError(
+            f"{path}: {part} is of the kind {kind!r}; only {', '.join(_ROPE_TYPES.values())} rotary positions are "
+            "supported"
+        )
+    nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
+    if nested:
+        raise CheckpointError(
+            f"{path}: {part} are given for {nested[0]} separately; only one kind of rotary positions is supported"
+        )
+    length = _ROPE_NAMES["rotary_original_context_length"]
+    rope = {length: content["max_position_embeddings"], **content, **rope}
+    rope[length] = content.get(length, rope[length])
     if rope.get("partial_rotary_factor") not in (None, 1):
         raise CheckpointError(
             f"{path}: partial_rotary_factor is not 1; only rotation of whole heads is supported"
         )
-    return number_in(rope, "rope_theta", path)
+    scaling = next(ours for ours, theirs in _ROPE_TYPES.items() if theirs == kind)
+    fields = {name: number_in(rope, _ROPE_NAMES[name], path) for name in ROTARY_SCALING_FIELDS[scaling]}
+    return {"rotary_base": number_in(rope, "rope_theta", path), "rotary_scaling": scaling, **fields}
 
 
 def _refuse_windows(content: Mapping[str, Any], path: Path) -> None:

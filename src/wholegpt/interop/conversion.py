@@ -1,6 +1,8 @@
 """Export models to other programs with parity reports, and import models from them."""
 
+import contextlib
 import glob
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -257,7 +259,7 @@ def _reopened_huggingface(
         encoder(Tokenizer.load(target / "tokenizer.json")),
     )
     try:
-        with console.working("opening the export with transformers"):
+        with _opening("transformers", "transformers", console):
             return [own, huggingface.open_with_transformers(target)], []
     except ImportError as error:
         return [own], [f"transformers did not open it ({error}): pip install transformers, and export again"]
@@ -300,7 +302,7 @@ def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[l
     encode = encoder(read_tokenizer(written.metadata, file))
     own = ForeignModel("the gguf library", _logits(_built(*written.read())), encode)
     try:
-        with console.working("opening the export with llama.cpp"):
+        with _opening("llama_cpp", "llama.cpp", console):
             return [own, gguf.open_with_llama_cpp(file, min(config.context_length, MOST_TOKENS))], []
     except ImportError as error:
         missing = (
@@ -308,6 +310,13 @@ def _reopened_gguf(file: Path, loaded: ModelFolder, console: Console) -> tuple[l
             "pip install llama-cpp-python, and export again"
         )
         return [own], [missing]
+
+
+def _opening(module: str, program: str, console: Console) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which ``program`` opens an export; it is announced if its Python module is installed."""
+    if importlib.util.find_spec(module):
+        return console.working(f"opening the export with {program}")
+    return contextlib.nullcontext()
 
 
 def _refuse_changed(model: TokenModel, tensors: dict[str, Tensor]) -> None:

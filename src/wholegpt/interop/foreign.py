@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from torch import Tensor
@@ -216,6 +217,11 @@ def whole_number_in(content: Mapping[str, Any], field: str, path: Path) -> int:
     if not isinstance(value, int):
         raise CheckpointError(f"{path}: {field} is {value!r}; expected a whole number")
     return value
+
+
+def shortest(value: float) -> float:
+    """Return the shortest decimal number that is ``value`` in float32, the type of numbers in GGUF."""
+    return float(str(np.float32(value)))
 
 
 def completed(base: ModelConfig, changes: Mapping[str, Any], path: Path) -> ModelConfig:

@@ -14,12 +14,13 @@ from torch import Tensor
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.interop.architectures import architecture_of
 from wholegpt.interop.gguf_architectures import GGUF_ARCHITECTURES, GgufArchitecture
+from wholegpt.interop.gguf_rotary import FREQUENCY_FACTORS, check_recoverable, frequency_factors
 from wholegpt.interop.gguf_tokenizer import add_ends, add_tokenizer
 from wholegpt.interop.names import names_of, to_theirs, with_biases
 from wholegpt.interop.parity_report import ForeignModel
 from wholegpt.interop.sidecar import without_special_names
 from wholegpt.model import TokenModel
-from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.choices import Bias, FeedForward, RotaryScaling
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.validation import complete_model
 from wholegpt.tokenizers import Tokenizer
@@ -55,6 +56,8 @@ def write(
     add_ends(writer, tokenizer, chat_template)
     if chat_template:
         writer.add_chat_template(without_special_names(chat_template))
+    if config.rotary_scaling is RotaryScaling.llama3:
+        writer.add_tensor(FREQUENCY_FACTORS, frequency_factors(config).numpy())
     names = names_of(architecture.table, config)
     for their_name, tensor in to_theirs(model.own_tensors(), names, config).items():
         tensor = architecture.reordered(their_name, tensor, config)
@@ -80,6 +83,12 @@ def _expressible(config: ModelConfig) -> tuple[ModelConfig, GgufArchitecture]:
         raise ConfigError(
             "model.feed_forward is gelu, the exact one; llama.cpp's GPT-2 has its tanh approximation (gelu_tanh) only"
         )
+    if config.rotary_scaling is RotaryScaling.llama3:
+        if not found[0].frequency_factors:
+            raise ConfigError(
+                f"model.rotary_scaling is llama3; llama.cpp has it in Llama models only, not in {published.name} models"
+            )
+        check_recoverable(complete_model(config))
     biased = published.base.bias is Bias.all
     return complete_model(with_biases(config) if biased else config), found[0]
 
@@ -93,6 +102,8 @@ def _stored_as(their_name: str, tensor: Tensor, tensor_type: TensorType) -> Tens
 
 
 def _add_config(writer: "GGUFWriter", config: ModelConfig) -> None:
+    import gguf
+
     writer.add_context_length(config.context_length)
     writer.add_block_count(config.n_layers)
     writer.add_embedding_length(config.d_model)
@@ -108,6 +119,11 @@ def _add_config(writer: "GGUFWriter", config: ModelConfig) -> None:
     writer.add_rope_dimension_count(config.d_head)
     writer.add_rope_freq_base(config.rotary_base)
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    if config.rotary_scaling is RotaryScaling.linear:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rotary_factor)
+    if config.rotary_scaling is RotaryScaling.llama3:
+        writer.add_rope_scaling_orig_ctx_len(config.rotary_original_context_length)
 
 
 def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:

@@ -59,6 +59,8 @@ class GgufArchitecture:
     table: Table
     interleaved: bool = False
     """Whether each head's rotated pairs of query and key rows are neighbors; elsewhere they are half a head apart."""
+    frequency_factors: bool = False
+    """Whether llama.cpp reads the factors of ``llama3`` scaling."""
 
     def reordered(self, their_name: str, tensor: Tensor, config: ModelConfig, back: bool = False) -> Tensor:
         """Return ``tensor`` with the rows of each head as GGUF has them, or ``back`` in our order."""
@@ -72,7 +74,7 @@ class GgufArchitecture:
 
 GGUF_ARCHITECTURES = (
     GgufArchitecture("gpt2", GPT2, _GPT2_TABLE),
-    GgufArchitecture("llama", LLAMA, _LLAMA_TABLE, interleaved=True),
+    GgufArchitecture("llama", LLAMA, _LLAMA_TABLE, interleaved=True, frequency_factors=True),
     GgufArchitecture("qwen2", QWEN2, _LLAMA_TABLE),
     GgufArchitecture("qwen3", QWEN3, _LLAMA_TABLE),
 )

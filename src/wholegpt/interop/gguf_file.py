@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wholegpt.errors import CheckpointError
 from wholegpt.interop.architectures import GPT2
-from wholegpt.interop.foreign import ForeignTensors, completed, number_in, whole_number_in
+from wholegpt.interop.foreign import ForeignTensors, completed, number_in, shortest, whole_number_in
 from wholegpt.interop.gguf_architectures import GGUF_ARCHITECTURES, GgufArchitecture
+from wholegpt.interop.gguf_rotary import FREQUENCY_FACTORS, linear_scaling, with_llama3_scaling
 from wholegpt.settings.choices import Embeddings
 from wholegpt.settings.schema import ModelConfig
 
@@ -23,7 +23,7 @@ _SIZES = {
 }
 """Our field -> theirs, without the name of the architecture before it; all are required."""
 _FIXED: dict[str, tuple[object, ...]] = {
-    "rope.scaling.type": ("none",),
+    "rope.scaling.type": ("none", "linear"),
     "expert_count": (0,),
     "attention.causal": (True,),
 }
@@ -63,6 +63,8 @@ class GgufFile:
         architecture = self._architecture()
         config = self._config(architecture)
         shapes = {name: tuple(int(n) for n in reversed(one.shape)) for name, one in self.stored.items()}
+        if architecture.frequency_factors:
+            shapes.pop(FREQUENCY_FACTORS, None)  # part of the config
 
         def one(name: str) -> Tensor:
             return architecture.reordered(name, self._dequantized(name), config, back=True)
@@ -89,13 +91,9 @@ class GgufFile:
         for field, supported in _FIXED.items():
             if content.get(field, supported[0]) not in supported:
                 raise CheckpointError(
-                    f"{path}: {prefix}{field} is {content[field]!r}; only models in which it is {supported[0]!r} can "
-                    "be imported"
+                    f"{path}: {prefix}{field} is {content[field]!r}; only models in which it is "
+                    f"{' or '.join(map(repr, supported))} can be imported"
                 )
-        if "rope_freqs.weight" in self.stored:
-            raise CheckpointError(
-                f"{path}: rope_freqs.weight scales the rotary frequencies, as in Llama 3.1, which is not supported"
-            )
         embedding = self.stored.get("token_embd.weight")
         if embedding is None or len(embedding.shape) != 2:
             raise CheckpointError(f"{path}: does not hold the matrix token_embd.weight")
@@ -106,9 +104,9 @@ class GgufFile:
         changes["embeddings"] = Embeddings.untied if "output.weight" in self.stored else Embeddings.tied
         changes["dropout"] = 0.0
         if architecture.published is GPT2:
-            changes["norm_epsilon"] = _shortest(number_in(content, "attention.layer_norm_epsilon", path))
+            changes["norm_epsilon"] = shortest(number_in(content, "attention.layer_norm_epsilon", path))
             return completed(GPT2.base, changes, path)
-        changes["norm_epsilon"] = _shortest(number_in(content, "attention.layer_norm_rms_epsilon", path))
+        changes["norm_epsilon"] = shortest(number_in(content, "attention.layer_norm_rms_epsilon", path))
         changes["n_kv_heads"] = number_in(content, "attention.head_count_kv", path, changes["n_heads"])
         width = number_in(
             content, "attention.key_length", path, changes["d_model"] // max(1, changes["n_heads"])
@@ -120,14 +118,18 @@ class GgufFile:
                     f"{width}, can be imported"
                 )
         changes["d_head"] = width
-        changes["rotary_base"] = _shortest(number_in(content, "rope.freq_base", path, 10_000.0))
+        changes["rotary_base"] = shortest(number_in(content, "rope.freq_base", path, 10_000.0))
+        changes |= linear_scaling(content, path)
         window = content.get("attention.sliding_window")
         if window is not None and window < changes["context_length"]:
             raise CheckpointError(
                 f"{path}: {prefix}attention.sliding_window is {window!r}, less than the context of "
                 f"{changes['context_length']:,} tokens; only attention to the whole context is supported"
             )
-        return completed(architecture.published.base, changes, path)
+        config = completed(architecture.published.base, changes, path)
+        if architecture.frequency_factors and FREQUENCY_FACTORS in self.stored:
+            return with_llama3_scaling(config, self._dequantized(FREQUENCY_FACTORS), content, path)
+        return config
 
     def _dequantized(self, name: str) -> Tensor:
         import gguf
@@ -140,8 +142,3 @@ class GgufFile:
                 f"{self.path}: {name} is stored as {stored.tensor_type.name}, which is not supported"
             ) from None
         return torch.from_numpy(values.copy())
-
-
-def _shortest(value: float) -> float:
-    """Return the shortest decimal number that is ``value`` in float32, in which GGUF stores it."""
-    return float(str(np.float32(value)))

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wholegpt.errors import ConfigError
+from wholegpt.model.layers.positions import rotary_frequencies
 from wholegpt.settings.choices import Architecture, Attention, FeedForward, Norm, NormPlacement, Positions
 from wholegpt.settings.schema import ModelConfig
 
@@ -77,7 +78,8 @@ def attention(
         q = norm(q, weights, f"{name}.query_norm", config)
         k = norm(k, weights, f"{name}.key_norm", config)
     if config.positions is Positions.rotary:
-        q, k = rotate(q, config.rotary_base), rotate(k, config.rotary_base)
+        frequencies = rotary_frequencies(config, x.dtype, x.device)
+        q, k = rotate(q, frequencies), rotate(k, frequencies)
     k, v = (
         part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v)
     )  # queries share them in groups
@@ -87,11 +89,12 @@ def attention(
     return linear(mixed.transpose(1, 2).flatten(-2), weights, f"{name}.output")
 
 
-def rotate(heads: Float[Tensor, "B H T K"], base: float) -> Float[Tensor, "B H T K"]:
-    """Return the heads with the pair (x_i, x_{i+K/2}) turned by t·base^(−2i/K) at position t (Su et al. 2021)."""
-    length, width = heads.shape[-2:]
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=heads.dtype, device=heads.device) / width)
-    angles = torch.arange(length, dtype=heads.dtype, device=heads.device)[:, None] * frequencies
+def rotate(heads: Float[Tensor, "B H T K"], frequencies: Float[Tensor, " pairs"]) -> Float[Tensor, "B H T K"]:
+    """Return the heads with the pair (x_i, x_{i+K/2}) turned by t·θ_i at position t (Su et al. 2021).
+
+    The frequencies are θ_i = base^(−2i/K), or lower ones in a model with ``rotary_scaling``.
+    """
+    angles = torch.arange(heads.shape[-2], dtype=heads.dtype, device=heads.device)[:, None] * frequencies
     first, second = heads.chunk(2, dim=-1)
     return torch.cat(
         (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()), dim=-1

@@ -18,17 +18,29 @@ from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_mapping
 from wholegpt.training.state import TrainingState
 
-CHECKED_AFTER = 0.15
-"""Share of the steps after which the speed is compared with the plan."""
-WORTH_ADJUSTING = 0.02
-"""Relative change of the number of steps below which a run keeps its plan."""
+CHECKED_EARLY, CHECKED_AFTER = 0.05, 0.15
+"""Shares of the steps after which the speed is compared with the plan."""
+FEWEST_EARLY_STEPS = 5
+"""Steps below which there is no early comparison."""
+WORTH_ADJUSTING, WORTH_ADJUSTING_EARLY = 0.02, 0.1
+"""Relative changes of the number of steps below which a run keeps its plan. The early comparison only takes steps away,
+because the speed of a few steps is uncertain.
+"""
+ANNOUNCED = ("steps", "seconds", "train_seconds", "bits_per_byte")
+"""What an adjusted plan keeps of the one before."""
 MOST_STEPS = 2.0
 """Largest number of steps, relative to the plan."""
 
 
-def checked_step(plan: Mapping[str, Any]) -> int:
-    """Return the step after which a run that follows ``plan`` is compared with it."""
-    return max(1, int(CHECKED_AFTER * plan["steps"]))
+def worth_adjusting(
+    plan: Mapping[str, Any], state: TrainingState, spent: float, decay_fraction: float
+) -> bool:
+    """Return whether the number of steps should change now. The arguments are those of ``fitting_steps``."""
+    early, late = int(CHECKED_EARLY * plan["steps"]), max(1, int(CHECKED_AFTER * plan["steps"]))
+    if state.step != late and not state.step == early >= FEWEST_EARLY_STEPS:
+        return False
+    change = fitting_steps(plan, state, spent, decay_fraction) / plan["steps"] - 1
+    return abs(change) >= WORTH_ADJUSTING if state.step == late else -change >= WORTH_ADJUSTING_EARLY
 
 
 def fitting_steps(plan: Mapping[str, Any], state: TrainingState, spent: float, decay_fraction: float) -> int:
@@ -36,12 +48,13 @@ def fitting_steps(plan: Mapping[str, Any], state: TrainingState, spent: float, d
 
     ``spent`` of these have passed, in which the run did ``state.step`` steps. The other work after them (evaluations,
     samples, saving) is assumed to be as much slower or faster than planned as the steps. The learning rate of the steps
-    that were done must not depend on the number of all steps, so its decay must begin later than ``state.step``; the
-    result is at least ``state.step`` / (1 − ``decay_fraction``), and at most ``MOST_STEPS`` times the planned number.
+    that were done must not depend on the number of all steps, so its decay must begin later than ``state.step``. The
+    result is therefore at least ``state.step`` / (1 − ``decay_fraction``), or the planned number if that is less, and
+    at most ``MOST_STEPS`` times the planned number.
     """
     pace = measured_pace(plan, state)
     left = plan["seconds"] - spent - _other_seconds_left(plan, state)
-    least = math.ceil((state.step + 1) / (1 - decay_fraction))
+    least = min(math.ceil((state.step + 1) / (1 - decay_fraction)), plan["steps"])
     return min(max(state.step + int(left / pace), least), int(MOST_STEPS * plan["steps"]))
 
 
@@ -65,7 +78,7 @@ def adjusted_plan(
     """Return the plan and the config of a run that takes ``steps`` instead of the planned steps.
 
     Evaluations and samples keep their number, which does not affect the weights. The plan has new times and a new
-    expected loss, and an ``adjustment``: after which step, and the number of steps before it.
+    expected loss, and an ``adjustment``: after which step, and what was ``announced`` before the run.
     """
     change = steps / plan["steps"]
     changed = dataclasses.replace(
@@ -90,5 +103,10 @@ def adjusted_plan(
         "train_seconds": _start_seconds(plan) + steps * pace,
         "bits_per_byte": dataclasses.asdict(loss.times(1 / (math.log(2) * text.bytes_per_token))),
         "config": to_mapping(changed),
-        "adjustment": {"step": state.step, "steps_before": plan["steps"]},
+        "adjustment": {"step": state.step, "announced": dict(announced(plan))},
     }, changed
+
+
+def announced(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the steps, times and loss of a plan as they were before the run."""
+    return plan.get("adjustment", {}).get("announced") or {name: plan[name] for name in ANNOUNCED}

@@ -9,7 +9,7 @@ from typing import Any
 from wholegpt.console import clock
 from wholegpt.data import PreparedData
 from wholegpt.model import parameter_count
-from wholegpt.planning.scaling import Difficulty, Expectation
+from wholegpt.planning.scaling import COVERED_STEPS, Difficulty, Expectation
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_mapping
 
@@ -108,14 +108,17 @@ class Plan:
         )
         epochs = f"{self.epochs:.1f} epochs, " if self.epochs else ""
         lines = [
-            f"plan for {self.minutes:g} minutes, {basis}:",
+            f"plan for {self.minutes:g} minute{'s' * (self.minutes != 1)}, {basis}:",
             f"  model   {parameter_count(model).total:,} parameters: {model.n_layers} layers, {model.d_model} wide, "
             f"vocabulary of {model.vocab_size:,}" + (f", dropout {model.dropout:g}" if model.dropout else ""),
             f"  steps   {training.steps:,} of {training.batch_size} × {self.config.window_length} tokens: "
             f"{self.tokens:,} tokens, {epochs}{self.tokens / self.train_seconds:,.0f} tokens/s",
             f"  time    {clock(self.seconds)} in all, {clock(self.train_seconds)} of it training",
             f"  memory  about {self.peak_memory_bytes / 1e9:.2f} GB at most",
-            f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",
+            f"  loss    above {loss.low:.3f} bits per byte on held-out text; fewer than {COVERED_STEPS} steps allow no "
+            "closer forecast"
+            if training.steps < COVERED_STEPS
+            else f"  loss    {loss.expected:.3f} bits per byte on held-out text ({loss.low:.3f} to {loss.high:.3f})",
         ]
         if self.useful_minutes is not None:
             lines.append(f"  more than {self.useful_minutes:.1f} minutes would hardly help on this text")

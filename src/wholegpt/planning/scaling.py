@@ -7,6 +7,7 @@ The data of the sweep are in ``benchmarks/scaling.jsonl``; ``python -m benchmark
 import math
 from dataclasses import dataclass
 
+from wholegpt.metrics.information import uniform_nats
 from wholegpt.model import parameter_count
 from wholegpt.settings.schema import Config
 
@@ -110,7 +111,7 @@ HALF_WIDTH = 0.03
 docs/decisions.md explains it.
 """
 COVERED_TOKENS, COVERED_BLOCKS, COVERED_EPOCHS = 10e6, 10e6, 20.0
-COVERED_TEXT, SMALLEST_BLOCKS = 4e5, 3.3e5
+COVERED_TEXT, SMALLEST_BLOCKS, COVERED_STEPS = 4e5, 3.3e5, 100
 """Range of the sweep.
 
 Above the first three and below these two values, the interval widens by its own width for each factor of e:
@@ -122,8 +123,9 @@ ENGLISH = Difficulty(early=6.77, last=5.23)
 
 
 def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficulty: Difficulty) -> Expectation:
-    """Predict nats per token on held-out text after ``config``, given the loss of the ``pilot`` on the same
-    text.
+    """Predict nats per token on held-out text after ``config``, given the loss of the ``pilot`` on the same text.
+
+    Below ``COVERED_STEPS``, the interval extends to ln V, the loss of an untrained model.
     """
     blocks, tokens = _size(config)
     pilot_level = LAW.level(*_size(pilot), unique_tokens)
@@ -137,7 +139,10 @@ def expected_loss(config: Config, unique_tokens: float, pilot: Config, difficult
     )
     outside = math.prod(max(1.0, excess) for excess in excesses)
     half = min(HALF_WIDTH * (1 + math.log(outside)) + difficulty.uncertainty, 0.5)
-    return Expectation(expected, expected * (1 - half), expected * (1 + half))
+    high = expected * (1 + half)
+    if config.training.steps < COVERED_STEPS:
+        high = max(high, uniform_nats(config.model.vocab_size))
+    return Expectation(expected, expected * (1 - half), high)
 
 
 def _size(config: Config) -> tuple[int, int]:

@@ -5,10 +5,13 @@ from pathlib import Path
 from wholegpt.console import Console, clock
 from wholegpt.files import read_json, write_json_atomic, write_text_atomic
 from wholegpt.planning import Budget, Text
-from wholegpt.planning.adjustment import WORTH_ADJUSTING, adjusted_plan, fitting_steps
+from wholegpt.planning.adjustment import adjusted_plan, fitting_steps
 from wholegpt.runs.folder import PLAN, recorded_config, run_data
 from wholegpt.settings.serialization import to_yaml
 from wholegpt.training.state import TrainingState
+
+WORTH_SAYING = 0.05
+"""Relative excess of the time above which the reason is given."""
 
 
 def adjust_run(path: Path, state: TrainingState, budget: Budget, console: Console) -> None:
@@ -20,14 +23,14 @@ def adjust_run(path: Path, state: TrainingState, budget: Budget, console: Consol
     plan, config = read_json(path / PLAN), recorded_config(path)
     spent = budget.spent()
     steps = fitting_steps(plan, state, spent, config.schedule.decay_fraction)
-    if abs(steps / plan["steps"] - 1) < WORTH_ADJUSTING:
-        return
     adjusted, changed = adjusted_plan(plan, config, steps, state, spent, Text.of(run_data(path)))
     write_text_atomic(path / "config.yaml", to_yaml(changed))
     write_json_atomic(path / PLAN, adjusted)
     slower = adjusted["step_seconds"] / plan["step_seconds"] - 1
+    late = adjusted["seconds"] > (1 + WORTH_SAYING) * plan["seconds"]
+    reason = ", because a shorter one would already decay its learning rate" if late else ""
     console.note(
         f"a step takes {abs(slower):.0%} {'more' if slower > 0 else 'less'} time than planned; the run takes {steps:,} "
-        f"steps instead of {plan['steps']:,} and ends after about {clock(adjusted['seconds'])}; expected loss: "
+        f"steps instead of {plan['steps']:,} and ends after about {clock(adjusted['seconds'])}{reason}; expected loss: "
         f"{adjusted['bits_per_byte']['expected']:.3f} bits per byte"
     )

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from shlex import quote
@@ -23,7 +24,7 @@ from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel
 from wholegpt.model.lora import trainable_parameters
 from wholegpt.planning import Budget
-from wholegpt.planning.adjustment import checked_step
+from wholegpt.planning.adjustment import worth_adjusting
 from wholegpt.runs.adjust import adjust_run
 from wholegpt.runs.extend import extended_at
 from wholegpt.runs.folder import PLAN, read_lineage, recorded_config, run_contents
@@ -230,7 +231,11 @@ class _Session:
                 callbacks.TimeLimit(deadline),
                 *([callbacks.WatchPace(self.plan["train_seconds"], config, console)] if self.plan else []),
                 signals,
-                *([callbacks.CheckPace(checked_step(self.plan))] if self.plan and budget else []),
+                *(
+                    [callbacks.CheckPace(partial(self._should_adjust, budget))]
+                    if self.plan and budget
+                    else []
+                ),
                 self.tracking,
                 *listeners,
                 saving,
@@ -244,6 +249,10 @@ class _Session:
                 validate.run(self.state)  # the parent itself
             run_loop(self.step, config.training.steps, self.state, events)
             saving.save_reason(self.state)
+
+    def _should_adjust(self, budget: Budget, state: TrainingState) -> bool:
+        assert self.plan
+        return worth_adjusting(self.plan, state, budget.spent(), self.config.schedule.decay_fraction)
 
     def finish(self) -> Run[Any]:
         """Evaluate the model on all held-out data, and write the report."""

@@ -43,6 +43,16 @@ class Positions(Choice):
     none = "none"
 
 
+class RotaryScaling(Choice):
+    """How the rotary frequencies are lowered for a context longer than that of pretraining."""
+
+    none = "none"
+    linear = "linear"
+    """All frequencies alike (position interpolation)."""
+    llama3 = "llama3"
+    """Only the low frequencies, as in Llama 3.1."""
+
+
 class Attention(Choice):
     """What a position attends to."""
 

@@ -243,16 +243,16 @@ class TimeLimit(Callback):
 
 
 class CheckPace(Callback):
-    """Pauses a planned run after ``step`` steps, so that their number can be adjusted to the speed of the machine."""
+    """Pauses a planned run where ``should_adjust``, so that its steps can be adjusted to the speed of the machine."""
 
-    REASON = "the speed is compared with the plan"
+    REASON = "the steps are adjusted to the speed"
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, should_adjust: Callable[[TrainingState], bool]) -> None:
+        self.should_adjust = should_adjust
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Pause, if it is due."""
-        if state.step == self.step and not state.stop_reason:
+        """Pause, if the number of steps should change."""
+        if not state.stop_reason and self.should_adjust(state):
             state.stop_reason = self.REASON
 
 
@@ -283,8 +283,8 @@ class WatchPace(Callback):
             than = "longer" if seconds > self.said else "shorter"
             self.said = seconds
             self.console.note(
-                f"training will take {than} than planned: {seconds:.0f} s, of which {state.train_seconds:.0f} s are "
-                "over; the number of steps does not change"
+                f"training will take {than} than planned: {seconds:.0f} s, of which {state.train_seconds:.0f} s have "
+                "passed; the number of steps does not change"
             )
 
 

@@ -305,3 +305,18 @@ def test_an_empty_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(DataError, match=r"is empty|names no dataset"):
         open_corpus(DataConfig(source=(source,)))
+
+
+def test_in_a_folder_another_encoding_is_for_the_files_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("ünder “quotes”\n", encoding="utf-8")
+    (folder / "b.txt").write_text("é été\n", encoding="latin-1")
+    (folder / "c.txt").write_text("ASCII\n")
+    (folder / "empty.txt").write_bytes(b"")
+    corpus = open_corpus(DataConfig(source=(str(folder),), encoding="latin-1"))
+    assert "".join(piece.text for piece in corpus.pieces()) == "ünder “quotes”\né été\nASCII\n"
+    assert str(corpus.report) == "3 files; 1 file read as utf-8; skipped 1 empty file"
+    (folder / "a.txt").write_text("ünder\n", encoding="utf-8")
+    alone = open_corpus(DataConfig(source=(str(folder / "a.txt"),), encoding="latin-1"))
+    assert [piece.text for piece in alone.pieces()] == ["Ã¼nder\n"]

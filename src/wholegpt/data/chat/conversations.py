@@ -39,7 +39,7 @@ from wholegpt.data.permutation import held_out_indices
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.row import by_lower_name
 from wholegpt.data.reading.tables import Reading, Table
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, counted
 from wholegpt.settings.schema import Config
 
 ASKED = ("instruction", "prompt", "question", "source", "document", "text", "input")
@@ -122,7 +122,7 @@ def held_out_by_prompt(
     if not 0 < len(held_out) < len(examples):
         different = f" of {len(groups):,} different questions" if len(groups) < len(examples) else ""
         raise DataError(
-            f"{source}: has {len(examples):,} {unit}{different}, too few to hold {fraction:.0%} of them "
+            f"{source}: has {counted(len(examples), unit)}{different}, too few to hold {fraction:.0%} of them "
             "out; give more, or held-out ones by --validation FILE"
         )
     train, validation = (

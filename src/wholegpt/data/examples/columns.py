@@ -65,8 +65,13 @@ def detect_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskCo
     return _choice_columns(table, columns) if task is TaskKind.choice else _text_columns(table, task, columns)
 
 
-def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the text columns except ``others``. Raises ``DataError`` if their number does not fit the task."""
+def only_texts(
+    table: Table, task: TaskKind, expected: Sequence[str], others: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the text columns except ``others``, of a table without the ``expected`` ones.
+
+    Raises ``DataError`` if their number does not fit the task.
+    """
     wanted = 1 if task is TaskKind.classification else 2
     texts = tuple(
         name
@@ -76,8 +81,8 @@ def only_texts(table: Table, task: TaskKind, others: Sequence[str] = ()) -> tupl
     )
     if len(texts) != wanted:
         raise DataError(
-            f"{table.path}: {task} needs {wanted} column{'s' * (wanted > 1)} of texts, named as the training examples' "
-            f"or the only one{'s' * (wanted > 1)}; there are {', '.join(table.columns)}"
+            f"{table.path}: has no {' and '.join(expected)}, as the training examples have, and not {wanted} "
+            f"column{'s' * (wanted > 1)} of texts that could stand for it; there are {', '.join(table.columns)}"
         )
     return texts
 

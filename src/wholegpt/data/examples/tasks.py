@@ -133,7 +133,11 @@ def read_parts(table: Table, task: Task, reading: Reading) -> list[tuple[tuple[s
     """
     columns = columns_in(table, task.columns)
     choices = detect_choices(table, columns) if task.kind is TaskKind.choice else None
-    names = () if choices else columns.texts or only_texts(table, task.kind, (task.columns.target,))
+    names = (
+        ()
+        if choices
+        else columns.texts or only_texts(table, task.kind, task.columns.texts, (task.columns.target,))
+    )
     parts: list[tuple[tuple[str, ...], ...]] = []
     for row in range(len(table.rows)):
         try:

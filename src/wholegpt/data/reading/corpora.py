@@ -21,7 +21,7 @@ from typing import Any
 from wholegpt.data.reading.decoding import Piece, ReadingReport, Source
 from wholegpt.data.reading.files import READING_OPTIONS, check_options, identity, read_pieces, useful_options
 from wholegpt.data.reading.records import read_records
-from wholegpt.data.reading.sources import source_path
+from wholegpt.data.reading.sources import STANDARD_INPUT, source_path
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.files import exists, utf8_name, write_bytes_atomic
 from wholegpt.settings.choices import Split
@@ -70,6 +70,13 @@ class Corpus:
     def size(self) -> int:
         """Return the bytes of the files; 0 if there are none."""
         return sum(entry[1] for entry in self.identity() if isinstance(entry, list))
+
+
+def lacks_text(corpus: Corpus, config: DataConfig) -> DataError:
+    """Return the error for a corpus that was read and holds no text."""
+    sources = ["standard input" if one == STANDARD_INPUT else one for one in config.source]
+    advice = "; pipe the text into this command" if STANDARD_INPUT in config.source else ""
+    return DataError(f"{', '.join(sources) or corpus.name}: holds no text ({corpus.report}){advice}")
 
 
 def of_texts(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from wholegpt.console import Console
 from wholegpt.data.reading.file_types import SNIFFED_BYTES, check_encoding, is_binary
 from wholegpt.data.text.control import Attributes
-from wholegpt.errors import DataError
+from wholegpt.errors import DataError, counted
 from wholegpt.settings.schema import DataConfig
 
 BLOCK_BYTES = 2**20
@@ -54,6 +54,8 @@ class ReadingReport:
     """Reason -> the first skipped files or lines."""
     notes: dict[str, None] = field(default_factory=dict)
     """Further notes, in order."""
+    as_utf_8: int = 0
+    """Files of folders that were read as UTF-8, although another encoding was asked for."""
     fields: dict[str, int] = field(default_factory=dict)
     """Field that a text was taken from, if it was detected -> number of files."""
     other_fields: dict[str, None] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class ReadingReport:
         """Add the counts of another report."""
         self.files += other.files
         self.bytes += other.bytes
+        self.as_utf_8 += other.as_utf_8
         self.hashes += other.hashes
         for reason, count in other.skipped.items():
             self.skip(reason, count)
@@ -96,7 +99,7 @@ class ReadingReport:
 
     def skipped_text(self) -> str:
         """Return how much was skipped, and why."""
-        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
+        return ", ".join(counted(count, reason) for reason, count in sorted(self.skipped.items()))
 
     def lines(self) -> list[str]:
         """Return the report, and the first skipped items for each reason, as lines of text."""
@@ -108,14 +111,15 @@ class ReadingReport:
 
     def show(self, console: Console, source: str = "") -> None:
         """Show ``lines`` as notes, each prefixed with ``source``; nothing if they only count files."""
-        if self.skipped or self.fields or self.notes:
+        if self.skipped or self.fields or self.notes or self.as_utf_8:
             for line in self.lines():
                 console.note(f"{source}: {line}" if source else line)
 
     def __str__(self) -> str:
         found = ", ".join(f"'{name}'" for name in sorted(self.fields))
         return (
-            f"{self.files} file{'s' * (self.files != 1)}"
+            counted(self.files, "files")
+            + (f"; {counted(self.as_utf_8, 'files')} read as utf-8" if self.as_utf_8 else "")
             + (f"; text taken from {found}" if found else "")
             + "".join(f"; {note}" for note in self.notes)
             + (f"; skipped {self.skipped_text()}" if self.skipped else "")

@@ -189,7 +189,7 @@ class NotTextError(DataError):
 
 
 class UnreadableDocumentError(NotTextError):
-    """A PDF, DOCX or EPUB document is damaged, encrypted, too large, or without text."""
+    """A document is damaged, encrypted, too large or without text, or the library that reads it is missing."""
 
 
 def encrypted(where: str) -> UnreadableDocumentError:

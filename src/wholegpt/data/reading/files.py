@@ -5,6 +5,7 @@ This module finds, opens, decompresses, hashes and watches files; ``decoding``, 
 and ``documents`` parse their content.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import hashlib
@@ -60,7 +61,8 @@ def read_pieces(
 
     Calls ``advance`` with the bytes read. Raises ``DataError`` naming the file, and the line or byte, of
     anything unreadable; of a folder, naming all unreadable files. Files of a folder that are not text in
-    ``data.encoding``, and documents that cannot be read, are skipped if ``data.on_bad_text`` is skip.
+    ``data.encoding``, and documents that cannot be read, are skipped if ``data.on_bad_text`` is skip. Those that are
+    UTF-8 are read as such in any case.
     """
     check_encoding(config.encoding)
     if not path.is_dir():
@@ -69,14 +71,42 @@ def read_pieces(
     files = files_below(path, report, config.encoding)
     for file in files:
         try:
-            yield from _read_file(file, config, report, _read_documents, advance)
+            yield from _read_file(file, _of_file(file, config, report), report, _read_documents, advance)
         except DataError as error:
             if not _may_skip(error, config):
                 raise _with_the_others(error, path, files, config) from error
+            report.files -= 1
             if isinstance(error, UnreadableDocumentError):
                 report.skip("documents that cannot be read", what=str(error))
             else:
                 report.skip(f"that are not {config.encoding} text", what=file.name)
+
+
+def _of_file(file: Path, config: DataConfig, report: ReadingReport | None = None) -> DataConfig:
+    """Return the settings for a file of a folder: one that is UTF-8 is read as such, whatever ``data.encoding`` is."""
+    if _is_utf_8(config.encoding) or not _holds_utf_8(file):
+        return config
+    if report:
+        report.as_utf_8 += 1
+    return dataclasses.replace(config, encoding="utf-8")
+
+
+def _is_utf_8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _holds_utf_8(file: Path) -> bool:
+    """Return whether a file, decompressed, is UTF-8 with characters beyond ASCII. Other encodings hardly ever are."""
+    decoder, beyond = codecs.getincrementaldecoder("utf-8")(), False
+    try:
+        with file.open("rb") as raw, decompressed(raw, file) as stream:
+            while block := stream.read(formats.BLOCK_BYTES):
+                beyond |= not block.isascii()
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, DataError):
+        return False  # what is damaged is named when it is read
+    return beyond
 
 
 def _may_skip(error: DataError, config: DataConfig) -> bool:
@@ -91,7 +121,7 @@ def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], confi
             break
         read += file.stat().st_size if file.exists() else 0
         try:
-            for _ in _read_file(file, config, ReadingReport(), _read_documents):
+            for _ in _read_file(file, _of_file(file, config), ReadingReport(), _read_documents):
                 pass
         except DataError as error:
             if not _may_skip(error, config):
@@ -186,7 +216,10 @@ def _is_text(path: Path, encoding: str) -> bool:
             start = stream.read(SNIFFED_BYTES)
     except (OSError, EOFError, zlib.error, DataError):
         return path.suffix.lower() in COMPRESSED  # damaged: the error is raised when it is read
-    return bool(document_format(start)) or looks_like_text(start, encoding, kind.startswith("text/"))
+    named_text = kind.startswith("text/")
+    return bool(document_format(start)) or any(
+        looks_like_text(start, one, named_text) for one in (encoding, "utf-8")
+    )
 
 
 class _Watched(io.RawIOBase):
@@ -233,6 +266,13 @@ def _read_file(
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder; name a file") from None
+    except ModuleNotFoundError as error:
+        library, extra = (error.name or "").partition(".")[0], "data"
+        if file_format(path) in DOCUMENTS:
+            extra = "documents"
+        raise UnreadableDocumentError(
+            f"{path}: {library} is not installed; pip install 'wholegpt[{extra}]'"
+        ) from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: is damaged or cut short: {error}") from None
     except OSError as error:
@@ -265,6 +305,7 @@ def _read_stream(
     source.report.bytes += watched.read_bytes
     source.report.hashes.append(watched.sha256.digest())
     if not watched.read_bytes:
+        source.report.files -= 1
         source.report.skip("empty files", what=path.name)
 
 

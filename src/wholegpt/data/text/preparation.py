@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wholegpt.console import Console, Progress
-from wholegpt.data.reading.corpora import Corpus
+from wholegpt.data.reading.corpora import Corpus, lacks_text
 from wholegpt.data.text.card import describe_text, write_card
 from wholegpt.data.text.contamination import contamination
 from wholegpt.data.text.control import count_values
@@ -155,7 +155,7 @@ def _read_documents(corpus: Corpus, data: DataConfig, folder: Path, console: Con
         ) as store,
     ):
         if not store.pieces["characters"].any():
-            raise DataError(f"{corpus.name}: holds no text ({corpus.report})")
+            raise lacks_text(corpus, data)
         if statistics.different_characters == 1:
             raise DataError(
                 f"{corpus.name}: is one character, {store.text(0)[0]!r}, repeated; a model learns nothing from it"

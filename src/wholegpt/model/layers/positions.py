@@ -3,13 +3,14 @@
 Shapes: B batch, T positions, D model width, H heads, K head width.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wholegpt.settings.choices import Positions
+from wholegpt.settings.choices import Positions, RotaryScaling
 from wholegpt.settings.schema import ModelConfig
 
 SINUSOIDAL_BASE = 10_000.0
@@ -46,21 +47,45 @@ class Rotation:
     """Negated in the first half."""
 
 
+def rotary_frequencies(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device | None = None
+) -> Float[Tensor, " pairs"]:
+    """Return the angle θ_i, in radians per position, by which each of the K/2 pairs of a head turns.
+
+    Unscaled, θ_i = base^(−2i/K). ``config.rotary_scaling`` lowers these frequencies by the factor f:
+
+    - ``linear``: θ_i / f (position interpolation, Chen et al. 2023);
+    - ``llama3``: θ_i · ((1 − r)/f + r) with r = (n − low) / (high − low), limited to [0, 1]. n = τ₀·θ_i/2π is the
+      number of periods in the original context of τ₀ tokens (Meta's code of Llama 3.1).
+    """
+    pairs = torch.arange(0, config.d_head, 2, device=device, dtype=dtype)
+    frequencies = config.rotary_base ** (-pairs / config.d_head)
+    match config.rotary_scaling:
+        case RotaryScaling.none:
+            return frequencies
+        case RotaryScaling.linear:
+            return frequencies / config.rotary_factor
+        case RotaryScaling.llama3:
+            low, high = config.rotary_low_freq_factor, config.rotary_high_freq_factor
+            periods = config.rotary_original_context_length * frequencies / (2 * math.pi)
+            kept = ((periods - low) / (high - low)).clamp(0, 1)
+            return frequencies * ((1 - kept) / config.rotary_factor + kept)
+
+
 class RotaryPositions(nn.Module):
     """Rotation of queries and keys by an angle that grows with the position (Su et al. 2021).
 
-    The pair (x_i, x_{i+K/2}) of a head's vector turns by t · base^(−2i/K), so that a query–key product
-    depends only on the distance between the two positions.
+    The pair (x_i, x_{i+K/2}) of a head's vector turns by t · θ_i (``rotary_frequencies``), so that a query–key
+    product depends only on the distance between the two positions.
     """
 
-    def __init__(self, d_head: int, base: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.d_head, self.base = d_head, base
+        self.config = config
 
     def forward(self, positions: Int[Tensor, "*P T"], dtype: torch.dtype) -> Rotation:
         """Return the rotation of each position, computed in ``dtype``; all layers share it."""
-        pairs = torch.arange(0, self.d_head, 2, device=positions.device, dtype=dtype)
-        angles = positions.to(dtype)[..., None] * self.base ** (-pairs / self.d_head)
+        angles = positions.to(dtype)[..., None] * rotary_frequencies(self.config, dtype, positions.device)
         sines = angles.sin()
         return Rotation(torch.cat((angles, angles), dim=-1).cos(), torch.cat((-sines, sines), dim=-1))
 
@@ -92,6 +117,6 @@ def make_positions(config: ModelConfig) -> tuple[nn.Module | None, RotaryPositio
         case Positions.sinusoidal:
             return SinusoidalPositions(config.d_model), None
         case Positions.rotary:
-            return None, RotaryPositions(config.d_head, config.rotary_base)
+            return None, RotaryPositions(config)
         case Positions.none:
             return None, None

@@ -15,6 +15,7 @@ from wholegpt.settings.choices import (
     NormPlacement,
     Positions,
     QueryKeyNorm,
+    RotaryScaling,
 )
 from wholegpt.settings.sections.ranges import at_least, below_one, require
 
@@ -45,6 +46,18 @@ WINDOWED = (Attention.sliding_window, Attention.strided)
 """Kinds of attention that have a window."""
 RECURRENT = (Attention.linear, Attention.average)
 """Kinds of attention that keep a running sum instead of keys and values."""
+
+ROTARY_SCALING_FIELDS: dict[RotaryScaling, tuple[str, ...]] = {
+    RotaryScaling.none: (),
+    RotaryScaling.linear: ("rotary_factor",),
+    RotaryScaling.llama3: (
+        "rotary_factor",
+        "rotary_low_freq_factor",
+        "rotary_high_freq_factor",
+        "rotary_original_context_length",
+    ),
+}
+"""The settings of each kind of rotary scaling."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,19 @@ class ModelConfig:
     """Position encoding: learned embeddings, sinusoidal embeddings, rotary, or none."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies. For rotary positions only."""
+    rotary_scaling: RotaryScaling = RotaryScaling.none
+    """Scaling of the rotary frequencies for a longer context: none, linear (all frequencies are divided by
+    rotary_factor), or llama3 (only the low ones, as in Llama 3.1). For rotary positions only."""
+    rotary_factor: float = 8.0
+    """Factor by which linear and llama3 scaling divide frequencies. At least 1."""
+    rotary_low_freq_factor: float = 1.0
+    """For llama3: a frequency with fewer periods than this in the original context is divided by rotary_factor.
+    Above 0."""
+    rotary_high_freq_factor: float = 4.0
+    """For llama3: a frequency with more periods than this in the original context is unchanged; those between the two
+    limits are interpolated. Above rotary_low_freq_factor."""
+    rotary_original_context_length: int = 8192
+    """For llama3: context length of pretraining, before scaling, in tokens."""
     norm: Norm = Norm.rms_norm
     """Normalization layer of the blocks."""
     norm_placement: NormPlacement = NormPlacement.pre
@@ -145,6 +171,7 @@ def check_model(model: ModelConfig) -> None:
         return
     require("model.norm_epsilon", model.norm_epsilon, model.norm_epsilon > 0, "above 0")
     require("model.rotary_base", model.rotary_base, model.rotary_base > 1, "above 1")
+    _check_rotary_scaling(model)
     distinct = model.distinct_layers
     if distinct < 0 or distinct > model.n_layers or (distinct and model.n_layers % distinct):
         raise ConfigError(
@@ -214,6 +241,30 @@ def _check_heads(model: ModelConfig) -> None:
     d_head = model.d_head or model.d_model // model.n_heads
     if model.positions is Positions.rotary and d_head % 2:
         raise ConfigError(f"model.d_head is {d_head}; rotary positions need an even width")
+
+
+def _check_rotary_scaling(model: ModelConfig) -> None:
+    scaling, default = model.rotary_scaling, ModelConfig()
+    if scaling is not RotaryScaling.none and model.positions is not Positions.rotary:
+        raise ConfigError(
+            f"model.rotary_scaling is {scaling}, but model.positions is {model.positions}; leave it none, or set "
+            "model.positions to rotary"
+        )
+    for name in ROTARY_SCALING_FIELDS[RotaryScaling.llama3]:
+        if name not in ROTARY_SCALING_FIELDS[scaling] and getattr(model, name) != getattr(default, name):
+            kinds = [kind for kind, names in ROTARY_SCALING_FIELDS.items() if name in names]
+            raise ConfigError(
+                f"model.{name} is set, but model.rotary_scaling is {scaling}; leave it out, or set "
+                f"model.rotary_scaling to {' or '.join(kinds)}"
+            )
+    factor = model.rotary_factor
+    require("model.rotary_factor", factor, 1 <= factor < math.inf, "of at least 1, and finite")
+    low, high = model.rotary_low_freq_factor, model.rotary_high_freq_factor
+    require("model.rotary_low_freq_factor", low, 0 < low < math.inf, "above 0, and finite")
+    expected = f"above model.rotary_low_freq_factor, {low}, and finite"
+    require("model.rotary_high_freq_factor", high, low < high < math.inf, expected)
+    length, expected = model.rotary_original_context_length, f"from 1 to {LARGEST_SIZE:,}"
+    require("model.rotary_original_context_length", length, 1 <= length <= LARGEST_SIZE, expected)
 
 
 def _check_attention(model: ModelConfig) -> None:

@@ -15,17 +15,11 @@ READERS = {".pdf": pdf_text, ".docx": word_text, ".epub": book_text}
 def read_document(source: Source) -> Iterator[Piece]:
     """Yield one document: the text of a PDF, DOCX or EPUB file.
 
-    Raises ``UnreadableDocumentError`` for a file that is damaged, encrypted, too large or without text, or if the
-    library that reads it is missing.
+    Raises ``UnreadableDocumentError`` for a file that is damaged, encrypted, too large or without text, and
+    ``ModuleNotFoundError`` without the library that reads it.
     """
     refuse_control(source)
-    try:
-        text = READERS[source.format](source.stream, source.where)
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        raise UnreadableDocumentError(
-            f"{source.where}: {library} is not installed; pip install 'wholegpt[documents]'"
-        ) from None
+    text = READERS[source.format](source.stream, source.where)
     if len(text) > formats.LONGEST_RECORD:
         raise UnreadableDocumentError(
             f"{source.where}: has more than {formats.LONGEST_RECORD:,} characters; it is not read"
