@@ -32,7 +32,7 @@ def assert_equal(found: torch.Tensor, expected: Any) -> None:
 def test_bradley_terry(rows: list[tuple[float, float, float]], centering: float) -> None:
     chosen, rejected, margins = np.array(rows).T
     expected = -np.log(sigmoid(chosen - rejected - margins)) + centering * (chosen + rejected) ** 2
-    assert_equal(bradley_terry(*tensors(chosen, rejected, margins), centering), expected)
+    assert_equal(bradley_terry(*tensors(chosen, rejected, margins), centering=centering), expected)
     shifted = bradley_terry(*tensors(chosen + 5, rejected + 5, margins))
     assert_equal(shifted, -np.log(sigmoid(chosen - rejected - margins)))
 
@@ -41,11 +41,11 @@ def test_bradley_terry(rows: list[tuple[float, float, float]], centering: float)
 def test_dpo_and_ipo(rows: list[tuple[float, float, int, int]], beta: float) -> None:
     chosen, rejected, n_chosen, n_rejected = np.array(rows, dtype=float).T
     assert_equal(
-        dpo_loss(*tensors(chosen, rejected), beta), -np.log(sigmoid(beta * chosen - beta * rejected))
+        dpo_loss(*tensors(chosen, rejected), beta=beta), -np.log(sigmoid(beta * chosen - beta * rejected))
     )
     expected = (chosen / n_chosen - rejected / n_rejected - 0.5 / beta) ** 2
     lengths = torch.tensor([row[2:] for row in rows]).T
-    assert_equal(ipo_loss(*tensors(chosen, rejected), *lengths, beta), expected)
+    assert_equal(ipo_loss(*tensors(chosen, rejected), *lengths, beta=beta), expected)
 
 
 def test_dpo_of_the_reference_itself_is_ln_2() -> None:
@@ -60,8 +60,9 @@ def test_dpo_of_the_reference_itself_is_ln_2() -> None:
 def test_kto(rows: list[tuple[float, bool]], divergence: float, beta: float) -> None:
     ratios, desirable = np.array(rows, dtype=float).T
     wanted, unwanted = 1 - sigmoid(beta * (ratios - divergence)), 1 - sigmoid(beta * (divergence - ratios))
+    given, wanted_ones = tensors(ratios, desirable)
     expected = np.where(desirable == 1, 1.5 * wanted, 0.5 * unwanted)
-    assert_equal(kto_loss(*tensors(ratios, desirable), divergence, beta, 1.5, 0.5), expected)
+    assert_equal(kto_loss(given, wanted_ones, divergence, beta, 1.5, 0.5), expected)
 
 
 @given(
@@ -75,10 +76,10 @@ def test_orpo_and_simpo(rows: list[tuple[float, float, int, int]], weight: float
     mean_chosen, mean_rejected = chosen / n_chosen, rejected / n_rejected
     odds = [np.exp(one) / -np.expm1(one) for one in (mean_chosen, mean_rejected)]
     assert_equal(
-        orpo_loss(*given, weight), -mean_chosen - weight * np.log(sigmoid(np.log(odds[0] / odds[1])))
+        orpo_loss(*given, weight=weight), -mean_chosen - weight * np.log(sigmoid(np.log(odds[0] / odds[1])))
     )
     difference = weight * (mean_chosen - mean_rejected) - margin
-    assert_equal(simpo_loss(*given, weight, margin), -np.log(sigmoid(difference)))
+    assert_equal(simpo_loss(*given, beta=weight, margin=margin), -np.log(sigmoid(difference)))
 
 
 def test_gradients_of_large_differences_are_finite() -> None:

@@ -192,6 +192,7 @@ def test_every_loss_learns_the_preferences(loss: PreferenceLoss) -> None:
     objective = PreferenceObjective(complete_alignment(AlignmentConfig(loss=loss)))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses: list[float] = []
+    terms = objective(model, batch)
     for _ in range(30):
         terms = objective(model, batch)
         losses.append(terms.total.item() / len(batch))
