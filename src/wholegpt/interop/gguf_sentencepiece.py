@@ -1,0 +1,133 @@
+"""Tokenizers of SentencePiece's form in GGUF files, where llama.cpp calls them ``llama``.
+
+llama.cpp repeatedly joins the two neighbors whose joint entry has the highest score; of equal ones the first two. BPE
+gives the same ids with a merge for each pair of entries that join to an entry, in the order of the scores of these
+entries. As in the converters of ``transformers``, one pair comes before another even if both join to the same entry, so
+a text can differ where such pairs overlap, as in ``a``, ``aa``, ``a`` if there is an entry ``aaa``.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from wholegpt.errors import TokenizerError
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.tokenizers.sentencepiece import BYTE_ENTRIES, SentencePiece, SpaceBefore
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+MODEL = "llama"
+"""llama.cpp's name of such tokenizers."""
+UNKNOWN_ID, START_ID = 0, 1
+"""llama.cpp's defaults for the entry of unknown characters and for the token before a text."""
+
+
+def content_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of the ``tokenizer.json`` for the metadata of a file."""
+    from gguf import TokenType
+
+    tokens, scores, types = (
+        metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+    )
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": token_id, "content": token, **flags, "special": kind != TokenType.USER_DEFINED}
+        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind not in (TokenType.NORMAL, TokenType.BYTE)
+    ]
+    scored = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind == TokenType.NORMAL
+    }
+    space = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    variant = SentencePiece(SpaceBefore.always if space else SpaceBefore.none, metaspace=False)
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "post_processor": None,
+        **variant.parts(),
+        "model": {
+            "type": "BPE",
+            "unk_token": tokens[metadata.get("tokenizer.ggml.unknown_token_id", UNKNOWN_ID)],
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "vocab": {token: token_id for token_id, token in enumerate(tokens)},
+            "merges": merges_of(scored),
+        },
+    }
+
+
+def merges_of(scores: Mapping[str, float]) -> list[list[str]]:
+    """Return each pair of entries that join to an entry, the highest score of that entry first."""
+    return [
+        [token[:index], token[index:]]
+        for token in sorted(scores, key=lambda token: -scores[token])
+        for index in range(len(token) - 1, 0, -1)
+        if token[:index] in scores and token[index:] in scores
+    ]
+
+
+def add_sentencepiece(
+    writer: "GGUFWriter", content: dict[str, Any], tokenizer: Tokenizer, types: Sequence[int]
+) -> None:
+    """Write entries, their scores and types. ``types`` are those of added tokens; ordinary for all others.
+
+    Raises ``TokenizerError`` if llama.cpp would give other ids.
+    """
+    from gguf import TokenType
+
+    space = _space_of(content)
+    added = {token["id"]: token for token in content["added_tokens"]}
+    names = [tokenizer.name_of(token_id) for token_id in range(tokenizer.vocab_size)]
+    ordinary = [
+        name for token_id, name in enumerate(names) if token_id not in added and name not in BYTE_ENTRIES
+    ]
+    scores = _scores(content["model"], ordinary)
+    unknown = content["model"]["unk_token"]
+    kinds = {**dict.fromkeys(BYTE_ENTRIES, TokenType.BYTE), unknown: TokenType.UNKNOWN}
+    writer.add_tokenizer_model(MODEL)
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(names)
+    writer.add_token_scores([scores.get(name, 0.0) for name in names])
+    writer.add_token_types([kinds.get(name, kind) for name, kind in zip(names, types, strict=True)])
+    writer.add_unk_token_id(names.index(unknown))
+    writer.add_add_space_prefix(space)
+
+
+def _space_of(content: dict[str, Any]) -> bool:
+    """Return whether a space is put before each part of a text, as llama.cpp does. Raises ``TokenizerError`` if a text
+    gets it in another way.
+    """
+    for space in (SpaceBefore.always, SpaceBefore.none):
+        if all(content[part] == value for part, value in SentencePiece(space, False).parts().items()):
+            return space is SpaceBefore.always
+    pre_tokenizer = content["pre_tokenizer"] or {}
+    raise TokenizerError(
+        "llama.cpp puts a space before each part of a text between special tokens, this tokenizer (Metaspace, "
+        f"prepend_scheme {pre_tokenizer.get('prepend_scheme')!r}) does not: it would give other ids for some texts. "
+        "Export to huggingface instead"
+    )
+
+
+def _scores(model: dict[str, Any], ordinary: Sequence[str]) -> dict[str, float]:
+    """Return the scores for which llama.cpp merges as the ``model`` does."""
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
+    ]
+    joined = [token for token, _ in groupby(left + right for left, right in merges)]
+    rest = sorted({*ordinary} - {*joined})
+    scores = {token: -float(rank) for rank, token in enumerate([*joined, *rest])}
+    expected = {(left, right) for left, right in merges_of({name: scores[name] for name in ordinary})}
+    if (
+        len({*joined}) != len(joined)
+        or expected != {*merges}
+        or model.get("ignore_merges")
+        or model.get("dropout")
+    ):
+        raise TokenizerError(
+            "llama.cpp cannot reproduce this tokenizer: it merges any two entries that join to an entry, in the order "
+            "of one score for each entry, and this tokenizer has other merges. Export to huggingface instead"
+        )
+    return scores
