@@ -70,7 +70,11 @@ def merges_of(scores: Mapping[str, float]) -> list[list[str]]:
 
 
 def add_sentencepiece(
-    writer: "GGUFWriter", content: dict[str, Any], tokenizer: Tokenizer, types: Sequence[int]
+    writer: "GGUFWriter",
+    content: dict[str, Any],
+    tokenizer: Tokenizer,
+    variant: SentencePiece,
+    types: Sequence[int],
 ) -> None:
     """Write entries, their scores and types. ``types`` are those of added tokens; ordinary for all others.
 
@@ -78,7 +82,12 @@ def add_sentencepiece(
     """
     from gguf import TokenType
 
-    space = _space_of(content)
+    if variant.metaspace and variant.space is not SpaceBefore.none:
+        raise TokenizerError(
+            "llama.cpp puts a space before each part of a text between special tokens, whatever it begins with; this "
+            f"tokenizer (Metaspace with prepend_scheme {str(variant.space)!r}) would get other ids for some texts. "
+            "Export to huggingface instead"
+        )
     added = {token["id"]: token for token in content["added_tokens"]}
     names = [tokenizer.name_of(token_id) for token_id in range(tokenizer.vocab_size)]
     ordinary = [
@@ -93,22 +102,7 @@ def add_sentencepiece(
     writer.add_token_scores([scores.get(name, 0.0) for name in names])
     writer.add_token_types([kinds.get(name, kind) for name, kind in zip(names, types, strict=True)])
     writer.add_unk_token_id(names.index(unknown))
-    writer.add_add_space_prefix(space)
-
-
-def _space_of(content: dict[str, Any]) -> bool:
-    """Return whether a space is put before each part of a text, as llama.cpp does. Raises ``TokenizerError`` if a text
-    gets it in another way.
-    """
-    for space in (SpaceBefore.always, SpaceBefore.none):
-        if all(content[part] == value for part, value in SentencePiece(space, False).parts().items()):
-            return space is SpaceBefore.always
-    pre_tokenizer = content["pre_tokenizer"] or {}
-    raise TokenizerError(
-        "llama.cpp puts a space before each part of a text between special tokens, this tokenizer (Metaspace, "
-        f"prepend_scheme {pre_tokenizer.get('prepend_scheme')!r}) does not: it would give other ids for some texts. "
-        "Export to huggingface instead"
-    )
+    writer.add_add_space_prefix(variant.space is SpaceBefore.always)
 
 
 def _scores(model: dict[str, Any], ordinary: Sequence[str]) -> dict[str, float]:

@@ -48,8 +48,8 @@ def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
     _refuse_added_tokens(content)
     added = {token["id"]: token for token in content["added_tokens"]}
     types = [_type_of(token_id, added.get(token_id), tokenizer) for token_id in range(tokenizer.vocab_size)]
-    if tokenizer.has_byte_entries:
-        gguf_sentencepiece.add_sentencepiece(writer, content, tokenizer, types)
+    if tokenizer.sentencepiece:
+        gguf_sentencepiece.add_sentencepiece(writer, content, tokenizer, tokenizer.sentencepiece, types)
         return
     _refuse_what_llama_cpp_lacks(content)
     entries = _byte_level_entries(content)

@@ -72,10 +72,9 @@ class Tokenizer:
         # GPT-1's vocabulary marks the entries that end a word.
         self._word_end = word_end(library)
         self.marks_word_ends = bool(self._word_end)
-        self._sentencepiece = sentencepiece_of(library)
-        self.has_byte_entries = self._sentencepiece is not None
-        """Whether characters without an entry are encoded as bytes: SentencePiece's form."""
-        self.keeps_text = not self._word_end and library.normalizer is None and self._sentencepiece is None
+        self.sentencepiece = sentencepiece_of(library)
+        """The variant of SentencePiece's form; ``None`` for other forms."""
+        self.keeps_text = not self._word_end and library.normalizer is None and self.sentencepiece is None
         self._end_of_text = self._find_end_of_text()
         self.has_end_of_text = self._end_of_text is not None
         self.end_ids = frozenset() if self._end_of_text is None else frozenset({self._end_of_text})
@@ -99,7 +98,7 @@ class Tokenizer:
     def _end_of_sequence(self) -> int | None:
         token_id = self._library.token_to_id(END_OF_SEQUENCE)
         special = token_id in self._added and self._added[token_id].special
-        return token_id if self._sentencepiece and special else None
+        return token_id if self.sentencepiece and special else None
 
     def id_of(self, token: str) -> int | None:
         """Return the id of an entry by its name; ``None`` if there is no such entry."""
@@ -210,7 +209,7 @@ class Tokenizer:
         This is the rule of the ``tokenizers`` library for a text with special tokens: a SentencePiece tokenizer puts a
         space before the first part of the text, or before each part that such tokens separate.
         """
-        always = self._sentencepiece is not None and self._sentencepiece.space is SpaceBefore.always
+        always = self.sentencepiece is not None and self.sentencepiece.space is SpaceBefore.always
         return bool(token_ids) and not (always and token_ids[-1] in self._added)
 
     def encode_all(
@@ -247,7 +246,7 @@ class Tokenizer:
 
     @property
     def _puts_space(self) -> bool:
-        return self._sentencepiece is not None and self._sentencepiece.space is not SpaceBefore.none
+        return self.sentencepiece is not None and self.sentencepiece.space is not SpaceBefore.none
 
     def _ids_of_continued(self, library: tokenizers.Tokenizer, text: str) -> list[int]:
         """Return the ids of a text without a space before it; the rest from its first added token on is as usual."""
@@ -266,8 +265,8 @@ class Tokenizer:
     @cached_property
     def _without_space(self) -> tokenizers.Tokenizer:
         """Return the same tokenizer, except that it puts no space before a text."""
-        assert self._sentencepiece
-        variant = SentencePiece(SpaceBefore.none, self._sentencepiece.metaspace)
+        assert self.sentencepiece
+        variant = SentencePiece(SpaceBefore.none, self.sentencepiece.metaspace)
         library = tokenizers.Tokenizer.from_str(with_variant(self._library.to_str(), variant))
         library.encode_special_tokens = True
         return library
@@ -333,7 +332,7 @@ class Tokenizer:
         """Return the tokens after which a text begins."""
         if not self._puts_space:
             return frozenset()
-        if self._sentencepiece and self._sentencepiece.space is SpaceBefore.always:
+        if self.sentencepiece and self.sentencepiece.space is SpaceBefore.always:
             return frozenset(self._added)
         ends = (self._end_of_text, self._end_of_sequence)
         return frozenset({*self.prefix_ids, *(one for one in ends if one is not None)})
@@ -357,7 +356,7 @@ class Tokenizer:
                 return entry.encode()
             if byte_level:
                 return bytes(BYTES[character] for character in entry)
-            if self._sentencepiece:
+            if self.sentencepiece:
                 return bytes_of(entry)
             if self._word_end and entry.endswith(self._word_end):
                 return entry.removesuffix(self._word_end).encode() + b" "
@@ -416,7 +415,7 @@ class Tokenizer:
         """Return the only characters that can be encoded; ``None`` if all can, or if there is an unknown
         entry.
         """
-        if is_byte_level(self._library) or self._word_end or self._sentencepiece:
+        if is_byte_level(self._library) or self._word_end or self.sentencepiece:
             return None
         entries = self._library.get_vocab(with_added_tokens=False)
         added = {token.content for token in self._added.values() if token.special}
@@ -494,8 +493,8 @@ class Tokenizer:
         return given_back == expected == self._library.decode(token_ids, skip_special_tokens=False)
 
     def _normalized(self, text: str) -> str:
-        if self._sentencepiece:
-            return self._sentencepiece.normalized(text)
+        if self.sentencepiece:
+            return self.sentencepiece.normalized(text)
         normalizer = self._library.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
 
