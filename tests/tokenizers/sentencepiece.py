@@ -20,6 +20,7 @@ DECODER = [
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 ]
+SPACES = ["▁▁", "▁▁▁▁", "▁▁▁"]
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
@@ -71,14 +72,15 @@ def entries() -> tuple[str, ...]:
     library.train_from_iterator(CORPUS * 3, trainer)
     trained = sorted(library.get_vocab(), key=lambda token: library.get_vocab()[token])
     joined = [token for token in trained if len(token) > 1]
-    joined[3:3] = ["▁▁", "▁▁▁▁"]
+    joined[3:3] = SPACES
     first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     return (*first, *joined, *(token for token in trained if len(token) == 1))
 
 
 def scores() -> dict[str, float]:
-    """The score of each ordinary entry, as in Llama 2: minus its rank."""
-    return {token: -float(rank) for rank, token in enumerate(entries()[259:])}
+    """The score of each ordinary entry, as in Llama 2: minus its rank, but the same low one for spaces."""
+    ranks = {token: -float(rank) for rank, token in enumerate(entries()[259:])}
+    return {**ranks, **dict.fromkeys(SPACES, -1e9)}
 
 
 def content(variant: str = "prepend", prefix: bool = True, **changes: Any) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 llama.cpp repeatedly joins the two neighbors whose joint entry has the highest score; of equal ones the first two. BPE
 gives the same ids with a merge for each pair of entries that join to an entry, in the order of the scores of these
-entries. As in the converters of ``transformers``, one pair comes before another even if both join to the same entry, so
-a text can differ where such pairs overlap, as in ``a``, ``aa``, ``a`` if there is an entry ``aaa``.
+entries. Where scores are equal, as for Llama 2's runs of spaces, the pair with the longer left side comes first, which
+also joins from the left. As in the converters of ``transformers``, such an order is an approximation where pairs of
+equal score overlap, as in ``a``, ``aa``, ``a`` if there is an entry ``aaa``.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from wholegpt.errors import TokenizerError
@@ -59,14 +60,17 @@ def content_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def merges_of(scores: Mapping[str, float]) -> list[list[str]]:
-    """Return each pair of entries that join to an entry, the highest score of that entry first."""
-    return [
-        [token[:index], token[index:]]
-        for token in sorted(scores, key=lambda token: -scores[token])
-        for index in range(len(token) - 1, 0, -1)
+def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return each pair of entries that join to an entry, the highest score of that entry first, then the longest left
+    side.
+    """
+    pairs = [
+        (token[:index], token[index:])
+        for token in scores
+        for index in range(1, len(token))
         if token[:index] in scores and token[index:] in scores
     ]
+    return sorted(pairs, key=lambda pair: (-scores["".join(pair)], -len(pair[0]), -len(pair[1])))
 
 
 def add_sentencepiece(
@@ -107,21 +111,38 @@ def add_sentencepiece(
 
 def _scores(model: dict[str, Any], ordinary: Sequence[str]) -> dict[str, float]:
     """Return the scores for which llama.cpp merges as the ``model`` does."""
-    merges = [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
-    ]
-    joined = [token for token, _ in groupby(left + right for left, right in merges)]
-    rest = sorted({*ordinary} - {*joined})
-    scores = {token: -float(rank) for rank, token in enumerate([*joined, *rest])}
-    expected = {(left, right) for left, right in merges_of({name: scores[name] for name in ordinary})}
-    if (
-        len({*joined}) != len(joined)
-        or expected != {*merges}
-        or model.get("ignore_merges")
-        or model.get("dropout")
-    ):
+    merges: list[tuple[str, str]] = []
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        merges.append((left, right))
+    blocks = _blocks(merges)
+    scores = {"".join(pair): -float(rank) for rank, block in enumerate(blocks) for pair in block}
+    others = (name for name in ordinary if name not in scores)
+    scores |= {name: -float(rank) for rank, name in enumerate(others, len(blocks))}
+    expected = iter(merges_of({name: scores[name] for name in ordinary}))
+    equal = all(_equal(block, [*islice(expected, len(block))]) for block in blocks) and not [*expected]
+    if not equal or model.get("ignore_merges") or model.get("dropout"):
         raise TokenizerError(
             "llama.cpp cannot reproduce this tokenizer: it merges any two entries that join to an entry, in the order "
             "of one score for each entry, and this tokenizer has other merges. Export to huggingface instead"
         )
     return scores
+
+
+def _blocks(merges: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Split merges into blocks of those with one score: all that join to the same entry, and what is between them."""
+    last = {"".join(pair): rank for rank, pair in enumerate(merges)}
+    blocks: list[list[tuple[str, str]]] = []
+    end = -1
+    for rank, pair in enumerate(merges):
+        if rank > end:
+            blocks.append([])
+        blocks[-1].append(pair)
+        end = max(end, last["".join(pair)])
+    return blocks
+
+
+def _equal(block: list[tuple[str, str]], expected: list[tuple[str, str]]) -> bool:
+    """Return whether a block has the expected merges; their order matters if they join to different entries."""
+    one_entry = len({"".join(pair) for pair in block}) == 1
+    return sorted(block) == sorted(expected) if one_entry else block == expected

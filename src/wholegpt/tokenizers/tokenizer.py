@@ -217,7 +217,7 @@ class Tokenizer:
     ) -> Iterator[np.ndarray]:
         """Encode many texts, in order, on all cores; a few megabytes of them are in memory at a time.
 
-        A text that does not ``begin`` a document continues the one before it.
+        ``begins`` says for each text whether a document begins with it; otherwise it continues the text before it.
         """
         workers = os.cpu_count() or 1
         waiting: deque[Future[list[np.ndarray]]] = deque()
@@ -235,11 +235,13 @@ class Tokenizer:
     def _encode_portion(self, portion: list[tuple[str, bool]]) -> list[np.ndarray]:
         for text, _ in portion:
             _check_characters(text)
-        if self._puts_space:
-            return [
-                np.array(self.encode(text, continues=not begins), dtype=np.uint32) for text, begins in portion
-            ]
-        ids = [encode_fast(self._fast, text) if self._fast else None for text, _ in portion]
+
+        def encoded_alone(text: str, begins: bool) -> np.ndarray | None:
+            if self._puts_space and not begins:
+                return np.array(self._ids_of_continued(self._library, text), dtype=np.uint32)
+            return encode_fast(self._fast, text) if self._fast else None
+
+        ids = [encoded_alone(text, begins) for text, begins in portion]
         slow = [text for (text, _), one in zip(portion, ids, strict=True) if one is None]
         encoded = iter(self._ids_of(self._library, slow))
         return [np.array(next(encoded), dtype=np.uint32) if one is None else one for one in ids]
