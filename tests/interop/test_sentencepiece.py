@@ -81,8 +81,8 @@ def folder_of(folder: Path, variant: str = "prepend", template: str = "", **conf
     return folder
 
 
-def imported(folder: Path, **changes: Any) -> LanguageModel:
-    return load(import_model(folder, folder.with_name("ours"), console=QUIET, **changes), console=QUIET)
+def imported(folder: Path) -> LanguageModel:
+    return load(import_model(folder, folder.with_name("ours"), console=QUIET), console=QUIET)
 
 
 @pytest.fixture(params=["prepend", "first"])
@@ -146,7 +146,7 @@ def test_bits_per_byte_are_of_the_text_alone(pair: tuple[LanguageModel, Any, Any
 
 def test_settings_that_hold_texts(pair: tuple[LanguageModel, Any, Any]) -> None:
     lm, _, _ = pair
-    settings_: dict[str, Any] = {"max_tokens": 20, "temperature": 1.0, "console": QUIET}
+    settings_: dict[str, Any] = {"max_tokens": 60, "temperature": 1.0, "console": QUIET}
     for seed in range(3):
         (made,) = lm.generate_all(["The"], forced=("bird",), seed=seed, **settings_)
         assert "bird" in made.text
@@ -163,12 +163,10 @@ def test_settings_that_hold_texts(pair: tuple[LanguageModel, Any, Any]) -> None:
                     "additionalProperties": False,
                 }
             )
-            (made,) = lm.generate_all(
-                [prompt], json_schema=schema, seed=seed, **{**settings_, "max_tokens": 60}
-            )
+            (made,) = lm.generate_all([prompt], json_schema=schema, seed=seed, **settings_)
             assert made.finish_reason == "stop", made
             assert json.loads(made.text)["a"] in (1, "the cat")
-    endless = {**settings_, "logit_bias": ((2, -1e6),), "seed": 1}
+    endless: dict[str, Any] = {**settings_, "logit_bias": ((2, -1e6),), "seed": 1}
     (whole,) = lm.generate_all(["The"], **endless)
     stop = whole.text[3:6]
     (cut,) = lm.generate_all(["The"], stop=(stop,), **endless)
@@ -410,7 +408,7 @@ def test_an_export_to_gguf_comes_back(variant: str, tmp_path: Path, metadata: di
     assert json.loads(back.tokenizer.to_json())["model"]["merges"] == content()["model"]["merges"]
     for text in (*CORPUS, " x", "é\n      a"):
         assert back.tokenizer.encode(text) == lm.tokenizer.encode(text)
-    prompt = {"max_tokens": 12, "temperature": 0.0, "console": QUIET}
+    prompt: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "console": QUIET}
     assert back.generate_all(["The"], **prompt)[0].text == lm.generate_all(["The"], **prompt)[0].text
 
     # The tokenizer of a file that another program wrote, with the defaults of llama.cpp.
