@@ -228,7 +228,8 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "one layer more": ({"llama.block_count": 3}, "blk.2."),
     "no norm": ({"llama.attention.layer_norm_rms_epsilon": None}, "attention.layer_norm_rms_epsilon is None"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, "has no tokenizer; name one with --tokenizer"),
-    "SentencePiece": ({"tokenizer.ggml.model": "llama"}, "of the kind 'llama'"),
+    "WordPiece": ({"tokenizer.ggml.model": "bert"}, "of the kind 'bert'"),
+    "SentencePiece without scores": ({"tokenizer.ggml.model": "llama"}, "its tokenizer cannot be read"),
     "another split": ({"tokenizer.ggml.pre": "tekken"}, "the word split 'tekken'"),
     "no merges": ({"tokenizer.ggml.merges": None}, "its tokenizer cannot be read"),
 }

@@ -99,6 +99,7 @@ def test_cached_equals_uncached_beyond_the_context(name: str, fixed: bool) -> No
     )
     cached = write_one(writer, TOKENIZER, [1, 2, 3], greedy).token_ids
     assert cached == list(generate_ids(model, [1, 2, 3], Sampler(greedy), torch.device("cpu")))
+    assert model.rotary
     model.rotary.config = dataclasses.replace(model.rotary.config, rotary_scaling=RotaryScaling.none)
     assert cached != list(generate_ids(model, [1, 2, 3], Sampler(greedy), torch.device("cpu")))
 

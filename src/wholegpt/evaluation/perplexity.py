@@ -139,8 +139,8 @@ def evaluate_tokens(
     nats = score_tokens(model, tokens, windows, device, dtype, console)
     sizes = np.zeros(2, dtype=np.int64)
     for window in windows:
-        scored = tokens.read(window.first_scored + 1, window.end - window.first_scored)
-        sizes += tokenizer.text_sizes[scored].sum(axis=0)
+        scored = tokens.read(window.first_scored, window.end - window.first_scored + 1)
+        sizes += tokenizer.sizes_after(scored).sum(axis=0)
     return text_score(nats, *(round(size) for size in sizes * text_scale(tokens, tokenizer)))
 
 
@@ -159,8 +159,8 @@ def text_scale(tokens: TokenShards, tokenizer: Tokenizer) -> Float[np.ndarray, "
     """
     if tokenizer.keeps_text or tokens.text is None:
         return np.ones(2)
-    spelled = tokens.counts @ tokenizer.text_sizes[: len(tokens.counts)]
-    return np.array([tokens.text.bytes, tokens.text.characters]) / np.maximum(spelled, 1)
+    spelled = np.maximum(tokenizer.sizes_of_counts(tokens.counts), 1)
+    return np.array([tokens.text.bytes, tokens.text.characters]) / spelled
 
 
 def windows_over(

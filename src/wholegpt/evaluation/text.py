@@ -83,7 +83,7 @@ def evaluate_text(
     nats = score_tokens(model, tokens, windows, device, dtype, console)
     check_not_nan(nats, "tokens")
     token_ids = tokens.read(0, len(tokens))
-    sizes = tokenizer.text_sizes[token_ids[1:]] * text_scale(tokens, tokenizer)
+    sizes = tokenizer.sizes_after(token_ids) * text_scale(tokens, tokenizer)
     words = _words(token_ids, tokenizer) if words is None else words
     score = text_score(nats, *(round(total) for total in sizes.sum(axis=0)))
     nats_per_word = float(nats.sum()) / words if words else math.nan

@@ -46,9 +46,10 @@ class NothingLeftError(ConfigError):
 class Constraint:
     """The tokens that a regex or JSON schema allows after the tokens generated so far, for one request."""
 
-    def __init__(self, config: GenerationConfig, tokenizer: Tokenizer) -> None:
-        """Compile ``config.regex`` or ``config.json_schema``.
+    def __init__(self, config: GenerationConfig, tokenizer: Tokenizer, after: int | None = None) -> None:
+        """Compile ``config.regex`` or ``config.json_schema`` for a text that follows the token ``after``.
 
+        If a text begins there, its tokens start with the space that the tokenizer puts there and that decoding drops.
         Raises ``ConfigError`` for a constraint that is invalid, too large, or that no text of this vocabulary
         matches, and ``ModuleNotFoundError`` without llguidance.
         """
@@ -64,7 +65,10 @@ class Constraint:
             )
         self._tokenizer = tokenizer
         # Kept, so that going back to the beginning never compiles the grammar again.
-        self._beginning = _matcher(tokenizer, f'%llguidance {{"no_forcing": true}}\nstart: {_rule(config)}')
+        start = '" " text\ntext: ' if tokenizer.begins_after(after) else ""
+        self._beginning = _matcher(
+            tokenizer, f'%llguidance {{"no_forcing": true}}\nstart: {start}{_rule(config)}'
+        )
         self._ends = list(tokenizer.end_ids)
         self._start()
         if self.complete([]):

@@ -177,7 +177,8 @@ def encode_prompt(
     text, as in training, unless ``allow_special``. Raises ``TokenizerError`` for text that cannot be encoded.
     """
     if allow_special:
-        prompt_ids = tokenizer.encode(header) + tokenizer.encode(prompt, allow_special=True)
+        header_ids = tokenizer.encode(header)
+        prompt_ids = header_ids + tokenizer.encode(prompt, True, continues=bool(header))
     else:
         prompt_ids = tokenizer.encode(header + prompt)
     if header and tokenizer.has_end_of_text:

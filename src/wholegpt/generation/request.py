@@ -78,6 +78,7 @@ class GenerationRequest:
         """
         accepted = 0
         for draft_token in [*drafted, None]:
+            before = self.token_ids[-1] if self.token_ids else self.prompt_ids[-1]
             try:
                 token_id = self.sampler.draw(logits[accepted], self.token_ids)
                 piece = self.accept(token_id)
@@ -86,7 +87,7 @@ class GenerationRequest:
                 self._finish("forbidden")
                 break
             if self.config.alternatives:
-                self._choices.append(self._choice(logits[accepted], token_id, piece))
+                self._choices.append(self._choice(logits[accepted], token_id, piece, before))
             if token_id != draft_token or self.finish_reason:
                 break
             accepted += 1
@@ -96,7 +97,7 @@ class GenerationRequest:
             self._drafter = None  # frees its memory
         return accepted + 1
 
-    def _choice(self, logits: Float[Tensor, " V"], token_id: int, piece: str) -> TokenChoice:
+    def _choice(self, logits: Float[Tensor, " V"], token_id: int, piece: str, before: int) -> TokenChoice:
         log_probabilities = torch.log_softmax(logits, dim=-1)
         likeliest = log_probabilities.topk(min(self.config.alternatives, len(logits)))
         others = zip(likeliest.indices.tolist(), likeliest.values.exp().tolist(), strict=True)
@@ -104,7 +105,7 @@ class GenerationRequest:
             token_id,
             piece,
             -float(log_probabilities[token_id]) / math.log(2),
-            [(self._tokenizer.decode([other]), probability) for other, probability in others],
+            [(self._tokenizer.decode([other], before), probability) for other, probability in others],
         )
 
     def accept(self, token_id: int) -> str:

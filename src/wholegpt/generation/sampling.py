@@ -51,7 +51,7 @@ class Sampler:
         self._ends, self._unused = tokenizer.end_ids, tokenizer.unused_ids
         self._banned = [_banned_text(text, tokenizer) for text in config.banned]
         for text in config.forced:
-            token_ids = tokenizer.encode(text)
+            token_ids = tokenizer.encode(text, continues=True)
             # Use the bytes of the tokens: a tokenizer may, for example, lowercase the text.
             content = b"".join(self._token_bytes[token_id] for token_id in token_ids)
             self._forced.append((content, token_ids))
@@ -64,7 +64,7 @@ class Sampler:
                 if stop.encode() in content:
                     raise ConfigError(f"{text!r} is forced and contains {stop!r}, a stop text; leave one out")
         if config.regex or config.json_schema:
-            self._constraint = Constraint(config, tokenizer)
+            self._constraint = Constraint(config, tokenizer, self.prompt[-1] if self.prompt else None)
         needed = sum(len(token_ids) for _, token_ids in self._forced)
         if needed > config.max_tokens:
             raise ConfigError(

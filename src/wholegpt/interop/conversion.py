@@ -432,10 +432,10 @@ def _chat_metadata(
     except (ConfigError, CheckpointError) as error:
         console.warn(f"{path}: {error}; the model is imported without a chat template")
         return NO_METADATA
-    unknown = [name for name in template.special_tokens if tokenizer.id_of(name) is None]
-    if unknown:
+    if tokenizer.id_of(template.end_of_turn) is None:
         console.warn(
-            f"{path}: uses {listed(unknown)}, which no token is; the model is imported without a chat template"
+            f"{path}: ends answers with {template.end_of_turn}, which no token is; the model is imported without a "
+            "chat template"
         )
         return NO_METADATA
     return ModelMetadata(chat_template=template.source)

@@ -1,6 +1,7 @@
 """Tokenizers in the metadata of GGUF files, written for llama.cpp and read as it reads them.
 
-Supported are byte-level BPE with one of ``SPLITS``; for export also ASCII character tokenizers.
+Supported are byte-level BPE with one of ``SPLITS`` and BPE of SentencePiece's form (``gguf_sentencepiece``); for
+export also ASCII character tokenizers.
 """
 
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholegpt.errors import TokenizerError
+from wholegpt.interop import gguf_sentencepiece
 from wholegpt.interop.huggingface import ends_of_answers, special_ids
 from wholegpt.tokenizers import Tokenizer, byte_level_alphabet
 from wholegpt.tokenizers.published import LLAMA3_SPLIT, QWEN2_SPLIT
@@ -43,15 +45,18 @@ def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer) -> None:
     other ids.
     """
     content = json.loads(tokenizer.to_json())
-    _refuse_what_llama_cpp_lacks(content)
+    _refuse_added_tokens(content)
     added = {token["id"]: token for token in content["added_tokens"]}
+    types = [_type_of(token_id, added.get(token_id), tokenizer) for token_id in range(tokenizer.vocab_size)]
+    if tokenizer.sentencepiece:
+        gguf_sentencepiece.add_sentencepiece(writer, content, tokenizer, tokenizer.sentencepiece, types)
+        return
+    _refuse_what_llama_cpp_lacks(content)
     entries = _byte_level_entries(content)
-    tokens: list[str] = []
-    types: list[int] = []
-    for token_id in range(tokenizer.vocab_size):
-        token = added.get(token_id)
-        tokens.append(token["content"] if token else entries[token_id])
-        types.append(_type_of(token_id, token, tokenizer))
+    tokens = [
+        added[token_id]["content"] if token_id in added else entries[token_id]
+        for token_id in range(tokenizer.vocab_size)
+    ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_splitting(content))
     writer.add_token_list(tokens)
@@ -102,6 +107,10 @@ def _refuse_what_llama_cpp_lacks(content: dict[str, Any]) -> None:
             f"llama.cpp cannot reproduce this tokenizer: its {' and '.join(used)} would be lost. Export to huggingface "
             "instead"
         )
+
+
+def _refuse_added_tokens(content: dict[str, Any]) -> None:
+    """Raise ``TokenizerError`` for added tokens that llama.cpp would find elsewhere in a text."""
     for token in content["added_tokens"]:
         if used := [flag for flag in ("lstrip", "rstrip", "single_word") if token[flag]]:
             raise TokenizerError(
@@ -181,18 +190,21 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind is None:
         raise TokenizerError(f"{path}: has no tokenizer; name one with --tokenizer")
-    if kind != "gpt2" or pre not in SPLITS:
+    sentencepiece = kind == gguf_sentencepiece.MODEL
+    if not sentencepiece and (kind != "gpt2" or pre not in SPLITS):
         raise TokenizerError(
-            f"{path}: its tokenizer is of the kind {kind!r} with the word split {pre!r}; supported are 'gpt2' with "
-            f"{', '.join(map(repr, SPLITS))}. Name the tokenizer.json of the original model with --tokenizer"
+            f"{path}: its tokenizer is of the kind {kind!r} with the word split {pre!r}; supported are "
+            f"{gguf_sentencepiece.MODEL!r}, and 'gpt2' with {', '.join(map(repr, SPLITS))}. Name the tokenizer.json of "
+            "the original model with --tokenizer"
         )
     try:
-        tokens, types, merges = (
-            metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges")
-        )
-        content = _content_of(pre, tokens, types, [merge for merge in merges if merge != NO_MERGE])
-        if metadata.get("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS):
-            content["post_processor"] = _prefix(tokens, metadata["tokenizer.ggml.bos_token_id"])
+        tokens = metadata["tokenizer.ggml.tokens"]
+        content = gguf_sentencepiece.content_of(metadata) if sentencepiece else _content_of(pre, metadata)
+        if metadata.get("tokenizer.ggml.add_bos_token", sentencepiece or pre in WHOLE_WORDS):
+            default = {"tokenizer.ggml.bos_token_id": gguf_sentencepiece.START_ID} if sentencepiece else {}
+            content["post_processor"] = _prefix(
+                tokens, {**default, **metadata}["tokenizer.ggml.bos_token_id"]
+            )
         library = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # a damaged file may raise anything
         raise TokenizerError(
@@ -201,10 +213,13 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     return Tokenizer(library)
 
 
-def _content_of(pre: str, tokens: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    """Return the content of a ``tokenizer.json``."""
+def _content_of(pre: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of the ``tokenizer.json`` of byte-level BPE."""
     from gguf import TokenType
 
+    tokens, types, merges = (
+        metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges")
+    )
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [
         {"id": token_id, "content": token, **flags, "special": kind != TokenType.USER_DEFINED}
@@ -222,7 +237,7 @@ def _content_of(pre: str, tokens: list[str], types: list[int], merges: list[str]
         "model": {
             "type": "BPE",
             "vocab": {token: token_id for token_id, token in enumerate(tokens)},
-            "merges": merges,
+            "merges": [merge for merge in merges if merge != NO_MERGE],
             "ignore_merges": pre in WHOLE_WORDS,
         },
     }

@@ -35,7 +35,7 @@ from wholegpt.interop.sidecar import (
 from wholegpt.model import TokenModel
 from wholegpt.settings.choices import Bias, Embeddings
 from wholegpt.settings.schema import ModelConfig
-from wholegpt.tokenizers import END_OF_TEXT, PADDING, Tokenizer
+from wholegpt.tokenizers import PADDING, Tokenizer
 from wholegpt.tokenizers.published import splits_as_qwen2
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -108,7 +108,8 @@ def ends_of_answers(tokenizer: Tokenizer, chat_template: str) -> list[int]:
     end = tokenizer.id_of(ChatTemplate(chat_template).end_of_turn) if chat_template else None
     if end is None:
         return sorted(tokenizer.end_ids)
-    return [end, *sorted(tokenizer.end_ids - {end, tokenizer.id_of(END_OF_TEXT)})]
+    document_end = tokenizer.end_of_text_id if tokenizer.has_end_of_text else None
+    return [end, *sorted(tokenizer.end_ids - {end, document_end})]
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

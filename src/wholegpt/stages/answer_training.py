@@ -78,10 +78,7 @@ class AnswerTraining(Stage):
     def masks(self) -> list[list[tuple[str, bool]]]:
         """Return the first training conversations token by token, and whether each token has a loss."""
         return [
-            [
-                (self.tokenizer.decode([token_id]), counts)
-                for token_id, counts in zip(one.encoded.token_ids, one.encoded.scored, strict=True)
-            ]
+            list(zip(self.tokenizer.texts_of(one.encoded.token_ids), one.encoded.scored, strict=True))
             for one in self.train[:SHOWN_MASKS]
         ]
 

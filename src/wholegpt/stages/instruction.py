@@ -5,7 +5,7 @@ from pathlib import Path
 
 from wholegpt.checkpoint import ModelMetadata
 from wholegpt.data.chat.conversations import ConversationData
-from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.chat.template import DEFAULT_TEMPLATE, ChatTemplate
 from wholegpt.data.reading.files import read_text
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Architecture, TaskKind
@@ -14,6 +14,7 @@ from wholegpt.stages.answer_training import AnswerTraining, packed_rows
 from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, SetupRequest, StageDefinition
 from wholegpt.stages.initialization import fine_tuned
 from wholegpt.stages.reference import companions_of, reference_of
+from wholegpt.tokenizers import END_OF_TEXT
 
 
 class InstructionTuning(AnswerTraining):
@@ -31,9 +32,11 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
     data = ConversationData.read(config, request.console)
     data_hash = data.save(folder / "data")
     path = config.finetuning.chat_template
-    template = ChatTemplate(read_text(Path(path), "utf-8")) if path else ChatTemplate()
     if not parent.tokenizer.has_end_of_text:
         raise ConfigError("the model's tokenizer has no end-of-text token; instruction tuning needs one")
+    end = parent.tokenizer.name_of(parent.tokenizer.end_of_text_id)
+    source = read_text(Path(path), "utf-8") if path else DEFAULT_TEMPLATE.replace(END_OF_TEXT, end)
+    template = ChatTemplate(source)
     new = [name for name in template.special_tokens if parent.tokenizer.id_of(name) is None]
     tokenizer = parent.tokenizer.with_special_tokens(new) if new else parent.tokenizer
     metadata = ModelMetadata(

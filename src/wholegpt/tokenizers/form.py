@@ -2,7 +2,7 @@
 
 A tokenizer is accepted if the texts of its tokens, joined, are the encoded text after its normalizer. This
 follows from its parts: no pre-tokenizer, model or added token may drop or add a character. The only exception
-is GPT-1's form, which marks the ends of words.
+is GPT-1's form, which marks the ends of words, and SentencePiece's, which puts a space before a text.
 """
 
 import json
@@ -11,6 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
+
+from wholegpt.tokenizers.sentencepiece import sentencepiece_fault, uses_byte_entries
 
 KEEPING = {"ByteLevel", "Split", "Punctuation", "Digits", "FixedLength"}
 """Pre-tokenizers that split a text without changing it, depending on their options."""
@@ -49,7 +51,9 @@ def fault(library: Library) -> str:
     if getattr(library.model, "dropout", None):
         return "has a model with dropout, which cuts the same text differently each time"
     changes = _added_token_fault(library)
-    if not word_end(library):
+    if uses_byte_entries(library):
+        changes = changes or sentencepiece_fault(library)
+    elif not word_end(library):
         changes = changes or _normalizer_fault(library) or _model_fault(library)
     return changes and f"is not lossless: it {changes}"
 

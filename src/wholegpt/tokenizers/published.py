@@ -1,4 +1,4 @@
-"""Published tokenizers: GPT-1, GPT-2, Qwen2 and Qwen3."""
+"""Published tokenizers: GPT-1, GPT-2, Qwen2 and Qwen3, and those of SentencePiece."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 from wholegpt.errors import TokenizerError
+from wholegpt.tokenizers.sentencepiece import SentencePiece, SpaceBefore, sentencepiece_of, with_variant
 from wholegpt.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 GPT2_FILES, TRANSFORMERS_FILES = ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")
@@ -94,7 +95,8 @@ def with_added_tokens(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
     special. Raises ``TokenizerError`` if a given id is not the one that the token has or gets.
     """
     config = _object(folder / "tokenizer_config.json")
-    if config.get("add_prefix_space"):
+    library = Library.from_str(tokenizer.to_json())
+    if config.get("add_prefix_space") and sentencepiece_of(library) is None:
         raise TokenizerError(
             f"{folder / 'tokenizer_config.json'}: add_prefix_space is true; the space before each text would not be "
             "removed again, so such tokenizers are not supported"
@@ -111,7 +113,6 @@ def with_added_tokens(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
             added[int(token_id)] = AddedToken(
                 content, normalized=content not in special, special=content in special
             )
-    library = Library.from_str(tokenizer.to_json())
     known = {token.content for token in library.get_added_tokens_decoder().values()}
     entries = library.get_vocab()
     for content in special:
@@ -174,5 +175,26 @@ def open_tokenizer(path: str | Path, cut_as_qwen2: bool = False) -> Tokenizer:
     if not path.is_dir():
         return Tokenizer.load(path)
     if (path / "tokenizer.json").exists():
-        return with_added_tokens(Tokenizer.load(path / "tokenizer.json"), path)
+        tokenizer = _as_transformers_rebuilds(Tokenizer.load(path / "tokenizer.json"), path)
+        return with_added_tokens(tokenizer, path)
     return gpt2_tokenizer(path, cut_as_qwen2)
+
+
+def _as_transformers_rebuilds(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    """Return ``tokenizer`` as ``transformers`` opens it in ``folder``.
+
+    For a Llama model, version 5 of its class ``LlamaTokenizer`` takes only vocabulary and merges from a
+    ``tokenizer.json`` of SentencePiece's form. Its settings ``legacy`` and ``add_prefix_space`` determine where a space
+    is put.
+    """
+    config, library = _object(folder / "tokenizer_config.json"), Library.from_str(tokenizer.to_json())
+    rebuilds = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    if not rebuilds or _object(folder / "config.json").get("model_type") != "llama":
+        return tokenizer
+    if sentencepiece_of(library) is None:
+        return tokenizer
+    space = SpaceBefore.always if config.get("legacy") else SpaceBefore.first
+    if config.get("add_prefix_space") is False:
+        space = SpaceBefore.none
+    variant = SentencePiece(space, metaspace=True)
+    return Tokenizer(Library.from_str(with_variant(tokenizer.to_json(), variant)))

@@ -3,8 +3,10 @@
 import codecs
 import copy
 import hashlib
+import itertools
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,14 +16,24 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import tokenizers
+from jaxtyping import Int
 
 from wholegpt.errors import TokenizerError
 from wholegpt.files import write_text_atomic
 from wholegpt.interrupts import THREAD_NAME, interruptible
 from wholegpt.tokenizers.fast import encode_fast, fast_encoding
 from wholegpt.tokenizers.form import BYTES, fault, is_byte_level, missing_bytes, word_end
+from wholegpt.tokenizers.sentencepiece import (
+    SentencePiece,
+    SpaceBefore,
+    bytes_of,
+    sentencepiece_of,
+    with_variant,
+)
 
 END_OF_TEXT = "<|endoftext|>"
+END_OF_SEQUENCE = "</s>"
+"""The end of a text in vocabularies of SentencePiece, which have no ``END_OF_TEXT``."""
 START, DELIMITER, CLASSIFY, PADDING = "<|start|>", "<|delimiter|>", "<|classify|>", "<|padding|>"
 """Tokens of the task formats, reserved by ``tokenizer.special_tokens`` or added for fine-tuning."""
 MASK = "<|mask|>"
@@ -40,8 +52,12 @@ class Tokenizer:
     ``decode(encode(text)) == text`` for every string that UTF-8 can encode, with byte-level BPE and the byte
     tokenizer; with the character tokenizer for strings of its characters. Tokenizers that change text are
     also supported (``keeps_text`` is false): GPT-1's lowercases it and puts a space between its words, Qwen's
-    composes characters (NFC). They decode to the normalized text; ``form`` defines which tokenizers are
-    rejected.
+    composes characters (NFC), SentencePiece's reads ▁ as a space. They decode to the normalized text; ``form``
+    defines which tokenizers are rejected.
+
+    SentencePiece's tokenizers put a space before a text: the tokens of ``encode(text)`` spell " " + text. Decoding
+    drops this space, and ``sizes_after`` does not count it. Text that continues another one gets none
+    (``encode(text, continues=True)``).
 
     Any number of threads may encode with one tokenizer at once.
     """
@@ -52,26 +68,37 @@ class Tokenizer:
         # A loaded file is kept unchanged, so that another version of the library changes no hash.
         self._content = content or library.to_str(pretty=True)
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
-        self.has_end_of_text = library.token_to_id(END_OF_TEXT) is not None
         self._added = library.get_added_tokens_decoder()
         # GPT-1's vocabulary marks the entries that end a word.
         self._word_end = word_end(library)
         self.marks_word_ends = bool(self._word_end)
-        self.keeps_text = not self._word_end and library.normalizer is None
-        end = library.token_to_id(END_OF_TEXT)
-        self.end_ids = frozenset() if end is None else frozenset({end})
+        self.sentencepiece = sentencepiece_of(library)
+        """The variant of SentencePiece's form; ``None`` for other forms."""
+        self.keeps_text = not self._word_end and library.normalizer is None and self.sentencepiece is None
+        self._end_of_text = self._find_end_of_text()
+        self.has_end_of_text = self._end_of_text is not None
+        self.end_ids = frozenset() if self._end_of_text is None else frozenset({self._end_of_text})
         """The tokens that end a generated text."""
 
     @property
     def end_of_text_id(self) -> int:
         """Return the token between documents. Raises ``TokenizerError`` if there is none."""
-        token_id = self._library.token_to_id(END_OF_TEXT)
-        if token_id is None:
+        if self._end_of_text is None:
             raise TokenizerError(
                 f"the tokenizer has no {END_OF_TEXT} token, which separates documents and starts a text; "
                 "train a tokenizer that has one with `wholegpt tokenizer train`, or give a prompt"
             )
-        return token_id
+        return self._end_of_text
+
+    def _find_end_of_text(self) -> int | None:
+        token_id = self._library.token_to_id(END_OF_TEXT)
+        return self._end_of_sequence if token_id is None else token_id
+
+    @property
+    def _end_of_sequence(self) -> int | None:
+        token_id = self._library.token_to_id(END_OF_SEQUENCE)
+        special = token_id in self._added and self._added[token_id].special
+        return token_id if self.sentencepiece and special else None
 
     def id_of(self, token: str) -> int | None:
         """Return the id of an entry by its name; ``None`` if there is no such entry."""
@@ -159,24 +186,44 @@ class Tokenizer:
         """Return the SHA-256 of the vocabulary and its settings: equal hashes give equal ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, allow_special: bool = False, continues: bool = False) -> list[int]:
         """Return the ids of ``text``. Special tokens in it are plain text unless ``allow_special``.
 
-        Raises ``TokenizerError`` naming the first character that the vocabulary cannot encode.
+        A text that ``continues`` another one gets no space before it from a tokenizer of SentencePiece's form; for
+        other tokenizers this makes no difference. Raises ``TokenizerError`` naming the first character that the
+        vocabulary cannot encode.
         """
         _check_characters(text)
         library = self._parsing_special if allow_special else self._library
-        if len(text) < LONG_CHARACTERS:
-            return self._ids_of(library, [text])[0]
-        return interruptible(lambda: self._ids_of(library, [text])[0])
 
-    def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Encode many texts, in order, on all cores; a few megabytes of them are in memory at a time."""
+        def ids() -> list[int]:
+            if continues and self._puts_space:
+                return self._ids_of_continued(library, text)
+            return self._ids_of(library, [text])[0]
+
+        return ids() if len(text) < LONG_CHARACTERS else interruptible(ids)
+
+    def continues_after(self, token_ids: Sequence[int]) -> bool:
+        """Return whether a text after ``token_ids`` continues it, or gets a space before it.
+
+        This is the rule of the ``tokenizers`` library for a text with special tokens: a SentencePiece tokenizer puts a
+        space before the first part of the text, or before each part that such tokens separate.
+        """
+        always = self.sentencepiece is not None and self.sentencepiece.space is SpaceBefore.always
+        return bool(token_ids) and not (always and token_ids[-1] in self._added)
+
+    def encode_all(
+        self, texts: Iterable[str], begins: Iterable[bool] = itertools.repeat(True)
+    ) -> Iterator[np.ndarray]:
+        """Encode many texts, in order, on all cores; a few megabytes of them are in memory at a time.
+
+        ``begins`` says for each text whether a document begins with it; otherwise it continues the text before it.
+        """
         workers = os.cpu_count() or 1
         waiting: deque[Future[list[np.ndarray]]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix=THREAD_NAME)
         try:
-            for portion in _portions(texts):
+            for portion in _portions(zip(texts, begins, strict=False)):
                 waiting.append(pool.submit(self._encode_portion, portion))
                 if len(waiting) > 2 * workers:
                     yield from waiting.popleft().result()
@@ -185,13 +232,46 @@ class Tokenizer:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode_portion(self, texts: list[str]) -> list[np.ndarray]:
-        for text in texts:
+    def _encode_portion(self, portion: list[tuple[str, bool]]) -> list[np.ndarray]:
+        for text, _ in portion:
             _check_characters(text)
-        ids = [encode_fast(self._fast, text) if self._fast else None for text in texts]
-        slow = [text for text, one in zip(texts, ids, strict=True) if one is None]
+
+        def encoded_alone(text: str, begins: bool) -> np.ndarray | None:
+            if self._puts_space and not begins:
+                return np.array(self._ids_of_continued(self._library, text), dtype=np.uint32)
+            return encode_fast(self._fast, text) if self._fast else None
+
+        ids = [encoded_alone(text, begins) for text, begins in portion]
+        slow = [text for (text, _), one in zip(portion, ids, strict=True) if one is None]
         encoded = iter(self._ids_of(self._library, slow))
         return [np.array(next(encoded), dtype=np.uint32) if one is None else one for one in ids]
+
+    @property
+    def _puts_space(self) -> bool:
+        return self.sentencepiece is not None and self.sentencepiece.space is not SpaceBefore.none
+
+    def _ids_of_continued(self, library: tokenizers.Tokenizer, text: str) -> list[int]:
+        """Return the ids of a text without a space before it; the rest from its first added token on is as usual."""
+        names = [
+            re.escape(token.content)
+            for token in self._added.values()
+            if not (token.special and library.encode_special_tokens)
+        ]
+        found = re.search("|".join(names), text) if names else None
+        head, rest = (text, "") if found is None else (text[: found.start()], text[found.start() :])
+        return [
+            *self._ids_of(self._without_space, [head])[0],
+            *(self._ids_of(library, [rest])[0] if rest else []),
+        ]
+
+    @cached_property
+    def _without_space(self) -> tokenizers.Tokenizer:
+        """Return the same tokenizer, except that it puts no space before a text."""
+        assert self.sentencepiece
+        variant = SentencePiece(SpaceBefore.none, self.sentencepiece.metaspace)
+        library = tokenizers.Tokenizer.from_str(with_variant(self._library.to_str(), variant))
+        library.encode_special_tokens = True
+        return library
 
     def _ids_of(self, library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
         """Return the library's ids of each text, of any length; this is the one long call into the library."""
@@ -219,25 +299,45 @@ class Tokenizer:
     def _fast(self) -> tiktoken.Encoding | None:
         return fast_encoding(self._library.to_str(), self.token_bytes)
 
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the text of ``token_ids``; incomplete or invalid UTF-8 becomes U+FFFD."""
-        return "".join(self.texts_of(token_ids))
+    def decode(self, token_ids: Iterable[int], after: int | None = None) -> str:
+        """Return the text of ``token_ids``, which follow the token ``after``; incomplete or invalid UTF-8 becomes
+        U+FFFD.
+        """
+        return "".join(self.texts_of(token_ids, after))
 
-    def texts_of(self, token_ids: Iterable[int]) -> list[str]:
-        """Return the text that each token adds; joined they are the whole text.
+    def texts_of(self, token_ids: Iterable[int], after: int | None = None) -> list[str]:
+        """Return the text that each token adds after the token ``after``; joined they are the whole text.
 
         A character of several tokens belongs to the one that completes it; an incomplete one, as U+FFFD, to
         the last.
         """
-        decoder = self.stream()
+        decoder = self.stream(after)
         texts = [decoder.push(token_id) for token_id in token_ids]
         if texts:
             texts[-1] += decoder.finish()
         return texts
 
     def stream(self, after: int | None = None) -> "StreamDecoder":
-        """Return a decoder for one token at a time; ``after`` is the token before them, which may end a word."""
+        """Return a decoder for one token at a time; ``after`` is the token before them: a text may begin after it, or
+        it may end a word.
+        """
         return StreamDecoder(self, after)
+
+    def begins_after(self, token_id: int | None) -> bool:
+        """Return whether a text whose first space was put there by the tokenizer may follow a token; ``None`` is the
+        beginning of all.
+        """
+        return self._puts_space and (token_id is None or token_id in self._before_texts)
+
+    @cached_property
+    def _before_texts(self) -> frozenset[int]:
+        """Return the tokens after which a text begins."""
+        if not self._puts_space:
+            return frozenset()
+        if self.sentencepiece and self.sentencepiece.space is SpaceBefore.always:
+            return frozenset(self._added)
+        ends = (self._end_of_text, self._end_of_sequence)
+        return frozenset({*self.prefix_ids, *(one for one in ends if one is not None)})
 
     def space_after(self, token_id: int) -> bytes:
         """Return the space between a token and the next one: GPT-1's vocabulary marks the ends of words."""
@@ -251,16 +351,20 @@ class Tokenizer:
         """
         byte_level = is_byte_level(self._library)
         by_id = {token_id: token for token, token_id in self._library.get_vocab().items()}
-        return [
-            bytes(BYTES[character] for character in by_id[token_id])
-            if byte_level and token_id not in self._added
-            else self._text_of(token_id, by_id[token_id]).encode()
-            for token_id in range(self.vocab_size)
-        ]
 
-    def _text_of(self, token_id: int, entry: str) -> str:
-        ends_word = self._word_end and entry.endswith(self._word_end) and token_id not in self._added
-        return entry.removesuffix(self._word_end) + " " if ends_word else entry
+        def spelled(token_id: int) -> bytes:
+            entry = by_id[token_id]
+            if token_id in self._added:
+                return entry.encode()
+            if byte_level:
+                return bytes(BYTES[character] for character in entry)
+            if self.sentencepiece:
+                return bytes_of(entry)
+            if self._word_end and entry.endswith(self._word_end):
+                return entry.removesuffix(self._word_end).encode() + b" "
+            return entry.encode()
+
+        return [spelled(token_id) for token_id in range(self.vocab_size)]
 
     @cached_property
     def text_sizes(self) -> np.ndarray:
@@ -275,6 +379,31 @@ class Tokenizer:
         ]
         return np.array(sizes, dtype=np.int64)
 
+    def sizes_after(self, token_ids: Int[np.ndarray, " T"]) -> Int[np.ndarray, "T-1 2"]:
+        """Return the bytes and characters that each token after the first one adds, without the space that the
+        tokenizer puts before a text.
+        """
+        sizes = self.text_sizes[token_ids[1:]]
+        if self._puts_space:
+            begins = np.isin(token_ids[:-1], list(self._before_texts)) & self._begin_with_space[token_ids[1:]]
+            sizes -= begins[:, None]
+        return sizes
+
+    @cached_property
+    def _begin_with_space(self) -> np.ndarray:
+        """Return whether the text of each token begins with a space, shape (V,)."""
+        spaced = [content.startswith(b" ") for content in self.token_bytes]
+        return np.array(spaced) & (self.text_sizes[:, 0] > 0)
+
+    def sizes_of_counts(self, counts: Int[np.ndarray, " V"]) -> Int[np.ndarray, "2"]:
+        """Return the bytes and characters of texts in which each token occurs as often as ``counts`` says, without
+        the spaces that the tokenizer puts before texts.
+        """
+        spaces = (
+            1 + sum(int(counts[i]) for i in self._before_texts if i < len(counts)) if self._puts_space else 0
+        )
+        return np.maximum(counts @ self.text_sizes[: len(counts)] - spaces, 0)
+
     def tokens_within(self, token_ids: Sequence[int], prefix: str) -> int:
         """Return how many of the first ``token_ids`` contain nothing beyond ``prefix``, with which their text
         starts.
@@ -288,7 +417,7 @@ class Tokenizer:
         """Return the only characters that can be encoded; ``None`` if all can, or if there is an unknown
         entry.
         """
-        if is_byte_level(self._library) or self._word_end:
+        if is_byte_level(self._library) or self._word_end or self.sentencepiece:
             return None
         entries = self._library.get_vocab(with_added_tokens=False)
         added = {token.content for token in self._added.values() if token.special}
@@ -345,7 +474,7 @@ class Tokenizer:
         if reason:
             raise TokenizerError(
                 f"{path}: {reason}; only lossless byte-level and character tokenizers are supported, "
-                "and GPT-1's"
+                "GPT-1's, and SentencePiece's BPE with byte fallback"
             )
 
     def _probe(self) -> str:
@@ -366,6 +495,8 @@ class Tokenizer:
         return given_back == expected == self._library.decode(token_ids, skip_special_tokens=False)
 
     def _normalized(self, text: str) -> str:
+        if self.sentencepiece:
+            return self.sentencepiece.normalized(text)
         normalizer = self._library.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
 
@@ -414,12 +545,12 @@ def _check_characters(text: str) -> None:
         ) from None
 
 
-def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield consecutive texts with at least ``BATCH_CHARACTERS`` characters."""
-    portion: list[str] = []
+def _portions(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Yield consecutive texts, and whether each begins a document, with at least ``BATCH_CHARACTERS`` characters."""
+    portion: list[tuple[str, bool]] = []
     characters = 0
-    for text in texts:
-        portion.append(text)
+    for text, begins in texts:
+        portion.append((text, begins))
         characters += len(text)
         if characters >= BATCH_CHARACTERS:
             yield portion
@@ -440,13 +571,19 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._space = b"" if after is None else tokenizer.space_after(after)
+        self._begins = tokenizer.begins_after(after)
 
     def push(self, token_id: int) -> str:
         """Return the text completed by this token; the space at the end of a word is returned with the next
         one.
         """
         piece = self._space + self._tokenizer.token_bytes[token_id]
-        self._space = self._tokenizer.space_after(token_id)
+        if self._begins:
+            piece = piece.removeprefix(b" ")
+        self._space, self._begins = (
+            self._tokenizer.space_after(token_id),
+            self._tokenizer.begins_after(token_id),
+        )
         return self._decoder.decode(piece.removesuffix(self._space))
 
     def finish(self) -> str:

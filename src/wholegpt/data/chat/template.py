@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from wholegpt.errors import ConfigError
 from wholegpt.tokenizers import END_OF_TEXT, Tokenizer
@@ -89,6 +90,7 @@ class ChatTemplate:
         self._strips = False
         self._strips = self._strips_contents()
         self._example = list(self._parts([Message("user", "?"), Message("assistant", "!")], False))
+        self._lead = self._white_space_before_answers()
         if not self.end_of_turn:
             raise ConfigError(
                 f"the chat template produces no special token, such as {END_OF_TEXT}, at the end of an answer"
@@ -123,14 +125,16 @@ class ChatTemplate:
     ) -> EncodedConversation:
         """Return the tokens of a conversation; with ``generation_prompt``, up to the start of an answer.
 
-        Special tokens in a message are encoded as plain text. An answer is encoded separately, as in
-        generation. Raises ``ConfigError`` if the template fails on these messages.
+        Special tokens in a message are encoded as plain text, and so are names in the template that the vocabulary does
+        not have. An answer is encoded separately, as in generation: it consists of everything after the generation
+        prompt. Raises ``ConfigError`` if the template fails on these messages.
         """
         token_ids: list[int] = []
         scored: list[bool] = []
         plain, answering = "", False
 
-        def add(ids: Sequence[int], counts: bool) -> None:
+        def add(text: str, counts: bool) -> None:
+            ids = tokenizer.encode(text, continues=tokenizer.continues_after(token_ids))
             token_ids.extend(ids)
             scored.extend([counts] * len(ids))
 
@@ -138,18 +142,30 @@ class ChatTemplate:
             if isinstance(part, Message) and part.role != "assistant":
                 plain += part.content
             elif isinstance(part, Message):
-                add(tokenizer.encode(plain), False)
-                add(tokenizer.encode(part.content), True)
+                lead = self._lead if plain.endswith(self._lead) else ""
+                add(plain.removesuffix(lead), False)
+                add(lead + part.content, True)
                 plain, answering = "", True
             else:
-                for text, special in _split(part):
+                for text, special in _split(part, tokenizer):
                     plain += text
-                    if special:
-                        add(tokenizer.encode(plain), answering)
-                        add([_id_of(tokenizer, special)], answering)
+                    if special is not None:
+                        add(plain, answering)
+                        token_ids.append(special)
+                        scored.append(answering)
                         plain, answering = "", False
-        add(tokenizer.encode(plain), False)
+        add(plain, False)
         return EncodedConversation(token_ids, scored)
+
+    def _white_space_before_answers(self) -> str:
+        """Return the white space between the generation prompt and an answer, such as that of Llama 2's template."""
+        try:
+            prompt = [one for one in self._parts([Message("user", "?")], True) if isinstance(one, str)]
+        except ConfigError:
+            return ""
+        asked = [one for one in self._example[:-2] if isinstance(one, str)]
+        lead = asked[-1].removeprefix(prompt[-1]) if asked[-1].startswith(prompt[-1]) else ""
+        return lead if lead.isspace() else ""
 
     def _strips_contents(self) -> bool:
         """Return whether the template strips contents. Raises ``ConfigError`` if it changes them otherwise."""
@@ -233,17 +249,20 @@ def check_conversation(messages: Sequence[Message], where: str) -> None:
         )
 
 
-def _split(text: str) -> Iterator[tuple[str, str]]:
-    """Yield plain text with the special token that follows it; an empty token after the last text."""
+_patterns: "WeakKeyDictionary[Tokenizer, re.Pattern[str]]" = WeakKeyDictionary()
+"""Names of the special tokens of each vocabulary, besides ``SPECIAL``."""
+
+
+def _split(text: str, tokenizer: Tokenizer) -> Iterator[tuple[str, int | None]]:
+    """Yield plain text with the id of the special token that follows it; no id after the last text."""
+    pattern = _patterns.get(tokenizer)
+    if pattern is None:
+        names = sorted(map(tokenizer.name_of, tokenizer.special_ids), key=len, reverse=True)
+        pattern = _patterns[tokenizer] = re.compile("|".join([*map(re.escape, names), SPECIAL.pattern]))
     position = 0
-    for found in SPECIAL.finditer(text):
-        yield text[position : found.start()], found[0]
-        position = found.end()
-    yield text[position:], ""
-
-
-def _id_of(tokenizer: Tokenizer, name: str) -> int:
-    token_id = tokenizer.id_of(name)
-    if token_id is None:
-        raise ConfigError(f"the chat template produces {name}, which the vocabulary does not have")
-    return token_id
+    for found in pattern.finditer(text):
+        token_id = tokenizer.id_of(found[0])
+        if token_id is not None:
+            yield text[position : found.start()], token_id
+            position = found.end()
+    yield text[position:], None

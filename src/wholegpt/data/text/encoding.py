@@ -125,7 +125,7 @@ def _encode_shard(
             buffer.clear()
             buffered = 0
 
-        encoded = tokenizer.encode_all(texts())
+        encoded = tokenizer.encode_all(texts(), map(bool, begins))
         for index, token_ids in enumerate(encoded):
             documents += bool(begins[index])
             added = [end_of_text, token_ids] if begins[index] and index + within.start else [token_ids]
