@@ -92,3 +92,18 @@ def test_compiled_code_is_not_shared_between_vector_units(tmp_path: Path) -> Non
         program = [sys.executable, "-W", "ignore", "-c", COMPILE_SOFTMAX]
         result = subprocess.run(program, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, (capability, result.stderr)
+
+
+def test_no_run_inherits_the_threads_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a number that the user sets in PyTorch holds."""
+    number = {"now": 3}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number["now"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: number.update(now=threads))
+    monkeypatch.setattr(threads, "_set", {})
+    for given, expected in ((0, 3), (1, 1), (0, 3), (2, 2), (1, 1)):
+        threads.set_threads(given)
+        assert number["now"] == expected and threads.default_threads() == 3
+    number["now"] = 4
+    assert threads.default_threads() == 4
+    threads.set_threads(0)
+    assert number["now"] == 4

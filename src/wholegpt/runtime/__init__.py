@@ -23,7 +23,7 @@ from wholegpt.runtime.precision import (
 )
 from wholegpt.runtime.provenance import machine
 from wholegpt.runtime.seeding import seed_everything
-from wholegpt.runtime.threads import check_threads, cores_used_by_others, overload
+from wholegpt.runtime.threads import check_threads, cores_used_by_others, overload, set_threads
 from wholegpt.seeds import mix_seed
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "return_freed_memory",
     "seed_everything",
     "separate_compiled_code",
+    "set_threads",
     "synchronize",
     "torch_dtype",
     "without_unavailable",

@@ -15,7 +15,7 @@ from wholegpt.runtime.memory import keep_freed_memory
 from wholegpt.runtime.precision import decide_precision, has_bfloat16
 from wholegpt.runtime.provenance import machine
 from wholegpt.runtime.seeding import seed_everything
-from wholegpt.runtime.threads import check_threads
+from wholegpt.runtime.threads import check_threads, default_threads, set_threads
 from wholegpt.settings.choices import AttentionKernel, Determinism, Dtype, Execution
 from wholegpt.settings.schema import Config, RuntimeConfig
 
@@ -29,7 +29,7 @@ def decide(config: Config) -> Config:
     runtime = dataclasses.replace(
         config.runtime,
         device=str(choose_device(config.runtime.device)),
-        threads=config.runtime.threads or torch.get_num_threads(),
+        threads=config.runtime.threads or default_threads(),
     )
     precision = decide_precision(config.precision, torch.device(runtime.device))
     return dataclasses.replace(config, runtime=runtime, precision=precision)
@@ -79,7 +79,7 @@ def without_unavailable(config: Config) -> Config:
 def apply(runtime: RuntimeConfig) -> torch.device:
     """Set the threads, seeds and determinism of this process; return the device."""
     keep_freed_memory()
-    torch.set_num_threads(runtime.threads or torch.get_num_threads())
+    set_threads(runtime.threads)
     seed_everything(runtime.seed)
     if runtime.determinism is Determinism.strict:
         # cuBLAS is only repeatable with a fixed workspace, read when its first handle is made.

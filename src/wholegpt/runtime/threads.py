@@ -4,13 +4,31 @@ import os
 import time
 from pathlib import Path
 
+import torch
+
 from wholegpt.errors import ConfigError
+
+_set: dict[str, int] = {}
+"""The number of threads that ``set_threads`` set last (``ours``), and the number before it (``before``)."""
 
 
 def check_threads(threads: int) -> None:
     """Raise ``ConfigError`` for a negative number of threads, and for more than the machine has cores."""
     if not 0 <= threads <= (os.cpu_count() or 1):
         raise ConfigError(f"runtime.threads is {threads}; this machine has {os.cpu_count()} cores")
+
+
+def default_threads() -> int:
+    """Return PyTorch's number of threads, as it is without ``set_threads``, so that no run inherits that of another."""
+    current = torch.get_num_threads()
+    return _set["before"] if current == _set.get("ours") else current
+
+
+def set_threads(threads: int) -> None:
+    """Set PyTorch's number of threads, or its default if 0."""
+    before = default_threads()
+    _set.update(ours=threads or before, before=before)
+    torch.set_num_threads(threads or before)
 
 
 def overload(threads: int) -> str:
