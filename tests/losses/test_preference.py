@@ -32,8 +32,9 @@ def assert_equal(found: torch.Tensor, expected: Any) -> None:
 def test_bradley_terry(rows: list[tuple[float, float, float]], centering: float) -> None:
     chosen, rejected, margins = np.array(rows).T
     expected = -np.log(sigmoid(chosen - rejected - margins)) + centering * (chosen + rejected) ** 2
-    assert_equal(bradley_terry(*tensors(chosen, rejected, margins), centering=centering), expected)
-    shifted = bradley_terry(*tensors(chosen + 5, rejected + 5, margins))
+    one, other, margin = tensors(chosen, rejected, margins)
+    assert_equal(bradley_terry(one, other, margin, centering), expected)
+    shifted = bradley_terry(one + 5, other + 5, margin)
     assert_equal(shifted, -np.log(sigmoid(chosen - rejected - margins)))
 
 
