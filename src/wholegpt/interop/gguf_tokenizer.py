@@ -199,7 +199,9 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         )
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
-        content = gguf_sentencepiece.content_of(metadata) if sentencepiece else _content_of(pre, metadata)
+        content = (
+            gguf_sentencepiece.content_of(metadata) if sentencepiece else _content_of(str(pre), metadata)
+        )
         if metadata.get("tokenizer.ggml.add_bos_token", sentencepiece or pre in WHOLE_WORDS):
             default = {"tokenizer.ggml.bos_token_id": gguf_sentencepiece.START_ID} if sentencepiece else {}
             content["post_processor"] = _prefix(
