@@ -20,7 +20,7 @@ from wholegpt.cli import main  # noqa: E402
 from wholegpt.console import Console  # noqa: E402
 
 # The tests beside it keep the other cores busy; a run would warn of that.
-runtime.overload = lambda threads: ""
+runtime.overload = lambda threads, fixed=False: ""
 
 
 settings.register_profile("wholegpt", deadline=None, derandomize=True, max_examples=60)

@@ -87,7 +87,7 @@ def tiny_variants() -> dict[str, ModelConfig]:
             rotary_factor=4.0,
             rotary_low_freq_factor=0.5,
             rotary_high_freq_factor=1.5,
-            rotary_original_context_length=12,
+            rotary_original_context=12,
         ),
         "without positions": tiny_model(positions=Positions.none, feed_forward=FeedForward.gelu),
     }

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,14 @@ def test_representations_fit_on_a_line_and_the_log_is_a_list(tmp_path: Path, lm:
     for shown in (repr(run), repr(lm), repr(lm.generate("Once", max_tokens=5))):
         assert "\n" not in shown and len(shown) < 250
     assert repr(lm).startswith("LanguageModel(transformer, ")
+
+
+def test_a_run_stands_for_its_folder(trained_run: Path, tmp_path: Path) -> None:
+    run = wg.resume(shutil.copytree(trained_run, tmp_path / "copy"), console=Console(quiet=True))
+    assert wg.load(run).model.parameter_count == run.parameters
+    text = trained_run.parent / "text.txt"
+    config = wg.configure({"training": {"steps": 1}, "runtime": {"device": "cpu"}})
+    tuned = wg.finetune(
+        run, text, task="pretraining", config=config, out=tmp_path / "run", console=Console(quiet=True)
+    )
+    assert wg.resume(tuned, console=Console(quiet=True)).state.step == 1

@@ -82,13 +82,22 @@ def _wrapped(text: str) -> str:
 
     In a table, lines continue below the last column.
     """
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):  # no terminal after all
+        return text
     lines: list[str] = []
     for line in text.split("\n"):
         columns = re.match(r"\s*\S+(?: \S+)*  +", line)
         indent = " " * len(columns[0]) if columns and len(columns[0]) < width / 2 else ""
         lines += textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            line,
+            width,
+            subsequent_indent=indent,
+            expand_tabs=False,
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
         ) or [""]
     return "\n".join(lines)
 

@@ -32,17 +32,19 @@ class WholeGPTError(Exception):
         super().__init__(_CONTROL.sub(" ", message))
 
 
-_COUNTED = re.compile(
-    r"\b(character|conversation|device|document|file|folder|line|link|pair|pipe|row|step|token)s\b"
+_PLURAL = re.compile(
+    r"\b(conversation|document|example|file|folder|line|pair|question|row|thread)s\b( that are\b)?|^that are\b"
 )
-"""Nouns that are counted in messages."""
+"""The nouns that are counted in messages, with the beginning of a relative clause."""
 
 
 def counted(count: int, what: str) -> str:
-    """Return a count and what is counted, given in the plural: "1 file", "2,000 files"."""
-    if count == 1:
-        what = _COUNTED.sub(r"\1", what).replace("that are ", "that is ")
-    return f"{count:,} {what}"
+    """Return a count and what is counted, given in the plural: "1 file", "2,000 files that are empty"."""
+
+    def singular(found: re.Match[str]) -> str:
+        return " ".join(filter(None, (found[1], "that is" if found[2] or not found[1] else "")))
+
+    return f"{count:,} {_PLURAL.sub(singular, what, count=1) if count == 1 else what}"
 
 
 class ConfigError(WholeGPTError):

@@ -624,7 +624,12 @@ class LanguageModel:
 
     def _head(self) -> Task:
         if self.task is None:
-            raise ConfigError("the model has no task head; train one with `wholegpt finetune`")
+            advice = (
+                "it answers in `wholegpt chat`"
+                if self.chat_template
+                else "train one with `wholegpt finetune`"
+            )
+            raise ConfigError(f"the model has no task head; {advice}")
         return self.task
 
     def for_lm_eval(self, dtype: Dtype = Dtype.float32, console: Console | None = None) -> "TemplateLM":

@@ -20,7 +20,9 @@ def test_missing_file(fails: Fails, tmp_path: Path) -> None:
 
 def test_empty_file(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    assert "empty: holds no text" in fails("train", tmp_path / "empty.txt", "--out", tmp_path / "run", *TINY)
+    assert "empty.txt: holds no text" in fails(
+        "train", tmp_path / "empty.txt", "--out", tmp_path / "run", *TINY
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -41,11 +41,11 @@ LLAMA3 = tiny_model(
     rotary_base=50.0,
     rotary_scaling=RotaryScaling.llama3,
     rotary_factor=8.0,
-    rotary_original_context_length=32,
+    rotary_original_context=32,
 )
 QWEN3 = replace(LLAMA3, query_key_norm=QueryKeyNorm.rms_norm, rotary_low_freq_factor=0.5)
 # With the settings of Llama 3.2; its wavelengths are 6, 167, 4443 and 118,000.
-PUBLISHED = replace(LLAMA3, rotary_base=500_000.0, rotary_factor=32.0, rotary_original_context_length=8192)
+PUBLISHED = replace(LLAMA3, rotary_base=500_000.0, rotary_factor=32.0, rotary_original_context=8192)
 SCALED = {"linear": LINEAR, "llama3": LLAMA3, "qwen3": QWEN3, "published": PUBLISHED}
 THEIRS: dict[str, Any] = {
     "vocab_size": 65,
@@ -176,7 +176,7 @@ def test_other_kinds_are_refused_by_name(kind: str, part: str, tmp_path: Path, f
         ({"factor": 0.5}, "model.rotary_factor is 0.5; expected a value of at least 1"),
         ({"low_freq_factor": "low"}, "low_freq_factor is 'low'; expected a number"),
         ({"low_freq_factor": 4.0}, "model.rotary_high_freq_factor is 4.0; expected a value above"),
-        ({"original_max_position_embeddings": 0.5}, "rotary_original_context_length"),
+        ({"original_max_position_embeddings": 0.5}, "rotary_original_context"),
     ],
 )
 def test_settings_that_make_no_sense(
@@ -236,7 +236,7 @@ def test_what_llama_cpp_finds_in_a_file(tmp_path: Path) -> None:
         llama3 = GgufFile(file_of(config, tmp_path))
         assert not any(name.startswith("llama.rope.scaling.factor") for name in llama3.metadata)
         assert "llama.rope.scaling.type" not in llama3.metadata
-        length = config.rotary_original_context_length
+        length = config.rotary_original_context
         rope = {**ROPE["llama3"], "factor": config.rotary_factor, "original_max_position_embeddings": length}
         stored = llama3.stored["rope_freqs.weight"]
         assert stored.tensor_type is gguf.GGMLQuantizationType.F32
@@ -301,7 +301,7 @@ def test_what_gguf_cannot_express_is_refused(tmp_path: Path) -> None:
         (replace(LLAMA3, query_key_norm=QueryKeyNorm.rms_norm), "in Llama models only, not in Qwen3 models"),
         (replace(LLAMA3, rotary_low_freq_factor=0.5), "only models with model.rotary_low_freq_factor 1"),
         (
-            replace(LLAMA3, rotary_original_context_length=200),
+            replace(LLAMA3, rotary_original_context=200),
             "less than one period in the original context",
         ),
     ):

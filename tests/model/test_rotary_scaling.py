@@ -37,7 +37,7 @@ def test_frequencies_by_hand() -> None:
     """Base 8 and three pairs: wavelengths 2π, 4π and 8π. The limits are 3π and 6π, so that the second is half-way."""
     sizes = {"d_head": 6, "rotary_base": 8.0, "rotary_factor": 4.0}
     limits = {
-        "rotary_original_context_length": 100,
+        "rotary_original_context": 100,
         "rotary_low_freq_factor": 100 / (6 * math.pi),
         "rotary_high_freq_factor": 100 / (3 * math.pi),
     }
@@ -147,8 +147,8 @@ def test_a_model_folder_without_the_settings_opens_unscaled(tmp_path: Path) -> N
         ),
         ({"rotary_high_freq_factor": math.inf}, "rotary_high_freq_factor is inf; expected"),
         (
-            {"rotary_original_context_length": 0},
-            "rotary_original_context_length is 0; expected a value from 1",
+            {"rotary_original_context": 0},
+            "rotary_original_context is 0; expected a value from 1",
         ),
     ],
 )

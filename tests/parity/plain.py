@@ -53,8 +53,7 @@ def frequency(i: int, width: int, c: Any) -> float:
     scaled = unscaled / c.rotary_factor
     wavelength = 2 * math.pi / unscaled
     shortest, longest = (
-        c.rotary_original_context_length / limit
-        for limit in (c.rotary_high_freq_factor, c.rotary_low_freq_factor)
+        c.rotary_original_context / limit for limit in (c.rotary_high_freq_factor, c.rotary_low_freq_factor)
     )
     if c.rotary_scaling == "linear" or wavelength > longest:
         return scaled

@@ -279,4 +279,4 @@ def test_a_change_of_speed_is_said_once(capsys: pytest.CaptureFixture[str]) -> N
         state.train_seconds += 1.0 if step <= 100 else 2.0
         watch.after_step(state, StepMetrics(1.0, 0.1, 1.0, 10, 1.0))
     notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == 1 and "will take longer than planned: 700 s, of which 180 s are over" in notes[0]
+    assert len(notes) == 1 and "will take longer than planned: 700 s, of which 180 s have passed" in notes[0]

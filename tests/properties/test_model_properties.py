@@ -34,7 +34,10 @@ def test_changing_a_token_changes_nothing_before_it(kind: str, ids: list[int], d
     other = data.draw(st.integers(0, 36).filter(lambda i: i != ids[place]))
     changed = [*ids[:place], other, *ids[place + 1 :]]
     before, after = run(kind, [ids])[0], run(kind, [changed])[0]
-    assert torch.equal(before[:place], after[:place])
+    if MODELS[kind].config.n_experts:  # how many tokens an expert gets decides how its product rounds
+        torch.testing.assert_close(before[:place], after[:place], rtol=0, atol=1e-13)
+    else:
+        assert torch.equal(before[:place], after[:place])
     assert not torch.equal(before[place:], after[place:])
 
 

@@ -114,7 +114,7 @@ def training_figures(result: Mapping[str, Any], log: Log, config: Config) -> dic
         "training tokens": Shown(f"{tokens:,}"),
         "steps": Shown(f"{result['steps']:,}", f"of {result['planned_steps']:,}"),
         "training time": Shown(f"{seconds:.1f} s", planned("train_seconds", 1, "{:.1f} s")),
-        "evaluation, samples, saving": Shown(f"{result['other_seconds']:.1f} s"),
+        "evaluation, samples, saving": Shown(f"{result['other_seconds']:.1f} s", "between the steps"),
         "training tokens per second": Shown(f"{tokens / seconds:,.0f}" if seconds else "–"),
     }
     forward = flops_per_token(config.model)

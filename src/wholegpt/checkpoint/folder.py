@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import msgspec
@@ -434,7 +435,10 @@ def _read_versioned(path: Path) -> dict[str, Any]:
     content = read_object(path)
     version = content.get("format_version")
     if not isinstance(version, int):
-        raise CheckpointError(f"{path}: has no format_version; it is not from wholegpt")
+        raise CheckpointError(
+            f"{path}: has no format_version, so it is not a model of wholegpt; `wholegpt import "
+            f"{quote(str(path.parent))}` converts one of another program"
+        )
     if version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{path}: format version {version} is newer than the {FORMAT_VERSION} this program knows; update wholegpt"

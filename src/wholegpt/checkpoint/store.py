@@ -177,7 +177,11 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
             f"{path}: is a run that has no checkpoint yet; continue it with `wholegpt train --resume "
             f"{quote(str(path))}`"
         )
-    raise CheckpointError(f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors)")
+    files = sorted(path.glob("*.gguf"))
+    advice = f"; `wholegpt import {quote(str(files[0]))}` makes a model of its GGUF file" if files else ""
+    raise CheckpointError(
+        f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors){advice}"
+    )
 
 
 def _nearest(path: Path) -> str:

@@ -51,8 +51,8 @@ def align(
 
     Examples
     --------
-    wholegpt align runs/chat --method dpo --data preferences.json
-    wholegpt align runs/chat --method dpo --data preferences.json --alignment.loss simpo --lora.rank 8
+    wholegpt align runs/chat --method dpo --data pairs.json
+    wholegpt align runs/chat --method dpo --data pairs.json --lora.rank 8
 
     """
     check_max_seconds("--max-seconds", max_seconds)

@@ -99,7 +99,9 @@ def prepare(
         occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
         if occupied and not (overwrite and library.PreparedData.is_ours(folder)):
             raise RunError(
-                f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
+                f"{folder}: already exists and is not prepared data; name another --out"
+                if overwrite
+                else f"{folder}: already exists; name another --out, or replace prepared data with --overwrite"
             )
         corpus = library.open_corpus(config.data)
         prepared = library.prepare(corpus, config.data, config.tokenizer, folder, common.console)

@@ -250,7 +250,8 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
         ]
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
-        f"{result['train_seconds']:.1f} s of training, {result['other_seconds']:.1f} s of evaluation and saving",
+        f"{result['train_seconds']:.1f} s of training, {result['other_seconds']:.1f} s of evaluation and saving "
+        "between the steps",
     ]
     common.show(result, "\n".join(lines), next_steps(run))
 

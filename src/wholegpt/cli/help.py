@@ -30,7 +30,7 @@ MOST_USED = {
     "finetune": "task data validation recipe out overwrite max-seconds finetuning.text-columns finetuning.label-column "
     "lora.rank training.epochs training.steps training.batch-size optimizer.learning-rate",
     "align": "method data validation recipe out overwrite max-seconds alignment.loss alignment.beta lora.rank "
-    "windows.length training.epochs training.steps training.batch-size optimizer.learning-rate",
+    "training.epochs training.steps training.batch-size optimizer.learning-rate",
     "generate": "max-tokens temperature top-k top-p stop completions template beams show-probabilities json-schema "
     "regex weights checkpoint",
     "evaluate": "stride context detokenize shots examples max-tokens stop records dtype weights checkpoint encoding "

@@ -314,6 +314,6 @@ def _show(run: "Run[Any]", common: Common) -> None:
     lines += [
         f"after {result['steps']:,} of {result['planned_steps']:,} steps ({result['stop_reason']}); "
         f"{result['train_seconds']:.1f} s of training, "
-        f"{result['other_seconds']:.1f} s of evaluation, samples and saving",
+        f"{result['other_seconds']:.1f} s of evaluation, samples and saving between the steps",
     ]
     common.show(result, "\n".join(lines), next_steps(run))

@@ -329,7 +329,7 @@ _ROPE_NAMES = {
     "rotary_factor": "factor",
     "rotary_low_freq_factor": "low_freq_factor",
     "rotary_high_freq_factor": "high_freq_factor",
-    "rotary_original_context_length": "original_max_position_embeddings",
+    "rotary_original_context": "original_max_position_embeddings",
 }
 """Our settings of rotary scaling -> theirs."""
 
@@ -400,7 +400,7 @@ def _rotary_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: {part} are given for {nested[0]} separately; only one kind of rotary positions is supported"
         )
-    length = _ROPE_NAMES["rotary_original_context_length"]
+    length = _ROPE_NAMES["rotary_original_context"]
     rope = {length: content["max_position_embeddings"], **content, **rope}
     rope[length] = content.get(length, rope[length])
     if rope.get("partial_rotary_factor") not in (None, 1):

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,7 +108,7 @@ class Export:
 
 @checked_keywords
 def export_model(
-    run: str | Path,
+    run: str | PathLike[str],
     to: Format | str,
     out: str | Path | None = None,
     *,

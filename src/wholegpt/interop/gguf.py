@@ -123,7 +123,7 @@ def _add_config(writer: "GGUFWriter", config: ModelConfig) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rotary_factor)
     if config.rotary_scaling is RotaryScaling.llama3:
-        writer.add_rope_scaling_orig_ctx_len(config.rotary_original_context_length)
+        writer.add_rope_scaling_orig_ctx_len(config.rotary_original_context)
 
 
 def open_with_llama_cpp(path: Path, context_length: int) -> ForeignModel:

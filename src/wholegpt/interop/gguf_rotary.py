@@ -33,7 +33,7 @@ def frequency_factors(config: ModelConfig) -> Tensor:
 
 def check_recoverable(config: ModelConfig) -> None:
     """Raise ``ConfigError`` if the settings of ``llama3`` scaling do not follow from what GGUF stores."""
-    if _with_factors(config, frequency_factors(config), config.rotary_original_context_length) is None:
+    if _with_factors(config, frequency_factors(config), config.rotary_original_context) is None:
         raise ConfigError(
             "model.rotary_scaling is llama3, of which GGUF stores the factor of each frequency, not the settings: only "
             "models with model.rotary_low_freq_factor 1, model.rotary_high_freq_factor 4 and a frequency with less "
@@ -61,7 +61,7 @@ def with_llama3_scaling(
     The metadata may give the length of the original context; otherwise it is that of all published models, 8,192
     tokens. Raises ``CheckpointError`` for factors of any other scaling.
     """
-    default = ModelConfig().rotary_original_context_length
+    default = ModelConfig().rotary_original_context
     length = whole_number_in({ORIGINAL_LENGTH: default, **content}, ORIGINAL_LENGTH, path)
     scaled = None
     if config.rotary_scaling is RotaryScaling.none and factors.shape == (config.d_head // 2,):
@@ -86,7 +86,7 @@ def _with_factors(config: ModelConfig, factors: Tensor, original_context_length:
         rotary_factor=shortest(float(factors.max())),
         rotary_low_freq_factor=default.rotary_low_freq_factor,
         rotary_high_freq_factor=default.rotary_high_freq_factor,
-        rotary_original_context_length=original_context_length,
+        rotary_original_context=original_context_length,
     )
     same = torch.allclose(factors, frequency_factors(scaled), rtol=TOLERANCE, atol=0)
     return scaled if same else None

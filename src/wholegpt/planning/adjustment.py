@@ -109,4 +109,6 @@ def adjusted_plan(
 
 def announced(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the steps, times and loss of a plan as they were before the run."""
-    return plan.get("adjustment", {}).get("announced") or {name: plan[name] for name in ANNOUNCED}
+    return plan.get("adjustment", {}).get("announced") or {
+        name: plan[name] for name in ANNOUNCED if name in plan
+    }

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -98,7 +99,7 @@ def train(
 
 @checked_keywords
 def finetune(
-    model: str | Path,
+    model: str | PathLike[str],
     data: str | Path,
     *,
     task: TaskKind | str,
@@ -127,7 +128,7 @@ def finetune(
         raise ConfigError(f"task is '{task}'; {presets.nearest(str(task), list(TaskKind))}")
     kind = TaskKind(task)
     chosen = _checked_type(config) or presets.recipe(recipe or default_recipe(kind))
-    settings = dataclasses.replace(chosen.finetuning, task=kind, model=str(model))
+    settings = dataclasses.replace(chosen.finetuning, task=kind, model=fspath(model))
     if kind is TaskKind.pretraining:
         if validation:
             raise ConfigError(
@@ -147,7 +148,7 @@ def finetune(
 
 @checked_keywords
 def align(
-    model: str | Path,
+    model: str | PathLike[str],
     data: str | Path,
     *,
     method: AlignmentMethod | str,
@@ -261,7 +262,7 @@ def _with_sources(config: Config, sources: tuple[str | Path, ...], texts: object
 
 @checked_keywords
 def resume(
-    run: str | Path,
+    run: str | PathLike[str],
     *,
     steps: int | None = None,
     minutes: float | None = None,

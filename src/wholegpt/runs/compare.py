@@ -38,7 +38,10 @@ def compare(
     asked = any(asks)
     if asked and not all(asks):
         which = ("first", "second")[asks.index(False)]
-        raise ConfigError(f"the {which} model was not fine-tuned for such examples, which the other answers")
+        raise ConfigError(
+            f"the {which} model was not fine-tuned for the task of these examples, only the other one, so there is "
+            "nothing to compare"
+        )
     if asked or task_file(*sources, text_field=settings.get("text_field"), encoding=reading.encoding):
         if len(sources) != 1:
             raise DataError("models with heads are compared on one table of examples; name one")

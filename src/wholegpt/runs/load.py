@@ -1,6 +1,7 @@
 """Loading of a run, a model folder or a preset as a language model."""
 
 import dataclasses
+from os import PathLike, fspath
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from wholegpt.tokenizers import byte_tokenizer
 
 @checked_keywords
 def load(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     checkpoint: str | int = "best",
     device: str = "automatic",
@@ -43,8 +44,8 @@ def load(
     Raises ``CheckpointError`` for a folder without a model or with damaged ones only, ``ConfigError`` or
     ``NumericsError`` if the device does not support ``weights`` or the model cannot be compiled.
     """
-    console = console or Console()
-    if not str(path):
+    console, path = console or Console(), fspath(path)
+    if not path:
         raise ConfigError("the path of a model is empty; name a run, a model folder or a preset")
     if not isinstance(checkpoint, str | int) or isinstance(checkpoint, bool):
         raise ConfigError(f"checkpoint is {checkpoint!r}; expected best, last, or the step of a checkpoint")

@@ -18,7 +18,7 @@ from wholegpt.analysis.curves import loss_chart
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.console import Console
-from wholegpt.errors import CheckpointError, ConfigError, Interrupted
+from wholegpt.errors import CheckpointError, ConfigError, Interrupted, counted
 from wholegpt.files import lock_folder, read_json
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel
@@ -71,6 +71,10 @@ class Run(Generic[S]):
             f"Run({str(self.path)!r}, {self.state.step:,} of {self.config.training.steps:,} steps, "
             f"{self.parameters:,} parameters, {name} {value:.4f})"
         )
+
+    def __fspath__(self) -> str:
+        """Return the path, so that a run can be given where its folder is expected."""
+        return str(self.path)
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
@@ -350,7 +354,7 @@ def _describe(
         size = f"{model.parameter_count:,} parameters{part}; "
     console.note(
         f"{size}{config.training.steps:,} steps; {config.precision.dtype} on "
-        f"{config.runtime.device}, {config.runtime.threads} threads; run {path}"
+        f"{config.runtime.device}, {counted(config.runtime.threads, 'threads')}; run {path}"
     )
     _note_other_programs(config.model, console)
     if config.runtime.determinism is Determinism.strict:
@@ -358,7 +362,9 @@ def _describe(
             "strict determinism: operations that do not repeat bit for bit are refused; on a GPU the steps "
             "are slower, without cuDNN's search for the fastest kernel, and cuBLAS holds 32 MiB a stream"
         )
-    if config.runtime.device == "cpu" and (problem := runtime.overload(config.runtime.threads)):
+    if config.runtime.device == "cpu" and (
+        problem := runtime.overload(config.runtime.threads, fixed=bool(state.step))
+    ):
         console.warn(problem)
     if state.step:
         console.note(f"continuing after step {state.step:,}")

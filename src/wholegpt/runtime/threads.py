@@ -31,16 +31,18 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads or before)
 
 
-def overload(threads: int) -> str:
-    """Return a warning if other programs leave fewer idle cores than ``threads``; empty otherwise."""
+def overload(threads: int, fixed: bool = False) -> str:
+    """Return a warning if other programs leave fewer idle cores than ``threads``; empty otherwise.
+
+    Where the number of threads is ``fixed``, the warning does not suggest another one.
+    """
     if threads == 1:
         return ""
     cores, busy = os.cpu_count() or 1, cores_used_by_others()
     if threads + busy < cores + 0.5:
         return ""
-    return (
-        f"other programs use {busy:.1f} of {cores} cores, so {threads} threads wait for one another; "
-        "try --threads 1, or stop the other programs"
+    return f"other programs use {busy:.1f} of {cores} cores, so {threads} threads wait for one another; " + (
+        "stop them, or wait" if fixed else "try --threads 1, or stop the other programs"
     )
 
 

@@ -9,6 +9,7 @@ from wholegpt.data.chat.conversations import ConversationData
 from wholegpt.data.chat.packing import ConversationLoader, pack
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.columns import DETECTED
+from wholegpt.errors import counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.model import TokenModel
 from wholegpt.settings.schema import Config, GenerationConfig
@@ -88,12 +89,14 @@ class AnswerTraining(Stage):
         epochs = training.steps * training.batch_size / rows
         scored = sum(sum(one.encoded.scored) for one in self.train)
         cut = sum(one.cut for one in self.train)
+        questions = len({one.messages[:-1] for one in self.validation})
         columns = self.metadata.columns or DETECTED
         where = f"columns {', '.join([*columns.texts, columns.target])}"
         left = f"; {cut:,} are cut at {self.config.window_length:,} tokens" if cut else ""
         return (
-            f"{len(self.train):,} {self.unit} in {rows:,} rows ({epochs:.1f} epochs), {scored:,} tokens of answers; "
-            f"{len(self.validation):,} held out; {where}{left}"
+            f"{counted(len(self.train), self.unit)} in {counted(rows, 'rows')} ({epochs:.1f} epochs), {scored:,} "
+            "tokens of answers; "
+            f"{len(self.validation):,} held out, with {counted(questions, 'different questions')}; {where}{left}"
         )
 
 

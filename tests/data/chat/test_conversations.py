@@ -187,7 +187,7 @@ def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(name: str, tmp_pat
         read_conversations(table)
     skipping = Reading(on_bad_line="skip")
     assert read_conversations(table, reading=skipping)[0] == [ADD, ADD]
-    assert skipping.report.skipped == {"rows that are not examples": 1}
+    assert skipping.report.skipped == {"rows without an example": 1}
 
 
 def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str
     data = ConversationData.read(config, Console())
     assert (len(data.train), len(data.validation)) == (18, 2)
     said_of_it = capsys.readouterr().err
-    assert "skipped 12 rows that are not examples" in said_of_it
+    assert "skipped 12 rows without an example" in said_of_it
     assert all(f"line {line}" in said_of_it for line in range(21, 31)) and "line 31" not in said_of_it
 
 

@@ -74,9 +74,9 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
     finetuning = FinetuningConfig(task=TaskKind.classification, model="a model", data=str(path))
     TaskData.read(Config(data=DataConfig(on_bad_line="skip"), finetuning=finetuning), Console())
     said = capsys.readouterr().err
-    assert "skipped 11 rows that are not examples" in said and "a.csv: line 42: " in said and "…" in said
+    assert "skipped 11 rows without an example" in said and "a.csv: line 42: " in said and "…" in said
     path.write_text("text,label\n,pos\n,neg\n")
-    with pytest.raises(DataError, match="holds no examples; skipped 2 rows that are not examples"):
+    with pytest.raises(DataError, match="holds no examples; skipped 2 rows without an example"):
         read(path, on_bad_line="skip")
 
 
@@ -118,7 +118,7 @@ def test_files_of_examples(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     assert "line 5: answer is 5" in capsys.readouterr().err
     assert main([*call, "--on-bad-line", "skip"]) == 0
     result = capsys.readouterr()
-    assert json.loads(result.out)["examples"] == 4 and "skipped 1 bad lines, 2 rows" in result.err
+    assert json.loads(result.out)["examples"] == 4 and "skipped 1 bad line, 2 rows" in result.err
 
 
 def test_rows_to_be_answered_that_have_no_text(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_rows_to_be_answered_that_have_no_text(tmp_path: Path) -> None:
 
     reading = Reading(on_bad_line="skip")
     assert read_parts(reading.table(path), task, reading) == [(("good film",),), (("bad film",),)]
-    assert reading.report.skipped == {"rows that are not examples": 1}
+    assert reading.report.skipped == {"rows without an example": 1}
 
 
 @pytest.mark.parametrize("option", ["--encoding=latin-1", "--on-bad-line=skip", "--on-bad-text=skip"])

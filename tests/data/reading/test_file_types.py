@@ -115,7 +115,6 @@ def test_binary_files_in_a_folder_are_passed_over_and_named(tmp_path: Path) -> N
         (b"\xfe\xff" + "text".encode("utf-16-be"), "utf-16-le", "--encoding utf-16"),
         ("only letters here".encode("utf-16-le"), "utf-8", "--encoding utf-16-le"),
         ("only letters here".encode("utf-16-be"), "utf-8", "--encoding utf-16-be"),
-        ("text é".encode("utf-8-sig"), "latin-1", "leave --encoding out"),
     ],
 )
 def test_encodings_that_a_file_shows(content: bytes, encoding: str, message: str, tmp_path: Path) -> None:
@@ -123,6 +122,13 @@ def test_encodings_that_a_file_shows(content: bytes, encoding: str, message: str
         (tmp_path / "a.txt").write_bytes(content)
         with pytest.raises(DataError, match=message):
             list(read_documents(path, DataConfig(encoding=encoding), ReadingReport()))
+
+
+def test_a_file_marked_as_utf_8_is_not_read_as_something_else(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("text é".encode("utf-8-sig"))
+    with pytest.raises(DataError, match="leave --encoding out"):
+        list(read_documents(tmp_path / "a.txt", DataConfig(encoding="latin-1"), ReadingReport()))
+    assert list(read_documents(tmp_path, DataConfig(encoding="latin-1"), ReadingReport())) == ["text é"]
 
 
 def test_utf_16_that_nothing_marks_is_thought_of(tmp_path: Path) -> None:

@@ -320,3 +320,16 @@ def test_in_a_folder_another_encoding_is_for_the_files_that_are_not_utf_8(tmp_pa
     (folder / "a.txt").write_text("ünder\n", encoding="utf-8")
     alone = open_corpus(DataConfig(source=(str(folder / "a.txt"),), encoding="latin-1"))
     assert [piece.text for piece in alone.pieces()] == ["Ã¼nder\n"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16"])
+def test_ascii_files_beside_utf_16(encoding: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("an even number of bytes\n")
+    (folder / "b.txt").write_text("ASCII, too\n", encoding=encoding)
+    (folder / "c.txt").write_text("an odd number\n")
+    corpus = open_corpus(DataConfig(source=(str(folder),), encoding=encoding))
+    read = "".join(piece.text for piece in corpus.pieces())
+    assert read == "an even number of bytes\nASCII, too\nan odd number\n"
+    assert str(corpus.report) == "3 files; 2 files read as utf-8"

@@ -182,7 +182,7 @@ def test_what_is_skipped_is_noted_wherever_text_is_read(
     path.write_text('{"text": "one text of some words"}\n{"text": ""}\n{"text": "another text of words"}\n')
     for command in (["deduplicate", "--exact"], ["contamination", str(path)]):
         assert main(["data", command[0], str(path), *command[1:]]) == 0
-        assert "skipped 1 empty documents" in capsys.readouterr().err
+        assert "skipped 1 empty document" in capsys.readouterr().err
 
 
 def test_cleaning_repairs_text(tmp_path: Path) -> None:

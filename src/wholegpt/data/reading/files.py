@@ -84,29 +84,22 @@ def read_pieces(
 
 def _of_file(file: Path, config: DataConfig, report: ReadingReport | None = None) -> DataConfig:
     """Return the settings for a file of a folder: one that is UTF-8 is read as such, whatever ``data.encoding`` is."""
-    if _is_utf_8(config.encoding) or not _holds_utf_8(file):
+    if codecs.lookup(config.encoding).name in ("utf-8", "utf-8-sig"):
         return config
-    if report:
-        report.as_utf_8 += 1
-    return dataclasses.replace(config, encoding="utf-8")
-
-
-def _is_utf_8(encoding: str) -> bool:
-    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
-
-
-def _holds_utf_8(file: Path) -> bool:
-    """Return whether a file, decompressed, is UTF-8 with characters beyond ASCII. Other encodings hardly ever are."""
-    decoder, beyond = codecs.getincrementaldecoder("utf-8")(), False
+    decoder, beyond_ascii = codecs.getincrementaldecoder("utf-8")(), False
     try:
         with file.open("rb") as raw, decompressed(raw, file) as stream:
             while block := stream.read(formats.BLOCK_BYTES):
-                beyond |= not block.isascii()
+                if b"\0" in block:  # ASCII in UTF-16
+                    return config
+                beyond_ascii |= not block.isascii()
                 decoder.decode(block)
             decoder.decode(b"", final=True)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, DataError):
-        return False  # what is damaged is named when it is read
-    return beyond
+        return config  # what is damaged is named when it is read
+    if report and (beyond_ascii or "a".encode(config.encoding) != b"a"):
+        report.as_utf_8 += 1
+    return dataclasses.replace(config, encoding="utf-8")
 
 
 def _may_skip(error: DataError, config: DataConfig) -> bool:
@@ -274,7 +267,7 @@ def _read_file(
             f"{path}: {library} is not installed; pip install 'wholegpt[{extra}]'"
         ) from error
     except (EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is damaged or cut short: {error}") from None
+        raise DataError(f"{path}: is damaged or cut short: {error}; replace or remove it") from None
     except OSError as error:
         problem = f"cannot be read: {error.strerror}" if error.errno else f"is damaged or cut short: {error}"
         raise DataError(f"{path}: {problem}") from None

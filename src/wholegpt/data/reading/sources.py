@@ -21,6 +21,10 @@ FOLDERS = {
     ): "is prepared data, not text; train on it as the only source, or name the text it was made from",
     ("ladder.json", "ladder.html"): "is a ladder of runs, not text; name the text",
     ("examples.json", "train.jsonl"): "holds the examples of a run, not text; name the text",
+    (
+        "parity_reports.json",
+        "config.json",
+    ): "is an export of a model, not text; `wholegpt import {}` makes a model of it",
     ("parity_reports.json", "*.gguf"): "is an export of a model, not text; name the text",
     ("certificate.json", "*.gguf"): "is an export of a model, not text; name the text",
     ("config.json", "*.safetensors"): "is a model, not text; " + FINETUNE,

@@ -56,7 +56,7 @@ class Reading:
         """Count a row that is not an example as skipped, or raise the ``error`` that names it."""
         if self.on_bad_line == "stop":
             raise DataError(f"{error}; --on-bad-line skip leaves such rows out") from error
-        self.report.skip("rows that are not examples", what=str(error))
+        self.report.skip("rows without an example", what=str(error))
 
     def show(self, console: Console) -> None:
         """Report skipped rows and detected columns."""

@@ -67,7 +67,7 @@ def rotary_frequencies(
             return frequencies / config.rotary_factor
         case RotaryScaling.llama3:
             low, high = config.rotary_low_freq_factor, config.rotary_high_freq_factor
-            periods = config.rotary_original_context_length * frequencies / (2 * math.pi)
+            periods = config.rotary_original_context * frequencies / (2 * math.pi)
             kept = ((periods - low) / (high - low)).clamp(0, 1)
             return frequencies * ((1 - kept) / config.rotary_factor + kept)
 

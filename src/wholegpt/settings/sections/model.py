@@ -54,7 +54,7 @@ ROTARY_SCALING_FIELDS: dict[RotaryScaling, tuple[str, ...]] = {
         "rotary_factor",
         "rotary_low_freq_factor",
         "rotary_high_freq_factor",
-        "rotary_original_context_length",
+        "rotary_original_context",
     ),
 }
 """The settings of each kind of rotary scaling."""
@@ -105,7 +105,7 @@ class ModelConfig:
     rotary_high_freq_factor: float = 4.0
     """For llama3: a frequency with more periods than this in the original context is unchanged; those between the two
     limits are interpolated. Above rotary_low_freq_factor."""
-    rotary_original_context_length: int = 8192
+    rotary_original_context: int = 8192
     """For llama3: context length of pretraining, before scaling, in tokens."""
     norm: Norm = Norm.rms_norm
     """Normalization layer of the blocks."""
@@ -263,8 +263,8 @@ def _check_rotary_scaling(model: ModelConfig) -> None:
     require("model.rotary_low_freq_factor", low, 0 < low < math.inf, "above 0, and finite")
     expected = f"above model.rotary_low_freq_factor, {low}, and finite"
     require("model.rotary_high_freq_factor", high, low < high < math.inf, expected)
-    length, expected = model.rotary_original_context_length, f"from 1 to {LARGEST_SIZE:,}"
-    require("model.rotary_original_context_length", length, 1 <= length <= LARGEST_SIZE, expected)
+    length, expected = model.rotary_original_context, f"from 1 to {LARGEST_SIZE:,}"
+    require("model.rotary_original_context", length, 1 <= length <= LARGEST_SIZE, expected)
 
 
 def _check_attention(model: ModelConfig) -> None:
