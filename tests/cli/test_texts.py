@@ -219,7 +219,7 @@ def test_runs_and_models_are_no_text(fails: Fails, run_folder: Path, tmp_path: P
         main(["export", str(run_folder), "--to", "huggingface", "--out", str(tmp_path / "hf"), "--quiet"])
         == 0
     )
-    assert "is a model, not text" in fails("train", tmp_path / "hf", *TINY)
+    assert "is an export of a model, not text; `wholegpt import " in fails("train", tmp_path / "hf", *TINY)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")

@@ -269,7 +269,10 @@ def test_the_chat_template_is_found_where_transformers_finds_it(form: str, tmp_p
         ),
         ({"tokenizer_config.json": {"chat_template": 5}}, "chat_template is not a text"),
         ({"tokenizer_config.json": {"chat_template": "{% if %}"}}, "does not compile"),
-        ({"chat_template.jinja": CHAT_ML.replace("im_end", "stop")}, "<|stop|>, which no token is"),
+        (
+            {"chat_template.jinja": CHAT_ML.replace("im_end", "stop")},
+            "<|stop|>, which is not in the vocabulary",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_used_is_said(

@@ -83,6 +83,13 @@ def test_orpo_and_simpo(rows: list[tuple[float, float, int, int]], weight: float
     assert_equal(simpo_loss(*given, beta=weight, margin=margin), -np.log(sigmoid(difference)))
 
 
+def test_orpo_of_a_certain_answer_is_finite() -> None:
+    certain = torch.zeros(1, requires_grad=True)
+    loss = orpo_loss(certain, torch.zeros(1), torch.tensor([1]), torch.tensor([1]), weight=0.1)
+    loss.sum().backward()
+    assert loss.isfinite().all() and certain.grad is not None and certain.grad.isfinite().all()
+
+
 def test_gradients_of_large_differences_are_finite() -> None:
     """Where σ is 0 or 1 in floating point, its logarithm and the gradient are still right."""
     for difference, expected in ((-1e4, -1.0), (1e4, 0.0)):

@@ -62,6 +62,15 @@ def test_when_the_steps_are_adjusted(state: TrainingState, spent: float, expecte
     assert worth_adjusting(PLAN, state, spent, 0.8) is expected
 
 
+def test_after_an_early_adjustment_the_late_comparison_is_still_made() -> None:
+    adjusted = {**PLAN, "adjustment": {"step": 30, "early": True}}
+    state, spent = after(150, 0.2), 28 + 2 + 30.0
+    assert worth_adjusting(adjusted, state, spent, 0.8)
+    assert not worth_adjusting(adjusted, after(50, 0.3), 28 + 2 + 15, 0.8)
+    late = {**PLAN, "adjustment": {"step": 100, "early": False}}
+    assert not worth_adjusting(late, state, spent, 0.8)
+
+
 def test_a_plan_of_few_steps_never_grows_because_of_its_decay() -> None:
     plan = {**PLAN, "steps": 20, "step_seconds": 5.0}
     state = TrainingState(step=3, train_seconds=32.0, other_seconds=0.0)

@@ -591,10 +591,7 @@ def test_predictions_of_a_table(
     assert listed.read_text().splitlines()[1].startswith("Ann saw the wren,bird,0.")
     strange = table(tmp_path / "strange.csv", ["title", "body"], rows)
     message = fails("predict", classifier, "--data", strange)
-    assert (
-        "has no text, as the training examples have, and not 1 column of texts that could stand for it; rename a column"
-        in message
-    )
+    assert "has no text, as the training examples have, and not 1 column of texts that could" in message
     message = fails("predict", classifier, "--data", known, "--out", tmp_path / "answers.tsv")
     assert "expected a name that ends in .csv or .jsonl" in message
 

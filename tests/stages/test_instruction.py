@@ -319,7 +319,7 @@ def test_what_is_beyond_the_context() -> None:
     assert [(len(one.encoded.token_ids), one.cut) for one in fitted] == [(8, False), (21, True)]
     with pytest.raises(
         DataError,
-        match="1 conversations none has an answer that begins within its first 20 tokens",
+        match="none of 1 conversations has an answer that begins within its first 20 tokens",
     ):
         fit_conversations([hopeless], template, tokenizer, 20)
 

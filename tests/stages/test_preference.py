@@ -44,6 +44,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "texts": {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away!"},
     "TRL, conversational": {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
     "TRL, implicit prompt": {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+    "a prompt that both sides repeat": {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+    "an empty system message": {
+        "chosen": [{"role": "system", "content": ""}, USER, ANSWER],
+        "rejected": [{"role": "system", "content": ""}, USER, OTHER],
+    },
     "OpenAI": {
         "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
         "preferred_output": [ANSWER],
@@ -80,8 +85,14 @@ def test_instruction_input_and_system(tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.json", [row]) == [PreferencePair(prompt, "3", "4")]
 
 
+def test_answers_that_are_json_are_texts(tmp_path: Path) -> None:
+    rows = [{"prompt": "A list?", "chosen": '[{"id": 1}]', "rejected": "[]"}]
+    (pair,) = read(tmp_path / "pairs.json", rows)
+    assert (pair.chosen, pair.rejected) == ('[{"id": 1}]', "[]")
+
+
 BAD_ROWS = {
-    "both answers are equal": {"prompt": "Hi", "chosen": "Yes", "rejected": "Yes"},
+    "the two answers are equal": {"prompt": "Hi", "chosen": "Yes", "rejected": "Yes"},
     "answer different prompts": {"chosen": [USER, ANSWER], "rejected": [{**USER, "content": "Ho"}, OTHER]},
     "has no prompt": {"prompt": "", "chosen": "Yes", "rejected": "No"},
     "rejected: is missing": {"prompt": "Hi", "chosen": "Yes", "rejected": None},
@@ -104,7 +115,7 @@ def test_rows_that_are_no_pairs(message: str, tmp_path: Path) -> None:
 
 
 def test_a_table_without_answers(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no column of rejected answers; there are prompt, chosen"):
+    with pytest.raises(DataError, match="has no column of rejected answers; the columns are prompt, chosen"):
         read(tmp_path / "pairs.json", [{"prompt": "Hi", "chosen": "Yes"}])
 
 
@@ -136,7 +147,7 @@ def test_long_pairs_are_cut_and_those_without_room_left_out() -> None:
     found = encode_pairs([PAIR, long, full], template, tokenizer, 20)
     assert [one.pair for one in found] == [PAIR, long] and [one.cut for one in found] == [False, True]
     assert max(len(side.token_ids) for one in found for side in one.sides) == 21
-    with pytest.raises(DataError, match="of 1 pairs none has a prompt that leaves room"):
+    with pytest.raises(DataError, match="none of 1 pairs has a prompt that leaves room"):
         encode_pairs([full], template, tokenizer, 20)
 
 
@@ -201,7 +212,7 @@ def test_every_loss_learns_the_preferences(loss: PreferenceLoss) -> None:
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
     assert float(terms.metrics["reward_accuracy"][0]) == 4
-    if loss is PreferenceLoss.dpo:
+    if loss is PreferenceLoss.sigmoid:
         assert losses[0] == pytest.approx(math.log(2), rel=1e-12)
 
 
@@ -317,12 +328,14 @@ def test_losses_without_a_reference_store_none(loss: str, align: Align) -> None:
 def test_what_is_refused(align: Align, talker: Path, tmp_path: Path) -> None:
     pairs = preferences(tmp_path)
     base = talker.parent / "base"
-    with pytest.raises(ConfigError, match=r"has not learned to answer.*finetune --task instruct"):
+    with pytest.raises(ConfigError, match=r"has no chat template.*finetune --task instruct"):
         api.align(base, pairs, method="dpo", out=tmp_path / "none", console=QUIET)
     with pytest.raises(ConfigError, match=r"method is 'dpu'.*dpo"):
         api.align(base, pairs, method="dpu", console=QUIET)
     with pytest.raises(DataError, match="12 of its prompts are in"):
         api.align(talker, pairs, method="dpo", validation=pairs, out=tmp_path / "none", console=QUIET)
+    with pytest.raises(ConfigError, match=r"alignment\.margin is for simpo"):
+        align(alignment={"margin": 2.0})
     with pytest.raises(ConfigError, match=r"alignment\.beta is -1"):
         align(alignment={"beta": -1})
     with pytest.raises(ConfigError, match="alignment is for `wholegpt align`, not for pretraining"):

@@ -436,8 +436,8 @@ def _read_versioned(path: Path) -> dict[str, Any]:
     version = content.get("format_version")
     if not isinstance(version, int):
         raise CheckpointError(
-            f"{path}: has no format_version, so it is not a model of wholegpt; `wholegpt import "
-            f"{quote(str(path.parent))}` converts one of another program"
+            f"{path}: has no format_version, so it is not a wholegpt model; `wholegpt import "
+            f"{quote(str(path.parent))}` converts a model from another program"
         )
     if version > FORMAT_VERSION:
         raise NewerFormatError(

@@ -1,11 +1,19 @@
-"""``align``: a model that answers learns from preferences."""
+"""``align``: an instruction-tuned model learns from preferences."""
 
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from wholegpt.cli.finetuning import show_finetuned
-from wholegpt.cli.options import ChosenSettings, Common, CommonOptions, Settings, section
+from wholegpt.cli.options import (
+    ChosenSettings,
+    Common,
+    CommonOptions,
+    Reading,
+    ReadingOptions,
+    Settings,
+    section,
+)
 from wholegpt.settings import presets
 from wholegpt.settings.choices import AlignmentMethod, TaskKind
 from wholegpt.settings.schema import Config
@@ -25,9 +33,10 @@ def align(
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
     config: Settings = Config(),
+    reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Train a model that answers on preferences. `train --resume RUN` continues an interrupted run.
+    """Train an instruction-tuned model on preference pairs. `train --resume RUN` continues an interrupted run.
 
     Parameters
     ----------
@@ -57,6 +66,7 @@ def align(
     """
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
+    changes = section(changes, "data", **reading.given())
     changes = section(changes, "finetuning", model=run, task=TaskKind(method))
     from wholegpt.stages.registry import default_recipe
 

@@ -30,6 +30,7 @@ from wholegpt.cli.texts import check_no_file, piped_text
 from wholegpt.errors import ConfigError, DataError, shortened
 from wholegpt.settings import presets
 from wholegpt.settings.choices import (
+    AlignmentMethod,
     Dtype,
     OnBadLine,
     OnBadText,
@@ -93,6 +94,8 @@ def finetune(
     if is_model(data) and not is_model(run):
         right = f"finetune {quote(data)} --task {task} --data {quote(run)}"
         raise ConfigError(f"the model comes first, and --data is the text or table: `wholegpt {right}`")
+    if task in list(AlignmentMethod):
+        raise ConfigError(f"--task is {task}, which is a method of `wholegpt align`; use that command")
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "data", **reading.given())
@@ -245,7 +248,7 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
     if forgetting := result.get("forgetting"):
         old, new = (forgetting[name]["bits_per_byte"] for name in ("before", "after"))
         lines += [
-            f"catastrophic forgetting of the last weights: {old:.4f} → {new:.4f} bits per byte on the validation text "
+            f"catastrophic forgetting (last weights): {old:.4f} → {new:.4f} bits per byte on the validation text "
             f"of {run.config.finetuning.model}, {forgetting['nats_per_token']:+.4f} nats per token"
         ]
     lines += [

@@ -435,8 +435,8 @@ def _chat_metadata(
         return NO_METADATA
     if tokenizer.id_of(template.end_of_turn) is None:
         console.warn(
-            f"{path}: ends answers with {template.end_of_turn}, which no token is; the model is imported without a "
-            "chat template"
+            f"{path}: ends answers with {template.end_of_turn}, which is not in the vocabulary; the model is imported "
+            "without a chat template"
         )
         return NO_METADATA
     return ModelMetadata(chat_template=template.source)

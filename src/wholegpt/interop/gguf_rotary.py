@@ -1,6 +1,6 @@
 """Scaled rotary positions in GGUF, as llama.cpp computes them.
 
-The frequency of pair i is θ_i / (s·f_i). The metadata hold s, the factor of linear scaling. The tensor
+The frequency of pair i is θ_i / (s·f_i). The metadata holds s, the factor of linear scaling. The tensor
 ``rope_freqs.weight`` holds f_i: llama.cpp's converter computes it from the settings of ``llama3`` scaling, and does not
 store these.
 """
@@ -68,7 +68,7 @@ def with_llama3_scaling(
         scaled = _with_factors(config, factors, length)
     if scaled is None:
         raise CheckpointError(
-            f"{path}: {FREQUENCY_FACTORS} scales the rotary frequencies otherwise than Llama 3.1, 3.2 and 3.3 do, "
+            f"{path}: {FREQUENCY_FACTORS} scales the rotary frequencies differently from Llama 3.1, 3.2 and 3.3, "
             "which is not supported"
         )
     return completed(scaled, {}, path)

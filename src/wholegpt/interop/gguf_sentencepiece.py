@@ -98,14 +98,15 @@ def add_sentencepiece(
         name for token_id, name in enumerate(names) if token_id not in added and name not in BYTE_ENTRIES
     ]
     scores = _scores(content["model"], ordinary)
-    unknown = content["model"]["unk_token"]
-    kinds = {**dict.fromkeys(BYTE_ENTRIES, TokenType.BYTE), unknown: TokenType.UNKNOWN}
+    unknown = content["model"].get("unk_token")
+    kinds = dict.fromkeys(BYTE_ENTRIES, TokenType.BYTE) | ({unknown: TokenType.UNKNOWN} if unknown else {})
     writer.add_tokenizer_model(MODEL)
     writer.add_tokenizer_pre("default")
     writer.add_token_list(names)
     writer.add_token_scores([scores.get(name, 0.0) for name in names])
     writer.add_token_types([kinds.get(name, kind) for name, kind in zip(names, types, strict=True)])
-    writer.add_unk_token_id(names.index(unknown))
+    if unknown:
+        writer.add_unk_token_id(names.index(unknown))
     writer.add_add_space_prefix(variant.space is SpaceBefore.always)
 
 

@@ -4,6 +4,7 @@ Shapes: B pairs or completions. ln π(y) is the log-probability of a completion 
 tokens, and ln π_ref(y) that under the frozen reference. Δ = ln π(y) − ln π_ref(y) is the log-ratio. All are in nats.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -106,5 +107,5 @@ def simpo_loss(
 
 
 def _log_complement(log_p: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return ln(1 − p), without cancellation for p near 0 or 1."""
-    return (-log_p.expm1()).log()
+    """Return ln(1 − p), without cancellation for p near 0 or 1. A p that rounds to 1 counts as the largest below 1."""
+    return (-log_p.clamp_max(-torch.finfo(log_p.dtype).eps).expm1()).log()

@@ -37,6 +37,9 @@ def worth_adjusting(
 ) -> bool:
     """Return whether the number of steps should change now. The arguments are those of ``fitting_steps``."""
     early, late = int(CHECKED_EARLY * plan["steps"]), max(1, int(CHECKED_AFTER * plan["steps"]))
+    adjustment = plan.get("adjustment")
+    if adjustment and (state.step != late or not adjustment["early"]):
+        return False
     if state.step != late and not state.step == early >= FEWEST_EARLY_STEPS:
         return False
     change = fitting_steps(plan, state, spent, decay_fraction) / plan["steps"] - 1
@@ -78,7 +81,8 @@ def adjusted_plan(
     """Return the plan and the config of a run that takes ``steps`` instead of the planned steps.
 
     Evaluations and samples keep their number, which does not affect the weights. The plan has new times and a new
-    expected loss, and an ``adjustment``: after which step, and what was ``announced`` before the run.
+    expected loss, and an ``adjustment``: after which step, whether that was the early comparison, and what was
+    ``announced`` before the run.
     """
     change = steps / plan["steps"]
     changed = dataclasses.replace(
@@ -103,7 +107,11 @@ def adjusted_plan(
         "train_seconds": _start_seconds(plan) + steps * pace,
         "bits_per_byte": dataclasses.asdict(loss.times(1 / (math.log(2) * text.bytes_per_token))),
         "config": to_mapping(changed),
-        "adjustment": {"step": state.step, "announced": dict(announced(plan))},
+        "adjustment": {
+            "step": state.step,
+            "early": state.step < int(CHECKED_AFTER * plan["steps"]),
+            "announced": dict(announced(plan)),
+        },
     }, changed
 
 

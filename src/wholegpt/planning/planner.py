@@ -58,6 +58,7 @@ PILOT_PART = 0.5
 PILOT_VALIDATION_TOKENS, TRIAL_VALIDATION_TOKENS = 50_000, 10_000
 PLANNED = (
     "model",
+    "windows.length",
     "training",
     "optimizer",
     "schedule",

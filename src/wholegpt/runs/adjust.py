@@ -28,7 +28,7 @@ def adjust_run(path: Path, state: TrainingState, budget: Budget, console: Consol
     write_json_atomic(path / PLAN, adjusted)
     slower = adjusted["step_seconds"] / plan["step_seconds"] - 1
     late = adjusted["seconds"] > (1 + WORTH_SAYING) * plan["seconds"]
-    reason = ", because a shorter one would already decay its learning rate" if late else ""
+    reason = ", because in a shorter run the learning rate would already be decaying" if late else ""
     console.note(
         f"a step takes {abs(slower):.0%} {'more' if slower > 0 else 'less'} time than planned; the run takes {steps:,} "
         f"steps instead of {plan['steps']:,} and ends after about {clock(adjusted['seconds'])}{reason}; expected loss: "

@@ -162,7 +162,7 @@ def align(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Run[TaskScore]:
-    """Train a model that answers on preferences: dpo, direct preference optimization and its relatives.
+    """Train an instruction-tuned model on preference pairs: dpo, direct preference optimization and its relatives.
 
     ``data`` is a table of pairs (``wholegpt.data.chat.preferences`` lists the forms). ``model``, which was tuned on
     instructions, is also the reference. Settings come from ``config``, or from the ``recipe`` (default: that of the

@@ -56,7 +56,8 @@ def load(
         raise ConfigError(f"execution is '{execution}'; expected one of {', '.join(Execution)}")
     packing, dtype_of_rest = runtime.decide_weights(WeightFormat(weights), chosen)
     runtime.check_threads(threads)
-    runtime.set_threads(threads)
+    if threads:
+        runtime.set_threads(threads)
     if presets.is_preset(str(path)):
         config, tokenizer = presets.preset(str(path)), None
         if config.vocab_size == 0:

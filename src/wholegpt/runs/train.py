@@ -146,7 +146,7 @@ def continue_run(
     """Train from the last good checkpoint, or from the first step, to the last step.
 
     Data of a run that was ``just_written``, and locked since, are not checked again. A run that was planned for
-    ``budget`` is paused once, to adjust the number of its steps to the speed of the machine. The ``listeners`` are
+    ``budget`` is paused where the number of its steps is adjusted to the speed of the machine. The ``listeners`` are
     callbacks of the user. Raises ``Interrupted`` when the user stops it, in the loop or outside it.
     """
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
@@ -157,7 +157,7 @@ def continue_run(
         with lock_folder(path, "train"):
             run = _continue_run(path, deadline, console, just_written, budget, listeners)
             while run is None:
-                run = _continue_run(path, deadline, console, just_written, None, listeners)
+                run = _continue_run(path, deadline, console, just_written, budget, listeners)
             return run
     except KeyboardInterrupt:
         raise Interrupted(
@@ -213,7 +213,7 @@ class _Session:
         return self.stage.train_step(self.model, self.optimizer, self.batches, state, callbacks)
 
     def train(self, deadline: float, budget: Budget | None, listeners: Sequence[Callback]) -> None:
-        """Run the loop to the last step, the ``deadline``, or the step after which a ``budget`` is checked."""
+        """Run the loop to the last step, the ``deadline``, or the step after which the number of steps is adjusted."""
         stage, config, console = self.stage, self.config, self.console
         average, dropout = config.training.ema_decay, config.model.dropout
         with (

@@ -256,7 +256,8 @@ class Initialization(Choice):
 class PreferenceLoss(Choice):
     """The loss of a pair of a chosen and a rejected answer."""
 
-    dpo = "dpo"
+    sigmoid = "sigmoid"
+    """That of direct preference optimization (E19)."""
     ipo = "ipo"
     orpo = "orpo"
     simpo = "simpo"

@@ -80,7 +80,7 @@ def fit_conversations(
             fitted.append(FittedConversation(one, seen, cut, last))
     if not fitted:
         raise DataError(
-            f"of {len(conversations):,} conversations none has an answer that begins within its first {length:,} "
+            f"none of {len(conversations):,} conversations has an answer that begins within its first {length:,} "
             "tokens; shorten what stands before the answers, or raise that limit (--windows.length, or the model's "
             "context)"
         )

@@ -25,7 +25,7 @@ from wholegpt.data.chat.preferences import (
     with_references,
 )
 from wholegpt.data.chat.template import ChatTemplate
-from wholegpt.errors import ConfigError
+from wholegpt.errors import ConfigError, counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Record, means_of
 from wholegpt.evaluation.perplexity import check_not_nan
@@ -46,7 +46,7 @@ from wholegpt.training.resolution import decide
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 
 QUIET = Console(quiet=True)
-WITH_REFERENCE = (PreferenceLoss.dpo, PreferenceLoss.ipo)
+WITH_REFERENCE = (PreferenceLoss.sigmoid, PreferenceLoss.ipo)
 LOSS = "preference_loss"
 MEANS = {
     LOSS: "loss",
@@ -80,7 +80,7 @@ class PreferenceObjective:
         """Return the sum over the pairs."""
         values = self.values(answer_log_probabilities(model, batch), batch)
         metrics = {
-            name: (values[column].detach().double().sum(), len(batch)) for name, column in MEANS.items()
+            name: (values[column].detach().float().sum(), len(batch)) for name, column in MEANS.items()
         }
         return Terms(values["loss"].sum(), metrics)
 
@@ -91,7 +91,7 @@ class PreferenceObjective:
         ratios = log_p - batch.reference.to(log_p.dtype)
         both = lengths[:, 0], lengths[:, 1]
         match loss:
-            case PreferenceLoss.dpo:
+            case PreferenceLoss.sigmoid:
                 losses = dpo_loss(ratios[:, 0], ratios[:, 1], beta)
             case PreferenceLoss.ipo:
                 losses = ipo_loss(ratios[:, 0], ratios[:, 1], *both, beta)
@@ -130,7 +130,7 @@ def log_probabilities_of(
         for chunk in batches_of(lengths, TOKENS_AT_ONCE):
             batch = collate_pairs([pairs[i] for i in chunk]).to(model.device)
             with compute_in(dtype, model.device):
-                found[chunk] = answer_log_probabilities(model, batch).double().cpu()
+                found[chunk] = answer_log_probabilities(model, batch).cpu().double()
             progress.advance(len(chunk))
     model.train(training)
     check_not_nan(found.sum(1).numpy(), "pairs")
@@ -199,7 +199,7 @@ class PreferenceTuning(Stage):
         cut = sum(one.cut for one in self.train)
         left = f"; {cut:,} are cut at {self.config.window_length:,} tokens" if cut else ""
         return (
-            f"{len(self.train):,} pairs ({epochs:.1f} epochs), {len(self.validation):,} held out; columns "
+            f"{counted(len(self.train), 'pairs')} ({epochs:.1f} epochs), {len(self.validation):,} held out; columns "
             f"{', '.join([*self.columns.texts, *self.columns.answers])}{left}"
         )
 
@@ -212,8 +212,8 @@ def set_up(request: SetupRequest) -> NewRun:
     assert request.parent
     if not request.parent_model.metadata.chat_template:
         raise ConfigError(
-            f"{request.parent.name}: has not learned to answer, so that it has no chat template; tune it with "
-            "`wholegpt finetune --task instruct` first"
+            f"{request.parent.name}: has no chat template, because it was not tuned to answer; first tune it with "
+            "`wholegpt finetune --task instruct`"
         )
     return NewRun("", lambda folder: _write(request, folder))
 
@@ -229,10 +229,10 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
     validation = encode_pairs(data.validation, template, tokenizer, context)
     dropped = len(data.train) + len(data.validation) - len(train) - len(validation)
     if dropped:
-        request.console.warn(f"{dropped:,} pairs are left out, because their prompts fill the window")
+        request.console.warn(f"left out, because the prompt fills the window: {counted(dropped, 'pairs')}")
     metadata = ModelMetadata(
         lora=config.lora if config.lora.rank else None,
-        columns=data.columns,
+        columns=parent.metadata.columns,
         start_text=parent.metadata.start_text,
         chat_template=template.source,
     )
@@ -247,6 +247,7 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
             )
             for side in (train, validation)
         ]
+        reference.cpu()  # frees the memory of the device
     data_hash = PreferenceData(sides[0], sides[1], data.columns).save(folder / "data")
     return replace(setup, source=source_of_examples(config.finetuning.data, data_hash))
 

@@ -1,8 +1,8 @@
 """Check whether a tokenizer is lossless.
 
 A tokenizer is accepted if the texts of its tokens, joined, are the encoded text after its normalizer. This
-follows from its parts: no pre-tokenizer, model or added token may drop or add a character. The only exception
-is GPT-1's form, which marks the ends of words, and SentencePiece's, which puts a space before a text.
+follows from its parts: no pre-tokenizer, model or added token may drop or add a character. The exceptions
+are GPT-1's form, which marks the ends of words, and SentencePiece's, which puts a space before a text.
 """
 
 import json

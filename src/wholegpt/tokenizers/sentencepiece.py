@@ -15,7 +15,6 @@ from tokenizers import models
 
 SPACE = "\u2581"
 BYTE_ENTRIES = {f"<0x{byte:02X}>": byte for byte in range(256)}
-UNKNOWN = "<unk>"
 """The entry for unknown characters, which never occurs since every byte has an entry."""
 
 

@@ -324,8 +324,8 @@ class Tokenizer:
         return StreamDecoder(self, after)
 
     def begins_after(self, token_id: int | None) -> bool:
-        """Return whether a text whose first space was put there by the tokenizer may follow a token; ``None`` is the
-        beginning of all.
+        """Return whether a text whose first space was put there by the tokenizer may follow a token; ``None`` means the
+        beginning of the text.
         """
         return self._puts_space and (token_id is None or token_id in self._before_texts)
 

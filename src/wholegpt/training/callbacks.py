@@ -243,7 +243,7 @@ class TimeLimit(Callback):
 
 
 class CheckPace(Callback):
-    """Pauses a planned run where ``should_adjust``, so that its steps can be adjusted to the speed of the machine."""
+    """Pauses a planned run when ``should_adjust`` says so, to adjust its steps to the speed of the machine."""
 
     REASON = "the steps are adjusted to the speed"
 

@@ -333,3 +333,10 @@ def test_ascii_files_beside_utf_16(encoding: str, tmp_path: Path) -> None:
     read = "".join(piece.text for piece in corpus.pieces())
     assert read == "an even number of bytes\nASCII, too\nan odd number\n"
     assert str(corpus.report) == "3 files; 2 files read as utf-8"
+
+
+def test_an_encoding_that_is_written_in_ascii(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_bytes("テスト\n".encode("iso2022_jp"))
+    corpus = open_corpus(DataConfig(source=(str(tmp_path / "folder"),), encoding="iso2022_jp"))
+    assert [piece.text for piece in corpus.pieces()] == ["テスト\n"]

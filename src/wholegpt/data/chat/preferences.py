@@ -6,7 +6,8 @@ A table has a column of the preferred answers (``chosen``, ``preferred_output``)
 - a text in ``prompt``, ``instruction``, ``question`` and so on, optionally with its ``input``, as in
   ``data.chat.conversations``;
 - a list of messages, also within an object (``{"messages": [...]}``), as OpenAI writes it;
-- or the messages that ``chosen`` and ``rejected`` have in common, as in TRL's implicit prompts.
+- or the messages that ``chosen`` and ``rejected`` have in common, as in TRL's implicit prompts. They may also repeat a
+  prompt that is given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,14 @@ from torch import Tensor
 
 from wholegpt.console import Console
 from wholegpt.data.chat.conversations import ASKED, GIVEN, JOINED_BY, held_out_by_prompt
-from wholegpt.data.chat.messages import SYSTEM, decode_list, holds_messages, read_message, with_system
+from wholegpt.data.chat.messages import (
+    ROLE_FIELDS,
+    SYSTEM,
+    decode_list,
+    read_message,
+    refuse_tools_and_media,
+    with_system,
+)
 from wholegpt.data.chat.template import (
     ChatTemplate,
     Conversation,
@@ -83,8 +91,8 @@ class PreferenceData:
             common = {one.prompt for one in pairs} & {one.prompt for one in validation}
             if common:
                 raise DataError(
-                    f"{settings.validation}: {len(common):,} of its prompts are in {settings.data}, too, so that "
-                    "validation would be too good; remove them, or leave out --validation"
+                    f"{settings.validation}: {len(common):,} of its prompts are in {settings.data}, too, so the "
+                    "results of validation would be too optimistic; remove them, or leave out --validation"
                 )
             return cls(pairs, validation, columns)
         reading.show(console)
@@ -119,7 +127,7 @@ def read_pairs(
     if not (chosen and rejected):
         lacking = "chosen" if rejected else "rejected" if chosen else "chosen and rejected"
         raise DataError(
-            f"{table.path}: has no column of {lacking} answers; there are {', '.join(table.columns)}"
+            f"{table.path}: has no column of {lacking} answers; the columns are {', '.join(table.columns)}"
         )
     asked = first(ASKED)
     given = first([name for name in GIVEN if by_name.get(name) != asked])
@@ -141,15 +149,17 @@ def read_pairs(
 
 
 def _pair(row: Mapping[str, Any], columns: TaskColumns, system: str, where: str) -> PreferencePair:
+    refuse_tools_and_media(row, where)
     prompt = _prompt([row.get(name) for name in columns.texts], where)
-    sides = [(*prompt, *_answer(row.get(name), f"{where}: {name}")) for name in columns.answers]
-    chosen, rejected = sides
+    chosen, rejected = (
+        _whole(prompt, _answer(row.get(name), f"{where}: {name}")) for name in columns.answers
+    )
     if chosen[:-1] != rejected[:-1]:
         raise DataError(f"{where}: {columns.answers[0]} and {columns.answers[1]} answer different prompts")
     if len(chosen) == 1:
         raise DataError(f"{where}: has no prompt")
     if chosen == rejected:
-        raise DataError(f"{where}: both answers are equal, so none is preferred")
+        raise DataError(f"{where}: the two answers are equal, so neither is preferred")
     try:
         check_conversation(chosen, where)
     except ConfigError as error:
@@ -158,6 +168,14 @@ def _pair(row: Mapping[str, Any], columns: TaskColumns, system: str, where: str)
         raise DataError(f"{where}: the last message of a side must be the assistant's")
     whole = with_system(chosen[:-1], row.get(system), system, where)
     return PreferencePair(whole, chosen[-1].content, rejected[-1].content)
+
+
+def _whole(prompt: Conversation, side: Conversation) -> Conversation:
+    """Return a prompt with the messages of a side, which may begin with the prompt; without empty system messages."""
+    told = side[:1] if side[0].role == "system" and prompt[:1] != side[:1] else ()
+    repeated = side[len(told) : len(told) + len(prompt)] == prompt
+    whole = side if repeated else (*prompt, *side)
+    return tuple(one for one in whole if one.content.strip() or one.role != "system")
 
 
 def _prompt(values: Sequence[Any], where: str) -> Conversation:
@@ -183,8 +201,13 @@ def _answer(value: Any, where: str) -> Conversation:
 
 
 def _is_list(text: str) -> bool:
-    """Return whether a text is the JSON of a list of messages."""
-    return text.lstrip().startswith("[") and holds_messages(text)
+    """Return whether a text is the JSON of a list of messages, and not a text that happens to be JSON."""
+    listed = decode_list(text) if text.lstrip().startswith("[") else None
+    return (
+        isinstance(listed, list)
+        and bool(listed)
+        and all(isinstance(one, Mapping) and not {*ROLE_FIELDS}.isdisjoint(one) for one in listed)
+    )
 
 
 def _messages(value: Any, where: str) -> Conversation:
@@ -232,7 +255,7 @@ def encode_pairs(
         encoded.append(EncodedPair(pair, (chosen, rejected), cut))
     if not encoded:
         raise DataError(
-            f"of {len(pairs):,} pairs none has a prompt that leaves room for an answer in {length:,} tokens; shorten "
+            f"none of {len(pairs):,} pairs has a prompt that leaves room for an answer in {length:,} tokens; shorten "
             "the prompts, or raise that limit (--windows.length, or the model's context)"
         )
     return encoded
@@ -270,7 +293,7 @@ def collate_pairs(pairs: Sequence[EncodedPair]) -> PairBatch:
             ids, scored = torch.tensor(side.token_ids), torch.tensor(side.scored[1:])
             token_ids[row, column, : len(ids) - 1] = ids[:-1]
             targets[row, column, : len(ids) - 1] = ids[1:].masked_fill(~scored, IGNORED)
-    reference = torch.tensor([one.pair.reference for one in pairs], dtype=torch.float64)
+    reference = torch.tensor([one.pair.reference for one in pairs], dtype=torch.float32)
     return PairBatch(token_ids, targets, reference)
 
 

@@ -82,7 +82,7 @@ def only_texts(
     if len(texts) != wanted:
         raise DataError(
             f"{table.path}: has no {' and '.join(expected)}, as the training examples have, and not {wanted} "
-            f"column{'s' * (wanted > 1)} of texts that could stand for it; rename a column: there are "
+            f"column{'s' * (wanted > 1)} of texts that could take its place; rename a column: there are "
             f"{', '.join(table.columns)}"
         )
     return texts

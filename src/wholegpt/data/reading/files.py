@@ -86,18 +86,20 @@ def _of_file(file: Path, config: DataConfig, report: ReadingReport | None = None
     """Return the settings for a file of a folder: one that is UTF-8 is read as such, whatever ``data.encoding`` is."""
     if codecs.lookup(config.encoding).name in ("utf-8", "utf-8-sig"):
         return config
-    decoder, beyond_ascii = codecs.getincrementaldecoder("utf-8")(), False
+    decoder, beyond_ascii, holds = codecs.getincrementaldecoder("utf-8")(), False, False
     try:
         with file.open("rb") as raw, decompressed(raw, file) as stream:
             while block := stream.read(formats.BLOCK_BYTES):
                 if b"\0" in block:  # ASCII in UTF-16
                     return config
-                beyond_ascii |= not block.isascii()
+                beyond_ascii, holds = beyond_ascii or not block.isascii(), True
                 decoder.decode(block)
             decoder.decode(b"", final=True)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, DataError):
-        return config  # what is damaged is named when it is read
-    if report and (beyond_ascii or "a".encode(config.encoding) != b"a"):
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, DataError, ModuleNotFoundError):
+        return config  # what cannot be read is named when it is read
+    if not holds or (not beyond_ascii and "a".encode(config.encoding) == b"a"):
+        return config  # ASCII is also itself in the encoding, or a form of it, such as UTF-7
+    if report:
         report.as_utf_8 += 1
     return dataclasses.replace(config, encoding="utf-8")
 
@@ -207,8 +209,8 @@ def _is_text(path: Path, encoding: str) -> bool:
     try:
         with path.open("rb") as raw, decompressed(raw, path) as stream:
             start = stream.read(SNIFFED_BYTES)
-    except (OSError, EOFError, zlib.error, DataError):
-        return path.suffix.lower() in COMPRESSED  # damaged: the error is raised when it is read
+    except (OSError, EOFError, zlib.error, DataError, ModuleNotFoundError):
+        return path.suffix.lower() in COMPRESSED  # the error is raised when it is read
     named_text = kind.startswith("text/")
     return bool(document_format(start)) or any(
         looks_like_text(start, one, named_text) for one in (encoding, "utf-8")

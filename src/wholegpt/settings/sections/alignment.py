@@ -4,11 +4,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import PreferenceLoss
 from wholegpt.settings.sections.ranges import require
 
 DEFAULT_BETA = {
-    PreferenceLoss.dpo: 0.1,
+    PreferenceLoss.sigmoid: 0.1,
     PreferenceLoss.ipo: 0.1,
     PreferenceLoss.orpo: 0.1,
     PreferenceLoss.simpo: 2.0,
@@ -19,11 +20,11 @@ DEFAULT_BETA = {
 class AlignmentConfig:
     """Learning from preferences (`align`)."""
 
-    loss: PreferenceLoss = PreferenceLoss.dpo
-    """Loss of a pair of a chosen and a rejected answer: dpo (E19), ipo, orpo or simpo. The last two need no
+    loss: PreferenceLoss = PreferenceLoss.sigmoid
+    """Loss of a pair of a chosen and a rejected answer: sigmoid (DPO's, E19), ipo, orpo or simpo. The last two need no
     reference."""
     beta: float = 0.0
-    """Scale β of the difference between the answers; dpo: a larger one keeps the model closer to the reference;
+    """Scale β of the difference between the answers; sigmoid: a larger one keeps the model closer to the reference;
     orpo: the weight λ. 0: 0.1, or 2 for simpo."""
     margin: float = 1.0
     """simpo: the margin γ between the answers."""
@@ -39,3 +40,5 @@ def check_alignment(alignment: AlignmentConfig) -> None:
     for name in ("beta", "margin"):
         value = getattr(alignment, name)
         require(f"alignment.{name}", value, 0 <= value < math.inf, "of at least 0, and finite")
+    if alignment.margin != AlignmentConfig.margin and alignment.loss is not PreferenceLoss.simpo:
+        raise ConfigError(f"alignment.margin is for simpo, not for {alignment.loss}; leave it out")
