@@ -293,7 +293,7 @@ def test_other_factors_are_refused_by_name(
 ) -> None:
     path = changed(file_of(PUBLISHED, tmp_path), metadata, **factors)
     message = fails("import", path, "--out", tmp_path / "out")
-    assert "rope_freqs.weight scales the rotary frequencies otherwise than Llama 3.1" in message
+    assert "rope_freqs.weight scales the rotary frequencies differently from Llama 3.1" in message
 
 
 def test_what_gguf_cannot_express_is_refused(tmp_path: Path) -> None:
