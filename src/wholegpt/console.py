@@ -78,7 +78,8 @@ def write_error(line: str) -> None:
 
 
 def _wrapped(text: str) -> str:
-    """Return lines that are broken between words at the width of the terminal; longer words stay whole.
+    """Return lines that are broken between words at the width of the terminal. Longer words stay whole, and so do
+    commands in backquotes, which people copy.
 
     In a table, lines continue below the last column.
     """
@@ -90,8 +91,9 @@ def _wrapped(text: str) -> str:
     for line in text.split("\n"):
         columns = re.match(r"\s*\S+(?: \S+)*  +", line)
         indent = " " * len(columns[0]) if columns and len(columns[0]) < width / 2 else ""
+        joined = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), line)
         lines += textwrap.wrap(
-            line,
+            joined,
             width,
             subsequent_indent=indent,
             expand_tabs=False,
@@ -99,7 +101,7 @@ def _wrapped(text: str) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         ) or [""]
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def open_standard_streams() -> None:

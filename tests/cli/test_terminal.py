@@ -199,6 +199,7 @@ def test_notes_above_a_bar_are_not_wrapped(columns: int, tmp_path: Path) -> None
 LONG_NOTE = """
 from wholegpt.console import Console
 Console().note("a note of many short words that do not fit into one line, and /a/path/longer/than/the/terminal")
+Console().note("in the way of many words: `wholegpt train --resume runs/a --training.steps 2000`")
 Console().note("commands:\\n/name VALUE  the meaning of a command in many short words\\n/quit        end")
 """
 
@@ -209,9 +210,10 @@ def test_notes_are_broken_between_words(tmp_path: Path) -> None:
         "a note of many short words that do not",
         "fit into one line, and",
         "/a/path/longer/than/the/terminal",
-        "commands:",
+        "in the way of many words:",
     ]
-    assert lines[4:7] == [
+    assert lines[4:6] == ["`wholegpt train --resume runs/a --training.steps 2000`", "commands:"]
+    assert lines[6:9] == [
         "/name VALUE  the meaning of a command in",
         "             many short words",
         "/quit        end",

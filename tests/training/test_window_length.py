@@ -89,4 +89,13 @@ def test_longer_than_the_context(text_file: Path, tmp_path: Path) -> None:
             out=tmp_path / "run",
             console=QUIET,
         )
+    with pytest.raises(ConfigError, match=r"windows\.length does not apply to classification"):
+        api.finetune(
+            parent.path,
+            text_file,
+            task="classification",
+            config=configure({"windows": {"length": 8}}),
+            out=tmp_path / "run",
+            console=QUIET,
+        )
     assert not (tmp_path / "run").exists()

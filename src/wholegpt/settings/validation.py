@@ -169,6 +169,10 @@ def _check_unused(config: Config) -> None:
     for name in unused:
         if getattr(config.finetuning, name) != getattr(default, name):
             raise ConfigError(f"finetuning.{name} does not apply to {task}; leave it out")
+    if config.windows.length and not _without_head(config):
+        raise ConfigError(
+            f"windows.length does not apply to {task}, whose examples are not packed; leave it out"
+        )
     if config.alignment != AlignmentConfig() and task is not TaskKind.dpo:
         raise ConfigError(f"alignment is for `wholegpt align`, not for {task}; leave its settings out")
 

@@ -30,6 +30,7 @@ from wholegpt.data.chat.messages import (
     refuse_tools_and_media,
     with_system,
 )
+from wholegpt.data.chat.packing import PADDING
 from wholegpt.data.chat.template import (
     ChatTemplate,
     Conversation,
@@ -49,7 +50,6 @@ from wholegpt.tokenizers import Tokenizer
 
 CHOSEN = ("chosen", "preferred", "preferred_output")
 REJECTED = ("rejected", "non_preferred", "non_preferred_output", "dispreferred")
-PADDING = 0
 QUIET = Console(quiet=True)
 
 
