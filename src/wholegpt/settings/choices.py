@@ -236,14 +236,23 @@ class TaskKind(Choice):
     """The right one of several answers."""
     instruct = "instruct"
     """Instruction tuning on conversations, or on pairs of a prompt and a completion."""
+    reward = "reward"
+    """A reward model on pairs of a chosen and a rejected answer (`align`)."""
     dpo = "dpo"
-    """Direct preference optimization on pairs of a chosen and a rejected answer (`align`)."""
+    """Direct preference optimization on such pairs (`align`)."""
+    ppo = "ppo"
+    """Proximal policy optimization of a reward (`align`)."""
+    grpo = "grpo"
+    """Group relative policy optimization of a reward (`align`)."""
 
 
 class AlignmentMethod(Choice):
-    """How a model learns from preferences; each is a value of ``TaskKind``, too."""
+    """How a model learns from preferences or rewards; each is a value of ``TaskKind``, too."""
 
+    reward = "reward"
     dpo = "dpo"
+    ppo = "ppo"
+    grpo = "grpo"
 
 
 class Initialization(Choice):
@@ -259,6 +268,7 @@ class PreferenceLoss(Choice):
     sigmoid = "sigmoid"
     """That of direct preference optimization (E19)."""
     ipo = "ipo"
+    kto = "kto"
     orpo = "orpo"
     simpo = "simpo"
 

@@ -13,7 +13,7 @@ from wholegpt.settings.choices import (
     TaskKind,
 )
 from wholegpt.settings.schema import Config, DataConfig, FinetuningConfig, LoraConfig
-from wholegpt.settings.sections.alignment import AlignmentConfig, check_alignment
+from wholegpt.settings.sections.alignment import USED_BY, check_alignment, check_method
 from wholegpt.settings.sections.data import check_data, check_tokenizer, check_windows
 from wholegpt.settings.sections.finetuning import check_finetuning, check_lora
 from wholegpt.settings.sections.generation import (
@@ -119,7 +119,11 @@ def _check_support(config: Config) -> None:
 
 
 def _without_head(config: Config) -> bool:
-    return config.finetuning.task in (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo)
+    return config.finetuning.task in (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo, TaskKind.grpo)
+
+
+def _is_alignment(config: Config) -> bool:
+    return config.finetuning.task in USED_BY
 
 
 def _is_sequence_to_sequence(config: Config) -> bool:
@@ -146,7 +150,9 @@ def _check_adaptation(config: Config) -> None:
     balanced = settings.class_weights is ClassWeights.balanced
     if balanced and (_without_head(config) or task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, but {task} has no labels; leave it equal")
-    if settings.reference_kl and not (_without_head(config) and settings.model and task is not TaskKind.dpo):
+    if settings.reference_kl and not (
+        _without_head(config) and settings.model and not _is_alignment(config)
+    ):
         raise ConfigError(
             "finetuning.reference_kl compares with the model that training starts from, in continued pretraining and "
             "instruction tuning; leave it out"
@@ -163,7 +169,7 @@ def _check_unused(config: Config) -> None:
         *(["head_learning_rate", "language_modeling"] if _without_head(config) else []),
         *(["data"] if task is TaskKind.pretraining else []),
         *(["validation"] if of_text else []),
-        *(["text_columns", "label_column"] if of_text or task is TaskKind.dpo else []),
+        *(["text_columns", "label_column"] if of_text or _is_alignment(config) else []),
     ]
     default = FinetuningConfig()
     for name in unused:
@@ -173,8 +179,7 @@ def _check_unused(config: Config) -> None:
         raise ConfigError(
             f"windows.length does not apply to {task}, whose examples are not packed; leave it out"
         )
-    if config.alignment != AlignmentConfig() and task is not TaskKind.dpo:
-        raise ConfigError(f"alignment is for `wholegpt align`, not for {task}; leave its settings out")
+    check_method(config.alignment, task)
 
 
 def _check_examples(config: Config) -> None:

@@ -8,10 +8,10 @@ from wholegpt.stages import (
     counting,
     instruction,
     masked,
-    preference,
     pretraining,
     sequence_to_sequence,
 )
+from wholegpt.stages.alignment import preference
 from wholegpt.stages.definition import StageDefinition
 
 STAGES: tuple[StageDefinition, ...] = (

@@ -1,0 +1,1 @@
+"""Learning from preferences and rewards: one module for each way of training."""
