@@ -48,6 +48,8 @@ from wholegpt.tokenizers import Tokenizer
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS = "model.safetensors", "config.json", "tokenizer.json", "checksums.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+HEAD = "head."
+"""Prefix of the names of a head's tensors."""
 OPTIMIZER, STATE = "training/optimizer.safetensors", "training/state.json"
 MODEL_FILES = (WEIGHTS, CONFIG, TOKENIZER, CHAT_TEMPLATE)
 CHECKPOINT_FILES = (*MODEL_FILES, OPTIMIZER, STATE, CHECKSUMS)
@@ -83,6 +85,8 @@ class ModelMetadata:
     """Control codes: the fields in the headers of its training texts, with their values."""
     task: Task | None = None
     """The task of its head."""
+    value_head: bool = False
+    """Whether it has a head that estimates the value of each position (PPO)."""
     lora: LoraConfig | None = None
     """Settings of its LoRA, whose updates are stored beside the frozen weights."""
     new_tokens: int = 0
@@ -170,8 +174,9 @@ def load_model(
     device: torch.device | str = "cpu",
     kernel: AttentionKernel = AttentionKernel.plain,
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none,
+    with_value_head: bool = False,
 ) -> ModelFolder:
-    """Load a model folder onto ``device``.
+    """Load a model folder onto ``device``; only training needs its value head, if it has one.
 
     Raises ``CheckpointError`` for files that are missing, damaged, of a newer version, or inconsistent. The
     config is compared with the header of the weights before anything of its size is allocated or read.
@@ -187,6 +192,9 @@ def load_model(
         )
     path = folder / WEIGHTS
     found = _header(path)
+    if without_head := metadata.value_head and not with_value_head:
+        metadata = replace(metadata, value_head=False)
+        found = {name: one for name, one in found.items() if not name.startswith(HEAD)}
     blocks = config.distinct_layers or config.n_layers
     if config.architecture in TRANSFORMERS and blocks > len(found):
         raise CheckpointError(
@@ -206,7 +214,10 @@ def load_model(
             raise CheckpointError(f"{path}: {name} holds {one.dtype}; expected {', '.join(accepted)}")
     with WithoutInitialization():
         fresh = make_model(config, metadata, kernel, activation_checkpointing, sizes)
-    fresh.load_state_dict(_read_tensors(path), strict=False)
+    tensors = _read_tensors(path)
+    if without_head:
+        tensors = {name: one for name, one in tensors.items() if not name.startswith(HEAD)}
+    fresh.load_state_dict(tensors, strict=False)
     if broken := not_finite(fresh.own_tensors()):
         raise CheckpointError(f"{path}: {broken} holds values that are not finite in float32")
     return ModelFolder(fresh.to(device), tokenizer, metadata)
@@ -265,9 +276,9 @@ def make_model(
     if config.architecture is Architecture.encoder_decoder:
         return EncoderDecoder(config)
     encoder = config.architecture is Architecture.encoder
-    if metadata.task:
+    if outputs := metadata.task.outputs if metadata.task else int(metadata.value_head):
         kind = TaskEncoder if encoder else TaskTransformer
-        model: Transformer = kind(config, metadata.task.outputs, kernel, activation_checkpointing)
+        model: Transformer = kind(config, outputs, kernel, activation_checkpointing)
     else:
         model = (Encoder if encoder else Transformer)(config, kernel, activation_checkpointing)
     if metadata.lora:
@@ -341,15 +352,16 @@ def _tensors_to_save(folder: Path, model: TokenModel, metadata: ModelMetadata) -
 
 def _expected(config: ModelConfig, metadata: ModelMetadata, sizes: Sequence[int]) -> dict[str, Tensor]:
     """Return the tensors of a model folder for such a model, with shapes and dtypes but without memory."""
-    return _skeleton(config, metadata.task, metadata.lora, tuple(sizes))
+    return _skeleton(config, metadata.task, metadata.value_head, metadata.lora, tuple(sizes))
 
 
 @lru_cache(maxsize=4)  # a run saves the same model many times
 def _skeleton(
-    config: ModelConfig, task: Task | None, lora: LoraConfig | None, sizes: tuple[int, ...]
+    config: ModelConfig, task: Task | None, value_head: bool, lora: LoraConfig | None, sizes: tuple[int, ...]
 ) -> dict[str, Tensor]:
+    metadata = ModelMetadata(task=task, value_head=value_head, lora=lora)
     with torch.device("meta"):
-        return make_model(config, ModelMetadata(task=task, lora=lora), sizes=sizes).own_tensors()
+        return make_model(config, metadata, sizes=sizes).own_tensors()
 
 
 def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> list[str]:

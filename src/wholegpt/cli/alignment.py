@@ -1,4 +1,4 @@
-"""``align``: an instruction-tuned model learns from preferences."""
+"""``align``: an instruction-tuned model learns from preferences or rewards."""
 
 from typing import Annotated
 
@@ -27,6 +27,7 @@ def align(
     *,
     method: AlignmentMethod,
     data: str,
+    reward: Annotated[list[str] | None, Parameter(negative="")] = None,
     validation: str | None = None,
     recipe: Annotated[str | None, Parameter(name=["--recipe", "--config"])] = None,
     out: str | None = None,
@@ -36,21 +37,26 @@ def align(
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:
-    """Train an instruction-tuned model on preference pairs. `train --resume RUN` continues an interrupted run.
+    """Train an instruction-tuned model on preferences or rewards. `train --resume RUN` continues an interrupted run.
 
     Parameters
     ----------
     run
         Run or model folder to start from, made by `finetune --task instruct`. It is also the reference.
     method
-        dpo: direct preference optimization, and its relatives (--alignment.loss).
+        reward: a reward model. dpo: direct preference optimization, and its relatives (--alignment.loss). grpo and ppo:
+        reinforcement learning of a --reward.
     data
-        Pairs of a chosen and a rejected answer: a .csv, .tsv, .jsonl, .json or .parquet table with the columns prompt
-        (or instruction and input), chosen and rejected. They hold texts or lists of messages.
+        reward, dpo: a table with the columns prompt, chosen and rejected. grpo, ppo: a table with the column prompt
+        and, for --reward exact, answer; or a built-in task (`data list`). Texts can also be lists of messages.
+    reward
+        What completions are rewarded for: exact, contains:TEXT, regex:PATTERN, json-schema:FILE, length:WORDS,
+        model:RUN, classifier:RUN=LABEL, or function:MODULE:NAME. With a weight: 0.5*exact. Can be repeated.
     validation
-        Validation pairs. Default: a share of the pairs, with prompts of their own.
+        Validation data. Default: a share of the data, with prompts of their own.
     recipe
-        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: dpo.
+        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: that of the
+        method.
     out
         Folder of the new run. Default: runs/NAME-METHOD.
     overwrite
@@ -61,13 +67,14 @@ def align(
     Examples
     --------
     wholegpt align runs/chat --method dpo --data pairs.json
-    wholegpt align runs/chat --method dpo --data pairs.json --lora.rank 8
+    wholegpt align runs/chat --method grpo --data addition --reward exact
 
     """
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "data", **reading.given())
     changes = section(changes, "finetuning", model=run, task=TaskKind(method))
+    changes = section(changes, "alignment", rewards=tuple(reward) if reward else None)
     from wholegpt.stages.registry import default_recipe
 
     chosen = presets.configure(

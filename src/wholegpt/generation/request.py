@@ -35,6 +35,8 @@ class GenerationRequest:
         self.prompt_ids, self.config, self.emit = list(prompt_ids), config, emit
         self.sampler, self._drafter = Sampler(config, tokenizer, prompt_ids), drafter
         self.token_ids: list[int] = []
+        self.drawn: list[tuple[int, float]] = []
+        """Each token drawn, end-of-text included, and its ln p in the distribution that it was drawn from."""
         self.unread = self.prompt_ids
         """Tokens that the model has not processed yet, including the last token drawn."""
         self.finish_reason = "" if config.max_tokens else "length"
@@ -81,6 +83,7 @@ class GenerationRequest:
             before = self.token_ids[-1] if self.token_ids else self.prompt_ids[-1]
             try:
                 token_id = self.sampler.draw(logits[accepted], self.token_ids)
+                self.drawn.append((token_id, self.sampler.log_probability))
                 piece = self.accept(token_id)
             except NothingLeftError as error:
                 self.problem = str(error)

@@ -3,6 +3,7 @@
 Logits have shape (V,), for one sequence.
 """
 
+import math
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -37,6 +38,8 @@ class Sampler:
         """
         check_generation(config)
         self.config, self.prompt = config, list(prompt)
+        self.log_probability = 0.0
+        """ln p of the last token drawn, in nats, in the distribution that it was drawn from."""
         self._ends: frozenset[int] = frozenset()
         self._unused: list[int] = []
         self._banned: list[BannedText] = []
@@ -96,11 +99,15 @@ class Sampler:
         """
         processed = self.process(logits, generated)
         if self.config.temperature == 0:
+            self.log_probability = 0.0
             return int(processed.argmax())
-        cumulated = torch.softmax(processed, dim=-1).cumsum(0).numpy()
+        probabilities = torch.softmax(processed, dim=-1)
+        cumulated = probabilities.cumsum(0).numpy()
         # Otherwise rounding could give 1, for which there is no token.
         threshold = min(mix_seed(self.config.seed, len(generated)) / 2**63, 1 - 2**-52) * cumulated[-1]
-        return int(np.searchsorted(cumulated, threshold, side="right"))
+        token_id = int(np.searchsorted(cumulated, threshold, side="right"))
+        self.log_probability = math.log(probabilities[token_id])
+        return token_id
 
     def process(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Float[Tensor, " V"]:
         """Return the logits whose softmax the next token is drawn from."""

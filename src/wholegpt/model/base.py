@@ -160,7 +160,12 @@ class NeuralModel(TokenModel):
         documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
         """Return ln p of each target, 0 where it is not scored, without storing B·T·V logits."""
-        hidden = self.hidden_states(token_ids, documents=documents)
+        return self.log_probabilities_of(self.hidden_states(token_ids, documents=documents), targets)
+
+    def log_probabilities_of(
+        self, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
+        """Return ln p of each target, 0 where it is not scored, given the hidden states."""
         return token_log_probabilities(hidden, self.unembedding.weight, targets)
 
     def logits_at(

@@ -152,6 +152,7 @@ def align(
     data: str | Path,
     *,
     method: AlignmentMethod | str,
+    rewards: Sequence[str] = (),
     validation: str | Path = "",
     recipe: str = "",
     config: Config | None = None,
@@ -162,18 +163,24 @@ def align(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Run[TaskScore]:
-    """Train an instruction-tuned model on preference pairs: dpo, direct preference optimization and its relatives.
+    """Train an instruction-tuned model on preferences (reward, dpo) or rewards (ppo, grpo).
 
-    ``data`` is a table of pairs (``wholegpt.data.chat.preferences`` lists the forms). ``model``, which was tuned on
-    instructions, is also the reference. Settings come from ``config``, or from the ``recipe`` (default: that of the
-    method); ``config.alignment.loss`` is the loss. The other parameters are those of ``finetune``.
+    ``data`` is a table of preference pairs (``wholegpt.data.chat.preferences`` lists the forms), or of prompts
+    (``wholegpt.data.chat.prompts``) whose completions are judged by ``rewards``, such as "exact" or
+    "0.5*contains:please". ``model``, which was tuned on instructions, is also the reference. Settings come from
+    ``config``, or from the ``recipe`` (default: that of the method). The other parameters are those of ``finetune``.
     """
     if method not in list(AlignmentMethod):
         raise ConfigError(f"method is '{method}'; {presets.nearest(str(method), list(AlignmentMethod))}")
+    kind = TaskKind(AlignmentMethod(method))
+    if rewards:
+        config = _checked_type(config) or presets.recipe(recipe or default_recipe(kind))
+        recipe, given = "", dataclasses.replace(config.alignment, rewards=tuple(rewards))
+        config = dataclasses.replace(config, alignment=given)
     return finetune(
         model,
         data,
-        task=TaskKind(AlignmentMethod(method)),
+        task=kind,
         validation=validation,
         recipe=recipe,
         config=config,

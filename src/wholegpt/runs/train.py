@@ -320,7 +320,11 @@ def _restore(
         console.warn(f"{problem}; continuing from {store.path(step).name}")
     folder = store.path(step)
     model = load_model(
-        folder, device, config.precision.attention, config.training.activation_checkpointing
+        folder,
+        device,
+        config.precision.attention,
+        config.training.activation_checkpointing,
+        with_value_head=True,
     ).model
     optimizer = stage.make_optimizer(model)
     files = load_training(folder)

@@ -118,6 +118,10 @@ def _check_support(config: Config) -> None:
             )
 
 
+WITH_WINDOWS = (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo, TaskKind.reward)
+"""Tasks whose training examples are cut at the length of the windows."""
+
+
 def _without_head(config: Config) -> bool:
     return config.finetuning.task in (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo, TaskKind.grpo)
 
@@ -150,9 +154,7 @@ def _check_adaptation(config: Config) -> None:
     balanced = settings.class_weights is ClassWeights.balanced
     if balanced and (_without_head(config) or task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, but {task} has no labels; leave it equal")
-    if settings.reference_kl and not (
-        _without_head(config) and settings.model and not _is_alignment(config)
-    ):
+    if settings.reference_kl and not (_without_head(config) and settings.model and not _is_alignment(config)):
         raise ConfigError(
             "finetuning.reference_kl compares with the model that training starts from, in continued pretraining and "
             "instruction tuning; leave it out"
@@ -166,7 +168,8 @@ def _check_unused(config: Config) -> None:
     unused = [
         *(["answer_columns"] if task is not TaskKind.choice else []),
         *(["chat_template"] if task is not TaskKind.instruct else []),
-        *(["head_learning_rate", "language_modeling"] if _without_head(config) else []),
+        *(["head_learning_rate"] if _without_head(config) else []),
+        *(["language_modeling"] if _without_head(config) or _is_alignment(config) else []),
         *(["data"] if task is TaskKind.pretraining else []),
         *(["validation"] if of_text else []),
         *(["text_columns", "label_column"] if of_text or _is_alignment(config) else []),
@@ -175,7 +178,7 @@ def _check_unused(config: Config) -> None:
     for name in unused:
         if getattr(config.finetuning, name) != getattr(default, name):
             raise ConfigError(f"finetuning.{name} does not apply to {task}; leave it out")
-    if config.windows.length and not _without_head(config):
+    if config.windows.length and task not in WITH_WINDOWS:
         raise ConfigError(
             f"windows.length does not apply to {task}, whose examples are not packed; leave it out"
         )

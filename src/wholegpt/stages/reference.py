@@ -1,4 +1,4 @@
-"""The parent of a run as its frozen reference (``finetuning.reference_kl``)."""
+"""The parent of a run as its frozen reference (``finetuning.reference_kl``, PPO and GRPO)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,12 +8,18 @@ from wholegpt.errors import RunError
 from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.model.lora import base_tensors
 from wholegpt.settings.schema import Config
+from wholegpt.settings.sections.alignment import POLICY
 from wholegpt.stages.definition import RunContents
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.reference import FrozenReference, LoraBase, Reference
 
 REFERENCE = "reference"
 """The role of the companion."""
+
+
+def needs_reference(config: Config) -> bool:
+    """Return whether a run compares its model with its parent while it trains."""
+    return config.finetuning.reference_kl or config.finetuning.task in POLICY
 
 
 def companions_of(
@@ -23,11 +29,12 @@ def companions_of(
 
     No copy is needed with LoRA, whose base is the reference itself, unless embeddings of new tokens are trained in it.
     """
-    if not config.finetuning.reference_kl or _lora_base_is_reference(metadata):
+    if not needs_reference(config) or _lora_base_is_reference(metadata):
         return {}
-    plain = replace(metadata, lora=None)
+    plain = replace(metadata, lora=None, value_head=False)
     reference = make_model(model.config, plain)
-    found = reference.load_state_dict(base_tensors(model), strict=False)
+    tensors = {name: one for name, one in base_tensors(model).items() if not name.startswith("head.")}
+    found = reference.load_state_dict(tensors, strict=False)
     assert set(found.missing_keys) <= {"unembedding.weight"} and not found.unexpected_keys  # may be tied
     return {REFERENCE: ModelFolder(reference, tokenizer, plain)}
 
@@ -39,7 +46,7 @@ def _lora_base_is_reference(metadata: ModelMetadata) -> bool:
 
 def reference_of(run: RunContents) -> Reference | None:
     """Return the reference of a run, if its settings ask for one."""
-    if not run.config.finetuning.reference_kl:
+    if not needs_reference(run.config):
         return None
     if _lora_base_is_reference(run.metadata()):
         return LoraBase()

@@ -11,7 +11,7 @@ from wholegpt.stages import (
     pretraining,
     sequence_to_sequence,
 )
-from wholegpt.stages.alignment import preference
+from wholegpt.stages.alignment import policy, preference
 from wholegpt.stages.definition import StageDefinition
 
 STAGES: tuple[StageDefinition, ...] = (
@@ -22,6 +22,8 @@ STAGES: tuple[StageDefinition, ...] = (
     classification.STAGE,
     instruction.STAGE,
     preference.STAGE,
+    policy.PPO,
+    policy.GRPO,
 )
 
 

@@ -123,7 +123,10 @@ def check_alignment(alignment: AlignmentConfig) -> None:
     below_one("alignment.clip_higher", alignment.clip_higher)
     temperature = alignment.temperature
     require(
-        "alignment.temperature", temperature, 0 < temperature < math.inf, "above 0, so that completions differ"
+        "alignment.temperature",
+        temperature,
+        0 < temperature < math.inf,
+        "above 0, so that completions differ",
     )
     require("alignment.top_p", alignment.top_p, 0 < alignment.top_p <= 1, "above 0 and at most 1")
     if alignment.margin != AlignmentConfig.margin and alignment.loss is not PreferenceLoss.simpo:
@@ -141,6 +144,10 @@ def check_method(alignment: AlignmentConfig, task: TaskKind) -> None:
                 )
             methods = " and ".join(method for method, names in USED_BY.items() if field.name in names)
             raise ConfigError(f"alignment.{field.name} is for {methods}, not for {task}; leave it out")
+    if task in POLICY and not alignment.rewards:
+        raise ConfigError(
+            f"{task} needs a reward for the completions; give --reward, for example --reward exact"
+        )
     if task is TaskKind.grpo and alignment.rollout_size % alignment.group_size:
         raise ConfigError(
             f"alignment.rollout_size is {alignment.rollout_size}; expected a multiple of alignment.group_size, "

@@ -204,17 +204,19 @@ class PreferenceTuning(Stage):
         )
 
 
-def set_up(request: SetupRequest) -> NewRun:
-    """Set up training on pairs, from a model with a chat template.
-
-    Raises ``ConfigError`` for a model that was not taught to answer.
-    """
+def require_answers(request: SetupRequest) -> None:
+    """Raise ``ConfigError`` if the parent has no chat template: it was not taught to answer."""
     assert request.parent
     if not request.parent_model.metadata.chat_template:
         raise ConfigError(
             f"{request.parent.name}: has no chat template, because it was not tuned to answer; first tune it with "
             "`wholegpt finetune --task instruct`"
         )
+
+
+def set_up(request: SetupRequest) -> NewRun:
+    """Set up training on pairs. Raises ``ConfigError`` for a model that was not taught to answer."""
+    require_answers(request)
     return NewRun("", lambda folder: _write(request, folder))
 
 

@@ -1,0 +1,313 @@
+"""Reinforcement learning: PPO (Schulman et al. 2017) and GRPO (Shao et al. 2024).
+
+The model generates completions of prompts (a rollout), rewards judge them, and the policy loss makes the better ones
+more likely. PPO estimates with a value head how good a completion is going to be; GRPO compares the completions of one
+prompt.
+
+Shapes: N completions of a rollout, T positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wholegpt.checkpoint import ModelMetadata
+from wholegpt.console import Console, sample_for_people
+from wholegpt.data.chat.prompts import Prompt, PromptData, encode_prompts
+from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.permutation import endless_order
+from wholegpt.errors import ConfigError, counted
+from wholegpt.evaluation import TaskScore
+from wholegpt.evaluation.examples import Record, means_of
+from wholegpt.losses import IGNORED
+from wholegpt.model import NeuralModel, TokenModel
+from wholegpt.runtime import mix_seed
+from wholegpt.settings.choices import Architecture, TaskKind
+from wholegpt.settings.schema import Config
+from wholegpt.stages.alignment.policy_objective import (
+    PolicyObjective,
+    adapted_kl,
+    grpo_advantages,
+    kl_per_completion,
+    ppo_advantages,
+)
+from wholegpt.stages.alignment.preference import require_answers
+from wholegpt.stages.alignment.rollout import (
+    PolicyBatch,
+    Sampled,
+    collate_completions,
+    sample_completions,
+    score_completions,
+)
+from wholegpt.stages.answer_training import ANSWER_MARK
+from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, SetupRequest, StageDefinition
+from wholegpt.stages.initialization import fine_tuned, source_of_examples
+from wholegpt.stages.reference import companions_of, reference_of
+from wholegpt.stages.rewards import Sample, WeightedRewards, absolute
+from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.events import Callback, StepMetrics
+from wholegpt.training.loop import BatchSource
+from wholegpt.training.objectives import with_router_losses
+from wholegpt.training.reference import Reference
+from wholegpt.training.rollouts import Rollout, RolloutBatches, RolloutStore
+from wholegpt.training.stage import Criterion, QuickScore, Stage
+from wholegpt.training.state import TrainingState
+
+QUIET = Console(quiet=True)
+QUICK_PROMPTS = 128
+"""Held-out prompts of an evaluation during training."""
+MEANS = {
+    "reward": "reward",
+    "kl": "kl",
+    "completion_tokens": "tokens",
+    "finished": "finished",
+}
+"""Metrics, and the field of the records that each is the mean of."""
+
+
+class PolicyTuning(Stage):
+    """Training on the rewards of completions that the model generates."""
+
+    criterion = Criterion("reward", higher_is_better=True, words="mean reward of held-out prompts")
+
+    def __init__(
+        self,
+        config: Config,
+        data: PromptData,
+        tokenizer: Tokenizer,
+        metadata: ModelMetadata,
+        run: Path,
+        reference: Reference,
+    ) -> None:
+        """``config`` is resolved; ``run`` gets the rollouts."""
+        super().__init__(config, tokenizer, metadata)
+        self.settings, self.task = config.alignment, config.finetuning.task
+        self.store, self.reference, self.columns = RolloutStore(run), reference, data.columns
+        self.template = ChatTemplate(metadata.chat_template)
+        self.rewards = WeightedRewards.load(self.settings.rewards)
+        context = config.model.context_length
+        self.train, self.train_ids = encode_prompts(data.train, self.template, tokenizer, context)
+        self.validation, self.validation_ids = encode_prompts(
+            data.validation, self.template, tokenizer, context
+        )
+        self.objective = with_router_losses(PolicyObjective(self.settings, self.task), config)
+        epochs, size = self.settings.rollout_epochs, self.settings.rollout_size
+        self.every = epochs * size // config.training.batch_size
+        self.group_size = self.settings.group_size if self.task is TaskKind.grpo else 1
+
+    def batches_for(self, model: TokenModel) -> BatchSource:
+        """Return the batches of rollouts of ``model``."""
+        return RolloutBatches(model, self.store, self.every, self.collect, self.batch_of)
+
+    def collect(self, model: TokenModel, step: int) -> Rollout:
+        """Generate a rollout, and compute its rewards, log-probabilities and advantages."""
+        assert isinstance(model, NeuralModel)
+        settings, seed = self.settings, self.config.runtime.seed
+        number, asked = step // self.every, settings.rollout_size // self.group_size
+        prompts = [
+            index
+            for index in endless_order(number * asked, asked, len(self.train), seed)
+            for _ in range(self.group_size)
+        ]
+        sampled = self._sample(model, [self.train_ids[i] for i in prompts], mix_seed(seed, step, 8))
+        rewards = self._rewards([self.train[i] for i in prompts], sampled)
+        rollout = self._scored(model, sampled)
+        mask = (rollout["targets"] != IGNORED).float()
+        before = self.store.read(step - self.every) if step else None
+        weight = settings.kl
+        if before:
+            weight = adapted_kl(float(before["kl_weight"][0]), float(before["kl"].mean()), settings.kl_target)
+        if self.task is TaskKind.grpo:
+            of_tokens = grpo_advantages(rewards["reward"], mask, settings)
+        else:
+            of_tokens = ppo_advantages(rewards["reward"], rollout, mask, settings, weight)
+        return {
+            **rollout,
+            **rewards,
+            **of_tokens,
+            "prompt": torch.tensor(prompts),
+            "kl_weight": torch.full((len(prompts),), weight),
+        }
+
+    def batch_of(self, rollout: Rollout, step: int) -> PolicyBatch:
+        """Return the batch of a step of a rollout; each epoch has an order of its own."""
+        size, total = self.config.training.batch_size, len(rollout["token_ids"])
+        rows = endless_order(step * size, size, total, self.config.runtime.seed)
+        chosen = {name: tensor[rows] for name, tensor in rollout.items()}
+        width = int((chosen["targets"] != IGNORED).any(dim=0).nonzero().max()) + 1
+        cut = {name: one[:, :width] if one.ndim == 2 else one for name, one in chosen.items()}
+        return PolicyBatch(cut.pop("token_ids"), cut.pop("targets"), cut)
+
+    def callbacks(self, model: TokenModel, state: TrainingState) -> Sequence[Callback]:
+        """Return the early stop, if there is a limit of the KL divergence."""
+        return [StopAtKL(self.settings.kl_limit)] if self.settings.kl_limit else []
+
+    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+        """Return the mean reward of one completion of each held-out prompt, generated as in a rollout.
+
+        If ``whole``, the records compare the completions with those of the reference.
+        """
+        assert isinstance(model, NeuralModel)
+        prompts = self.validation if whole else self.validation[:QUICK_PROMPTS]
+        records = self._records(model, prompts)
+        names = {**MEANS, **{name: name for name in self.rewards.names if len(self.rewards.names) > 1}}
+        if not whole:
+            return QuickScore(
+                {name: float(np.mean([r[field] for r in records])) for name, field in names.items()}
+            )
+        with self.reference.beside(model) as reference:
+            before = self._records(reference, prompts)
+        for record, other in zip(records, before, strict=True):
+            record |= {"completion_before": other["completion"], "reward_before": other["reward"]}
+        names |= {"reward_before": "reward_before"}
+        return TaskScore(self.task, len(records), 0, means_of(records, names), names, 0, records)
+
+    def _records(self, model: NeuralModel, prompts: Sequence[Prompt]) -> list[Record]:
+        """Return the completions of held-out prompts, the same random numbers each time, with their figures."""
+        seed = mix_seed(self.config.runtime.seed, 9)
+        sampled = self._sample(model, self.validation_ids[: len(prompts)], seed)
+        rewards, scored = self._rewards(prompts, sampled), self._scored(model, sampled)
+        return [
+            {
+                "line": number + 1,
+                "prompt": one.messages[-1].content,
+                **({"answer": one.answer} if one.answer else {}),
+                "completion": sampled[number].text,
+                "tokens": len(sampled[number].token_ids),
+                "finished": sampled[number].finished,
+                "kl": float(scored["kl"][number]),
+                **{name: float(values[number]) for name, values in rewards.items() if name != "finished"},
+            }
+            for number, one in enumerate(prompts)
+        ]
+
+    def _sample(self, model: TokenModel, prompts: Sequence[Sequence[int]], seed: int) -> list[Sampled]:
+        dtype = self.config.precision.dtype
+        return sample_completions(model, self.tokenizer, self.template, prompts, self.settings, dtype, seed)
+
+    def _rewards(self, prompts: Sequence[Prompt], sampled: Sequence[Sampled]) -> dict[str, Tensor]:
+        """Return ``reward`` of each completion, its parts if there are several, and ``finished``."""
+        samples = [
+            Sample(one.messages, made.text, one.answer, made.finished)
+            for one, made in zip(prompts, sampled, strict=True)
+        ]
+        total, parts = self.rewards(samples)
+        finished = torch.tensor([float(one.finished) for one in sampled])
+        found = {"reward": torch.tensor(total) - self.settings.unfinished_penalty * (1 - finished)}
+        if len(parts) > 1:
+            found |= {name: torch.tensor(values) for name, values in parts.items()}
+        return {**found, "finished": finished}
+
+    def _scored(self, model: NeuralModel, sampled: Sequence[Sampled]) -> dict[str, Tensor]:
+        """Return the tokens of completions, their log-probabilities and values, and their KL from the reference."""
+        rollout = collate_completions(sampled)
+        given = (
+            rollout["token_ids"],
+            rollout["targets"],
+            self.settings.temperature,
+            self.config.precision.dtype,
+        )
+        log_p, values = score_completions(model, *given)
+        with self.reference.beside(model) as reference:
+            reference_log_p, _ = score_completions(reference, *given)
+        mask = (rollout["targets"] != IGNORED).float()
+        rollout |= {"old_log_p": log_p, "reference_log_p": reference_log_p}
+        rollout["kl"] = kl_per_completion(log_p, reference_log_p, mask)
+        return {**rollout, "values": values} if self.task is TaskKind.ppo else rollout
+
+    def sample(self, model: TokenModel, device: torch.device) -> str:
+        """Return the first held-out prompt and a completion."""
+        if not self.config.logging.sample_tokens:
+            return ""
+        (made,) = self._sample(model, self.validation_ids[:1], mix_seed(self.config.runtime.seed, 9))
+        return f"{self.validation[0].messages[-1].content}{ANSWER_MARK}{sample_for_people(made.text)}"
+
+    def describe(self) -> str:
+        """Return the numbers of prompts and of rollouts, and the rewards."""
+        rollouts = -(-self.config.training.steps // self.every)
+        return (
+            f"{counted(len(self.train), 'prompts')}, {len(self.validation):,} held out; "
+            f"{counted(rollouts, 'rollouts')} of {counted(self.settings.rollout_size, 'completions')}; "
+            f"rewards {', '.join(self.settings.rewards)}; columns "
+            f"{', '.join([*self.columns.texts, *self.columns.answers])}"
+        )
+
+
+class StopAtKL(Callback):
+    """Stops a run whose policy has moved too far from the reference."""
+
+    def __init__(self, limit: float) -> None:
+        """``limit`` is in nats per completion."""
+        self.limit = limit
+
+    def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
+        """Stop if the KL divergence of the rollout is above the limit."""
+        if (kl := metrics.others["kl"]) > self.limit:
+            state.stop_reason = (
+                f"the KL divergence is {kl:.3g} nats per completion, above alignment.kl_limit"
+            )
+
+
+def set_up(request: SetupRequest) -> NewRun:
+    """Set up reinforcement learning of a model that answers. Raises ``ConfigError`` for any other."""
+    require_answers(request)
+    return NewRun("", lambda folder: _write(request, folder))
+
+
+def _write(request: SetupRequest, folder: Path) -> RunSetup:
+    """Read the prompts into ``folder``, and keep the parent as the reference."""
+    parent, config = request.parent_model, request.config
+    settings = replace(config.alignment, rewards=tuple(map(absolute, config.alignment.rewards)))
+    config = replace(config, alignment=settings)
+    data = PromptData.read(config, request.console)
+    data_hash = data.save(folder / "data")
+    metadata = ModelMetadata(
+        lora=config.lora if config.lora.rank else None,
+        columns=parent.metadata.columns,
+        start_text=parent.metadata.start_text,
+        chat_template=parent.metadata.chat_template,
+        value_head=config.finetuning.task is TaskKind.ppo,
+    )
+    group = settings.group_size if config.finetuning.task is TaskKind.grpo else 1
+    rows = len(data.train) * group * settings.rollout_epochs
+    setup = fine_tuned(config, parent, parent.tokenizer, metadata, rows, data_hash)
+    assert setup.model
+    if settings.rollout_size % setup.config.training.batch_size:
+        raise ConfigError(
+            f"alignment.rollout_size is {settings.rollout_size}; expected a multiple of training.batch_size, "
+            f"{setup.config.training.batch_size}"
+        )
+    source = source_of_examples(config.finetuning.data, data_hash)
+    companions = companions_of(setup.config, setup.model, parent.tokenizer, metadata)
+    return replace(setup, source=source, companions=companions)
+
+
+def open_stage(run: RunContents) -> PolicyTuning:
+    """Open reinforcement learning on the prompts of a run."""
+    reference = reference_of(run)
+    assert reference
+    data = PromptData.open(run.examples())
+    return PolicyTuning(run.config, data, run.tokenizer(), run.metadata(), run.path, reference)
+
+
+def next_steps(_: Config) -> list[NextStep]:
+    """Return the uses of a model that answers."""
+    return [NextStep("{program} chat {run}", "talk to it")]
+
+
+PPO = StageDefinition(
+    name="ppo",
+    tasks=(TaskKind.ppo,),
+    architectures=(),
+    parents=(Architecture.transformer,),
+    set_up=set_up,
+    open=open_stage,
+    next_steps=next_steps,
+    section="alignment",
+    recipe="ppo",
+)
+GRPO = replace(PPO, name="grpo", tasks=(TaskKind.grpo,), recipe="grpo")

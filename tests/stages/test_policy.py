@@ -1,0 +1,282 @@
+"""PPO and GRPO: rollouts, advantages, the objective, and runs."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import wholegpt as wg
+from tests.helpers import tiny_config, tiny_models
+from wholegpt.checkpoint import load_metadata, load_model
+from wholegpt.cli import main
+from wholegpt.console import Console
+from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.errors import ConfigError
+from wholegpt.losses import IGNORED
+from wholegpt.model import TaskModel, Transformer
+from wholegpt.model.heads import TaskTransformer
+from wholegpt.runs import api
+from wholegpt.runs.train import open_stage
+from wholegpt.settings.choices import Dtype, PolicyNormalization, TaskKind
+from wholegpt.settings.presets import configure
+from wholegpt.settings.schema import AlignmentConfig
+from wholegpt.stages.alignment.policy import PolicyTuning, StopAtKL
+from wholegpt.stages.alignment.policy_objective import (
+    PolicyObjective,
+    adapted_kl,
+    grpo_advantages,
+    kl_per_completion,
+    ppo_advantages,
+)
+from wholegpt.stages.alignment.rollout import (
+    PolicyBatch,
+    Sampled,
+    collate_completions,
+    policy_outputs,
+    sample_completions,
+    score_completions,
+)
+from wholegpt.tokenizers import byte_tokenizer
+from wholegpt.training.events import StepMetrics
+from wholegpt.training.rollouts import RolloutStore
+from wholegpt.training.state import TrainingState
+
+QUIET = Console(quiet=True)
+TEMPLATE = ChatTemplate()
+KNOWN = byte_tokenizer()
+TOKENIZER = KNOWN.with_special_tokens([n for n in TEMPLATE.special_tokens if KNOWN.id_of(n) is None])
+
+
+def tiny_policy(value_head: bool = False, kind: str = "modern") -> Transformer:
+    torch.manual_seed(0)
+    config = configure({"model": {**vars(tiny_models()[kind]), "vocab_size": TOKENIZER.vocab_size}}).model
+    config = configure({"model": {**vars(config), "context_length": 48}}).model
+    model = TaskTransformer(config, 1) if value_head else Transformer(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.double().eval()
+
+
+def rollout_of(
+    model: Transformer, settings: AlignmentConfig, prompts: list[list[int]]
+) -> tuple[list[Sampled], dict[str, torch.Tensor]]:
+    with torch.no_grad():
+        sampled = sample_completions(model, TOKENIZER, TEMPLATE, prompts, settings, Dtype.float32, 1)
+    rollout = collate_completions(sampled)
+    log_p, values = score_completions(
+        model, rollout["token_ids"], rollout["targets"], settings.temperature, Dtype.float32
+    )
+    return sampled, {**rollout, "old_log_p": log_p, "values": values}
+
+
+PROMPTS = [[5, 6, 7], [5, 6, 7], [9, 9], [9, 9], [1], [1], [4, 3, 2, 1, 0, 8], [4, 3, 2, 1, 0, 8]]
+
+
+# --- Rollouts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlignmentConfig(completion_tokens=12, group_size=2),
+        AlignmentConfig(completion_tokens=12, temperature=0.7),
+        AlignmentConfig(completion_tokens=12, temperature=1.3, top_k=5),
+        AlignmentConfig(completion_tokens=12, top_p=0.8),
+    ],
+    ids=["full", "temperature", "top-k", "top-p"],
+)
+def test_log_probabilities_are_of_the_distribution_that_was_sampled(settings: AlignmentConfig) -> None:
+    """Computed here from the logits of the whole sequence, with the excluded special tokens and the truncation."""
+    model = tiny_policy()
+    sampled, _ = rollout_of(model, settings, PROMPTS)
+    excluded = {TOKENIZER.id_of(name) for name in TEMPLATE.special_tokens} - {TOKENIZER.id_of(TEMPLATE.end_of_turn)}
+    for one in sampled:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*one.prompt_ids, *one.token_ids]]))[0]
+        for i, (token_id, found) in enumerate(zip(one.token_ids, one.log_probabilities, strict=True)):
+            here = logits[len(one.prompt_ids) - 1 + i].clone()
+            here[[token for token in (*excluded, *TOKENIZER.unused_ids) if token is not None]] = -math.inf
+            p = (here / settings.temperature).softmax(0)
+            if settings.top_k:
+                p[p < p.topk(settings.top_k).values[-1]] = 0
+            if settings.top_p < 1:
+                order = p.argsort(descending=True)
+                kept = p[order].cumsum(0) - p[order] < settings.top_p
+                p[order[~kept]] = 0
+            assert found == pytest.approx(math.log(p[token_id] / p.sum()), abs=1e-5)
+
+
+def test_completions_end_where_the_model_ended_them() -> None:
+    sampled, rollout = rollout_of(tiny_policy(), AlignmentConfig(completion_tokens=40), PROMPTS * 8)
+    end = TOKENIZER.id_of(TEMPLATE.end_of_turn)
+    assert {one.finished for one in sampled} == {True, False}
+    for row, one in enumerate(sampled):
+        assert (one.token_ids[-1] == end) is one.finished
+        assert one.finished or len(one.token_ids) == 40
+        targets = rollout["targets"][row]
+        assert targets[targets != IGNORED].tolist() == one.token_ids
+        first = len(one.prompt_ids) - 1
+        assert (targets[:first] == IGNORED).all() and targets[first] == one.token_ids[0]
+    texts = [one.text for one in sampled]
+    assert len(set(texts[::8])) > 1, "equal prompts get different completions"
+
+
+def test_scoring_does_not_depend_on_padding_or_neighbors() -> None:
+    model = tiny_policy(value_head=True)
+    sampled, rollout = rollout_of(model, AlignmentConfig(completion_tokens=20), PROMPTS)
+    assert isinstance(model, TaskModel)
+    for row, one in enumerate(sampled):
+        alone = collate_completions([one])
+        with torch.no_grad():
+            log_p, values = policy_outputs(model, alone["token_ids"], alone["targets"], 1.0)
+        mask = alone["targets"][0] != IGNORED
+        length = len(mask)
+        assert values is not None
+        torch.testing.assert_close(rollout["old_log_p"][row, :length].double()[mask], log_p[0][mask], atol=1e-6, rtol=0)
+        torch.testing.assert_close(rollout["values"][row, :length][mask], values[0].float()[mask], atol=1e-6, rtol=0)
+
+
+# --- Advantages --------------------------------------------------------------------------------------
+
+
+def test_group_advantages_sum_to_0_and_equal_rewards_have_none() -> None:
+    settings = AlignmentConfig(group_size=4)
+    rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0.5, 0.5, 0.5])
+    mask = torch.ones(8, 3)
+    found = grpo_advantages(rewards, mask, settings)
+    torch.testing.assert_close(found["advantages"].view(2, 4, 3).sum(1), torch.zeros(2, 3))
+    assert found["no_variance"].tolist() == [0] * 4 + [1] * 4
+    assert (found["advantages"][4:] == 0).all()
+
+
+def test_ppo_advantages_of_each_completion_alone() -> None:
+    """By the sum over all later errors, for completions that start and end at different positions."""
+    torch.manual_seed(0)
+    settings, weight = AlignmentConfig(discount=0.9, trace=0.8), 0.3
+    mask = torch.zeros(3, 8)
+    for row, (start, end) in enumerate(((2, 5), (0, 8), (4, 5))):
+        mask[row, start:end] = 1
+    given = {name: torch.randn(3, 8) * mask for name in ("old_log_p", "reference_log_p", "values")}
+    rewards = torch.tensor([1.0, -2.0, 0.5])
+    found = ppo_advantages(rewards, given, mask, settings, weight)
+    advantages, returns = [], []
+    for row in range(3):
+        here = mask[row] > 0
+        values = given["values"][row, here].tolist()
+        earned = (-weight * (given["old_log_p"] - given["reference_log_p"])[row, here]).tolist()
+        earned[-1] += rewards[row].item()
+        errors = [r + 0.9 * v1 - v for r, v1, v in zip(earned, [*values[1:], 0.0], values, strict=True)]
+        for t in range(len(errors)):
+            advantages.append(sum((0.9 * 0.8) ** k * errors[t + k] for k in range(len(errors) - t)))
+            returns.append(advantages[-1] + values[t])
+    expected, of_returns = torch.tensor(advantages), torch.tensor(returns)
+    torch.testing.assert_close(found["returns"][mask > 0], of_returns)
+    whitened = (expected - expected.mean()) / expected.std(correction=0)
+    torch.testing.assert_close(found["advantages"][mask > 0], whitened, atol=1e-5, rtol=1e-5)
+    assert (found["advantages"][mask == 0] == 0).all() and (found["returns"][mask == 0] == 0).all()
+    explained = 1 - expected.var() / of_returns.var()
+    torch.testing.assert_close(found["explained_variance"], explained.expand(3))
+
+
+def test_the_kl_weight_follows_its_target() -> None:
+    assert adapted_kl(0.1, 12.0, 0.0) == 0.1
+    assert adapted_kl(0.1, 6.6, 6.0) == pytest.approx(0.1 * 1.01)
+    assert adapted_kl(0.1, 600.0, 6.0) == pytest.approx(0.1 * 1.02)
+    assert adapted_kl(0.1, 0.0, 6.0) == pytest.approx(0.1 * 0.98)
+
+
+def test_kl_is_0_for_equal_models_and_positive_otherwise() -> None:
+    torch.manual_seed(0)
+    log_p, mask = -torch.rand(4, 6), torch.ones(4, 6)
+    assert (kl_per_completion(log_p, log_p, mask) == 0).all()
+    assert (kl_per_completion(log_p, log_p - 0.1 * torch.rand(4, 6), mask) > 0).all()
+
+
+# --- Objective ---------------------------------------------------------------------------------------
+
+
+def batch_of(
+    model: Transformer, settings: AlignmentConfig, task: TaskKind = TaskKind.grpo
+) -> PolicyBatch:
+    _, rollout = rollout_of(model, settings, PROMPTS)
+    mask = (rollout["targets"] != IGNORED).float()
+    torch.manual_seed(3)
+    rewards = torch.rand(len(PROMPTS))
+    rollout["reference_log_p"] = (rollout["old_log_p"] + 0.1 * torch.randn(mask.shape)) * mask
+    rollout["reward"] = rewards
+    if task is TaskKind.grpo:
+        rollout |= grpo_advantages(rewards, mask, settings)
+        del rollout["values"]
+    else:
+        rollout |= ppo_advantages(rewards, rollout, mask, settings, 0.05)
+    return PolicyBatch(rollout.pop("token_ids"), rollout.pop("targets"), rollout)
+
+
+def gradient(model: Transformer, objective: PolicyObjective, parts: list[PolicyBatch], count: int) -> torch.Tensor:
+    model.zero_grad()
+    for part in parts:
+        (objective(model, part).total / count).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("task", [TaskKind.grpo, TaskKind.ppo])
+@pytest.mark.parametrize("normalization", PolicyNormalization)
+def test_split_order_and_padding_change_nothing(task: TaskKind, normalization: PolicyNormalization) -> None:
+    settings = AlignmentConfig(
+        group_size=2, completion_tokens=12, kl=0.1, normalization=normalization, temperature=0.8
+    )
+    model = tiny_policy(value_head=task is TaskKind.ppo)
+    batch, objective = batch_of(model, settings, task), PolicyObjective(settings, task)
+    count = objective.count(batch)
+    whole = gradient(model, objective, [batch], count)
+    assert whole.abs().max() > 1e-4
+    order = torch.randperm(len(batch))
+    shuffled = PolicyBatch(
+        batch.token_ids[order], batch.targets[order], {k: v[order] for k, v in batch.tensors.items()}
+    )
+    parts = [shuffled.rows(0, 3), shuffled.rows(3, 8)]
+    assert sum(map(objective.count, parts)) == count
+    torch.testing.assert_close(gradient(model, objective, parts, count), whole, atol=1e-6, rtol=0)
+
+    def padded(tensor: torch.Tensor, value: float = 0) -> torch.Tensor:
+        return torch.nn.functional.pad(tensor, (0, 5), value=value) if tensor.ndim == 2 else tensor
+
+    wider = PolicyBatch(
+        padded(batch.token_ids, 3), padded(batch.targets, IGNORED), {k: padded(v) for k, v in batch.tensors.items()}
+    )
+    torch.testing.assert_close(gradient(model, objective, [wider], count), whole, atol=1e-6, rtol=0)
+
+
+def test_the_ratio_is_1_on_the_first_pass() -> None:
+    """So nothing is clipped, and the gradient is that of Σ Â·ln π, the policy gradient."""
+    settings = AlignmentConfig(group_size=2, completion_tokens=12)
+    model = tiny_policy()
+    batch, objective = batch_of(model, settings), PolicyObjective(settings, TaskKind.grpo)
+    metrics = objective(model, batch).metrics
+    for name, expected in (("ratio", 1.0), ("clip_fraction", 0.0)):
+        total, count = metrics[name]
+        assert float(total) / count == pytest.approx(expected, abs=1e-6)
+    found = gradient(model, objective, [batch], 1)
+    model.zero_grad()
+    log_p, _ = policy_outputs(model, batch.token_ids, batch.targets, 1.0)
+    weights = (batch.tensors["old_log_p"] - batch.tensors["sampled_log_p"]).exp()
+    (-log_p * weights * batch.tensors["advantages"]).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_truncated_sampling_is_corrected_by_importance_weights() -> None:
+    """With top-k, π_old/π_sampled is the probability of the k tokens, which is below 1."""
+    settings = AlignmentConfig(group_size=2, completion_tokens=12, top_k=3)
+    model = tiny_policy()
+    batch = batch_of(model, settings)
+    mask = batch.mask
+    weights = (batch.tensors["old_log_p"] - batch.tensors["sampled_log_p"]).exp()[mask]
+    assert (weights < 1 + 1e-5).all() and weights.min() < 0.9
+    metrics = PolicyObjective(settings, TaskKind.grpo)(model, batch).metrics
+    total, count = metrics["generation_difference_nats"]
+    assert float(total) / count == pytest.approx(float(-weights.log().mean()), rel=1e-4)
