@@ -43,14 +43,17 @@ def align(
     run
         Run or model folder to start from, made by `finetune --task instruct`. It is also the reference.
     method
-        dpo: direct preference optimization, and its relatives (--alignment.loss).
+        reward: a reward model, which scores answers. dpo: direct preference optimization, and its relatives
+        (--alignment.loss).
     data
         Pairs of a chosen and a rejected answer: a .csv, .tsv, .jsonl, .json or .parquet table with the columns prompt
-        (or instruction and input), chosen and rejected. They hold texts or lists of messages.
+        (or instruction and input), chosen and rejected. They hold texts or lists of messages. For a reward model also
+        margin, a number.
     validation
         Validation pairs. Default: a share of the pairs, with prompts of their own.
     recipe
-        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: dpo.
+        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: that
+        of the method.
     out
         Folder of the new run. Default: runs/NAME-METHOD.
     overwrite
@@ -62,6 +65,7 @@ def align(
     --------
     wholegpt align runs/chat --method dpo --data pairs.json
     wholegpt align runs/chat --method dpo --data pairs.json --lora.rank 8
+    wholegpt align runs/chat --method reward --data pairs.json
 
     """
     check_max_seconds("--max-seconds", max_seconds)

@@ -131,10 +131,13 @@ def evaluate(
 def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console: "Console") -> "TaskScore":
     """Evaluate a fine-tuned model on the validation examples of its run."""
     from wholegpt.data.chat.conversations import ConversationData
+    from wholegpt.data.chat.preferences import PreferenceData
     from wholegpt.data.examples.data import TaskData
     from wholegpt.runs.folder import run_examples
 
     folder = run_examples(run)
+    if lm.is_reward_model:
+        return lm.evaluate_pairs(PreferenceData.open(folder).validation, dtype, console)
     if lm.task:
         return lm.evaluate_examples(TaskData.open(folder).validation, dtype, console)
     return lm.evaluate_conversations(ConversationData.open(folder).validation, dtype, console)

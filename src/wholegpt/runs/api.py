@@ -162,7 +162,9 @@ def align(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Run[TaskScore]:
-    """Train an instruction-tuned model on preference pairs: dpo, direct preference optimization and its relatives.
+    """Train an instruction-tuned model on preference pairs.
+
+    The methods are reward, a reward model, and dpo, direct preference optimization and its relatives.
 
     ``data`` is a table of pairs (``wholegpt.data.chat.preferences`` lists the forms). ``model``, which was tuned on
     instructions, is also the reference. Settings come from ``config``, or from the ``recipe`` (default: that of the

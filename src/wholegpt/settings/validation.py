@@ -143,16 +143,16 @@ def _check_adaptation(config: Config) -> None:
         raise ConfigError(
             "lora.rank is 0, but other settings of lora are set; set lora.rank, or none of them"
         )
+    if settings.unfreeze_every and _is_alignment(config):
+        raise ConfigError(f"finetuning.unfreeze_every does not apply to {task}; leave it 0")
     if settings.unfreeze_every and _without_head(config):
         raise ConfigError(
             f"finetuning.unfreeze_every starts with the head, but {task} has no head; leave it 0"
         )
     balanced = settings.class_weights is ClassWeights.balanced
-    if balanced and (_without_head(config) or task is TaskKind.choice):
+    if balanced and (_without_head(config) or _is_alignment(config) or task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, but {task} has no labels; leave it equal")
-    if settings.reference_kl and not (
-        _without_head(config) and settings.model and not _is_alignment(config)
-    ):
+    if settings.reference_kl and not (_without_head(config) and settings.model and not _is_alignment(config)):
         raise ConfigError(
             "finetuning.reference_kl compares with the model that training starts from, in continued pretraining and "
             "instruction tuning; leave it out"
@@ -166,7 +166,8 @@ def _check_unused(config: Config) -> None:
     unused = [
         *(["answer_columns"] if task is not TaskKind.choice else []),
         *(["chat_template"] if task is not TaskKind.instruct else []),
-        *(["head_learning_rate", "language_modeling"] if _without_head(config) else []),
+        *(["head_learning_rate"] if _without_head(config) else []),
+        *(["language_modeling"] if _without_head(config) or _is_alignment(config) else []),
         *(["data"] if task is TaskKind.pretraining else []),
         *(["validation"] if of_text else []),
         *(["text_columns", "label_column"] if of_text or _is_alignment(config) else []),
