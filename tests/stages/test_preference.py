@@ -424,4 +424,8 @@ def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     result = json.loads(capsys.readouterr().out)
     assert result["stage"] == "preference" and result["task"] == "dpo" and result["steps"] == 2
     assert {"preference_loss", "reward_accuracy", "reward_margin"} <= {*result["validation"]}
-    assert (tmp_path / "run" / "report.html").exists()
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()  # the curves
+    assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", "last", "--json", "--device", "cpu"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for name in ("preference_loss", "chosen_reward"):
+        assert again[name]["value"] == pytest.approx(result["validation"][name]["value"], abs=1e-5)
