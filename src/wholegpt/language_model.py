@@ -15,6 +15,7 @@ from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat.conversations import holds_conversations, read_like
 from wholegpt.data.chat.messages import read_message
+from wholegpt.data.chat.preferences import PreferencePair, read_pairs
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message, check_conversation
 from wholegpt.data.examples.columns import DETECTED
 from wholegpt.data.examples.data import read_labelled
@@ -44,10 +45,11 @@ from wholegpt.generation.templates import fill_template
 from wholegpt.metrics import nats_to_bits
 from wholegpt.model import Encoder, TaskModel, TokenModel
 from wholegpt.model.interface import CausalLanguageModel
-from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText
+from wholegpt.settings.choices import Documents, Dtype, OnBadLine, OnBadText, TaskKind
 from wholegpt.settings.keywords import GenerationSettings, ReadingSettings, checked_keywords
 from wholegpt.settings.schema import DataConfig, GenerationConfig, PrecisionConfig
 from wholegpt.settings.serialization import from_mapping
+from wholegpt.stages.alignment.reward_model import RewardModel, check_reward_model
 from wholegpt.stages.answers import answers, evaluate_answers, fitting_turns, with_room
 from wholegpt.stages.prediction import Prediction, evaluate_head, predict
 from wholegpt.tokenizers import Tokenizer
@@ -120,6 +122,11 @@ class LanguageModel:
                 "a fresh preset has no tokenizer; train it on text, or call lm.model on token ids"
             )
         return self._tokenizer
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Return whether the model scores answers, and generates none."""
+        return self.task is not None and self.task.kind is TaskKind.reward
 
     @overload
     def generate(
@@ -257,6 +264,7 @@ class LanguageModel:
         settings: GenerationSettings,
     ) -> tuple[GenerationConfig, list[list[int]]]:
         """Return the validated settings and the ids of the prompts."""
+        self.check_language_model()
         chosen = _plain(settings)
         if template:
             stops = fill_template(template, "")[1]
@@ -306,6 +314,7 @@ class LanguageModel:
     def score(self, text: str) -> TokenScores:
         """Return the surprisal of each token of ``text``, in float32 or in the dtype of packed weights."""
         _check_text(text, "text")
+        self.check_language_model()
         check_predicts_next_token(self.model)
         token_ids = self.tokenizer.encode(text)
         if not token_ids:
@@ -347,6 +356,7 @@ class LanguageModel:
         text.
         """
         console = console or Console()
+        self.check_language_model()
         check_predicts_next_token(self.model)
         tokens, words = self._read(
             sources,
@@ -469,8 +479,8 @@ class LanguageModel:
         that need it.
 
         A model that was fine-tuned for a task predicts with its head instead; ``path`` is then a table of
-        labeled examples. Files have this ``encoding``; ``on_bad_text`` and ``on_bad_line`` say how to handle
-        invalid rows.
+        labeled examples, or of preference pairs for a reward model. Files have this ``encoding``;
+        ``on_bad_text`` and ``on_bad_line`` say how to handle invalid rows.
         """
         check_sources([path])
         console = console or Console()
@@ -480,6 +490,10 @@ class LanguageModel:
                 raise ConfigError(
                     "the model predicts with its head; shots, examples and generation have no effect"
                 )
+            if self.is_reward_model:
+                pairs, _ = read_pairs(reading.table(Path(path)), reading, console, margins=True)
+                reading.show(console)
+                return self.evaluate_pairs(pairs, dtype, console)
             labelled = read_labelled(Path(path), reading, self.task)
             reading.show(console)
             return self.evaluate_examples(labelled, dtype, console)
@@ -518,6 +532,15 @@ class LanguageModel:
         assert isinstance(self.model, TaskModel)
         return evaluate_head(self.model, self.tokenizer, task, examples, precision, console or Console())
 
+    def evaluate_pairs(
+        self,
+        pairs: Sequence[PreferencePair],
+        dtype: Dtype = Dtype.automatic,
+        console: Console | None = None,
+    ) -> TaskScore:
+        """Evaluate a reward model on preference pairs that are already loaded."""
+        return self._reward_model(dtype).evaluate(pairs, console or Console())
+
     def evaluate_conversations(
         self,
         conversations: Sequence[Conversation],
@@ -546,19 +569,7 @@ class LanguageModel:
         ``ConfigError`` for a model without a chat template.
         """
         console, template = console or Console(), self.answering_template()
-        if isinstance(messages, str) or not isinstance(messages, Sequence):
-            found = "one text" if isinstance(messages, str) else f"a {type(messages).__name__}"
-            raise DataError(f"messages is {found}; give a list of messages, each with its role and content")
-        for one in messages:
-            if not isinstance(one, Message | Mapping):
-                raise DataError(f"a message is a {type(one).__name__}; give its role and content")
-        conversation = [
-            one if isinstance(one, Message) else read_message(one, f"chat: message {number}")
-            for number, one in enumerate(messages, 1)
-        ]
-        if not all(one.content for one in conversation):
-            raise DataError("a message has no content")
-        check_conversation(conversation, "chat")
+        conversation = _conversation(messages, "chat")
         config = from_mapping(_plain(settings), GenerationConfig(), "chat")
         kept = fitting_turns(
             conversation, template, self.tokenizer, self.model.context_length, config.max_tokens
@@ -571,10 +582,54 @@ class LanguageModel:
         return answers(self.generator, self.tokenizer, template, [kept], config, console, emit_first)[0]
 
     def answering_template(self) -> ChatTemplate:
-        """Return the chat template. Raises ``ConfigError`` for a model that is not instruction-tuned."""
+        """Return the chat template. Raises ``ConfigError`` for a model that does not answer."""
+        self.check_language_model()
         if self.chat_template is None:
             raise ConfigError("the model is not instruction-tuned; run `wholegpt finetune --task instruct`")
         return self.chat_template
+
+    def check_language_model(self) -> None:
+        """Raise ``ConfigError`` for a reward model, whose training leaves no usable language model."""
+        if self.is_reward_model:
+            raise ConfigError(
+                "the model is a reward model, which scores answers and does not generate text; use the model that it "
+                "was trained from, or rewards()"
+            )
+
+    @checked_keywords
+    def rewards(
+        self,
+        prompts: Sequence[str | Sequence[Message | Mapping[str, Any]]],
+        completions: Sequence[str],
+        *,
+        dtype: Dtype = Dtype.automatic,
+        console: Console | None = None,
+    ) -> list[float]:
+        """Return the reward of each completion of a prompt, by a reward model; only differences are meaningful.
+
+        A prompt is a text, or a conversation as for ``chat``. Raises ``ConfigError`` for any other model, ``DataError``
+        for a prompt that leaves no room for an answer in the context.
+        """
+        _check_texts(completions, "completions")
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise ConfigError(f"prompts is of type {type(prompts).__name__}; expected a list of prompts")
+        if len(prompts) != len(completions):
+            raise ConfigError(
+                f"there are {len(prompts):,} prompts and {len(completions):,} completions; give as many"
+            )
+        conversations = [
+            (Message("user", one),) if isinstance(one, str) else tuple(_conversation(one, f"prompt {number}"))
+            for number, one in enumerate(prompts, 1)
+        ]
+        for number, one in enumerate(conversations, 1):
+            check_conversation((*one, Message("assistant", "")), f"prompt {number} with its completion")
+        samples = list(zip(conversations, completions, strict=True))
+        return self._reward_model(dtype).score(samples, console or Console(quiet=True))
+
+    def _reward_model(self, dtype: Dtype) -> RewardModel:
+        check_reward_model(self.task, "the model")
+        assert self.chat_template
+        return RewardModel(self.model, self.tokenizer, self.chat_template, self._precision(dtype))
 
     @checked_keywords
     def predict(
@@ -630,12 +685,15 @@ class LanguageModel:
                 else "train one with `wholegpt finetune`"
             )
             raise ConfigError(f"the model has no task head; {advice}")
+        if self.is_reward_model:
+            raise ConfigError("the model is a reward model, which predicts no labels; use rewards()")
         return self.task
 
     def for_lm_eval(self, dtype: Dtype = Dtype.float32, console: Console | None = None) -> "TemplateLM":
         """Return the model for ``lm_eval.simple_evaluate(model=…)``; requires lm-eval."""
         from wholegpt.evaluation.harness import harness_model
 
+        self.check_language_model()
         precision = self._precision(dtype)
         return harness_model(self.model, self.tokenizer, self.model.device, precision, console or Console())
 
@@ -644,6 +702,24 @@ class LanguageModel:
             raise ConfigError(f"dtype is '{dtype}'; expected one of {', '.join(Dtype)}")
         chosen = PrecisionConfig(dtype=self.dtype if dtype == Dtype.automatic else Dtype(dtype))
         return runtime.decide_precision(chosen, self.model.device).dtype
+
+
+def _conversation(messages: Sequence[Message | Mapping[str, Any]], where: str) -> list[Message]:
+    """Return the messages of a conversation. Raises ``ConfigError`` or ``DataError`` if they are none."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        found = "one text" if isinstance(messages, str) else f"a {type(messages).__name__}"
+        raise DataError(f"messages is {found}; give a list of messages, each with its role and content")
+    for one in messages:
+        if not isinstance(one, Message | Mapping):
+            raise DataError(f"a message is a {type(one).__name__}; give its role and content")
+    conversation = [
+        one if isinstance(one, Message) else read_message(one, f"{where}: message {number}")
+        for number, one in enumerate(messages, 1)
+    ]
+    if not all(one.content for one in conversation):
+        raise DataError("a message has no content")
+    check_conversation(conversation, where)
+    return conversation
 
 
 def _plain(settings: GenerationSettings) -> dict[str, Any]:

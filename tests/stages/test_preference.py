@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,27 @@ import wholegpt as wg
 from tests.helpers import tiny_config, tiny_models
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.data.chat.preferences import (
-    PreferencePair,
-    collate_pairs,
-    encode_pairs,
-    read_pairs,
-)
-from wholegpt.data.chat.template import ChatTemplate, Message
+from wholegpt.data.chat.pair_batches import EncodedPair, PairLoader, collate_pairs, encode_pairs
+from wholegpt.data.chat.preferences import PreferencePair, mismatched, read_pairs
+from wholegpt.data.chat.template import ChatTemplate, EncodedConversation, Message
 from wholegpt.data.reading.tables import Reading
 from wholegpt.errors import ConfigError, DataError
-from wholegpt.losses import dpo_loss, negative_log_likelihood
+from wholegpt.losses import dpo_loss, kto_loss, negative_log_likelihood
 from wholegpt.model import Transformer
 from wholegpt.runs import api
 from wholegpt.runs.train import open_stage
-from wholegpt.settings.choices import PreferenceLoss
+from wholegpt.settings.choices import Dtype, PreferenceLoss
 from wholegpt.settings.presets import configure
 from wholegpt.settings.schema import AlignmentConfig
 from wholegpt.settings.sections.alignment import complete_alignment
-from wholegpt.stages.alignment.preference import PreferenceObjective, PreferenceTuning, answer_log_probabilities
+from wholegpt.stages.alignment.preference import (
+    PreferenceObjective,
+    PreferenceTuning,
+    WithDivergence,
+    answer_log_probabilities,
+)
 from wholegpt.tokenizers import byte_tokenizer
+from wholegpt.training.loop import accumulate_gradients
 
 QUIET = Console(quiet=True)
 USER, ANSWER, OTHER = (
@@ -154,8 +157,6 @@ def test_long_pairs_are_cut_and_those_without_room_left_out() -> None:
 def random_batch(kind: str) -> tuple[Transformer, Any]:
     torch.manual_seed(0)
     model = Transformer(tiny_models()[kind]).double().eval()
-    from wholegpt.data.chat.preferences import EncodedPair
-    from wholegpt.data.chat.template import EncodedConversation
 
     def side(length: int, asked: int) -> EncodedConversation:
         ids = torch.randint(0, 37, (length,)).tolist()
@@ -168,6 +169,17 @@ def random_batch(kind: str) -> tuple[Transformer, Any]:
     return model, pairs
 
 
+def log_ratios(model: Transformer, pair: EncodedPair) -> torch.Tensor:
+    """Δ of both answers of a pair, each computed alone."""
+    sums: list[torch.Tensor] = []
+    for side in pair.sides:
+        nats = negative_log_likelihood(
+            model(torch.tensor([side.token_ids[:-1]])), torch.tensor([side.token_ids[1:]])
+        )
+        sums.append(-nats[0][torch.tensor(side.scored[1:])].sum())
+    return torch.stack(sums) - torch.tensor(pair.pair.reference)
+
+
 @pytest.mark.parametrize("kind", sorted(tiny_models()))
 def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
     """Neither padding nor neighbors nor the split into micro-batches changes anything."""
@@ -176,12 +188,7 @@ def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
     objective = PreferenceObjective(settings)
     expected = torch.zeros((), dtype=torch.float64)
     for pair in pairs:
-        sums: list[torch.Tensor] = []
-        for side in pair.sides:
-            logits = model(torch.tensor([side.token_ids[:-1]]))
-            nats = negative_log_likelihood(logits, torch.tensor([side.token_ids[1:]]))[0]
-            sums.append(-nats[torch.tensor(side.scored[1:])].sum())
-        ratios = torch.stack(sums) - torch.tensor(pair.pair.reference)
+        ratios = log_ratios(model, pair)
         expected = expected + dpo_loss(ratios[:1], ratios[1:], settings.beta)[0]
     batch = collate_pairs(pairs)
     whole = objective(model, batch)
@@ -190,6 +197,59 @@ def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
     torch.testing.assert_close(sum(part.total for part in parts), whole.total)
     for name, (total, count) in whole.metrics.items():
         assert count == 4 and float(total) == pytest.approx(sum(float(p.metrics[name][0]) for p in parts))
+
+
+@pytest.mark.parametrize("shift", [-1000.0, 3.0])
+def test_the_step_of_kto_is_its_definition_for_any_split(shift: float) -> None:
+    """z is the mean of Δ over the mismatched answers of the whole step, at least 0, and has no gradient."""
+    model, pairs = random_batch("modern")
+    settings = complete_alignment(AlignmentConfig(loss=PreferenceLoss.kto))
+    others: list[EncodedPair] = []
+    for one in pairs[::-1]:  # of references that make the mean of Δ about ``shift``
+        here = log_ratios(model, replace(one, pair=replace(one.pair, reference=(0.0, 0.0)))).detach()
+        reference = tuple((here - shift - torch.randn(2)).tolist())
+        others.append(replace(one, pair=replace(one.pair, reference=reference)))
+    batch = WithDivergence(PairLoader(pairs, len(pairs), 1), others, model.train(), Dtype.float32).batch(0)
+    assert model.training
+    z = max(0.0, sum(log_ratios(model, one).mean().item() for one in others) / len(others))
+    assert (z == 0) is (shift < 0) and batch.divergence == pytest.approx(z, rel=1e-6)
+    losses: list[torch.Tensor] = []
+    for one in pairs:
+        ratios = log_ratios(model, one)
+        losses.append(kto_loss(ratios, torch.tensor([1.0, 0.0]), z, settings.beta).mean())
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    expected = gradient_of(model)
+    for micro in (0, 1, 2, 3):
+        config = configure(
+            {
+                "training": {"micro_batch_size": micro},
+                "precision": {"dtype": "float32"},
+                "runtime": {"device": "cpu"},
+            }
+        )
+        config = replace(config, model=replace(config.model, context_length=2 * batch.token_ids.shape[2]))
+        model.zero_grad()
+        metrics = accumulate_gradients(model, PreferenceObjective(settings), batch, config, 0)
+        assert metrics["preference_loss"] == pytest.approx(loss.item(), abs=1e-6)
+        torch.testing.assert_close(gradient_of(model), expected, rtol=1e-6, atol=1e-9)
+
+
+def gradient_of(model: Transformer) -> torch.Tensor:
+    return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
+
+
+def test_mismatched_answers_are_of_the_next_other_prompt() -> None:
+    pairs = [
+        PreferencePair((Message("user", prompt),), f"yes {i}", f"no {i}", (1.0, 2.0), 0.5, (float(i), -1.0))
+        for i, prompt in enumerate("aabc")
+    ]
+    found = mismatched(pairs, pairs)
+    assert [one.chosen for one in found] == ["yes 2", "yes 2", "yes 3", "yes 0"]
+    assert [one.prompt for one in found] == [one.prompt for one in pairs]
+    assert [one.reference for one in found] == [one.mismatched_reference for one in pairs]
+    with pytest.raises(DataError, match=r"all training pairs have the same prompt, and kto needs"):
+        mismatched(pairs[:2], pairs[:2])
 
 
 @pytest.mark.parametrize("loss", PreferenceLoss)
@@ -303,17 +363,31 @@ def test_stored_references_are_those_of_the_parent(align: Align, talker: Path) -
             assert reference == pytest.approx(-float(nats[torch.tensor(side.scored[1:])].sum()), abs=1e-4)
 
 
-def test_a_stopped_run_continues_bit_for_bit(align: Align) -> None:
-    whole = align("whole")
-    config = configure({"training": {"steps": 12}})
-    assert config.training.steps == 12
-    stopped = align("stopped", training={"steps": 12})
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_a_stopped_run_continues_bit_for_bit(loss: str, align: Align) -> None:
+    whole, stopped = (align(name, alignment={"loss": loss}) for name in ("whole", "stopped"))
     for folder in (stopped.path / "checkpoints").glob("step-*12"):
         for file in folder.rglob("*"):
             file.unlink() if file.is_file() else None
     again = api.resume(stopped.path, console=QUIET)
     ends = [one.load("last").model.state_dict() for one in (whole, again)]
     assert all(tensor.equal(ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_a_run_of_kto(align: Align, talker: Path) -> None:
+    """It starts at 1/2, learns, and has references of mismatched answers."""
+    run = align(alignment={"loss": "kto"}, training={"steps": 60}, optimizer={"learning_rate": 0.01})
+    first = next(line for line in run.metrics if line["kind"] == "train")
+    assert first["preference_loss"] == pytest.approx(0.5, abs=1e-4)
+    last = run.validation.to_json()
+    assert last["preference_loss"]["value"] < 0.45 and last["reward_accuracy"]["value"] == 1
+    stage, parent = open_stage(run.path), wg.load(talker).model
+    assert isinstance(stage, PreferenceTuning) and isinstance(parent, Transformer)
+    for others, pairs in ((stage.others, stage.train), (stage.others_of_validation, stage.validation)):
+        assert len(others) == len(pairs)
+        for other, one in zip(others, pairs, strict=True):
+            assert other.pair.prompt == one.pair.prompt and other.pair.chosen != one.pair.chosen
+            assert log_ratios(parent, other).tolist() == pytest.approx([0, 0], abs=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])
@@ -350,4 +424,8 @@ def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     result = json.loads(capsys.readouterr().out)
     assert result["stage"] == "preference" and result["task"] == "dpo" and result["steps"] == 2
     assert {"preference_loss", "reward_accuracy", "reward_margin"} <= {*result["validation"]}
-    assert (tmp_path / "run" / "report.html").exists()
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()  # the curves
+    assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", "last", "--json", "--device", "cpu"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for name in ("preference_loss", "chosen_reward"):
+        assert again[name]["value"] == pytest.approx(result["validation"][name]["value"], abs=1e-5)

@@ -17,6 +17,7 @@ from wholegpt.checkpoint import CheckpointStore
 from wholegpt.console import Console
 from wholegpt.runs import api
 from wholegpt.runs.create import create_run
+from wholegpt.settings import presets
 from wholegpt.settings.presets import configure
 
 QUIET = Console(quiet=True)
@@ -64,6 +65,37 @@ def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
     return prepare
 
 
+def prepared_alignment(method: str, **settings: str) -> Callable[[Path, Path], Path]:
+    """The same for preference pairs, from a model that was taught to answer."""
+
+    def prepare(folder: Path, text: Path) -> Path:
+        chat, data = folder.with_name("chat"), folder.with_name("pairs.json")
+        if not chat.exists():
+            small = {"context_length": 48, "n_layers": 3, "d_model": 32}
+            base = tiny_config(text, model=small, training={"steps": 2})
+            parent = api.train(config=base, out=folder.with_name("base"), console=QUIET)
+            lines = text.read_text().splitlines()
+            rows = [{"prompt": one[:15], "response": one[15:25], "rejected": one[-11:]} for one in lines]
+            data.write_text(json.dumps([{**row, "chosen": row["response"]} for row in rows]))
+            tuned = configure(
+                {"training": {"steps": 2}, "runtime": {"device": "cpu"}}, presets.recipe("instruct")
+            )
+            api.finetune(parent.path, data, task="instruct", config=tuned, out=chat, console=QUIET)
+        config = configure(
+            {
+                **LOOP,
+                "model": {"dropout": 0.1},
+                "finetuning": {"task": method, "model": str(chat), "data": str(data)},
+                "alignment": settings,
+                "optimizer": {"kind": "adamw"},
+                "runtime": {"device": "cpu"},
+            }
+        )
+        return create_run(config, folder, False, QUIET)
+
+    return prepare
+
+
 def result_of(run: Path) -> tuple[str, str, list[Any]]:
     """Hashes of weights and optimiser, and every logged figure that is not a time or the memory of the process."""
     last = CheckpointStore(run).path(STEPS)
@@ -86,6 +118,8 @@ WAYS: dict[str, tuple[Callable[[Path, Path], Path], int]] = {
     "pretraining": (prepared_run, 10),
     "classification": (prepared_finetuning("classification", lora=0), 4),
     "instruct by LoRA": (prepared_finetuning("instruct", lora=4), 4),
+    "reward": (prepared_alignment("reward"), 4),
+    "dpo with the loss of KTO": (prepared_alignment("dpo", loss="kto"), 4),
     "rollouts": (prepared_run, 6),
 }
 

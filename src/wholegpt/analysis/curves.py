@@ -16,8 +16,9 @@ SMOOTHED_SHARE = 1 / 40
 """Half the window of smoothing, as a share of the logged values."""
 FEWEST_SMOOTHED = 20
 """Shorter series are not smoothed."""
-LOSSES = ("nats_per_token", "nats_per_masked_token", "loss")
-"""Names of the training loss in the log."""
+PER_TOKEN = ("nats_per_token", "nats_per_masked_token")
+LOSSES = (*PER_TOKEN, "loss", "preference_loss")
+"""Names of the training loss in the log; for those per token, a uniform guess is ln V."""
 COMMON = ("step", "tokens", "tokens_per_second", "train_seconds", "learning_rate", "gradient_norm")
 SAME_CURVE = ("perplexity", "bits_per_character", "bits_per_byte", "characters", "bytes")
 """Other units of the loss, and denominators."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wholegpt.analysis.curves import Log, figures_of
+from wholegpt.analysis.curves import PER_TOKEN, Log, figures_of
 from wholegpt.analysis.headline import headline, number, training_figures
 from wholegpt.analysis.outcome import Course, describe_course
 from wholegpt.analysis.pages import read, render_page
@@ -63,7 +63,7 @@ def write_report(
         others=others,
         other_names=list(dict.fromkeys(name for one in others for name in one.figures)),
         training=training_figures(result, log, config),
-        figures=figures_of(log, None if log.loss_name() == "loss" else bound),
+        figures=figures_of(log, bound if log.loss_name() in PER_TOKEN else None),
         confusion=_confusion(records),
         mistakes=_mistakes(records),
         answers=[one for one in records if "reference" in one][:ANSWERS],

@@ -44,8 +44,8 @@ def align(
     run
         Run or model folder to start from, made by `finetune --task instruct`. It is also the reference.
     method
-        reward: a reward model. dpo: direct preference optimization, and its relatives (--alignment.loss). grpo and ppo:
-        reinforcement learning of a --reward.
+        reward: a reward model, which scores answers. dpo: direct preference optimization, and its relatives
+        (--alignment.loss). grpo and ppo: reinforcement learning of a --reward.
     data
         reward, dpo: a table with the columns prompt, chosen and rejected. grpo, ppo: a table with the column prompt
         and, for --reward exact, answer; or a built-in task (`data list`). Texts can also be lists of messages.
@@ -55,8 +55,8 @@ def align(
     validation
         Validation data. Default: a share of the data, with prompts of their own.
     recipe
-        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: that of the
-        method.
+        Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: that
+        of the method.
     out
         Folder of the new run. Default: runs/NAME-METHOD.
     overwrite
@@ -67,6 +67,7 @@ def align(
     Examples
     --------
     wholegpt align runs/chat --method dpo --data pairs.json
+    wholegpt align runs/chat --method reward --data pairs.json
     wholegpt align runs/chat --method grpo --data addition --reward exact
 
     """

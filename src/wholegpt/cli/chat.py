@@ -96,7 +96,8 @@ class Session:
     """A conversation, and the settings of its responses."""
 
     def __init__(self, lm: "LanguageModel", settings: dict[str, Any], system: str, common: Common) -> None:
-        """Raise ``ConfigError`` for a system message if the model is not instruction-tuned."""
+        """Raise ``ConfigError`` for a reward model, and for a system message if the model is not instruction-tuned."""
+        lm.check_language_model()
         self.lm, self.settings, self.common = lm, settings, common
         self.converses = lm.chat_template is not None
         self.system = ""

@@ -18,7 +18,7 @@ from wholegpt.cli.options import (
 )
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Architecture, Dtype, WeightFormat
+from wholegpt.settings.choices import Architecture, Dtype, TaskKind, WeightFormat
 from wholegpt.settings.schema import GenerationConfig
 
 if TYPE_CHECKING:
@@ -131,10 +131,25 @@ def evaluate(
 def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console: "Console") -> "TaskScore":
     """Evaluate a fine-tuned model on the validation examples of its run."""
     from wholegpt.data.chat.conversations import ConversationData
+    from wholegpt.data.chat.preferences import PreferenceData
     from wholegpt.data.examples.data import TaskData
+    from wholegpt.evaluation import TaskScore
     from wholegpt.runs.folder import run_examples
+    from wholegpt.runs.train import open_stage
 
     folder = run_examples(run)
+    if (
+        presets.run_config(run).finetuning.task is TaskKind.dpo
+    ):  # its pairs have the reference's log-probabilities
+        if dtype is not Dtype.automatic:
+            raise ConfigError(
+                "--dtype does not apply to the pairs of a run, whose reference has that of the run"
+            )
+        score = open_stage(run).evaluate(lm.model, lm.model.device, whole=True)
+        assert isinstance(score, TaskScore)
+        return score
+    if lm.is_reward_model:
+        return lm.evaluate_pairs(PreferenceData.open(folder).validation, dtype, console)
     if lm.task:
         return lm.evaluate_examples(TaskData.open(folder).validation, dtype, console)
     return lm.evaluate_conversations(ConversationData.open(folder).validation, dtype, console)

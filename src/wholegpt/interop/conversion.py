@@ -45,6 +45,7 @@ from wholegpt.interop.source import model_in
 from wholegpt.model import TokenModel, Transformer
 from wholegpt.model.heads import extend_vocabulary
 from wholegpt.model.lora import base_tensors, merge, remove_lora
+from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.presets import published_architecture
 from wholegpt.settings.schema import ModelConfig
@@ -152,7 +153,11 @@ def _export(
     """Write the export into ``folder``, replacing the files ``own``."""
     whole = source.resolve()
     loaded = load_model(model_folder(source, checkpoint, console))
-    lora, template = loaded.metadata.lora, loaded.metadata.chat_template
+    lora, template, task = loaded.metadata.lora, loaded.metadata.chat_template, loaded.metadata.task
+    if task and task.kind is TaskKind.reward:
+        raise ConfigError(
+            f"{source}: is a reward model, which is no language model; export the model that it was trained from"
+        )
     if format_ is Format.peft and lora is None:
         raise ConfigError(f"{source}: has no LoRA; `wholegpt finetune --lora.rank 8` trains one")
     if loaded.metadata.control:

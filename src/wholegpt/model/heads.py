@@ -97,11 +97,14 @@ def apply_head(
     it.
 
     With ``summed``, h is the sum over the sequences of an example (both orders of a text pair). Otherwise
-    each sequence has a single output and O equals C (the choices of a multiple-choice question).
+    each sequence has a single output and O equals C (the choices of a multiple-choice question, or the answers that a
+    reward model scores). The product is computed in the dtype of the head, also where others are in bfloat16, whose
+    few digits would make near outputs equal.
     """
     index = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
-    at_last = hidden.gather(2, index)[:, :, 0]
-    return head(at_last.sum(1)) if summed else head(at_last)[:, :, 0]
+    at_last = hidden.gather(2, index)[:, :, 0].to(head.weight.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(at_last.sum(1)) if summed else head(at_last)[:, :, 0]
 
 
 def extend_vocabulary(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:

@@ -147,12 +147,14 @@ def _check_adaptation(config: Config) -> None:
         raise ConfigError(
             "lora.rank is 0, but other settings of lora are set; set lora.rank, or none of them"
         )
+    if settings.unfreeze_every and _is_alignment(config):
+        raise ConfigError(f"finetuning.unfreeze_every does not apply to {task}; leave it 0")
     if settings.unfreeze_every and _without_head(config):
         raise ConfigError(
             f"finetuning.unfreeze_every starts with the head, but {task} has no head; leave it 0"
         )
     balanced = settings.class_weights is ClassWeights.balanced
-    if balanced and (_without_head(config) or task is TaskKind.choice):
+    if balanced and (_without_head(config) or _is_alignment(config) or task is TaskKind.choice):
         raise ConfigError(f"finetuning.class_weights is for labels, but {task} has no labels; leave it equal")
     if settings.reference_kl and not (_without_head(config) and settings.model and not _is_alignment(config)):
         raise ConfigError(

@@ -11,7 +11,7 @@ from wholegpt.stages import (
     pretraining,
     sequence_to_sequence,
 )
-from wholegpt.stages.alignment import policy, preference
+from wholegpt.stages.alignment import policy, preference, reward_model
 from wholegpt.stages.definition import StageDefinition
 
 STAGES: tuple[StageDefinition, ...] = (
@@ -21,6 +21,7 @@ STAGES: tuple[StageDefinition, ...] = (
     sequence_to_sequence.STAGE,
     classification.STAGE,
     instruction.STAGE,
+    reward_model.STAGE,
     preference.STAGE,
     policy.PPO,
     policy.GRPO,

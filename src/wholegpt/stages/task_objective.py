@@ -55,7 +55,7 @@ class TaskObjective:
 
 def is_summed(task: TaskKind) -> bool:
     """Return whether the head is applied to the sum over an example's sequences, not to each of them."""
-    return task is not TaskKind.choice
+    return task not in (TaskKind.choice, TaskKind.reward)
 
 
 def next_tokens(batch: TaskBatch) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"]]:

@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to one prompt, of which one is preferred. Shapes: B pairs, T positions.
+"""Preference pairs: two answers to one prompt, of which one is preferred. Shapes: N pairs of a split.
 
 A table has a column of the preferred answers (``chosen``, ``preferred_output``) and one of the others (``rejected``,
 ``non_preferred_output``). Both hold texts or lists of messages. The prompt is
@@ -8,6 +8,8 @@ A table has a column of the preferred answers (``chosen``, ``preferred_output``)
 - a list of messages, also within an object (``{"messages": [...]}``), as OpenAI writes it;
 - or the messages that ``chosen`` and ``rejected`` have in common, as in TRL's implicit prompts. They may also repeat a
   prompt that is given.
+
+For reward models, ``margin`` may say by how much the chosen answer is better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.console import Console
@@ -30,26 +31,18 @@ from wholegpt.data.chat.messages import (
     refuse_tools_and_media,
     with_system,
 )
-from wholegpt.data.chat.packing import PADDING
-from wholegpt.data.chat.template import (
-    ChatTemplate,
-    Conversation,
-    EncodedConversation,
-    Message,
-    check_conversation,
-)
+from wholegpt.data.chat.template import Conversation, Message, check_conversation
 from wholegpt.data.examples.columns import TaskColumns
 from wholegpt.data.examples.files import open_examples, save_examples
-from wholegpt.data.permutation import endless_order
 from wholegpt.data.reading.row import by_lower_name
-from wholegpt.data.reading.tables import Reading, Table
+from wholegpt.data.reading.tables import Reading, Table, number_of
 from wholegpt.errors import ConfigError, DataError
-from wholegpt.losses import IGNORED
+from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import Config
-from wholegpt.tokenizers import Tokenizer
 
 CHOSEN = ("chosen", "preferred", "preferred_output")
 REJECTED = ("rejected", "non_preferred", "non_preferred_output", "dispreferred")
+MARGIN = ("margin",)
 QUIET = Console(quiet=True)
 
 
@@ -62,6 +55,10 @@ class PreferencePair:
     rejected: str
     reference: tuple[float, float] = (0.0, 0.0)
     """ln π_ref of ``chosen`` and ``rejected``, in nats; 0 if no reference is needed."""
+    margin: float = 0.0
+    """The margin m of a reward model (E18)."""
+    mismatched_reference: tuple[float, float] = (0.0, 0.0)
+    """For kto: ln π_ref of two answers to another prompt (``mismatched``), in nats."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,12 @@ class PreferenceData:
     train: list[PreferencePair]
     validation: list[PreferencePair]
     columns: TaskColumns
-    """Those of the prompt (``texts``), and of the chosen and the rejected answer (``answers``)."""
+    """Those of the prompt (``texts``), of the chosen and the rejected answer (``answers``), and of the margin
+    (``target``)."""
 
     @classmethod
     def read(cls, config: Config, console: Console = QUIET) -> "PreferenceData":
-        """Read the tables that ``config.finetuning`` names.
+        """Read the tables that ``config.finetuning`` names; margins only for a reward model.
 
         Rows that are not a pair are skipped if ``data.on_bad_line`` is skip. Raises ``DataError`` for tables without
         pairs, and if the validation examples have a prompt of the training examples.
@@ -84,9 +82,10 @@ class PreferenceData:
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
         reading = Reading.of(config.data, settings.data, settings.validation)
-        pairs, columns = read_pairs(reading.table(Path(settings.data)), reading, console)
+        margins = settings.task is TaskKind.reward
+        pairs, columns = read_pairs(reading.table(Path(settings.data)), reading, console, margins)
         if settings.validation:
-            validation, _ = read_pairs(reading.table(Path(settings.validation)), reading, console)
+            validation, _ = read_pairs(reading.table(Path(settings.validation)), reading, console, margins)
             reading.show(console)
             common = {one.prompt for one in pairs} & {one.prompt for one in validation}
             if common:
@@ -111,9 +110,9 @@ class PreferenceData:
 
 
 def read_pairs(
-    table: Table, reading: Reading, console: Console = QUIET
+    table: Table, reading: Reading, console: Console = QUIET, margins: bool = False
 ) -> tuple[list[PreferencePair], TaskColumns]:
-    """Read the pairs of a table; also return the columns that hold them.
+    """Read the pairs of a table, with their ``margins`` if asked for; also return the columns that hold them.
 
     Raises ``DataError`` naming the line of a row that is not a pair, unless ``reading`` skips such rows, and listing
     the columns if none holds answers.
@@ -131,7 +130,8 @@ def read_pairs(
         )
     asked = first(ASKED)
     given = first([name for name in GIVEN if by_name.get(name) != asked])
-    columns = TaskColumns(tuple(name for name in (asked, given) if name), (chosen, rejected))
+    texts, margin = tuple(name for name in (asked, given) if name), first(MARGIN) if margins else ""
+    columns = TaskColumns(texts, (chosen, rejected), margin)
     system, pairs, problem = first(SYSTEM), list[PreferencePair](), ""
     for number in range(len(table.rows)):
         try:
@@ -141,10 +141,9 @@ def read_pairs(
             problem = problem or str(error)
     if not pairs:
         raise DataError(f"{table.path}: none of {len(table.rows):,} rows is a pair; {problem}")
-    used = {*columns.texts, *columns.answers, system}
+    used = [name for name in (*columns.texts, *columns.answers, system, margin) if name]
     if unused := [name for name in table.columns if name not in used]:
-        shown = ", ".join([*columns.texts, *columns.answers, *([system] if system else [])])
-        console.note(f"{table.path}: columns {shown}; not used: {', '.join(unused)}")
+        console.note(f"{table.path}: columns {', '.join(used)}; not used: {', '.join(unused)}")
     return pairs, columns
 
 
@@ -167,7 +166,18 @@ def _pair(row: Mapping[str, Any], columns: TaskColumns, system: str, where: str)
     if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise DataError(f"{where}: the last message of a side must be the assistant's")
     whole = with_system(chosen[:-1], row.get(system), system, where)
-    return PreferencePair(whole, chosen[-1].content, rejected[-1].content)
+    margin = _margin(row.get(columns.target), where) if columns.target else 0.0
+    return PreferencePair(whole, chosen[-1].content, rejected[-1].content, margin=margin)
+
+
+def _margin(value: Any, where: str) -> float:
+    """Return a margin; 0 if there is none. Raises ``DataError`` unless it is a finite number of at least 0."""
+    if value is None or value == "":
+        return 0.0
+    margin = None if isinstance(value, bool) else number_of(str(value))
+    if margin is None or margin < 0:
+        raise DataError(f"{where}: the margin is {value!r:.40}; expected a finite number of at least 0")
+    return margin
 
 
 def _whole(prompt: Conversation, side: Conversation) -> Conversation:
@@ -217,101 +227,30 @@ def _messages(value: Any, where: str) -> Conversation:
     return tuple(read_message(one, f"{where}: message {number}") for number, one in enumerate(listed, 1))
 
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """A pair as token ids; only the answers are scored."""
+def mismatched(pairs: Sequence[PreferencePair], donors: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Return each prompt with the answers of the next donor, in a circle, that has another prompt.
 
-    pair: PreferencePair
-    sides: tuple[EncodedConversation, EncodedConversation]
-    """The prompt with the chosen answer, and with the rejected one."""
-    cut: bool
-    """Whether a part of an answer is beyond the window."""
-
-
-def encode_pairs(
-    pairs: Sequence[PreferencePair], template: ChatTemplate, tokenizer: Tokenizer, length: int
-) -> list[EncodedPair]:
-    """Encode pairs, cut to at most ``length`` + 1 tokens; leave out those whose prompt fills these.
-
-    Raises ``DataError`` if none is left.
+    KTO estimates a KL divergence from them (Ethayarajh et al. 2024, section 4.2). Raises ``DataError`` if there is no
+    such donor.
     """
-    encoded: list[EncodedPair] = []
-    for pair in pairs:
-        asked = len(template.encode(pair.prompt, tokenizer, generation_prompt=True).token_ids)
-        if asked > length:
-            continue
-        wholes = [
-            template.encode((*pair.prompt, Message("assistant", answer)), tokenizer)
-            for answer in (pair.chosen, pair.rejected)
-        ]
-        chosen, rejected = (
-            EncodedConversation(
-                one.token_ids[: length + 1],
-                [counts and i >= asked for i, counts in enumerate(one.scored[: length + 1])],
+    found: list[PreferencePair] = []
+    for index, pair in enumerate(pairs):
+        after = (donors[(index + step) % len(donors)] for step in range(1, len(donors) + 1))
+        donor = next((one for one in after if one.prompt != pair.prompt), None)
+        if donor is None:
+            raise DataError(
+                "all training pairs have the same prompt, and kto needs answers to other prompts; use another "
+                "--alignment.loss"
             )
-            for one in wholes
-        )
-        cut = any(len(one.token_ids) > length + 1 for one in wholes)
-        encoded.append(EncodedPair(pair, (chosen, rejected), cut))
-    if not encoded:
-        raise DataError(
-            f"none of {len(pairs):,} pairs has a prompt that leaves room for an answer in {length:,} tokens; shorten "
-            "the prompts, or raise that limit (--windows.length, or the model's context)"
-        )
-    return encoded
+        found.append(PreferencePair(pair.prompt, donor.chosen, donor.rejected, pair.mismatched_reference))
+    return found
 
 
-@dataclass(frozen=True)
-class PairBatch:
-    """A batch of pairs, padded at the end to the longest side; the chosen side is the first."""
-
-    token_ids: Int[Tensor, "B 2 T"]
-    targets: Int[Tensor, "B 2 T"]
-    """The next token where it belongs to the answer, ``IGNORED`` elsewhere."""
-    reference: Float[Tensor, "B 2"]
-    """ln π_ref of both answers, in nats."""
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    def rows(self, start: int, end: int) -> "PairBatch":
-        """Return pairs ``start`` to ``end`` − 1: a micro-batch."""
-        return PairBatch(self.token_ids[start:end], self.targets[start:end], self.reference[start:end])
-
-    def to(self, device: torch.device) -> "PairBatch":
-        """Return the batch on ``device``."""
-        return PairBatch(self.token_ids.to(device), self.targets.to(device), self.reference.to(device))
-
-
-def collate_pairs(pairs: Sequence[EncodedPair]) -> PairBatch:
-    """Collate pairs of different lengths."""
-    longest = max(len(side.token_ids) for pair in pairs for side in pair.sides) - 1
-    token_ids = torch.full((len(pairs), 2, longest), PADDING)
-    targets = torch.full((len(pairs), 2, longest), IGNORED)
-    for row, pair in enumerate(pairs):
-        for column, side in enumerate(pair.sides):
-            ids, scored = torch.tensor(side.token_ids), torch.tensor(side.scored[1:])
-            token_ids[row, column, : len(ids) - 1] = ids[:-1]
-            targets[row, column, : len(ids) - 1] = ids[1:].masked_fill(~scored, IGNORED)
-    reference = torch.tensor([one.pair.reference for one in pairs], dtype=torch.float32)
-    return PairBatch(token_ids, targets, reference)
-
-
-class PairLoader:
-    """Yields batches of pairs, in a new order in every epoch; each batch is a function of (seed, step)."""
-
-    def __init__(self, pairs: Sequence[EncodedPair], batch_size: int, seed: int) -> None:
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
-
-    def batch(self, step: int) -> PairBatch:
-        """Return the pairs of optimizer step ``step`` (from 0)."""
-        chosen = endless_order(step * self.batch_size, self.batch_size, len(self.pairs), self.seed)
-        return collate_pairs([self.pairs[i] for i in chosen])
-
-
-def with_references(pairs: Sequence[EncodedPair], references: Float[Tensor, "N 2"]) -> list[PreferencePair]:
-    """Return the pairs with their reference log-probabilities."""
+def with_mismatched_references(
+    pairs: Sequence[PreferencePair], references: Float[Tensor, "N 2"]
+) -> list[PreferencePair]:
+    """Return the pairs with the reference log-probabilities of their ``mismatched`` answers."""
     return [
-        replace(one.pair, reference=(chosen, rejected))
+        replace(one, mismatched_reference=(chosen, rejected))
         for one, (chosen, rejected) in zip(pairs, references.tolist(), strict=True)
     ]

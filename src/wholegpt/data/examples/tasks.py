@@ -52,8 +52,8 @@ class Task:
 
     @property
     def scores(self) -> bool:
-        """Return whether the prediction is a score."""
-        return self.kind is TaskKind.similarity and not self.labels
+        """Return whether the prediction is a score, as a reward is, and not a label or an answer."""
+        return self.kind is TaskKind.reward or (self.kind is TaskKind.similarity and not self.labels)
 
     @property
     def outputs(self) -> int:

@@ -28,6 +28,7 @@ from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.runtime import mix_seed
 from wholegpt.settings.choices import Architecture, TaskKind
 from wholegpt.settings.schema import Config
+from wholegpt.stages.alignment.pairs import check_answers
 from wholegpt.stages.alignment.policy_objective import (
     PolicyObjective,
     adapted_kl,
@@ -35,7 +36,6 @@ from wholegpt.stages.alignment.policy_objective import (
     kl_per_completion,
     ppo_advantages,
 )
-from wholegpt.stages.alignment.preference import require_answers
 from wholegpt.stages.alignment.rollout import (
     PolicyBatch,
     Sampled,
@@ -254,7 +254,8 @@ class StopAtKL(Callback):
 
 def set_up(request: SetupRequest) -> NewRun:
     """Set up reinforcement learning of a model that answers. Raises ``ConfigError`` for any other."""
-    require_answers(request)
+    assert request.parent
+    check_answers(request.parent)
     return NewRun("", lambda folder: _write(request, folder))
 
 

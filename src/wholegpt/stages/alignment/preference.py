@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,48 +14,49 @@ from torch import Tensor, nn
 from wholegpt.checkpoint import ModelMetadata
 from wholegpt.console import Console, sample_for_people
 from wholegpt.data.chat.packing import batches_of
-from wholegpt.data.chat.preferences import (
+from wholegpt.data.chat.pair_batches import (
     EncodedPair,
     PairBatch,
     PairLoader,
-    PreferenceData,
     collate_pairs,
     encode_pairs,
     with_references,
 )
+from wholegpt.data.chat.preferences import PreferenceData, mismatched, with_mismatched_references
 from wholegpt.data.chat.template import ChatTemplate
-from wholegpt.errors import ConfigError, counted
+from wholegpt.errors import counted
 from wholegpt.evaluation import TaskScore
-from wholegpt.evaluation.examples import Record, means_of
 from wholegpt.evaluation.perplexity import check_not_nan
-from wholegpt.losses import IGNORED, dpo_loss, ipo_loss, orpo_loss, simpo_loss
+from wholegpt.losses import IGNORED, dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
 from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Architecture, Dtype, PreferenceLoss, TaskKind
 from wholegpt.settings.schema import AlignmentConfig, Config, GenerationConfig
 from wholegpt.settings.sections.alignment import complete_alignment
+from wholegpt.stages.alignment.pairs import (
+    LOSS,
+    PAIR_MEANS,
+    check_answers,
+    describe_pairs,
+    metrics_of,
+    quick_score,
+    rewards_of_pairs,
+    score_pairs,
+)
 from wholegpt.stages.answer_training import ANSWER_MARK
 from wholegpt.stages.answers import answers
 from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, SetupRequest, StageDefinition
 from wholegpt.stages.initialization import fine_tuned, source_of_examples
 from wholegpt.stages.prediction import TOKENS_AT_ONCE
 from wholegpt.tokenizers import Tokenizer
+from wholegpt.training.loop import BatchSource
 from wholegpt.training.objectives import Terms, with_router_losses
 from wholegpt.training.resolution import decide
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 
 QUIET = Console(quiet=True)
-WITH_REFERENCE = (PreferenceLoss.sigmoid, PreferenceLoss.ipo)
-LOSS = "preference_loss"
-MEANS = {
-    LOSS: "loss",
-    "reward_accuracy": "prefers_chosen",
-    "reward_margin": "margin",
-    "chosen_reward": "chosen_reward",
-    "rejected_reward": "rejected_reward",
-    "chosen_nats_per_token": "chosen_nats",
-}
-"""Metrics, and the field of the records that each is the mean of."""
+WITH_REFERENCE = (PreferenceLoss.sigmoid, PreferenceLoss.ipo, PreferenceLoss.kto)
+MEANS = {**PAIR_MEANS, "chosen_nats_per_token": "chosen_nats"}
 
 
 class PreferenceObjective:
@@ -79,10 +79,7 @@ class PreferenceObjective:
     def __call__(self, model: nn.Module, batch: PairBatch) -> Terms:
         """Return the sum over the pairs."""
         values = self.values(answer_log_probabilities(model, batch), batch)
-        metrics = {
-            name: (values[column].detach().float().sum(), len(batch)) for name, column in MEANS.items()
-        }
-        return Terms(values["loss"].sum(), metrics)
+        return Terms(values["loss"].sum(), metrics_of(values, MEANS))
 
     def values(self, log_p: Float[Tensor, "B 2"], batch: PairBatch) -> dict[str, Float[Tensor, " B"]]:
         """Return the loss and the metrics of each pair, from the log-probabilities of its answers."""
@@ -95,6 +92,11 @@ class PreferenceObjective:
                 losses = dpo_loss(ratios[:, 0], ratios[:, 1], beta)
             case PreferenceLoss.ipo:
                 losses = ipo_loss(ratios[:, 0], ratios[:, 1], *both, beta)
+            case PreferenceLoss.kto:
+                desirable = torch.ones_like(ratios[:, 0])
+                wanted = kto_loss(ratios[:, 0], desirable, batch.divergence, beta)
+                unwanted = kto_loss(ratios[:, 1], 1 - desirable, batch.divergence, beta)
+                losses = (wanted + unwanted) / 2
             case PreferenceLoss.orpo:
                 losses = orpo_loss(log_p[:, 0], log_p[:, 1], *both, beta)
             case PreferenceLoss.simpo:
@@ -102,10 +104,7 @@ class PreferenceObjective:
         rewards = beta * (ratios if loss in WITH_REFERENCE else log_p / lengths)
         return {
             "loss": losses,
-            "prefers_chosen": rewards[:, 0] > rewards[:, 1],
-            "margin": rewards[:, 0] - rewards[:, 1],
-            "chosen_reward": rewards[:, 0],
-            "rejected_reward": rewards[:, 1],
+            **rewards_of_pairs(rewards[:, 0], rewards[:, 1]),
             "chosen_nats": -log_p[:, 0] / lengths[:, 0],
         }
 
@@ -137,6 +136,31 @@ def log_probabilities_of(
     return found
 
 
+def divergence_of(model: TokenModel, others: Sequence[EncodedPair], dtype: Dtype) -> float:
+    """Estimate z = max(0, mean of ln π − ln π_ref) over both answers of all ``mismatched`` pairs, in nats."""
+    log_p = log_probabilities_of(model, others, dtype, QUIET)
+    references = torch.tensor([one.pair.reference for one in others], dtype=torch.float64)
+    return max(0.0, float((log_p - references).mean()))
+
+
+class WithDivergence:
+    """The batches of a loader, each with the estimate z of KTO for all its prompts under the current weights.
+
+    z is the same for every micro-batch, so that a step does not depend on how it is split.
+    """
+
+    def __init__(
+        self, loader: PairLoader, others: Sequence[EncodedPair], model: TokenModel, dtype: Dtype
+    ) -> None:
+        """``others`` are the ``mismatched`` pairs of those that ``loader`` draws from."""
+        self.loader, self.others, self.model, self.dtype = loader, others, model, dtype
+
+    def batch(self, step: int) -> PairBatch:
+        """Return the pairs of optimizer step ``step`` (from 0), which is the next one of the model."""
+        others = [self.others[i] for i in self.loader.indices(step)]
+        return replace(self.loader.batch(step), divergence=divergence_of(self.model, others, self.dtype))
+
+
 class PreferenceTuning(Stage):
     """Training on pairs of a chosen and a rejected answer."""
 
@@ -152,36 +176,32 @@ class PreferenceTuning(Stage):
         self.validation = encode_pairs(data.validation, self.template, tokenizer, config.model.context_length)
         self.pairs = PreferenceObjective(config.alignment)
         self.objective = with_router_losses(self.pairs, config)
-        self.batches = PairLoader(self.train, config.training.batch_size, config.runtime.seed)
+        self.loader = PairLoader(self.train, config.training.batch_size, config.runtime.seed)
+        self.batches = self.loader
+        self.others, self.others_of_validation = list[EncodedPair](), list[EncodedPair]()
+        if config.alignment.loss is PreferenceLoss.kto:
+            others, held_out = (mismatched(one, data.train) for one in (data.train, data.validation))
+            self.others = encode_pairs(others, self.template, tokenizer, config.window_length)
+            self.others_of_validation = encode_pairs(
+                held_out, self.template, tokenizer, config.model.context_length
+            )
+
+    def batches_for(self, model: TokenModel) -> BatchSource:
+        """Return the pairs; for kto with its estimate of the divergence."""
+        if not self.others:
+            return self.batches
+        return WithDivergence(self.loader, self.others, model, self.config.precision.dtype)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
         """Return the loss and the implicit rewards of the held-out pairs, with confidence intervals if ``whole``."""
-        log_p = log_probabilities_of(model, self.validation, self.config.precision.dtype, QUIET)
-        values = self.pairs.values(log_p, collate_pairs(self.validation))
-        columns = {name: value.numpy() for name, value in values.items()}
+        dtype, others = self.config.precision.dtype, self.others_of_validation
+        log_p = log_probabilities_of(model, self.validation, dtype, QUIET)
+        divergence = divergence_of(model, others, dtype) if others else 0.0
+        values = self.pairs.values(log_p, replace(collate_pairs(self.validation), divergence=divergence))
         if not whole:
-            return QuickScore({name: float(np.mean(columns[column])) for name, column in MEANS.items()})
-        records: list[Record] = [
-            {
-                "line": number,
-                "prompt": one.pair.prompt[-1].content,
-                "chosen_answer": one.pair.chosen,
-                "rejected_answer": one.pair.rejected,
-                **{name: column[number - 1].item() for name, column in columns.items()},
-            }
-            for number, one in enumerate(self.validation, 1)
-        ]
+            return quick_score(values, MEANS)
         cut = sum(one.cut for one in self.validation)
-        return TaskScore(
-            "preference",
-            len(records),
-            0,
-            means_of(records, MEANS),
-            MEANS,
-            cut,
-            records,
-            "the ends of answers",
-        )
+        return score_pairs("preference", [one.pair for one in self.validation], values, MEANS, cut)
 
     def sample(self, model: TokenModel, device: torch.device) -> str:
         """Return the first held-out prompt and the model's answer."""
@@ -194,29 +214,14 @@ class PreferenceTuning(Stage):
 
     def describe(self) -> str:
         """Return the number of pairs, their columns, and the number of epochs."""
-        training = self.config.training
-        epochs = training.steps * training.batch_size / len(self.train)
-        cut = sum(one.cut for one in self.train)
-        left = f"; {cut:,} are cut at {self.config.window_length:,} tokens" if cut else ""
-        return (
-            f"{counted(len(self.train), 'pairs')} ({epochs:.1f} epochs), {len(self.validation):,} held out; columns "
-            f"{', '.join([*self.columns.texts, *self.columns.answers])}{left}"
-        )
-
-
-def require_answers(request: SetupRequest) -> None:
-    """Raise ``ConfigError`` if the parent has no chat template: it was not taught to answer."""
-    assert request.parent
-    if not request.parent_model.metadata.chat_template:
-        raise ConfigError(
-            f"{request.parent.name}: has no chat template, because it was not tuned to answer; first tune it with "
-            "`wholegpt finetune --task instruct`"
-        )
+        cut, length = sum(one.cut for one in self.train), self.config.window_length
+        return describe_pairs(len(self.train), len(self.validation), cut, length, self.columns, self.config)
 
 
 def set_up(request: SetupRequest) -> NewRun:
     """Set up training on pairs. Raises ``ConfigError`` for a model that was not taught to answer."""
-    require_answers(request)
+    assert request.parent
+    check_answers(request.parent)
     return NewRun("", lambda folder: _write(request, folder))
 
 
@@ -243,12 +248,20 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
     if config.alignment.loss in WITH_REFERENCE:
         decided = decide(setup.config)
         reference = parent.model.to(decided.runtime.device)
-        sides = [
-            with_references(
-                side, log_probabilities_of(reference, side, decided.precision.dtype, request.console)
-            )
-            for side in (train, validation)
-        ]
+
+        def scored(side: list[EncodedPair]) -> Float[Tensor, "N 2"]:
+            return log_probabilities_of(reference, side, decided.precision.dtype, request.console)
+
+        sides = [with_references(side, scored(side)) for side in (train, validation)]
+        if config.alignment.loss is PreferenceLoss.kto:
+            lengths = (config.windows.length or context, context)
+            others = [
+                encode_pairs(mismatched(side, sides[0]), template, tokenizer, length)
+                for side, length in zip(sides, lengths, strict=True)
+            ]
+            sides = [
+                with_mismatched_references(side, scored(one)) for side, one in zip(sides, others, strict=True)
+            ]
         reference.cpu()  # frees the memory of the device
     data_hash = PreferenceData(sides[0], sides[1], data.columns).save(folder / "data")
     return replace(setup, source=source_of_examples(config.finetuning.data, data_hash))
