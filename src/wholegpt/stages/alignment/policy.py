@@ -7,7 +7,7 @@ prompt.
 Shapes: N completions of a rollout, T positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wholegpt.checkpoint import ModelMetadata
+from wholegpt.checkpoint import ModelFolder, ModelMetadata
 from wholegpt.console import Console, sample_for_people
-from wholegpt.data.chat.prompts import Prompt, PromptData, encode_prompts
+from wholegpt.data.chat.prompts import EncodedPrompt, PromptData, encode_prompts
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.permutation import endless_order
 from wholegpt.errors import ConfigError, counted
@@ -45,14 +45,17 @@ from wholegpt.stages.alignment.rollout import (
 )
 from wholegpt.stages.answer_training import ANSWER_MARK
 from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, SetupRequest, StageDefinition
-from wholegpt.stages.initialization import fine_tuned, source_of_examples
+from wholegpt.stages.initialization import fine_tuned
 from wholegpt.stages.reference import companions_of, reference_of
-from wholegpt.stages.rewards import Sample, WeightedRewards, absolute
+from wholegpt.stages.rewards.interface import Sample
+from wholegpt.stages.rewards.specification import load_reward_models, open_rewards, parse_reward
+from wholegpt.stages.rewards.weighted import WeightedRewards
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.events import Callback, StepMetrics
 from wholegpt.training.loop import BatchSource
 from wholegpt.training.objectives import with_router_losses
 from wholegpt.training.reference import Reference
+from wholegpt.training.resolution import decide
 from wholegpt.training.rollouts import Rollout, RolloutBatches, RolloutStore
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 from wholegpt.training.state import TrainingState
@@ -60,12 +63,7 @@ from wholegpt.training.state import TrainingState
 QUIET = Console(quiet=True)
 QUICK_PROMPTS = 128
 """Held-out prompts of an evaluation during training."""
-MEANS = {
-    "reward": "reward",
-    "kl": "kl",
-    "completion_tokens": "tokens",
-    "finished": "finished",
-}
+MEANS = {"reward": "reward", "kl": "kl", "completion_tokens": "tokens", "finished": "finished"}
 """Metrics, and the field of the records that each is the mean of."""
 
 
@@ -82,21 +80,18 @@ class PolicyTuning(Stage):
         metadata: ModelMetadata,
         run: Path,
         reference: Reference,
+        rewards: WeightedRewards,
     ) -> None:
         """``config`` is resolved; ``run`` gets the rollouts."""
         super().__init__(config, tokenizer, metadata)
-        self.settings, self.task = config.alignment, config.finetuning.task
-        self.store, self.reference, self.columns = RolloutStore(run), reference, data.columns
-        self.template = ChatTemplate(metadata.chat_template)
-        self.rewards = WeightedRewards.load(self.settings.rewards)
-        context = config.model.context_length
-        self.train, self.train_ids = encode_prompts(data.train, self.template, tokenizer, context)
-        self.validation, self.validation_ids = encode_prompts(
-            data.validation, self.template, tokenizer, context
+        self.settings, self.task, self.columns = config.alignment, config.finetuning.task, data.columns
+        self.store, self.reference, self.rewards = RolloutStore(run), reference, rewards
+        self.template, context = ChatTemplate(metadata.chat_template), config.model.context_length
+        self.train, self.validation = (
+            encode_prompts(side, self.template, tokenizer, context) for side in (data.train, data.validation)
         )
         self.objective = with_router_losses(PolicyObjective(self.settings, self.task), config)
-        epochs, size = self.settings.rollout_epochs, self.settings.rollout_size
-        self.every = epochs * size // config.training.batch_size
+        self.every = self.settings.rollout_epochs * self.settings.rollout_size // config.training.batch_size
         self.group_size = self.settings.group_size if self.task is TaskKind.grpo else 1
 
     def batches_for(self, model: TokenModel) -> BatchSource:
@@ -108,30 +103,18 @@ class PolicyTuning(Stage):
         assert isinstance(model, NeuralModel)
         settings, seed = self.settings, self.config.runtime.seed
         number, asked = step // self.every, settings.rollout_size // self.group_size
-        prompts = [
-            index
-            for index in endless_order(number * asked, asked, len(self.train), seed)
-            for _ in range(self.group_size)
-        ]
-        sampled = self._sample(model, [self.train_ids[i] for i in prompts], mix_seed(seed, step, 8))
-        rewards = self._rewards([self.train[i] for i in prompts], sampled)
-        rollout = self._scored(model, sampled)
-        mask = (rollout["targets"] != IGNORED).float()
-        before = self.store.read(step - self.every) if step else None
-        weight = settings.kl
-        if before:
+        chosen = endless_order(number * asked, asked, len(self.train), seed)
+        prompts = [self.train[index] for index in chosen for _ in range(self.group_size)]
+        sampled = self._sample(model, prompts, mix_seed(seed, step, 8))
+        rewards, rollout = self._rewards(prompts, sampled), self._scored(model, sampled)
+        mask, weight = (rollout["targets"] != IGNORED).float(), settings.kl
+        if before := self.store.read(step - self.every) if step else None:
             weight = adapted_kl(float(before["kl_weight"][0]), float(before["kl"].mean()), settings.kl_target)
         if self.task is TaskKind.grpo:
             of_tokens = grpo_advantages(rewards["reward"], mask, settings)
         else:
             of_tokens = ppo_advantages(rewards["reward"], rollout, mask, settings, weight)
-        return {
-            **rollout,
-            **rewards,
-            **of_tokens,
-            "prompt": torch.tensor(prompts),
-            "kl_weight": torch.full((len(prompts),), weight),
-        }
+        return {**rollout, **rewards, **of_tokens, "kl_weight": torch.full((len(prompts),), weight)}
 
     def batch_of(self, rollout: Rollout, step: int) -> PolicyBatch:
         """Return the batch of a step of a rollout; each epoch has an order of its own."""
@@ -154,7 +137,7 @@ class PolicyTuning(Stage):
         assert isinstance(model, NeuralModel)
         prompts = self.validation if whole else self.validation[:QUICK_PROMPTS]
         records = self._records(model, prompts)
-        names = {**MEANS, **{name: name for name in self.rewards.names if len(self.rewards.names) > 1}}
+        names = {**MEANS, **{name: name for name in records[0] if name.startswith("reward_")}}
         if not whole:
             return QuickScore(
                 {name: float(np.mean([r[field] for r in records])) for name, field in names.items()}
@@ -163,54 +146,44 @@ class PolicyTuning(Stage):
             before = self._records(reference, prompts)
         for record, other in zip(records, before, strict=True):
             record |= {"completion_before": other["completion"], "reward_before": other["reward"]}
-        names |= {"reward_before": "reward_before"}
+        names["reward_before"] = "reward_before"
         return TaskScore(self.task, len(records), 0, means_of(records, names), names, 0, records)
 
-    def _records(self, model: NeuralModel, prompts: Sequence[Prompt]) -> list[Record]:
-        """Return the completions of held-out prompts, the same random numbers each time, with their figures."""
-        seed = mix_seed(self.config.runtime.seed, 9)
-        sampled = self._sample(model, self.validation_ids[: len(prompts)], seed)
+    def _records(self, model: NeuralModel, prompts: Sequence[EncodedPrompt]) -> list[Record]:
+        """Return the completions of held-out prompts, with the same random numbers each time, and their figures."""
+        sampled = self._sample(model, prompts, mix_seed(self.config.runtime.seed, 9))
         rewards, scored = self._rewards(prompts, sampled), self._scored(model, sampled)
         return [
             {
                 "line": number + 1,
-                "prompt": one.messages[-1].content,
-                **({"answer": one.answer} if one.answer else {}),
-                "completion": sampled[number].text,
-                "tokens": len(sampled[number].token_ids),
-                "finished": sampled[number].finished,
+                "prompt": one.prompt.messages[-1].content,
+                **({"answer": one.prompt.answer} if one.prompt.answer else {}),
+                "completion": made.text,
+                "tokens": len(made.token_ids),
                 "kl": float(scored["kl"][number]),
-                **{name: float(values[number]) for name, values in rewards.items() if name != "finished"},
+                **{name: float(values[number]) for name, values in rewards.items()},
+                "finished": made.finished,
             }
-            for number, one in enumerate(prompts)
+            for number, (one, made) in enumerate(zip(prompts, sampled, strict=True))
         ]
 
-    def _sample(self, model: TokenModel, prompts: Sequence[Sequence[int]], seed: int) -> list[Sampled]:
-        dtype = self.config.precision.dtype
-        return sample_completions(model, self.tokenizer, self.template, prompts, self.settings, dtype, seed)
+    def _sample(self, model: TokenModel, prompts: Sequence[EncodedPrompt], seed: int) -> list[Sampled]:
+        ids, dtype = [one.token_ids for one in prompts], self.config.precision.dtype
+        return sample_completions(model, self.tokenizer, self.template, ids, self.settings, dtype, seed)
 
-    def _rewards(self, prompts: Sequence[Prompt], sampled: Sequence[Sampled]) -> dict[str, Tensor]:
+    def _rewards(self, prompts: Sequence[EncodedPrompt], sampled: Sequence[Sampled]) -> dict[str, Tensor]:
         """Return ``reward`` of each completion, its parts if there are several, and ``finished``."""
-        samples = [
-            Sample(one.messages, made.text, one.answer, made.finished)
-            for one, made in zip(prompts, sampled, strict=True)
-        ]
-        total, parts = self.rewards(samples)
+        rewarded = self.rewards(samples_of(prompts, sampled))
         finished = torch.tensor([float(one.finished) for one in sampled])
-        found = {"reward": torch.tensor(total) - self.settings.unfinished_penalty * (1 - finished)}
-        if len(parts) > 1:
-            found |= {name: torch.tensor(values) for name, values in parts.items()}
-        return {**found, "finished": finished}
+        reward = torch.tensor(rewarded.total) - self.settings.unfinished_penalty * (1 - finished)
+        parts = rewarded.values if len(rewarded.values) > 1 else {}
+        named = {f"reward_{name}": torch.tensor(values) for name, values in parts.items()}
+        return {"reward": reward, **named, "finished": finished}
 
     def _scored(self, model: NeuralModel, sampled: Sequence[Sampled]) -> dict[str, Tensor]:
         """Return the tokens of completions, their log-probabilities and values, and their KL from the reference."""
-        rollout = collate_completions(sampled)
-        given = (
-            rollout["token_ids"],
-            rollout["targets"],
-            self.settings.temperature,
-            self.config.precision.dtype,
-        )
+        rollout, dtype = collate_completions(sampled), self.config.precision.dtype
+        given = rollout["token_ids"], rollout["targets"], self.settings.temperature, dtype
         log_p, values = score_completions(model, *given)
         with self.reference.beside(model) as reference:
             reference_log_p, _ = score_completions(reference, *given)
@@ -223,17 +196,18 @@ class PolicyTuning(Stage):
         """Return the first held-out prompt and a completion."""
         if not self.config.logging.sample_tokens:
             return ""
-        (made,) = self._sample(model, self.validation_ids[:1], mix_seed(self.config.runtime.seed, 9))
-        return f"{self.validation[0].messages[-1].content}{ANSWER_MARK}{sample_for_people(made.text)}"
+        first = self.validation[:1]
+        (made,) = self._sample(model, first, mix_seed(self.config.runtime.seed, 9))
+        return f"{first[0].prompt.messages[-1].content}{ANSWER_MARK}{sample_for_people(made.text)}"
 
     def describe(self) -> str:
         """Return the numbers of prompts and of rollouts, and the rewards."""
         rollouts = -(-self.config.training.steps // self.every)
+        columns = filter(None, [*self.columns.texts, self.columns.target])
         return (
             f"{counted(len(self.train), 'prompts')}, {len(self.validation):,} held out; "
             f"{counted(rollouts, 'rollouts')} of {counted(self.settings.rollout_size, 'completions')}; "
-            f"rewards {', '.join(self.settings.rewards)}; columns "
-            f"{', '.join([*self.columns.texts, *self.columns.answers])}"
+            f"rewards {', '.join(self.settings.rewards)}; columns {', '.join(columns)}"
         )
 
 
@@ -247,9 +221,15 @@ class StopAtKL(Callback):
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Stop if the KL divergence of the rollout is above the limit."""
         if (kl := metrics.others["kl"]) > self.limit:
-            state.stop_reason = (
-                f"the KL divergence is {kl:.3g} nats per completion, above alignment.kl_limit"
-            )
+            state.stop_reason = f"the KL divergence is {kl:.3g} nats per completion, above alignment.kl_limit"
+
+
+def samples_of(prompts: Sequence[EncodedPrompt], sampled: Sequence[Sampled]) -> list[Sample]:
+    """Return completions as rewards take them."""
+    return [
+        Sample(one.prompt.messages, made.text, one.prompt.answer, made.finished)
+        for one, made in zip(prompts, sampled, strict=True)
+    ]
 
 
 def set_up(request: SetupRequest) -> NewRun:
@@ -260,21 +240,22 @@ def set_up(request: SetupRequest) -> NewRun:
 
 
 def _write(request: SetupRequest, folder: Path) -> RunSetup:
-    """Read the prompts into ``folder``, and keep the parent as the reference."""
-    parent, config = request.parent_model, request.config
-    settings = replace(config.alignment, rewards=tuple(map(absolute, config.alignment.rewards)))
+    """Read the prompts into ``folder``, and keep the parent as the reference, and the models of rewards."""
+    parent, config, console = request.parent_model, request.config, request.console
+    texts = [parse_reward(one).with_path(absolute) for one in config.alignment.rewards]
+    settings, task = replace(config.alignment, rewards=tuple(texts)), config.finetuning.task
     config = replace(config, alignment=settings)
-    data = PromptData.read(config, request.console)
+    data = PromptData.read(config, console)
     data_hash = data.save(folder / "data")
     metadata = ModelMetadata(
         lora=config.lora if config.lora.rank else None,
         columns=parent.metadata.columns,
         start_text=parent.metadata.start_text,
         chat_template=parent.metadata.chat_template,
-        value_head=config.finetuning.task is TaskKind.ppo,
+        value_head=task is TaskKind.ppo,
     )
-    group = settings.group_size if config.finetuning.task is TaskKind.grpo else 1
-    rows = len(data.train) * group * settings.rollout_epochs
+    per_epoch = len(data.train) * (settings.group_size if task is TaskKind.grpo else 1)
+    rows = per_epoch * settings.rollout_epochs
     setup = fine_tuned(config, parent, parent.tokenizer, metadata, rows, data_hash)
     assert setup.model
     if settings.rollout_size % setup.config.training.batch_size:
@@ -282,17 +263,50 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
             f"alignment.rollout_size is {settings.rollout_size}; expected a multiple of training.batch_size, "
             f"{setup.config.training.batch_size}"
         )
-    source = source_of_examples(config.finetuning.data, data_hash)
+    models = load_reward_models(texts, console)
+    _try_rewards(setup.config, parent, data, models, console)
     companions = companions_of(setup.config, setup.model, parent.tokenizer, metadata)
-    return replace(setup, source=source, companions=companions)
+    return replace(setup, companions={**companions, **models})
+
+
+def absolute(path: str) -> str:
+    """Return the absolute path, so that the run can be resumed from any folder."""
+    return str(Path(path).resolve())
+
+
+def _try_rewards(
+    config: Config, parent: ModelFolder, data: PromptData, models: Mapping[str, ModelFolder], console: Console
+) -> None:
+    """Warn of a reward that is constant or slow for the completions of one rollout by the parent.
+
+    Raises ``DataError`` for a prompt without the answer that a reward needs, and for a reward that is not finite.
+    """
+    decided, settings, model = decide(config), config.alignment, parent.model
+    device, dtype = torch.device(decided.runtime.device), decided.precision.dtype
+    rewards = open_rewards(settings.rewards, models, device, dtype)
+    rewards.check_answers([one.answer for one in (*data.train, *data.validation)], config.finetuning.data)
+    template, tokenizer = ChatTemplate(parent.metadata.chat_template), parent.tokenizer
+    train, _ = (
+        encode_prompts(side, template, tokenizer, model.context_length, console)
+        for side in (data.train, data.validation)
+    )
+    prompts = (train * -(-settings.rollout_size // len(train)))[: settings.rollout_size]
+    ids, seed = [one.token_ids for one in prompts], mix_seed(config.runtime.seed, 10)
+    model.to(device).eval()
+    sampled = sample_completions(model, tokenizer, template, ids, settings, dtype, seed, console)
+    model.cpu()  # frees the memory of the device
+    for line in rewards(samples_of(prompts, sampled)).advice():
+        console.warn(line)
 
 
 def open_stage(run: RunContents) -> PolicyTuning:
     """Open reinforcement learning on the prompts of a run."""
-    reference = reference_of(run)
+    reference, config = reference_of(run), run.config
     assert reference
+    device = torch.device(config.runtime.device)
+    rewards = open_rewards(config.alignment.rewards, run.companions(), device, config.precision.dtype)
     data = PromptData.open(run.examples())
-    return PolicyTuning(run.config, data, run.tokenizer(), run.metadata(), run.path, reference)
+    return PolicyTuning(config, data, run.tokenizer(), run.metadata(), run.path, reference, rewards)
 
 
 def next_steps(_: Config) -> list[NextStep]:

@@ -118,7 +118,7 @@ def adapted_kl(weight: float, kl: float, target: float) -> float:
 def grpo_advantages(
     rewards: Float[Tensor, " N"], mask: Float[Tensor, "N T"], settings: AlignmentConfig
 ) -> dict[str, Tensor]:
-    """Return ``advantages`` of each token, that of its completion in the group of its prompt (E22), and ``no_variance``.
+    """Return ``advantages`` of each token, that of its completion in its group (E22), and ``no_variance``.
 
     The latter is 1 for the completions of a group whose rewards are all equal, from which nothing is learned. The
     completions of a prompt follow each other.
