@@ -40,6 +40,7 @@ from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check
 from wholegpt.stages.definition import RunContents
 from wholegpt.stages.registry import STAGES
+from wholegpt.stages.rewards.specification import parse_reward
 from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
 from wholegpt.training.trackers import EVENTS_PREFIX, TENSORBOARD
 from wholegpt.training.tracking import TRACKER_ID
@@ -217,6 +218,10 @@ def with_absolute_paths(config: Config) -> Config:
             **{name: _absolute(getattr(finetuning, name)) for name in ("model", "chat_template")},
             data=finetuning.data if is_built_in(finetuning.data) else _absolute_source(finetuning.data),
             validation=_absolute_source(finetuning.validation),
+        ),
+        alignment=replace(
+            config.alignment,
+            rewards=tuple(parse_reward(one).with_path(_absolute) for one in config.alignment.rewards),
         ),
     )
 
