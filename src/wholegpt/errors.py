@@ -33,7 +33,8 @@ class WholeGPTError(Exception):
 
 
 _PLURAL = re.compile(
-    r"\b(conversation|document|example|file|folder|line|pair|question|row|thread)s\b( that are\b)?|^that are\b"
+    r"\b(completion|conversation|document|example|file|folder|line|pair|prompt|question|row|thread)s\b"
+    r"( that are\b)?|^that are\b"
 )
 """The nouns that are counted in messages, with the beginning of a relative clause."""
 

@@ -93,7 +93,9 @@ def test_log_probabilities_are_of_the_distribution_that_was_sampled(settings: Al
     """Computed here from the logits of the whole sequence, with the excluded special tokens and the truncation."""
     model = tiny_policy()
     sampled, _ = rollout_of(model, settings, PROMPTS)
-    excluded = {TOKENIZER.id_of(name) for name in TEMPLATE.special_tokens} - {TOKENIZER.id_of(TEMPLATE.end_of_turn)}
+    excluded = {TOKENIZER.id_of(name) for name in TEMPLATE.special_tokens} - {
+        TOKENIZER.id_of(TEMPLATE.end_of_turn)
+    }
     for one in sampled:
         with torch.no_grad():
             logits = model(torch.tensor([[*one.prompt_ids, *one.token_ids]]))[0]
@@ -136,8 +138,12 @@ def test_scoring_does_not_depend_on_padding_or_neighbors() -> None:
         mask = alone["targets"][0] != IGNORED
         length = len(mask)
         assert values is not None
-        torch.testing.assert_close(rollout["old_log_p"][row, :length].double()[mask], log_p[0][mask], atol=1e-6, rtol=0)
-        torch.testing.assert_close(rollout["values"][row, :length][mask], values[0].float()[mask], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            rollout["old_log_p"][row, :length].double()[mask], log_p[0][mask], atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            rollout["values"][row, :length][mask], values[0].float()[mask], atol=1e-6, rtol=0
+        )
 
 
 # --- Advantages --------------------------------------------------------------------------------------
@@ -199,9 +205,7 @@ def test_kl_is_0_for_equal_models_and_positive_otherwise() -> None:
 # --- Objective ---------------------------------------------------------------------------------------
 
 
-def batch_of(
-    model: Transformer, settings: AlignmentConfig, task: TaskKind = TaskKind.grpo
-) -> PolicyBatch:
+def batch_of(model: Transformer, settings: AlignmentConfig, task: TaskKind = TaskKind.grpo) -> PolicyBatch:
     _, rollout = rollout_of(model, settings, PROMPTS)
     mask = (rollout["targets"] != IGNORED).float()
     torch.manual_seed(3)
@@ -216,7 +220,9 @@ def batch_of(
     return PolicyBatch(rollout.pop("token_ids"), rollout.pop("targets"), rollout)
 
 
-def gradient(model: Transformer, objective: PolicyObjective, parts: list[PolicyBatch], count: int) -> torch.Tensor:
+def gradient(
+    model: Transformer, objective: PolicyObjective, parts: list[PolicyBatch], count: int
+) -> torch.Tensor:
     model.zero_grad()
     for part in parts:
         (objective(model, part).total / count).backward()
@@ -246,7 +252,9 @@ def test_split_order_and_padding_change_nothing(task: TaskKind, normalization: P
         return torch.nn.functional.pad(tensor, (0, 5), value=value) if tensor.ndim == 2 else tensor
 
     wider = PolicyBatch(
-        padded(batch.token_ids, 3), padded(batch.targets, IGNORED), {k: padded(v) for k, v in batch.tensors.items()}
+        padded(batch.token_ids, 3),
+        padded(batch.targets, IGNORED),
+        {k: padded(v) for k, v in batch.tensors.items()},
     )
     torch.testing.assert_close(gradient(model, objective, [wider], count), whole, atol=1e-6, rtol=0)
 
@@ -280,3 +288,191 @@ def test_truncated_sampling_is_corrected_by_importance_weights() -> None:
     metrics = PolicyObjective(settings, TaskKind.grpo)(model, batch).metrics
     total, count = metrics["generation_difference_nats"]
     assert float(total) / count == pytest.approx(float(-weights.log().mean()), rel=1e-4)
+
+
+# --- Runs --------------------------------------------------------------------------------------------
+
+WORDS = ("wren", "heron", "robin", "owl", "kite", "swan", "duck", "crow", "lark", "stork", "tern", "gull")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "training": {"steps": 8, "batch_size": 8},
+    "alignment": {"rewards": ("contains:yes",), "group_size": 4, "rollout_size": 16, "completion_tokens": 12},
+    "evaluation": {"every": 4},
+    "checkpointing": {"every": 4},
+    "logging": {"sample_tokens": 20, "sample_every": 4},
+    "data": {"validation_fraction": 0.25},
+    "precision": {"dtype": "float32"},
+    "runtime": {"device": "cpu"},
+    "optimizer": {"learning_rate": 0.003},
+}
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers a word with the word and yes or no."""
+    folder = tmp_path_factory.mktemp("talker")
+    rows = [{"prompt": f"{word}?", "response": f"{word} {end}"} for word in WORDS for end in ("yes", "no")]
+    (folder / "talk.json").write_text(json.dumps(rows))
+    (folder / "prompts.json").write_text(json.dumps([{"prompt": f"{word}?"} for word in WORDS]))
+    (folder / "text.txt").write_text("\n".join(" ".join(row.values()) for row in rows) * 20)
+    model = {"context_length": 40, "n_layers": 1}
+    base = tiny_config(folder / "text.txt", model=model, tokenizer={"kind": "byte"}, training={"steps": 60})
+    parent = api.train(config=base, out=folder / "base", console=QUIET)
+    tuned = configure(
+        {
+            "training": {"steps": 60},
+            "optimizer": {"learning_rate": 0.01},
+            **{name: SETTINGS[name] for name in ("precision", "runtime")},
+        },
+        wg.recipe("instruct"),
+    )
+    return api.finetune(
+        parent.path, folder / "talk.json", task="instruct", config=tuned, out=folder / "talker", console=QUIET
+    ).path
+
+
+def policy_run(talker: Path, out: Path, method: str = "grpo", **changes: dict[str, Any]) -> wg.Run[Any]:
+    settings = {name: {**fields, **changes.get(name, {})} for name, fields in SETTINGS.items()}
+    settings |= {name: fields for name, fields in changes.items() if name not in settings}
+    if method == "ppo" and "group_size" not in changes.get("alignment", {}):
+        del settings["alignment"]["group_size"]
+    config = configure(settings, wg.recipe(method))
+    prompts = talker.parent / "prompts.json"
+    return api.align(talker, prompts, method=method, config=config, out=out, console=QUIET)
+
+
+@pytest.mark.parametrize(("method", "lora"), [("grpo", 0), ("grpo", 4), ("ppo", 0), ("ppo", 4)])
+def test_the_reward_rises(method: str, lora: int, talker: Path, tmp_path: Path) -> None:
+    run = policy_run(
+        talker,
+        tmp_path / "run",
+        method,
+        training={"steps": 40, "batch_size": 16},
+        lora={"rank": lora},
+        optimizer={"learning_rate": 0.01 if lora else 0.003},
+    )
+    trained = [line for line in run.metrics if line["kind"] == "train"]
+    assert trained[0]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert trained[0]["kl"] == pytest.approx(0, abs=1e-6) and trained[-1]["kl"] > 0.01
+    result = run.validation.to_json()
+    before, after = result["reward_before"]["value"], result["reward"]["value"]
+    print(f"{method}, LoRA {lora}: mean reward {before:.2f} before, {after:.2f} after")
+    assert after > before + 0.15
+    assert {"entropy", "completion_tokens", "finished", "clip_fraction", "reward"} <= trained[0].keys()
+    assert ("no_variance" in trained[0]) is (method == "grpo")
+    assert ("explained_variance" in trained[0]) is (method == "ppo")
+    record = run.validation.records[0]
+    assert record["prompt"].rstrip("?") in WORDS and {"completion", "completion_before"} <= record.keys()
+
+
+def test_a_value_head_stays_in_the_run(talker: Path, tmp_path: Path) -> None:
+    """Training needs it; whatever loads the model gets the language model alone."""
+    run = policy_run(talker, tmp_path / "run", "ppo", training={"steps": 2})
+    folder = next((run.path / "checkpoints").glob("step-*2"))
+    assert load_metadata(folder).value_head
+    whole, plain = load_model(folder, with_value_head=True), load_model(folder)
+    assert isinstance(whole.model, TaskModel) and not isinstance(plain.model, TaskModel)
+    assert not plain.metadata.value_head
+    assert wg.load(run.path).chat([{"role": "user", "content": "owl?"}], max_tokens=5).token_ids
+    wg.export_model(run.path, "huggingface", tmp_path / "exported")
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_a_stopped_run_continues_bit_for_bit(method: str, talker: Path, tmp_path: Path) -> None:
+    """Also in the middle of a rollout, which is read from the run's folder."""
+    changes = {"alignment": {"rollout_epochs": 2, "kl": 0.05}, "checkpointing": {"every": 3}}
+    whole = policy_run(talker, tmp_path / "whole", method, **changes)
+    stopped = policy_run(talker, tmp_path / "stopped", method, **changes)
+    for step in (8, 6):
+        for file in (stopped.path / "checkpoints" / f"step-{step:08d}").rglob("*"):
+            file.unlink() if file.is_file() else None
+    again = api.resume(stopped.path, console=QUIET)
+    ends = [
+        load_model(next((one.path / "checkpoints").glob("step-*8")), with_value_head=True)
+        for one in (whole, again)
+    ]
+    assert all(
+        tensor.equal(ends[1].model.state_dict()[name]) for name, tensor in ends[0].model.state_dict().items()
+    )
+
+
+def test_a_rollout_holds_what_was_sampled(talker: Path, tmp_path: Path) -> None:
+    run = policy_run(talker, tmp_path / "run", training={"steps": 1})
+    rollout = RolloutStore(run.path).read(0)
+    stage = open_stage(run.path)
+    assert rollout is not None and isinstance(stage, PolicyTuning)
+    assert len(rollout["token_ids"]) == 16
+    for row in range(16):
+        targets = rollout["targets"][row]
+        text = stage.tokenizer.decode(targets[targets != IGNORED].tolist())
+        assert rollout["reward"][row] == float("yes" in text)
+    groups = rollout["advantages"].sum(1).view(4, 4)
+    lengths = (rollout["targets"] != IGNORED).sum(1).view(4, 4)
+    torch.testing.assert_close((groups / lengths).sum(1), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_a_run_stops_at_its_limit_of_kl(talker: Path, tmp_path: Path) -> None:
+    run = policy_run(
+        talker,
+        tmp_path / "run",
+        training={"steps": 40},
+        alignment={"kl_limit": 0.02},
+        optimizer={"learning_rate": 0.01},
+    )
+    assert run.state.step < 40 and "above alignment.kl_limit" in run.state.stop_reason
+    state = TrainingState()
+    StopAtKL(0.5).after_step(state, StepMetrics(0.0, 0.0, None, 1, 1.0, {"kl": 0.4}))
+    assert not state.stop_reason
+
+
+def test_what_is_refused(talker: Path, tmp_path: Path) -> None:
+    base = talker.parent / "base"
+    with pytest.raises(ConfigError, match="has no chat template"):
+        policy_run(base, tmp_path / "none")
+    for changes, message in (
+        ({"rewards": ()}, "grpo needs a reward"),
+        ({"rewards": ("exat",)}, r"no reward is called 'exat'.*exact"),
+        ({"rollout_size": 18}, "expected a multiple of alignment.group_size, 4"),
+        ({"rollout_size": 12}, r"expected a multiple of training\.batch_size, 8"),
+        ({"temperature": 0.0}, r"alignment\.temperature is 0"),
+        ({"value_weight": 0.2}, r"alignment\.value_weight is for ppo, not for grpo"),
+        ({"beta": 0.2}, r"alignment\.beta is for dpo, not for grpo"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            policy_run(talker, tmp_path / "none", alignment=changes)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--training.steps", "1", "--training.batch-size", "8", "--alignment.rollout-size", "8"]
+    command = [
+        "align",
+        str(talker),
+        "--method",
+        "grpo",
+        "--data",
+        str(talker.parent / "prompts.json"),
+        *options,
+    ]
+    command += ["--reward", "contains:yes", "--reward", "0.1*length:2", "--alignment.completion-tokens", "8"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--json", "--quiet"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["stage"] == "grpo" and result["steps"] == 1
+    parts = [result["validation"][name]["value"] for name in ("reward_contains", "reward_length")]
+    assert result["validation"]["reward"]["value"] == pytest.approx(parts[0] + 0.1 * parts[1], abs=1e-6)
+
+
+def test_a_constant_reward_is_said_at_once(
+    talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--training.steps", "1", "--training.batch-size", "8", "--alignment.rollout-size", "8"]
+    command = [
+        "align",
+        str(talker),
+        "--method",
+        "grpo",
+        "--data",
+        str(talker.parent / "prompts.json"),
+        *options,
+    ]
+    assert main([*command, "--reward", "contains:xyzzy", "--out", str(tmp_path / "run")]) == 0
+    assert "the reward contains is 0 for all completions" in " ".join(capsys.readouterr().err.split())

@@ -32,7 +32,6 @@ from wholegpt.stages.alignment.reward_model import (
     RewardObjective,
     RewardTraining,
     encode_answers,
-    score_completions,
 )
 from wholegpt.tokenizers import Tokenizer, byte_tokenizer
 from wholegpt.training.loop import accumulate_gradients
@@ -292,7 +291,7 @@ def test_rewards_of_texts(align: Align, tmp_path: Path) -> None:
     expected = lm.rewards(prompts, completions)
     assert sum(expected[::2]) > sum(expected[1::2])
     loaded = load_model(model_folder(run.path, "best", QUIET))
-    assert score_completions(loaded, samples) == pytest.approx(expected, abs=1e-6)
+    assert RewardModel.of(loaded).score(samples) == pytest.approx(expected, abs=1e-6)
     rewarding = RewardModel.load(run.path)
     assert rewarding.score(samples[::-1])[::-1] == pytest.approx(expected, abs=1e-5)
     assert [rewarding.score([one])[0] for one in samples] == pytest.approx(expected, abs=1e-5)

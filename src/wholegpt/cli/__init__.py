@@ -43,6 +43,7 @@ EXTRAS = {
     "ftfy": "data",
     "gguf": "gguf",
     "huggingface_hub": "hub",
+    "jsonschema": "constraints",
     "llguidance": "constraints",
     "lm_eval": "lm-eval",
     "lxml": "data",

@@ -42,18 +42,32 @@ app = App(name="data", help=HELP, sort_key=6, synonym=("corpus", "dataset", "pre
 
 @app.command(name="list")
 def list_corpora(*, common: CommonOptions = Common()) -> None:
-    """List the corpora that are available by name.
+    """List the corpora and the built-in tasks that are available by name.
 
     Examples
     --------
     wholegpt data list
     wholegpt train python-docs
+    wholegpt finetune runs/mine --task instruct --data addition:100
 
     """
     from wholegpt.data import CORPORA
+    from wholegpt.data.examples.built_in import TASKS
 
-    result = {"corpora": {name: corpus.description for name, corpus in CORPORA.items()}}
-    common.show(result, table(list(result["corpora"].items())))
+    corpora = {name: corpus.description for name, corpus in CORPORA.items()}
+    tasks = {name: task.description for name, task in TASKS.items()}
+    common.show(
+        {"corpora": corpora, "tasks": tasks},
+        "\n".join(
+            (
+                "corpora: `train NAME`",
+                table(list(corpora.items())),
+                "",
+                "tasks: `finetune --task instruct --data NAME` or `NAME:EXAMPLES`, `align --data NAME`",
+                table(list(tasks.items())),
+            )
+        ),
+    )
 
 
 @app.command

@@ -28,6 +28,7 @@ from wholegpt.checkpoint import (
 )
 from wholegpt.console import command_line
 from wholegpt.data import PreparedData
+from wholegpt.data.examples.built_in import is_built_in
 from wholegpt.data.examples.files import EXAMPLE_FILES
 from wholegpt.data.reading.corpora import HUB_PREFIX
 from wholegpt.data.reading.sources import STANDARD_INPUT
@@ -39,6 +40,7 @@ from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check
 from wholegpt.stages.definition import RunContents
 from wholegpt.stages.registry import STAGES
+from wholegpt.stages.rewards.specification import parse_reward
 from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
 from wholegpt.training.trackers import EVENTS_PREFIX, TENSORBOARD
 from wholegpt.training.tracking import TRACKER_ID
@@ -170,7 +172,8 @@ def lineage_of(
 def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     """Raise ``RunError`` if a run in ``folder`` would overwrite something that it may not."""
     settings = config.finetuning
-    trained_on = [source for source in (*config.data.source, settings.data, settings.validation) if source]
+    examples = "" if is_built_in(settings.data) else settings.data
+    trained_on = [source for source in (*config.data.source, examples, settings.validation) if source]
     for source, use in [
         *((one, "trains on") for one in trained_on),
         (settings.model, "starts from"),
@@ -213,7 +216,12 @@ def with_absolute_paths(config: Config) -> Config:
         finetuning=replace(
             finetuning,
             **{name: _absolute(getattr(finetuning, name)) for name in ("model", "chat_template")},
-            **{name: _absolute_source(getattr(finetuning, name)) for name in ("data", "validation")},
+            data=finetuning.data if is_built_in(finetuning.data) else _absolute_source(finetuning.data),
+            validation=_absolute_source(finetuning.validation),
+        ),
+        alignment=replace(
+            config.alignment,
+            rewards=tuple(parse_reward(one).with_path(_absolute) for one in config.alignment.rewards),
         ),
     )
 

@@ -24,6 +24,7 @@ import msgspec
 
 from wholegpt.console import Console
 from wholegpt.data.chat.messages import (
+    JOINED_BY,
     MESSAGES,
     SYSTEM,
     decode_list,
@@ -33,11 +34,11 @@ from wholegpt.data.chat.messages import (
     with_system,
 )
 from wholegpt.data.chat.template import Conversation, Message
+from wholegpt.data.examples.built_in import Exercise, built_in_exercises
 from wholegpt.data.examples.columns import DETECTED, TaskColumns
 from wholegpt.data.examples.files import open_examples, save_examples
 from wholegpt.data.permutation import held_out_indices
 from wholegpt.data.reading.decoding import ReadingReport
-from wholegpt.data.reading.row import by_lower_name
 from wholegpt.data.reading.tables import Reading, Table
 from wholegpt.errors import ConfigError, DataError, counted
 from wholegpt.settings.schema import Config
@@ -49,8 +50,6 @@ CHOICES = ("choices", "options", "answers")
 """Columns of multiple-choice questions, which are not conversations."""
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
 HISTORY = "history"
-JOINED_BY = "\n\n"
-"""Separator of an instruction and its input."""
 ASKING = ("user", "assistant")
 """The roles of the texts of a pair."""
 QUIET = Console(quiet=True)
@@ -68,12 +67,16 @@ class ConversationData:
 
     @classmethod
     def read(cls, config: Config, console: Console = QUIET, source: str = "") -> "ConversationData":
-        """Read the tables that ``config.finetuning`` names, or ``source`` for the training examples.
+        """Read the tables or the built-in task that ``config.finetuning`` names, or the table ``source`` for the
+        training examples.
 
         Rows without a conversation of text are skipped if ``data.on_bad_line`` is skip. Raises ``DataError`` for tables
         without conversations.
         """
         settings = config.finetuning
+        if not source and (exercises := built_in_exercises(config)):
+            train, validation = ([_pair_of(one) for one in side] for side in exercises)
+            return cls(train, validation, TaskColumns(("prompt",), (), "answer"))
         source = source or settings.data
         if not source:
             raise ConfigError("no training examples are named; give --data FILE")
@@ -98,6 +101,10 @@ class ConversationData:
     def save(self, folder: Path) -> str:
         """Write the conversations into a new ``folder``; return the hash of all."""
         return save_examples(folder, self.columns, self.train, self.validation)
+
+
+def _pair_of(exercise: Exercise) -> Conversation:
+    return Message("user", exercise.prompt), Message("assistant", exercise.answer)
 
 
 def held_out_by_prompt(
@@ -169,19 +176,8 @@ def read_conversations(
     conversation, unless ``reading`` skips such rows, and listing the columns if none holds answers.
     """
     form, reading = _form_of(table, columns), reading or Reading()
-    found = list[Conversation]()
-    problem = ""
-    for row in range(len(table.rows)):
-        try:
-            found.append(form.conversation(table.rows[row], table.where(row)))
-        except DataError as error:
-            reading.skip_record(error)
-            problem = problem or str(error)
-    if not found:
-        raise DataError(f"{table.path}: none of {len(table.rows):,} rows is a conversation; {problem}")
-    used = [name for name in form.names if name]
-    if unused := [name for name in table.columns if name not in used]:
-        console.note(f"{table.path}: columns {', '.join(used)}; not used: {', '.join(unused)}")
+    found = reading.examples(table, form.conversation, "a conversation")
+    table.note_unused(form.names, console)
     fields = sorted(set[str]().union(*(unused_fields(row.get(form.messages)) for row in table.rows)))
     if fields:
         console.note(f"{table.path}: fields of messages that are not used: {', '.join(fields)}")
@@ -237,11 +233,7 @@ def _form_of(table: Table, columns: TaskColumns) -> _Form:
     """Return the format of a table's conversations. Raises ``DataError`` listing the columns if there is
     none.
     """
-    by_name = by_lower_name(table.columns)
-
-    def first(names: Sequence[str], *others: str) -> str:
-        return next((by_name[name] for name in names if name in by_name and by_name[name] not in others), "")
-
+    first = table.first_of
     listed = first(MESSAGES)
     if listed and not columns.texts and columns.target in ("", listed):
         return _Form(listed, (), "", first(SYSTEM), "")

@@ -25,6 +25,8 @@ TOOL_ROLES = (
 """Roles of tool calls and of their results."""
 TOOL_FIELDS = ("tool_calls", "function_call", "tool_call_id", "tools", "functions")
 MEDIA_FIELDS = ("image", "images", "audio", "audios", "video", "videos")
+JOINED_BY = "\n\n"
+"""Separator of an instruction and its input."""
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from"), ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text."""
@@ -48,16 +50,54 @@ def read_messages(value: Any, where: str) -> Conversation:
 
 def conversation_of(value: Any, where: str) -> Conversation:
     """Return the conversation like ``read_messages``, but without requiring an answer."""
+    return checked_conversation(messages_of(value, where, "a list of messages"), where)
+
+
+def messages_of(value: Any, where: str, expected: str) -> Conversation:
+    """Return the messages in a list, which may be given as JSON text, in any order of roles.
+
+    Raises ``DataError`` naming what was ``expected``.
+    """
     value = decode_list(value)
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: expected a list of messages, found {value!r:.60}")
-    messages = [read_message(one, f"{where}: message {number}") for number, one in enumerate(value, 1)]
-    messages = [one for one in messages if one.content.strip() or one.role != "system"]
+        raise DataError(f"{where}: expected {expected}, found {value!r:.60}")
+    return tuple(read_message(one, f"{where}: message {number}") for number, one in enumerate(value, 1))
+
+
+def checked_conversation(messages: Conversation, where: str) -> Conversation:
+    """Return a conversation without empty system messages. Raises ``DataError`` unless its roles alternate."""
+    messages = tuple(one for one in messages if one.content.strip() or one.role != "system")
     try:
         check_conversation(messages, where)
     except ConfigError as error:
         raise DataError(str(error)) from None
-    return tuple(messages)
+    return messages
+
+
+def prompt_of(values: Sequence[Any], where: str) -> Conversation:
+    """Return the messages of a prompt: a text and its input, or a list of messages, which may be in an object.
+
+    Return none if there is neither.
+    """
+    first = values[0] if values else None
+    if isinstance(first, Mapping) and "messages" in first:
+        first = first["messages"]
+    if (first is not None and not isinstance(first, str)) or (
+        isinstance(first, str) and is_message_list(first)
+    ):
+        return messages_of(first, f"{where}: the prompt", "a text or a list of messages")
+    texts = [one for one in values if isinstance(one, str) and one.strip()]
+    return (Message("user", JOINED_BY.join(texts)),) if texts else ()
+
+
+def is_message_list(text: str) -> bool:
+    """Return whether a text is the JSON of a list of messages, and not a text that happens to be JSON."""
+    listed = decode_list(text) if text.lstrip().startswith("[") else None
+    return (
+        isinstance(listed, list)
+        and bool(listed)
+        and all(isinstance(one, Mapping) and not {*ROLE_FIELDS}.isdisjoint(one) for one in listed)
+    )
 
 
 def with_system(messages: Conversation, system: Any, field: str, where: str) -> Conversation:

@@ -14,6 +14,7 @@ For reward models, ``margin`` may say by how much the chosen answer is better.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import ASKED, GIVEN, JOINED_BY, held_out_by_prompt
+from wholegpt.data.chat.conversations import ASKED, GIVEN
 from wholegpt.data.chat.messages import (
-    ROLE_FIELDS,
     SYSTEM,
-    decode_list,
-    read_message,
+    checked_conversation,
+    is_message_list,
+    messages_of,
+    prompt_of,
     refuse_tools_and_media,
     with_system,
 )
-from wholegpt.data.chat.template import Conversation, Message, check_conversation
+from wholegpt.data.chat.splits import read_split
+from wholegpt.data.chat.template import Conversation, Message
+from wholegpt.data.examples.built_in import refuse_built_in
 from wholegpt.data.examples.columns import TaskColumns
 from wholegpt.data.examples.files import open_examples, save_examples
-from wholegpt.data.reading.row import by_lower_name
 from wholegpt.data.reading.tables import Reading, Table, number_of
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import DataError
 from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import Config
 
@@ -78,25 +81,9 @@ class PreferenceData:
         Rows that are not a pair are skipped if ``data.on_bad_line`` is skip. Raises ``DataError`` for tables without
         pairs, and if the validation examples have a prompt of the training examples.
         """
-        settings = config.finetuning
-        if not settings.data:
-            raise ConfigError("no training examples are named; give --data FILE")
-        reading = Reading.of(config.data, settings.data, settings.validation)
-        margins = settings.task is TaskKind.reward
-        pairs, columns = read_pairs(reading.table(Path(settings.data)), reading, console, margins)
-        if settings.validation:
-            validation, _ = read_pairs(reading.table(Path(settings.validation)), reading, console, margins)
-            reading.show(console)
-            common = {one.prompt for one in pairs} & {one.prompt for one in validation}
-            if common:
-                raise DataError(
-                    f"{settings.validation}: {len(common):,} of its prompts are in {settings.data}, too, so the "
-                    "results of validation would be too optimistic; remove them, or leave out --validation"
-                )
-            return cls(pairs, validation, columns)
-        reading.show(console)
-        train, validation = held_out_by_prompt(settings.data, pairs, lambda one: one.prompt, config, "pairs")
-        return cls(train, validation, columns)
+        refuse_built_in(config.finetuning.data, "pairs of a chosen and a rejected answer")
+        read = partial(read_pairs, margins=config.finetuning.task is TaskKind.reward)
+        return cls(*read_split(config, read, lambda one: one.prompt, "pairs", console))
 
     @classmethod
     def open(cls, folder: Path) -> "PreferenceData":
@@ -117,39 +104,26 @@ def read_pairs(
     Raises ``DataError`` naming the line of a row that is not a pair, unless ``reading`` skips such rows, and listing
     the columns if none holds answers.
     """
-    by_name = by_lower_name(table.columns)
-
-    def first(names: Sequence[str]) -> str:
-        return next((by_name[name] for name in names if name in by_name), "")
-
+    first = table.first_of
     chosen, rejected = first(CHOSEN), first(REJECTED)
     if not (chosen and rejected):
         lacking = "chosen" if rejected else "rejected" if chosen else "chosen and rejected"
         raise DataError(
-            f"{table.path}: has no column of {lacking} answers; the columns are {', '.join(table.columns)}"
+            f"{table.path}: has no column of {lacking} answers; the columns are {', '.join(table.columns)} (prompts "
+            "without pairs are for --method grpo and ppo)"
         )
     asked = first(ASKED)
-    given = first([name for name in GIVEN if by_name.get(name) != asked])
-    texts, margin = tuple(name for name in (asked, given) if name), first(MARGIN) if margins else ""
-    columns = TaskColumns(texts, (chosen, rejected), margin)
-    system, pairs, problem = first(SYSTEM), list[PreferencePair](), ""
-    for number in range(len(table.rows)):
-        try:
-            pairs.append(_pair(table.rows[number], columns, system, table.where(number)))
-        except DataError as error:
-            reading.skip_record(error)
-            problem = problem or str(error)
-    if not pairs:
-        raise DataError(f"{table.path}: none of {len(table.rows):,} rows is a pair; {problem}")
-    used = [name for name in (*columns.texts, *columns.answers, system, margin) if name]
-    if unused := [name for name in table.columns if name not in used]:
-        console.note(f"{table.path}: columns {', '.join(used)}; not used: {', '.join(unused)}")
+    given, margin = first(GIVEN, asked), first(MARGIN) if margins else ""
+    texts = tuple(name for name in (asked, given) if name)
+    columns, system = TaskColumns(texts, (chosen, rejected), margin), first(SYSTEM)
+    pairs = reading.examples(table, lambda row, where: _pair(row, columns, system, where), "a pair")
+    table.note_unused((*columns.texts, *columns.answers, system, margin), console)
     return pairs, columns
 
 
 def _pair(row: Mapping[str, Any], columns: TaskColumns, system: str, where: str) -> PreferencePair:
     refuse_tools_and_media(row, where)
-    prompt = _prompt([row.get(name) for name in columns.texts], where)
+    prompt = prompt_of([row.get(name) for name in columns.texts], where)
     chosen, rejected = (
         _whole(prompt, _answer(row.get(name), f"{where}: {name}")) for name in columns.answers
     )
@@ -159,10 +133,7 @@ def _pair(row: Mapping[str, Any], columns: TaskColumns, system: str, where: str)
         raise DataError(f"{where}: has no prompt")
     if chosen == rejected:
         raise DataError(f"{where}: the two answers are equal, so neither is preferred")
-    try:
-        check_conversation(chosen, where)
-    except ConfigError as error:
-        raise DataError(str(error)) from None
+    checked_conversation(chosen, where)
     if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise DataError(f"{where}: the last message of a side must be the assistant's")
     whole = with_system(chosen[:-1], row.get(system), system, where)
@@ -188,43 +159,16 @@ def _whole(prompt: Conversation, side: Conversation) -> Conversation:
     return tuple(one for one in whole if one.content.strip() or one.role != "system")
 
 
-def _prompt(values: Sequence[Any], where: str) -> Conversation:
-    """Return the messages of a prompt: a text and its input, or messages; none if there is neither."""
-    first = values[0] if values else None
-    if isinstance(first, Mapping) and "messages" in first:
-        first = first["messages"]
-    if (first is not None and not isinstance(first, str)) or (isinstance(first, str) and _is_list(first)):
-        return _messages(first, f"{where}: the prompt")
-    texts = [one for one in values if isinstance(one, str) and one.strip()]
-    return (Message("user", JOINED_BY.join(texts)),) if texts else ()
-
-
 def _answer(value: Any, where: str) -> Conversation:
     """Return the messages of one side; a text is the assistant's answer."""
-    if isinstance(value, str) and not _is_list(value):
+    if isinstance(value, str) and not is_message_list(value):
         if not value.strip():
             raise DataError(f"{where}: is empty")
         return (Message("assistant", value),)
     if value is None:
         raise DataError(f"{where}: is missing")
-    return _messages([value] if isinstance(value, Mapping) else value, where)
-
-
-def _is_list(text: str) -> bool:
-    """Return whether a text is the JSON of a list of messages, and not a text that happens to be JSON."""
-    listed = decode_list(text) if text.lstrip().startswith("[") else None
-    return (
-        isinstance(listed, list)
-        and bool(listed)
-        and all(isinstance(one, Mapping) and not {*ROLE_FIELDS}.isdisjoint(one) for one in listed)
-    )
-
-
-def _messages(value: Any, where: str) -> Conversation:
-    listed = decode_list(value)
-    if not isinstance(listed, list) or not listed:
-        raise DataError(f"{where}: expected a text or a list of messages, found {value!r:.60}")
-    return tuple(read_message(one, f"{where}: message {number}") for number, one in enumerate(listed, 1))
+    listed = [value] if isinstance(value, Mapping) else value
+    return messages_of(listed, where, "a text or a list of messages")
 
 
 def mismatched(pairs: Sequence[PreferencePair], donors: Sequence[PreferencePair]) -> list[PreferencePair]:

@@ -108,7 +108,7 @@ def detect_choices(table: Table, columns: TaskColumns) -> TaskColumns:
 def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskColumns:
     wanted = 1 if task is TaskKind.classification else 2
     names = SCORE_NAMES if task is TaskKind.similarity else LABEL_NAMES
-    target = columns.target or _named(table, names) or _fewest_values(table, columns.texts)
+    target = columns.target or table.first_of(names) or _fewest_values(table, columns.texts)
     table.column(target)
     texts = columns.texts or _longest(table, wanted, target)
     for name in texts:
@@ -119,11 +119,6 @@ def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskCol
             f"{', '.join(texts) or 'none'} and '{target}' among {', '.join(table.columns)}"
         )
     return replace(columns, texts=tuple(texts), target=target)
-
-
-def _named(table: Table, names: Sequence[str]) -> str:
-    by_name = by_lower_name(table.columns)
-    return next((by_name[name] for name in names if name in by_name), "")
 
 
 def _fewest_values(table: Table, texts: Sequence[str]) -> str:
@@ -155,7 +150,7 @@ def _longest(table: Table, wanted: int, target: str) -> list[str]:
 
 
 def _choice_columns(table: Table, columns: TaskColumns) -> TaskColumns:
-    target = columns.target or _named(table, ANSWER)
+    target = columns.target or table.first_of(ANSWER)
     found = detect_choices(table, columns)
     if not target:
         raise DataError(f"{table.path}: has no column for answer; there are {', '.join(table.columns)}")

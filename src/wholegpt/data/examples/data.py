@@ -8,6 +8,7 @@ from statistics import fmean, pstdev
 import msgspec
 
 from wholegpt.console import Console
+from wholegpt.data.examples.built_in import refuse_built_in
 from wholegpt.data.examples.columns import TaskColumns, columns_in
 from wholegpt.data.examples.files import open_examples, save_examples
 from wholegpt.data.examples.tasks import Task, TaskExample, label_names, read_examples
@@ -35,6 +36,7 @@ class TaskData:
         settings, data = config.finetuning, config.data
         if not settings.data:
             raise ConfigError("no training examples are named; give --data FILE")
+        refuse_built_in(settings.data, f"examples of {settings.task}")
         columns = TaskColumns(settings.text_columns, settings.answer_columns, settings.label_column)
         reading = Reading.of(data, settings.data, settings.validation)
         table = reading.table(Path(settings.data))

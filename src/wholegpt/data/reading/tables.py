@@ -2,16 +2,16 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wholegpt.console import Console
 from wholegpt.data.reading.decoding import ReadingReport, Source, skip_record
 from wholegpt.data.reading.file_types import TABLES, is_table
 from wholegpt.data.reading.files import check_options, table_rows, useful_options
-from wholegpt.data.reading.row import LoneValue
+from wholegpt.data.reading.row import LoneValue, by_lower_name
 from wholegpt.data.reading.separated_rows import number_of
 from wholegpt.errors import DataError
 from wholegpt.settings.choices import OnBadLine, OnBadText
@@ -21,6 +21,7 @@ __all__ = ["Reading", "Table", "is_table", "number_of", "read_table"]
 
 LARGEST_TABLE = 2**30
 """Maximum bytes of a decompressed table."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ class Reading:
             raise DataError(f"{error}; --on-bad-line skip leaves such rows out") from error
         self.report.skip("rows without an example", what=str(error))
 
+    def examples(self, table: "Table", read: Callable[[Mapping[str, Any], str], T], what: str) -> list[T]:
+        """Return ``read`` of each row of a table and of its location.
+
+        Rows for which it raises ``DataError`` are skipped, or are errors (``skip_record``). Raises ``DataError`` if
+        none is left; ``what`` names an example in it.
+        """
+        found, problem = list[T](), ""
+        for number, row in enumerate(table.rows):
+            try:
+                found.append(read(row, table.where(number)))
+            except DataError as error:
+                self.skip_record(error)
+                problem = problem or str(error)
+        if not found:
+            raise DataError(f"{table.path}: none of {len(table.rows):,} rows is {what}; {problem}")
+        return found
+
     def show(self, console: Console) -> None:
         """Report skipped rows and detected columns."""
         self.report.show(console)
@@ -81,6 +99,19 @@ class Table:
         if name not in self.columns:
             raise DataError(f"{self.path}: has no column '{name}'; there are {', '.join(self.columns)}")
         return [row.get(name) for row in self.rows]
+
+    def first_of(self, names: Sequence[str], *others: str) -> str:
+        """Return the first column with one of the ``names``, in upper or lower case, except ``others``; empty if there
+        is none.
+        """
+        by_name = by_lower_name(self.columns)
+        return next((by_name[name] for name in names if name in by_name and by_name[name] not in others), "")
+
+    def note_unused(self, used: Sequence[str], console: Console) -> None:
+        """Note which columns are used and which are not, if there are such."""
+        if unused := [name for name in self.columns if name not in used]:
+            shown = ", ".join(name for name in used if name)
+            console.note(f"{self.path}: columns {shown}; not used: {', '.join(unused)}")
 
     def where(self, row: int) -> str:
         """Return the file and the location of a row for error messages."""

@@ -146,13 +146,6 @@ class RewardModel:
         return score_pairs("reward", fitted.pairs, values, PAIR_MEANS, fitted.cut)
 
 
-def score_completions(
-    folder: ModelFolder, samples: Sequence[Sample], dtype: Dtype = Dtype.float32, console: Console = QUIET
-) -> list[float]:
-    """Return the reward of each (prompt, completion) by the reward model in a loaded folder (``RewardModel.score``)."""
-    return RewardModel.of(folder, dtype=dtype).score(samples, console)
-
-
 @dataclass(frozen=True)
 class EncodedPairs:
     """Pairs whose prompts leave room for an answer, with their two sequences of tokens, the chosen one first."""
