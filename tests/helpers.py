@@ -14,6 +14,7 @@ from wholegpt.data.examples.batches import TaskBatch
 from wholegpt.generation import Completion, Engine, encode_prompt
 from wholegpt.generation.speculation import Drafter
 from wholegpt.model import TaskModel
+from wholegpt.model.quantized import has_bfloat16_kernel
 from wholegpt.settings.choices import Attention, Bias, FeedForward, Positions, RotaryScaling, TaskKind
 from wholegpt.settings.presets import configure, gpt1, gpt2
 from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig
@@ -22,6 +23,9 @@ from wholegpt.tokenizers import Tokenizer
 
 TEXT = "the of and a to in is you that it he was for on are with as his they at be this from"
 WORDS = TEXT.split(" ")
+NEEDS_BFLOAT16 = pytest.mark.skipif(
+    not has_bfloat16_kernel(), reason="oneDNN has no bfloat16 kernel for this processor"
+)
 
 
 def text_of(characters: int, seed: int = 0) -> str:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.helpers import shrink, tiny_model
+from tests.helpers import NEEDS_BFLOAT16, shrink, tiny_model
 from wholegpt import load
 from wholegpt.checkpoint import (
     WEIGHTS,
@@ -56,7 +56,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "bfloat16"])
+@pytest.mark.parametrize("weights", ["int8", "int4", pytest.param("bfloat16", marks=NEEDS_BFLOAT16)])
 def test_packed_weights_are_never_saved_in_part(folder: Path, tmp_path: Path, weights: str) -> None:
     """By none of the ways to a file: each would leave out every linear layer."""
     model = quantize_weights(load_model(folder).model, WeightFormat(weights))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import wholegpt as wg
-from tests.helpers import Fails
+from tests.helpers import NEEDS_BFLOAT16, Fails
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import TokenizerError
@@ -84,7 +84,7 @@ def test_probabilities_for_people(capsys: pytest.CaptureFixture[str], trained_ru
     assert out.startswith("the ") and out.count(" bits  ") == 4 and "%" in out
 
 
-FORMATS = [("bfloat16", True), ("int8", True), ("int8", False)]
+FORMATS = [pytest.param("bfloat16", True, marks=NEEDS_BFLOAT16), ("int8", True), ("int8", False)]
 """A format of weights, and whether the processor multiplies in bfloat16, as far as the program knows."""
 
 

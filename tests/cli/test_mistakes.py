@@ -45,8 +45,9 @@ def test_other_names_of_commands(command: str, right: str, fails: Fails) -> None
 
 
 def test_options_that_are_taken_for_commands(fails: Fails) -> None:
-    assert "it is an option: `wholegpt --help`" in fails("help")
-    assert "it is an option: `wholegpt --version`" in fails("version")
+    assert "unknown command help; did you mean `wholegpt --help`?" in fails("help")
+    assert "unknown command version; did you mean `wholegpt --version`?" in fails("version")
+    assert "unknown option --versoin; did you mean `wholegpt --version`?" in fails("--versoin")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers import shrink, tiny_model, tiny_models, write_one
+from tests.helpers import NEEDS_BFLOAT16, shrink, tiny_model, tiny_models, write_one
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer, quantize_weights
 from wholegpt.model.layers.linear import Linear
@@ -18,7 +18,7 @@ from wholegpt.settings.choices import WeightFormat
 from wholegpt.settings.schema import GenerationConfig, ModelConfig
 from wholegpt.tokenizers import byte_tokenizer
 
-LAID_OUT = [WeightFormat.bfloat16, WeightFormat.int8, WeightFormat.int4]
+LAID_OUT = [pytest.param(WeightFormat.bfloat16, marks=NEEDS_BFLOAT16), WeightFormat.int8, WeightFormat.int4]
 BFLOAT16_STEP = 2**-8
 
 
@@ -87,7 +87,7 @@ def test_layers_compute_with_the_weights_they_stand_for(
 @pytest.mark.parametrize(
     ("weights", "numbers", "bound"),
     [
-        ("bfloat16", torch.bfloat16, 0.1),
+        pytest.param("bfloat16", torch.bfloat16, 0.1, marks=NEEDS_BFLOAT16),
         ("int8", torch.bfloat16, 0.2),
         ("int8", torch.float32, 0.2),
         ("int4", torch.bfloat16, 1.5),
@@ -153,19 +153,28 @@ def test_experts_have_no_kernel() -> None:
             ConfigError, match=f"weights are {weights}, which has no kernel for a mixture of experts"
         ):
             quantize_weights(Transformer(mixture), weights)
-    quantize_weights(Transformer(mixture), WeightFormat.bfloat16)
 
 
-def test_memory_is_that_of_the_format() -> None:
-    """Bytes of the blocks' matrices: 2, 1 and ½ a weight, and the scales."""
+@NEEDS_BFLOAT16
+def test_experts_in_bfloat16() -> None:
+    quantize_weights(Transformer(tiny_model(d_model=64, d_ff=64, n_experts=4)), WeightFormat.bfloat16)
+
+
+def test_a_processor_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wholegpt.model.quantized.has_bfloat16_kernel", lambda: False)
+    model = Transformer(models()["modern"])
+    with pytest.raises(ConfigError, match="weights are bfloat16, for which this processor has no kernel"):
+        quantize_weights(model, WeightFormat.bfloat16)
+    quantize_weights(model, WeightFormat.int8)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [("int8", 1), ("int4", 0.5 + 4 / GROUP)])
+def test_memory_is_that_of_the_format(weights: str, expected: float) -> None:
+    """Bytes per weight of the blocks' matrices, and the scales; oneDNN's bfloat16 format does not tell its size."""
     config = presets.preset("gpt2-small")
     config = shrink(config, vocab_size=64, d_model=128, n_heads=4, d_ff=512)
-    for weights, expected in (("bfloat16", 2), ("int8", 1), ("int4", 0.5 + 4 / GROUP)):
-        model = quantize_weights(Transformer(config), WeightFormat(weights))
-        layer = model.blocks[0].feed_forward.expand
-        held = [
-            tensor for name, tensor in vars(layer).items() if isinstance(tensor, Tensor) and name != "bias"
-        ]
-        total = sum(tensor.numel() * tensor.element_size() for tensor in held)
-        if weights != "bfloat16":  # oneDNN's layout does not tell its size
-            assert total == pytest.approx(expected * 128 * 512, rel=0.02)
+    model = quantize_weights(Transformer(config), WeightFormat(weights))
+    layer = model.blocks[0].feed_forward.expand
+    held = [tensor for name, tensor in vars(layer).items() if isinstance(tensor, Tensor) and name != "bias"]
+    total = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert total == pytest.approx(expected * 128 * 512, rel=0.02)

@@ -17,7 +17,7 @@ SMOOTHED_SHARE = 1 / 40
 FEWEST_SMOOTHED = 20
 """Shorter series are not smoothed."""
 PER_TOKEN = ("nats_per_token", "nats_per_masked_token")
-LOSSES = (*PER_TOKEN, "loss", "preference_loss")
+LOSSES = (*PER_TOKEN, "loss", "preference_loss", "policy_loss")
 """Names of the training loss in the log; for those per token, a uniform guess is ln V."""
 COMMON = ("step", "tokens", "tokens_per_second", "train_seconds", "learning_rate", "gradient_norm")
 SAME_CURVE = ("perplexity", "bits_per_character", "bits_per_byte", "characters", "bytes")

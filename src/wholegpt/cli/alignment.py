@@ -44,8 +44,8 @@ def align(
     run
         Run or model folder to start from, made by `finetune --task instruct`. It is also the reference.
     method
-        reward: a reward model, which scores answers. dpo: direct preference optimization, and its relatives
-        (--alignment.loss). grpo and ppo: reinforcement learning of a --reward.
+        reward (a model that scores answers), dpo (direct preference optimization and its relatives), ppo or grpo
+        (reinforcement learning of a --reward).
     data
         reward, dpo: a table with the columns prompt, chosen and rejected. grpo, ppo: a table with the column prompt
         and, for --reward exact, answer; or a built-in task (`data list`). Texts can also be lists of messages.

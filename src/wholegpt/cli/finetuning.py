@@ -49,7 +49,9 @@ Flag = Parameter(negative="")
 def finetune(
     run: str,
     *,
-    task: TaskKind,
+    task: Annotated[
+        TaskKind, Parameter(show_choices=False)
+    ],  # the text lists those without methods of `align`
     data: str,
     validation: str | None = None,
     recipe: Annotated[str | None, Parameter(name=["--recipe", "--config"])] = None,

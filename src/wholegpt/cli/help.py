@@ -29,7 +29,7 @@ MOST_USED = {
     "tokenizer.vocab-size training.batch-size",
     "finetune": "task data validation recipe out overwrite max-seconds finetuning.text-columns finetuning.label-column "
     "lora.rank training.epochs training.steps training.batch-size optimizer.learning-rate",
-    "align": "method data validation recipe out overwrite max-seconds alignment.loss alignment.beta lora.rank "
+    "align": "method data reward validation recipe out overwrite max-seconds alignment.loss alignment.beta lora.rank "
     "training.epochs training.steps training.batch-size optimizer.learning-rate",
     "generate": "max-tokens temperature top-k top-p stop completions template beams show-probabilities json-schema "
     "regex weights checkpoint",

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import cyclopts
@@ -88,8 +89,11 @@ def usage_message(error: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
     """Return the problem of a command line and a suggestion."""
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return _too_many(error, tokens)
-    if isinstance(error, cyclopts.UnknownCommandError) and tokens[0] in ("help", "version"):
-        return f"unknown command {tokens[0]}; it is an option: `wholegpt --{tokens[0]}`"
+    if isinstance(error, cyclopts.UnknownCommandError):
+        meant = get_close_matches(tokens[0].lstrip("-"), ("help", "version"), 1)
+        if meant and (tokens[0].startswith("-") or tokens[0] == meant[0]):
+            what = "option" if tokens[0].startswith("-") else "command"
+            return f"unknown {what} {tokens[0]}; did you mean `wholegpt --{meant[0]}`?"
     missing = isinstance(error, cyclopts.MissingArgumentError)
     if missing and error.argument and error.keyword is None and not error.argument.tokens:
         command = " ".join(error.command_chain or ())

@@ -31,11 +31,16 @@ def supports_packing(model: TokenModel) -> bool:
     return isinstance(model, Transformer)
 
 
+def has_bfloat16_kernel() -> bool:
+    """Return whether oneDNN multiplies bfloat16 matrices on this processor: on x86, it needs AVX-512."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def quantize_weights(model: M, weights: WeightFormat, dtype: torch.dtype = torch.bfloat16) -> M:
     """Quantize and pack the linear layers of ``model`` in place, and convert all else to ``dtype``.
 
     Activations, KV cache and logits then have ``dtype``, and the model cannot be trained. Raises
-    ``ConfigError`` if the device or the layer sizes do not support the format of ``weights``.
+    ``ConfigError`` if the device, the processor or the layer sizes do not support the format of ``weights``.
     """
     if weights is WeightFormat.float32:
         return model
@@ -48,6 +53,8 @@ def quantize_weights(model: M, weights: WeightFormat, dtype: torch.dtype = torch
         raise ConfigError(
             f"weights are {weights} on {model.device}; 8 and 4 bits are for the CPU only; try bfloat16"
         )
+    if on_cpu and weights is WeightFormat.bfloat16 and not has_bfloat16_kernel():
+        raise ConfigError("weights are bfloat16, for which this processor has no kernel; try int8")
     if model.config.n_experts and weights is not WeightFormat.bfloat16:
         raise ConfigError(
             f"weights are {weights}, which has no kernel for a mixture of experts; try bfloat16"

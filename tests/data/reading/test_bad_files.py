@@ -48,6 +48,21 @@ def test_one_is_named_as_before(folder: Path) -> None:
     assert str(raised.value).startswith(f"{folder / 'c.txt'}: byte 20 (0xe9)")
 
 
+ADVICE = "besides UTF-8, a folder can have only one encoding"
+
+
+def test_folders_of_several_encodings(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "b.txt").write_text("one")
+    with pytest.raises(DataError) as raised:
+        read(tmp_path)
+    assert ADVICE not in str(raised.value), "--encoding latin-1 reads both files"
+    (tmp_path / "c.txt").write_text("one", encoding="utf-16")
+    for encoding in ("utf-8", "latin-1", "utf-16"):
+        with pytest.raises(DataError, match=ADVICE):
+            read(tmp_path, encoding=encoding)
+
+
 def test_many_are_counted(folder: Path) -> None:
     for number in range(MOST_NAMED + 4):
         (folder / f"z{number:02}.txt").write_bytes(b"\xe9")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wholegpt.console import Console
-from wholegpt.data.reading.file_types import SNIFFED_BYTES, check_encoding, is_binary
+from wholegpt.data.reading.file_types import SNIFFED_BYTES, UndecodableError, check_encoding, is_binary
 from wholegpt.data.text.control import Attributes
 from wholegpt.errors import DataError, counted
 from wholegpt.settings.schema import DataConfig
@@ -159,7 +159,7 @@ def decoded(source: Source) -> Iterator[str]:
             text = decoder.decode(block, final=ended)
         except UnicodeDecodeError as error:
             at = position - held + error.start
-            raise DataError(
+            raise UndecodableError(
                 f"{source.where}: byte {at} (0x{error.object[error.start]:02x}) is not {encoding}"
                 + (
                     ", and the file looks like a binary one; if it is text,"
@@ -169,7 +169,7 @@ def decoded(source: Source) -> Iterator[str]:
                 + " continue with --on-bad-text replace or skip"
             ) from None
         except UnicodeError as error:
-            raise DataError(f"{source.where}: is not {encoding}: {error}") from None
+            raise UndecodableError(f"{source.where}: is not {encoding}: {error}") from None
         if "\0" in text:
             text = _without_nul(source, text, position - held)
         position += len(block)

@@ -188,6 +188,14 @@ class NotTextError(DataError):
     """A file is not text in the encoding that was asked for. ``data.on_bad_text`` may skip it in a folder."""
 
 
+class OtherEncodingError(NotTextError):
+    """A file begins like text in another encoding than the one that was asked for."""
+
+
+class UndecodableError(DataError):
+    """A file has bytes that are not text in the encoding that was asked for."""
+
+
 class UnreadableDocumentError(NotTextError):
     """A document is damaged, encrypted, too large or without text, or the library that reads it is missing."""
 
@@ -206,13 +214,15 @@ def check_text(start: bytes, encoding: str, where: str) -> None:
     marked = byte_order_mark(start)
     if marked and not _fits(marked, encoding, start):
         advice = f"give --encoding {marked}" if marked != "utf-8" else "leave --encoding out"
-        raise NotTextError(
+        raise OtherEncodingError(
             f"{where}: starts with the byte-order mark of {marked.upper()}, so it is not {encoding}; {advice}"
         )
     if not is_binary(start, encoding):
         return
     if wide := _unmarked_utf16(start):
-        raise NotTextError(f"{where}: looks like UTF-16 without a byte-order mark; try --encoding {wide}")
+        raise OtherEncodingError(
+            f"{where}: looks like UTF-16 without a byte-order mark; try --encoding {wide}"
+        )
     if b"\0" in start or _decodes(start, encoding):
         wide = "utf" in encoding.lower() and "8" not in encoding
         found = "NUL bytes" if b"\0" in start else "many control characters"

@@ -31,6 +31,8 @@ from wholegpt.data.reading.file_types import (
     SNIFFED_BYTES,
     TABLES,
     NotTextError,
+    OtherEncodingError,
+    UndecodableError,
     UnreadableDocumentError,
     check_encoding,
     check_text,
@@ -84,7 +86,7 @@ def read_pieces(
 
 def _of_file(file: Path, config: DataConfig, report: ReadingReport | None = None) -> DataConfig:
     """Return the settings for a file of a folder: one that is UTF-8 is read as such, whatever ``data.encoding`` is."""
-    if codecs.lookup(config.encoding).name in ("utf-8", "utf-8-sig"):
+    if _is_utf_8(config):
         return config
     decoder, beyond_ascii, holds = codecs.getincrementaldecoder("utf-8")(), False, False
     try:
@@ -110,7 +112,7 @@ def _may_skip(error: DataError, config: DataConfig) -> bool:
 
 def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], config: DataConfig) -> DataError:
     """Return ``first``, or an error that also names the unreadable ones of the other files of a folder."""
-    problems, read, skippable = [str(first)], 0, isinstance(first, NotTextError)
+    problems, read = [first], 0
     for file in rest:
         if read > MOST_CHECKED:
             break
@@ -120,15 +122,21 @@ def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], confi
                 pass
         except DataError as error:
             if not _may_skip(error, config):
-                problems.append(str(error))
-                skippable |= isinstance(error, NotTextError)
-    advice = "; --on-bad-text skip leaves out files that are not text" if skippable else ""
+                problems.append(error)
+    advice = ""
+    if sum(isinstance(one, OtherEncodingError | UndecodableError) for one in problems) > _is_utf_8(config):
+        advice += "; besides UTF-8, a folder can have only one encoding: convert the other files to UTF-8"
+    if any(isinstance(one, NotTextError) for one in problems):
+        advice += "; --on-bad-text skip leaves out files that are not text"
     if len(problems) == 1:
         return DataError(f"{first}{advice}") if advice else first
-    more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
-    return DataError(
-        f"{folder}: {len(problems):,} files cannot be read: {'; '.join([*problems[:MOST_NAMED], *more])}{advice}"
-    )
+    named = [str(one) for one in problems[:MOST_NAMED]]
+    named += [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
+    return DataError(f"{folder}: {len(problems):,} files cannot be read: {'; '.join(named)}{advice}")
+
+
+def _is_utf_8(config: DataConfig) -> bool:
+    return codecs.lookup(config.encoding).name in ("utf-8", "utf-8-sig")
 
 
 def table_rows(
