@@ -47,13 +47,13 @@ def align(
         reward (a model that scores answers), dpo (direct preference optimization and its relatives), ppo or grpo
         (reinforcement learning of a --reward).
     data
-        reward, dpo: a table with the columns prompt, chosen and rejected. grpo, ppo: a table with the column prompt
-        and, for --reward exact, answer; or a built-in task (`data list`). Texts can also be lists of messages.
+        reward, dpo: a table with the columns prompt, chosen and rejected. ppo, grpo: a table with the columns prompt
+        and (for some rewards) answer, or a built-in task (`data list`). Texts can also be lists of messages.
     reward
         What completions are rewarded for: exact, contains:TEXT, regex:PATTERN, json-schema:FILE, length:WORDS,
         model:RUN, classifier:RUN=LABEL, or function:MODULE:NAME. With a weight: 0.5*exact. Can be repeated.
     validation
-        Validation data. Default: a share of the data, with prompts of their own.
+        Validation data. Default: a share of the data.
     recipe
         Recipe name, or a YAML file such as the config.yaml of a run. Other options override it. Default: that
         of the method.

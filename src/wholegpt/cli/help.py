@@ -29,8 +29,8 @@ MOST_USED = {
     "tokenizer.vocab-size training.batch-size",
     "finetune": "task data validation recipe out overwrite max-seconds finetuning.text-columns finetuning.label-column "
     "lora.rank training.epochs training.steps training.batch-size optimizer.learning-rate",
-    "align": "method data reward validation recipe out overwrite max-seconds alignment.loss alignment.beta lora.rank "
-    "training.epochs training.steps training.batch-size optimizer.learning-rate",
+    "align": "method data reward validation recipe out overwrite max-seconds alignment.loss lora.rank training.steps "
+    "training.batch-size optimizer.learning-rate",
     "generate": "max-tokens temperature top-k top-p stop completions template beams show-probabilities json-schema "
     "regex weights checkpoint",
     "evaluate": "stride context detokenize shots examples max-tokens stop records dtype weights checkpoint encoding "
