@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from wholegpt.errors import ConfigError
-from wholegpt.settings.choices import Bias, FeedForward
+from wholegpt.settings.choices import AlignmentMethod, Bias, FeedForward, TaskKind
 from wholegpt.settings.presets import (
     PRESETS,
     configure,
@@ -20,6 +20,7 @@ from wholegpt.settings.presets import (
     recipe_names,
 )
 from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig, TrainingConfig
+from wholegpt.settings.sections.alignment import POLICY
 from wholegpt.settings.serialization import from_mapping, read_yaml, to_mapping, to_yaml
 from wholegpt.settings.validation import check, check_generation, complete_model, complete_schedule
 
@@ -168,7 +169,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid(name: str) -> None:
-    check(recipe(name))
+    """That of a method of `align` for this method, since it may have settings of its own."""
+    config = recipe(name)
+    if name in list(AlignmentMethod):
+        rewards = {"rewards": ["exact"]} if TaskKind(name) in POLICY else {}
+        chosen = {"task": name, "model": "runs/chat", "data": "data.json"}
+        config = configure({"finetuning": chosen, "alignment": rewards}, config)
+    check(config)
 
 
 @pytest.mark.parametrize("name", PRESETS)
