@@ -364,6 +364,7 @@ def test_the_reward_rises(method: str, lora: int, talker: Path, tmp_path: Path) 
     assert ("explained_variance" in trained[0]) is (method == "ppo")
     record = run.validation.records[0]
     assert record["prompt"].rstrip("?") in WORDS and {"completion", "completion_before"} <= record.keys()
+    assert "<h2>Completions</h2>" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_value_head_stays_in_the_run(talker: Path, tmp_path: Path) -> None:
