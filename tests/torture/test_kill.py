@@ -65,11 +65,20 @@ def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
     return prepare
 
 
-def prepared_alignment(method: str, **settings: str) -> Callable[[Path, Path], Path]:
-    """The same for preference pairs, from a model that was taught to answer."""
+ROLLOUTS: dict[str, Any] = {
+    "rewards": ["length:2"],
+    "rollout_size": 12,
+    "rollout_epochs": 2,
+    "completion_tokens": 8,
+    "kl": 0.05,
+}
+
+
+def prepared_alignment(method: str, **settings: Any) -> Callable[[Path, Path], Path]:
+    """The same for preference pairs or prompts, from a model that was taught to answer."""
 
     def prepare(folder: Path, text: Path) -> Path:
-        chat, data = folder.with_name("chat"), folder.with_name("pairs.json")
+        chat, data, prompts = map(folder.with_name, ("chat", "pairs.json", "prompts.json"))
         if not chat.exists():
             small = {"context_length": 48, "n_layers": 3, "d_model": 32}
             base = tiny_config(text, model=small, training={"steps": 2})
@@ -77,6 +86,7 @@ def prepared_alignment(method: str, **settings: str) -> Callable[[Path, Path], P
             lines = text.read_text().splitlines()
             rows = [{"prompt": one[:15], "response": one[15:25], "rejected": one[-11:]} for one in lines]
             data.write_text(json.dumps([{**row, "chosen": row["response"]} for row in rows]))
+            prompts.write_text(json.dumps([{"prompt": row["prompt"]} for row in rows]))
             tuned = configure(
                 {"training": {"steps": 2}, "runtime": {"device": "cpu"}}, presets.recipe("instruct")
             )
@@ -85,7 +95,11 @@ def prepared_alignment(method: str, **settings: str) -> Callable[[Path, Path], P
             {
                 **LOOP,
                 "model": {"dropout": 0.1},
-                "finetuning": {"task": method, "model": str(chat), "data": str(data)},
+                "finetuning": {
+                    "task": method,
+                    "model": str(chat),
+                    "data": str(prompts if "rewards" in settings else data),
+                },
                 "alignment": settings,
                 "optimizer": {"kind": "adamw"},
                 "runtime": {"device": "cpu"},
@@ -120,6 +134,8 @@ WAYS: dict[str, tuple[Callable[[Path, Path], Path], int]] = {
     "instruct by LoRA": (prepared_finetuning("instruct", lora=4), 4),
     "reward": (prepared_alignment("reward"), 4),
     "dpo with the loss of KTO": (prepared_alignment("dpo", loss="kto"), 4),
+    "grpo": (prepared_alignment("grpo", **ROLLOUTS, group_size=4), 10),
+    "ppo": (prepared_alignment("ppo", **ROLLOUTS, kl_target=1.0), 10),
     "rollouts": (prepared_run, 6),
 }
 
