@@ -125,7 +125,7 @@ class LanguageModel:
 
     @property
     def is_reward_model(self) -> bool:
-        """Return whether the model scores answers, and generates none."""
+        """Return whether the model scores answers instead of generating them."""
         return self.task is not None and self.task.kind is TaskKind.reward
 
     @overload
@@ -705,7 +705,7 @@ class LanguageModel:
 
 
 def _conversation(messages: Sequence[Message | Mapping[str, Any]], where: str) -> list[Message]:
-    """Return the messages of a conversation. Raises ``ConfigError`` or ``DataError`` if they are none."""
+    """Return the messages of a conversation. Raises ``ConfigError`` or ``DataError`` if they are not valid."""
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         found = "one text" if isinstance(messages, str) else f"a {type(messages).__name__}"
         raise DataError(f"messages is {found}; give a list of messages, each with its role and content")

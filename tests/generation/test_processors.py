@@ -236,3 +236,16 @@ def test_random_lists_need_no_order() -> None:
     alone = [sampler.draw(LOGITS, written[:n]) for n in range(10)]
     backwards = [sampler.draw(LOGITS, written[:n]) for n in reversed(range(10))]
     assert alone == backwards[::-1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.4}]
+)
+def test_the_log_probability_is_of_the_distribution_that_was_drawn_from(settings: dict[str, float]) -> None:
+    for seed in range(20):
+        sampler = Sampler(GenerationConfig(seed=seed, **settings))
+        token_id = sampler.draw(LOGITS, [])
+        expected = torch.log_softmax(sampler.process(LOGITS, []), dim=-1)[token_id]
+        assert sampler.log_probability == pytest.approx(float(expected), abs=1e-6)
+    greedy = Sampler(GenerationConfig(temperature=0))
+    assert greedy.draw(LOGITS, []) == int(LOGITS.argmax()) and greedy.log_probability == 0

@@ -226,3 +226,10 @@ def test_the_estimated_gradient_is_the_enumerated_one() -> None:
         assert deviations.abs().max() < 4
         errors.append(float(errors_of_mean.norm()))
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
+
+
+@pytest.mark.parametrize("value", [1000.1, 57.3, 5.3, -0.1])
+@pytest.mark.parametrize("size", [3, 6, 7, 8])
+def test_equal_rewards_have_exactly_no_advantage(value: float, size: int) -> None:
+    """Also where their mean in float32 is not the value itself."""
+    assert (group_advantages(torch.full((2, size), value)) == 0).all()

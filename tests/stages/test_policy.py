@@ -14,7 +14,7 @@ from wholegpt.checkpoint import load_metadata, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.data.chat.template import ChatTemplate
-from wholegpt.errors import ConfigError
+from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.losses import IGNORED
 from wholegpt.model import TaskModel, Transformer
 from wholegpt.model.heads import TaskTransformer
@@ -84,13 +84,11 @@ PROMPTS = [[5, 6, 7], [5, 6, 7], [9, 9], [9, 9], [1], [1], [4, 3, 2, 1, 0, 8], [
     [
         AlignmentConfig(completion_tokens=12, group_size=2),
         AlignmentConfig(completion_tokens=12, temperature=0.7),
-        AlignmentConfig(completion_tokens=12, temperature=1.3, top_k=5),
-        AlignmentConfig(completion_tokens=12, top_p=0.8),
+        AlignmentConfig(completion_tokens=12, temperature=1.3),
     ],
-    ids=["full", "temperature", "top-k", "top-p"],
 )
 def test_log_probabilities_are_of_the_distribution_that_was_sampled(settings: AlignmentConfig) -> None:
-    """Computed here from the logits of the whole sequence, with the excluded special tokens and the truncation."""
+    """Computed here from the logits of the whole sequence, without the excluded special tokens."""
     model = tiny_policy()
     sampled, _ = rollout_of(model, settings, PROMPTS)
     excluded = {TOKENIZER.id_of(name) for name in TEMPLATE.special_tokens} - {
@@ -103,13 +101,7 @@ def test_log_probabilities_are_of_the_distribution_that_was_sampled(settings: Al
             here = logits[len(one.prompt_ids) - 1 + i].clone()
             here[[token for token in (*excluded, *TOKENIZER.unused_ids) if token is not None]] = -math.inf
             p = (here / settings.temperature).softmax(0)
-            if settings.top_k:
-                p[p < p.topk(settings.top_k).values[-1]] = 0
-            if settings.top_p < 1:
-                order = p.argsort(descending=True)
-                kept = p[order].cumsum(0) - p[order] < settings.top_p
-                p[order[~kept]] = 0
-            assert found == pytest.approx(math.log(p[token_id] / p.sum()), abs=1e-5)
+            assert found == pytest.approx(math.log(p[token_id]), abs=1e-5)
 
 
 def test_completions_end_where_the_model_ended_them() -> None:
@@ -277,19 +269,6 @@ def test_the_ratio_is_1_on_the_first_pass() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_truncated_sampling_is_corrected_by_importance_weights() -> None:
-    """With top-k, π_old/π_sampled is the probability of the k tokens, which is below 1."""
-    settings = AlignmentConfig(group_size=2, completion_tokens=12, top_k=3)
-    model = tiny_policy()
-    batch = batch_of(model, settings)
-    mask = batch.mask
-    weights = (batch.tensors["old_log_p"] - batch.tensors["sampled_log_p"]).exp()[mask]
-    assert (weights < 1 + 1e-5).all() and weights.min() < 0.9
-    metrics = PolicyObjective(settings, TaskKind.grpo)(model, batch).metrics
-    total, count = metrics["generation_difference_nats"]
-    assert float(total) / count == pytest.approx(float(-weights.log().mean()), rel=1e-4)
-
-
 # --- Runs --------------------------------------------------------------------------------------------
 
 WORDS = ("wren", "heron", "robin", "owl", "kite", "swan", "duck", "crow", "lark", "stork", "tern", "gull")
@@ -437,10 +416,67 @@ def test_what_is_refused(talker: Path, tmp_path: Path) -> None:
         ({"temperature": 0.0}, r"alignment\.temperature is 0"),
         ({"value_weight": 0.2}, r"alignment\.value_weight is for ppo, not for grpo"),
         ({"beta": 0.2}, r"alignment\.beta is for dpo, not for grpo"),
+        (
+            {"completion_tokens": 2**21},
+            r"alignment\.completion_tokens is 2097152; expected a value from 1 to",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             policy_run(talker, tmp_path / "none", alignment=changes)
+    with pytest.raises(ConfigError, match=r"alignment\.kl_target adapts alignment\.kl, which is 0"):
+        policy_run(talker, tmp_path / "none", "ppo", alignment={"kl_target": 6.0, "kl": 0.0})
+    for method, changes in (
+        ("grpo", {"model": {"dropout": 0.1}}),
+        ("ppo", {"lora": {"rank": 2, "dropout": 0.1}}),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"dropout is 0\.1, and .*po compares the model with that of the rollout"
+        ):
+            policy_run(talker, tmp_path / "none", method, **changes)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_missing_rollout_is_not_collected_again(talker: Path, tmp_path: Path) -> None:
+    """In the middle of its epochs, the weights that it was collected with are gone."""
+    run = policy_run(
+        talker,
+        tmp_path / "run",
+        training={"steps": 3},
+        alignment={"rollout_epochs": 2},
+        checkpointing={"every": 2, "keep": 3},
+    )
+    for file in (run.path / "checkpoints" / "step-00000003").rglob("*"):
+        file.unlink() if file.is_file() else None
+    RolloutStore(run.path).path(0).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"step-00000000\.safetensors: missing, and cannot be collected again"
+    ):
+        api.resume(run.path, console=QUIET)
+
+
+def test_rewards_by_models_that_were_trained_with_lora(talker: Path, tmp_path: Path) -> None:
+    """They are companions of the run, without their LoRA; `evaluate RUN` repeats the last evaluation."""
+    pairs = [{"prompt": f"{word}?", "chosen": f"{word} yes", "rejected": f"{word} no"} for word in WORDS]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    settings = {"training": {"steps": 4, "batch_size": 4}, "lora": {"rank": 2}}
+    settings |= {name: SETTINGS[name] for name in ("precision", "runtime", "data")}
+    config = configure(settings, wg.recipe("reward"))
+    rewarding = api.align(
+        talker,
+        tmp_path / "pairs.json",
+        method="reward",
+        config=config,
+        out=tmp_path / "reward",
+        console=QUIET,
+    )
+    run = policy_run(
+        talker, tmp_path / "run", training={"steps": 2}, alignment={"rewards": (f"model:{rewarding.path}",)}
+    )
+    assert (run.path / "companions" / "reward-1" / "model.safetensors").exists()
+    record = run.validation.records[0]
+    (expected,) = wg.load(rewarding.path).rewards([record["prompt"]], [record["completion"]])
+    assert record["reward"] == pytest.approx(expected, abs=1e-4)
+    assert main(["evaluate", str(run.path), "--quiet"]) == 0
 
 
 def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def prepared_alignment(method: str, **settings: Any) -> Callable[[Path, Path], P
         config = configure(
             {
                 **LOOP,
-                "model": {"dropout": 0.1},
+                "model": {"dropout": 0.0 if "rewards" in settings else 0.1},
                 "finetuning": {
                     "task": method,
                     "model": str(chat),

@@ -138,12 +138,10 @@ def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console
     from wholegpt.runs.train import open_stage
 
     folder = run_examples(run)
-    if (
-        presets.run_config(run).finetuning.task is TaskKind.dpo
-    ):  # its pairs have the reference's log-probabilities
+    if presets.run_config(run).finetuning.task in (TaskKind.dpo, TaskKind.ppo, TaskKind.grpo):
         if dtype is not Dtype.automatic:
             raise ConfigError(
-                "--dtype does not apply to the pairs of a run, whose reference has that of the run"
+                "--dtype does not apply to a run that compares with its reference, which has the dtype of the run"
             )
         score = open_stage(run).evaluate(lm.model, lm.model.device, whole=True)
         assert isinstance(score, TaskScore)

@@ -82,10 +82,11 @@ def group_advantages(
     ``std`` divides by K − 1. With ``AdvantageScale.none``, the differences are not divided (Liu et al. 2025, section
     3). In both cases a group of equal rewards has the advantages 0.
     """
-    centered = rewards - rewards.mean(dim=1, keepdim=True)
+    shifted = rewards - rewards[:, :1]  # exactly 0 for equal rewards, whose mean is rounded
+    centered = shifted - shifted.mean(dim=1, keepdim=True)
     if scale is AdvantageScale.none:
         return centered
-    return centered / (rewards.std(dim=1, keepdim=True) + SMALLEST_DEVIATION)
+    return centered / (shifted.std(dim=1, keepdim=True) + SMALLEST_DEVIATION)
 
 
 def token_weights(

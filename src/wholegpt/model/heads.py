@@ -98,13 +98,20 @@ def apply_head(
 
     With ``summed``, h is the sum over the sequences of an example (both orders of a text pair). Otherwise
     each sequence has a single output and O equals C (the choices of a multiple-choice question, or the answers that a
-    reward model scores). The product is computed in the dtype of the head, also where others are in bfloat16, whose
-    few digits would make near outputs equal.
+    reward model scores).
     """
     index = last[:, :, None, None].expand(-1, -1, -1, hidden.shape[-1])
     at_last = hidden.gather(2, index)[:, :, 0].to(head.weight.dtype)
+    return head_outputs(head, at_last.sum(1)) if summed else head_outputs(head, at_last)[:, :, 0]
+
+
+def head_outputs(head: nn.Linear, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N O"]:
+    """Compute W·h + b in the dtype of the head, also where other products are in bfloat16.
+
+    The few digits of bfloat16 would make near outputs equal.
+    """
     with torch.autocast(hidden.device.type, enabled=False):
-        return head(at_last.sum(1)) if summed else head(at_last)[:, :, 0]
+        return head(hidden.to(head.weight.dtype))
 
 
 def extend_vocabulary(model: TokenModel, vocab_size: int) -> dict[str, Tensor]:

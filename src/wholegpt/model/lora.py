@@ -158,13 +158,14 @@ def without_lora(model: nn.Module) -> Iterator[None]:
     layers = [layer for _, layer in lora_layers(model)]
     if any(layer.merged for layer in layers):
         raise ConfigError("the LoRA of this model is merged; unmerge it first")
+    before = [layer.enabled for layer in layers]
     for layer in layers:
         layer.enabled = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enabled = True
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
 
 
 def remove_lora(model: TokenModel) -> None:

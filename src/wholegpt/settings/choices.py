@@ -239,7 +239,7 @@ class TaskKind(Choice):
     reward = "reward"
     """A reward model on pairs of a chosen and a rejected answer (`align`)."""
     dpo = "dpo"
-    """Direct preference optimization on such pairs (`align`)."""
+    """Direct preference optimization on pairs of a chosen and a rejected answer (`align`)."""
     ppo = "ppo"
     """Proximal policy optimization of a reward (`align`)."""
     grpo = "grpo"

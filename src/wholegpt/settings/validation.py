@@ -13,7 +13,7 @@ from wholegpt.settings.choices import (
     TaskKind,
 )
 from wholegpt.settings.schema import Config, DataConfig, FinetuningConfig, LoraConfig
-from wholegpt.settings.sections.alignment import USED_BY, check_alignment, check_method
+from wholegpt.settings.sections.alignment import POLICY, USED_BY, check_alignment, check_method
 from wholegpt.settings.sections.data import check_data, check_tokenizer, check_windows
 from wholegpt.settings.sections.finetuning import check_finetuning, check_lora
 from wholegpt.settings.sections.generation import (
@@ -118,7 +118,7 @@ def _check_support(config: Config) -> None:
             )
 
 
-WITH_WINDOWS = (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo, TaskKind.reward)
+WITH_WINDOWS = (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo)
 """Tasks whose training examples are cut at the length of the windows."""
 
 
@@ -185,6 +185,12 @@ def _check_unused(config: Config) -> None:
             f"windows.length does not apply to {task}, whose examples are not packed; leave it out"
         )
     check_method(config.alignment, task)
+    if task in POLICY:
+        for name, value in (("model.dropout", config.model.dropout), ("lora.dropout", config.lora.dropout)):
+            if value:
+                raise ConfigError(
+                    f"{name} is {value:g}, and {task} compares the model with that of the rollout; leave it 0"
+                )
 
 
 def _check_examples(config: Config) -> None:

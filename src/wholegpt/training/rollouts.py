@@ -86,9 +86,17 @@ class RolloutBatches:
         self._current: tuple[int, Rollout] | None = None
 
     def batch(self, step: int) -> Rows:
-        """Return the batch of optimizer step ``step`` (from 0); collect a rollout first if one is due."""
+        """Return the batch of optimizer step ``step`` (from 0); collect a rollout first if one is due.
+
+        Raises ``CheckpointError`` if the rollout of an earlier step is missing.
+        """
         start = step - step % self.every
         if self._current is None or self._current[0] != start:
+            if step > start and not self.store.path(start).exists():
+                raise CheckpointError(
+                    f"{self.store.path(start)}: missing, and cannot be collected again, because the weights of step "
+                    f"{start} are gone; restore it, or start a new run"
+                )
             self._current = start, self._rollout(start)
         return self.batch_of(self._current[1], step - start)
 

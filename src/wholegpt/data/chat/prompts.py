@@ -10,6 +10,7 @@ A column ``answer``, ``solution``, ``ground_truth`` and so on holds the right an
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,10 @@ def _right_answer(value: Any, where: str) -> str:
     """Return an answer as text; numbers as in JSON."""
     if value is None or isinstance(value, str):
         return value or ""
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):  # a missing number in a table of numbers
+            return ""
+        raise DataError(f"{where}: expected a text or a finite number, found {value}")
     if isinstance(value, int | float):
         return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
     raise DataError(

@@ -134,6 +134,10 @@ def built_in_exercises(config: Config) -> tuple[list[Exercise], list[Exercise]] 
     if ":" in source and not (count.isascii() and count.isdigit() and len(count) < 10 and int(count)):
         raise ConfigError(f"{source}: expected a number of examples after the colon, as in {name}:500")
     wanted = int(count or DEFAULT_EXAMPLES)
+    if wanted > TASKS[name].size:
+        raise ConfigError(
+            f"{source}: {name} has only {TASKS[name].size:,} examples, a tenth of them held out"
+        )
     train = TASKS[name].train(wanted, config.runtime.seed)
     if len(train) < wanted:
         raise ConfigError(f"{source}: {name} has only {len(train):,} examples to train on")

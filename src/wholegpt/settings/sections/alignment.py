@@ -43,10 +43,6 @@ class AlignmentConfig:
     """ppo, grpo: most tokens of a completion."""
     temperature: float = 1.0
     """ppo, grpo: temperature of the rollouts."""
-    top_k: int = 0
-    """ppo, grpo: sample from the k most likely tokens only; 0: from all."""
-    top_p: float = 1.0
-    """ppo, grpo: sample from the most likely tokens with this total probability."""
     clip: float = 0.2
     """ppo, grpo: ε, how far the probability ratio may move before its gradient ends (E21)."""
     clip_higher: float = 0.0
@@ -57,14 +53,16 @@ class AlignmentConfig:
     kl_target: float = 0.0
     """ppo: KL divergence, in nats per completion, that --alignment.kl is adapted to. 0: fixed weight."""
     kl_limit: float = 0.0
-    """ppo, grpo: stop early when the KL divergence of a rollout exceeds this many nats per completion. 0: never."""
+    """ppo, grpo: stop early when the mean KL divergence of a step's completions exceeds this many nats per completion.
+    0: never."""
     unfinished_penalty: float = 0.0
-    """ppo, grpo: subtracted from the reward of a completion that does not end within --alignment.completion-tokens."""
+    """ppo, grpo: subtracted from the reward of a completion that does not end within --alignment.completion-tokens and
+    the context."""
     advantage_scale: AdvantageScale = AdvantageScale.group
     """grpo: divide the advantages by the standard deviation of the group's rewards (group), or not (none)."""
     normalization: PolicyNormalization = PolicyNormalization.token
-    """ppo, grpo: the policy loss is a mean over all tokens, over the means of sequences, or a sum over tokens divided
-    by a constant."""
+    """ppo, grpo: the loss is a mean over all tokens, over the means of sequences, or a sum over tokens divided by a
+    constant."""
     discount: float = 1.0
     """ppo: γ of the advantages (E20)."""
     trace: float = 0.95
@@ -76,14 +74,14 @@ class AlignmentConfig:
 
 
 POLICY = (TaskKind.ppo, TaskKind.grpo)
+MOST = 2**20
+"""Largest rollout, number of its epochs, and number of tokens of a completion."""
 _OF_BOTH = (
     "rewards",
     "rollout_size",
     "rollout_epochs",
     "completion_tokens",
     "temperature",
-    "top_k",
-    "top_p",
     "clip",
     "clip_higher",
     "kl",
@@ -114,9 +112,9 @@ def check_alignment(alignment: AlignmentConfig) -> None:
         value = getattr(alignment, name)
         require(f"alignment.{name}", value, 0 < value < math.inf, "above 0, and finite")
     for name in ("rollout_size", "rollout_epochs", "completion_tokens"):
-        at_least(f"alignment.{name}", getattr(alignment, name), 1)
+        value = getattr(alignment, name)
+        require(f"alignment.{name}", value, 1 <= value <= MOST, f"from 1 to {MOST:,}")
     at_least("alignment.group_size", alignment.group_size, 2)
-    at_least("alignment.top_k", alignment.top_k, 0)
     for name in ("discount", "trace"):
         from_zero_to_one(f"alignment.{name}", getattr(alignment, name))
     below_one("alignment.clip", alignment.clip)
@@ -128,7 +126,6 @@ def check_alignment(alignment: AlignmentConfig) -> None:
         0 < temperature < math.inf,
         "above 0, so that completions differ",
     )
-    require("alignment.top_p", alignment.top_p, 0 < alignment.top_p <= 1, "above 0 and at most 1")
     if alignment.margin != AlignmentConfig.margin and alignment.loss is not PreferenceLoss.simpo:
         raise ConfigError(f"alignment.margin is for simpo, not for {alignment.loss}; leave it out")
 
@@ -144,6 +141,10 @@ def check_method(alignment: AlignmentConfig, task: TaskKind) -> None:
                 )
             methods = " and ".join(method for method, names in USED_BY.items() if field.name in names)
             raise ConfigError(f"alignment.{field.name} is for {methods}, not for {task}; leave it out")
+    if alignment.kl_target and not alignment.kl:
+        raise ConfigError(
+            "alignment.kl_target adapts alignment.kl, which is 0 and would stay so; set it, too, for example to 0.05"
+        )
     if task in POLICY and not alignment.rewards:
         raise ConfigError(
             f"{task} needs a reward for the completions; give --reward, for example --reward exact"

@@ -48,7 +48,7 @@ from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, 
 from wholegpt.stages.initialization import fine_tuned
 from wholegpt.stages.reference import companions_of, reference_of
 from wholegpt.stages.rewards.interface import Sample
-from wholegpt.stages.rewards.specification import load_reward_models, open_rewards, parse_reward
+from wholegpt.stages.rewards.specification import load_reward_models, open_rewards
 from wholegpt.stages.rewards.weighted import WeightedRewards
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.events import Callback, StepMetrics
@@ -92,7 +92,6 @@ class PolicyTuning(Stage):
         )
         self.objective = with_router_losses(PolicyObjective(self.settings, self.task), config)
         self.every = self.settings.rollout_epochs * self.settings.rollout_size // config.training.batch_size
-        self.group_size = self.settings.group_size if self.task is TaskKind.grpo else 1
 
     def batches_for(self, model: TokenModel) -> BatchSource:
         """Return the batches of rollouts of ``model``."""
@@ -101,14 +100,12 @@ class PolicyTuning(Stage):
     def collect(self, model: TokenModel, step: int) -> Rollout:
         """Generate a rollout, and compute its rewards, log-probabilities and advantages."""
         assert isinstance(model, NeuralModel)
-        settings, seed = self.settings, self.config.runtime.seed
-        number, asked = step // self.every, settings.rollout_size // self.group_size
-        chosen = endless_order(number * asked, asked, len(self.train), seed)
-        prompts = [self.train[index] for index in chosen for _ in range(self.group_size)]
-        sampled = self._sample(model, prompts, mix_seed(seed, step, 8))
+        settings = self.settings
+        prompts = rollout_prompts(self.train, self.config, step // self.every)
+        sampled = self._sample(model, prompts, mix_seed(self.config.runtime.seed, step, 8))
         rewards, rollout = self._rewards(prompts, sampled), self._scored(model, sampled)
         mask, weight = (rollout["targets"] != IGNORED).float(), settings.kl
-        if before := self.store.read(step - self.every) if step else None:
+        if before := self.store.read(step - self.every) if step and settings.kl_target else None:
             weight = adapted_kl(float(before["kl_weight"][0]), float(before["kl"].mean()), settings.kl_target)
         if self.task is TaskKind.grpo:
             of_tokens = grpo_advantages(rewards["reward"], mask, settings)
@@ -224,6 +221,19 @@ class StopAtKL(Callback):
             state.stop_reason = f"the KL divergence is {kl:.3g} nats per completion, above alignment.kl_limit"
 
 
+def rollout_prompts(prompts: Sequence[EncodedPrompt], config: Config, number: int) -> list[EncodedPrompt]:
+    """Return the prompt of each completion of rollout ``number`` (from 0); those of a group follow each other."""
+    group = group_size(config)
+    asked = config.alignment.rollout_size // group
+    chosen = endless_order(number * asked, asked, len(prompts), config.runtime.seed)
+    return [prompts[index] for index in chosen for _ in range(group)]
+
+
+def group_size(config: Config) -> int:
+    """Return how many completions of a rollout belong to one prompt."""
+    return config.alignment.group_size if config.finetuning.task is TaskKind.grpo else 1
+
+
 def samples_of(prompts: Sequence[EncodedPrompt], sampled: Sequence[Sampled]) -> list[Sample]:
     """Return completions as rewards take them."""
     return [
@@ -242,9 +252,12 @@ def set_up(request: SetupRequest) -> NewRun:
 def _write(request: SetupRequest, folder: Path) -> RunSetup:
     """Read the prompts into ``folder``, and keep the parent as the reference, and the models of rewards."""
     parent, config, console = request.parent_model, request.config, request.console
-    texts = [parse_reward(one).with_path(absolute) for one in config.alignment.rewards]
-    settings, task = replace(config.alignment, rewards=tuple(texts)), config.finetuning.task
-    config = replace(config, alignment=settings)
+    settings = config.alignment
+    if settings.rollout_size % config.training.batch_size:
+        raise ConfigError(
+            f"alignment.rollout_size is {settings.rollout_size}; expected a multiple of training.batch_size, "
+            f"{config.training.batch_size}"
+        )
     data = PromptData.read(config, console)
     data_hash = data.save(folder / "data")
     metadata = ModelMetadata(
@@ -252,26 +265,15 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
         columns=parent.metadata.columns,
         start_text=parent.metadata.start_text,
         chat_template=parent.metadata.chat_template,
-        value_head=task is TaskKind.ppo,
+        value_head=config.finetuning.task is TaskKind.ppo,
     )
-    per_epoch = len(data.train) * (settings.group_size if task is TaskKind.grpo else 1)
-    rows = per_epoch * settings.rollout_epochs
+    rows = max(len(data.train) * group_size(config), config.training.batch_size) * settings.rollout_epochs
     setup = fine_tuned(config, parent, parent.tokenizer, metadata, rows, data_hash)
     assert setup.model
-    if settings.rollout_size % setup.config.training.batch_size:
-        raise ConfigError(
-            f"alignment.rollout_size is {settings.rollout_size}; expected a multiple of training.batch_size, "
-            f"{setup.config.training.batch_size}"
-        )
-    models = load_reward_models(texts, console)
+    models = load_reward_models(settings.rewards, console)
     _try_rewards(setup.config, parent, data, models, console)
     companions = companions_of(setup.config, setup.model, parent.tokenizer, metadata)
     return replace(setup, companions={**companions, **models})
-
-
-def absolute(path: str) -> str:
-    """Return the absolute path, so that the run can be resumed from any folder."""
-    return str(Path(path).resolve())
 
 
 def _try_rewards(
@@ -279,23 +281,37 @@ def _try_rewards(
 ) -> None:
     """Warn of a reward that is constant or slow for the completions of one rollout by the parent.
 
-    Raises ``DataError`` for a prompt without the answer that a reward needs, and for a reward that is not finite.
+    Raises ``DataError`` for a prompt that a reward cannot judge, and for a reward that is not finite.
     """
     decided, settings, model = decide(config), config.alignment, parent.model
     device, dtype = torch.device(decided.runtime.device), decided.precision.dtype
     rewards = open_rewards(settings.rewards, models, device, dtype)
     rewards.check_answers([one.answer for one in (*data.train, *data.validation)], config.finetuning.data)
     template, tokenizer = ChatTemplate(parent.metadata.chat_template), parent.tokenizer
-    train, _ = (
+    train, validation = (
         encode_prompts(side, template, tokenizer, model.context_length, console)
         for side in (data.train, data.validation)
     )
-    prompts = (train * -(-settings.rollout_size // len(train)))[: settings.rollout_size]
+    rewards.check_prompts([one.prompt.messages for one in (*train, *validation)])
+    for role, one in models.items():
+        if one.tokenizer.sha256 != tokenizer.sha256:
+            console.note(
+                f"{role} has another vocabulary than the model; completions are encoded again for it"
+            )
+    prompts = rollout_prompts(train, config, 0)
     ids, seed = [one.token_ids for one in prompts], mix_seed(config.runtime.seed, 10)
     model.to(device).eval()
     sampled = sample_completions(model, tokenizer, template, ids, settings, dtype, seed, console)
     model.cpu()  # frees the memory of the device
-    for line in rewards(samples_of(prompts, sampled)).advice():
+    rewarded, group = rewards(samples_of(prompts, sampled)), group_size(config)
+    advice = rewarded.advice()
+    groups = torch.tensor(rewarded.total).view(-1, group)
+    if group > 1 and not advice and bool((groups == groups[:, :1]).all()):
+        advice = [
+            "the completions of each prompt have equal rewards, so nothing can be learned from them; raise "
+            "--alignment.temperature or --alignment.group-size, or choose a reward that distinguishes them"
+        ]
+    for line in advice:
         console.warn(line)
 
 

@@ -16,7 +16,6 @@ from wholegpt.losses import (
     group_advantages,
     kl_estimate_1,
     kl_estimate_2,
-    kl_estimate_3,
     token_weights,
     whitened,
 )
@@ -101,8 +100,11 @@ class PolicyObjective:
 def kl_per_completion(
     log_p: Float[Tensor, "N T"], reference_log_p: Float[Tensor, "N T"], mask: Float[Tensor, "N T"]
 ) -> Float[Tensor, " N"]:
-    """Return an estimate of KL(π‖π_ref) of each completion in nats: the sum of k3 over its tokens."""
-    return (kl_estimate_3(log_p, reference_log_p) * mask).sum(1)
+    """Return an estimate of KL(π‖π_ref) of each completion in nats: the sum of k1 over its tokens.
+
+    k3 would be dominated by single tokens that the reference finds far likelier.
+    """
+    return (kl_estimate_1(log_p, reference_log_p) * mask).sum(1)
 
 
 def adapted_kl(weight: float, kl: float, target: float) -> float:

@@ -46,8 +46,6 @@ from wholegpt.training.stage import Criterion, QuickScore, Stage
 QUIET = Console(quiet=True)
 REWARD = Task(TaskKind.reward)
 """The task in the metadata of a reward model: one output, without labels."""
-Sample = tuple[Conversation, str]
-"""A prompt and a completion."""
 
 
 def encode_answers(
@@ -108,12 +106,20 @@ class RewardModel:
         """Load the best weights of a run, or a model folder. Raises ``ConfigError`` if it is not a reward model."""
         return cls.of(load_model(model_folder(Path(path), "best", QUIET), device), path, dtype)
 
-    def score(self, samples: Sequence[Sample], console: Console = QUIET) -> list[float]:
+    def check_prompts(self, prompts: Sequence[Conversation]) -> None:
+        """Raise ``DataError`` if a prompt leaves no room for an answer in the model's context."""
+        self._encoded([(one, "") for one in prompts])
+
+    def score(self, samples: Sequence[tuple[Conversation, str]], console: Console = QUIET) -> list[float]:
         """Return the reward of each completion of a prompt, in batches, without dropout and gradient.
 
         A completion that was cut off is scored as if its turn ended there. One that exceeds the context is scored at
         its last token within it. Raises ``DataError`` if a prompt alone fills the context, ``NumericsError`` for NaN.
         """
+        examples = self._encoded(samples)
+        return self.rewards(examples, console)[:, 0].tolist() if examples else []
+
+    def _encoded(self, samples: Sequence[tuple[Conversation, str]]) -> list[EncodedExample]:
         examples: list[EncodedExample] = []
         for number, (prompt, completion) in enumerate(samples, 1):
             context = self.model.context_length
@@ -124,7 +130,7 @@ class RewardModel:
                     "context; shorten it"
                 )
             examples.append(one)
-        return self.rewards(examples, console)[:, 0].tolist() if examples else []
+        return examples
 
     def rewards(
         self, examples: Sequence[EncodedExample], console: Console = QUIET

@@ -19,6 +19,7 @@ from wholegpt.generation import Engine
 from wholegpt.generation.memory import plan_slots
 from wholegpt.losses import IGNORED
 from wholegpt.model import NeuralModel, TaskModel, TokenModel
+from wholegpt.model.heads import head_outputs
 from wholegpt.runtime import compute_in, mix_seed
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import AlignmentConfig, GenerationConfig
@@ -37,10 +38,11 @@ class Sampled:
     token_ids: list[int]
     """With the token that ended it."""
     log_probabilities: list[float]
-    """ln p of each token in the distribution that it was drawn from, temperature and truncation included."""
+    """ln p of each token in the distribution that it was drawn from, at the temperature and without the template's
+    special tokens that no answer has."""
     text: str
     finished: bool
-    """Whether the model ended it; else ``alignment.completion_tokens`` did."""
+    """Whether the model ended it; else ``alignment.completion_tokens`` or the context did."""
 
 
 def sample_completions(
@@ -57,12 +59,7 @@ def sample_completions(
 
     Raises ``NumericsError`` if the model's logits are not finite.
     """
-    general = GenerationConfig(
-        max_tokens=settings.completion_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-    )
+    general = GenerationConfig(max_tokens=settings.completion_tokens, temperature=settings.temperature)
     general = answering(general, template, tokenizer)
     capacity = max(min(len(one) + settings.completion_tokens, model.context_length) for one in prompts)
     slots = plan_slots(model, len(prompts), capacity, model.device, console)
@@ -112,9 +109,10 @@ def policy_outputs(
     model: NeuralModel, token_ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], temperature: float
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
     """Return ln π of each target at the ``temperature``, 0 where ``IGNORED``, and the values, if there is a head."""
-    hidden = model.hidden_states(token_ids)
-    log_p = model.log_probabilities_of(hidden / temperature, targets)
-    return log_p, model.head(hidden)[..., 0].float() if isinstance(model, TaskModel) else None
+    hidden, mask = model.hidden_states(token_ids), targets != IGNORED
+    scored = model.log_probabilities_of(hidden[mask][None] / temperature, targets[mask][None])[0]
+    log_p = scored.new_zeros(targets.shape).masked_scatter(mask, scored)
+    return log_p, head_outputs(model.head, hidden)[..., 0] if isinstance(model, TaskModel) else None
 
 
 @torch.no_grad()

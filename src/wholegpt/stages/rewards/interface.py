@@ -34,10 +34,13 @@ class Reward(Protocol):
     """Gives each completion a number; a higher one is better."""
 
     name: str
-    """Its name in the log."""
+    """The name of the reward in the log."""
     needs_answers: bool = False
     """Whether every sample must have a right answer."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Return the reward of each sample."""
         ...
+
+    def check_prompts(self, prompts: Sequence[Conversation]) -> None:
+        """Raise ``DataError`` for a prompt whose completions it cannot judge."""

@@ -1,12 +1,14 @@
 """Rewards that trained models give."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from wholegpt.checkpoint import ModelFolder, listed, load_model, model_folder
 from wholegpt.console import Console
+from wholegpt.data.chat.template import Conversation
 from wholegpt.data.examples.tasks import Task, parts_of
 from wholegpt.errors import ConfigError
 from wholegpt.model import TaskModel
@@ -25,10 +27,11 @@ def load_model_of(run: str, console: Console) -> ModelFolder:
     Raises ``CheckpointError`` if there is no model.
     """
     loaded = load_model(model_folder(Path(run), "best", console))
-    if loaded.metadata.lora:
-        merge(loaded.model)
-        remove_lora(loaded.model)
-    return loaded
+    if not loaded.metadata.lora:
+        return loaded
+    merge(loaded.model)
+    remove_lora(loaded.model)
+    return replace(loaded, metadata=replace(loaded.metadata, lora=None, new_tokens=0))
 
 
 class Classifier(Reward):
@@ -82,3 +85,7 @@ class ModelReward(Reward):
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Return the reward of each sample. Raises ``DataError`` for a prompt that fills the model's context."""
         return self.model.score([(one.prompt, one.completion) for one in samples])
+
+    def check_prompts(self, prompts: Sequence[Conversation]) -> None:
+        """Raise ``DataError`` if a prompt leaves no room for an answer in the reward model's context."""
+        self.model.check_prompts(prompts)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wholegpt.data.chat.template import Conversation
 from wholegpt.errors import DataError, counted
 from wholegpt.stages.rewards.interface import Reward, Sample
 
 LONG_SECONDS = 60.0
-"""A reward that takes longer for one rollout is worth a warning."""
+"""Rewards that take longer than this per rollout cause a warning."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class WeightedRewards:
                     )
                 total[index] += weight * value
         return Rewarded(total, values, seconds)
+
+    def check_prompts(self, prompts: Sequence[Conversation]) -> None:
+        """Raise ``DataError`` for a prompt whose completions a reward cannot judge."""
+        for _, reward in self.rewards.values():
+            reward.check_prompts(prompts)
 
     def check_answers(self, answers: Sequence[str], where: str) -> None:
         """Raise ``DataError`` if a reward needs right answers, and one of the prompts in ``where`` has none."""
