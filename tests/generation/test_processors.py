@@ -238,12 +238,18 @@ def test_random_lists_need_no_order() -> None:
     assert alone == backwards[::-1]
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.4}]
-)
-def test_the_log_probability_is_of_the_distribution_that_was_drawn_from(settings: dict[str, float]) -> None:
+DRAWN = [
+    GenerationConfig(),
+    GenerationConfig(temperature=0.6),
+    GenerationConfig(top_k=3),
+    GenerationConfig(top_p=0.7, temperature=1.4),
+]
+
+
+@pytest.mark.parametrize("config", DRAWN)
+def test_the_log_probability_is_of_the_distribution_that_was_drawn_from(config: GenerationConfig) -> None:
     for seed in range(20):
-        sampler = Sampler(GenerationConfig(seed=seed, **settings))
+        sampler = Sampler(dataclasses.replace(config, seed=seed))
         token_id = sampler.draw(LOGITS, [])
         expected = torch.log_softmax(sampler.process(LOGITS, []), dim=-1)[token_id]
         assert sampler.log_probability == pytest.approx(float(expected), abs=1e-6)

@@ -145,7 +145,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def test_the_probability_of_a_label(classifier: Path) -> None:
+def test_the_probability_of_a_label(classifier: Path, tmp_path: Path) -> None:
     """It is that of ``predict``, whatever the other completions are; an empty completion has none."""
     completions = ["a good one", "", "the bad one", " ", "my good one, which is longer than the context"]
     both = opened(f"classifier:{classifier}=good", f"2*classifier:{classifier}=bad")

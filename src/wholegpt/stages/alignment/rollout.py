@@ -135,7 +135,7 @@ def score_completions(
             found, valued = policy_outputs(model, some, goal, temperature)
         log_p[chunk, :width] = found.float().cpu()
         if valued is not None:
-            values[chunk, :width] = valued.cpu()
+            values[chunk, :width] = valued.float().cpu()
     model.train(training)
     return log_p, values
 
