@@ -59,7 +59,7 @@ def test_every_command_prints_its_result_alone(
         (["tokenizer", "encode", tokenizer, "of"], "111 102\n"),
         (["tokenizer", "show", tokenizer, "of"], "o|f\n"),
         (["tokenizer", "decode", tokenizer, "111", "102"], "of\n"),
-        (["data", "list"], "python-docs"),
+        (["data", "list"], "corpora: `train NAME`"),
         (["data", "stats", text_file], "documents"),
         (["data", "prepare", text_file, "--out", tmp_path / "data", "--tokenizer.kind", "byte"], "out"),
         (["data", "deduplicate", text_file, "--exact"], "total"),

@@ -105,7 +105,8 @@ BAD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "addition:0: expected a number": ("addition:0", {}),
     "addition:many: expected a number": ("addition:many", {}),
     "addition:-5: expected a number": ("addition:-5", {}),
-    "addition:90000: addition has only 7,2.. examples": ("addition:90000", {}),
+    "addition:90000: addition has only 8,100 examples, a tenth of them held out": ("addition:90000", {}),
+    "addition:8000: addition has only 7,2.. examples": ("addition:8000", {}),
     r"finetuning\.validation does not apply to addition": (
         "addition",
         {"finetuning": {"validation": "x.csv"}},
