@@ -37,7 +37,8 @@ class PolicyObjective:
     completion (``losses.token_weights``).
 
     Each token's policy loss is multiplied by min(π_old/π_sampled, 2), without a gradient: π_old is computed as in
-    training, π_sampled while generating, with truncation. Without truncation both are equal up to rounding.
+    training, π_sampled while generating, without the special tokens that no answer has. They differ by rounding and by
+    the probability of these tokens.
     """
 
     unit = LOSS
