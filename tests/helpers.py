@@ -165,6 +165,7 @@ class CountingCache:
     """For models that need nothing of what they have read but how much it was."""
 
     can_rewind = True
+    padded_capacity = 0
 
     def __init__(self, lengths: torch.Tensor) -> None:
         self.lengths = lengths

@@ -202,16 +202,16 @@ def test_what_was_written_is_kept_when_interrupted(
     trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The text on standard output, or in the one JSON object; exit code 130."""
-    from wholegpt.generation.sampling import Sampler
+    from wholegpt.generation import GenerationRequest
 
-    draw = Sampler.draw
+    accept = GenerationRequest.accept
 
-    def interrupted(self: Sampler, logits: torch.Tensor, written: list[int]) -> int:
-        if len(written) == 5:
+    def interrupted(self: GenerationRequest, token_id: int) -> str:
+        if len(self.token_ids) == 5:
             raise KeyboardInterrupt
-        return draw(self, logits, written)
+        return accept(self, token_id)
 
-    monkeypatch.setattr(Sampler, "draw", interrupted)
+    monkeypatch.setattr(GenerationRequest, "accept", interrupted)
     assert main(["generate", str(trained_run), "the ", "--quiet"]) == 130
     printed = capsys.readouterr()
     assert printed.out.startswith("the ") and len(printed.out) >= 4 + 5 and "interrupted" in printed.err

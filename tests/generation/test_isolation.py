@@ -16,6 +16,7 @@ from tests.parity.test_plain import randomized
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.generation import Engine, GenerationRequest, Sampler, beam_search, generate
+from wholegpt.generation.sampling import Draw
 from wholegpt.generation.speculation import DraftModel, PromptLookup
 from wholegpt.model import Transformer
 from wholegpt.settings.schema import GenerationConfig
@@ -69,13 +70,14 @@ def break_sampler(request: GenerationRequest, calls: int) -> None:
     """Let a request's processors raise at their n-th call."""
     draw, left = request.sampler.draw, [calls]
 
-    def failing(logits: torch.Tensor, generated: Sequence[int]) -> int:
+    def failing(logits: torch.Tensor, generated: Sequence[int]) -> Draw:
         left[0] -= 1
         if left[0] <= 0:
             raise CallerError("sampler")
         return draw(logits, generated)
 
     request.sampler.draw = failing
+    request.sampler.shared = None  # only processors that depend on the text can fail in one request
 
 
 @settings(max_examples=20)

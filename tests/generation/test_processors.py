@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 import transformers.generation.logits_process as reference
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wholegpt.errors import ConfigError
 from wholegpt.generation import processors
-from wholegpt.generation.sampling import BannedText, Sampler
+from wholegpt.generation.sampling import BannedText, Sampler, draw_rows
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import byte_tokenizer, train_bpe, train_gpt1
 
@@ -52,7 +52,7 @@ def test_temperature_goes_from_greedy_to_uniform() -> None:
     hot = torch.softmax(processors.scale_by_temperature(LOGITS[:4], 1e6), -1)
     assert cold.tolist() == pytest.approx([0, 1, 0, 0])
     assert hot.tolist() == pytest.approx([0.25] * 4, abs=1e-5)
-    assert Sampler(GenerationConfig(temperature=0)).draw(LOGITS, []) == 1
+    assert Sampler(GenerationConfig(temperature=0)).draw(LOGITS, []).token_id == 1
 
 
 def test_penalties_by_hand() -> None:
@@ -131,7 +131,8 @@ def test_sampled_frequencies_follow_the_distribution(name: str) -> None:
     """4,000 seeds: chi-squared below its 99.99% quantile (4 degrees of freedom: 23.5); impossible tokens never."""
     config, written, n = SETTINGS[name], [0, 2, 0], 4000
     probabilities = torch.softmax(Sampler(config).process(LOGITS, written), -1)
-    drawn = [Sampler(dataclasses.replace(config, seed=seed)).draw(LOGITS, written) for seed in range(n)]
+    samplers = [Sampler(dataclasses.replace(config, seed=seed)) for seed in range(n)]
+    drawn = [one.draw(LOGITS, written).token_id for one in samplers]
     counts = torch.bincount(torch.tensor(drawn), minlength=5)
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
@@ -146,7 +147,7 @@ def test_places_are_drawn_apart() -> None:
     sampler, n = Sampler(GenerationConfig(temperature=1e9, max_tokens=20_000)), 10_000
     ids: list[int] = []
     for _ in range(n):
-        ids.append(sampler.draw(LOGITS, ids))
+        ids.append(sampler.draw(LOGITS, ids).token_id)
     pairs = torch.bincount(torch.tensor([5 * a + b for a, b in pairwise(ids)]), minlength=25)
     assert float(((pairs - (n - 1) / 25) ** 2 / ((n - 1) / 25)).sum()) < 59.9
 
@@ -157,7 +158,8 @@ def drawn_text(config: GenerationConfig, prompt: str, seed: int, tokens: int) ->
     sampler = Sampler(dataclasses.replace(config, seed=seed), TOKENIZER, prompt_ids)
     written: list[int] = []
     for place in range(tokens):
-        written.append(sampler.draw(random_logits(seed * 1000 + place, TOKENIZER.vocab_size), written))
+        logits = random_logits(seed * 1000 + place, TOKENIZER.vocab_size)
+        written.append(sampler.draw(logits, written).token_id)
     return written, prompt + b"".join(TOKENIZER.token_bytes[i] for i in written).decode("latin-1")
 
 
@@ -202,19 +204,20 @@ def test_forced_texts_are_known_as_the_tokenizer_spells_them() -> None:
     likely = torch.zeros(tokenizer.vocab_size).index_fill(0, torch.tensor(tokenizer.encode("mat")[:1]), 5.0)
     written: list[int] = []
     while len(written) < 8:
-        written.append(sampler.draw(likely, written))
+        written.append(sampler.draw(likely, written).token_id)
     assert tokenizer.decode(written).count("the cat") == 1
     after = [*tokenizer.encode("the cat"), *tokenizer.encode("mat")]
-    assert sampler.draw(likely, after) == int(likely.argmax())
+    assert sampler.draw(likely, after).token_id == int(likely.argmax())
 
 
 def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced() -> None:
     end = TOKENIZER.end_of_text_id
     likely = torch.zeros(TOKENIZER.vocab_size).index_fill(0, torch.tensor([end]), 50.0)
     at_least = Sampler(GenerationConfig(temperature=0, min_tokens=3), TOKENIZER)
-    assert [at_least.draw(likely, [1] * n) == end for n in range(5)] == [False] * 3 + [True] * 2
+    assert [at_least.draw(likely, [1] * n).token_id == end for n in range(5)] == [False] * 3 + [True] * 2
     forced = Sampler(GenerationConfig(temperature=0, forced=("cat",)), TOKENIZER)
-    assert forced.draw(likely, []) != end and forced.draw(likely, TOKENIZER.encode("a cat")) == end
+    assert forced.draw(likely, []).token_id != end
+    assert forced.draw(likely, TOKENIZER.encode("a cat")).token_id == end
 
 
 def test_settings_that_cannot_be_met() -> None:
@@ -246,12 +249,45 @@ DRAWN = [
 ]
 
 
+TOGETHER = [
+    *DRAWN,
+    GenerationConfig(min_p=0.1),
+    GenerationConfig(temperature=0),
+    GenerationConfig(top_k=5, top_p=0.9, min_p=0.02),
+    GenerationConfig(no_repeat_ngram=2),
+]
+
+
 @pytest.mark.parametrize("config", DRAWN)
 def test_the_log_probability_is_of_the_distribution_that_was_drawn_from(config: GenerationConfig) -> None:
     for seed in range(20):
         sampler = Sampler(dataclasses.replace(config, seed=seed))
-        token_id = sampler.draw(LOGITS, [])
+        token_id, log_probability = sampler.draw(LOGITS, [])
         expected = torch.log_softmax(sampler.process(LOGITS, []), dim=-1)[token_id]
-        assert sampler.log_probability == pytest.approx(float(expected), abs=1e-6)
-    greedy = Sampler(GenerationConfig(temperature=0))
-    assert greedy.draw(LOGITS, []) == int(LOGITS.argmax()) and greedy.log_probability == 0
+        assert log_probability == pytest.approx(float(expected), abs=1e-6)
+    assert Sampler(GenerationConfig(temperature=0)).draw(LOGITS, []) == (int(LOGITS.argmax()), 0.0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([7, 300, 2000]))
+def test_tokens_drawn_together_are_those_drawn_alone(seed: int, rows: int, vocab_size: int) -> None:
+    """Whatever the settings of the other rows are; and at each number of logits that is processed at once."""
+    chooser = random.Random(seed)
+    configs = [
+        dataclasses.replace(chooser.choice(TOGETHER), seed=chooser.randrange(100)) for _ in range(rows)
+    ]
+    samplers = [Sampler(config) for config in configs]
+    logits = torch.stack([random_logits(seed + row, vocab_size) for row in range(rows)])
+    texts = [[0] * chooser.randrange(5) for _ in range(rows)]
+    together = draw_rows(samplers, logits, texts)
+    for sampler, config, row, text, drawn in zip(samplers, configs, logits, texts, together, strict=True):
+        assert (drawn is None) is (config.no_repeat_ngram > 0)
+        assert drawn in (None, sampler.draw(row, text))
+
+
+def test_a_row_without_a_token_to_draw_is_left_to_its_sampler() -> None:
+    """It raises the error that names the reason, for its own request alone."""
+    samplers, logits = [Sampler(GenerationConfig()) for _ in range(2)], torch.zeros(2, 5)
+    assert None not in draw_rows(samplers, logits, [[], []])
+    logits[1] = processors.NEVER
+    assert draw_rows(samplers, logits, [[], []]) == [None, None]

@@ -287,9 +287,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers a word with the word and yes or no."""
+    """A model that answers a word with yes or no."""
     folder = tmp_path_factory.mktemp("talker")
-    rows = [{"prompt": f"{word}?", "response": f"{word} {end}"} for word in WORDS for end in ("yes", "no")]
+    rows = [{"prompt": f"{word}?", "response": end} for word in WORDS for end in ("yes", "no")]
     (folder / "talk.json").write_text(json.dumps(rows))
     (folder / "prompts.json").write_text(json.dumps([{"prompt": f"{word}?"} for word in WORDS]))
     (folder / "text.txt").write_text("\n".join(" ".join(row.values()) for row in rows) * 20)
@@ -321,20 +321,22 @@ def policy_run(talker: Path, out: Path, method: str = "grpo", **changes: dict[st
 
 @pytest.mark.parametrize(("method", "lora"), [("grpo", 0), ("grpo", 4), ("ppo", 0), ("ppo", 4)])
 def test_the_reward_rises(method: str, lora: int, talker: Path, tmp_path: Path) -> None:
+    steps, size, learning_rate = (40, 16, 0.003) if method == "grpo" else (48, 64, 0.001)
     run = policy_run(
         talker,
         tmp_path / "run",
         method,
-        training={"steps": 40 if method == "grpo" else 80, "batch_size": 16},
+        training={"steps": steps, "batch_size": size},
+        alignment={"rollout_size": size},
         lora={"rank": lora},
-        optimizer={"learning_rate": 0.001 if method == "ppo" and not lora else 0.003},
+        optimizer={"learning_rate": learning_rate},
     )
     trained = [line for line in run.metrics if line["kind"] == "train"]
     assert trained[0]["ratio"] == pytest.approx(1, abs=1e-5)
     assert trained[0]["kl"] == pytest.approx(0, abs=1e-6) and trained[-1]["kl"] > 0.01
     first, last = (sum(line["reward"] for line in some) / 5 for some in (trained[:5], trained[-5:]))
     print(
-        f"{method}, LoRA {lora}: mean reward {first:.2f} in the first five rollouts, {last:.2f} in the last five"
+        f"{method}, LoRA {lora}: mean reward {first:.2f} in the first five steps, {last:.2f} in the last five"
     )
     assert last > first + 0.15
     assert {"reward_before", "reward"} <= run.validation.metrics.keys()

@@ -35,7 +35,7 @@ def generate_ids(
     while len(generated) < sampler.config.max_tokens and not sampler.complete(generated):
         with torch.inference_mode():  # not across the yield, where it would also apply to the caller
             logits = model(torch.tensor([window], device=device))[0, -1]
-            token_id = sampler.draw(logits.cpu(), generated)
+            token_id = sampler.draw(logits.cpu(), generated).token_id
         generated.append(token_id)
         yield token_id
         window.append(token_id)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from wholegpt.errors import ConfigError, NumericsError
 from wholegpt.generation.processors import INVALID_LOGITS, are_valid_logits
 from wholegpt.generation.request import GenerationRequest
-from wholegpt.generation.speculation import Drafter, common_length
+from wholegpt.generation.sampling import Draw, draw_rows
+from wholegpt.generation.speculation import Drafter
 from wholegpt.model.interface import Cache, CausalLanguageModel
 from wholegpt.runtime import at_least_float32
 from wholegpt.settings.schema import GenerationConfig
@@ -26,6 +28,8 @@ R = TypeVar("R")
 
 ROWS_AT_ONCE = 16
 """Most rows of a step, draft tokens included. So many take little longer than one."""
+MOST_PADDING = 64
+"""Most tokens of padding when several prompts are prefilled together; about as fast as one more call of the model."""
 PREFILL_CHUNK = 512
 """Tokens of new prompts that are prefilled in a step, so that a long prompt does not delay the running requests."""
 
@@ -54,6 +58,8 @@ class Engine:
         self.capacity = min(capacity or model.context_length, model.context_length)
         self._pool = model.new_cache(slots, self.capacity)
         self._batches = [self._pool.rows(0, n) for n in range(slots + 1)]
+        self._prompts = np.full((slots, self.capacity), -1, dtype=np.int32)
+        """The prompt in each slot, without its last token; −1 after it."""
         self._waiting: deque[GenerationRequest] = deque()
         self._running: list[GenerationRequest] = []
         """Request i has slot i. Only the last one may have prompt tokens left to prefill."""
@@ -159,17 +165,27 @@ class Engine:
             batch.append([*real, *real[-1:] * (width - len(real))])
         logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready])
         logits = at_least_float32(logits.cpu())
-        for row, numbers in enumerate(are_valid_logits(logits).all(dim=-1).tolist()):
-            self._draw(row, logits[row], drafts[row], numbers)
+        valid = are_valid_logits(logits).all(dim=-1).tolist()
+        drawn = self._draw_together(logits[:, 0], [row for row in range(ready) if valid[row]])
+        for row in range(ready):
+            self._draw(row, logits[row], drafts[row], valid[row], drawn.get(row))
         ended = [row for row in range(ready) if self._running[row].finish_reason]
         return [self._remove(row) for row in reversed(ended)]
 
-    def _draw(self, row: int, logits: Float[Tensor, "T V"], drafted: Sequence[int], numbers: bool) -> None:
+    def _draw_together(self, logits: Float[Tensor, "B V"], rows: list[int]) -> dict[int, Draw | None]:
+        """Return the first token of the requests in ``rows``, where no processor depends on the text so far."""
+        requests = [self._running[row] for row in rows]
+        samplers, texts = [one.sampler for one in requests], [one.token_ids for one in requests]
+        return dict(zip(rows, draw_rows(samplers, logits[rows], texts), strict=True))
+
+    def _draw(
+        self, row: int, logits: Float[Tensor, "T V"], drafted: Sequence[int], valid: bool, first: Draw | None
+    ) -> None:
         """Draw a request's tokens, unless it has failed; clear the slot of a request that fails."""
         request = self._running[row]
         if not request.error:
-            if numbers:
-                kept = self._attempt(request, lambda: request.draw(logits, drafted), 0)
+            if valid:
+                kept = self._attempt(request, lambda: request.draw(logits, drafted, first), 0)
                 self._pool.lengths[row] -= len(logits) - kept
             else:
                 request.fail(NumericsError(INVALID_LOGITS))
@@ -221,44 +237,95 @@ class Engine:
                     failed.append(self._remove(row))
         left = PREFILL_CHUNK
         while left > 0:
-            if not self._prefilling:
-                if not self._waiting or len(self._running) == self.slots:
-                    break
-                self._admit(self._waiting.popleft())
-            row, request = len(self._running) - 1, self._running[-1]
-            left -= self._attempt(request, partial(self._prefill, row, left), 0)
-            if request.error:
-                failed.append(self._remove(row))
+            last = len(self._running) - 1
+            rows = range(last, last + 1) if self._prefilling else self._admit(left)
+            if not rows:
+                break
+            left -= self._prefill_together(rows, left)
+            failed += [self._remove(row) for row in reversed(rows) if self._running[row].error]
         return failed
 
-    def _admit(self, request: GenerationRequest) -> None:
-        """Give a request the next slot, and copy the cache of a prefix that it shares with another request's prompt."""
+    def _admit(self, most: int) -> range:
+        """Give the next waiting request a slot, and those after it that are prefilled together with it, in at most
+        ``most`` tokens with padding. Return their slots.
+
+        The cache of a prefix that a request shares with another one's prompt is copied.
+        """
+        first, width, start, tokens = len(self._running), 0, 0, 0
+        while self._waiting and len(self._running) < self.slots:
+            row, request = len(self._running), self._waiting[0]
+            lengths = self._common_prefixes(request)
+            source, shared = self._longest_prefix(lengths[:first], request)
+            own = len(request.unread) - 1 - shared
+            width, start, tokens = max(width, own), max(start, shared), tokens + own
+            if row > first:
+                total = width * (row + 1 - first)
+                fits = start + width <= self._pool.padded_capacity and total <= most
+                # The prompt of a request that is not prefilled yet cannot be copied.
+                waits = max(lengths[first:]) - shared > own / 2
+                if not own or waits or not fits or total - tokens > MOST_PADDING:
+                    break
+            self._place(self._waiting.popleft(), source, shared)
+            if not own:
+                break
+        return range(first, len(self._running))
+
+    def _place(self, request: GenerationRequest, source: int, shared: int) -> None:
+        """Give a request the next slot, and copy the first ``shared`` positions from the slot ``source``."""
         row = len(self._running)
         self._running.append(request)
         request.start()
+        self._prompts[row] = -1
+        self._prompts[row, : len(request.unread) - 1] = request.unread[:-1]
         self._pool.rows(row, row + 1).clear()
-        lengths = [self._common_prefix(request, other) for other in range(row)]
-        if any(lengths):
-            longest = max(lengths)
-            self._pool.copy_row(lengths.index(longest), row, longest)
-            request.unread = request.unread[longest:]
+        if shared:
+            self._pool.copy_row(source, row, shared)
+            request.unread = request.unread[shared:]
 
-    def _common_prefix(self, request: GenerationRequest, row: int) -> int:
-        """Return the length of the prefix that a new request shares with the prompt in slot ``row``."""
-        other = self._running[row]
-        window = other.prompt_ids[-self.model.context_length :]
-        if len(window) + len(other.token_ids) > self.capacity:
-            return 0  # its window has moved on
-        length = common_length(window[:-1], request.unread[:-1])
-        return length if self._pool.can_rewind_to(row, length) else 0
+    def _common_prefixes(self, request: GenerationRequest) -> list[int]:
+        """Return the lengths of the prefixes that a new request shares with the prompt in each used slot."""
+        prompt = np.array(request.unread[:-1], dtype=np.int32)
+        equal = self._prompts[: len(self._running), : len(prompt)] == prompt
+        return np.logical_and.accumulate(equal, axis=1).sum(axis=1).tolist()
 
-    def _prefill(self, row: int, most: int) -> int:
-        request = self._running[row]
-        piece = request.unread[:-1][:most]
-        if piece:
-            self.model.prefill(torch.tensor([piece], device=self.device), self._pool.rows(row, row + 1))
-            request.unread = request.unread[len(piece) :]
-        return len(piece)
+    def _longest_prefix(self, lengths: Sequence[int], request: GenerationRequest) -> tuple[int, int]:
+        """Return the slot with the longest of the common prefixes that can be copied, and its length; 0 if none can."""
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+            other, length = self._running[row], lengths[row]
+            window = min(len(other.prompt_ids), self.model.context_length)
+            moved_on = window + len(other.token_ids) > self.capacity
+            if not moved_on and self._pool.can_rewind_to(row, length):
+                return row, length
+        return 0, 0
+
+    def _prefill_together(self, rows: range, most: int) -> int:
+        """Prefill requests that were admitted together; one alone may keep tokens for the next step.
+
+        Returns how many tokens were computed. If the model fails, each request is tried alone.
+        """
+        if len(rows) > 1:
+            lengths = self._pool.lengths.clone()
+            try:
+                return self._prefill(rows, most)
+            except Exception:  # of one of the requests, which _attempt finds
+                self._pool.lengths.copy_(lengths)
+        each = [range(row, row + 1) for row in rows]
+        return sum(
+            self._attempt(self._running[one.start], partial(self._prefill, one, most), 0) for one in each
+        )
+
+    def _prefill(self, rows: range, most: int) -> int:
+        """Prefill the prompts in adjacent slots, padded to the longest; return how many tokens were computed."""
+        pieces = [self._running[row].unread[:-1][:most] for row in rows]
+        width = max(map(len, pieces))
+        if not width:
+            return 0
+        padded = [[*piece, *piece[-1:] * (width - len(piece))] for piece in pieces]
+        self.model.prefill(torch.tensor(padded, device=self.device), self._pool.rows(rows.start, rows.stop))
+        for row, piece in zip(rows, pieces, strict=True):
+            self._pool.lengths[row] -= width - len(piece)
+            self._running[row].unread = self._running[row].unread[len(piece) :]
+        return width * len(rows)
 
     def _full(self, row: int) -> bool:
         return self.model.ends_at_context and int(self._pool.lengths[row]) == self.model.context_length
@@ -269,7 +336,7 @@ class Engine:
         request.unread = restarted_window(
             [*request.prompt_ids, *request.token_ids], self.model.context_length
         )
-        self._prefill(row, len(request.unread))
+        self._prefill(range(row, row + 1), len(request.unread))
 
     def _remove(self, row: int) -> GenerationRequest:
         """Remove a request. The last decoding request moves to its slot, and the prefilling one to the slot of that."""
@@ -278,6 +345,7 @@ class Engine:
         for last in sorted({len(self._running) - 1 - self._prefilling, len(self._running) - 1}):
             if last > gap:
                 self._pool.copy_row(last, gap)
+                self._prompts[gap] = self._prompts[last]
                 self._running[gap] = self._running[last]
                 gap = last
         self._running.pop()

@@ -31,6 +31,11 @@ class GuidedCache:
         """Return whether both caches can be cut to any shorter length."""
         return self.headed.can_rewind
 
+    @property
+    def padded_capacity(self) -> int:
+        """Return 0: the numbers of tokens without header follow from those with it."""
+        return 0
+
     def can_rewind_to(self, row: int, length: int) -> bool:
         """Return whether both caches can be cut to ``length`` tokens."""
         plain = max(0, length - int(self.headed.lengths[row] - self.plain.lengths[row]))

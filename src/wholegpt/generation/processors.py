@@ -1,7 +1,7 @@
 """Logits processors: pure functions, one equation each, applied before a token is drawn.
 
-Logits have shape (V,), for one sequence. ``token_ids`` are its tokens so far, the prompt included;
-``generated`` are those after the prompt.
+Logits have shape (V,) for one sequence, or (B, V) where a processor does not depend on the tokens. ``token_ids`` are
+the tokens of a sequence so far, the prompt included; ``generated`` are those after the prompt.
 """
 
 from collections.abc import Sequence
@@ -54,9 +54,9 @@ def ends_of_repeated_ngrams(token_ids: Sequence[int], size: int) -> list[int]:
     return [token_ids[at + size - 1] for at in starts if list(token_ids[at : at + size - 1]) == end]
 
 
-def forbid(logits: Float[Tensor, " V"], token_ids: Sequence[int]) -> Float[Tensor, " V"]:
+def forbid(logits: Float[Tensor, "*B V"], token_ids: Sequence[int]) -> Float[Tensor, "*B V"]:
     """Set the logits of ``token_ids`` to −∞."""
-    return logits.index_fill(0, torch.tensor(list(token_ids), dtype=torch.long), NEVER)
+    return logits.index_fill(-1, torch.tensor(list(token_ids), dtype=torch.long), NEVER)
 
 
 def keep_allowed(logits: Float[Tensor, " V"], allowed: Bool[Tensor, " V"]) -> Float[Tensor, " V"]:
@@ -70,38 +70,37 @@ def add_bias(logits: Float[Tensor, " V"], bias: Sequence[tuple[int, float]]) -> 
     return logits.index_add(0, torch.tensor(ids, dtype=torch.long), torch.tensor(values, dtype=logits.dtype))
 
 
-def scale_by_temperature(logits: Float[Tensor, " V"], temperature: float) -> Float[Tensor, " V"]:
+def scale_by_temperature(logits: Float[Tensor, "*B V"], temperature: float) -> Float[Tensor, "*B V"]:
     """Compute (l − max l) / T in float64, so that no T overflows: greedy as T → 0, uniform as T → ∞."""
     precise = logits.double()
-    return (precise - precise.max()) / temperature
+    return (precise - precise.amax(-1, keepdim=True)) / temperature
 
 
-def keep_top_k(logits: Float[Tensor, " V"], k: int) -> Float[Tensor, " V"]:
+def keep_top_k(logits: Float[Tensor, "*B V"], k: int) -> Float[Tensor, "*B V"]:
     """Set all logits below the k-th largest to −∞ (Fan et al. 2018, section 5.1); ties with it are kept."""
-    least = torch.topk(logits, min(k, len(logits))).values[-1]
+    least = torch.topk(logits, min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < least, NEVER)
 
 
-def keep_top_p(logits: Float[Tensor, " V"], p: float) -> Float[Tensor, " V"]:
+def keep_top_p(logits: Float[Tensor, "*B V"], p: float) -> Float[Tensor, "*B V"]:
     """Set logits outside the nucleus to −∞ (Holtzman et al. 2020).
 
     The nucleus is the smallest set of most likely tokens with a probability of at least p. Ties with its last
     token are kept.
     """
-    probabilities = torch.softmax(logits, dim=-1)
-    candidates = 256
+    probabilities, vocab_size = torch.softmax(logits, dim=-1), logits.shape[-1]
+    candidates = min(256, vocab_size)
     while True:  # the nucleus is usually small, and sorting the whole vocabulary is slow
-        candidates = min(candidates, len(logits))
         largest = torch.topk(probabilities, candidates).values
-        outside = largest.cumsum(0) >= p
-        if bool(outside[-1]) or candidates == len(logits):
+        inside = (largest.cumsum(-1) < p).sum(-1, keepdim=True)  # tokens before the last one
+        if candidates == vocab_size or bool((inside < candidates).all()):
             break
-        candidates *= 8
-    last = int(outside.long().argmax()) if bool(outside[-1]) else candidates - 1
-    return logits.masked_fill(probabilities < largest[last], NEVER)
+        candidates = min(8 * candidates, vocab_size)
+    least = largest.gather(-1, inside.clamp_max(candidates - 1))
+    return logits.masked_fill(probabilities < least, NEVER)
 
 
-def keep_min_p(logits: Float[Tensor, " V"], share: float) -> Float[Tensor, " V"]:
+def keep_min_p(logits: Float[Tensor, "*B V"], share: float) -> Float[Tensor, "*B V"]:
     """Set logits to −∞ where p < ``share`` · max p (Nguyen et al. 2024)."""
     probabilities = torch.softmax(logits, dim=-1)
-    return logits.masked_fill(probabilities < share * probabilities.max(), NEVER)
+    return logits.masked_fill(probabilities < share * probabilities.amax(-1, keepdim=True), NEVER)

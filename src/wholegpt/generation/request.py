@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.generation.results import Completion, TokenChoice
-from wholegpt.generation.sampling import NothingLeftError, Sampler
+from wholegpt.generation.sampling import Draw, NothingLeftError, Sampler
 from wholegpt.generation.speculation import Drafter
 from wholegpt.generation.stopping import StopSearch
 from wholegpt.settings.schema import GenerationConfig
@@ -35,8 +35,8 @@ class GenerationRequest:
         self.prompt_ids, self.config, self.emit = list(prompt_ids), config, emit
         self.sampler, self._drafter = Sampler(config, tokenizer, prompt_ids), drafter
         self.token_ids: list[int] = []
-        self.drawn: list[tuple[int, float]] = []
-        """Each token drawn, end-of-text included, and its ln p in the distribution that it was drawn from."""
+        self.drawn: list[Draw] = []
+        """Each token drawn, end-of-text included."""
         self.unread = self.prompt_ids
         """Tokens that the model has not processed yet, including the last token drawn."""
         self.finish_reason = "" if config.max_tokens else "length"
@@ -72,18 +72,19 @@ class GenerationRequest:
         self._drafter = None
         self._finish("cancelled")
 
-    def draw(self, logits: Float[Tensor, "T V"], drafted: Sequence[int]) -> int:
+    def draw(self, logits: Float[Tensor, "T V"], drafted: Sequence[int], first: Draw | None = None) -> int:
         """Draw one token, and one more after each accepted draft token; return how many were drawn.
 
-        Row t of the logits predicts the token after t draft tokens. Raises whatever ``emit`` or the drafter
-        raises.
+        Row t of the logits predicts the token after t draft tokens. ``first`` is the first token, if it was drawn
+        already, together with those of other requests. Raises whatever ``emit`` or the drafter raises.
         """
         accepted = 0
         for draft_token in [*drafted, None]:
             before = self.token_ids[-1] if self.token_ids else self.prompt_ids[-1]
             try:
-                token_id = self.sampler.draw(logits[accepted], self.token_ids)
-                self.drawn.append((token_id, self.sampler.log_probability))
+                drawn = first or self.sampler.draw(logits[accepted], self.token_ids)
+                first, token_id = None, drawn.token_id
+                self.drawn.append(drawn)
                 piece = self.accept(token_id)
             except NothingLeftError as error:
                 self.problem = str(error)

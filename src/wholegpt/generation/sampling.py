@@ -1,13 +1,13 @@
 """Draw a token from logits: apply the logits processors of a request in order, then sample.
 
-Logits have shape (V,), for one sequence.
+Shapes: B sequences, V vocabulary.
 """
 
-import math
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,17 @@ from wholegpt.runtime import mix_seed
 from wholegpt.settings.schema import GenerationConfig
 from wholegpt.settings.validation import check_generation
 from wholegpt.tokenizers import Tokenizer
+
+LOGITS_AT_ONCE = 2**18
+"""Most logits that are processed at once, so that they stay in the processor's cache."""
+
+
+class Draw(NamedTuple):
+    """A token that was drawn."""
+
+    token_id: int
+    log_probability: float
+    """ln p of the token, in nats, in the distribution that it was drawn from; 0 at temperature 0."""
 
 
 class Sampler:
@@ -38,8 +49,6 @@ class Sampler:
         """
         check_generation(config)
         self.config, self.prompt = config, list(prompt)
-        self.log_probability = 0.0
-        """ln p of the last token drawn, in nats, in the distribution that it was drawn from."""
         self._ends: frozenset[int] = frozenset()
         self._unused: list[int] = []
         self._banned: list[BannedText] = []
@@ -47,6 +56,15 @@ class Sampler:
         self._constraint: Constraint | None = None
         if tokenizer is not None:
             self._prepare_texts(tokenizer)
+        looks_back = (
+            *(config.banned, config.forced, config.regex, config.json_schema, config.logit_bias),
+            *(config.repetition_penalty != 1, config.frequency_penalty, config.presence_penalty),
+            *(config.no_repeat_ngram, config.min_tokens),
+        )
+        shared = config.temperature, config.top_k, config.top_p, config.min_p, tuple(self._unused)
+        self.shared: tuple[object, ...] | None = None if any(looks_back) else shared
+        """A key that is equal for samplers whose tokens ``draw_rows`` may draw together; None if a processor depends on
+        the text so far."""
 
     def _prepare_texts(self, tokenizer: Tokenizer) -> None:
         config = self.config
@@ -91,28 +109,21 @@ class Sampler:
         """Return whether ``generated`` satisfies ``regex`` or ``json_schema`` and nothing can follow it."""
         return self._constraint is not None and self._constraint.complete(generated)
 
-    def draw(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> int:
-        """Return the token after ``generated``.
+    def draw(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Draw:
+        """Draw the token after ``generated``.
 
         At temperature 0 this is the most likely token. Otherwise it is the first token whose cumulative
         probability exceeds a uniform number computed from the seed and the position.
         """
-        processed = self.process(logits, generated)
-        if self.config.temperature == 0:
-            self.log_probability = 0.0
-            return int(processed.argmax())
-        probabilities = torch.softmax(processed, dim=-1)
-        cumulated = probabilities.cumsum(0).numpy()
-        # Otherwise rounding could give 1, for which there is no token.
-        threshold = min(mix_seed(self.config.seed, len(generated)) / 2**63, 1 - 2**-52) * cumulated[-1]
-        token_id = int(np.searchsorted(cumulated, threshold, side="right"))
-        self.log_probability = math.log(probabilities[token_id])
-        return token_id
+        return _draw([self], self.process(logits, generated)[None], [generated])[0]
 
     def process(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Float[Tensor, " V"]:
         """Return the logits whose softmax the next token is drawn from."""
-        restricted = self.restrict(logits, generated)
-        return restricted if self.config.temperature == 0 else self._shape(restricted)
+        return _shape(self.restrict(logits, generated), self.config)
+
+    def restrict_unused(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
+        """Return the logits without the ids of the vocabulary that no token has."""
+        return processors.forbid(logits, self._unused) if self._unused else logits
 
     def restrict(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Float[Tensor, " V"]:
         """Return the logits after biases, penalties, bans and constraints, before temperature and truncation."""
@@ -145,17 +156,6 @@ class Sampler:
             )
         return logits
 
-    def _shape(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        config = self.config
-        logits = processors.scale_by_temperature(logits, config.temperature)
-        if config.top_k:
-            logits = processors.keep_top_k(logits, config.top_k)
-        if config.top_p < 1:
-            logits = processors.keep_top_p(logits, config.top_p)
-        if config.min_p:
-            logits = processors.keep_min_p(logits, config.min_p)
-        return logits
-
     def _required(self, generated: Sequence[int]) -> int | None:
         """Return the next token of a forced text, if the limit leaves room for the outstanding tokens only."""
         outstanding = self._outstanding(generated)
@@ -176,6 +176,70 @@ class Sampler:
             return []
         text = b"".join(self._token_bytes[token_id] for token_id in generated)
         return [token_ids for content, token_ids in self._forced if content not in text]
+
+
+def draw_rows(
+    samplers: Sequence[Sampler], logits: Float[Tensor, "B V"], generated: Sequence[Sequence[int]]
+) -> list[Draw | None]:
+    """Return what ``Sampler.draw`` returns for each row; None where tokens cannot be drawn together."""
+    found: list[Draw | None] = [None] * len(samplers)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for row, sampler in enumerate(samplers):
+        if sampler.shared is not None:
+            groups[sampler.shared].append(row)
+    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    for rows in groups.values():
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            drawn = _draw_alike(
+                [samplers[row] for row in some],
+                logits[some],
+                [generated[row] for row in some],
+            )
+            for row, one in zip(some, drawn, strict=True):
+                found[row] = one
+    return found
+
+
+def _draw_alike(
+    samplers: Sequence[Sampler], logits: Float[Tensor, "B V"], generated: Sequence[Sequence[int]]
+) -> Sequence[Draw | None]:
+    """Draw a token from each row, given samplers with the same key ``shared``."""
+    first = samplers[0]
+    allowed = first.restrict_unused(logits)
+    if bool((allowed.amax(-1) == processors.NEVER).any()):
+        return [None] * len(samplers)
+    return _draw(samplers, _shape(allowed, first.config), generated)
+
+
+def _shape(logits: Float[Tensor, "*B V"], config: GenerationConfig) -> Float[Tensor, "*B V"]:
+    """Apply temperature and truncation; at temperature 0, return the logits as they are."""
+    if config.temperature == 0:
+        return logits
+    logits = processors.scale_by_temperature(logits, config.temperature)
+    if config.top_k:
+        logits = processors.keep_top_k(logits, config.top_k)
+    if config.top_p < 1:
+        logits = processors.keep_top_p(logits, config.top_p)
+    if config.min_p:
+        logits = processors.keep_min_p(logits, config.min_p)
+    return logits
+
+
+def _draw(
+    samplers: Sequence[Sampler], processed: Float[Tensor, "B V"], generated: Sequence[Sequence[int]]
+) -> list[Draw]:
+    """Draw a token from each row of processed logits, given samplers of the same temperature."""
+    if samplers[0].config.temperature == 0:
+        return [Draw(token_id, 0.0) for token_id in processed.argmax(-1).tolist()]
+    probabilities = torch.softmax(processed, dim=-1)
+    cumulated = probabilities.cumsum(-1)
+    seeds = [mix_seed(one.config.seed, len(tokens)) for one, tokens in zip(samplers, generated, strict=True)]
+    # Otherwise rounding could give 1, for which there is no token.
+    uniform = torch.tensor(seeds, dtype=torch.float64)[:, None].div(2**63).clamp_max(1 - 2**-52)
+    drawn = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
+    log_p = probabilities.gather(-1, drawn).log()
+    return [Draw(*one) for one in zip(drawn[:, 0].tolist(), log_p[:, 0].tolist(), strict=True)]
 
 
 MOST_KNOWN = 100

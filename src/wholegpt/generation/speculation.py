@@ -126,7 +126,7 @@ class DraftModel:
                 raise NumericsError(f"draft: {INVALID_LOGITS}")
             generated = [*token_ids[n_prompt:], *drafted]
             try:
-                pending = [self._sampler.draw(logits.float().cpu(), generated)]
+                pending = [self._sampler.draw(logits.float().cpu(), generated).token_id]
             except NothingLeftError:  # of this model; the model that verifies may continue
                 break
             drafted += pending

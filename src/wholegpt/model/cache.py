@@ -77,6 +77,11 @@ class KeyValueCache:
         return self.keys.shape[3]
 
     @property
+    def padded_capacity(self) -> int:
+        """Return the capacity: padding that replaces no earlier position can be cut."""
+        return self.capacity
+
+    @property
     def most_at_once(self) -> int:
         """Return how many tokens fit at once such that none replaces a position that another one still sees."""
         if not windowed(self._config):
@@ -217,6 +222,7 @@ class RecurrentCache:
     """
 
     can_rewind = False
+    padded_capacity = 0
 
     def __init__(self, states: Float[Tensor, "L B *S"], lengths: Int[Tensor, " B"]) -> None:
         self.states, self.lengths = states, lengths

@@ -305,6 +305,7 @@ class SourceCache:
     """
 
     can_rewind = True
+    padded_capacity = 0  # a separator among the padding would end the source
 
     def __init__(
         self,

@@ -31,6 +31,11 @@ class Cache(Protocol):
         """Return whether sequence ``row`` can be cut to its first ``length`` tokens."""
         ...
 
+    @property
+    def padded_capacity(self) -> int:
+        """Return how many positions of a sequence may be filled with padding, which is cut afterwards; 0: none."""
+        ...
+
     def rows(self, first: int, last: int) -> "Cache":
         """Return sequences ``first`` to ``last`` − 1 as a view of the same memory."""
         ...

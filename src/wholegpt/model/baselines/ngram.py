@@ -280,6 +280,7 @@ class TokenCache:
     """The last tokens of each sequence; the token at position p is stored at index p mod capacity."""
 
     can_rewind = True
+    padded_capacity = 0
 
     def __init__(self, tokens: Int[Tensor, "B S"], lengths: Int[Tensor, " B"], config: ModelConfig) -> None:
         self.tokens, self.lengths, self._config = tokens, lengths, config

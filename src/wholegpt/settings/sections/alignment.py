@@ -69,7 +69,7 @@ class AlignmentConfig:
     """ppo: λ of the advantages (E20)."""
     value_clip: float = 0.2
     """ppo: how far a value may move before its gradient ends."""
-    value_weight: float = 0.1
+    value_weight: float = 1.0
     """ppo: weight of the value loss."""
 
 

@@ -15,7 +15,7 @@ from wholegpt.console import Console
 from wholegpt.data.chat.packing import PADDING, batches_of
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import NumericsError
-from wholegpt.generation import Engine
+from wholegpt.generation import Engine, GenerationRequest
 from wholegpt.generation.memory import plan_slots
 from wholegpt.losses import IGNORED
 from wholegpt.model import NeuralModel, TaskModel, TokenModel
@@ -64,23 +64,39 @@ def sample_completions(
     capacity = max(min(len(one) + settings.completion_tokens, model.context_length) for one in prompts)
     slots = plan_slots(model, len(prompts), capacity, model.device, console)
     engine = Engine(model, tokenizer, model.device, slots, capacity)
-    requests = [
-        engine.submit(prompt, _with(general, mix_seed(seed, index), capacity - len(prompt)))
-        for index, prompt in enumerate(prompts)
-    ]
+    requests: dict[int, GenerationRequest] = {}
+    for index in _distinct_first(prompts, slots):
+        config = _with(general, mix_seed(seed, index), capacity - len(prompts[index]))
+        requests[index] = engine.submit(prompts[index], config)
     with compute_in(dtype, model.device), console.progress("generating", len(prompts)) as progress:
         while engine.busy:
             progress.advance(len(engine.step()))
     found: list[Sampled] = []
-    for request in requests:
+    for request in (requests[index] for index in range(len(prompts))):
         if request.error:
             raise NumericsError(f"the rollout failed: {request.error}") from request.error
         completion = request.completion()
-        token_ids, log_probabilities = zip(*request.drawn, strict=True)
         finished = completion.finish_reason in ("end_of_text", "stop")
-        drawn = [*token_ids], [*log_probabilities]
+        drawn = [one.token_id for one in request.drawn], [one.log_probability for one in request.drawn]
         found.append(Sampled(request.prompt_ids, *drawn, completion.text, finished))
     return found
+
+
+def _distinct_first(prompts: Sequence[Sequence[int]], slots: int) -> list[int]:
+    """Return the order in which the prompts are submitted: in each block of ``slots``, repeated prompts come last.
+
+    The engine then prefills the different prompts together, and copies their caches for the others.
+    """
+    order: list[int] = []
+    for start in range(0, len(prompts), slots):
+        seen: set[tuple[int, ...]] = set()
+        repeated: list[int] = []
+        for index in range(start, min(start + slots, len(prompts))):
+            prompt = tuple(prompts[index])
+            (repeated if prompt in seen else order).append(index)
+            seen.add(prompt)
+        order += repeated
+    return order
 
 
 def _with(general: GenerationConfig, seed: int, room: int) -> GenerationConfig:
