@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import tokenizers as library
-import torch
 import yaml
 
 import wholegpt as wg
