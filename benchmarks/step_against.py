@@ -1,4 +1,4 @@
-"""Compare the training step of this checkout with that of another one, step by step in turn."""
+"""Compare training steps and decoding of this checkout with those of another one, in turn."""
 
 import argparse
 import os
@@ -12,16 +12,40 @@ from benchmarks.tables import machine_line, publish
 from wholegpt.metrics import bootstrap
 
 HERE = Path(__file__).parents[1]
-MODELS = {"characters": 4, "modern-tiny": 8}
-"""Batch size of each model."""
+TRAINING = {"characters": 4, "modern-tiny": 8}
+"""Batch size of each model whose training step is measured."""
+DECODING = {"decoding, 1 text": 1, "decoding, 16 texts": 16}
+"""Texts that modern-tiny generates at once; a step is 20 tokens of each."""
 WORKER = """
-import dataclasses, sys, time, torch
-from benchmarks.training_step import CHARACTERS, ours
+import dataclasses, itertools, sys, time, torch
+from wholegpt.generation import Engine
+from wholegpt.model import Transformer
 from wholegpt.settings import presets
+from wholegpt.settings.schema import GenerationConfig
+from wholegpt.tokenizers import byte_tokenizer
+from benchmarks.training_step import CHARACTERS, ours
+
+def decoding(texts):
+    tokenizer = byte_tokenizer()
+    model = Transformer(dataclasses.replace(tiny, vocab_size=tokenizer.vocab_size, context_length=1024)).eval()
+    engine, seeds, running = Engine(model, tokenizer, torch.device("cpu"), texts), itertools.count(), []
+
+    def step():
+        for _ in range(20):
+            running[:] = [request for request in running if not request.finish_reason]
+            while len(running) < texts:
+                running.append(engine.submit([1, 2, 3], GenerationConfig(max_tokens=500, seed=next(seeds))))
+            engine.step()
+
+    return step
+
 name, rows = sys.argv[1], int(sys.argv[2])
 tiny = dataclasses.replace(presets.preset("modern-tiny"), vocab_size=2048, context_length=128)
 torch.manual_seed(0)
-step = ours(CHARACTERS if name == "characters" else tiny, rows).make_step()
+if name.startswith("decoding"):
+    step = decoding(rows)
+else:
+    step = ours(CHARACTERS if name == "characters" else tiny, rows).make_step()
 for _ in range(3):
     step()
 print("ready", flush=True)
@@ -33,8 +57,8 @@ for _ in sys.stdin:
 
 
 def start(checkout: Path, name: str) -> subprocess.Popen[str]:
-    """Start a process that takes a training step with the code of ``checkout`` for each line of its input."""
-    command = [sys.executable, "-c", WORKER, name, str(MODELS[name])]
+    """Start a process that takes a step with the code of ``checkout`` for each line of its input."""
+    command = [sys.executable, "-c", WORKER, name, str({**TRAINING, **DECODING}[name])]
     environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}:{checkout}"}
     worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout, env=environment
@@ -75,7 +99,8 @@ def compared(other: Path, name: str, pairs: int, steps: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", type=Path, help="other checkout of this project")
-    parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
+    cases = [*TRAINING, *DECODING]
+    parser.add_argument("--case", choices=cases, action="append", help="default: all")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of processes, one of each checkout")
     parser.add_argument("--steps", type=int, default=20, help="steps of each process")
     arguments = parser.parse_args()
@@ -83,16 +108,16 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=other, capture_output=True, text=True, check=True
     ).stdout.strip()
-    rows = [compared(other, name, arguments.pairs, arguments.steps) for name in arguments.model or MODELS]
+    rows = [compared(other, name, arguments.pairs, arguments.steps) for name in arguments.case or cases]
     what = (
         f"{machine_line()} The table compares this version with commit {commit}: {arguments.pairs} pairs of processes, "
         f"which take turns of {arguments.steps} steps each. Intervals are over the pairs."
     )
     header = [
-        "| Model | Seconds per step, this version | Seconds per step, commit | This version ÷ commit (95%) |",
+        "| Case | Seconds per step, this version | Seconds per step, commit | This version ÷ commit (95%) |",
         "| --- | ---: | ---: | --- |",
     ]
-    publish("Training step, before and after", "\n".join([what, "", *header, *rows]))
+    publish("Before and after a change", "\n".join([what, "", *header, *rows]))
 
 
 if __name__ == "__main__":
