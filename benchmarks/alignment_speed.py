@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import wholegpt as wg
-from benchmarks.tables import conditions, publish, spread
+from benchmarks.tables import conditions, spread
 from wholegpt.console import Console
 from wholegpt.data.examples.built_in import TASKS
 from wholegpt.interop.conversion import export_model
@@ -229,7 +229,7 @@ def main() -> None:
         "| --- | ---: | ---: | ---: |",
         *rows,
     ]
-    publish("Alignment speed", "\n".join(text))
+    print("\n".join(text))
 
 
 if __name__ == "__main__":
