@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,13 +136,13 @@ class Setting:
         return PairBatch(*self.sides(), self.scored(self.reference), divergence)
 
     def gradients(self) -> Gradients:
-        """Return our gradients, under their names, and reset them."""
+        """Return our gradients under the names of transformers, and reset them."""
         found = {name: one.grad for name, one in self.model.named_parameters() if one.grad is not None}
         self.model.zero_grad(set_to_none=True)
         return to_theirs(found, names_of(architecture_of(self.config).table, self.config), self.config)
 
     def compare(self, name: str, ours: Tensor, theirs: Tensor, their_model: Any) -> Compared:
-        """Compute the gradients of both losses. A loss that is a mean over their rows is given as such."""
+        """Compute the gradients of both losses."""
         ours.backward()
         theirs.backward()
         mine, parameters = self.gradients(), dict(their_model.named_parameters())
@@ -156,13 +155,6 @@ class Setting:
 def library(module: str) -> Any:
     """Import a module of TRL, which type checking does not have."""
     return importlib.import_module(module)
-
-
-@contextmanager
-def trainer_folder() -> Iterator[str]:
-    """Give a trainer a folder for its output."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
 
 
 def options(folder: str, **settings: Any) -> dict[str, Any]:
@@ -194,7 +186,7 @@ def preference(setting: Setting) -> Iterator[Compared]:
         for prompt, chosen, rejected in zip(setting.prompts, setting.chosen, setting.rejected, strict=True)
     ]
     for loss, name in ((PreferenceLoss.sigmoid, "DPO"), (PreferenceLoss.ipo, "IPO")):
-        with trainer_folder() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             model = setting.theirs()
             trainer = trl.DPOTrainer(
                 model,
@@ -226,7 +218,7 @@ def kto(setting: Setting) -> Iterator[Compared]:
         for answers in (setting.chosen, setting.rejected)
         for row, prompt in enumerate(setting.prompts)
     ]
-    with trainer_folder() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         model = setting.theirs()
         trainer = trl.KTOTrainer(
             model,
@@ -278,7 +270,7 @@ def without_reference(setting: Setting) -> Iterator[Compared]:
 def reward(setting: Setting) -> Iterator[Compared]:
     """Compare the loss of a reward model, with margins and centering."""
     trl = library("trl")
-    with trainer_folder() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         model = setting.theirs(kind="AutoModelForSequenceClassification", num_labels=1)
         config = trl.RewardConfig(**options(folder), center_rewards_coefficient=0.01)
         tokenizer = tokenizer_of(setting)
@@ -344,7 +336,7 @@ def policy(setting: Setting) -> Iterator[Compared]:
         tensors = {**given, "old_log_p": old, "sampled_log_p": old}
         objective, batch = PolicyObjective(settings, TaskKind.grpo), PolicyBatch(token_ids, targets, tensors)
         ours = objective(setting.model, batch).total / objective.count(batch)
-        with trainer_folder() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             model = setting.theirs()
             config = trl.GRPOConfig(
                 **options(folder, loss_type=kind, epsilon=0.2, epsilon_high=0.28, beta=0.0),

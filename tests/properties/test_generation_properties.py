@@ -116,37 +116,37 @@ def test_a_text_does_not_depend_on_its_companions(
         assert together.finish_reason == alone.finish_reason != ""
 
 
-def prefilled(monkeypatch: pytest.MonkeyPatch, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return the shapes of the token ids that are prefilled for some prompts."""
+def prefilled(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the shapes of the token ids that are prefilled for some prompts, whose texts are those written alone."""
     model, shapes = MODELS["modern"], list[tuple[int, ...]]()
     prefill = model.prefill
-    monkeypatch.setattr(
-        model, "prefill", lambda ids, cache: shapes.append(tuple(ids.shape)) or prefill(ids, cache)
-    )
     configs = [GenerationConfig(5, seed=seed) for seed in range(len(prompts))]
     engine = Engine(model, TOKENIZER, CPU, slots=4)
     requests = [engine.submit(*one) for one in zip(prompts, configs, strict=True)]
-    engine.run()
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            model, "prefill", lambda ids, cache: shapes.append(tuple(ids.shape)) or prefill(ids, cache)
+        )
+        engine.run()
     for request, prompt, config in zip(requests, prompts, configs, strict=True):
         assert request.token_ids == write_one(model, TOKENIZER, prompt, config).token_ids
     return shapes
 
 
-def test_what_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_prompts_begin_with_is_read_once() -> None:
     """All but the last token of each prompt; nothing of the third, which has all of it from the first."""
     same = [20, 21, 22, 23, 24]
-    assert prefilled(monkeypatch, [same, [*same, 5, 6], [*same, 5]]) == [(1, 4), (1, 2)]
+    assert prefilled([same, [*same, 5, 6], [*same, 5]]) == [(1, 4), (1, 2)]
 
 
 def test_prompts_are_prefilled_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded to the longest, also after a prefix that they share; but not if that is much more work."""
-    assert prefilled(monkeypatch, [[1, 2, 3, 4], [5, 6, 7], [8], [9, 1]]) == [(2, 3), (1, 1)]
-    assert prefilled(monkeypatch, [[1, 2, 3], [1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9, 1]]) == [(3, 5)]
-    assert prefilled(monkeypatch, [[1, 2, 3], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 7, 8]]) == [(1, 2), (2, 2)]
+    assert prefilled([[1, 2, 3, 4], [5, 6, 7], [8], [9, 1]]) == [(2, 3), (1, 1)]
+    assert prefilled([[1, 2, 3], [1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9, 1]]) == [(3, 5)]
+    assert prefilled([[1, 2, 3], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 7, 8]]) == [(1, 2), (2, 2)]
     monkeypatch.setattr("wholegpt.generation.engine.MOST_PADDING", 0)
-    assert prefilled(monkeypatch, [[1, 2, 3, 4], [5, 6, 7]]) == [(1, 3), (1, 2)]
-    assert prefilled(monkeypatch, [[1, 2, 3, 4], [5, 6, 7, 8]]) == [(2, 3)]
+    assert prefilled([[1, 2, 3, 4], [5, 6, 7]]) == [(1, 3), (1, 2)]
+    assert prefilled([[1, 2, 3, 4], [5, 6, 7, 8]]) == [(2, 3)]
 
 
 @given(KINDS, PROMPTS, settings(30))

@@ -63,8 +63,8 @@ class Sampler:
         )
         shared = config.temperature, config.top_k, config.top_p, config.min_p, tuple(self._unused)
         self.shared: tuple[object, ...] | None = None if any(looks_back) else shared
-        """A key that is equal for samplers whose tokens ``draw_rows`` may draw together; None if a processor depends on
-        the text so far."""
+        """A key that is equal for samplers whose tokens ``draw_rows`` may draw together; None if there are biases, or a
+        processor that depends on the text so far."""
 
     def _prepare_texts(self, tokenizer: Tokenizer) -> None:
         config = self.config
