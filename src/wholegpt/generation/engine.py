@@ -176,7 +176,8 @@ class Engine:
         """Return the first token of the requests in ``rows``, where no processor depends on the text so far."""
         requests = [self._running[row] for row in rows]
         samplers, texts = [one.sampler for one in requests], [one.token_ids for one in requests]
-        return dict(zip(rows, draw_rows(samplers, logits[rows], texts), strict=True))
+        chosen = logits if len(rows) == len(logits) else logits[rows]
+        return dict(zip(rows, draw_rows(samplers, chosen, texts), strict=True))
 
     def _draw(
         self, row: int, logits: Float[Tensor, "T V"], drafted: Sequence[int], valid: bool, first: Draw | None

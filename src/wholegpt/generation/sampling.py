@@ -3,11 +3,13 @@
 Shapes: B sequences, V vocabulary.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -181,7 +183,7 @@ class Sampler:
 def draw_rows(
     samplers: Sequence[Sampler], logits: Float[Tensor, "B V"], generated: Sequence[Sequence[int]]
 ) -> list[Draw | None]:
-    """Return what ``Sampler.draw`` returns for each row; None where tokens cannot be drawn together."""
+    """Return what ``Sampler.draw`` returns for each row that can be drawn together with another one, else None."""
     found: list[Draw | None] = [None] * len(samplers)
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for row, sampler in enumerate(samplers):
@@ -189,6 +191,8 @@ def draw_rows(
             groups[sampler.shared].append(row)
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
     for rows in groups.values():
+        if len(rows) == 1:
+            continue
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
             drawn = _draw_alike(
@@ -232,14 +236,16 @@ def _draw(
     """Draw a token from each row of processed logits, given samplers of the same temperature."""
     if samplers[0].config.temperature == 0:
         return [Draw(token_id, 0.0) for token_id in processed.argmax(-1).tolist()]
-    probabilities = torch.softmax(processed, dim=-1)
-    cumulated = probabilities.cumsum(-1)
-    seeds = [mix_seed(one.config.seed, len(tokens)) for one, tokens in zip(samplers, generated, strict=True)]
-    # Otherwise rounding could give 1, for which there is no token.
-    uniform = torch.tensor(seeds, dtype=torch.float64)[:, None].div(2**63).clamp_max(1 - 2**-52)
-    drawn = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
-    log_p = probabilities.gather(-1, drawn).log()
-    return [Draw(*one) for one in zip(drawn[:, 0].tolist(), log_p[:, 0].tolist(), strict=True)]
+    # A loop over NumPy arrays takes a quarter of the time that operators of PyTorch take for one row of 259 tokens.
+    softmax = torch.softmax(processed, dim=-1)
+    probabilities, cumulated = softmax.numpy(), softmax.cumsum(-1).numpy()
+    drawn: list[Draw] = []
+    for sampler, tokens, of_tokens, sums in zip(samplers, generated, probabilities, cumulated, strict=True):
+        # Rounding could give 1, for which there is no token.
+        uniform = min(mix_seed(sampler.config.seed, len(tokens)) / 2**63, 1 - 2**-52)
+        token_id = int(sums.searchsorted(np.float64(uniform * float(sums[-1])), side="right"))
+        drawn.append(Draw(token_id, math.log(of_tokens[token_id])))
+    return drawn
 
 
 MOST_KNOWN = 100

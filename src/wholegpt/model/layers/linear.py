@@ -28,7 +28,8 @@ class Linear(nn.Linear):
         x = input
         single = compute_dtype(x) is torch.float32 and x.device.type == "cpu"
         if single and not torch.compiler.is_compiling() and mkl_is_slow():
-            product = _OneDNNLinear.apply(x.flatten(0, -2), self.weight, self.bias)
+            compute = _OneDNNLinear.apply if torch.is_grad_enabled() else _product
+            product = compute(x.flatten(0, -2), self.weight, self.bias)
             assert isinstance(product, Tensor)
             return product.view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight, self.bias)

@@ -22,11 +22,24 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Return ``x`` normalized, in the dtype of ``x``."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            assert self.eps is not None
+            if not torch.is_grad_enabled():  # an autograd function costs more than the norm of one token
+                return _normalized(x, self.weight, self.eps)[0]
             normalized = _CPURMSNorm.apply(x, self.weight, self.eps)
             assert isinstance(normalized, Tensor)
             return normalized
         # PyTorch's fused kernel requires γ in the dtype of x.
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def _normalized(
+    x: Float[Tensor, "*B D"], gain: Float[Tensor, " D"], epsilon: float
+) -> tuple[Float[Tensor, "*B D"], Float[Tensor, "*B 1"]]:
+    """Return x̂ ⊙ γ, with x̂ = r·x, and r = 1/√(mean(x²) + ε)."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    inverse = (length.square() / x.shape[-1] + epsilon).rsqrt()
+    return (x * inverse * gain).to(x.dtype), inverse
 
 
 class _CPURMSNorm(torch.autograd.Function):
@@ -45,11 +58,9 @@ class _CPURMSNorm(torch.autograd.Function):
         gain: Float[Tensor, " D"],
         epsilon: float,
     ) -> Float[Tensor, "*B D"]:
-        precise = torch.promote_types(x.dtype, torch.float32)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-        inverse = (length.square() / x.shape[-1] + epsilon).rsqrt()
+        normalized, inverse = _normalized(x, gain, epsilon)
         ctx.save_for_backward(x, gain, inverse)
-        return (x * inverse * gain).to(x.dtype)
+        return normalized
 
     @staticmethod
     @once_differentiable
