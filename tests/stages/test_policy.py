@@ -339,12 +339,12 @@ def test_the_reward_rises(method: str, lora: int, talker: Path, tmp_path: Path) 
         f"{method}, LoRA {lora}: mean reward {first:.2f} in the first five steps, {last:.2f} in the last five"
     )
     assert last > first + 0.15
-    assert {"reward_before", "reward"} <= run.validation.metrics.keys()
+    assert {"reference_reward", "reward"} <= run.validation.metrics.keys()
     assert {"entropy", "completion_tokens", "finished", "clip_fraction", "reward"} <= trained[0].keys()
     assert ("no_variance" in trained[0]) is (method == "grpo")
     assert ("explained_variance" in trained[0]) is (method == "ppo")
     record = run.validation.records[0]
-    assert record["prompt"].rstrip("?") in WORDS and {"completion", "completion_before"} <= record.keys()
+    assert record["prompt"].rstrip("?") in WORDS and {"completion", "reference_completion"} <= record.keys()
     assert "<h2>Completions</h2>" in (run.path / "report.html").read_text(encoding="utf-8")
 
 

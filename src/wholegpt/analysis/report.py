@@ -67,7 +67,7 @@ def write_report(
         confusion=_confusion(records),
         mistakes=_mistakes(records),
         answers=[one for one in records if "reference" in one][:ANSWERS],
-        completions=[one for one in records if "completion_before" in one][:ANSWERS],
+        completions=[one for one in records if "reference_completion" in one][:ANSWERS],
         masks=[_merged(mask) for mask in masks],
         samples=samples,
         samples_note=_samples_note(samples, len(log.by_kind["sample"])),

@@ -183,7 +183,8 @@ class _Session:
         self.store = CheckpointStore(path, self.config.checkpointing.keep)
         self.tracking = Tracking(path, self.config.logging.trackers, self.log.read(), console)
         self.log.rewind(self.state.step if self.state.step else -1)
-        RolloutStore(path).rewind(self.state.step)
+        self.rollouts = RolloutStore(path)
+        self.rollouts.rewind(self.state.step)
         self.batches = self.stage.batches_for(self.model)
         extended = extended_at(read_lineage(path))
         self.plan = read_json(path / PLAN) if (path / PLAN).exists() and extended is None else None
@@ -207,6 +208,7 @@ class _Session:
         with averaged(self.optimizer):  # the weights themselves are then in the optimizer's state
             training = TrainingFiles(optimizer_tensors(self.optimizer, self.model), state.to_json())
             self.store.save(self.model, stage.tokenizer, training, state.step, best, stage.metadata)
+        self.rollouts.prune(self.store.steps())
 
     def step(self, state: TrainingState, callbacks: Callbacks) -> StepMetrics:
         """Do a step of training."""

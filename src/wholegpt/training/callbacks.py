@@ -335,19 +335,22 @@ class ShowProgress(Callback):
         """``unit`` is the name of the loss."""
         self.progress, self.console, self.criterion = progress, console, criterion
         self.unit = _in_words(unit)
-        self._loss = self._rate = 0.0
+        self._shown = self._rate = 0.0
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Advance by a step, and show the smoothed loss and speed, and the last evaluation."""
+        """Advance by a step, and show the smoothed loss (or reward) and speed, and the last evaluation."""
         weight = 1 / min(state.step, 20)
-        if math.isfinite(metrics.loss):
-            self._loss += (metrics.loss - self._loss) * weight if self._loss else metrics.loss
+        figure = self.criterion.figure
+        rewarded = self.criterion.higher_is_better and figure in metrics.others
+        new = metrics.others[figure] if rewarded else metrics.loss
+        if math.isfinite(new):
+            self._shown += (new - self._shown) * weight if self._shown else new
         rate = metrics.tokens / metrics.seconds
         self._rate += (rate - self._rate) * weight if self._rate else rate
-        value = (state.last_validation or {}).get(self.criterion.figure)
+        value = (state.last_validation or {}).get(figure)
         held_out = [] if value is None else [f"validation {value:.3f}"]
-        loss = f"loss {self._loss:.3f} {self.unit}".rstrip()
-        self.progress.advance(1, loss, *held_out, f"{self._rate:,.0f} tok/s")
+        shown = f"{figure} {self._shown:.3f}" if rewarded else f"loss {self._shown:.3f} {self.unit}".rstrip()
+        self.progress.advance(1, shown, *held_out, f"{self._rate:,.0f} tok/s")
 
     def after_evaluation(self, state: TrainingState) -> None:
         """Show the step, the figure of the evaluation, and whether it is the best so far."""

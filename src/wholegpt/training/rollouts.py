@@ -2,11 +2,11 @@
 
 A stage collects a rollout every ``every`` steps with the weights of that moment, and trains on it until the next one.
 Each rollout is written to the run before it is used, so that a killed run resumes bit for bit. The weights that it was
-collected with are gone by then.
+collected with are gone by then. Rollouts that no checkpoint needs any more are deleted.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -58,11 +58,30 @@ class RolloutStore:
             raise CheckpointError(f"{path}: damaged: its tensors do not have the recorded sha256")
         return tensors
 
+    def steps(self) -> list[int]:
+        """Return the steps of the rollouts on disk, ascending."""
+        names = [path.name for path in self.folder.glob(ROLLOUT_PATTERN)]
+        return sorted(int(name.removeprefix(PREFIX).removesuffix(SUFFIX)) for name in names)
+
     def rewind(self, step: int) -> None:
         """Delete the rollouts that were collected after ``step``, before a run continues from there."""
-        for path in self.folder.glob(ROLLOUT_PATTERN):
-            if int(path.name.removeprefix(PREFIX).removesuffix(SUFFIX)) > step:
-                path.unlink()
+        for collected in self.steps():
+            if collected > step:
+                self.path(collected).unlink()
+
+    def prune(self, checkpoints: Sequence[int]) -> None:
+        """Delete the rollouts that no run needs that continues from a checkpoint of these steps.
+
+        Needed are the two before each checkpoint (a stage may compare with the rollout before the current one) and
+        those after the last one.
+        """
+        collected = self.steps()
+        needed = {step for step in collected if step > max(checkpoints)}
+        for checkpoint in checkpoints:
+            needed |= {*[step for step in collected if step <= checkpoint][-2:]}
+        for step in collected:
+            if step not in needed:
+                self.path(step).unlink()
 
 
 class RolloutBatches:

@@ -142,8 +142,8 @@ class PolicyTuning(Stage):
         with self.reference.beside(model) as reference:
             before = self._records(reference, prompts)
         for record, other in zip(records, before, strict=True):
-            record |= {"completion_before": other["completion"], "reward_before": other["reward"]}
-        names["reward_before"] = "reward_before"
+            record |= {"reference_completion": other["completion"], "reference_reward": other["reward"]}
+        names["reference_reward"] = "reference_reward"
         return TaskScore(self.task, len(records), 0, means_of(records, names), names, 0, records)
 
     def _records(self, model: NeuralModel, prompts: Sequence[EncodedPrompt]) -> list[Record]:
