@@ -1,4 +1,4 @@
-"""Shapes and types are checked at run time in every test."""
+"""In every test, the modules that state shapes are checked at run time; pyright checks the types of all others."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,14 @@ from jaxtyping import install_import_hook
 
 from tests import typechecker
 
+SOURCE = Path(__file__).parents[1] / "src"
+STATING_SHAPES = [
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in (SOURCE / "wholegpt").rglob("*.py")
+    if "from jaxtyping import" in path.read_text(encoding="utf-8")
+]
 # The hook finds the checker by its name.
-install_import_hook("wholegpt", f"{typechecker.__name__}.check")
+install_import_hook(STATING_SHAPES, f"{typechecker.__name__}.check")
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

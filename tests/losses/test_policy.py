@@ -196,14 +196,12 @@ def rewards_of(completions: Tensor) -> Tensor:
 def estimated_gradients(parameters: Tensor, completions: Tensor, **options: Any) -> Tensor:
     """Return the gradient of each group's loss on its first pass, shape (G, parameters)."""
     groups, size, _ = completions.shape
-    flat = completions.flatten(0, 1)
-    advantages = group_advantages(rewards_of(flat).view(groups, size), AdvantageScale.none)
-    new = log_probabilities(parameters, flat)
-    losses = clipped_policy_loss(new, new.detach(), advantages.flatten()[:, None].expand(-1, LENGTH))
-    per_group = losses.sum(1).view(groups, size).sum(1) / (size - 1)
-    return torch.stack(
-        [torch.autograd.grad(one, parameters, retain_graph=True)[0].flatten() for one in per_group]
-    )
+    rewards = rewards_of(completions.flatten(0, 1)).view(groups, size)
+    advantages = group_advantages(rewards, AdvantageScale.none).flatten()[:, None].expand(-1, LENGTH)
+    of_groups = parameters.detach().repeat(groups, 1, 1).requires_grad_()
+    new = torch.vmap(log_probabilities)(of_groups, completions).flatten(0, 1)
+    total = clipped_policy_loss(new, new.detach(), advantages).sum() / (size - 1)
+    return torch.autograd.grad(total, of_groups)[0].flatten(1)
 
 
 def test_the_estimated_gradient_is_the_enumerated_one() -> None:

@@ -35,7 +35,8 @@ def from_hub(name: str, console: Console) -> Path | None:
         utilities.disable_progress_bars()
     console.note(f"downloading {name} from the Hugging Face hub")
     try:
-        files = _needed(name, hub.list_repo_files(name))
+        found = hub.model_info(name)  # list_repo_files would try again for half a minute without a network
+        files = _needed(name, [one.rfilename for one in found.siblings])
         return Path(hub.snapshot_download(name, allow_patterns=files))
     except (hub.errors.HTTPError, hub.errors.LocalEntryNotFoundError, ValueError, OSError) as error:
         known = hub.try_to_load_from_cache(name, "config.json")
