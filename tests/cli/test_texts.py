@@ -255,7 +255,7 @@ def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -
 
 def test_an_option_after_the_separator(fails: Fails) -> None:
     message = fails("generate", "modern-tiny", "--", "-x", "--max-tokens", "5")
-    assert "Unknown option: --max-tokens; put options before --" in message
+    assert "unknown option: --max-tokens; put options before --" in message
 
 
 def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: Path) -> None:

@@ -194,12 +194,12 @@ BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
     "a negative answer": ('{"context": "a", "choices": ["b", "c"], "answer": -1}', "answer is -1"),
     "an answer that is a text": (
         '{"context": "a", "choices": ["b", "c"], "answer": "b"}',
-        "answer: Expected 'int'",
+        "answer: expected a whole number",
     ),
     "one choice": ('{"context": "a", "choices": ["b"], "answer": 0}', "choices has 1 entries"),
     "a choice that is no text": (
         '{"context": "a", "choices": ["b", 1], "answer": 0}',
-        "choices[1]: Expected 'str'",
+        "choices[1]: expected text",
     ),
 }
 

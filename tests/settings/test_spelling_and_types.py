@@ -46,7 +46,7 @@ def test_a_preset_with_changes_in_either_spelling() -> None:
 
 @pytest.mark.parametrize("norm", ["layernorm", "LAYER_NORM", "layerNorm", "layer norm", "layer_norm-"])
 def test_other_spellings_are_refused_everywhere(norm: str, fails: Fails) -> None:
-    with pytest.raises(ConfigError, match=r"model\.norm: Invalid enum value .*; (did you mean|there are)"):
+    with pytest.raises(ConfigError, match=r"model\.norm: there is no value .*; (did you mean|there are)"):
         wg.configure({"model": {"norm": norm}})
     assert "for --model.norm" in fails("train", "x", "--model.norm", norm, "--print-config")
 
@@ -117,7 +117,7 @@ def test_arguments_of_the_wrong_type(trained_run: Path) -> None:
 def test_numbers_in_yaml_are_decimal(written: str, tmp_path: Path) -> None:
     """YAML 1.1 takes 010 for 8, 1:30 for 90 and 2024-01-01 for a date."""
     (tmp_path / "recipe.yaml").write_text(f"training: {{steps: {written}, gradient_clip: {written}}}")
-    with pytest.raises(ConfigError, match=r"training\.steps: Expected 'int', got 'str'"):
+    with pytest.raises(ConfigError, match=r"training\.steps: expected a whole number, found text"):
         wg.recipe(str(tmp_path / "recipe.yaml"))
     (tmp_path / "recipe.yaml").write_text(f"data: {{source: [{written}]}}")
     assert wg.recipe(str(tmp_path / "recipe.yaml")).data.source == (written,)

@@ -86,7 +86,12 @@ LONGEST_NAME = 200
 
 
 def usage_message(error: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
-    """Return the problem of a command line and a suggestion."""
+    """Return the problem of a command line and a suggestion; like all messages, it begins with a small letter."""
+    message = _usage_message(error, tokens)
+    return message[:1].lower() + message[1:] if message[1:2].islower() else message
+
+
+def _usage_message(error: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return _too_many(error, tokens)
     if isinstance(error, cyclopts.UnknownCommandError):

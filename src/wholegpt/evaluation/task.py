@@ -26,6 +26,7 @@ from wholegpt.metrics import Estimate
 from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import DataConfig, GenerationConfig
+from wholegpt.settings.serialization import conversion_problem
 from wholegpt.tokenizers import Tokenizer
 
 SHOTS_JOINED_BY = "\n\n"
@@ -163,11 +164,9 @@ def _example(kind: type[Example], record: Any, where: str) -> Example:
         )
     try:
         return msgspec.convert({name: value for name, value in record.items() if name != "id"}, kind)
-    except (msgspec.ValidationError, ValueError) as error:
-        problem, _, field = str(error).replace("`", "'").partition(" - at ")
-        raise DataError(
-            f"{where}: {field.strip(chr(39)).removeprefix('$.') + ': ' if field else ''}{problem}"
-        ) from None
+    except ValueError as error:  # of msgspec, or of the kind of example
+        name, problem = conversion_problem(error)
+        raise DataError(f"{where}: {f'{name}: ' if name else ''}{problem}") from None
 
 
 def few_shot(examples: Examples, shots: int, pool: Examples | None, seed: int) -> tuple[str, Examples]:

@@ -61,7 +61,8 @@ class Scheduler:
         """Allocate the cache and start the engine's thread.
 
         At most ``slots`` requests run at once, fewer where memory is short, which ``console`` notes. Each has
-        ``capacity`` positions for prompt and completion (0: the model's context). At most ``max_queued`` wait.
+        ``capacity`` positions for prompt and completion (0: the model's context). At most ``max_queued`` wait;
+        a new request waits at least until the next step of the engine.
 
         Raises ``ConfigError`` for numbers below 1, and if there is no memory for a single slot.
         """

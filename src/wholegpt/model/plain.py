@@ -21,7 +21,7 @@ from wholegpt.settings.choices import Architecture, Attention, FeedForward, Norm
 from wholegpt.settings.schema import ModelConfig
 
 Weights = Mapping[str, Tensor]
-"""Tensors by name, as in ``model.safetensors`` and in ``Transformer.state_dict()``."""
+"""Tensors by name, as in ``Transformer.state_dict()`` and in ``model.safetensors``, which has tied ones only once."""
 
 
 def logits(token_ids: Int[Tensor, "B T"], weights: Weights, config: ModelConfig) -> Float[Tensor, "B T V"]:
@@ -39,7 +39,8 @@ def logits(token_ids: Int[Tensor, "B T"], weights: Weights, config: ModelConfig)
         h = h + weights["position_embedding.weight"][: token_ids.shape[1]]
     for layer in range(config.n_layers):
         h = block(h, weights, f"blocks.{layer}", config)
-    return norm(h, weights, "final_norm", config) @ weights["unembedding.weight"].T
+    tied = weights["token_embedding.weight"]
+    return norm(h, weights, "final_norm", config) @ weights.get("unembedding.weight", tied).T
 
 
 def is_plain(config: ModelConfig) -> bool:
@@ -80,9 +81,8 @@ def attention(
     if config.positions is Positions.rotary:
         frequencies = rotary_frequencies(config, x.dtype, x.device)
         q, k = rotate(q, frequencies), rotate(k, frequencies)
-    k, v = (
-        part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v)
-    )  # queries share them in groups
+    # A group of query heads shares a key-value head.
+    k, v = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v))
     later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
     scores = (q @ k.transpose(-2, -1) / math.sqrt(width)).masked_fill(later, -math.inf)
     mixed = torch.softmax(scores, dim=-1) @ v

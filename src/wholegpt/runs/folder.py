@@ -1,6 +1,7 @@
 """The folder of a run: its records, and the rules for writing into it."""
 
 import contextlib
+import functools
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ def run_contents(path: Path, just_written: bool = False) -> RunContents:
         str(lineage.get("data")),
         own if PreparedData.exists(own) or not sources else Path(sources[0]),
         lambda: load_metadata(CheckpointStore(path).choose("last")[0]),
-        lambda: load_companions(path),
+        functools.cache(lambda: load_companions(path)),
         just_written,
     )
 

@@ -56,10 +56,30 @@ def from_mapping(mapping: Mapping[str, Any], base: T, where: str = "config") -> 
     try:
         return msgspec.convert(merged, type(base), strict=False)
     except msgspec.ValidationError as error:
-        message = str(error).replace("`", "'")
-        problem, _, location = message.partition(" - at ")
-        field_name = location.strip("'").removeprefix("$.") or "the configuration"
-        raise ConfigError(f"{where}: {field_name}: {problem}") from None
+        name, problem = conversion_problem(error)
+        raise ConfigError(f"{where}: {name or 'the configuration'}: {problem}") from None
+
+
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+"""What msgspec's names of types are called in messages."""
+
+
+def conversion_problem(error: ValueError) -> tuple[str, str]:
+    """Return the name of the field that msgspec could not convert ("" for the whole), and why."""
+    problem, _, location = str(error).replace("`", "'").partition(" - at ")
+    name = location.strip("'").removeprefix("$.")
+    if found := re.fullmatch(r"Expected '(\w+)', got '(\w+)'", problem):
+        expected, got = (TYPES.get(name, name) for name in found.groups())
+        return name, f"expected {expected}, found {got}"
+    return name, problem[:1].lower() + problem[1:]
 
 
 def to_yaml(config: Any) -> str:
@@ -99,6 +119,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{line}: {error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -188,5 +212,5 @@ def _known_choice(value: Any, type_: Any, where: str) -> Any:
         return value
     value = underscored(value)
     if value not in list(type_):
-        raise ConfigError(f"{where}: Invalid enum value '{value}'; {nearest(value, list(type_))}")
+        raise ConfigError(f"{where}: there is no value '{value}'; {nearest(value, list(type_))}")
     return value

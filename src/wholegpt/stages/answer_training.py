@@ -15,7 +15,7 @@ from wholegpt.model import TokenModel
 from wholegpt.settings.schema import Config, GenerationConfig
 from wholegpt.stages.answers import AnswerLoss, answer_nats, answers, fit_conversations, score_answers
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.objectives import LanguageModeling, with_router_losses
+from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.reference import Reference, with_reference_kl
 from wholegpt.training.stage import Criterion, Stage
 
@@ -44,14 +44,14 @@ class AnswerTraining(Stage):
 
         Raises ``DataError`` if no answer begins within a window, or within the context for held-out ones.
         """
-        super().__init__(config, tokenizer, metadata)
+        super().__init__(config, tokenizer, metadata, LanguageModeling())
+        self.objective = with_reference_kl(self.objective, reference)
         self.template = ChatTemplate(metadata.chat_template)
         length = config.window_length
         self.train = fit_conversations(data.train, self.template, tokenizer, length)
         self.validation = fit_conversations(
             data.validation, self.template, tokenizer, config.model.context_length
         )
-        self.objective = with_reference_kl(with_router_losses(LanguageModeling(), config), reference)
         learned = [one.encoded for one in self.train]
         loader = ConversationLoader(learned, length, config.training.batch_size, config.runtime.seed)
         self.batches, self.rows = loader, len(loader.rows)

@@ -16,9 +16,8 @@ from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of
 from wholegpt.evaluation.perplexity import check_not_nan
 from wholegpt.generation import Completion, generate
-from wholegpt.losses import IGNORED
 from wholegpt.metrics import bootstrap, bootstrap_ratio
-from wholegpt.model import TokenModel
+from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.runtime import compute_in
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.schema import GenerationConfig
@@ -106,16 +105,14 @@ def _last_started(
 @torch.inference_mode()
 def answer_nats(model: TokenModel, conversations: Sequence[EncodedConversation], dtype: Dtype) -> np.ndarray:
     """Return −ln p of the answers of each conversation, including their ends, in nats; shape (N,)."""
+    assert isinstance(model, NeuralModel)
     found = np.zeros(len(conversations))
     lengths = [len(one.token_ids) for one in conversations]
     for chunk in batches_of(lengths, TOKENS_AT_ONCE):
         batch = collate_conversations([[conversations[i]] for i in chunk]).to(model.device)
         with compute_in(dtype, model.device):
-            logits = model(batch.token_ids)
-        nats = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        found[chunk] = nats.view(len(chunk), -1).double().sum(1).cpu().numpy()
+            log_p = model.log_probabilities(batch.token_ids, batch.targets)
+        found[chunk] = -log_p.double().sum(1).cpu().numpy()
     return found
 
 

@@ -28,7 +28,6 @@ from wholegpt.stages.task_objective import TaskObjective
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.callbacks import Unfreeze
 from wholegpt.training.events import Callback
-from wholegpt.training.objectives import with_router_losses
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 from wholegpt.training.state import TrainingState
 
@@ -46,10 +45,7 @@ class TaskTuning(Stage):
 
     def __init__(self, config: Config, data: TaskData, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
         """``config`` is resolved; ``tokenizer`` has the task's special tokens."""
-        super().__init__(config, tokenizer, metadata)
-        self.data = data
         self.criterion = CORRELATION if data.task.scores else ACCURACY
-        self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
         task, settings = data.task, config.finetuning
         targets = [task.target(example) for example in data.train]
         weights = None
@@ -57,7 +53,9 @@ class TaskTuning(Stage):
             counts = torch.tensor(targets).bincount(minlength=task.outputs)
             weights = balanced_weights(counts).to(config.runtime.device)
         objective = TaskObjective(task.kind, settings.language_modeling, task.scores, weights)
-        self.objective = with_router_losses(objective, config)
+        super().__init__(config, tokenizer, metadata, objective)
+        self.data = data
+        self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
         self.batches = TaskLoader(self.train, targets, config.training.batch_size, config.runtime.seed)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:

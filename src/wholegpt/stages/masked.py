@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wholegpt.data import PreparedData, make_loader
+from wholegpt.data import WindowLoader
 from wholegpt.data.text.loader import document_numbers
 from wholegpt.data.text.masking import MaskedLoader, mask_tokens
 from wholegpt.evaluation import TaskScore
@@ -20,7 +20,8 @@ from wholegpt.settings.schema import Config
 from wholegpt.stages.definition import NewRun, NextStep, SetupRequest, StageDefinition
 from wholegpt.stages.pretraining import Pretraining, set_up_text
 from wholegpt.tokenizers import MASK
-from wholegpt.training.objectives import MaskedLanguageModeling
+from wholegpt.training.loop import BatchSource
+from wholegpt.training.objectives import MaskedLanguageModeling, Objective
 from wholegpt.training.stage import Criterion, QuickScore
 
 TOKENS_AT_ONCE = 8192
@@ -32,11 +33,13 @@ class MaskedPretraining(Pretraining):
     generates = False
     criterion = Criterion("nats_per_masked_token", higher_is_better=False, words="validation loss")
 
-    def __init__(self, config: Config, data: PreparedData) -> None:
-        """``config`` is resolved, and ``data`` its tokens."""
-        super().__init__(config, data)
-        self.objective = MaskedLanguageModeling()
-        self.batches = MaskedLoader(make_loader(data, config), data.tokenizer, config.runtime.seed)
+    def make_objective(self) -> Objective:
+        """Return the negative log-likelihood of the masked tokens."""
+        return MaskedLanguageModeling()
+
+    def make_batches(self, loader: WindowLoader) -> BatchSource:
+        """Return the windows of ``loader`` with masked tokens."""
+        return MaskedLoader(loader, self.tokenizer, self.config.runtime.seed)
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
         """Return loss and accuracy on 15% of the tokens of the held-out text, always the same ones, in whole windows.

@@ -10,7 +10,7 @@ import torch
 
 from wholegpt.checkpoint import ModelMetadata
 from wholegpt.console import Console
-from wholegpt.data import PreparedData, TextSizes, TokenShards, make_loader, windows_before
+from wholegpt.data import PreparedData, TextSizes, TokenShards, WindowLoader, make_loader, windows_before
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.files import read_json, write_json_atomic
@@ -31,7 +31,8 @@ from wholegpt.stages.initialization import architecture_of, initialized_model
 from wholegpt.stages.reference import companions_of, reference_of
 from wholegpt.stages.text_source import name_of_text, open_text, prepared_text, source_of
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.objectives import LanguageModeling, with_router_losses
+from wholegpt.training.loop import BatchSource
+from wholegpt.training.objectives import LanguageModeling, Objective
 from wholegpt.training.reference import Reference, with_reference_kl
 from wholegpt.training.stage import Criterion, Score, Stage
 
@@ -97,10 +98,18 @@ class Pretraining(Stage):
         reference: Reference | None = None,
     ) -> None:
         """``metadata`` are those of the parent model, if any; ``run`` may hold the text to measure forgetting on."""
-        super().__init__(config, data.tokenizer, metadata or metadata_of(data))
+        super().__init__(config, data.tokenizer, metadata or metadata_of(data), self.make_objective())
+        self.objective = with_reference_kl(self.objective, reference)
         self.data, self.run = data, run
-        self.objective = with_reference_kl(with_router_losses(LanguageModeling(), config), reference)
-        self.batches = make_loader(data, config)
+        self.batches = self.make_batches(make_loader(data, config))
+
+    def make_objective(self) -> Objective:
+        """Return the objective, without router losses."""
+        return LanguageModeling()
+
+    def make_batches(self, loader: WindowLoader) -> BatchSource:
+        """Return the batches, given those of the next tokens of text."""
+        return loader
 
     def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
         """Return the cross-entropy of the held-out text, or of ``evaluation.tokens`` of it."""

@@ -132,10 +132,8 @@ def accumulate_gradients(
     pairs = [sums.get(name, (0.0, 0.0)) for name in names]
     values = here.sum_values([value for value, _ in pairs], device)
     numbers = here.sum_values([number for _, number in pairs], device)
-    return {
-        name: value / number if number else 0.0
-        for name, value, number in zip(names, values, numbers, strict=True)
-    }
+    measured = zip(names, values, numbers, strict=True)
+    return {name: value / number for name, value, number in measured if number}
 
 
 def clip_gradients(model: nn.Module, limit: float, scale: float) -> float:

@@ -14,7 +14,7 @@ from wholegpt.settings.schema import Config
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.events import Callback, Callbacks, StepMetrics
 from wholegpt.training.loop import BatchSource, train_step
-from wholegpt.training.objectives import Objective
+from wholegpt.training.objectives import Objective, with_router_losses
 from wholegpt.training.optimizers import make_run_optimizer
 from wholegpt.training.state import TrainingState
 
@@ -63,21 +63,25 @@ class QuickScore:
 class Stage(ABC):
     """One way of training, opened over the data in a run's folder.
 
-    A subclass sets ``criterion``, ``objective`` and ``batches`` and implements ``evaluate`` and ``describe``. The other
-    methods have defaults that fit training by gradients.
+    A subclass sets ``criterion``, and ``batches`` (or implements ``batches_for``), and implements ``evaluate`` and
+    ``describe``. The other methods have defaults that fit training by gradients.
     """
 
     criterion: Criterion
-    objective: Objective
-    """The loss to minimize."""
     batches: BatchSource
     """The batch of each step."""
     generates = True
     """Whether samples are generated while training."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, metadata: ModelMetadata) -> None:
-        """``config`` is resolved. ``metadata`` is written into the run's model folders."""
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, metadata: ModelMetadata, objective: Objective
+    ) -> None:
+        """``config`` is resolved. ``metadata`` is written into the run's model folders.
+
+        The router losses of a mixture of experts are added to the ``objective``.
+        """
         self.config, self.tokenizer, self.metadata = config, tokenizer, metadata
+        self.objective = with_router_losses(objective, config)
 
     @property
     def loss_name(self) -> str:

@@ -53,7 +53,6 @@ from wholegpt.stages.rewards.weighted import WeightedRewards
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.events import Callback, StepMetrics
 from wholegpt.training.loop import BatchSource
-from wholegpt.training.objectives import with_router_losses
 from wholegpt.training.reference import Reference
 from wholegpt.training.resolution import decide
 from wholegpt.training.rollouts import Rollout, RolloutBatches, RolloutStore
@@ -83,14 +82,13 @@ class PolicyTuning(Stage):
         rewards: WeightedRewards,
     ) -> None:
         """``config`` is resolved; ``run`` gets the rollouts."""
-        super().__init__(config, tokenizer, metadata)
         self.settings, self.task, self.columns = config.alignment, config.finetuning.task, data.columns
+        super().__init__(config, tokenizer, metadata, PolicyObjective(self.settings, self.task))
         self.store, self.reference, self.rewards = RolloutStore(run), reference, rewards
         self.template, context = ChatTemplate(metadata.chat_template), config.model.context_length
         self.train, self.validation = (
             encode_prompts(side, self.template, tokenizer, context) for side in (data.train, data.validation)
         )
-        self.objective = with_router_losses(PolicyObjective(self.settings, self.task), config)
         self.every = self.settings.rollout_epochs * self.settings.rollout_size // config.training.batch_size
 
     def batches_for(self, model: TokenModel) -> BatchSource:

@@ -50,7 +50,7 @@ from wholegpt.stages.initialization import fine_tuned, source_of_examples
 from wholegpt.stages.prediction import TOKENS_AT_ONCE
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.loop import BatchSource
-from wholegpt.training.objectives import Terms, with_router_losses
+from wholegpt.training.objectives import Terms
 from wholegpt.training.resolution import decide
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 
@@ -170,12 +170,11 @@ class PreferenceTuning(Stage):
         self, config: Config, data: PreferenceData, tokenizer: Tokenizer, metadata: ModelMetadata
     ) -> None:
         """``config`` is resolved; the pairs of ``data`` have their reference log-probabilities."""
-        super().__init__(config, tokenizer, metadata)
+        self.pairs = PreferenceObjective(config.alignment)
+        super().__init__(config, tokenizer, metadata, self.pairs)
         self.template, self.columns = ChatTemplate(metadata.chat_template), data.columns
         self.train = encode_pairs(data.train, self.template, tokenizer, config.window_length)
         self.validation = encode_pairs(data.validation, self.template, tokenizer, config.model.context_length)
-        self.pairs = PreferenceObjective(config.alignment)
-        self.objective = with_router_losses(self.pairs, config)
         self.loader = PairLoader(self.train, config.training.batch_size, config.runtime.seed)
         self.batches = self.loader
         self.others, self.others_of_validation = list[EncodedPair](), list[EncodedPair]()

@@ -40,7 +40,7 @@ from wholegpt.stages.initialization import fine_tuned
 from wholegpt.stages.prediction import outputs_of
 from wholegpt.stages.task_objective import is_summed
 from wholegpt.tokenizers import Tokenizer
-from wholegpt.training.objectives import Terms, with_router_losses
+from wholegpt.training.objectives import Terms
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 
 QUIET = Console(quiet=True)
@@ -241,13 +241,12 @@ class RewardTraining(Stage):
         self, config: Config, data: PreferenceData, tokenizer: Tokenizer, metadata: ModelMetadata
     ) -> None:
         """``config`` is resolved."""
-        super().__init__(config, tokenizer, metadata)
+        super().__init__(config, tokenizer, metadata, RewardObjective(config.alignment.centering))
         self.template, self.columns = ChatTemplate(metadata.chat_template), data.columns
         self.train, self.validation = (
             EncodedPairs.of(side, self.template, tokenizer, config.model.context_length)
             for side in (data.train, data.validation)
         )
-        self.objective = with_router_losses(RewardObjective(config.alignment.centering), config)
         margins = self.train.margins.tolist()
         self.batches = TaskLoader(
             self.train.examples, margins, config.training.batch_size, config.runtime.seed
