@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables import machine_line, publish
-from wholegpt.data.chat.pair_batches import PairBatch
 from wholegpt.data.examples.batches import TaskBatch
+from wholegpt.data.examples.pair_batches import PairBatch
 from wholegpt.interop import huggingface
 from wholegpt.interop.architectures import architecture_of
 from wholegpt.interop.names import names_of, to_theirs

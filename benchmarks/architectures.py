@@ -21,7 +21,7 @@ from wholegpt.data import TokenShards
 from wholegpt.files import read_json, write_json_atomic
 from wholegpt.metrics import bootstrap
 from wholegpt.model import KeyValueCache, Transformer, flops_per_token, parameter_count
-from wholegpt.model.cache import RecurrentCache
+from wholegpt.model.layers.cache import RecurrentCache
 from wholegpt.runs.folder import run_data
 from wholegpt.runs.train import Run
 from wholegpt.settings.choices import Attention, AttentionKernel, Positions

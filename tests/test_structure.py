@@ -54,18 +54,25 @@ PATHS = {module_name(path): path for path in sorted(SOURCE.rglob("*.py")) if pat
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Modules of the package that a file imports: at its top, inside functions, or for type checkers alone."""
+    """Modules of the package that a file imports: at its top, inside functions, or for type checkers alone.
+
+    The root itself is the empty name. Raises ``ValueError`` for a relative import.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{path}, line {node.lineno}: a relative import")
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wholegpt":
             module = node.module.removeprefix("wholegpt").removeprefix(".")
             names = {f"{module}.{alias.name}".removeprefix(".") for alias in node.names}
             found |= names & PATHS.keys() | ({module} if names - PATHS.keys() else set())
         if isinstance(node, ast.Import):
             found |= {
-                one.name.removeprefix("wholegpt.") for one in node.names if one.name.startswith("wholegpt.")
+                one.name.removeprefix("wholegpt").removeprefix(".")
+                for one in node.names
+                if one.name.split(".")[0] == "wholegpt"
             }
-    return found - {""}
+    return found
 
 
 IMPORTS = {name: imported_modules(path) for name, path in PATHS.items() if name}
@@ -78,7 +85,7 @@ def test_imports_point_down() -> None:
         f"{importer} imports {imported}"
         for importer, modules in IMPORTS.items()
         for imported in sorted(modules)
-        if rank[imported.split(".")[0]] > rank[importer.split(".")[0]]
+        if imported and rank[imported.split(".")[0]] > rank[importer.split(".")[0]]
     ]
     assert not upward
 
@@ -93,13 +100,55 @@ def test_no_package_is_too_large() -> None:
     assert not {package: modules for package, modules in packages.items() if modules > MOST_MODULES}
 
 
+def test_no_module_imports_the_root() -> None:
+    """Its names are imported from modules of any rank when they are used."""
+    assert not [name for name, modules in IMPORTS.items() if "" in modules]
+
+
 def test_imports_make_no_cycle() -> None:
     graphlib.TopologicalSorter(IMPORTS).prepare()  # raises ``CycleError`` where there is one
 
 
-def test_the_tests_of_the_structure_can_fail() -> None:
+def members_of(package: str, imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What each module and subpackage of a package imports of the others; a subpackage is all of its modules."""
+    inside = f"{package}." if package else ""
+
+    def member(module: str) -> str:
+        return module.removeprefix(inside).split(".")[0] if module.startswith(inside) else ""
+
+    found: dict[str, set[str]] = {}
+    for importer, modules in imports.items():
+        if name := member(importer):
+            found.setdefault(name, set()).update(map(member, modules))
+    return {name: others - {name, ""} for name, others in found.items()}
+
+
+PACKAGES = sorted({name.rpartition(".")[0] for name in IMPORTS})
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_subpackages_make_no_cycle(package: str) -> None:
+    graphlib.TopologicalSorter(members_of(package, IMPORTS)).prepare()
+
+
+def test_the_tests_of_the_structure_can_fail(tmp_path: Path) -> None:
+    for name, import_of in (
+        ("relative", "from ..runs import api"),
+        ("root", "import wholegpt as wg"),
+        ("lazy", "from wholegpt import load"),
+    ):
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"def f():\n    {import_of}\n")
+        if name == "relative":
+            with pytest.raises(ValueError, match="line 2: a relative import"):
+                imported_modules(path)
+        else:
+            assert "" in imported_modules(path)
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({**IMPORTS, "errors": {"runs.api"}}).prepare()
+    upward = {**IMPORTS, "model.layers.linear": {"model.transformer"}}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(members_of("model", upward)).prepare()
     assert "settings.schema" in IMPORTS["cli.options"], "imports at the top"
     assert "settings.presets" in imported_modules(SOURCE / "__init__.py"), "imports for type checkers"
     assert "language_model" in imported_modules(SOURCE / "cli" / "generation.py"), "imports for type checkers"

@@ -13,18 +13,18 @@ from wholegpt import runtime
 from wholegpt.checkpoint import NO_METADATA, ModelMetadata
 from wholegpt.console import Console
 from wholegpt.data import TextSizes, TokenShards
-from wholegpt.data.chat.conversations import holds_conversations, read_like
 from wholegpt.data.chat.messages import read_message
-from wholegpt.data.chat.preferences import PreferencePair, read_pairs
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message, check_conversation
+from wholegpt.data.control_codes import NO_CONTROL, header_for
 from wholegpt.data.examples.columns import DETECTED
+from wholegpt.data.examples.conversations import holds_conversations, read_like
 from wholegpt.data.examples.data import read_labelled
+from wholegpt.data.examples.preferences import PreferencePair, read_pairs
 from wholegpt.data.examples.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.files import check_options, read_documents, useful_options
 from wholegpt.data.reading.sources import check_sources, source_path
 from wholegpt.data.reading.tables import Reading, is_table
-from wholegpt.data.text.control import NO_CONTROL, header_for
 from wholegpt.errors import ConfigError, DataError, TokenizerError
 from wholegpt.evaluation import (
     PseudoPerplexity,

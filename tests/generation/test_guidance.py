@@ -17,7 +17,7 @@ import wholegpt as wg
 from tests.helpers import Fails, LogitsOnly, tiny_config, write_one
 from tests.properties.test_generation_properties import KINDS, MODELS, PROMPTS, TOKENIZER, settings
 from wholegpt.console import Console
-from wholegpt.data.text.control import header_for
+from wholegpt.data.control_codes import header_for
 from wholegpt.errors import ConfigError
 from wholegpt.generation import Engine, Sampler, generate_ids
 from wholegpt.generation.guidance import GuidedModel, guided

@@ -168,6 +168,22 @@ def test_pseudo_perplexity_of_separate_documents() -> None:
     assert joined.tokens == 11 and joined.pseudo_nats_per_token != pytest.approx(np.mean(nats), rel=1e-3)
 
 
+def test_experts_are_trained_with_router_losses(text_file: Path, tmp_path: Path) -> None:
+    """The weight of the balance loss changes what is trained, and the load of the experts is logged."""
+    losses: list[float] = []
+    for balance in (0.0, 5.0):
+        config = tiny_config(
+            text_file,
+            model={"architecture": "encoder", "context_length": 24, "n_experts": 4},
+            training={"steps": 2, "balance_loss": balance},
+        )
+        run = api.train(config=config, out=tmp_path / f"run-{balance}", console=QUIET)
+        last = [line for line in run.metrics if line["kind"] == "train"][-1]
+        assert 0 <= last["load_entropy"] <= 1
+        losses.append(last["nats_per_masked_token"])
+    assert losses[0] != losses[1]
+
+
 def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)

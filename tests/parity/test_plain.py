@@ -1,8 +1,12 @@
 """Our logits against the independent implementation, float64."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.helpers import tiny_models, tiny_variants
@@ -10,7 +14,7 @@ from tests.parity import plain
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer
 from wholegpt.model import plain as one_page
-from wholegpt.settings.choices import AttentionKernel
+from wholegpt.settings.choices import AttentionKernel, Embeddings
 
 MODELS = tiny_models() | tiny_variants()
 KERNELS = [kernel for kernel in AttentionKernel if kernel is not AttentionKernel.automatic]
@@ -73,3 +77,16 @@ def test_the_comparison_can_fail() -> None:
     with torch.no_grad():
         ours = model(torch.tensor([[1, 2, 3]]))[0].numpy()
     assert np.abs(ours - theirs).max() > 1e-10
+
+
+@pytest.mark.parametrize("embeddings", Embeddings)
+def test_it_takes_the_weights_of_a_saved_model(embeddings: Embeddings, tmp_path: Path) -> None:
+    """A file has no output projection that is tied to the embedding."""
+    torch.manual_seed(0)
+    model = Transformer(replace(MODELS["gpt2"], embeddings=embeddings)).double().eval()
+    save_file(model.own_tensors(), tmp_path / "model.safetensors")
+    weights = load_file(tmp_path / "model.safetensors")
+    assert ("unembedding.weight" in weights) is (embeddings is Embeddings.untied)
+    token_ids = torch.tensor([[1, 2, 3]])
+    found = one_page.logits(token_ids, weights, model.config)
+    torch.testing.assert_close(found, model(token_ids), rtol=1e-12, atol=1e-12)

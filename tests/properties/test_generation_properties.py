@@ -97,7 +97,7 @@ def test_a_text_does_not_depend_on_its_companions(
     requests = [(beginning + end, chosen, arrival) for end, chosen, arrival in ends]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", read_at_once)
-        patch.setattr("wholegpt.model.cache.PREFILL_CHUNK", beyond_window)
+        patch.setattr("wholegpt.model.layers.cache.PREFILL_CHUNK", beyond_window)
         writer = FIXED.get(kind, model) if fixed else model
         engine = Engine(writer, TOKENIZER, CPU, slots=slots)
         waiting = sorted(enumerate(requests), key=lambda one: one[1][2])

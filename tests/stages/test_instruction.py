@@ -16,10 +16,10 @@ from tests.helpers import tiny_config, tiny_models
 from wholegpt.checkpoint import CheckpointStore, load_metadata, load_model
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import holds_conversations, read_conversations
-from wholegpt.data.chat.packing import ConversationLoader, collate_conversations, pack
 from wholegpt.data.chat.template import DEFAULT_TEMPLATE, ChatTemplate, EncodedConversation, Message
 from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.conversations import holds_conversations, read_conversations
+from wholegpt.data.examples.packing import ConversationLoader, collate_conversations, pack
 from wholegpt.data.reading.tables import Reading, read_table
 from wholegpt.errors import ConfigError, DataError, WholeGPTError
 from wholegpt.generation.request import GenerationRequest

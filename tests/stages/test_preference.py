@@ -14,9 +14,9 @@ import wholegpt as wg
 from tests.helpers import tiny_config, tiny_models
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.data.chat.pair_batches import EncodedPair, PairLoader, collate_pairs, encode_pairs
-from wholegpt.data.chat.preferences import PreferencePair, mismatched, read_pairs
 from wholegpt.data.chat.template import ChatTemplate, EncodedConversation, Message
+from wholegpt.data.examples.pair_batches import EncodedPair, PairLoader, collate_pairs, encode_pairs
+from wholegpt.data.examples.preferences import PreferencePair, mismatched, read_pairs
 from wholegpt.data.reading.tables import Reading
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.losses import dpo_loss, kto_loss, negative_log_likelihood

@@ -16,9 +16,9 @@ from tests.helpers import Fails, tiny_config, tiny_model, tiny_models
 from wholegpt.checkpoint import load_model, model_folder
 from wholegpt.cli import main
 from wholegpt.console import Console
-from wholegpt.data.chat.preferences import PreferencePair, read_pairs
 from wholegpt.data.chat.template import ChatTemplate, Message
 from wholegpt.data.examples.batches import TaskBatch, collate
+from wholegpt.data.examples.preferences import PreferencePair, read_pairs
 from wholegpt.data.examples.tasks import EncodedExample
 from wholegpt.data.reading.tables import Reading
 from wholegpt.errors import ConfigError, DataError

@@ -21,14 +21,14 @@ from wholegpt.runs.folder import with_absolute_paths
 from wholegpt.runs.load import load
 from wholegpt.settings.choices import Dtype
 from wholegpt.settings.presets import configure
-from wholegpt.stages.rewards.interface import Reward, Sample
-from wholegpt.stages.rewards.specification import (
+from wholegpt.stages.alignment.rewards.interface import Reward, Sample
+from wholegpt.stages.alignment.rewards.specification import (
     RewardKind,
     load_reward_models,
     open_rewards,
     parse_reward,
 )
-from wholegpt.stages.rewards.weighted import WeightedRewards, constant_advice
+from wholegpt.stages.alignment.rewards.weighted import WeightedRewards, constant_advice
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 

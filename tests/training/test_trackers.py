@@ -396,9 +396,7 @@ def test_a_service_gets_each_point_once(
 
 def test_the_settings_name_the_trackers() -> None:
     assert list(trackers.TRACKERS) == list(Tracker)
-    with pytest.raises(
-        ConfigError, match=r"logging\.trackers: there is no value 'tensorbord'; did you mean"
-    ):
+    with pytest.raises(ConfigError, match=r"logging\.trackers: there is no value 'tensorbord'; did you mean"):
         configure({"logging": {"trackers": ["tensorbord"]}})
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from wholegpt.data.control_codes import Values
 from wholegpt.data.examples.columns import TaskColumns
 from wholegpt.data.examples.tasks import Task
-from wholegpt.data.text.control import Values
 from wholegpt.errors import CheckpointError, ConfigError
 from wholegpt.files import (
     file_inside,

@@ -11,7 +11,7 @@ from wholegpt.cli.options import (
     CommonOptions,
     Reading,
     ReadingOptions,
-    Settings,
+    TuningSettings,
     section,
 )
 from wholegpt.settings import presets
@@ -33,7 +33,7 @@ def align(
     out: str | None = None,
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
-    config: Settings = Config(),
+    config: TuningSettings = Config(),
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:

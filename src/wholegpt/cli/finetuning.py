@@ -17,7 +17,7 @@ from wholegpt.cli.options import (
     CommonOptions,
     Reading,
     ReadingOptions,
-    Settings,
+    TuningSettings,
     check_new_file,
     next_commands,
     program_name,
@@ -58,7 +58,7 @@ def finetune(
     out: str | None = None,
     overwrite: Annotated[bool, Flag] = False,
     max_seconds: float | None = None,
-    config: Settings = Config(),
+    config: TuningSettings = Config(),
     reading: ReadingOptions = Reading(),
     common: CommonOptions = Common(),
 ) -> None:

@@ -94,6 +94,15 @@ Settings = Annotated[
     Config,
     Parameter(name="*", group=Group("Settings (defaults without a recipe)", sort_key=1)),
 ]
+TuningSettings = Annotated[
+    Config,
+    Parameter(
+        name="*",
+        show_default=False,
+        group=Group("Settings (defaults: those of the recipe; `wholegpt recipes` lists them)", sort_key=1),
+    ),
+]
+"""Of commands that always have a recipe."""
 
 NEVER_EMPTY = ("--out", "--resume", "--recipe", "--preset", "--records", "--validation", "--onto", "--device")
 """Options that must not be empty, as they are with an unset shell variable: that would count as not given."""

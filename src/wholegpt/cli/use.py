@@ -130,9 +130,9 @@ def evaluate(
 
 def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console: "Console") -> "TaskScore":
     """Evaluate a fine-tuned model on the validation examples of its run."""
-    from wholegpt.data.chat.conversations import ConversationData
-    from wholegpt.data.chat.preferences import PreferenceData
+    from wholegpt.data.examples.conversations import ConversationData
     from wholegpt.data.examples.data import TaskData
+    from wholegpt.data.examples.preferences import PreferenceData
     from wholegpt.evaluation import TaskScore
     from wholegpt.runs.folder import run_examples
     from wholegpt.runs.train import open_stage

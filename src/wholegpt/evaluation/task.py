@@ -164,7 +164,7 @@ def _example(kind: type[Example], record: Any, where: str) -> Example:
         )
     try:
         return msgspec.convert({name: value for name, value in record.items() if name != "id"}, kind)
-    except ValueError as error:  # of msgspec, or of the kind of example
+    except (msgspec.ValidationError, ValueError) as error:  # the latter of the example itself
         name, problem = conversion_problem(error)
         raise DataError(f"{where}: {f'{name}: ' if name else ''}{problem}") from None
 

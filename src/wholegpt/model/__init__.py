@@ -7,11 +7,11 @@ from wholegpt.model.accounting import (
     training_memory_bytes,
 )
 from wholegpt.model.base import NeuralModel, TokenModel
-from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.compiled import CompiledTransformer
 from wholegpt.model.encoder import Encoder
 from wholegpt.model.encoder_decoder import EncoderDecoder
 from wholegpt.model.heads import TaskModel
+from wholegpt.model.layers.cache import KeyValueCache
 from wholegpt.model.layers.mixture_of_experts import expert_load, router_losses
 from wholegpt.model.quantized import quantize_weights, supports_packing
 from wholegpt.model.transformer import Transformer

@@ -21,8 +21,8 @@ from torch import Tensor
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model.base import TokenModel
-from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.layers.attention import SequenceContext
+from wholegpt.model.layers.cache import KeyValueCache
 from wholegpt.model.transformer import Transformer
 from wholegpt.runtime import COMPILER_ERRORS, separate_compiled_code
 from wholegpt.settings.validation import RECURRENT

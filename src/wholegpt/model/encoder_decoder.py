@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from wholegpt.errors import ConfigError
 from wholegpt.model.base import PositionedModel
-from wholegpt.model.cache import KeyValueCache
 from wholegpt.model.layers.attention import SequenceContext, attention
 from wholegpt.model.layers.block import Block
+from wholegpt.model.layers.cache import KeyValueCache
 from wholegpt.model.layers.dropout import dropout
 from wholegpt.model.layers.linear import Linear
 from wholegpt.model.layers.norms import make_norm

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from wholegpt.errors import ConfigError
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel, PositionedModel
-from wholegpt.model.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
 from wholegpt.model.layers.attention import SequenceContext
 from wholegpt.model.layers.block import Block
+from wholegpt.model.layers.cache import KeyValueCache, ModelCache, RecurrentCache, bounded_positions
 from wholegpt.model.layers.dropout import dropout
 from wholegpt.model.layers.linear import Linear
 from wholegpt.model.layers.linear_attention import state_shape

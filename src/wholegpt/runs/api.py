@@ -165,8 +165,8 @@ def align(
 ) -> Run[TaskScore]:
     """Train an instruction-tuned model on preferences (reward, dpo) or rewards (ppo, grpo).
 
-    ``data`` is a table of preference pairs (``wholegpt.data.chat.preferences`` lists the forms), or of prompts
-    (``wholegpt.data.chat.prompts``) whose completions are judged by ``rewards``, such as "exact" or
+    ``data`` is a table of preference pairs (``wholegpt.data.examples.preferences`` lists the forms), or of prompts
+    (``wholegpt.data.examples.prompts``) whose completions are judged by ``rewards``, such as "exact" or
     "0.5*contains:please". ``model``, which was tuned on instructions, is also the reference. Settings come from
     ``config``, or from the ``recipe`` (default: that of the method). The other parameters are those of ``finetune``.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import holds_conversations
+from wholegpt.data.examples.conversations import holds_conversations
 from wholegpt.data.reading.sources import check_sources
 from wholegpt.data.reading.tables import Reading, is_table
 from wholegpt.errors import ConfigError, DataError

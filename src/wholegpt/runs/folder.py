@@ -39,9 +39,9 @@ from wholegpt.files import claim_name, exists, lock_folder, read_json, recover_u
 from wholegpt.settings import presets
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check
+from wholegpt.stages.alignment.rewards.specification import parse_reward
 from wholegpt.stages.definition import RunContents
 from wholegpt.stages.registry import STAGES
-from wholegpt.stages.rewards.specification import parse_reward
 from wholegpt.training.rollouts import ROLLOUT_PATTERN, ROLLOUTS
 from wholegpt.training.trackers import EVENTS_PREFIX, TENSORBOARD
 from wholegpt.training.tracking import TRACKER_ID

@@ -72,7 +72,7 @@ TYPES = {
 """What msgspec's names of types are called in messages."""
 
 
-def conversion_problem(error: ValueError) -> tuple[str, str]:
+def conversion_problem(error: Exception) -> tuple[str, str]:
     """Return the name of the field that msgspec could not convert ("" for the whole), and why."""
     problem, _, location = str(error).replace("`", "'").partition(" - at ")
     name = location.strip("'").removeprefix("$.")

@@ -142,7 +142,9 @@ def _check_adaptation(config: Config) -> None:
             "finetuning.unfreeze_every cannot be combined with lora.rank: LoRA keeps the blocks frozen"
         )
     if lora.rank and not settings.model:
-        raise ConfigError("lora.rank adapts a trained model; use `wholegpt finetune MODEL`, or leave lora.rank 0")
+        raise ConfigError(
+            "lora.rank adapts a trained model; use `wholegpt finetune MODEL`, or leave lora.rank 0"
+        )
     if not lora.rank and lora != LoraConfig():
         raise ConfigError(
             "lora.rank is 0, but other settings of lora are set; set lora.rank, or none of them"

@@ -5,10 +5,10 @@ import torch
 
 from wholegpt.checkpoint import ModelMetadata
 from wholegpt.console import Console, sample_for_people
-from wholegpt.data.chat.conversations import ConversationData
-from wholegpt.data.chat.packing import ConversationLoader, pack
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.columns import DETECTED
+from wholegpt.data.examples.conversations import ConversationData
+from wholegpt.data.examples.packing import ConversationLoader, pack
 from wholegpt.errors import counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.model import TokenModel

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from wholegpt.console import Console
-from wholegpt.data.chat.packing import batches_of, collate_conversations
 from wholegpt.data.chat.template import ChatTemplate, Conversation, EncodedConversation, Message
+from wholegpt.data.examples.packing import batches_of, collate_conversations
 from wholegpt.errors import DataError
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Generation, Record, means_of

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from wholegpt.checkpoint import ModelMetadata
-from wholegpt.data.chat.conversations import ConversationData
 from wholegpt.data.chat.template import DEFAULT_TEMPLATE, ChatTemplate
+from wholegpt.data.examples.conversations import ConversationData
 from wholegpt.data.reading.files import read_text
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Architecture, TaskKind

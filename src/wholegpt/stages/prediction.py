@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 
 from wholegpt.console import Console
-from wholegpt.data.chat.packing import batches_of
 from wholegpt.data.examples.batches import collate
+from wholegpt.data.examples.packing import batches_of
 from wholegpt.data.examples.tasks import EncodedExample, Task, TaskExample, encode_example
 from wholegpt.evaluation.examples import Classification, Record, Score, means_of
 from wholegpt.evaluation.perplexity import check_not_nan

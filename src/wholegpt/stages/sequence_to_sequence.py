@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from wholegpt.checkpoint import ModelMetadata, make_model
-from wholegpt.data.chat.conversations import ConversationData
 from wholegpt.data.chat.template import PAIR_TEMPLATE, SEPARATOR, ChatTemplate
+from wholegpt.data.examples.conversations import ConversationData
 from wholegpt.data.text.vocabulary import make_tokenizer
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.files import utf8_name

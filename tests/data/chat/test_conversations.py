@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers import tiny_config
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import ConversationData, read_conversations
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message
+from wholegpt.data.examples.conversations import ConversationData, read_conversations
 from wholegpt.data.reading.tables import Reading, Table, read_table
 from wholegpt.errors import DataError
 from wholegpt.stages import answers as instructions

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from wholegpt.console import Console
-from wholegpt.data.chat.prompts import Prompt, PromptData, encode_prompts, read_prompts
 from wholegpt.data.chat.template import ChatTemplate, Message
+from wholegpt.data.examples.prompts import Prompt, PromptData, encode_prompts, read_prompts
 from wholegpt.data.reading.tables import Reading
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.presets import configure

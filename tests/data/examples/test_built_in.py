@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from tests.helpers import Fails
 from wholegpt.cli import main
-from wholegpt.data.chat.conversations import ConversationData
-from wholegpt.data.chat.preferences import PreferenceData
-from wholegpt.data.chat.prompts import PromptData
 from wholegpt.data.examples import built_in
 from wholegpt.data.examples.built_in import MOST_HELD_OUT, TASKS, Exercise
+from wholegpt.data.examples.conversations import ConversationData
 from wholegpt.data.examples.data import TaskData
+from wholegpt.data.examples.preferences import PreferenceData
+from wholegpt.data.examples.prompts import PromptData
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.runs.folder import check_free, with_absolute_paths
 from wholegpt.settings.presets import configure

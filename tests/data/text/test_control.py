@@ -11,9 +11,9 @@ import pytest
 from tests.helpers import text_of
 from wholegpt.console import Console
 from wholegpt.data import PreparedData, open_corpus, prepare
+from wholegpt.data.control_codes import MOST_VALUES, attributes_of, header, header_for, length_of
 from wholegpt.data.reading.decoding import Piece
 from wholegpt.data.text.card import card_page
-from wholegpt.data.text.control import MOST_VALUES, attributes_of, header, header_for, length_of
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.choices import TokenizerKind
 from wholegpt.settings.schema import Config, DataConfig, TokenizerConfig

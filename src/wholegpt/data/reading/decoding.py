@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wholegpt.console import Console
+from wholegpt.data.control_codes import Attributes
 from wholegpt.data.reading.file_types import SNIFFED_BYTES, UndecodableError, check_encoding, is_binary
-from wholegpt.data.text.control import Attributes
 from wholegpt.errors import DataError, counted
 from wholegpt.settings.schema import DataConfig
 

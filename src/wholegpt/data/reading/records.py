@@ -13,11 +13,11 @@ from wholegpt.data.chat.messages import (
     with_system,
 )
 from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.control_codes import LENGTH, attributes_of
 from wholegpt.data.reading.decoding import Piece, Source, checked, refuse_control, skip_record
 from wholegpt.data.reading.file_types import PARQUET
 from wholegpt.data.reading.row import LoneValue, Row, by_lower_name
 from wholegpt.data.reading.rows import open_parquet, parquet_rows, read_rows
-from wholegpt.data.text.control import LENGTH, attributes_of
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.tokenizers import END_OF_TEXT
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt64
 
-from wholegpt.data.text.words import words_of
+from wholegpt.data.words import words_of
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 EXCERPT_CHARACTERS = 160

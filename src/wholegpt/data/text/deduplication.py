@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32, UInt64
 
-from wholegpt.data.text.words import words_of
+from wholegpt.data.words import words_of
 
 BANDS, ROWS = 42, 3
 """Bands of a signature and values per band: documents are compared if all values of a band agree (Leskovec et

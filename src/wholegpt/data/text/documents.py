@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wholegpt.data.control_codes import AttributeIndex, Attributes, header
 from wholegpt.data.reading.decoding import Piece
-from wholegpt.data.text.control import AttributeIndex, Attributes, header
 from wholegpt.errors import DataError
 from wholegpt.files import read_json, sync_file, write_json_atomic
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from wholegpt.console import Console, Progress
+from wholegpt.data.control_codes import count_values
 from wholegpt.data.reading.corpora import Corpus, lacks_text
 from wholegpt.data.text.card import describe_text, write_card
 from wholegpt.data.text.contamination import contamination
-from wholegpt.data.text.control import count_values
 from wholegpt.data.text.deduplication import Duplicates, find_duplicates
 from wholegpt.data.text.documents import DocumentStore, write_documents
 from wholegpt.data.text.encoding import encode_side

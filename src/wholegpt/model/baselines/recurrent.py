@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wholegpt.model.base import INITIAL_STANDARD_DEVIATION, NeuralModel
-from wholegpt.model.cache import RecurrentCache
+from wholegpt.model.layers.cache import RecurrentCache
 from wholegpt.model.layers.dropout import dropout
 from wholegpt.settings.choices import Architecture
 from wholegpt.settings.schema import ModelConfig

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from wholegpt.model.cache import KeyValueCache, ModelCache
 from wholegpt.model.layers.blocked_attention import blocked_causal_attention
+from wholegpt.model.layers.cache import KeyValueCache, ModelCache
 from wholegpt.model.layers.dropout import dropout as drop
 from wholegpt.model.layers.linear import Linear
 from wholegpt.model.layers.norms import RMSNorm

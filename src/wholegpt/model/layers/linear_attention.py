@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wholegpt.model.cache import RecurrentCache
 from wholegpt.model.layers.attention import SelfAttention, SequenceContext
+from wholegpt.model.layers.cache import RecurrentCache
 from wholegpt.model.layers.linear import Linear
 from wholegpt.runtime import at_least_float32
 from wholegpt.settings.choices import Attention, Bias

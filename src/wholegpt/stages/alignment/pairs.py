@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wholegpt.data.chat.preferences import PreferencePair
 from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.preferences import PreferencePair
 from wholegpt.errors import ConfigError, counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.examples import Record, means_of

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from wholegpt.checkpoint import ModelFolder, ModelMetadata
 from wholegpt.console import Console, sample_for_people
-from wholegpt.data.chat.prompts import EncodedPrompt, PromptData, encode_prompts
 from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.examples.prompts import EncodedPrompt, PromptData, encode_prompts
 from wholegpt.data.permutation import endless_order
 from wholegpt.errors import ConfigError, counted
 from wholegpt.evaluation import TaskScore
@@ -36,6 +36,9 @@ from wholegpt.stages.alignment.policy_objective import (
     kl_per_completion,
     ppo_advantages,
 )
+from wholegpt.stages.alignment.rewards.interface import Sample
+from wholegpt.stages.alignment.rewards.specification import load_reward_models, open_rewards
+from wholegpt.stages.alignment.rewards.weighted import WeightedRewards
 from wholegpt.stages.alignment.rollout import (
     PolicyBatch,
     Sampled,
@@ -47,9 +50,6 @@ from wholegpt.stages.answer_training import ANSWER_MARK
 from wholegpt.stages.definition import NewRun, NextStep, RunContents, RunSetup, SetupRequest, StageDefinition
 from wholegpt.stages.initialization import fine_tuned
 from wholegpt.stages.reference import companions_of, reference_of
-from wholegpt.stages.rewards.interface import Sample
-from wholegpt.stages.rewards.specification import load_reward_models, open_rewards
-from wholegpt.stages.rewards.weighted import WeightedRewards
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.events import Callback, StepMetrics
 from wholegpt.training.loop import BatchSource

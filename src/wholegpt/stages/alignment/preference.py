@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from wholegpt.checkpoint import ModelMetadata
 from wholegpt.console import Console, sample_for_people
-from wholegpt.data.chat.packing import batches_of
-from wholegpt.data.chat.pair_batches import (
+from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.examples.packing import batches_of
+from wholegpt.data.examples.pair_batches import (
     EncodedPair,
     PairBatch,
     PairLoader,
@@ -22,8 +23,7 @@ from wholegpt.data.chat.pair_batches import (
     encode_pairs,
     with_references,
 )
-from wholegpt.data.chat.preferences import PreferenceData, mismatched, with_mismatched_references
-from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.examples.preferences import PreferenceData, mismatched, with_mismatched_references
 from wholegpt.errors import counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.perplexity import check_not_nan

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from wholegpt.checkpoint import ModelFolder, ModelMetadata, load_model, model_folder
 from wholegpt.console import Console
-from wholegpt.data.chat.preferences import PreferenceData, PreferencePair
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message
 from wholegpt.data.examples.batches import TaskBatch, TaskLoader
+from wholegpt.data.examples.preferences import PreferenceData, PreferencePair
 from wholegpt.data.examples.tasks import EncodedExample, Task
 from wholegpt.errors import ConfigError, DataError, counted
 from wholegpt.evaluation import TaskScore

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wholegpt.console import Console
-from wholegpt.data.chat.packing import PADDING, batches_of
 from wholegpt.data.chat.template import ChatTemplate
+from wholegpt.data.examples.packing import PADDING, batches_of
 from wholegpt.errors import NumericsError
 from wholegpt.generation import Engine, GenerationRequest
 from wholegpt.generation.memory import plan_slots

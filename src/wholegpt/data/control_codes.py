@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from wholegpt.data.text.words import words_of
+from wholegpt.data.words import words_of
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.serialization import nearest
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wholegpt.errors import ConfigError, DataError, shortened
-from wholegpt.stages.rewards.interface import Reward, Sample
+from wholegpt.stages.alignment.rewards.interface import Reward, Sample
 
 
 class Rule(Reward):

@@ -4,7 +4,7 @@ A table has a column of the preferred answers (``chosen``, ``preferred_output``)
 ``non_preferred_output``). Both hold texts or lists of messages. The prompt is
 
 - a text in ``prompt``, ``instruction``, ``question`` and so on, optionally with its ``input``, as in
-  ``data.chat.conversations``;
+  ``data.examples.conversations``;
 - a list of messages, also within an object (``{"messages": [...]}``), as OpenAI writes it;
 - or the messages that ``chosen`` and ``rejected`` have in common, as in TRL's implicit prompts. They may also repeat a
   prompt that is given.
@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import ASKED, GIVEN
 from wholegpt.data.chat.messages import (
     SYSTEM,
     checked_conversation,
@@ -33,11 +32,12 @@ from wholegpt.data.chat.messages import (
     refuse_tools_and_media,
     with_system,
 )
-from wholegpt.data.chat.splits import read_split
 from wholegpt.data.chat.template import Conversation, Message
 from wholegpt.data.examples.built_in import refuse_built_in
 from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.conversations import ASKED, GIVEN
 from wholegpt.data.examples.files import open_examples, save_examples
+from wholegpt.data.examples.splits import read_split
 from wholegpt.data.reading.tables import Reading, Table, number_of
 from wholegpt.errors import DataError
 from wholegpt.settings.choices import TaskKind

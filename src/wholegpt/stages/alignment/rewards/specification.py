@@ -26,11 +26,11 @@ from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Choice, Dtype
 from wholegpt.settings.serialization import nearest
-from wholegpt.stages.rewards.functions import UserFunction
-from wholegpt.stages.rewards.interface import Reward
-from wholegpt.stages.rewards.models import Classifier, ModelReward, load_model_of
-from wholegpt.stages.rewards.rules import Contains, Exact, JsonSchema, Length, Regex
-from wholegpt.stages.rewards.weighted import WeightedRewards
+from wholegpt.stages.alignment.rewards.functions import UserFunction
+from wholegpt.stages.alignment.rewards.interface import Reward
+from wholegpt.stages.alignment.rewards.models import Classifier, ModelReward, load_model_of
+from wholegpt.stages.alignment.rewards.rules import Contains, Exact, JsonSchema, Length, Regex
+from wholegpt.stages.alignment.rewards.weighted import WeightedRewards
 
 WEIGHT = re.compile(r"([0-9.]+)\*")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from wholegpt.data.chat.template import Conversation
 from wholegpt.errors import DataError, counted
-from wholegpt.stages.rewards.interface import Reward, Sample
+from wholegpt.stages.alignment.rewards.interface import Reward, Sample
 
 LONG_SECONDS = 60.0
 """Rewards that take longer than this per rollout cause a warning."""

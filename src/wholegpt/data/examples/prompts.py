@@ -3,7 +3,7 @@
 A table has
 
 - a column of prompts: texts in ``prompt``, ``instruction``, ``question`` and so on, optionally with their ``input``, as
-  in ``data.chat.conversations``, or lists of messages;
+  in ``data.examples.conversations``, or lists of messages;
 - or a column ``messages``, each a conversation; a last message of the assistant is the right answer.
 
 A column ``answer``, ``solution``, ``ground_truth`` and so on holds the right answers.
@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import ANSWERED, ASKED, GIVEN
 from wholegpt.data.chat.messages import (
     MESSAGES,
     SYSTEM,
@@ -29,12 +28,13 @@ from wholegpt.data.chat.messages import (
     refuse_tools_and_media,
     with_system,
 )
-from wholegpt.data.chat.preferences import CHOSEN, REJECTED
-from wholegpt.data.chat.splits import read_split
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message
 from wholegpt.data.examples.built_in import built_in_exercises
 from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.conversations import ANSWERED, ASKED, GIVEN
 from wholegpt.data.examples.files import open_examples, save_examples
+from wholegpt.data.examples.preferences import CHOSEN, REJECTED
+from wholegpt.data.examples.splits import read_split
 from wholegpt.data.reading.tables import Reading, Table
 from wholegpt.errors import DataError, counted
 from wholegpt.settings.schema import Config

@@ -15,8 +15,8 @@ from wholegpt.model import TaskModel
 from wholegpt.model.lora import merge, remove_lora
 from wholegpt.settings.choices import Dtype, TaskKind
 from wholegpt.stages.alignment.reward_model import RewardModel
+from wholegpt.stages.alignment.rewards.interface import Reward, Sample
 from wholegpt.stages.prediction import predict
-from wholegpt.stages.rewards.interface import Reward, Sample
 
 QUIET = Console(quiet=True)
 

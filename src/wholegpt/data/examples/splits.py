@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from wholegpt.console import Console
-from wholegpt.data.chat.conversations import held_out_by_prompt
 from wholegpt.data.chat.template import Conversation
 from wholegpt.data.examples.columns import TaskColumns
+from wholegpt.data.examples.conversations import held_out_by_prompt
 from wholegpt.data.reading.tables import Reading, Table
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings.schema import Config

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wholegpt.data.chat.packing import PADDING
-from wholegpt.data.chat.preferences import PreferencePair
 from wholegpt.data.chat.template import ChatTemplate, EncodedConversation, Message
+from wholegpt.data.examples.packing import PADDING
+from wholegpt.data.examples.preferences import PreferencePair
 from wholegpt.data.permutation import endless_order
 from wholegpt.errors import DataError
 from wholegpt.losses import IGNORED

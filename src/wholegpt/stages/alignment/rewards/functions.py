@@ -11,7 +11,7 @@ from typing import Any
 
 from wholegpt.errors import ConfigError, DataError, one_line
 from wholegpt.settings.serialization import nearest
-from wholegpt.stages.rewards.interface import Reward, Sample
+from wholegpt.stages.alignment.rewards.interface import Reward, Sample
 
 FAILURES = (Exception, SystemExit)
 """What a function of the user can raise, other than Ctrl-C."""
