@@ -114,7 +114,7 @@ class Engine:
         if needed > self.capacity:
             raise ConfigError(f"prompt and max_tokens take {needed} positions; a slot has {self.capacity}")
         request = GenerationRequest(prompt_ids, config, self.tokenizer, emit, drafter)
-        request.unread = request.prompt_ids[-self.model.context_length :]
+        request.pending = request.prompt_ids[-self.model.context_length :]
         return request
 
     def add(self, request: GenerationRequest) -> None:
@@ -160,7 +160,7 @@ class Engine:
         width = 1 + max(map(len, drafts))
         batch: list[list[int]] = []
         for request, drafted in zip(self._running, drafts, strict=False):
-            real = [*request.unread, *drafted]
+            real = [*request.pending, *drafted]
             # Padded with its own last token: that of another could be one whose weights are damaged.
             batch.append([*real, *real[-1:] * (width - len(real))])
         logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready])
@@ -211,7 +211,7 @@ class Engine:
     @property
     def _prefilling(self) -> bool:
         """Whether the last request has prompt tokens to prefill besides the one that each step decodes from."""
-        return bool(self._running) and len(self._running[-1].unread) > 1
+        return bool(self._running) and len(self._running[-1].pending) > 1
 
     def _propose(self, requests: Sequence[GenerationRequest]) -> list[list[int]]:
         """Return the draft tokens of each request, at most as many as there is room for."""
@@ -257,7 +257,7 @@ class Engine:
             row, request = len(self._running), self._waiting[0]
             lengths = self._common_prefixes(request)
             source, shared = self._longest_prefix(lengths[:first], request)
-            own = len(request.unread) - 1 - shared
+            own = len(request.pending) - 1 - shared
             width, start, tokens = max(width, own), max(start, shared), tokens + own
             if row > first:
                 total = width * (row + 1 - first)
@@ -277,15 +277,15 @@ class Engine:
         self._running.append(request)
         request.start()
         self._prompts[row] = -1
-        self._prompts[row, : len(request.unread) - 1] = request.unread[:-1]
+        self._prompts[row, : len(request.pending) - 1] = request.pending[:-1]
         self._pool.rows(row, row + 1).clear()
         if shared:
             self._pool.copy_row(source, row, shared)
-            request.unread = request.unread[shared:]
+            request.pending = request.pending[shared:]
 
     def _common_prefixes(self, request: GenerationRequest) -> list[int]:
         """Return the lengths of the prefixes that a new request shares with the prompt in each used slot."""
-        prompt = np.array(request.unread[:-1], dtype=np.int32)
+        prompt = np.array(request.pending[:-1], dtype=np.int32)
         equal = self._prompts[: len(self._running), : len(prompt)] == prompt
         return np.logical_and.accumulate(equal, axis=1).sum(axis=1).tolist()
 
@@ -317,7 +317,7 @@ class Engine:
 
     def _prefill(self, rows: range, most: int) -> int:
         """Prefill the prompts in adjacent slots, padded to the longest; return how many tokens were computed."""
-        pieces = [self._running[row].unread[:-1][:most] for row in rows]
+        pieces = [self._running[row].pending[:-1][:most] for row in rows]
         width = max(map(len, pieces))
         if not width:
             return 0
@@ -325,7 +325,7 @@ class Engine:
         self.model.prefill(torch.tensor(padded, device=self.device), self._pool.rows(rows.start, rows.stop))
         for row, piece in zip(rows, pieces, strict=True):
             self._pool.lengths[row] -= width - len(piece)
-            self._running[row].unread = self._running[row].unread[len(piece) :]
+            self._running[row].pending = self._running[row].pending[len(piece) :]
         return width * len(rows)
 
     def _full(self, row: int) -> bool:
@@ -334,10 +334,10 @@ class Engine:
     def _restart(self, row: int, request: GenerationRequest) -> None:
         """Restart the window of a model with at most τ positions from the last τ/2 tokens."""
         self._pool.rows(row, row + 1).clear()
-        request.unread = restarted_window(
+        request.pending = restarted_window(
             [*request.prompt_ids, *request.token_ids], self.model.context_length
         )
-        self._prefill(range(row, row + 1), len(request.unread))
+        self._prefill(range(row, row + 1), len(request.pending))
 
     def _remove(self, row: int) -> GenerationRequest:
         """Remove a request. The last decoding request moves to its slot, and the prefilling one to the slot of that."""
