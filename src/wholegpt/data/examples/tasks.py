@@ -102,7 +102,7 @@ def read_examples(
             example = (
                 _choice(table, row, found)
                 if task is TaskKind.choice
-                else _labelled(table, row, task, found, value, numeric)
+                else _labeled(table, row, task, found, value, numeric)
             )
             if labels:
                 check_label(example, labels, table.where(row))
@@ -115,7 +115,7 @@ def read_examples(
     return examples, found
 
 
-def _labelled(
+def _labeled(
     table: Table, row: int, task: TaskKind, columns: TaskColumns, value: str, numeric: bool
 ) -> TaskExample:
     texts = tuple(_text(table, row, name) for name in columns.texts)
