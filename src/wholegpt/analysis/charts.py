@@ -77,7 +77,7 @@ class Chart:
     """A chart as SVG. Notebooks show it; ``save`` writes it to a file."""
 
     label: str
-    """A description, for those who cannot see it."""
+    """A description for screen readers."""
     content: str
     """The elements of the SVG."""
     height: float = HEIGHT

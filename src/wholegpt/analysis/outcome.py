@@ -71,7 +71,7 @@ def describe_course(course: Course) -> str:
     - *gets worse after step N*: the same, but the training loss did not fall.
     - *still improving*: b is better by more than t than the figure at three quarters of the evaluated steps.
     - *leveled off*: none of these.
-    - Fewer than two evaluations say nothing of this.
+    - With fewer than two evaluations, the sentence says only that there is no trend to see.
     """
     sentence = _course(course)
     if course.steps < course.planned_steps:

@@ -27,19 +27,19 @@ from wholegpt.tokenizers import Tokenizer
 R = TypeVar("R")
 
 ROWS_AT_ONCE = 16
-"""Most rows of a step, draft tokens included. So many take little longer than one."""
+"""Largest number of rows in a step, draft tokens included. So many rows take little longer than a single one."""
 MOST_PADDING = 64
-"""Most tokens of padding when several prompts are prefilled together; about as fast as one more call of the model."""
+"""Largest number of padding tokens when several prompts are prefilled together; about the cost of one more call."""
 PREFILL_CHUNK = 512
-"""Tokens of new prompts that are prefilled in a step, so that a long prompt does not delay the running requests."""
+"""Prompt tokens that are prefilled in a step, so that a long prompt does not delay the running requests."""
 
 
 class Engine:
     """Generates one token of each running request per step, over one pool of KV-cache slots.
 
-    The other requests in the batch change only the last bits of a request's logits, because matrix products with
-    another number of rows add in another order. In float64 this changes no token. In bfloat16 it can change one if two
-    tokens are nearly equally likely.
+    The other requests in the batch change only the last bits of a request's logits, because the summation order of
+    matrix products depends on the number of rows. In float64 this changes no token. In bfloat16 it can change one if
+    two tokens are nearly equally likely.
 
     An exception in a request's own code (``emit``, drafter, settings), or logits that are NaN or infinite, end that
     request alone: its ``finish_reason`` is ``error`` and its ``error`` the exception.
@@ -139,7 +139,7 @@ class Engine:
     def step(self) -> list[GenerationRequest]:
         """Prefill some waiting prompts, and generate one token of each prefilled request.
 
-        Returns the requests that ended. An exception of the model in a step of the whole batch ends all running
+        Returns the requests that ended. An exception of the model while it decodes the whole batch ends all running
         requests, and is raised.
         """
         try:
@@ -173,7 +173,7 @@ class Engine:
         return [self._remove(row) for row in reversed(ended)]
 
     def _draw_together(self, logits: Float[Tensor, "B V"], rows: list[int]) -> dict[int, Draw | None]:
-        """Return the first token of the requests in ``rows``, where no processor depends on the text so far."""
+        """Draw the first token of the requests in ``rows`` together; None for those that ``draw_rows`` leaves out."""
         requests = [self._running[row] for row in rows]
         samplers, texts = [one.sampler for one in requests], [one.token_ids for one in requests]
         chosen = logits if len(rows) == len(logits) else logits[rows]
@@ -247,10 +247,10 @@ class Engine:
         return failed
 
     def _admit(self, most: int) -> range:
-        """Give the next waiting request a slot, and those after it that are prefilled together with it, in at most
-        ``most`` tokens with padding. Return their slots.
+        """Give slots to the next waiting request and to those that can be prefilled together with it, in at most
+        ``most`` tokens including padding. Return these slots.
 
-        The cache of a prefix that a request shares with another one's prompt is copied.
+        If a request shares a prefix with the prompt of another one, the cache of the prefix is copied.
         """
         first, width, start, tokens = len(self._running), 0, 0, 0
         while self._waiting and len(self._running) < self.slots:
@@ -340,7 +340,9 @@ class Engine:
         self._prefill(range(row, row + 1), len(request.pending))
 
     def _remove(self, row: int) -> GenerationRequest:
-        """Remove a request. The last decoding request moves to its slot, and the prefilling one to the slot of that."""
+        """Remove a request. The last decoding request moves into its slot, and the prefilling one into the slot that
+        this leaves free.
+        """
         request = self._running[row]
         gap = row
         for last in sorted({len(self._running) - 1 - self._prefilling, len(self._running) - 1}):

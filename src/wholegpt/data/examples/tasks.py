@@ -52,7 +52,7 @@ class Task:
 
     @property
     def scores(self) -> bool:
-        """Return whether the prediction is a score, as a reward is, and not a label or an answer."""
+        """Return whether the prediction is a score or a reward, not a label or a choice."""
         return self.kind is TaskKind.reward or (self.kind is TaskKind.similarity and not self.labels)
 
     @property
