@@ -31,7 +31,7 @@ from wholegpt.settings.schema import GenerationConfig
 from wholegpt.tokenizers import Tokenizer, gpt2_tokenizer
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
-PROMPT, WRITTEN, LONG = 64, 128, 512
+PROMPT, GENERATED, LONG = 64, 128, 512
 BATCH = 32
 FORMATS = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 """Bytes per weight, including scales."""
@@ -117,7 +117,7 @@ def generate(
     return sum(config.max_tokens for _, config in requests) / (time.perf_counter() - started)
 
 
-def prefill(model: TokenModel, tokenizer: Tokenizer) -> float:
+def prefill_rate(model: TokenModel, tokenizer: Tokenizer) -> float:
     """Return the tokens per second of prefilling a long prompt, including the first generated token."""
     prompt = random_ids(LONG, 1)
     return LONG / seconds(lambda: generate(model, tokenizer, [(prompt, greedy(1))], 1))
@@ -157,21 +157,21 @@ def llama_sides(folder: Path, exported: Path) -> dict[str, tuple[Side, Side]]:
             str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
         )
 
-        def writes(model: Any = model) -> float:
+        def decode(model: Any = model) -> float:
             model.reset()
 
             def work() -> None:
                 model.eval(random_ids(PROMPT, 1))
-                for token_id in random_ids(WRITTEN - 1, 2):
+                for token_id in random_ids(GENERATED - 1, 2):
                     model.eval([token_id])
 
-            return WRITTEN / seconds(work)
+            return GENERATED / seconds(work)
 
-        def reads(model: Any = model) -> float:
+        def prefill(model: Any = model) -> float:
             model.reset()
             return LONG / seconds(lambda: model.eval(random_ids(LONG, 1)))
 
-        sides[name] = writes, reads
+        sides[name] = decode, prefill
     return sides
 
 
@@ -180,52 +180,53 @@ def decoding(
 ) -> None:
     """Publish the table of decode and prefill of one sequence."""
     prompt = random_ids(PROMPT, 1)
-    writes: dict[str, Side] = {
-        name: lambda model=model: generate(model, tokenizer, [(prompt, greedy(WRITTEN))], 1)
+    decode: dict[str, Side] = {
+        name: lambda model=model: generate(model, tokenizer, [(prompt, greedy(GENERATED))], 1)
         for name, model in models.items()
     }
-    reads: dict[str, Side] = {
-        name: lambda model=model: prefill(model, tokenizer)
+    prefill: dict[str, Side] = {
+        name: lambda model=model: prefill_rate(model, tokenizer)
         for name, model in models.items()
         if not name.endswith(COMPILED)
     }
-    writes["memory"] = memory_bandwidth
-    writes[THEIRS] = lambda: theirs_generate(theirs, [prompt], WRITTEN)
+    decode["memory"] = memory_bandwidth
+    decode[THEIRS] = lambda: theirs_generate(theirs, [prompt], GENERATED)
     with tempfile.TemporaryDirectory() as folder:
         if llama:
             exported = Path(folder) / "gpt2"
             exported.mkdir()
             save_model(exported, Transformer(presets.preset("gpt2-small")), tokenizer)
-            for name, (writing, reading) in llama_sides(Path(folder), exported).items():
-                writes[f"llama.cpp {name.upper()}"], reads[f"llama.cpp {name.upper()}"] = writing, reading
-        written, reading_rates = alternating(writes, rounds), alternating(reads, rounds)
-    bandwidth = written.pop("memory")
+            for name, (decode_side, prefill_side) in llama_sides(Path(folder), exported).items():
+                decode[f"llama.cpp {name.upper()}"] = decode_side
+                prefill[f"llama.cpp {name.upper()}"] = prefill_side
+        decode_rates, prefill_rates = alternating(decode, rounds), alternating(prefill, rounds)
+    bandwidth = decode_rates.pop("memory")
     weights = sum(
         p.numel()
         for name, p in Transformer(presets.preset("gpt2-small")).named_parameters()
         if p.ndim == 2 and "position" not in name
     )
     rows: list[str] = []
-    for name, values in written.items():
-        to_theirs = ratio(values, written[THEIRS])
+    for name, values in decode_rates.items():
+        to_theirs = ratio(values, decode_rates[THEIRS])
         form = name.removesuffix(COMPILED)
         peer = f"llama.cpp {PEERS.get(form)}"
-        to_llama = ratio(values, written[peer]) if peer in written else "–"
+        to_llama = ratio(values, decode_rates[peer]) if peer in decode_rates else "–"
         share = "–"
         if form in FORMATS:
             needed = weights * FORMATS[form] / 1e9
             share = spread(
                 [rate * needed / read for rate, read in zip(values, bandwidth, strict=True)], "{:.0%}"
             )
-        reading = spread(reading_rates[name], "{:,.0f}") if name in reading_rates else "–"
-        reading_ratio = (
-            ratio(reading_rates[name], reading_rates["llama.cpp F16"])
-            if name in reading_rates and "llama.cpp F16" in reading_rates
+        prefill_speed = spread(prefill_rates[name], "{:,.0f}") if name in prefill_rates else "–"
+        prefill_ratio = (
+            ratio(prefill_rates[name], prefill_rates["llama.cpp F16"])
+            if name in prefill_rates and "llama.cpp F16" in prefill_rates
             else "–"
         )
         rows.append(
             f"| {name} | {spread(values, '{:.0f}')} | {to_theirs} | {to_llama} | {share} "
-            f"| {reading} | {reading_ratio} |"
+            f"| {prefill_speed} | {prefill_ratio} |"
         )
     processor = "" if HALF else ", on a processor without bfloat16"
     publish(
@@ -234,7 +235,7 @@ def decoding(
             [
                 f"{conditions(rounds)} GPT-2 124 M with random weights{processor}.",
                 "",
-                f"- **Decode:** a prompt of {PROMPT} tokens and {WRITTEN} greedy tokens. **Prefill:** {LONG} tokens.",
+                f"- **Decode:** a prompt of {PROMPT} tokens and {GENERATED} greedy tokens. **Prefill:** {LONG} tokens.",
                 "- **Ratios to llama.cpp** are to the corresponding format (Q8_0, Q4_0; F16 for the other rows), those "
                 "of prefill always to F16. llama.cpp decodes a given sequence, without sampling.",
                 "- **Memory limit:** the speed if each token only read all weights once, at "
@@ -252,11 +253,11 @@ def decoding(
 def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, rounds: int) -> None:
     """Publish the table of a batch of equal requests, and of mixed requests that arrive over time."""
     prompts = [random_ids(PROMPT, seed) for seed in range(BATCH)]
-    equal = [(prompt, greedy(WRITTEN)) for prompt in prompts]
+    equal = [(prompt, greedy(GENERATED)) for prompt in prompts]
     sides: dict[str, Side] = {
         name: lambda model=model: generate(model, tokenizer, equal, BATCH) for name, model in models.items()
     }
-    sides[THEIRS] = lambda: theirs_generate(theirs, prompts, WRITTEN)
+    sides[THEIRS] = lambda: theirs_generate(theirs, prompts, GENERATED)
     batch = alternating(sides, rounds)
     generator = random.Random(0)
     mixed = [
@@ -295,7 +296,7 @@ def batches(models: dict[str, TokenModel], theirs: Any, tokenizer: Tokenizer, ro
         "\n".join(
             [
                 f"{conditions(rounds)} GPT-2 124 M with random weights. A batch of {BATCH} sequences with {PROMPT} "
-                f"prompt tokens and {WRITTEN} generated tokens each:",
+                f"prompt tokens and {GENERATED} generated tokens each:",
                 "",
                 "| Weights | Tokens/s | Ratio to transformers |",
                 "| --- | ---: | ---: |",
@@ -324,12 +325,12 @@ def speculative(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: 
     """Publish the table of prompt lookup on text that repeats itself, never does, or only seems to."""
     block = random_ids(60, 5)
     cases = {
-        "greedy; the text repeats itself": ([(random_ids(PROMPT, 3), greedy(WRITTEN))]),
+        "greedy; the text repeats itself": ([(random_ids(PROMPT, 3), greedy(GENERATED))]),
         "sampled at temperature 1; nothing is repeated": (
-            [(random_ids(PROMPT, 3), GenerationConfig(WRITTEN, 1.0, min_tokens=WRITTEN))]
+            [(random_ids(PROMPT, 3), GenerationConfig(GENERATED, 1.0, min_tokens=GENERATED))]
         ),
         "sampled from only two tokens; 3-grams recur with other continuations, so drafts are usually wrong": (
-            [(block * 3, GenerationConfig(WRITTEN, 1.0, top_k=2, min_tokens=WRITTEN))]
+            [(block * 3, GenerationConfig(GENERATED, 1.0, top_k=2, min_tokens=GENERATED))]
         ),
     }
     rows: list[str] = []
@@ -349,7 +350,7 @@ def speculative(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: 
         "\n".join(
             [
                 f"{conditions(rounds)} `draft=prompt` (prompt lookup) on GPT-2 124 M in {weights} with random weights, "
-                f"{WRITTEN} tokens. The ratio is to decoding without draft tokens, with the 95% interval of its "
+                f"{GENERATED} tokens. The ratio is to decoding without draft tokens, with the 95% interval of its "
                 "median.",
                 "",
                 "| Text | Tokens/s | Ratio |",
@@ -367,14 +368,14 @@ def constrained(model: Transformer, weights: str, tokenizer: Tokenizer, rounds: 
         '"items": {"enum": ["a", "b"]}, "maxItems": 50}}, "required": ["name", "tags"], "additionalProperties": false}'
     )
     prompt = random_ids(PROMPT, 1)
-    free = GenerationConfig(WRITTEN, 1.0)
+    free = GenerationConfig(GENERATED, 1.0)
     held = {
-        "`[a-z ]{500,600}`": GenerationConfig(WRITTEN, 1.0, regex="[a-z ]{500,600}"),
-        "JSON schema with an object, strings and lists": GenerationConfig(WRITTEN, 1.0, json_schema=schema),
+        "`[a-z ]{500,600}`": GenerationConfig(GENERATED, 1.0, regex="[a-z ]{500,600}"),
+        "JSON schema with an object, strings and lists": GenerationConfig(GENERATED, 1.0, json_schema=schema),
     }
 
     def per_token(config: GenerationConfig) -> float:
-        engine = Engine(model, tokenizer, CPU, 1, PROMPT + WRITTEN)
+        engine = Engine(model, tokenizer, CPU, 1, PROMPT + GENERATED)
         request = engine.submit(prompt, config)
         engine.step()
         taken = seconds(engine.run)

@@ -29,7 +29,7 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         '{"context": "The sun rises in the", "choices": ["east", "west"], "answer": 0}\n'
     )
     words = [f"{word},{'long' if len(word) > 2 else 'short'}" for word in WORDS] * 3
-    (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *words]))
+    (tmp_path / "labeled.csv").write_text("\n".join(["text,label", *words]))
     (tmp_path / "test.csv").write_text("\n".join(["text,label", *words[:9]]))
     (tmp_path / "instructions.csv").write_text("\n".join(["question,answer", *words]))
 

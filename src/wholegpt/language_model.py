@@ -18,7 +18,7 @@ from wholegpt.data.chat.template import ChatTemplate, Conversation, Message, che
 from wholegpt.data.control_codes import NO_CONTROL, header_for
 from wholegpt.data.examples.columns import DETECTED
 from wholegpt.data.examples.conversations import holds_conversations, read_like
-from wholegpt.data.examples.data import read_labelled
+from wholegpt.data.examples.data import read_labeled
 from wholegpt.data.examples.preferences import PreferencePair, read_pairs
 from wholegpt.data.examples.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.data.reading.decoding import ReadingReport
@@ -494,9 +494,9 @@ class LanguageModel:
                 pairs, _ = read_pairs(reading.table(Path(path)), reading, console, margins=True)
                 reading.show(console)
                 return self.evaluate_pairs(pairs, dtype, console)
-            labelled = read_labelled(Path(path), reading, self.task)
+            labeled = read_labeled(Path(path), reading, self.task)
             reading.show(console)
-            return self.evaluate_examples(labelled, dtype, console)
+            return self.evaluate_examples(labeled, dtype, console)
         if (
             self.chat_template
             and is_table(Path(path))

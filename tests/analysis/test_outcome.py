@@ -7,8 +7,8 @@ import pytest
 from wholegpt.analysis.outcome import Course, describe_course
 from wholegpt.training.stage import Criterion
 
-LOSS = Criterion("nats_per_token", higher_is_better=False, words="validation loss")
-ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy")
+LOSS = Criterion("nats_per_token", higher_is_better=False, label="validation loss")
+ACCURACY = Criterion("accuracy", higher_is_better=True, label="validation accuracy")
 
 
 def course_of(

@@ -121,10 +121,10 @@ def test_last_word(lm: LanguageModel, tmp_path: Path) -> None:
 def test_classification_and_score(lm: LanguageModel, tmp_path: Path) -> None:
     import math
 
-    labelled = lm.evaluate_task(save(tmp_path, LINES["classification"]), dtype=Dtype.float32, console=QUIET)
-    assert labelled.metrics.keys() == {"accuracy", "f1", "f1_macro", "matthews_correlation"}
+    labeled = lm.evaluate_task(save(tmp_path, LINES["classification"]), dtype=Dtype.float32, console=QUIET)
+    assert labeled.metrics.keys() == {"accuracy", "f1", "f1_macro", "matthews_correlation"}
     weights = [math.exp(-nats(lm, "the of and:", " " + label)) for label in ("he", "is")]
-    probabilities = labelled.records[0]["probabilities"]
+    probabilities = labeled.records[0]["probabilities"]
     assert list(probabilities) == ["he", "is"]
     assert probabilities["he"] == pytest.approx(weights[0] / sum(weights), abs=1e-4)
     scored = lm.evaluate_task(save(tmp_path, LINES["score"]), dtype=Dtype.float32, console=QUIET)

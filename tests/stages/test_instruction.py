@@ -330,7 +330,7 @@ def test_old_turns_make_room() -> None:
     talk = [Message("system", "s"), *(Message(("user", "assistant")[i % 2], "x" * 20) for i in range(7))]
     kept = fitting_turns(talk, template, tokenizer, 100, 20)
     assert kept[0].role == "system" and kept[1].role == "user" and kept[-1] == talk[-1] and 3 < len(kept) < 8
-    with pytest.raises(DataError, match=r"^the question has 103 tokens; the model sees 50"):
+    with pytest.raises(DataError, match=r"^the question has 103 tokens; the context is 50 tokens, including"):
         fitting_turns([Message("user", "x" * 101)], template, tokenizer, 50, 10)
     told = [Message("system", "x" * 101), Message("user", "y")]
     with pytest.raises(DataError, match="the system's message and the question have"):

@@ -77,7 +77,7 @@ class Chart:
     """A chart as SVG. Notebooks show it; ``save`` writes it to a file."""
 
     label: str
-    """A description, for those who cannot see it."""
+    """A description for screen readers."""
     content: str
     """The elements of the SVG."""
     height: float = HEIGHT
@@ -238,11 +238,11 @@ def x_axis(
     scale: Scale, ticks: Sequence[float], at: Sequence[float] | None, label: str, y: float, name: str
 ) -> str:
     """Return ticks with labels at the positions ``at`` (default: of the ticks themselves), and the axis's label."""
-    places = scale(np.array(ticks if at is None else at, dtype=float))
+    positions = scale(np.array(ticks if at is None else at, dtype=float))
     parts = [
         f'<line class="axis" x1="{number(x)}" x2="{number(x)}" y1="{y}" y2="{y + 4}"/>'
         f'<text class="muted" text-anchor="middle" x="{number(x)}" y="{y + 17}">{text}</text>'
-        for x, text in zip(places, tick_labels(ticks), strict=True)
+        for x, text in zip(positions, tick_labels(ticks), strict=True)
     ]
     middle = number((scale.start + scale.end) / 2)
     parts.append(f'<text class="muted" text-anchor="middle" x="{middle}" y="{y + 35}">{escape(label)}</text>')

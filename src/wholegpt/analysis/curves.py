@@ -23,7 +23,7 @@ COMMON = ("step", "tokens", "tokens_per_second", "train_seconds", "learning_rate
 SAME_CURVE = ("perplexity", "bits_per_character", "bits_per_byte", "characters", "bytes")
 """Other units of the loss, and denominators."""
 NOT_DRAWN = (*COMMON, *SAME_CURVE, *LOSSES, "peak_memory_bytes")
-"""Numbers in the log that have no chart among those of further figures."""
+"""Metrics that get no chart of their own."""
 UNIFORM_FROM = 0.5
 """A uniform guess is drawn if some loss exceeds this share of it; otherwise it would only flatten the curves."""
 
@@ -61,7 +61,7 @@ def thinned(values: Float[np.ndarray, " N"], most: int = MOST_POINTS) -> Int[np.
 
 
 class Log:
-    """The lines of ``metrics.jsonl``: their numbers by kind and name, and how many tokens each step had read."""
+    """The lines of ``metrics.jsonl``: their metrics by kind and name, and the tokens trained on by each step."""
 
     def __init__(self, lines: Sequence[dict[str, Any]], end: tuple[int, int] | None = None) -> None:
         """``end`` is the number of steps and of tokens at the end of the run, if known."""
@@ -90,7 +90,7 @@ class Log:
         return steps[kept], values[kept]
 
     def names(self, kind: str, known: Sequence[str] = ()) -> list[str]:
-        """Return the names of the numbers in lines of this kind, except ``known``."""
+        """Return the names of the metrics in lines of this kind, except ``known``."""
         return [name for one, name in self._columns if one == kind and name not in known]
 
     def loss_name(self) -> str | None:

@@ -140,7 +140,7 @@ def _flop_rate(rate: float, plan: Mapping[str, Any]) -> Shown:
 def _counts_all_flops(config: Config) -> bool:
     """Return whether three times ``flops_per_token`` are the FLOPs of training per token.
 
-    They are not with frozen weights, and where steps are not made of full windows or do not predict each token.
+    This is not so with frozen weights, or if steps do not consist of full windows or do not predict each token.
     """
     others = (Architecture.encoder, Architecture.encoder_decoder, Architecture.ngram)
     on_text = config.finetuning.task is TaskKind.pretraining and config.model.architecture not in others

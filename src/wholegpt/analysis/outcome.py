@@ -22,7 +22,7 @@ class Course:
     train: Sequence[tuple[int, float]]
     """Step and training loss."""
     validation: Sequence[tuple[int, float]]
-    """Step and the figure of the criterion."""
+    """Step and the metric of the criterion."""
     criterion: Criterion
     best_step: int | None
     """The step of the best weights."""
@@ -71,7 +71,7 @@ def describe_course(course: Course) -> str:
     - *gets worse after step N*: the same, but the training loss did not fall.
     - *still improving*: b is better by more than t than the figure at three quarters of the evaluated steps.
     - *leveled off*: none of these.
-    - Fewer than two evaluations say nothing of this.
+    - With fewer than two evaluations, the sentence says only that there is no trend to see.
     """
     sentence = _course(course)
     if course.steps < course.planned_steps:
@@ -81,7 +81,7 @@ def describe_course(course: Course) -> str:
 
 
 def _course(course: Course) -> str:
-    words, points = course.criterion.words, course.validation
+    label, points = course.criterion.label, course.validation
     if not points:
         return "There was no evaluation on held-out data, so whether the model overfits is not known"
     if len(points) == 1:
@@ -98,27 +98,27 @@ def _course(course: Course) -> str:
     limit = f"{course.tolerance:.0%}" if sign > 0 else f"{course.tolerance:.2g}"
     first_step, first = points[0]
     if first_step == 0 and abs(course.worse_by(first, best)) <= course.tolerance:
-        return f"Training changed little: the {words} stays within {limit} of that before the first step"
+        return f"Training changed little: the {label} stays within {limit} of that before the first step"
     before = max((step for step in figures if step <= (1 - LAST_PART) * last_step), default=points[0][0])
     gained = -course.worse_by(best, figures[before])
     from_best = "" if best_step == last_step else f"; the best weights are from step {best_step:,}"
     if gained > course.tolerance and best_step > before:
         change = _change(course, -gained)
-        return f"Still improving at the end: the {words} is {change} than after step {before:,}{from_best}"
-    return f"Leveled off: since step {before:,} the {words} changed by at most {limit}{from_best}"
+        return f"Still improving at the end: the {label} is {change} than after step {before:,}{from_best}"
+    return f"Leveled off: since step {before:,} the {label} changed by at most {limit}{from_best}"
 
 
 def _got_worse(course: Course, best_step: int, lost: float) -> str:
-    words, figures = course.criterion.words, dict(course.validation)
+    label, figures = course.criterion.label, dict(course.validation)
     worse = _change(course, lost)
     if best_step == 0:
-        return f"Training made the model worse: the {words} is {worse} at the end than before the first step"
+        return f"Training made the model worse: the {label} is {worse} at the end than before the first step"
     best = figures[best_step]
     turn = max(step for step, value in figures.items() if course.worse_by(value, best) <= course.tolerance)
     then, now = course.train_loss(best_step), course.train_loss(course.steps)
     fell = then is not None and now is not None and now < then
     found = f"{'Overfits' if fell else 'Gets worse'} after step {turn:,}; the best weights are from "
-    found += f"{'that step' if turn == best_step else f'step {best_step:,}'}, and at the end the {words} is {worse}"
+    found += f"{'that step' if turn == best_step else f'step {best_step:,}'}, and at the end the {label} is {worse}"
     if then is None or now is None or not then:
         return found
     share = abs(now / then - 1)

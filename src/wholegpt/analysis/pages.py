@@ -12,7 +12,7 @@ def read(name: str) -> str:
 
 
 def render_page(name: str, **values: Any) -> str:
-    """Return the page of the template ``name``. A value that the template needs and does not get is an error."""
+    """Return the page of the template ``name``. A missing value is an error."""
     import jinja2
 
     environment = jinja2.Environment(

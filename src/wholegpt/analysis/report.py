@@ -100,7 +100,7 @@ def _course(result: dict[str, Any], log: Log, criterion: Criterion) -> Course:
     loss, best = log.loss_name(), result["best"]
     return Course(
         pairs("train", loss) if loss else [],
-        pairs("validation", criterion.figure),
+        pairs("validation", criterion.metric),
         criterion,
         best["step"] if best else None,
         result["steps"],

@@ -210,7 +210,7 @@ def stats(
         ),
         (
             "Unicode scripts",
-            ", ".join(f"{name} {share:.2%}" for name, share in described["alphabets"].items()),
+            ", ".join(f"{name} {share:.2%}" for name, share in described["unicode_scripts"].items()),
         ),
         *(("read", line) for line in corpus.report.lines()),
     ]
@@ -327,18 +327,18 @@ def contamination(
     ):
         corpus.report.show(console, training)
         asked_corpus.report.show(console, evaluation)
-        overlaps = library.contamination(known.documents(), asked.documents(), words)
-    found = sorted((one for one in overlaps if one.found), key=lambda one: -one.share)
+        compared = library.contamination(known.documents(), asked.documents(), words)
+    found = sorted((one for one in compared if one.found), key=lambda one: -one.share)
     result = {
-        "documents": len(overlaps),
+        "documents": len(compared),
         "contaminated": len(found),
-        "too_short": sum(not one.ngrams for one in overlaps),
+        "too_short": sum(not one.ngrams for one in compared),
         "words": words,
-        "overlaps": [{**dataclasses.asdict(one), "share": one.share} for one in found],
+        "contaminated_documents": [{**dataclasses.asdict(one), "share": one.share} for one in found],
     }
     rows = [(f"document {one.document}", f"{one.share:7.1%}  {one.excerpt}") for one in found[:SHOWN]]
     counted = (
-        f"{len(found):,} of {len(overlaps):,} documents share {words}-grams of words with the training text"
+        f"{len(found):,} of {len(compared):,} documents share {words}-grams of words with the training text"
     )
     short = f"; {result['too_short']:,} are shorter than {words} words" if result["too_short"] else ""
     more = [("", f"and {len(found) - SHOWN:,} more")] if len(found) > SHOWN else []

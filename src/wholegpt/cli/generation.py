@@ -201,7 +201,7 @@ def _show(
     started: float,
     common: Common,
 ) -> None:
-    """Show the texts, or the end of the one that was ``written`` as it was generated."""
+    """Show the texts. If one was already shown while it was generated (``written``), show only its end."""
     if show_probabilities and not common.json:
         for number, one in enumerate(texts):
             if number:

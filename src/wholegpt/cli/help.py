@@ -20,7 +20,7 @@ UNREMARKABLE = ("False", '""', "()")
 """Defaults that a page does not show."""
 COMMON_OPTIONS = "Common options"
 NAMES_SHARE = 0.35
-"""Of the width of the help, unless a name is longer."""
+"""Share of the width for the column of names, unless a name is longer."""
 MOST_USED = {
     "train": "recipe preset out minutes resume overwrite max-seconds model.n-layers model.d-model model.context-length "
     "tokenizer.kind training.steps training.batch-size optimizer.learning-rate evaluation.every",
@@ -40,7 +40,7 @@ MOST_USED = {
     "data prepare": "out overwrite data.text-field data.encoding data.clean data.deduplicate "
     "data.split data.validation-fraction tokenizer.kind tokenizer.vocab-size tokenizer.path",
 }
-"""The options on the page of a command that has more than fit. The page of another one shows all."""
+"""The options on the page of each command that has too many for one page. The pages of other commands show all."""
 
 
 def add_help(app: App, path: str = "") -> None:
@@ -137,7 +137,7 @@ def _paragraphs(description: str) -> str:
 
 
 def _one_paragraph(description: str) -> str:
-    """Return a description as one paragraph, whatever the lines of its docstring."""
+    """Return a description as one paragraph, without the line breaks of its docstring."""
     return " ".join(description.split())
 
 
@@ -148,7 +148,7 @@ def _essence(description: str) -> str:
 
 
 def _brief(entry: Any) -> Any:
-    """Return an entry without a default that says nothing, and without choices that its description explains."""
+    """Return an entry without an unremarkable default, and without choices that its description explains."""
     words = {*re.findall(r"[\w-]+", str(entry.description.primary_renderable))}
     default = None if entry.default in UNREMARKABLE else entry.default
     return entry.copy(

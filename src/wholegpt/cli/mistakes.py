@@ -120,7 +120,7 @@ def _usage_message(error: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
 
 
 def _known_option(error: cyclopts.UnknownOptionError) -> str:
-    """Return a message with the name here of an option that has another name elsewhere, or had one earlier.
+    """Return a message with wholegpt's name for an option that has another name in other programs or had one earlier.
 
     A setting may have been given without its section.
     """
@@ -139,7 +139,7 @@ def _known_option(error: cyclopts.UnknownOptionError) -> str:
 
 
 def _too_many(error: cyclopts.UnusedCliTokensError, tokens: Sequence[str]) -> str:
-    """Return a message about arguments that nothing accepts, which may be a text without quotation marks."""
+    """Return a message about superfluous arguments, which may be the words of a text without quotation marks."""
     rest, command = list(error.unused_tokens or ()), tuple(error.command_chain or ())
     message = f"too many arguments, starting at '{shortened(' '.join(rest), LONGEST_NAME)}'; "
     if command not in WITH_TEXT:

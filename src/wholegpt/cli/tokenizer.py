@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 COLORS = ("bright_blue", "bright_green", "bright_yellow", "bright_magenta", "bright_cyan")
 
 LONGEST_ID = 20
-"""Digits."""
+"""Maximum digits of a token id."""
 
 HELP = """Train and use tokenizers.
 

@@ -1,6 +1,6 @@
 """Text corpora and labeled examples: reading, preparation and batches of token ids.
 
-What needs PyTorch is imported when it is first used, so that commands on text start without it.
+Names that need PyTorch are imported when they are first used, so that commands that only handle text start without it.
 """
 
 from importlib import import_module

@@ -22,8 +22,8 @@ from wholegpt.tokenizers import Tokenizer
 LEAST_SHARED = 16
 """Minimum tokens of a common prefix to be shared."""
 LEAST_SAVED = 256
-"""Minimum tokens that sharing must save, since a group needs separate forward passes instead of room in large
-batches.
+"""Minimum tokens that sharing must save, because a group needs forward passes of its own instead of a share of a large
+batch.
 """
 LOGITS_AT_ONCE = 2**24
 """Maximum logits of a batch: 64 MB in float32."""
@@ -105,8 +105,8 @@ def score_continuations(
 ) -> list[Likelihood]:
     """Return the likelihood of each continuation, in the order of the requests.
 
-    A request longer than the model's context τ keeps its last τ + 1 tokens, as inputs and targets. Of a
-    continuation that alone is longer, the last τ tokens are scored.
+    A request longer than the model's context τ keeps its last τ + 1 tokens, as inputs and targets. If the continuation
+    alone is longer, only its last τ tokens are scored.
     """
     sequences = [_fitted(i, request, model.context_length) for i, request in enumerate(requests)]
     scored: list[Likelihood | None] = [None] * len(sequences)

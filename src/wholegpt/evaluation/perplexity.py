@@ -147,7 +147,7 @@ def evaluate_tokens(
 def check_context(context: int, most: int) -> None:
     """Raise ``ConfigError`` for windows that exceed the model's context."""
     if not 0 <= context <= most:
-        raise ConfigError(f"context is {context}; expected 1 to {most}, or 0 for that")
+        raise ConfigError(f"context is {context}; expected 1 to {most}, or 0 for the default")
 
 
 def text_scale(tokens: TokenShards, tokenizer: Tokenizer) -> Float[np.ndarray, "2"]:
@@ -172,7 +172,8 @@ def windows_over(
     """
     if not 0 <= stride <= context_length:
         raise ConfigError(
-            f"stride is {stride}; expected 1 to {context_length}, the model's context length, or 0 for that"
+            f"stride is {stride}; expected 1 to {context_length}, the model's context length, or 0 for the "
+            "default"
         )
     if len(tokens) < 2:
         raise DataError(

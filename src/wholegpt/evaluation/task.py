@@ -50,7 +50,7 @@ class TaskScore:
     records: list[Record]
     """The result of each example, with its line number."""
     left_out: str = "their beginning"
-    """The part of these that was dropped."""
+    """The part of the truncated examples that was dropped."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, without the records."""

@@ -74,9 +74,9 @@ def evaluate_text(
     """Score all ``tokens`` after the first, like ``evaluate_tokens``, in windows of ``context`` tokens (0:
     τ).
 
-    ``words`` is the number of words of the original text, if the tokens spell another one. The intervals are
-    a bootstrap over 100 equal pieces of the text: they describe the variation between texts of this kind, not
-    between training runs.
+    ``words`` is the number of words of the original text, if the tokens spell a different text. The intervals are a
+    bootstrap over 100 equal pieces of the text: they describe the variation between texts of this kind, not between
+    training runs.
     """
     check_context(context, model.context_length)
     windows = windows_over(tokens, context or model.context_length, stride, tokenizer, documents)
@@ -119,7 +119,7 @@ def evaluate_text(
 
 
 def _words(token_ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    """Count the words separated by white space, and by documents."""
+    """Count the words, which end at white space and at the end of a document."""
     if not tokenizer.has_end_of_text:
         return len(tokenizer.decode(token_ids.tolist()).split())
     ends = token_ids == tokenizer.end_of_text_id

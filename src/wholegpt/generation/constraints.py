@@ -49,9 +49,9 @@ class Constraint:
     def __init__(self, config: GenerationConfig, tokenizer: Tokenizer, after: int | None = None) -> None:
         """Compile ``config.regex`` or ``config.json_schema`` for a text that follows the token ``after``.
 
-        If a text begins there, its tokens start with the space that the tokenizer puts there and that decoding drops.
-        Raises ``ConfigError`` for a constraint that is invalid, too large, or that no text of this vocabulary
-        matches, and ``ModuleNotFoundError`` without llguidance.
+        At the start of a text, the first token includes the space that the tokenizer adds and that decoding drops.
+        Raises ``ConfigError`` for a constraint that is invalid, too large, or that no text of this vocabulary matches,
+        and ``ModuleNotFoundError`` without llguidance.
         """
         self.name = "regex" if config.regex else "json_schema"
         content = config.regex or config.json_schema

@@ -110,8 +110,8 @@ def stream(
 ) -> Iterator[str]:
     """Return an iterator over the pieces of one completion, which is that of ``generate``.
 
-    The same errors as of ``generate`` are raised, those of the settings before the first piece. An iterator that is
-    dropped ends the generation.
+    Raises the errors of ``generate``; errors in the settings are raised before the first piece. Generation ends when
+    the iterator is closed or no longer referenced.
     """
     capacity = min(model.context_length, len(prompt_ids) + config.max_tokens)
     drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)

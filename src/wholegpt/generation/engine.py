@@ -27,19 +27,19 @@ from wholegpt.tokenizers import Tokenizer
 R = TypeVar("R")
 
 ROWS_AT_ONCE = 16
-"""Most rows of a step, draft tokens included. So many take little longer than one."""
+"""Largest number of rows in a step, draft tokens included. So many rows take little longer than a single one."""
 MOST_PADDING = 64
-"""Most tokens of padding when several prompts are prefilled together; about as fast as one more call of the model."""
+"""Largest number of padding tokens when several prompts are prefilled together; about the cost of one more call."""
 PREFILL_CHUNK = 512
-"""Tokens of new prompts that are prefilled in a step, so that a long prompt does not delay the running requests."""
+"""Prompt tokens that are prefilled in a step, so that a long prompt does not delay the running requests."""
 
 
 class Engine:
     """Generates one token of each running request per step, over one pool of KV-cache slots.
 
-    The other requests in the batch change only the last bits of a request's logits, because matrix products with
-    another number of rows add in another order. In float64 this changes no token. In bfloat16 it can change one if two
-    tokens are nearly equally likely.
+    The other requests in the batch change only the last bits of a request's logits, because the summation order of
+    matrix products depends on the number of rows. In float64 this changes no token. In bfloat16 it can change one if
+    two tokens are nearly equally likely.
 
     An exception in a request's own code (``emit``, drafter, settings), or logits that are NaN or infinite, end that
     request alone: its ``finish_reason`` is ``error`` and its ``error`` the exception.
@@ -114,7 +114,7 @@ class Engine:
         if needed > self.capacity:
             raise ConfigError(f"prompt and max_tokens take {needed} positions; a slot has {self.capacity}")
         request = GenerationRequest(prompt_ids, config, self.tokenizer, emit, drafter)
-        request.unread = request.prompt_ids[-self.model.context_length :]
+        request.pending = request.prompt_ids[-self.model.context_length :]
         return request
 
     def add(self, request: GenerationRequest) -> None:
@@ -139,7 +139,7 @@ class Engine:
     def step(self) -> list[GenerationRequest]:
         """Prefill some waiting prompts, and generate one token of each prefilled request.
 
-        Returns the requests that ended. An exception of the model in a step of the whole batch ends all running
+        Returns the requests that ended. An exception of the model while it decodes the whole batch ends all running
         requests, and is raised.
         """
         try:
@@ -160,7 +160,7 @@ class Engine:
         width = 1 + max(map(len, drafts))
         batch: list[list[int]] = []
         for request, drafted in zip(self._running, drafts, strict=False):
-            real = [*request.unread, *drafted]
+            real = [*request.pending, *drafted]
             # Padded with its own last token: that of another could be one whose weights are damaged.
             batch.append([*real, *real[-1:] * (width - len(real))])
         logits = self.model(torch.tensor(batch, device=self.device), self._batches[ready])
@@ -173,7 +173,7 @@ class Engine:
         return [self._remove(row) for row in reversed(ended)]
 
     def _draw_together(self, logits: Float[Tensor, "B V"], rows: list[int]) -> dict[int, Draw | None]:
-        """Return the first token of the requests in ``rows``, where no processor depends on the text so far."""
+        """Draw the first token of the requests in ``rows`` together; None for those that ``draw_rows`` leaves out."""
         requests = [self._running[row] for row in rows]
         samplers, texts = [one.sampler for one in requests], [one.token_ids for one in requests]
         chosen = logits if len(rows) == len(logits) else logits[rows]
@@ -211,7 +211,7 @@ class Engine:
     @property
     def _prefilling(self) -> bool:
         """Whether the last request has prompt tokens to prefill besides the one that each step decodes from."""
-        return bool(self._running) and len(self._running[-1].unread) > 1
+        return bool(self._running) and len(self._running[-1].pending) > 1
 
     def _propose(self, requests: Sequence[GenerationRequest]) -> list[list[int]]:
         """Return the draft tokens of each request, at most as many as there is room for."""
@@ -247,17 +247,17 @@ class Engine:
         return failed
 
     def _admit(self, most: int) -> range:
-        """Give the next waiting request a slot, and those after it that are prefilled together with it, in at most
-        ``most`` tokens with padding. Return their slots.
+        """Give slots to the next waiting request and to those that can be prefilled together with it, in at most
+        ``most`` tokens including padding. Return these slots.
 
-        The cache of a prefix that a request shares with another one's prompt is copied.
+        If a request shares a prefix with the prompt of another one, the cache of the prefix is copied.
         """
         first, width, start, tokens = len(self._running), 0, 0, 0
         while self._waiting and len(self._running) < self.slots:
             row, request = len(self._running), self._waiting[0]
             lengths = self._common_prefixes(request)
             source, shared = self._longest_prefix(lengths[:first], request)
-            own = len(request.unread) - 1 - shared
+            own = len(request.pending) - 1 - shared
             width, start, tokens = max(width, own), max(start, shared), tokens + own
             if row > first:
                 total = width * (row + 1 - first)
@@ -277,15 +277,15 @@ class Engine:
         self._running.append(request)
         request.start()
         self._prompts[row] = -1
-        self._prompts[row, : len(request.unread) - 1] = request.unread[:-1]
+        self._prompts[row, : len(request.pending) - 1] = request.pending[:-1]
         self._pool.rows(row, row + 1).clear()
         if shared:
             self._pool.copy_row(source, row, shared)
-            request.unread = request.unread[shared:]
+            request.pending = request.pending[shared:]
 
     def _common_prefixes(self, request: GenerationRequest) -> list[int]:
         """Return the lengths of the prefixes that a new request shares with the prompt in each used slot."""
-        prompt = np.array(request.unread[:-1], dtype=np.int32)
+        prompt = np.array(request.pending[:-1], dtype=np.int32)
         equal = self._prompts[: len(self._running), : len(prompt)] == prompt
         return np.logical_and.accumulate(equal, axis=1).sum(axis=1).tolist()
 
@@ -317,7 +317,7 @@ class Engine:
 
     def _prefill(self, rows: range, most: int) -> int:
         """Prefill the prompts in adjacent slots, padded to the longest; return how many tokens were computed."""
-        pieces = [self._running[row].unread[:-1][:most] for row in rows]
+        pieces = [self._running[row].pending[:-1][:most] for row in rows]
         width = max(map(len, pieces))
         if not width:
             return 0
@@ -325,7 +325,7 @@ class Engine:
         self.model.prefill(torch.tensor(padded, device=self.device), self._pool.rows(rows.start, rows.stop))
         for row, piece in zip(rows, pieces, strict=True):
             self._pool.lengths[row] -= width - len(piece)
-            self._running[row].unread = self._running[row].unread[len(piece) :]
+            self._running[row].pending = self._running[row].pending[len(piece) :]
         return width * len(rows)
 
     def _full(self, row: int) -> bool:
@@ -334,13 +334,15 @@ class Engine:
     def _restart(self, row: int, request: GenerationRequest) -> None:
         """Restart the window of a model with at most τ positions from the last τ/2 tokens."""
         self._pool.rows(row, row + 1).clear()
-        request.unread = restarted_window(
+        request.pending = restarted_window(
             [*request.prompt_ids, *request.token_ids], self.model.context_length
         )
-        self._prefill(range(row, row + 1), len(request.unread))
+        self._prefill(range(row, row + 1), len(request.pending))
 
     def _remove(self, row: int) -> GenerationRequest:
-        """Remove a request. The last decoding request moves to its slot, and the prefilling one to the slot of that."""
+        """Remove a request. The last decoding request moves into its slot, and the prefilling one into the slot that
+        this leaves free.
+        """
         request = self._running[row]
         gap = row
         for last in sorted({len(self._running) - 1 - self._prefilling, len(self._running) - 1}):

@@ -33,7 +33,7 @@ class GuidedCache:
 
     @property
     def padded_capacity(self) -> int:
-        """Return 0: the numbers of tokens without header follow from those with it."""
+        """Return 0: padding is not supported, because the lengths of ``plain`` follow from those of ``headed``."""
         return 0
 
     def can_rewind_to(self, row: int, length: int) -> bool:

@@ -24,8 +24,8 @@ SUPPORTED = frozenset(
         *("readOnly", "title", "writeOnly"),
     )
 )
-"""All keywords that are enforced or only describe. ``minProperties`` is missing: a property may be generated
-twice.
+"""All keywords that are enforced or are only descriptions. ``minProperties`` is missing, because a property may be
+generated twice.
 """
 
 
@@ -134,7 +134,7 @@ def _met_by_finite_text(root: dict[str, Any]) -> set[str]:
 
 
 def _can_end(schema: Any, met: set[str]) -> bool:
-    """Return whether the requirements of ``schema`` need only references in ``met``."""
+    """Return whether finite JSON satisfies ``schema`` if it satisfies the references in ``met``."""
     if isinstance(schema, bool):
         return True
     either = [schema[keyword] for keyword in ("anyOf", "oneOf") if schema.get(keyword)]

@@ -37,7 +37,7 @@ class GenerationRequest:
         self.token_ids: list[int] = []
         self.drawn: list[Draw] = []
         """Each token drawn, end-of-text included."""
-        self.unread = self.prompt_ids
+        self.pending = self.prompt_ids
         """Tokens that the model has not processed yet, including the last token drawn."""
         self.finish_reason = "" if config.max_tokens else "length"
         """Empty until the text ends."""
@@ -120,7 +120,7 @@ class GenerationRequest:
         if self.sampler.ends(token_id):
             return self._finish("end_of_text") + self._tokenizer.decode([token_id])
         self.token_ids.append(token_id)
-        self.unread = [token_id]
+        self.pending = [token_id]
         piece = self._decoder.push(token_id)
         self._show(piece)
         if self._stops.found:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """A generated token, with the model's probabilities of it and of others before any logits processor."""
+    """A generated token and the most likely alternatives, with their probabilities before any logits processor."""
 
     token_id: int
     text: str
-    """The text it adds: a character is added by the token that completes it. For end-of-text, its name."""
+    """The text that the token adds: the last token of a character adds it. For end-of-text, its name."""
     surprisal_bits: float
     """−log₂ p."""
     alternatives: list[tuple[str, float]]

@@ -124,7 +124,7 @@ class Sampler:
         return _shape(self.restrict(logits, generated), self.config)
 
     def restrict_unused(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
-        """Return the logits without the ids of the vocabulary that no token has."""
+        """Set the logits of ids without a token to −∞."""
         return processors.forbid(logits, self._unused) if self._unused else logits
 
     def restrict(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Float[Tensor, " V"]:
@@ -159,7 +159,7 @@ class Sampler:
         return logits
 
     def _required(self, generated: Sequence[int]) -> int | None:
-        """Return the next token of a forced text, if the limit leaves room for the outstanding tokens only."""
+        """Return the next token of a forced text if ``max_tokens`` leaves room only for the missing forced tokens."""
         outstanding = self._outstanding(generated)
         if not outstanding:
             return None
@@ -266,7 +266,7 @@ def _banned_text(text: str, tokenizer: Tokenizer) -> "BannedText":
 
 
 class BannedText:
-    """A text that is never completed, in whatever tokens."""
+    """A text that is never generated, however it is tokenized."""
 
     def __init__(self, text: str, token_bytes: Sequence[bytes]) -> None:
         self._content, self._token_bytes = text.encode(), token_bytes

@@ -18,7 +18,7 @@ from wholegpt.model.interface import Cache, CausalLanguageModel
 MAX_DRAFT_TOKENS = 15
 """Most draft tokens per step.
 
-A product of 16 rows takes little longer than one of a single row, whose time goes into reading the weights.
+A matrix product with 16 rows takes little longer than one with a single row, because both mostly read the weights.
 """
 LONGEST_PAUSE = 64
 """Longest pause, in tokens, after many rejected drafts."""
@@ -75,9 +75,7 @@ class PromptLookup:
         self._known = 0
 
     def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
-        """Return what followed the last match; if it reaches the end of the text, the proposal continues with
-        itself.
-        """
+        """Return the tokens that followed the last match. If too few tokens follow it, they are repeated."""
         for end in range(max(self._known, self._size), len(token_ids)):
             self._ends[tuple(token_ids[end - self._size : end])] = end
         self._known = len(token_ids)

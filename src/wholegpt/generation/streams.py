@@ -14,7 +14,7 @@ class CompletionStream:
 
     Iterate over the stream, with ``for`` or ``async for``, to get the pieces as they are generated; joined they are the
     completion's text. ``result()``, or ``await stream``, waits for the completion. If the request fails, all of these
-    raise its error, iteration after the last piece.
+    raise its error; iteration raises it after the last piece.
 
     Any number of threads and tasks may read a stream. Each iteration starts at the first piece. However slowly it is
     read, a stream keeps at most one piece for each token, and one more that ends the text.
@@ -98,7 +98,9 @@ class CompletionStream:
         return self._completion
 
     def _notify(self) -> None:
-        """Wake all consumers. Only ours are called here, and none blocks, so no consumer can stop the engine."""
+        """Wake all consumers. The watchers are functions of this module that do not block, so no consumer can stop the
+        engine.
+        """
         self._changed.notify_all()
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
@@ -108,7 +110,7 @@ class CompletionStream:
         return self.done or len(self._pieces) > position
 
     def _wait_for_pieces(self, position: int) -> list[str]:
-        """Wait for pieces from ``position`` on; none if the text ends there."""
+        """Wait for the pieces from ``position`` on and return them; an empty list if the text ends there."""
         with self._changed:
             self._changed.wait_for(partial(self._has_news, position))
             return self._pieces[position:]

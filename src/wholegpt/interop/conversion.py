@@ -118,8 +118,7 @@ def export_model(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Export:
-    """Export the model of a run or model folder for other programs, and measure that it is the same model
-    there.
+    """Export the model of a run or model folder for other programs, and check that it is the same model there.
 
     The export is written to the folder ``out`` (default ``RUN-huggingface``, ``RUN-gguf-TYPE`` or
     ``RUN-peft``), whole or not at all. ``tensor_type`` is GGUF's storage type of matrices. ``peft`` exports
@@ -229,9 +228,7 @@ def chosen(kind: type[T], value: str, option: str) -> T:
 
 
 def _check_free(folder: Path, overwrite: bool, ours: bool, what: str) -> None:
-    """Raise ``RunError`` for a folder that may not be replaced; ``ours`` says whether it is ``what`` it must
-    be.
-    """
+    """Raise ``RunError`` for a folder that must not be replaced; ``ours`` says whether it is ``what`` is expected."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not ours:

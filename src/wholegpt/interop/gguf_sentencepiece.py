@@ -131,7 +131,7 @@ def _scores(model: dict[str, Any], ordinary: Sequence[str]) -> dict[str, float]:
 
 
 def _blocks(merges: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """Split merges into blocks of those with one score: all that join to the same entry, and what is between them."""
+    """Split merges into blocks with one score: all merges that join to the same entry, and those between them."""
     last = {"".join(pair): rank for rank, pair in enumerate(merges)}
     blocks: list[list[tuple[str, str]]] = []
     end = -1

@@ -20,8 +20,9 @@ LONGEST_REASON = 200
 def from_hub(name: str, console: Console) -> Path | None:
     """Return the folder of the model ``name`` of the hub, downloaded into the cache of ``huggingface_hub``.
 
-    Returns None for a name that is none of the hub, or is that of a file or folder, and if ``huggingface_hub`` is not
-    installed. Raises ``CheckpointError`` if the hub cannot be reached, has no such model or does not give it.
+    Returns None if the name cannot be that of a model of the hub or is that of a file or folder, and if
+    ``huggingface_hub`` is not installed. Raises ``CheckpointError`` if the hub cannot be reached, has no such model or
+    denies access to it.
     """
     if Path(name).exists() or not is_hub_name(name):
         return None

@@ -143,7 +143,7 @@ def end_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def _full_name(name: str, architecture: Architecture, bare: bool) -> str:
-    """Return ``name`` with the prefix if the file is ``bare`` of it; empty for tensors without parameters."""
+    """Return ``name`` with the prefix that a ``bare`` file leaves out; empty for tensors without parameters."""
     if name.endswith(architecture.constants):
         return ""
     return architecture.prefix + name if bare and name != UNEMBEDDING else name

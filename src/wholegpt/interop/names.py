@@ -24,7 +24,7 @@ class Name:
 
     ours: str
     theirs: tuple[str, ...]
-    """Several names if they hold the rows of ours in parts: queries, keys and values."""
+    """Several names if the other program splits the rows of our tensor, as for queries, keys and values."""
     transposed: bool = False
 
     def of_layer(self, layer: int) -> "Name":

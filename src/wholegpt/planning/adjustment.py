@@ -1,4 +1,4 @@
-"""Adjusting the steps of a planned run to the speed at which it really runs."""
+"""Adjust the number of steps of a planned run to its measured speed."""
 
 import dataclasses
 import math
@@ -23,11 +23,11 @@ CHECKED_EARLY, CHECKED_AFTER = 0.05, 0.15
 FEWEST_EARLY_STEPS = 5
 """Steps below which there is no early comparison."""
 WORTH_ADJUSTING, WORTH_ADJUSTING_EARLY = 0.02, 0.1
-"""Relative changes of the number of steps below which a run keeps its plan. The early comparison only takes steps away,
-because the speed of a few steps is uncertain.
+"""Relative changes of the number of steps below which a run keeps its plan. The early comparison can only reduce the
+number of steps, because the speed of a few steps is uncertain.
 """
 ANNOUNCED = ("steps", "seconds", "train_seconds", "bits_per_byte")
-"""What an adjusted plan keeps of the one before."""
+"""Entries of the original plan that an adjusted plan keeps."""
 MOST_STEPS = 2.0
 """Largest number of steps, relative to the plan."""
 
@@ -49,11 +49,11 @@ def worth_adjusting(
 def fitting_steps(plan: Mapping[str, Any], state: TrainingState, spent: float, decay_fraction: float) -> int:
     """Return the number of steps with which a run ends after ``plan["seconds"]`` seconds.
 
-    ``spent`` of these have passed, in which the run did ``state.step`` steps. The other work after them (evaluations,
-    samples, saving) is assumed to be as much slower or faster than planned as the steps. The learning rate of the steps
-    that were done must not depend on the number of all steps, so its decay must begin later than ``state.step``. The
-    result is therefore at least ``state.step`` / (1 − ``decay_fraction``), or the planned number if that is less, and
-    at most ``MOST_STEPS`` times the planned number.
+    ``spent`` of these have passed, in which the run did ``state.step`` steps. The remaining other work (evaluations,
+    samples, saving) is assumed to deviate from its planned time by the same factor as the steps. The learning rate of
+    the steps that were done must not depend on the total number of steps, so its decay must begin later than
+    ``state.step``. The result is therefore at least ``state.step`` / (1 − ``decay_fraction``), or the planned number if
+    that is less, and at most ``MOST_STEPS`` times the planned number.
     """
     pace = measured_pace(plan, state)
     left = plan["seconds"] - spent - _other_seconds_left(plan, state)

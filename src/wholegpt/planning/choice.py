@@ -40,7 +40,7 @@ BATCH_SIZE = 16
 SMALL_BATCH_TOKENS = 16e6
 """The batch size is ``BATCH_SIZE`` for training on less than four times as many tokens."""
 LEAST_STEPS = 100
-"""Fewer steps are hardly more than the warm-up."""
+"""Minimum steps of a plan; fewer are hardly more than the warm-up."""
 LEAST_TOKENS = LEAST_STEPS * BATCH_SIZE * CONTEXT_LENGTH
 FEWEST_STEPS = 20
 """Steps of the smallest model if the time is too short for more."""
@@ -50,7 +50,7 @@ BISECTIONS = 12
 GOOD_ENOUGH = 1.002
 """If the expected losses of two plans are within this factor, one that takes far less time is preferred."""
 ENOUGH_TIME = 0.8
-"""Far less time: below this share."""
+"""Share of the time below which a plan takes far less time."""
 TOKENS_A_PARAMETER = 20
 """Maximum distinct tokens per parameter, for training beyond the range of the sweep (Hoffmann et al. 2022,
 table 3).
@@ -125,8 +125,8 @@ def pilot_config(base: Config, text: Text, steps: int = 0) -> Config:
 def regularization(epochs: float, steps: int, learning_rate: float) -> tuple[float, float]:
     """Return weight decay and dropout for a number of epochs; docs/decisions.md has the measurements.
 
-    Weights are forgotten with a time constant of 1/(η·λ) steps. λ is set so that it is a share of the run
-    that decreases with the epochs, 1/(1.2·epochs^0.6), but λ ≤ 1.
+    Weights are forgotten with a time constant of 1/(η·λ) steps. λ is set so that this time constant is a share of the
+    run, 1/(1.2·epochs^0.6), which decreases with the epochs, but λ ≤ 1.
     """
     share = 1.2 * max(1.0, epochs) ** 0.6
     dropout = 0.0 if epochs <= 6 else 0.1 if epochs <= 15 else 0.2
@@ -209,8 +209,8 @@ class Chooser:
         return dataclasses.replace(choice, config=self._with_memory(choice.config))
 
     def _of_width(self, width: int, seconds: float) -> list[Choice]:
-        """Return what a model of this width can train in at most ``seconds``: fewer and fewer tokens, down to those of
-        the text, or to ``LEAST_TOKENS``.
+        """Return the choices for a model of this width that take at most ``seconds``, with fewer and fewer tokens, down
+        to those of the text or to ``LEAST_TOKENS``.
         """
 
         def choice(tokens: float) -> Choice:

@@ -17,7 +17,7 @@ from wholegpt.training.muon import ITERATIONS
 PROBE_SIZE = 2048
 PROBE_SECONDS = 0.5
 ACTIVATION_COPIES = 44.0
-"""Copies per saved activation that take as long as a step's work outside its matrix products."""
+"""The work of a step outside its matrix products takes as long as copying each saved activation so often."""
 OPTIMIZER_ACCESSES = 12.0
 """How often clipping and the optimizer read or write each parameter, gradient or moment, in float32."""
 

@@ -46,7 +46,7 @@ fragmentation.
 PROGRAM_BYTES = 400e6 + ALLOCATOR_BYTES
 """Memory of Python, PyTorch and ``ALLOCATOR_BYTES``, for a process that cannot be measured here."""
 BRIEF_SECONDS = 0.5
-"""For measuring the speed of the pilot, which decides how many steps it takes."""
+"""Seconds for measuring the speed of the pilot, which determines its number of steps."""
 PILOT_SHARE, LONGEST_PILOT, FEWEST_PILOT_STEPS = 0.05, 10.0, 25
 """Share of the time, maximum seconds and minimum steps of the pilot."""
 TRIAL_SHARE, LONGEST_TRIAL, SHORTEST_TRIAL = 0.05, 10.0, 1.0

@@ -102,9 +102,9 @@ def _write_setup(
         write_text_atomic(folder / CHAT_TEMPLATE, setup.metadata.chat_template)
     hashes: dict[str, str] = {}
     for role, companion in setup.companions.items():
-        place = folder / COMPANIONS / role
-        save_model(place, companion.model, companion.tokenizer, companion.metadata)
-        hashes[role] = sha256_file(place / WEIGHTS)
+        path = folder / COMPANIONS / role
+        save_model(path, companion.model, companion.tokenizer, companion.metadata)
+        hashes[role] = sha256_file(path / WEIGHTS)
     parents = [_record_of(config, parent)] if parent else []
     write_json_atomic(folder / "lineage.json", lineage_of(config, setup.source, parents, hashes))
     write_text_atomic(folder / "config.yaml", to_yaml(with_absolute_paths(config)))

@@ -30,7 +30,7 @@ class AnswerTraining(Stage):
 
     unit = "conversations"
     """The examples' name in messages."""
-    criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss of answers")
+    criterion = Criterion("nats_per_token", higher_is_better=False, label="validation loss of answers")
 
     def __init__(
         self,

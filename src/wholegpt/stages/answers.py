@@ -170,7 +170,9 @@ def fitting_turns(
     most = last_that(lambda exchanges: tokens_of(exchanges) <= limit, (len(turns) - shortest) // 2)
     if most is None and (tokens := tokens_of(0)) >= context_length:
         what = "the system's message and the question have" if system else "the question has"
-        raise DataError(f"{what} {tokens:,} tokens; the model sees {context_length:,}, its answer among them")
+        raise DataError(
+            f"{what} {tokens:,} tokens; the context is {context_length:,} tokens, including the answer"
+        )
     return kept(most or 0)
 
 

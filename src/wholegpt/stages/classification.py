@@ -34,8 +34,8 @@ from wholegpt.training.state import TrainingState
 QUIET = Console(quiet=True)
 EXAMPLES = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
 """The arguments of `predict` for one example, if they are not two texts."""
-ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accuracy", tie="nats_per_example")
-CORRELATION = Criterion("pearson_correlation", higher_is_better=True, words="validation correlation")
+ACCURACY = Criterion("accuracy", higher_is_better=True, label="validation accuracy", tie="nats_per_example")
+CORRELATION = Criterion("pearson_correlation", higher_is_better=True, label="validation correlation")
 
 
 class TaskTuning(Stage):
@@ -70,7 +70,7 @@ class TaskTuning(Stage):
             predicted = outputs[:, 0].tolist()
             error = float(np.mean((outputs[:, 0] - scores) ** 2))
             correlation = pearson_correlation(scores, predicted)
-            return QuickScore({CORRELATION.figure: correlation, "squared_error": error})
+            return QuickScore({CORRELATION.metric: correlation, "squared_error": error})
         right = np.array([task.target(example) for example in examples])
         correct = float((outputs.argmax(axis=1) == right).mean())
         nats = -float(outputs[np.arange(len(right)), right].mean())
@@ -98,7 +98,11 @@ class TaskTuning(Stage):
         )
         learned = {example.parts for example in self.data.train}
         copied = sum(example.parts in learned for example in self.data.validation)
-        known = f" ({copied:,} of them are training examples, too: figures are too good)" if copied else ""
+        known = (
+            f" ({copied:,} of them are training examples, too, so the metrics are too optimistic)"
+            if copied
+            else ""
+        )
         return (
             f"{task.kind}: {len(self.train):,} training examples ({epochs:.1f} epochs), {len(self.validation):,} "
             f"held out{known}; {what}; columns {', '.join(columns)}{too_long}"

@@ -31,7 +31,7 @@ class MaskedPretraining(Pretraining):
     """Prediction of the masked tokens of text."""
 
     generates = False
-    criterion = Criterion("nats_per_masked_token", higher_is_better=False, words="validation loss")
+    criterion = Criterion("nats_per_masked_token", higher_is_better=False, label="validation loss")
 
     def make_objective(self) -> Objective:
         """Return the negative log-likelihood of the masked tokens."""
@@ -56,15 +56,15 @@ class MaskedPretraining(Pretraining):
         counts = np.concatenate(
             [self._evaluate_windows(model, starts[rows], length, device) for rows in _batches(starts, length)]
         )
-        hidden, right, nats = counts.T
+        masked, right, nats = counts.T
         if not whole:
-            figures = (float(part.sum() / hidden.sum()) for part in (nats, right))
+            figures = (float(part.sum() / masked.sum()) for part in (nats, right))
             return QuickScore(dict(zip(("nats_per_masked_token", "accuracy"), figures, strict=True)))
         metrics = {
-            "nats_per_masked_token": bootstrap_ratio(nats, hidden),
-            "accuracy": clustered_proportion(right, hidden),
+            "nats_per_masked_token": bootstrap_ratio(nats, masked),
+            "accuracy": clustered_proportion(right, masked),
         }
-        return TaskScore("masked tokens", int(hidden.sum()), 0, metrics, {}, 0, [])
+        return TaskScore("masked tokens", int(masked.sum()), 0, metrics, {}, 0, [])
 
     def _evaluate_windows(
         self, model: Encoder, starts: np.ndarray, length: int, device: torch.device

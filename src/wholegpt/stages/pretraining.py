@@ -87,7 +87,7 @@ def metadata_of(data: PreparedData) -> ModelMetadata:
 class Pretraining(Stage):
     """Prediction of the next token of text, from random weights or from a trained model (continued pretraining)."""
 
-    criterion = Criterion("nats_per_token", higher_is_better=False, words="validation loss")
+    criterion = Criterion("nats_per_token", higher_is_better=False, label="validation loss")
 
     def __init__(
         self,
@@ -143,9 +143,9 @@ class Pretraining(Stage):
         manifest, training = self.data.manifest, self.config.training
         tokens = windows_before(training.steps, training) * self.config.window_length
         return (
-            f"training: {manifest.train.tokens:,} tokens; {tokens:,} are read, "
+            f"training: {manifest.train.tokens:,} tokens; {tokens:,} tokens in {training.steps:,} steps, "
             f"{tokens / max(manifest.train.tokens, 1):.1f} epochs; "
-            f"validation: {manifest.validation.tokens:,} ({manifest.split})"
+            f"validation: {manifest.validation.tokens:,} tokens ({manifest.split})"
         )
 
 

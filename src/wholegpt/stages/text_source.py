@@ -35,8 +35,8 @@ def open_text(config: Config, console: Console, texts: Texts | None = None) -> t
     # Absolute, so that the run can be resumed from any folder.
     console.note(f"{folder} is prepared data: its own tokenizer and split are used")
     data = dataclasses.replace(config.data, source=(str(folder.resolve()),))
-    hides = PreparedData.open(folder).tokenizer.id_of(MASK) is not None
-    if config.model.architecture is Architecture.encoder and not hides:
+    has_mask_token = PreparedData.open(folder).tokenizer.id_of(MASK) is not None
+    if config.model.architecture is Architecture.encoder and not has_mask_token:
         raise ConfigError(
             f"{folder}: was prepared without the token {MASK}, by which an encoder learns; name the text itself, or "
             f"prepare it with --tokenizer.special-tokens '{MASK}'"

@@ -158,7 +158,7 @@ class Validate(Callback):
             state.evaluations_since_best += 1
             patience = self.config.evaluation.patience
             if patience and state.evaluations_since_best >= patience:
-                state.stop_reason = f"no better {self.criterion.words} in {patience} evaluations"
+                state.stop_reason = f"no better {self.criterion.label} in {patience} evaluations"
         self.notify(state)
 
 
@@ -167,14 +167,16 @@ class Sample(Callback):
 
     is_training = False
 
-    def __init__(self, write: Callable[[], str], log: MetricsLog, config: Config, console: Console) -> None:
-        self.write, self.log, self.config, self.console = write, log, config, console
+    def __init__(
+        self, generate: Callable[[], str], log: MetricsLog, config: Config, console: Console
+    ) -> None:
+        self.generate, self.log, self.config, self.console = generate, log, config, console
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Generate a sample, if one is due. The last one is printed with the result of the run."""
         every, tokens = self.config.logging.sample_every, self.config.logging.sample_tokens
         if tokens and due(state.step, every, self.config.training.steps):
-            text = self.write()
+            text = self.generate()
             self.log.append("sample", state.step, {"text": text})
             if state.step < self.config.training.steps:
                 self.console.note(f"sample after step {state.step:,}:\n{sample_for_people(text)}\n")
@@ -340,31 +342,31 @@ class ShowProgress(Callback):
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Advance by a step, and show the smoothed loss (or reward) and speed, and the last evaluation."""
         weight = 1 / min(state.step, 20)
-        figure = self.criterion.figure
-        rewarded = self.criterion.higher_is_better and figure in metrics.others
-        new = metrics.others[figure] if rewarded else metrics.loss
+        metric = self.criterion.metric
+        rewarded = self.criterion.higher_is_better and metric in metrics.others
+        new = metrics.others[metric] if rewarded else metrics.loss
         if math.isfinite(new):
             self._shown += (new - self._shown) * weight if self._shown else new
         rate = metrics.tokens / metrics.seconds
         self._rate += (rate - self._rate) * weight if self._rate else rate
-        value = (state.last_validation or {}).get(figure)
+        value = (state.last_validation or {}).get(metric)
         held_out = [] if value is None else [f"validation {value:.3f}"]
-        shown = f"{figure} {self._shown:.3f}" if rewarded else f"loss {self._shown:.3f} {self.unit}".rstrip()
+        shown = f"{metric} {self._shown:.3f}" if rewarded else f"loss {self._shown:.3f} {self.unit}".rstrip()
         self.progress.advance(1, shown, *held_out, f"{self._rate:,.0f} tok/s")
 
     def after_evaluation(self, state: TrainingState) -> None:
-        """Show the step, the figure of the evaluation, and whether it is the best so far."""
-        value = (state.last_validation or {}).get(self.criterion.figure)
-        figure = (
-            "not a number" if value is None else f"{value:.4f} {_in_words(self.criterion.figure)}".rstrip()
+        """Show the step, the metric of the evaluation, and whether it is the best so far."""
+        value = (state.last_validation or {}).get(self.criterion.metric)
+        shown = (
+            "not a number" if value is None else f"{value:.4f} {_in_words(self.criterion.metric)}".rstrip()
         )
         best = " (best)" if state.best and state.best.step == state.step else ""
         step = f"step {state.step:,}: "
-        self.console.note(f"{step}{self.criterion.words} {figure}{best}", shorter=f"{step}{figure}{best}")
+        self.console.note(f"{step}{self.criterion.label} {shown}{best}", shorter=f"{step}{shown}{best}")
 
 
 def _in_words(unit: str) -> str:
-    """Return "nats/token" for ``nats_per_token``; an empty string for a figure without a unit."""
+    """Return "nats/token" for ``nats_per_token``; an empty string for a metric without a unit."""
     return unit.replace("_per_", "/").replace("_", " ") if "_per_" in unit else ""
 
 

@@ -51,12 +51,12 @@ def peak_tensor_bytes(config: Config, micro_batch_size: int) -> int:
     at_the_loss = size * tokens * 2 * model.d_model + logits + of_weight
     inside = (5 if model.feed_forward is FeedForward.swiglu else 3) * model.d_ff
     recurrent = model.architecture not in TRANSFORMERS
-    maps = count.blocks if recurrent else attention_numbers(model)
+    maps = count.blocks if recurrent else attention_parameters(model)
     on_top = size * tokens * kept + max(at_the_loss, size * tokens * inside)
     return held + max(on_top, 7 * size * maps if muon else 0)
 
 
-def attention_numbers(model: ModelConfig) -> int:
+def attention_parameters(model: ModelConfig) -> int:
     """Return the number of parameters in the matrices of all attention layers."""
     heads = 2 * model.n_heads + 2 * model.n_kv_heads
     return (model.distinct_layers or model.n_layers) * model.d_model * heads * model.d_head

@@ -21,18 +21,18 @@ from wholegpt.training.state import TrainingState
 
 @dataclass(frozen=True)
 class Criterion:
-    """The figure of an evaluation by which the best weights are chosen, and by which a run stops early."""
+    """The metric of an evaluation by which the best weights are chosen, and by which a run stops early."""
 
-    figure: str
+    metric: str
     higher_is_better: bool
-    words: str
-    """The figure's name in messages."""
+    label: str
+    """The metric's name in messages."""
     tie: str = ""
-    """A second figure, lower is better, that decides between evaluations with the same ``figure``."""
+    """A second metric, lower is better, that decides between evaluations with the same ``metric``."""
 
     def better(self, values: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-        """Return whether an evaluation is better than the best before. A figure that is not a number never is."""
-        here, there = values[self.figure], best[self.figure]
+        """Return whether an evaluation is better than the best before. A metric that is not a number never is."""
+        here, there = values[self.metric], best[self.metric]
         if here is None or there is None:
             return there is None and here is not None
         if here == there and self.tie:

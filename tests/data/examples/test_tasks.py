@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wholegpt.data.examples.columns import TaskColumns
-from wholegpt.data.examples.data import read_labelled, shares
+from wholegpt.data.examples.data import read_labeled, shares
 from wholegpt.data.examples.tasks import (
     CLASSIFY,
     DELIMITER,
@@ -113,7 +113,7 @@ def test_columns_of_another_table_as_far_as_they_are_there(tmp_path: Path) -> No
     task = Task(CLASSIFICATION, ("x", "y"), columns=TaskColumns(("title",), (), "label"))
     assert read_parts(table(row), task, Reading()) == [(("short",),)]
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    assert read_labelled(tmp_path / "a.jsonl", Reading(), task) == [TaskExample((("short",),), "x")]
+    assert read_labeled(tmp_path / "a.jsonl", Reading(), task) == [TaskExample((("short",),), "x")]
 
 
 def test_large_numbers_are_labels_to_the_last_digit() -> None:
@@ -133,19 +133,19 @@ def test_shares_of_groups_add_up_and_leave_one_of_each(sizes: list[int], fractio
 
 
 def test_labels_in_order() -> None:
-    def labelled(*labels: str) -> list[TaskExample]:
+    def labeled(*labels: str) -> list[TaskExample]:
         return [TaskExample((("a",),), label) for label in labels * 2]
 
-    assert label_names(labelled("10", "9", "-1"), "x") == ["-1", "9", "10"]
-    assert label_names(labelled("b", "a", "10"), "x") == ["10", "a", "b"]
+    assert label_names(labeled("10", "9", "-1"), "x") == ["-1", "9", "10"]
+    assert label_names(labeled("b", "a", "10"), "x") == ["10", "a", "b"]
     for labels, message in (
         (("a",), "every example has the label 'a'"),
         (tuple(map(str, range(1001))), "1,001 different"),
     ):
         with pytest.raises(DataError, match=message):
-            label_names(labelled(*labels), "x")
+            label_names(labeled(*labels), "x")
     with pytest.raises(DataError, match="label 'c' has a single example"):
-        label_names([*labelled("a", "b"), TaskExample((("a",),), "c")], "x")
+        label_names([*labeled("a", "b"), TaskExample((("a",),), "c")], "x")
     seen = table({"text": "a", "label": "good"}, {"text": "b", "label": "godo"})
     with pytest.raises(DataError, match=r"line 2: the label 'godo' is not in the training examples; .*good"):
         read_examples(seen, CLASSIFICATION, labels=["bad", "good"])

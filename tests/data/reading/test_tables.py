@@ -1,4 +1,4 @@
-"""Tables of labelled examples in every form; whether the first row names the columns; bad files."""
+"""Tables of labeled examples in every form; whether the first row names the columns; bad files."""
 
 import json
 from pathlib import Path

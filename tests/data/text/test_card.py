@@ -74,7 +74,7 @@ def test_every_figure_of_the_card_is_true(folder: Path, capsys: pytest.CaptureFi
         for c in text
         if unicodedata.category(c)[0] == "L"
     )
-    assert card["alphabets"] == pytest.approx({k: n / letters.total() for k, n in letters.items()})
+    assert card["unicode_scripts"] == pytest.approx({k: n / letters.total() for k, n in letters.items()})
     assert set(letters) == {"LATIN", "GREEK", "CJK", "CYRILLIC"}
     data = PreparedData.open(out)
     for side, tokens in (("train", data.train), ("validation", data.validation)):
@@ -90,6 +90,25 @@ def test_every_figure_of_the_card_is_true(folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.strip() == page.strip()
     assert main(["data", "stats", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == card
+
+
+def test_a_card_of_an_older_version_is_shown_with_current_names(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, out = prepare(folder, "data")
+    assert main([*command, "--quiet"]) == 0
+    card = read_json(out / "card.json")
+    capsys.readouterr()
+    assert main(["data", "stats", str(out)]) == 0
+    shown = capsys.readouterr().out
+    old = {"unicode_scripts": "alphabets", "license": "licence"}
+    older = {old.get(name, name): value for name, value in card.items()}
+    old = {"contaminated": "overlapping", "mostly_contaminated": "mostly_overlapping"}
+    older["contamination"] = {old.get(name, name): value for name, value in card["contamination"].items()}
+    (out / "card.json").write_text(json.dumps(older))
+    assert PreparedData.open(out).card == card
+    assert main(["data", "stats", str(out)]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_the_same_data_has_the_same_hash_however_it_was_made(folder: Path) -> None:

@@ -77,7 +77,7 @@ def checked_conversation(messages: Conversation, where: str) -> Conversation:
 def prompt_of(values: Sequence[Any], where: str) -> Conversation:
     """Return the messages of a prompt: a text and its input, or a list of messages, which may be in an object.
 
-    Return none if there is neither.
+    The result is empty if there is neither.
     """
     first = values[0] if values else None
     if isinstance(first, Mapping) and "messages" in first:
@@ -101,7 +101,7 @@ def is_message_list(text: str) -> bool:
 
 
 def with_system(messages: Conversation, system: Any, field: str, where: str) -> Conversation:
-    """Return a conversation that starts with the ``system`` message of a ``field`` beside the messages, if any.
+    """Return a conversation that starts with the ``system`` message from a separate ``field``, if there is one.
 
     Raises ``DataError`` if it is not a text, or differs from the system message in the messages.
     """
@@ -117,7 +117,7 @@ def with_system(messages: Conversation, system: Any, field: str, where: str) -> 
 
 
 def holds_messages(value: Any) -> bool:
-    """Return whether a value is a list of objects, as a conversation is, which may be given as JSON text."""
+    """Return whether a value is a list of objects, like a conversation. The list may be given as JSON text."""
     value = decode_list(value)
     return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
 

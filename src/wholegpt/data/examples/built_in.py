@@ -39,7 +39,7 @@ class Exercise:
     prompt: str
     answer: str
     parts: tuple[str, ...]
-    """What the prompt is made of, sorted: equal for prompts with the same parts in another order."""
+    """The sorted operands, digits or letters of the prompt: equal for prompts that differ only in their order."""
 
     @property
     def held_out(self) -> bool:
@@ -61,7 +61,7 @@ class BuiltInTask:
     def train(self, count: int, seed: int) -> list[Exercise]:
         """Draw ``count`` different exercises by ``seed``, or all if there are fewer; none of them is held out.
 
-        A smaller number of them are the first ones of a larger number.
+        A smaller ``count`` gives the first exercises of a larger one.
         """
         return list(
             itertools.islice(self._shuffled(mix_seed(seed, 0, 8), held_out=False), min(count, self.size))
@@ -112,7 +112,7 @@ TASKS = {
 def is_built_in(source: str) -> bool:
     """Return whether ``source`` is NAME or NAME:EXAMPLES of a built-in task. Any other source is a path.
 
-    The name wins over a file or folder of the same name, because the names of tables have a suffix.
+    The name takes precedence over a file or folder of the same name, because the names of tables have a suffix.
     """
     return source.partition(":")[0] in TASKS
 

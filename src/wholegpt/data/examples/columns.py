@@ -49,7 +49,7 @@ DETECTED = TaskColumns()
 
 
 def columns_in(table: Table, columns: TaskColumns) -> TaskColumns:
-    """Return those of another table's ``columns`` that this table also has; the others are to be detected."""
+    """Return those of another table's ``columns`` that this table also has; the others are left to detection."""
 
     def known(names: tuple[str, ...]) -> tuple[str, ...]:
         return names if {*names} <= {*table.columns} else ()
@@ -122,9 +122,7 @@ def _text_columns(table: Table, task: TaskKind, columns: TaskColumns) -> TaskCol
 
 
 def _fewest_values(table: Table, texts: Sequence[str]) -> str:
-    """Return the column with the fewest distinct values, and of these the shortest ones: labels look like
-    this.
-    """
+    """Return the column that looks most like labels: the fewest distinct values, and of these the shortest."""
     others = [name for name in table.columns if name not in texts]
     if not others:
         raise DataError(f"{table.path}: has no column for labels; there are {', '.join(table.columns)}")

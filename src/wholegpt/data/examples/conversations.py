@@ -51,7 +51,7 @@ CHOICES = ("choices", "options", "answers")
 ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
 HISTORY = "history"
 ASKING = ("user", "assistant")
-"""The roles of the texts of a pair."""
+"""Roles of the two texts of a pair."""
 QUIET = Console(quiet=True)
 T = TypeVar("T")
 

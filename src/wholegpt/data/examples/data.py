@@ -43,7 +43,7 @@ class TaskData:
         train, columns = read_examples(table, settings.task, columns, reading=reading)
         task = _task(settings.task, train, columns, settings.data)
         if settings.validation:
-            validation = read_labelled(Path(settings.validation), reading, task)
+            validation = read_labeled(Path(settings.validation), reading, task)
         else:
             train, validation = _divide(train, settings.data, data.validation_fraction, config.runtime.seed)
         reading.show(console or Console(quiet=True))
@@ -60,7 +60,7 @@ class TaskData:
         return save_examples(folder, self.task, self.train, self.validation)
 
 
-def read_labelled(path: Path, reading: Reading, task: Task) -> list[TaskExample]:
+def read_labeled(path: Path, reading: Reading, task: Task) -> list[TaskExample]:
     """Read the examples of another table, from the columns of the training table if it has them.
 
     Raises ``DataError`` like ``read_examples``, and for a label that no training example has.

@@ -30,7 +30,7 @@ class EncodedPair:
 def encode_pairs(
     pairs: Sequence[PreferencePair], template: ChatTemplate, tokenizer: Tokenizer, length: int
 ) -> list[EncodedPair]:
-    """Encode pairs, cut to at most ``length`` + 1 tokens; leave out those whose prompt fills these.
+    """Encode pairs, cut to at most ``length`` + 1 tokens. Pairs whose prompt leaves no room for an answer are left out.
 
     Raises ``DataError`` if none is left.
     """

@@ -152,7 +152,7 @@ def _margin(value: Any, where: str) -> float:
 
 
 def _whole(prompt: Conversation, side: Conversation) -> Conversation:
-    """Return a prompt with the messages of a side, which may begin with the prompt; without empty system messages."""
+    """Return the prompt followed by the messages of a side, which may repeat it; drop empty system messages."""
     told = side[:1] if side[0].role == "system" and prompt[:1] != side[:1] else ()
     repeated = side[len(told) : len(told) + len(prompt)] == prompt
     whole = side if repeated else (*prompt, *side)
@@ -172,7 +172,7 @@ def _answer(value: Any, where: str) -> Conversation:
 
 
 def mismatched(pairs: Sequence[PreferencePair], donors: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return each prompt with the answers of the next donor, in a circle, that has another prompt.
+    """Return each prompt with both answers of the next donor that has a different prompt; the first follows the last.
 
     KTO estimates a KL divergence from them (Ethayarajh et al. 2024, section 4.2). Raises ``DataError`` if there is no
     such donor.

@@ -52,7 +52,7 @@ class Task:
 
     @property
     def scores(self) -> bool:
-        """Return whether the prediction is a score, as a reward is, and not a label or an answer."""
+        """Return whether the prediction is a score or a reward, not a label or a choice."""
         return self.kind is TaskKind.reward or (self.kind is TaskKind.similarity and not self.labels)
 
     @property
@@ -102,7 +102,7 @@ def read_examples(
             example = (
                 _choice(table, row, found)
                 if task is TaskKind.choice
-                else _labelled(table, row, task, found, value, numeric)
+                else _labeled(table, row, task, found, value, numeric)
             )
             if labels:
                 check_label(example, labels, table.where(row))
@@ -115,7 +115,7 @@ def read_examples(
     return examples, found
 
 
-def _labelled(
+def _labeled(
     table: Table, row: int, task: TaskKind, columns: TaskColumns, value: str, numeric: bool
 ) -> TaskExample:
     texts = tuple(_text(table, row, name) for name in columns.texts)

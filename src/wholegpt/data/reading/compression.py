@@ -27,7 +27,7 @@ STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"), Path("/proc/self/fd/0")
 
 
 def is_named(path: Path) -> bool:
-    """Return whether a path is that of a file, whose name tells its format, and not of a pipe."""
+    """Return whether a path is that of a file, whose name tells its format, rather than of a pipe."""
     return path.is_file() and path not in STANDARD_INPUT
 
 

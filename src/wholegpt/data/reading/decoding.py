@@ -262,7 +262,7 @@ def checked(source: Source, pieces: Iterator[Piece], location: str = "") -> Iter
 
 
 def read_text(source: Source) -> Iterator[Piece]:
-    """Yield one document; a long one in pieces, cut before white space after text, where no tokenizer merges."""
+    """Yield one document, a long one in pieces: cut before white space that follows text, where no tokenizer merges."""
     refuse_control(source)
     yield from checked(source, _pieces(source))
 

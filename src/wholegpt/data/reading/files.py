@@ -53,7 +53,7 @@ READING_OPTIONS = ("text_field", "encoding", "on_bad_text", "on_bad_line")
 BY_POSITION = (*PARQUET, *DOCUMENTS)
 """Formats that are not read from beginning to end."""
 MOST_CHECKED, MOST_NAMED = 2**28, 10
-"""After an unreadable file of a folder: the bytes of other files that are checked, and the most that are named."""
+"""After an unreadable file, other files of the folder are checked, up to so many bytes. At most so many are named."""
 
 
 def read_pieces(
@@ -111,7 +111,7 @@ def _may_skip(error: DataError, config: DataConfig) -> bool:
 
 
 def _with_the_others(first: DataError, folder: Path, rest: Iterator[Path], config: DataConfig) -> DataError:
-    """Return ``first``, or an error that also names the unreadable ones of the other files of a folder."""
+    """Return ``first``, or an error that also names the other unreadable files of the folder."""
     problems, read = [first], 0
     for file in rest:
         if read > MOST_CHECKED:

@@ -149,7 +149,7 @@ class _Entries:
         self.number, self.lines_before = 0, 0
 
     def more(self) -> None:
-        """Read about as much again as is in memory of the entry."""
+        """Read on, about as much as is in memory of the entry already."""
         self.lines_before += self.buffer.count("\n", 0, self.at)
         held = [self.buffer[self.at :]]
         size = wanted = len(held[0]) + 1

@@ -50,8 +50,8 @@ def check_sources(sources: Iterable[object]) -> None:
 def source_path(source: str | Path, corpora: Sequence[str] = ()) -> Path:
     """Return the path of a text source; ``-`` is standard input.
 
-    Raises ``DataError`` for a path that does not exist (perhaps a misspelled name of the ``corpora``), for
-    text in location of a path, and for a folder with a model or other output of wholegpt.
+    Raises ``DataError`` for a path that does not exist (perhaps a misspelled name of the ``corpora``), for a text in
+    place of a path, and for a folder with a model or other output of wholegpt.
     """
     if source == STANDARD_INPUT:
         return Path("/dev/stdin")

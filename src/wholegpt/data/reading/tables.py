@@ -60,7 +60,7 @@ class Reading:
         self.report.skip("rows without an example", what=str(error))
 
     def examples(self, table: "Table", read: Callable[[Mapping[str, Any], str], T], what: str) -> list[T]:
-        """Return ``read`` of each row of a table and of its location.
+        """Return the result of ``read``, given a row and its location, for each row of a table.
 
         Rows for which it raises ``DataError`` are skipped, or are errors (``skip_record``). Raises ``DataError`` if
         none is left; ``what`` names an example in it.
@@ -108,7 +108,7 @@ class Table:
         return next((by_name[name] for name in names if name in by_name and by_name[name] not in others), "")
 
     def note_unused(self, used: Sequence[str], console: Console) -> None:
-        """Note which columns are used and which are not, if there are such."""
+        """Note which columns are used and which are not, unless all are used."""
         if unused := [name for name in self.columns if name not in used]:
             shown = ", ".join(name for name in used if name)
             console.note(f"{self.path}: columns {shown}; not used: {', '.join(unused)}")
@@ -127,7 +127,8 @@ def read_table(
     on_bad_line: OnBadLine = "stop",
     report: ReadingReport | None = None,
 ) -> Table:
-    """Read the table in a file of any format that ``rows`` reads, compressed or not, chosen by its name.
+    """Read the table in a file of any format that ``rows`` reads, compressed or not. The file's name determines the
+    format.
 
     The first row of separated values names the columns if it contains all ``expected`` names; it does not if
     those are indices; otherwise this is detected. The ``report`` counts what ``on_bad_text`` and
@@ -162,7 +163,7 @@ def read_table(
 
 
 def _text_only(source: Source, location: str, record: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a record that UTF-8 can encode; skip, repair or reject another one, as ``on_bad_text`` says."""
+    """Return a record if UTF-8 can encode it; otherwise skip, repair or reject it, as ``on_bad_text`` says."""
     written = json.dumps(record, ensure_ascii=False, default=str)
     try:
         written.encode()

@@ -60,7 +60,7 @@ def describe_text(corpus: Corpus, statistics: TextStatistics, store: DocumentSto
             "different_characters": statistics.different_characters,
             "identical_documents": statistics.identical_documents,
         },
-        "alphabets": statistics.script_shares(),
+        "unicode_scripts": statistics.script_shares(),
     }
 
 

@@ -19,7 +19,7 @@ BANDS, ROWS = 42, 3
 al. 2020, section 3.4).
 """
 COMPARED_WITH_ALL = 50
-"""In a larger group, each document is compared with the first one only."""
+"""Largest group in which all documents are compared; in a larger one, each is compared with the first only."""
 DIGEST_BYTES = 16
 
 

@@ -168,7 +168,7 @@ class WindowLoader:
         return numbers + (chosen[:, None] & (np.arange(self.length) >= cuts[:, None]))
 
     def _pieces(self, step: int) -> int:
-        """Return into how many sequences each window of a step is cut: 1, 2, 4 and so on, equally likely."""
+        """Return the number of sequences that each window of a step is cut into: 1, 2, 4 and so on, equally likely."""
         halvings = (self.length // (self.windows.min_length or self.length)).bit_length()
         return 2 ** (mix_seed(self.seed, step, 3) % halvings)
 

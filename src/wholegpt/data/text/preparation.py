@@ -27,6 +27,7 @@ from wholegpt.data.text.shards import (
     PREPARED_FILES,
     Manifest,
     PreparedData,
+    with_current_names,
     write_manifest,
 )
 from wholegpt.data.text.splitting import SIDES, SPLIT_VERSION, SplitPlan, plan_split
@@ -130,7 +131,7 @@ def _once(work: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str
     path = work / DOCUMENTS / f"{name}.json"
     if not path.exists():
         write_json_atomic(path, make())
-    return read_json(path)
+    return with_current_names(read_json(path))
 
 
 def _counted(documents: int) -> str:
@@ -226,8 +227,8 @@ def _contamination(store: DocumentStore, plan: SplitPlan, console: Console) -> d
         "words": CONTAMINATION_WORDS,
         "documents": len(results),
         "training_characters": characters,
-        "overlapping": sum(overlap.found > 0 for overlap in results),
-        "mostly_overlapping": sum(overlap.share > 0.5 for overlap in results),
+        "contaminated": sum(one.found > 0 for one in results),
+        "mostly_contaminated": sum(one.share > 0.5 for one in results),
     }
 
 
@@ -239,11 +240,11 @@ def _warn(described: dict[str, Any], data: DataConfig, console: Console) -> None
             f"{identical:,} of {_counted(documents)} duplicate an earlier one; --data.deduplicate exact removes "
             "them"
         )
-    overlap = described["contamination"]
-    if overlap["mostly_overlapping"]:
+    found = described["contamination"]
+    if found["mostly_contaminated"]:
         console.warn(
-            f"{overlap['mostly_overlapping']:,} of {overlap['documents']:,} held-out documents occur in the "
-            "training text, more than half of each, so their evaluation is too optimistic; --data.deduplicate near "
+            f"more than half of the text of {found['mostly_contaminated']:,} of {found['documents']:,} held-out "
+            "documents occurs in the training text, so the evaluation is too optimistic; --data.deduplicate near "
             "removes near-duplicates"
         )
 

@@ -20,6 +20,13 @@ MANIFEST, CARD, DUPLICATES, TOKENIZER = "manifest.json", "card.json", "duplicate
 _SHARDS = tuple(f"{side}-{5 * '[0-9]'}.bin" for side in ("train", "validation"))
 PREPARED_FILES = (MANIFEST, CARD, "card.md", DUPLICATES, TOKENIZER, *_SHARDS)
 """Patterns of the files of prepared data."""
+RENAMED_ENTRIES = {
+    "alphabets": "unicode_scripts",
+    "licence": "license",
+    "overlapping": "contaminated",
+    "mostly_overlapping": "mostly_contaminated",
+}
+"""Entries of data cards that older versions wrote with another name."""
 DTYPES = ("<u2", "<u4")
 START_TOKENS = 2**20
 """How many training tokens are searched for ``start_text``."""
@@ -173,7 +180,7 @@ class PreparedData:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Return the data card. Raises ``DataError`` if it is unreadable."""
+        """Return the data card, with current names of its entries. Raises ``DataError`` if it is unreadable."""
         path = self.folder / CARD
         try:
             card = read_json(path)
@@ -181,7 +188,7 @@ class PreparedData:
             raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
         if not isinstance(card, dict) or not card.keys() >= {"sha256", "origin", "sources", "text"}:
             raise DataError(f"{path}: is not a data card; prepare the data again")
-        return card
+        return with_current_names(card)
 
     def warn_unless(self, card: str, console: Console) -> None:
         """Warn if this is not the data that a config names by the SHA-256 of its ``card``."""
@@ -222,6 +229,14 @@ class PreparedData:
                 raise DataError(f"{path}: missing or truncated; prepare the data again")
             parts.append(np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype))
         return TokenShards(parts, TextSizes(split.bytes, split.characters))
+
+
+def with_current_names(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a data card, or one section of it, with the ``RENAMED_ENTRIES`` renamed."""
+    current = {RENAMED_ENTRIES.get(name, name): value for name, value in card.items()}
+    if "contamination" in current:
+        current["contamination"] = with_current_names(current["contamination"])
+    return current
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

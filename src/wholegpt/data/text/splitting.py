@@ -17,8 +17,8 @@ from wholegpt.settings.schema import DataConfig
 DOCUMENTS_FOR_SPLIT = 50
 """From this number of documents, whole documents are held out, unless the corpus or the user says otherwise."""
 LARGEST_SHARE = 0.5
-"""Largest share, of the text in documents no larger than the validation split, that is held out in whole
-documents.
+"""Whole documents are held out if the validation split is at most this share of the text in documents that are no
+larger than it.
 """
 SPLIT_VERSION = 2
 """Version of the rules in this module; preparation does not continue from another version."""

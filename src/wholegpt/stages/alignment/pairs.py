@@ -33,10 +33,10 @@ Values = Mapping[str, Float[Tensor, " N"] | Bool[Tensor, " N"]]
 
 
 def check_answers(parent: ParentModel) -> None:
-    """Raise ``ConfigError`` for a model that was not taught to answer."""
+    """Raise ``ConfigError`` for a model that is not instruction-tuned."""
     if not parent.loaded.metadata.chat_template:
         raise ConfigError(
-            f"{parent.name}: has no chat template, because it was not tuned to answer; first tune it with "
+            f"{parent.name}: has no chat template, because it is not instruction-tuned; first tune it with "
             "`wholegpt finetune --task instruct`"
         )
 

@@ -69,7 +69,7 @@ MEANS = {"reward": "reward", "kl": "kl", "completion_tokens": "tokens", "finishe
 class PolicyTuning(Stage):
     """Training on the rewards of completions that the model generates."""
 
-    criterion = Criterion("reward", higher_is_better=True, words="mean reward of held-out prompts")
+    criterion = Criterion("reward", higher_is_better=True, label="mean reward of held-out prompts")
 
     def __init__(
         self,

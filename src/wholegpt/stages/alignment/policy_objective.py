@@ -37,8 +37,8 @@ class PolicyObjective:
     completion (``losses.token_weights``).
 
     Each token's policy loss is multiplied by min(π_old/π_sampled, 2), without a gradient: π_old is computed as in
-    training, π_sampled while generating, without the special tokens that no answer has. They differ by rounding and by
-    the probability of these tokens.
+    training, π_sampled while generating. Their differences are caused by rounding and by special tokens that are
+    excluded from sampling.
     """
 
     unit = LOSS

@@ -164,7 +164,7 @@ class WithDivergence:
 class PreferenceTuning(Stage):
     """Training on pairs of a chosen and a rejected answer."""
 
-    criterion = Criterion(LOSS, higher_is_better=False, words="validation loss of pairs")
+    criterion = Criterion(LOSS, higher_is_better=False, label="validation loss of pairs")
 
     def __init__(
         self, config: Config, data: PreferenceData, tokenizer: Tokenizer, metadata: ModelMetadata
@@ -218,7 +218,7 @@ class PreferenceTuning(Stage):
 
 
 def set_up(request: SetupRequest) -> NewRun:
-    """Set up training on pairs. Raises ``ConfigError`` for a model that was not taught to answer."""
+    """Set up training on pairs. Raises ``ConfigError`` for a model that is not instruction-tuned."""
     assert request.parent
     check_answers(request.parent)
     return NewRun("", lambda folder: _write(request, folder))

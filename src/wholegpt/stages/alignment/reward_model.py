@@ -234,7 +234,7 @@ class RewardObjective:
 class RewardTraining(Stage):
     """Training of a reward model on pairs of a chosen and a rejected answer."""
 
-    criterion = Criterion(LOSS, higher_is_better=False, words="validation loss of pairs")
+    criterion = Criterion(LOSS, higher_is_better=False, label="validation loss of pairs")
     generates = False
 
     def __init__(
@@ -271,7 +271,7 @@ class RewardTraining(Stage):
 def set_up(request: SetupRequest) -> NewRun:
     """Set up a reward model, from a model with a chat template.
 
-    Raises ``ConfigError`` for a model that was not taught to answer.
+    Raises ``ConfigError`` for a model that is not instruction-tuned.
     """
     assert request.parent
     check_answers(request.parent)

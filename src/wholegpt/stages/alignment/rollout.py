@@ -38,8 +38,8 @@ class Sampled:
     token_ids: list[int]
     """With the token that ended it."""
     log_probabilities: list[float]
-    """ln p of each token in the distribution that it was drawn from, at the temperature and without the template's
-    special tokens that no answer has."""
+    """ln p of each token in the distribution that it was drawn from, at the temperature and without the special
+    tokens that are excluded from sampling."""
     text: str
     finished: bool
     """Whether the model ended it; else ``alignment.completion_tokens`` or the context did."""

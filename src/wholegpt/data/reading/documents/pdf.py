@@ -134,7 +134,7 @@ def _separated(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _same_row(line: Line, after: Line) -> bool:
-    """Return whether PDFium takes for two lines what is printed side by side, such as an exponent."""
+    """Return whether two lines of PDFium are printed side by side, for example because one is an exponent."""
     return abs(line.baseline - after.baseline) < line.size / 2 and after.left > line.right - line.size / 2
 
 
@@ -199,8 +199,8 @@ def _is_full(line: Line, after: Line, margin: float) -> bool:
 
 
 def _starts_paragraph(line: Line, before: Line, number: int) -> bool:
-    """Return whether a line is not line ``number`` of a paragraph: it starts an item of a list, or its
-    indentation differs from that of the line before, unless that one is the first.
+    """Return whether a line starts a paragraph instead of being line ``number`` of the current one: it starts an item
+    of a list, or its indentation differs from that of the previous line, unless that is the first line.
     """
     indented = abs(line.left - before.left) > INDENT * line.size
     return bool(_LABEL.match(line.text)) or (number > 2 and indented)
