@@ -12,7 +12,7 @@ import torch
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation.engine import Engine, check_can_rewind, restarted_window
-from wholegpt.generation.memory import plan_slots
+from wholegpt.generation.memory import MOST_AT_ONCE, plan_slots
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.results import Completion, InterruptedGeneration
 from wholegpt.generation.sampling import Sampler
@@ -71,7 +71,7 @@ def generate(
         for prompt_ids, config in zip(prompts, configs, strict=True)
     ]
     capacity = max(needed, default=1)
-    slots = plan_slots(model, len(prompts), capacity, device, console, drafting)
+    slots = plan_slots(model, min(len(prompts), MOST_AT_ONCE), capacity, device, console, drafting)
     engine = Engine(model, tokenizer, device, slots, capacity)
 
     def emit_for(index: int) -> Callable[[str], None]:

@@ -8,7 +8,7 @@ from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.runtime import free_memory
 
 MOST_AT_ONCE = 32
-"""Most texts generated at once; more gain little on a CPU (docs/benchmarks.md)."""
+"""Most texts that are generated at once unless a number is given; more gain little on a CPU (docs/benchmarks.md)."""
 SHARE_OF_MEMORY = 0.5
 """Largest share of the free memory that the cache may take."""
 
@@ -43,7 +43,7 @@ def plan_slots(
         drafts = n * draft.cache_bytes(1, min(capacity, draft.context_length)) if draft else 0
         return model.cache_bytes(n, capacity) + drafts
 
-    wanted = max(1, min(n_texts, MOST_AT_ONCE))
+    wanted = max(1, n_texts)
     available = SHARE_OF_MEMORY * free_memory(device)
     fitting = next((n for n in range(wanted, 0, -1) if cache_bytes(n) <= available), 0)
     if not fitting:

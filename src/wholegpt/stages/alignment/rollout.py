@@ -16,7 +16,7 @@ from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.packing import PADDING, batches_of
 from wholegpt.errors import NumericsError
 from wholegpt.generation import Engine, GenerationRequest
-from wholegpt.generation.memory import plan_slots
+from wholegpt.generation.memory import MOST_AT_ONCE, plan_slots
 from wholegpt.losses import IGNORED
 from wholegpt.model import NeuralModel, TaskModel, TokenModel
 from wholegpt.model.heads import head_outputs
@@ -62,7 +62,7 @@ def sample_completions(
     general = GenerationConfig(max_tokens=settings.completion_tokens, temperature=settings.temperature)
     general = answering(general, template, tokenizer)
     capacity = max(min(len(one) + settings.completion_tokens, model.context_length) for one in prompts)
-    slots = plan_slots(model, len(prompts), capacity, model.device, console)
+    slots = plan_slots(model, min(len(prompts), MOST_AT_ONCE), capacity, model.device, console)
     engine = Engine(model, tokenizer, model.device, slots, capacity)
     requests: dict[int, GenerationRequest] = {}
     for index in _distinct_first(prompts, slots):
