@@ -216,7 +216,7 @@ class LogitsOnly(torch.nn.Module):
         return CountingCache.empty(batch_size)
 
 
-def write_one(
+def generate_one(
     model: Any,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import wholegpt as wg
-from tests.helpers import tiny_models, write_one
+from tests.helpers import generate_one, tiny_models
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import CompiledTransformer, KeyValueCache, Transformer
@@ -161,7 +161,7 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is(
     model = Transformer(tiny_models()["gpt2"]).double().eval()
     compiled = CompiledTransformer(model, QUIET, compiler=failing)
     settings = GenerationConfig(8, temperature=0)
-    texts = [write_one(one, TOKENIZER, [1, 2], settings).token_ids for one in (model, compiled)]
+    texts = [generate_one(one, TOKENIZER, [1, 2], settings).token_ids for one in (model, compiled)]
     assert texts[0] == texts[1]
     warning = "warning: the step cannot be compiled (no compiler for this); it runs operation by operation"
     assert capsys.readouterr().err.split("\n") == [warning, ""]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers import NEEDS_BFLOAT16, shrink, tiny_model, tiny_models, write_one
+from tests.helpers import NEEDS_BFLOAT16, generate_one, shrink, tiny_model, tiny_models
 from wholegpt.errors import ConfigError
 from wholegpt.model import Transformer, quantize_weights
 from wholegpt.model.layers.linear import Linear
@@ -136,7 +136,7 @@ def test_they_write(kind: str, weights: WeightFormat) -> None:
     """Beyond the context, too."""
     torch.manual_seed(0)
     model = quantize_weights(Transformer(models()[kind]), weights)
-    written = write_one(model, byte_tokenizer(), "abc", GenerationConfig(max_tokens=80, min_tokens=80))
+    written = generate_one(model, byte_tokenizer(), "abc", GenerationConfig(max_tokens=80, min_tokens=80))
     assert len(written.token_ids) == 80
 
 

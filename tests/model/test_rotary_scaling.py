@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import tiny_model, tiny_models, tiny_variants, write_one
+from tests.helpers import generate_one, tiny_model, tiny_models, tiny_variants
 from wholegpt.checkpoint import load_model, save_model
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
@@ -97,7 +97,7 @@ def test_cached_equals_uncached_beyond_the_context(name: str, fixed: bool) -> No
     writer = (
         CompiledTransformer(model, Console(quiet=True), compiler=lambda one, **_: one) if fixed else model
     )
-    cached = write_one(writer, TOKENIZER, [1, 2, 3], greedy).token_ids
+    cached = generate_one(writer, TOKENIZER, [1, 2, 3], greedy).token_ids
     assert cached == list(generate_ids(model, [1, 2, 3], Sampler(greedy), torch.device("cpu")))
     assert model.rotary
     model.rotary.config = dataclasses.replace(model.rotary.config, rotary_scaling=RotaryScaling.none)
