@@ -1,4 +1,4 @@
-"""Kinds of models that make no sense, and what a kind cannot do: one clear line, before anything is trained."""
+"""Invalid combinations of architecture settings are rejected with one line before training."""
 
 from pathlib import Path
 
@@ -122,15 +122,15 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_settings_that_make_no_sense(what: str, tmp_path: Path, fails: Fails) -> None:
+@pytest.mark.parametrize("case", WRONG)
+def test_invalid_architecture_settings_are_rejected(case: str, tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "text.txt").write_text(text_of(5_000))
-    options, message = WRONG[what]
+    options, message = WRONG[case]
     assert message in fails("train", tmp_path / "text.txt", "--out", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_encoder_needs_its_mask_in_prepared_data(tmp_path: Path, fails: Fails) -> None:
+def test_encoder_needs_the_mask_token_in_prepared_data(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "text.txt").write_text(text_of(5_000))
     options = ["--tokenizer.kind", "character", "--quiet"]
     assert (
@@ -141,10 +141,10 @@ def test_an_encoder_needs_its_mask_in_prepared_data(tmp_path: Path, fails: Fails
     assert "was prepared without the token <|mask|>, by which an encoder learns" in message
 
 
-def test_what_other_programs_cannot_express(
+def test_models_that_cannot_be_exported(
     tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Said before it is trained, and when it is exported."""
+    """The user is warned before training, and the export is an error."""
     (tmp_path / "text.txt").write_text(text_of(5_000))
     options = ["--model.attention", "linear", "--model.positions", "none", "--model.context-length", "32"]
     small = [
@@ -163,6 +163,6 @@ def test_what_other_programs_cannot_express(
     message = fails("export", run, "--to", "huggingface")
     assert "does not have model.positions = none" in message and "model.attention = linear" in message
     assert "a cache that can be rewound" in fails("generate", run, "the", "--draft", "prompt")
-    counted = ["--model.architecture", "ngram", "--tokenizer.kind", "byte"]
-    assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "counted"), *counted]) == 0
+    ngram = ["--model.architecture", "ngram", "--tokenizer.kind", "byte"]
+    assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "counted"), *ngram]) == 0
     assert "this model will not open in other programs" in capsys.readouterr().err

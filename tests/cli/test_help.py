@@ -1,4 +1,4 @@
-"""The help of every command: two screens, two examples that work, and everything on request."""
+"""The help of every command: two screens, at least two working examples, and all options on request."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ OPTION = re.compile(r"(?m)^│ [* ]? *(--[a-z][\w.-]*)")
 
 
 def commands(app: cyclopts.App, path: str = "") -> Iterator[tuple[str, cyclopts.App]]:
-    """Every command and group of commands, by its words."""
+    """Return every command and group of commands by its full name."""
     yield path, app
     for name in app:
         if not name.startswith("-"):
