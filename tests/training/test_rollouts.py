@@ -1,4 +1,4 @@
-"""The files of rollouts."""
+"""Rollout files of a run."""
 
 from pathlib import Path
 
