@@ -356,7 +356,9 @@ def in_wandb(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 message = b""
                 if record.WhichOneof("record_type") == "history":
                     items = {(one.key or one.nested_key[0]): one.value_json for one in record.history.item}
-                    metrics = {offset: json.loads(value) for offset, value in items.items() if offset[0] != "_"}
+                    metrics = {
+                        offset: json.loads(value) for offset, value in items.items() if offset[0] != "_"
+                    }
                     yield record.history.step.num, metrics
 
 
