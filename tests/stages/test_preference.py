@@ -182,7 +182,7 @@ def log_ratios(model: Transformer, pair: EncodedPair) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", sorted(tiny_models()))
 def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
-    """Neither padding nor neighbors nor the split into micro-batches changes anything."""
+    """It does not depend on padding, on other pairs, or on the split into micro-batches."""
     model, pairs = random_batch(kind)
     settings = complete_alignment(AlignmentConfig())
     objective = PreferenceObjective(settings)

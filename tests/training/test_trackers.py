@@ -356,9 +356,7 @@ def in_wandb(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 message = b""
                 if record.WhichOneof("record_type") == "history":
                     items = {(one.key or one.nested_key[0]): one.value_json for one in record.history.item}
-                    metrics = {
-                        offset: json.loads(value) for offset, value in items.items() if offset[0] != "_"
-                    }
+                    metrics = {name: json.loads(value) for name, value in items.items() if name[0] != "_"}
                     yield record.history.step.num, metrics
 
 
