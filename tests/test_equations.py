@@ -1,4 +1,4 @@
-"""The table of equations names functions and tests that exist."""
+"""The table of equations refers to functions and tests that exist."""
 
 import ast
 import importlib
