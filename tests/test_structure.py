@@ -74,7 +74,7 @@ IMPORTS = {name: imported_modules(path) for name, path in PATHS.items() if name}
 """Without the root module, which lists the public names and imports them lazily."""
 
 
-def test_imports_point_down() -> None:
+def test_modules_import_only_earlier_packages() -> None:
     rank = {name: number for number, name in enumerate(ORDER)}
     upward = [
         f"{importer} imports {imported}"
@@ -95,7 +95,7 @@ def test_no_package_is_too_large() -> None:
     assert not {package: modules for package, modules in packages.items() if modules > MOST_MODULES}
 
 
-def test_imports_make_no_cycle() -> None:
+def test_imports_have_no_cycle() -> None:
     graphlib.TopologicalSorter(IMPORTS).prepare()  # raises ``CycleError`` if there is a cycle
 
 

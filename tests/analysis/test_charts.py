@@ -58,7 +58,7 @@ def test_equal_data_gives_equal_bytes() -> None:
     assert chart_of([1, 3, 2]).svg == chart_of([1, 3, 2]).svg != chart_of([1, 3, 4]).svg
 
 
-def test_a_single_point_is_drawn() -> None:
+def test_single_point_is_drawn() -> None:
     series = Series("loss", np.array([5.0]), np.array([2.0]), marker="circle")
     assert line_chart([series], x_label="x", y_label="y").content.count("<circle") == 1
 

@@ -45,7 +45,7 @@ def test_empty_folders(refused: Refused, tmp_path: Path) -> None:
     assert "holds no text (0 files; skipped 1 binary (.png), 1 hidden)" in refused(tmp_path / "empty")
 
 
-def test_broken_lines(refused: Refused, tmp_path: Path) -> None:
+def test_bad_lines(refused: Refused, tmp_path: Path) -> None:
     lines = [json.dumps({"text": text_of(50, seed)}) for seed in range(10)]
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join([*lines[:3], '{"text": "cut', *lines[3:]]) + "\n")

@@ -26,7 +26,7 @@ def test_empty_file(fails: Fails, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_to_train_on(fails: Fails) -> None:
+def test_training_without_a_source(fails: Fails) -> None:
     assert "no text given; name a file, a folder or a corpus (python-docs" in fails("train", *TINY)
 
 
@@ -46,7 +46,7 @@ def test_file_with_nul_bytes(fails: Fails, tmp_path: Path) -> None:
     assert "binary.txt: holds NUL bytes" in fails("train", tmp_path / "binary.txt", *TINY)
 
 
-def test_broken_json_lines(fails: Fails, tmp_path: Path) -> None:
+def test_bad_json_lines(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "documents.jsonl"
     path.write_text('{"text": "fine"}\n{"text": broken}\n')
     assert "documents.jsonl: line 2 is not JSON" in fails("train", path, *TINY)
@@ -90,12 +90,12 @@ def test_vocabulary_sizes_must_match(fails: Fails, text_file: Path, run_folder: 
     assert "the tokenizer has 257 tokens and the model" in fails("generate", folder, "--quiet")
 
 
-def test_width_that_heads_do_not_divide(fails: Fails, text_file: Path) -> None:
+def test_width_not_divisible_by_heads(fails: Fails, text_file: Path) -> None:
     message = fails("train", text_file, *tiny(model_n_heads="3"))
     assert "model.d_model is 16, which is not divisible by model.n_heads, 3; try d_model 15" in message
 
 
-def test_unknown_names(fails: Fails, text_file: Path) -> None:
+def test_unknown_names_suggest_the_nearest(fails: Fails, text_file: Path) -> None:
     assert "unknown preset 'gpt2-smal'; did you mean 'gpt2-small'?" in fails(
         "train", text_file, "--preset", "gpt2-smal"
     )

@@ -96,7 +96,7 @@ def test_normalizing_tokenizers_do_not_claim_to_keep_text(tmp_path: Path) -> Non
     assert not tokenizer.keeps_text and tokenizer.decode(tokenizer.encode("The OF")) == "the of"
 
 
-def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) -> None:
+def test_training_on_the_data_of_the_overwritten_run_is_rejected(fails: Fails, run_folder: Path) -> None:
     before = CheckpointStore(run_folder).last_good()
     message = fails("train", run_folder / "data", "--out", run_folder, "--overwrite", *TINY)
     assert "which the run trains on; name another --out" in message
@@ -192,7 +192,7 @@ def test_lone_surrogate_in_json_lines(fails: Fails, tmp_path: Path) -> None:
     assert "d.jsonl: line 2 holds half of a surrogate pair" in fails("train", path, *TINY)
 
 
-def test_the_smallest_temperature_is_greedy(trained_run: Path) -> None:
+def test_tiny_temperature_equals_greedy_decoding(trained_run: Path) -> None:
     lm = wg.load(trained_run)
     greedy = lm.generate("the", max_tokens=20, temperature=0).text
     for temperature in (1e-50, 5e-324):

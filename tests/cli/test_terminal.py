@@ -164,7 +164,7 @@ def test_progress_is_printed_as_lines_without_a_terminal(
     with Console().progress("training", 2, unit="step") as progress:
         progress.advance(1, "loss 1.000 nats/token", "9 tok/s")
         progress.advance(1)
-    with Console().progress("reading", 0) as progress:  # of unknown length
+    with Console().progress("reading", 0) as progress:  # unknown length
         progress.advance(7, "1.0 MB/s")
     first, second, third = capsys.readouterr().err.splitlines()
     assert first == "training  step 1/2  loss 1.000 nats/token  9 tok/s  0:00 left"

@@ -251,7 +251,7 @@ def test_text_given_for_a_source(text: str, fails: Fails, trained_run: Path) -> 
         wg.load(trained_run).evaluate(text)
 
 
-def test_an_option_after_the_separator(fails: Fails) -> None:
+def test_option_after_the_separator_is_an_error(fails: Fails) -> None:
     message = fails("generate", "modern-tiny", "--", "-x", "--max-tokens", "5")
     assert "Unknown option: --max-tokens; put options before --" in message
 

@@ -134,7 +134,7 @@ def test_beams_equal_those_of_transformers(kind: str, beams: int, penalty: float
             expected = [row[: row.index(end)] if end in row else row for row in expected]
         assert [one.token_ids for one in found] == expected
         scores = reference.sequences_scores.tolist()
-        assert [one.score for one in found] == pytest.approx(scores, rel=1e-5)  # theirs are summed in float32
+        assert [one.score for one in found] == pytest.approx(scores, rel=1e-5)  # transformers sums in float32
 
 
 def without_end(tokenizer: Tokenizer) -> Tokenizer:

@@ -99,7 +99,9 @@ def break_sampler(request: GenerationRequest, calls: int) -> None:
 def test_failure_ends_one_request_only(
     kind: str, asked: list[tuple[list[int], int, str, int, int]], slots: int
 ) -> None:
-    """Whatever fails at whatever step, the other requests generate what they generate alone, in float64."""
+    """Whichever callback fails at whichever step, the other requests generate what they generate alone, in
+    float64.
+    """
     model = MODELS[kind]
     if not model.new_cache(1).can_rewind:
         asked = [(p, n, "emit" if how in ("propose", "update") else how, c, a) for p, n, how, c, a in asked]

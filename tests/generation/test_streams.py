@@ -88,7 +88,7 @@ def test_asyncio_tasks_share_a_scheduler() -> None:
         assert content(completion) == content(alone([1], config)) and text == completion.text
 
 
-def test_an_asyncio_task_waits_without_blocking_its_loop(gated: Gated) -> None:
+def test_asyncio_task_waits_without_blocking_its_loop(gated: Gated) -> None:
     """Cancelling the task or closing its event loop does not disturb the engine."""
 
     async def run(stream: CompletionStream) -> None:

@@ -119,7 +119,7 @@ def test_unknown_execution_is_rejected(trained_run: Path) -> None:
         load(trained_run, execution="fast")
 
 
-def test_caches_have_few_sizes() -> None:
+def test_cache_capacities_are_rounded_up() -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32}}).model
     model = CompiledTransformer(Transformer(config), QUIET)
     caches = [model.new_cache(2, capacity) for capacity in (1, 200, 256, 0)]

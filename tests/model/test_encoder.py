@@ -219,7 +219,7 @@ def test_pretraining_and_fine_tuning_of_an_encoder(text_file: Path, tmp_path: Pa
         api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)
 
 
-def test_segments_tell_the_two_texts_of_a_task_apart() -> None:
+def test_segments_distinguish_the_two_texts_of_a_task() -> None:
     tokenizer = train_character(["abc"]).with_special_tokens(SPECIAL_TOKENS)
     pair, single = (encode_example([parts], tokenizer, 12) for parts in (("aab", "bc"), ("aab",)))
     assert [tokenizer.decode([pair.sequences[0][position]]) for position in range(pair.second[0], 7)] == [

@@ -56,7 +56,7 @@ def randomized(config: ModelConfig) -> EncoderDecoder:
 
 
 def copied(model: EncoderDecoder, theirs: nn.Transformer) -> None:
-    """Our weights into PyTorch's layers."""
+    """Copy our weights into PyTorch's layers."""
     ours, target = model.state_dict(), dict[str, Tensor]()
     for kind in ("weight", "bias"):
         if model.config.norm_placement is NormPlacement.pre:

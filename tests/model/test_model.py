@@ -182,7 +182,7 @@ def test_attention_dropout_zeroes_and_rescales_weights() -> None:
     assert mixed.std().item() > 0.01
 
 
-def test_dropout_only_in_training() -> None:
+def test_dropout_is_active_only_in_training() -> None:
     model = Transformer(tiny_model(dropout=0.5))
     ids = torch.zeros(1, 5, dtype=torch.long)
     assert not torch.equal(model(ids), model(ids))

@@ -34,7 +34,7 @@ def after(step: int, step_seconds: float, other: float = 0.0) -> TrainingState:
     [
         (after(150, 0.1), 28 + 2 + 15, 1000),  # as planned
         (after(150, 0.1, other=1.5), 28 + 2 + 15 + 1.5, 1000),  # some of the other work is done
-        (after(150, 0.12), 28 + 2 + 18, 150 + (140 - 48 - 12) / 0.12),  # 20% slower, the other work too
+        (after(150, 0.12), 28 + 2 + 18, 150 + (140 - 48 - 12) / 0.12),  # everything is 20% slower
         (after(150, 0.05), 28 + 2 + 7.5, 1000 * 2),  # twice as fast: at most twice the steps
         (after(150, 0.5), 28 + 2 + 75, 151 / 0.2),  # too slow: the decay cannot start before the current step
         (after(50, 0.3), 28 + 2 + 15, 50 + (140 - 45 - 30) / 0.3),  # slower, noticed early
@@ -62,7 +62,7 @@ def test_when_the_steps_are_adjusted(state: TrainingState, spent: float, expecte
     assert worth_adjusting(PLAN, state, spent, 0.8) is expected
 
 
-def test_after_an_early_adjustment_the_late_comparison_is_still_made() -> None:
+def test_late_adjustment_is_possible_after_an_early_one() -> None:
     adjusted = {**PLAN, "adjustment": {"step": 30, "early": True}}
     state, spent = after(150, 0.2), 28 + 2 + 30.0
     assert worth_adjusting(adjusted, state, spent, 0.8)
@@ -71,7 +71,7 @@ def test_after_an_early_adjustment_the_late_comparison_is_still_made() -> None:
     assert not worth_adjusting(late, state, spent, 0.8)
 
 
-def test_a_plan_of_few_steps_never_grows_because_of_its_decay() -> None:
+def test_plan_of_few_steps_is_not_extended_for_its_decay() -> None:
     plan = {**PLAN, "steps": 20, "step_seconds": 5.0}
     state = TrainingState(step=3, train_seconds=32.0, other_seconds=0.0)
     assert fitting_steps(plan, state, 100.0, 0.8) == 20
@@ -129,7 +129,7 @@ def test_short_pilot_run_is_extrapolated() -> None:
     assert half.uncertainty == pytest.approx(SHORT_PILOT_WIDTH)
     between = Difficulty.of_pilot(6.0, 5.0, 141)
     assert half.last < between.last < 5.0 and between.uncertainty < half.uncertainty
-    assert Difficulty.of_pilot(5.0, 5.2, 25).last == 5.2  # a loss that rose
+    assert Difficulty.of_pilot(5.0, 5.2, 25).last == 5.2  # a rising loss
     assert 0 < Difficulty.of_pilot(1.72, 0.05, 60).last < 0.05  # a text that is easily predicted
 
 

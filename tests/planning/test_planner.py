@@ -48,7 +48,7 @@ def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_a_model_at_least_a
     sizes = [parameter_count(plan.config.model).total for plan in plans]
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
     assert sizes == sorted(sizes) and sizes[-1] > sizes[0]
-    assert plans[-1].tokens < 21 * sizes[-1]  # far outside the sweep the published rule sets the size
+    assert plans[-1].tokens < 21 * sizes[-1]  # far outside the sweep, the published rule determines the size
     for plan in plans:
         assert 0.9 * 60 * plan.minutes < plan.seconds <= 60 * plan.minutes
         assert plan.bits_per_byte.low < plan.bits_per_byte.expected < plan.bits_per_byte.high

@@ -64,7 +64,7 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(rows: int, tmp_path:
             torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-14)
 
 
-def test_one_process() -> None:
+def test_shares_of_processes() -> None:
     assert processes() == Processes(0, 1)
     assert Processes().share(7) == (0, 7)
     assert [Processes(rank, 3).share(7) for rank in range(3)] == [(0, 3), (3, 5), (5, 7)]

@@ -165,7 +165,7 @@ def test_logged_loss_is_ln_2_and_accuracy_0_for_equal_rewards() -> None:
     means = {name: float(total) / count for name, (total, count) in terms.metrics.items()}
     assert means["preference_loss"] == pytest.approx(math.log(2))
     assert means["reward_accuracy"] == 0 and means["chosen_reward"] == means["rejected_reward"] == 3
-    assert terms.total.item() == pytest.approx(5 * (math.log(2) + 0.5 * 36))  # with the centering
+    assert terms.total.item() == pytest.approx(5 * (math.log(2) + 0.5 * 36))  # including the centering term
 
 
 # --- Pairs with margins ------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ BAD_FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_FUNCTIONS)
-def test_functions_that_fail(name: str, module: str) -> None:
+def test_failing_functions_are_reported(name: str, module: str) -> None:
     reward = opened(f"function:{module}:{name}")
     with pytest.raises(DataError, match=f"reward (function {module}:)?{name} {BAD_FUNCTIONS[name]}"):
         reward(samples("46", "47", "48"))
@@ -323,7 +323,7 @@ def test_invalid_specifications_are_rejected(text: str) -> None:
         opened(text)
 
 
-def test_no_reward() -> None:
+def test_missing_reward_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no reward is given; give --reward, one of exact, contains, regex"):
         opened()
 

@@ -69,7 +69,7 @@ def test_every_run_reaches_the_peak_and_the_final_rate(
     if kind is not ScheduleKind.inverse_square_root:
         assert rates[-1] == pytest.approx(0.5 * final)
     falls = [earlier - later for earlier, later in pairwise(rates[schedule.warmup_steps :])]
-    if kind is ScheduleKind.warmup_stable_decay:  # straight down from the peak, without a jump
+    if kind is ScheduleKind.warmup_stable_decay:  # linear decay from the peak, without a jump
         assert max(falls) == pytest.approx(
             0.5 * (1 - final) / decay_steps(steps, schedule.warmup_steps, decay_fraction)
         )

@@ -314,7 +314,7 @@ def test_newly_prepared_data_is_not_verified_again(
     assert checked == []
     api.resume(own, console=QUIET)
     assert checked == [own / "data"]
-    elsewhere = own / "data"  # prepared by another command, so it may have changed since
+    elsewhere = own / "data"  # prepared by another command, so it may have been modified
     api.train(elsewhere, config=config, out=tmp_path / "other", console=QUIET)
     assert checked[1:] == [elsewhere]
 

@@ -213,7 +213,7 @@ def test_sequences_are_truncated_at_the_longest_part(parts: list[list[str]], con
         ),
     ],
 )
-def test_bad_examples(task: TaskKind, rows: list[dict[str, Any]], message: str) -> None:
+def test_invalid_examples_are_rejected(task: TaskKind, rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_examples(table(*rows), task)
 

@@ -86,7 +86,7 @@ def test_first_rows_and_separators(
         ("a.xlsx", "", "is not a table; expected a name ending in .csv"),
     ],
 )
-def test_bad_files(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(name: str, content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_table(write(tmp_path / name, content))
 

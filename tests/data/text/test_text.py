@@ -128,7 +128,7 @@ SKEWED: dict[str, list[int]] = {
 
 
 @pytest.mark.parametrize("name", SKEWED)
-def test_a_tenth_of_the_bytes_is_held_out_for_any_document_sizes(name: str, tmp_path: Path) -> None:
+def test_one_tenth_of_the_bytes_is_held_out_for_any_document_sizes(name: str, tmp_path: Path) -> None:
     texts = ["x" * size for size in SKEWED[name]]
     with write_documents(tmp_path, map(Piece, texts)) as store:
         plan = plan_split(store, "x", Split.automatic, DataConfig())
@@ -263,7 +263,7 @@ def test_every_window_once_an_epoch(n_tokens: int, context: int, batch: int, see
     assert n_tokens - (n * context) <= 3 * context
 
 
-def test_a_batch_depends_only_on_seed_and_step() -> None:
+def test_batch_depends_only_on_seed_and_step() -> None:
     tokens, training = TokenShards([np.arange(1000)]), TrainingConfig(batch_size=4)
     first, later = (WindowLoader(tokens, 8, training, seed=5) for _ in range(2))
     batch = first.batch(37)
