@@ -54,9 +54,7 @@ PATHS = {module_name(path): path for path in sorted(SOURCE.rglob("*.py")) if pat
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Return the modules of the package that a file imports: at the top, inside functions, or for type
-    checkers only.
-    """
+    """Return the package's modules that a file imports: at the top, in functions, or for type checkers only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wholegpt":

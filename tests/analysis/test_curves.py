@@ -1,6 +1,4 @@
-"""Curves of a training log: smoothing and thinning against closed forms, and the figures of each kind of
-run.
-"""
+"""Curves of a training log: smoothing and thinning against closed forms, and the figures of each kind of run."""
 
 import math
 from typing import Any
@@ -66,9 +64,7 @@ def test_thinning_in_closed_form() -> None:
 
 
 def test_evaluations_are_plotted_at_the_training_tokens() -> None:
-    """The ``tokens`` of an evaluation are those it scored; the training tokens of unlogged steps are
-    interpolated.
-    """
+    """The ``tokens`` of an evaluation are those it scored; the training tokens of unlogged steps are interpolated."""
     lines = [
         {"kind": "validation", "step": 0, "nats_per_token": 4.0, "tokens": 7},
         {"kind": "train", "step": 10, "nats_per_token": 3.0, "tokens": 1000},

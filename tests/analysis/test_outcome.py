@@ -14,9 +14,7 @@ ACCURACY = Criterion("accuracy", higher_is_better=True, words="validation accura
 def course_of(
     validation: list[float], train: list[float], criterion: Criterion = LOSS, first: int = 1
 ) -> Course:
-    """Return evaluations every 100 steps, starting at ``first`` · 100, and interpolated training losses
-    every 10 steps.
-    """
+    """Return evaluations every 100 steps, from ``first`` · 100, and linear training losses every 10 steps."""
     points = [((first + i) * 100, value) for i, value in enumerate(validation)]
     sign = -1 if criterion.higher_is_better else 1
     best = min(points, key=lambda one: sign * one[1])[0] if points else None

@@ -1,6 +1,4 @@
-"""``wholegpt generate``: completions, beams, probabilities, speculative decoding, dtypes of weights, invalid
-options.
-"""
+"""``wholegpt generate``: completions, beams, probabilities, speculative decoding, weight dtypes, errors."""
 
 import json
 from collections.abc import Callable

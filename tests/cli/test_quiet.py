@@ -1,6 +1,4 @@
-"""With ``--quiet``, only the result goes to standard output and nothing to standard error; suggested next
-steps.
-"""
+"""With ``--quiet``, only the result goes to standard output and nothing to standard error; suggested next steps."""
 
 import json
 import sys

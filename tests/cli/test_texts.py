@@ -26,9 +26,7 @@ LONG = "Once upon a time there was a text. " * 30
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
-    """Return a function that replaces standard input by a pipe with some content; ``closed`` closes its
-    other end.
-    """
+    """Return a function that replaces standard input by a pipe with some content; ``closed`` closes its other end."""
     with contextlib.ExitStack() as opened:
 
         def make(content: bytes, closed: bool = True) -> None:

@@ -35,9 +35,7 @@ def one_by_one(model: Transformer, requests: list[Request]) -> list[Likelihood]:
 
 
 def requests_of(seed: int, context_length: int) -> list[Request]:
-    """Return contexts of all lengths, many with a shared prefix, some too long, with several continuations
-    each.
-    """
+    """Return contexts of all lengths, many with a shared prefix, some too long, with several continuations each."""
     generator = random.Random(seed)
 
     def some(low: int, high: int) -> tuple[int, ...]:

@@ -1,6 +1,4 @@
-"""Perplexity: every token is scored once for any stride, and scores equal closed forms and direct
-computations.
-"""
+"""Perplexity: every token is scored once for any stride, and scores equal closed forms and direct computations."""
 
 import math
 from typing import Any

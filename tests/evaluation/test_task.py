@@ -326,9 +326,7 @@ def test_every_kind_has_an_example() -> None:
 
 
 def test_truncated_choice_is_normalized_by_its_scored_bytes(lm: LanguageModel, tmp_path: Path) -> None:
-    """An untrained model gives all bytes about equal probability, so long and short choices have about equal
-    scores per byte.
-    """
+    """An untrained model gives long and short choices about equal scores per byte."""
     path = save(tmp_path, [{"context": "x", "choices": ["ab " * 100, "ab"], "answer": 1}])
     (record,) = lm.evaluate_task(path, dtype=Dtype.float32, console=QUIET).records
     assert record["truncated"]

@@ -164,9 +164,7 @@ def test_interrupted_ladder_continues(
 
 
 def test_time_is_divided_among_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two networks with two widths and two learning rates: six trials of an eighth each, and two training
-    runs.
-    """
+    """Two networks with two widths and two learning rates: six trials of an eighth each, and two training runs."""
     (tmp_path / "text.txt").write_text(text_of(20_000))
     rates = Rates(step_seconds=0.1, validation_tokens_per_second=1e4, sample_tokens_per_second=100)
     monkeypatch.setattr(ladder, "run_trial", lambda *_, **__: Trial(rates, {}))

@@ -41,9 +41,7 @@ def sharp_model(seed: int, vocab_size: int = TOKENIZER.vocab_size, context_lengt
 def all_texts(
     model: Transformer, prompt: list[int], length: int, penalty: float
 ) -> list[tuple[float, list[int]]]:
-    """Return every sequence that ends within ``length`` tokens and every one of exactly ``length``, with its
-    score.
-    """
+    """Return every sequence that ends within ``length`` tokens and every one of exactly ``length``, with its score."""
     scored: list[tuple[float, list[int]]] = []
     end, vocabulary = TOKENIZER.end_of_text_id, range(TOKENIZER.vocab_size)
     texts = torch.tensor([*itertools.product(vocabulary, repeat=length)])

@@ -1,6 +1,4 @@
-"""Control codes: a model trained on headers follows them, saves them with its checkpoint, and never outputs
-them.
-"""
+"""Control codes: a model trained on headers follows them, saves them with its checkpoint, and never outputs them."""
 
 import json
 import random

@@ -99,9 +99,7 @@ def break_sampler(request: GenerationRequest, calls: int) -> None:
 def test_failure_ends_one_request_only(
     kind: str, asked: list[tuple[list[int], int, str, int, int]], slots: int
 ) -> None:
-    """Whichever callback fails at whichever step, the other requests generate what they generate alone, in
-    float64.
-    """
+    """Whichever callback fails at whichever step, the other requests generate what they generate alone, in float64."""
     model = MODELS[kind]
     if not model.new_cache(1).can_rewind:
         asked = [(p, n, "emit" if how in ("propose", "update") else how, c, a) for p, n, how, c, a in asked]
@@ -147,9 +145,7 @@ def test_emit_error_reaches_the_caller_after_other_requests_finish() -> None:
 
 
 def test_config_error_raised_by_emit_is_not_swallowed() -> None:
-    """A caller's ``ConfigError`` must not be mistaken for a request without allowed tokens, which only
-    warns.
-    """
+    """A caller's ``ConfigError`` must not be mistaken for a request without allowed tokens, which only warns."""
     shown: list[str] = []
 
     def emit(number: int, text: str) -> None:

@@ -86,9 +86,7 @@ class Client(threading.Thread):
 
 @pytest.mark.slow
 def test_every_uncancelled_request_gets_the_text_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 requests from 8 threads, random cancellations, one request that fails, and a queue that is often
-    full.
-    """
+    """200 requests from 8 threads, random cancellations, one request that fails, and a queue that is often full."""
     rows, beside_poison = list[int](), list[int]()
     forward = MODEL.forward
     monkeypatch.setattr(

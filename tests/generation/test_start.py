@@ -82,9 +82,7 @@ def started_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_run_on_one_document_never_starts_from_end_of_text(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a run, nor a single checkpoint, nor a run of an earlier version, whose checkpoints store no
-    start text.
-    """
+    """Neither a run, nor one checkpoint, nor an older run, whose checkpoints store no start text."""
     tokenizer = Tokenizer.load(trained_run / "tokenizer.json")
     folder, _ = CheckpointStore(trained_run).choose("best")
     assert load_metadata(folder).start_text == "\n"

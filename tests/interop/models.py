@@ -51,9 +51,7 @@ def tokenizer_of(vocab_size: int) -> Tokenizer:
 
 
 def tokenizer_for(kind: str) -> Tokenizer:
-    """Return a tokenizer for a model of ``KINDS``: for Qwen2 with its word split, which transformers always
-    applies.
-    """
+    """Return a tokenizer for a model of ``KINDS``: for Qwen2 with its word split, which transformers always applies."""
     tokenizer = tokenizer_of(KINDS[kind].vocab_size)
     if kind != "qwen2":
         return tokenizer

@@ -114,9 +114,7 @@ def test_added_tokens_keep_their_type(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "BPE", "characters", "Qwen2", "added"])
 def test_tokenizer_of_the_gguf_file_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
-    """Read the way llama.cpp reads it; the export compares the ids itself, even if llama.cpp is not
-    installed.
-    """
+    """Read the way llama.cpp reads it; the export compares the ids itself, even if llama.cpp is not installed."""
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated")
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = {

@@ -161,9 +161,7 @@ def requantized(path: Path, to: Path, quantize: Callable[[np.ndarray], np.ndarra
 
 
 def q6_k(block: bytes) -> np.ndarray:
-    """Decode 256 weights, each d · scale · (q − 32), from the layout of the format: 4 low bits, 2 high bits,
-    scales, d.
-    """
+    """Decode 256 weights, d · scale · (q − 32), from the format's layout: 4 low bits, 2 high bits, scales, d."""
     low, high = np.frombuffer(block, np.uint8, 128), np.frombuffer(block, np.uint8, 64, 128)
     scales, d = np.frombuffer(block, np.int8, 16, 192), np.frombuffer(block, np.float16, 1, 208)[0]
     found = np.empty(256, np.float32)
@@ -292,9 +290,7 @@ def test_each_word_split_round_trips(pre: str, tmp_path: Path) -> None:
 
 
 def test_vocabulary_with_missing_bytes_reports_them(tmp_path: Path) -> None:
-    """Published vocabularies lack bytes that never occurred in their text; the library drops such
-    characters.
-    """
+    """Published vocabularies lack bytes that never occurred in their text; the library drops such characters."""
     content = json.loads(tokenizer_of(300).to_json())
     for character in ("Ą", "Ą", "ñ"):  # the bytes 0x04 and 0xF1
         content["model"]["vocab"].pop(character, None)

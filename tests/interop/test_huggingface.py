@@ -154,9 +154,7 @@ def test_models_of_transformers_can_be_imported(
 
 
 def test_older_gpt2_files_can_be_imported(tmp_path: Path) -> None:
-    """Files from the hub without the name prefix, with causal masks as tensors and with the output
-    projection duplicated.
-    """
+    """Without the name prefix, with causal masks as tensors and the output projection duplicated."""
     import safetensors.torch
 
     save_model(tmp_path / "model", random_model(KINDS["gpt2"]), tokenizer_of(65))

@@ -1,6 +1,4 @@
-"""Files beside the weights of a transformers model: vocabulary, chat template, end tokens, and invalid
-folders.
-"""
+"""Files beside the weights of a transformers model: vocabulary, chat template, end tokens, and invalid folders."""
 
 import json
 import sys

@@ -29,9 +29,7 @@ TEXT = "".join(chr(33 + i) for i in range(64)) + "\n"
 
 
 def reference(bias: bool) -> tuple[Any, dict[str, Tensor]]:
-    """Return transformers' GPT-2 with the exact GELU, and its tensors in nanoGPT's layout: linear layers not
-    transposed.
-    """
+    """Return transformers' GPT-2 with the exact GELU, and its tensors in nanoGPT's layout."""
     torch.manual_seed(5)
     config = transformers.GPT2Config(
         vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=4, activation_function="gelu"

@@ -61,9 +61,7 @@ def test_adapter_gives_the_same_logits_in_peft(kind: str, targets: tuple[str, ..
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.filterwarnings("ignore")
 def test_adapter_written_by_peft_can_be_loaded(kind: str, tmp_path: Path) -> None:
-    """If queries, keys and values are one layer in transformers too; otherwise their A matrices differ,
-    which is an error.
-    """
+    """If queries, keys and values are one layer in both; otherwise their A matrices differ, an error."""
     peft: Any = importlib.import_module("peft")
     huggingface.write(tmp_path, fresh(kind), byte_tokenizer())
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

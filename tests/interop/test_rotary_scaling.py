@@ -1,6 +1,4 @@
-"""Models with scaled rotary positions, such as Llama 3.1, to transformers and GGUF and back, with equal
-logits.
-"""
+"""Models with scaled rotary positions, such as Llama 3.1, to transformers and GGUF and back, with equal logits."""
 
 import json
 from dataclasses import replace
@@ -208,9 +206,7 @@ def changed(path: Path, metadata: dict[str, Any], **tensors: Any) -> Path:
 
 
 def expected_factors(width: int, base: float, rope: dict[str, Any]) -> Tensor:
-    """Return the factors written by llama.cpp's converter: unscaled frequencies divided by scaled ones, from
-    transformers.
-    """
+    """Return the factors of llama.cpp's converter: unscaled frequencies divided by transformers' scaled ones."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     config = transformers.LlamaConfig(

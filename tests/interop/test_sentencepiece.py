@@ -1,6 +1,4 @@
-"""Models with SentencePiece tokenizers (Llama 2, TinyLlama, Mistral), from import to export, against
-transformers.
-"""
+"""Models with SentencePiece tokenizers (Llama 2, TinyLlama, Mistral), from import to export, against transformers."""
 
 import json
 import math
@@ -237,9 +235,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_prefix_space_follows_the_tokenizer_class_of_transformers(
     name: str, variant: str, tmp_path: Path
 ) -> None:
-    """For Llama models, ``LlamaTokenizer`` of transformers 5 uses only the entries and merges of
-    tokenizer.json.
-    """
+    """For Llama models, ``LlamaTokenizer`` of transformers 5 uses only the entries and merges of tokenizer.json."""
     architecture, config = CLASSES[name]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
     (tmp_path / "tokenizer.json").write_text(json.dumps(content(variant)))
@@ -339,9 +335,7 @@ def test_later_pieces_of_a_document_have_no_prefix_space(
 
 
 def sentencepiece_ids(text: str, space: bool = True) -> list[int]:
-    """Return llama.cpp's token ids for the test tokenizer: the adjacent pair with the highest score is
-    merged first.
-    """
+    """Return llama.cpp's token ids for the test tokenizer: the adjacent pair with the highest score is merged first."""
     ranks = scores()
     if text and space:
         text = " " + text
@@ -434,9 +428,7 @@ def test_gguf_export_round_trips(variant: str, tmp_path: Path, metadata: dict[st
 
 @cache
 def older() -> tuple[Tokenizer, Tokenizer]:
-    """Return a tokenizer with merges in the order of older converters, and the tokenizer read from its
-    metadata.
-    """
+    """Return a tokenizer with merges in the order of older converters, and the tokenizer read from its metadata."""
     made = content()
     order = {token: i for i, token in enumerate(sorted(scores(), key=lambda token: -scores()[token]))}
     ids = {token: i for i, token in enumerate(entries())}

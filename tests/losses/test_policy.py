@@ -205,8 +205,7 @@ def estimated_gradients(parameters: Tensor, completions: Tensor, **options: Any)
 
 
 def test_estimated_gradient_equals_the_enumerated_one() -> None:
-    """Over all completions of length two from three tokens; the error falls with the square root of the
-    sample size.
+    """Over all completions of length two; the error falls with the square root of the sample size.
 
     A group's mean includes the completion's own reward, which shrinks the gradient by (K − 1)/K; hence the
     division by K − 1.

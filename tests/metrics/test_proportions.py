@@ -39,9 +39,7 @@ def test_degenerate_proportions() -> None:
 
 
 def coverage(interval: Any, count: int, share: float) -> float:
-    """Return the coverage of an interval: the total probability of the counts whose interval contains the
-    true share.
-    """
+    """Return the total probability of the counts whose interval contains the true share."""
     held = [right for right in range(count + 1) if (e := interval(right, count)).low <= share <= e.high]
     return float(binom.pmf(held, count, share).sum())
 
@@ -85,9 +83,7 @@ def test_clustered_interval_has_its_nominal_coverage(share: float, alike: float)
 
 
 def test_clusters_without_variation() -> None:
-    """With one window, or if all are correct, the correlation is unknown: each window counts as one
-    observation.
-    """
+    """With one window, or if all are correct, the correlation is unknown: each window counts as one observation."""
     one = clustered_proportion(np.array([15.0]), np.array([20.0]))
     assert one.value == 0.75 and one.high - one.low > 0.9
     right = clustered_proportion(np.full(20, 30.0), np.full(20, 30.0))

@@ -162,9 +162,7 @@ def test_batched_equals_alone() -> None:
 
 @pytest.mark.slow
 def test_sequence_to_sequence_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model learns to reverse words; training, resuming, evaluation and generation use the usual
-    commands.
-    """
+    """The model learns to reverse words; training, resuming, evaluation and generation use the usual commands."""
     letters = "abcdefghijkl"
     rows = [f"{a}{b}\t{b}{a}" for a in letters for b in letters]
     (tmp_path / "pairs.tsv").write_text("\n".join(["source\ttarget", *rows]))

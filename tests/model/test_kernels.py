@@ -211,9 +211,7 @@ def test_linear_cross_entropy_in_low_precision(
 
 
 def test_linear_cross_entropy_is_finite_for_extreme_logits() -> None:
-    """The target is 10,000 nats below the best logit: its probability underflows to 0, but its loss is
-    finite.
-    """
+    """The target is 10,000 nats below the best logit: its probability underflows to 0, but its loss is finite."""
     hidden, weight = torch.tensor([[[100.0]]]), torch.tensor([[100.0], [0.0]])
     nats = linear_cross_entropy(hidden, weight, torch.tensor([[1]]))
     assert nats.item() == pytest.approx(10_000)
@@ -240,9 +238,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(dtype: torch.dtype, p: float
 
 
 def test_dropped_elements_are_independent() -> None:
-    """Of four elements that share a 64-bit word, each pair is dropped together as often as expected by
-    chance.
-    """
+    """Of four elements that share a 64-bit word, each pair is dropped together as often as expected by chance."""
     torch.manual_seed(0)
     kept = (keep_bits(torch.empty(200_000, 4, dtype=torch.bfloat16), 0.3) != 0).double().numpy()
     correlation = np.corrcoef(kept.T) - np.eye(4)

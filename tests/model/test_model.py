@@ -100,9 +100,7 @@ def test_predicted_memory_equals_what_training_holds() -> None:
 
 
 def test_initialization() -> None:
-    """Standard deviation 0.02, or 0.02/√(2L) for layers that write to the residual stream; biases 0, norms
-    the identity.
-    """
+    """Standard deviation 0.02, or 0.02/√(2L) for output projections; biases 0, norms the identity."""
     model = Transformer(dataclasses.replace(preset("gpt2-small"), n_layers=3, vocab_size=2000))
     expected_scaled = 0.02 / math.sqrt(6)
     for name, parameter in model.named_parameters():
@@ -160,9 +158,7 @@ def test_fused_attention_equals_the_plain_one() -> None:
 
 
 def test_scaling_keeps_the_variance_of_the_scores_near_one() -> None:
-    """For unit-variance queries and keys of any head width; without scaling, the variance would be the
-    width.
-    """
+    """For unit-variance queries and keys of any head width; without scaling, the variance would be the width."""
     torch.manual_seed(0)
     for width in (16, 64, 256):
         q, k = torch.randn(2, 1, 1, width, width, dtype=torch.float64).unbind(0)

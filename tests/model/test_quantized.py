@@ -1,6 +1,4 @@
-"""Weights in 16, 8 and 4 bits: the arithmetic by hand, the kernels against it, and error bounds of whole
-models.
-"""
+"""Weights in 16, 8 and 4 bits: the arithmetic by hand, the kernels against it, and error bounds of whole models."""
 
 import copy
 
@@ -120,9 +118,7 @@ def test_quantization_error_of_the_logits_is_bounded(
 @pytest.mark.parametrize("weights", [WeightFormat.int8, WeightFormat.int4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rows_do_not_depend_on_the_number_of_rows(weights: WeightFormat, dtype: torch.dtype) -> None:
-    """Different kernels for few and many rows agree to the last bit of bfloat16, or two bits where the sum
-    is rounded before scaling.
-    """
+    """Kernels for few and many rows agree to the last bit, or two bits if rounded before scaling."""
     torch.manual_seed(0)
     layer = PACKED_LAYERS[weights](Linear(256, 96, bias=False))
     rows = torch.randn(100, 256).to(dtype)
@@ -172,9 +168,7 @@ def test_processor_without_a_bfloat16_kernel(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("weights", "expected"), [("int8", 1), ("int4", 0.5 + 4 / GROUP)])
 def test_memory_is_that_of_the_format(weights: str, expected: float) -> None:
-    """Bytes per weight of the blocks' matrices, including scales; oneDNN does not report the size of packed
-    bfloat16.
-    """
+    """Bytes per weight, including scales; oneDNN does not report the size of packed bfloat16."""
     config = presets.preset("gpt2-small")
     config = shrink(config, vocab_size=64, d_model=128, n_heads=4, d_ff=512)
     model = quantize_weights(Transformer(config), WeightFormat(weights))

@@ -34,9 +34,7 @@ def frequencies(dtype: torch.dtype = torch.float64, **changes: Any) -> torch.Ten
 
 
 def test_frequencies_by_hand() -> None:
-    """Base 8 and three pairs: wavelengths 2π, 4π and 8π. The limits are 3π and 6π, so the second pair is
-    half-way.
-    """
+    """Base 8 and three pairs: wavelengths 2π, 4π and 8π. The limits are 3π and 6π, so the second pair is half-way."""
     sizes = {"d_head": 6, "rotary_base": 8.0, "rotary_factor": 4.0}
     limits = {
         "rotary_original_context": 100,

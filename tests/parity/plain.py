@@ -46,9 +46,7 @@ def softmax(x: Array) -> Array:
 
 
 def frequency(i: int, width: int, c: Any) -> float:
-    """Return the radians per position of pair i: base^(−2i/K), or less in a model scaled for a longer
-    context.
-    """
+    """Return the radians per position of pair i: base^(−2i/K), or less in a model scaled for a longer context."""
     unscaled = c.rotary_base ** (-2 * i / width)
     if c.rotary_scaling == "none":
         return unscaled

@@ -1,6 +1,4 @@
-"""Perplexity of overlapping windows against the procedure documented by transformers for fixed-length
-models.
-"""
+"""Perplexity of overlapping windows against the procedure documented by transformers for fixed-length models."""
 
 import math
 from pathlib import Path
@@ -21,9 +19,7 @@ QUIET = Console(quiet=True)
 
 @torch.inference_mode()
 def documented_perplexity(export: Path, text: str, stride: int) -> float:
-    """Compute perplexity from windows of the model's length, each scoring its last tokens by the model's
-    loss.
-    """
+    """Compute perplexity from windows of the model's length, each scoring its last tokens by the model's loss."""
     model = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(export)
     token_ids = torch.tensor([tokenizer(text)["input_ids"]])

@@ -67,9 +67,7 @@ def test_plan_for_a_small_text_states_when_more_time_stops_helping() -> None:
 
 @pytest.mark.slow
 def test_plans_stay_within_the_sizes_and_epochs_of_the_sweep() -> None:
-    """At most 25 block parameters per token of text and 20 epochs, unless the minimum number of steps needs
-    more.
-    """
+    """At most 25 block parameters per token of text and 20 epochs, unless the minimum number of steps needs more."""
     for tokens in (15_000, 400_000):
         plan = planned(100_000, dataclasses.replace(ENGLISH_PROSE, train_tokens=tokens))
         assert parameter_count(plan.config.model).blocks <= 25 * tokens

@@ -1,6 +1,4 @@
-"""The scaling law: its constants are fitted to the recorded sweep, and it predicts texts that were not
-fitted.
-"""
+"""The scaling law: its constants are fitted to the recorded sweep, and it predicts texts that were not fitted."""
 
 import dataclasses
 import math

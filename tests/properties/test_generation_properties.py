@@ -1,6 +1,4 @@
-"""Invariants of generation in float64: cached = uncached, batched = alone, streamed = whole, drafted = not
-drafted.
-"""
+"""Invariants of generation in float64: cached = uncached, batched = alone, streamed = whole, drafted = not drafted."""
 
 import dataclasses
 import string
@@ -91,10 +89,9 @@ def test_completion_does_not_depend_on_other_sequences_in_the_batch(
     beyond_window: int,
     fixed: bool,
 ) -> None:
-    """Requests arrive at any step, in any number of slots; prompts are prefilled in chunks or copied where
-    they share a prefix.
+    """Requests arrive at any step, in any number of slots; prompts are prefilled in chunks of any size.
 
-    The result depends neither on the cache's extra positions beyond the window nor on fixed shapes.
+    The result depends neither on copied prefixes, nor on the cache's extra positions, nor on fixed shapes.
     """
     model = MODELS[kind]
     requests = [(shared_prefix + end, chosen, arrival) for end, chosen, arrival in ends]
@@ -120,9 +117,7 @@ def test_completion_does_not_depend_on_other_sequences_in_the_batch(
 
 
 def prefilled(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return the shapes of the prefilled token ids, and check that each completion equals the one generated
-    alone.
-    """
+    """Return the shapes of the prefilled token ids, and check that each completion equals the one generated alone."""
     model, shapes = MODELS["modern"], list[tuple[int, ...]]()
     prefill = model.prefill
     configs = [GenerationConfig(5, seed=seed) for seed in range(len(prompts))]
@@ -139,9 +134,7 @@ def prefilled(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 
 
 def test_shared_prefix_is_prefilled_once() -> None:
-    """The last token of each prompt is not prefilled; the third prompt needs no prefill, since the first
-    contains it.
-    """
+    """All tokens of a prompt but the last are prefilled; the third prompt is a prefix of what was prefilled."""
     same = [20, 21, 22, 23, 24]
     assert prefilled([same, [*same, 5, 6], [*same, 5]]) == [(1, 4), (1, 2)]
 

@@ -1,6 +1,4 @@
-"""Task heads and losses against plain implementations; predictions are independent of padding and other
-examples.
-"""
+"""Task heads and losses against plain implementations; predictions are independent of padding and other examples."""
 
 import dataclasses
 from typing import Any
@@ -208,9 +206,7 @@ def test_equal_accuracies_are_ranked_by_loss() -> None:
 
 
 def test_batches_group_examples_of_similar_length() -> None:
-    """Every epoch still contains each example once, and the order of the batches does not follow the
-    lengths.
-    """
+    """Every epoch still contains each example once, and the order of the batches does not follow the lengths."""
     lengths = [1 + 37 * i % 64 for i in range(64)]
     loader = TaskLoader([encoded(tuple(range(n))) for n in lengths], list(range(64)), 4, seed=3)
     for epoch in range(3):

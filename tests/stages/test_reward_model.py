@@ -258,9 +258,7 @@ def align(chat_model: Path, tmp_path: Path) -> Align:
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_run_learns_the_preferences(lora: int, align: Align, chat_model: Path) -> None:
-    """The trained model ranks more held-out pairs correctly than the untrained head; with LoRA, the base is
-    unchanged.
-    """
+    """Training ranks more held-out pairs correctly; with LoRA, the base is unchanged."""
     run = align(lora={"rank": lora}, training={"steps": 60}, optimizer={"learning_rate": 0.01})
     first = next(line for line in run.metrics if line["kind"] == "validation")
     last = run.validation.to_json()

@@ -78,9 +78,7 @@ def entries() -> tuple[str, ...]:
 
 
 def scores() -> dict[str, float]:
-    """Return the score of each ordinary entry as in Llama 2: minus its rank, with one low score for runs of
-    spaces.
-    """
+    """Return the score of each ordinary entry as in Llama 2: minus its rank, with one low score for runs of spaces."""
     ranks = {token: -float(rank) for rank, token in enumerate(entries()[259:])}
     return {**ranks, **dict.fromkeys(SPACES, -1e9)}
 

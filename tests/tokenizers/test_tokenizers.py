@@ -44,9 +44,7 @@ def test_saved_files_load_here_and_in_the_tokenizers_library(made: Tokenizer, tm
 
 
 def test_first_merges_are_the_most_frequent_pairs() -> None:
-    """Equation E1 by hand on words without punctuation: count adjacent pairs, merge the most frequent,
-    repeat.
-    """
+    """Equation E1 by hand on words without punctuation: count adjacent pairs, merge the most frequent, repeat."""
     text = text_of(3000).replace(".\n", " ").strip()
     words = Counter(tuple(("Ġ" if i else "") + w) for i, w in enumerate(text.split(" ")))
     merges: list[tuple[str, str]] = []

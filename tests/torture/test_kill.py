@@ -31,9 +31,7 @@ LOOP: dict[str, dict[str, Any]] = {
 
 
 def prepared_run(folder: Path, text: Path) -> Path:
-    """Return a run before its first step, with dropout, micro-batches, evaluations, samples and many
-    checkpoints.
-    """
+    """Return a run before its first step, with dropout, micro-batches, evaluations, samples and many checkpoints."""
     config = tiny_config(text, model={"dropout": 0.1, "n_layers": 3, "d_model": 32}, **LOOP)
     return create_run(config, folder, False, Console(quiet=True))
 
@@ -113,9 +111,7 @@ def prepared_alignment(method: str, **settings: Any) -> Callable[[Path, Path], P
 
 
 def result_of(run: Path) -> tuple[str, str, list[Any]]:
-    """Return hashes of weights and optimizer state, and every logged value that is not a time or process
-    memory.
-    """
+    """Return hashes of weights and optimizer state, and every logged value that is not a time or process memory."""
     last = CheckpointStore(run).path(STEPS)
     hashes = [
         hashlib.sha256((last / name).read_bytes()).hexdigest()

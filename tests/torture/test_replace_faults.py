@@ -1,6 +1,4 @@
-"""A fault at each file-system call while replacing a folder: the old or the new one is complete, and is
-found.
-"""
+"""A fault at each file-system call while replacing a folder: the old or the new one is complete, and is found."""
 
 from collections.abc import Callable
 from functools import partial

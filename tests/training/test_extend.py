@@ -42,9 +42,7 @@ def assert_same_end(run: Path, other: Path, step: int) -> None:
 def test_extended_run_equals_a_longer_run(
     schedule: dict[str, Any], stopped: bool, text_file: Path, tmp_path: Path
 ) -> None:
-    """Holds if the learning rate of past steps does not depend on the number of steps; a run that decays is
-    stopped before the decay.
-    """
+    """If past learning rates do not depend on the number of steps; a decaying run is stopped before its decay."""
     longer = tiny_config(text_file, schedule=schedule)
     whole = api.train(config=longer, out=tmp_path / "whole", console=QUIET)
     assert whole.state.step == 12

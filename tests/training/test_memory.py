@@ -45,9 +45,7 @@ MEGABYTE = 2**20
 
 
 def kept_bytes(config: ModelConfig, kernel: AttentionKernel, rows: int) -> int:
-    """Return the bytes of distinct tensors that autograd keeps in a forward pass, apart from the weights and
-    their casts.
-    """
+    """Return the bytes of distinct tensors that autograd keeps in a forward pass, without the weights."""
     model = make_model(config, kernel=kernel).train()
     assert isinstance(model, NeuralModel)
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}

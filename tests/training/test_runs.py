@@ -124,9 +124,7 @@ def test_every_training_setup_resumes_bit_for_bit(
 
 
 def test_the_average_of_the_weights_is_measured_and_saved(text_file: Path, tmp_path: Path) -> None:
-    """Compare with the average computed here from the weights of each step, saved by a run without
-    averaging.
-    """
+    """Compare with the average computed here from the weights of each step, saved by a run without averaging."""
     every = {"checkpointing": {"every": 1, "keep": 12}}
     plain = api.train(config=tiny_config(text_file, **every), out=tmp_path / "plain", console=QUIET)
     averaged = tiny_config(text_file, training={"ema_decay": 0.7})
@@ -179,9 +177,7 @@ def test_epochs_account_for_batch_growth(text_file: Path, tmp_path: Path) -> Non
 
 
 def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> None:
-    """A learning rate that destroys the model: validation loss rises, training stops, the best checkpoint is
-    kept.
-    """
+    """A learning rate that destroys the model: validation loss rises, training stops, the best checkpoint is kept."""
     config = tiny_config(
         text_file,
         optimizer={"learning_rate": 3.0, "weight_decay": 0.0},

@@ -118,9 +118,7 @@ def kill_at(run: Path, step: int, wait: float) -> None:
 
 
 def test_repeated_steps_are_replaced_in_tensorboard(text_file: Path, tmp_path: Path) -> None:
-    """A run fails before its first checkpoint and is killed after it; the repeated steps have new
-    timestamps.
-    """
+    """A run fails before its first checkpoint and is killed after it; the repeated steps have new timestamps."""
 
     class Broken(Callback):
         def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:

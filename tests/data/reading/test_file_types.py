@@ -237,9 +237,7 @@ def test_file_names_that_are_not_utf8(
 def test_run_on_a_file_whose_name_is_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's folder gets a UTF-8 name, which safetensors requires; the run can be repeated from its
-    config.
-    """
+    """The run's folder gets a UTF-8 name, which safetensors requires; the run can be repeated from its config."""
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"caf\xe9.txt")
     Path(name).write_text("some words to learn from, and more of them\n" * 60)

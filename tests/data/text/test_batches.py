@@ -84,9 +84,7 @@ SETTINGS = st.fixed_dictionaries(
 def test_ranks_and_workers_make_the_same_batches(
     settings: dict[str, Any], batch_size: int, seed: int, step: int
 ) -> None:
-    """The concatenated rows of all ranks equal the batch of one rank; threads in any order give the same
-    batches.
-    """
+    """The concatenated rows of all ranks equal the batch of one rank; threads in any order give the same batches."""
     windows = WindowsConfig(**settings)
     whole = loader(1000, 8, batch_size, seed, windows)
     expected = [whole.batch(step + i) for i in range(3)]
@@ -127,9 +125,7 @@ def test_mixture_keeps_the_order_and_weight_of_each_source(weights: list[float],
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
-    """Each window is from one source; over many steps a quarter is from the first, regardless of their
-    sizes.
-    """
+    """Each window is from one source; over many steps a quarter is from the first, regardless of their sizes."""
     for name, letter, size in (("small", "a", 2000), ("large", "b", 30_000)):
         (tmp_path / f"{name}.txt").write_text(letter * size)
     data = DataConfig(source=(str(tmp_path / "small.txt"), str(tmp_path / "large.txt")))
@@ -153,9 +149,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
 
 
 def test_sequence_length_varies_from_step_to_step() -> None:
-    """Windows are split into equal parts: no token is lost or repeated, and all lengths are about equally
-    frequent.
-    """
+    """Windows are split into equal parts: no token is lost or repeated, and all lengths are about equally frequent."""
     plain, cut = (loader(5000, 32, 4, 1, WindowsConfig(min_length=shortest)) for shortest in (0, 8))
     lengths = [cut.batch(step).token_ids.shape[1] for step in range(300)]
     assert {lengths.count(n) > 70 for n in (32, 16, 8)} == {True} and set(lengths) == {32, 16, 8}
@@ -260,9 +254,7 @@ def document_spans(documents: torch.Tensor) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", MODELS)
 def test_documents_are_isolated_in_logits_and_gradients(name: str, kernel: AttentionKernel) -> None:
-    """Each document's logits equal those of the document alone; its loss has no gradient at the inputs of
-    others.
-    """
+    """Each document's logits equal those of the document alone; its loss has no gradient at the inputs of others."""
     torch.manual_seed(0)
     model = Transformer(MODELS[name], kernel).double().eval()
     batch = packed()

@@ -21,9 +21,7 @@ LATIN, GREEK = "some words of English text here ", "λόγος καὶ ἔργο
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with two sources, a table and texts in several Unicode scripts, with a duplicate and a binary
-    file.
-    """
+    """A folder with two sources, a table and texts in several Unicode scripts, with a duplicate and a binary file."""
     documents = [text_of(200, seed) for seed in range(60)]
     lines = [json.dumps({"body": text, "id": i}) + "\n" for i, text in enumerate([*documents, documents[3]])]
     (tmp_path / "table.jsonl").write_text("".join(lines))

@@ -38,9 +38,7 @@ def test_ngrams_are_matched_despite_case_and_punctuation() -> None:
 
 
 def test_contamination_by_hand() -> None:
-    """Of the trigrams a b c, b c d and c d e, the first and last occur in training, across pieces of a
-    document.
-    """
+    """Of the trigrams a b c, b c d and c d e, the first and last occur in training, across pieces of a document."""
     training = [["a b c x", " y c"], ["d e"], [" d e c ", "d e"]]
     (overlap, short) = contamination(training, [["a b c d e"], ["a b"]], words=3)
     assert (overlap.ngrams, overlap.found, overlap.excerpt) == (3, 2, "a b c")
