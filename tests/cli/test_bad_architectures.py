@@ -19,15 +19,15 @@ WRONG = {
         ],
         "model.attention_window is 999; expected a value from 2 to model.context_length, 64",
     ),
-    "a window of nothing": (
+    "a window of zero": (
         ["--model.attention", "strided"],
         "model.attention_window is 0; expected a value from 2 to model.context_length",
     ),
-    "a window that nothing has": (
+    "a window without windowed attention": (
         ["--model.attention-window", "8"],
         "model.attention_window is 8, but full attention has no window",
     ),
-    "a window that sees only itself": (
+    "a window of one position": (
         ["--model.attention", "sliding_window", "--model.attention-window", "1"],
         "model.attention_window is 1; expected a value from 2",
     ),
@@ -43,7 +43,7 @@ WRONG = {
         ["--model.architecture", "encoder_decoder", "--model.n-experts", "2"],
         "model.n_experts does not apply to encoder_decoder",
     ),
-    "fewer segments than none": (
+    "a negative number of segments": (
         ["--model.architecture", "encoder", "--model.segments", "-1"],
         "model.segments is -1; expected a value of 0 or 2",
     ),
@@ -51,7 +51,7 @@ WRONG = {
         ["--model.architecture", "lstm", "--precision.execution", "compiled"],
         "precision.execution is compiled, which only a transformer or an encoder supports, not lstm",
     ),
-    "a recurrent network computed anew": (
+    "activation checkpointing of a recurrent network": (
         ["--model.architecture", "lstm", "--training.activation-checkpointing", "blocks"],
         "training.activation_checkpointing is blocks, which only a transformer or an encoder supports, not lstm",
     ),
@@ -63,7 +63,7 @@ WRONG = {
         ["--model.positions", "learned", "--model.rotary-scaling", "linear"],
         "model.rotary_scaling is linear, but model.positions is learned; leave it none, or set model.positions",
     ),
-    "a scale of nothing": (
+    "a rotary factor without scaling": (
         ["--model.rotary-factor", "4"],
         "model.rotary_factor is set, but model.rotary_scaling is none; leave it out, or set model.rotary_scaling to",
     ),
@@ -71,19 +71,19 @@ WRONG = {
         ["--model.attention", "linear", "--model.positions", "none", "--windows.documents", "separate"],
         "which linear attention cannot do: its state sums all previous tokens",
     ),
-    "cut windows of a recurrent network": (
+    "truncated windows of a recurrent network": (
         ["--model.architecture", "gru", "--windows.truncation", "0.5"],
         "which gru cannot do: its state sums all previous tokens",
     ),
-    "more experts a token than there are": (
+    "more experts per token than experts": (
         ["--model.n-experts", "4", "--model.experts-per-token", "5"],
         "model.experts_per_token is 5; expected a value from 1 to model.n_experts, 4",
     ),
-    "a capacity of nothing": (
+    "a capacity of zero": (
         ["--model.n-experts", "4", "--model.capacity-factor", "0"],
         "model.capacity_factor is 0.0; expected a value above 0, and finite",
     ),
-    "experts of none": (
+    "expert settings without experts": (
         ["--model.experts-per-token", "2"],
         "model.experts_per_token is set, but model.n_experts is 0",
     ),
@@ -100,11 +100,11 @@ WRONG = {
         ["--model.ngram-order", "3"],
         "model.ngram_order does not apply to transformer",
     ),
-    "n-grams without end": (
+    "n-grams of excessive order": (
         ["--model.architecture", "ngram", "--model.ngram-order", "99"],
         "model.ngram_order is 99; expected a value from 0 to 20",
     ),
-    "an encoder that looks back": (
+    "an encoder with sliding-window attention": (
         [
             "--model.architecture",
             "encoder",

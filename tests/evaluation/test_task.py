@@ -178,13 +178,13 @@ def test_examples_longer_than_the_context_are_counted(lm: LanguageModel, tmp_pat
 
 
 BAD_LINES: dict[str, tuple[str, str]] = {
-    "no JSON": ("{", "is not JSON"),
+    "invalid JSON": ("{", "is not JSON"),
     "a wrong field": ('{"context": "a", "choice": ["b"], "answer": 0}', "fields match no kind"),
-    "no object": ("[1]", "fields match no kind"),
+    "not an object": ("[1]", "fields match no kind"),
 }
 BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
-    "no JSON": ("{", "line 2 is not JSON"),
-    "no object": ("3", "line 2: expected a JSON object"),
+    "invalid JSON": ("{", "line 2 is not JSON"),
+    "not an object": ("3", "line 2: expected a JSON object"),
     "a missing field": ('{"context": "a", "answer": 0}', "line 2: lacks 'choices'"),
     "a field of another kind": ('{"prompt": "a", "label": "b"}', "has 'label'; has 'prompt'"),
     "an answer out of range": (
@@ -192,12 +192,12 @@ BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
         "answer is 2; expected an index",
     ),
     "a negative answer": ('{"context": "a", "choices": ["b", "c"], "answer": -1}', "answer is -1"),
-    "an answer that is a text": (
+    "an answer of the wrong type": (
         '{"context": "a", "choices": ["b", "c"], "answer": "b"}',
         "answer: Expected 'int'",
     ),
     "one choice": ('{"context": "a", "choices": ["b"], "answer": 0}', "choices has 1 entries"),
-    "a choice that is no text": (
+    "a choice of the wrong type": (
         '{"context": "a", "choices": ["b", 1], "answer": 0}',
         "choices[1]: Expected 'str'",
     ),

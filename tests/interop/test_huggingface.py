@@ -207,14 +207,14 @@ def edit_config(export: Path, **changes: Any) -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "an architecture that is unknown": ({"model_type": "falcon"}, "model_type is 'falcon'"),
+    "an unknown architecture": ({"model_type": "falcon"}, "model_type is 'falcon'"),
     "no architecture": ({"model_type": "absent"}, "model_type is None"),
     "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.10\.attn\.c_attn\.bias is missing"),
-    "a size that is null": ({"n_layer": None}, "n_layer is None"),
+    "a null size": ({"n_layer": None}, "n_layer is None"),
     "a size of the wrong type": ({"n_embd": "sixteen"}, "n_embd is 'sixteen'"),
     "half a layer": ({"n_layer": 1.5}, "model.n_layers|n_layers"),
-    "a size beyond reason": ({"n_positions": 10**30}, "n_positions is 1"),
-    "more layers than any model has": (
+    "an excessive size": ({"n_positions": 10**30}, "n_positions is 1"),
+    "an excessive number of layers": (
         {"n_layer": 10_000_000},
         "n_layers is 10000000; expected .* at most 10,000",
     ),
@@ -222,13 +222,13 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "one layer more": ({"n_layer": 3}, "transformer.h.2.attn.c_attn.bias is missing"),
     "one layer fewer": ({"n_layer": 1}, "transformer.h.1.attn.c_attn.bias is not part of it"),
     "another width": ({"n_embd": 64}, "transformer.wte.weight is 65 × 32 and not 65 × 64"),
-    "heads that do not divide": ({"n_head": 5}, "is not divisible by"),
+    "width not divisible by heads": ({"n_head": 5}, "is not divisible by"),
     "another activation": ({"activation_function": "relu"}, "activation_function is 'relu'"),
     "another attention": (
         {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx is True",
     ),
-    "embeddings that are not tied": ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+    "untied embeddings": ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
 }
 
 

@@ -465,7 +465,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         ConfigError,
         "unfreeze_every cannot be combined with lora.rank",
     ),
-    "nothing to learn from": (
+    "validation fraction too large": (
         "text,label\n" + "a,x\nb,y\n" * 5,
         "classification",
         {"data": {"validation_fraction": 0.99}},

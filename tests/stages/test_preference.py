@@ -47,7 +47,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "texts": {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away!"},
     "TRL, conversational": {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
     "TRL, implicit prompt": {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
-    "a prompt that both sides repeat": {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+    "prompt repeated in both answers": {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
     "an empty system message": {
         "chosen": [{"role": "system", "content": ""}, USER, ANSWER],
         "rejected": [{"role": "system", "content": ""}, USER, OTHER],

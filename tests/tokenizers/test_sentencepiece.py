@@ -201,26 +201,26 @@ def with_added(variant: str, **flags: bool) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
-    "a byte is missing": (lambda: without("<0x0A>"), "lacks the entry <0x0A>"),
-    "the space is missing": (lambda: without("▁"), "lacks the entry ▁"),
+    "a missing byte": (lambda: without("<0x0A>"), "lacks the entry <0x0A>"),
+    "a missing space": (lambda: without("▁"), "lacks the entry ▁"),
     "words": (
         lambda: content("first", pre_tokenizer=metaspace("first", split=True)),
         "normalizer none, pre_tokenizer Metaspace, decoder Sequence of Replace and ByteFallback and Fuse and Strip",
     ),
-    "a space that decoding does not drop": (
+    "a prefix space that decoding keeps": (
         lambda: content("first", decoder={"type": "Sequence", "decoders": DECODER}),
         "in a combination of parts that is not supported",
     ),
     "composed": (lambda: content("first", normalizer={"type": "NFKC"}), "normalizer NFKC"),
-    "a token of whole words": (
+    "a single-word token": (
         lambda: with_added("first", single_word=True),
         "has the added token '<x>', beside which a space of the text is lost",
     ),
-    "a token that loses the space after it": (
+    "a token that drops the next space": (
         lambda: with_added("always"),
         "beside which a space of the text is lost",
     ),
-    "a token in the normalized text": (
+    "a normalized added token": (
         lambda: with_added("prepend", normalized=True),
         "has the added token '<x>', which normalized text holds as '▁<x>'",
     ),

@@ -31,19 +31,19 @@ def conversation(*messages: dict[str, Any], **columns: Any) -> dict[str, Any]:
 
 
 ACCEPTED: dict[str, tuple[dict[str, Any], Conversation]] = {
-    "system beside messages": (conversation(USER, ANSWER, system="Be brief"), TOLD),
-    "system beside a ShareGPT conversation": (
+    "system column with messages": (conversation(USER, ANSWER, system="Be brief"), TOLD),
+    "system column with a ShareGPT conversation": (
         {
             "system": "Be brief",
             "conversations": [{"from": "human", "value": "Add 1 1"}, {"from": "gpt", "value": "2"}],
         },
         TOLD,
     ),
-    "the same system message twice": (
+    "duplicate system message": (
         conversation({"role": "system", "content": "Be brief"}, USER, ANSWER, system="Be brief"),
         TOLD,
     ),
-    "system beside Alpaca columns": (
+    "system column with Alpaca columns": (
         {"system": "Be brief", "instruction": "Add 1 1", "input": "", "output": "2"},
         TOLD,
     ),
@@ -89,14 +89,14 @@ ACCEPTED: dict[str, tuple[dict[str, Any], Conversation]] = {
         ADD,
     ),
     "messages as JSON text": ({"messages": json.dumps([USER, ANSWER])}, ADD),
-    "a question that is not learned, as none is": (
+    "a user message with train false and weight 0": (
         conversation({**USER, "train": False, "weight": 0}, ANSWER),
         ADD,
     ),
-    "a system message of null": (conversation({"role": "system", "content": None}, USER, ANSWER), ADD),
-    "a message that calls no tools": (conversation(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
+    "null system message": (conversation({"role": "system", "content": None}, USER, ANSWER), ADD),
+    "null tool calls": (conversation(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
     "no tools": (conversation(USER, ANSWER, tools=[]), ADD),
-    "ends with a question": (conversation(USER, ANSWER, USER), (*ADD, ADD[0])),
+    "ends with a user message": (conversation(USER, ANSWER, USER), (*ADD, ADD[0])),
 }
 
 
@@ -127,11 +127,11 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         conversation({"role": "system", "content": "a"}, {"role": "developer", "content": "b"}, USER, ANSWER),
         "line 2: user and assistant .*; message 2 is of the system",
     ),
-    "system says two things": (
+    "conflicting system messages": (
         conversation({"role": "system", "content": "Rhyme"}, USER, ANSWER, system="Be brief"),
         "line 2: the system message in 'system' differs from the one in the messages",
     ),
-    "system that is no text": (
+    "system of the wrong type": (
         conversation(USER, ANSWER, system=["a"]),
         "line 2: expected a text in 'system'",
     ),
@@ -151,7 +151,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         conversation({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER),
         "line 2: message 1: a part of its content is not text: type 'image_url'",
     ),
-    "images beside": (
+    "images column": (
         conversation(USER, ANSWER, images=["a.png"]),
         "line 2: has 'images', and images, sound and video",
     ),
@@ -167,12 +167,12 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         conversation(USER, {"role": "tool", "content": "2"}, ANSWER),
         "line 2: message 2: the role 'tool' belongs to tool calls, which are not supported",
     ),
-    "tools beside": (conversation(USER, ANSWER, tools=[{"name": "f"}]), "line 2: has 'tools'"),
-    "an answer not to be learned": (
+    "tools column": (conversation(USER, ANSWER, tools=[{"name": "f"}]), "line 2: has 'tools'"),
+    "an answer with weight 0": (
         conversation(USER, {**ANSWER, "weight": 0}),
         "line 2: message 2: weight is 0, but weights of answers are not supported",
     ),
-    "an answer that is learned half": (
+    "an answer with weight 0.5": (
         conversation(USER, {**ANSWER, "weight": 0.5}),
         "line 2: message 2: weight is 0.5, but weights of answers are not supported",
     ),
@@ -180,7 +180,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         conversation(USER, {**ANSWER, "loss": False}),
         "line 2: message 2: loss is False, but weights of answers are not supported",
     ),
-    "a role that nobody knows": (
+    "unknown role": (
         conversation(USER, {"role": "narrator", "content": "2"}),
         "line 2: message 2: the role 'narrator' is unknown",
     ),

@@ -20,7 +20,7 @@ ASKED = (Message("user", "1+1"),)
 WITHOUT, WITH = Prompt(ASKED), Prompt(ASKED, "2")
 FORMS: dict[str, tuple[dict[str, Any], Prompt]] = {
     "a text": ({"prompt": "1+1"}, WITHOUT),
-    "other names": ({"Question": "1+1", "Answer": "2"}, WITH),
+    "other column names": ({"Question": "1+1", "Answer": "2"}, WITH),
     "a solution": ({"prompt": "1+1", "solution": "2", "level": 3}, WITH),
     "ground truth": ({"prompt": "1+1", "ground_truth": "2"}, WITH),
     "a label": ({"text": "1+1", "label": 2}, WITH),

@@ -119,11 +119,11 @@ def test_held_out_share_is_as_close_as_whole_documents_allow(sizes: list[int], f
 
 
 SKEWED: dict[str, list[int]] = {
-    "many alike": [100] * 500,
+    "equal sizes": [100] * 500,
     "one huge": [1_000_000] + [100] * 500,
     "half of it huge": [50_000] + [100] * 500,
     "a few files and 200 short rows": [90_000, 110_000, 60_000, 100_000, 95_000] + [60] * 200,
-    "from tiny to huge": [2**i for i in range(18)] * 4,
+    "geometric sizes": [2**i for i in range(18)] * 4,
 }
 
 
