@@ -1,4 +1,7 @@
-"""In every test, the modules that state shapes are checked at run time; pyright checks the types of all others."""
+"""Configuration and fixtures of all tests.
+
+Modules that state array shapes are checked at run time in every test; pyright checks all other types.
+"""
 
 import os
 from pathlib import Path
@@ -13,7 +16,7 @@ STATING_SHAPES = [
     for path in (SOURCE / "wholegpt").rglob("*.py")
     if "from jaxtyping import" in path.read_text(encoding="utf-8")
 ]
-# The hook finds the checker by its name.
+# The hook finds the type checker by its name.
 install_import_hook(STATING_SHAPES, f"{typechecker.__name__}.check")
 
 import pytest  # noqa: E402
@@ -25,7 +28,7 @@ from wholegpt import runtime  # noqa: E402
 from wholegpt.cli import main  # noqa: E402
 from wholegpt.console import Console  # noqa: E402
 
-# The tests beside it keep the other cores busy; a run would warn of that.
+# Parallel tests keep the other cores busy, which a run would warn about.
 runtime.overload = lambda threads, fixed=False: ""
 
 
@@ -34,17 +37,17 @@ settings.load_profile("wholegpt")
 
 
 LONGEST = ("torture/", "test_readme", "planning/", "test_bad_data")
-"""Files of tests that take most of a minute each."""
+"""Test files that take most of a minute each."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process ends with one of them while the others have nothing left."""
+    """Run the longest tests first, so that no process is left with one of them at the end."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data, where there is one."""
+    """The folder of real data, if there is one."""
     folder = os.environ.get("WHOLEGPT_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("WHOLEGPT_DATA names no folder of real data")
@@ -53,7 +56,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command line that must fail with exit code 2 and one line, and gives that line."""
+    """Return a function that runs a command line which must fail with one line, and returns that line."""
 
     def run(*arguments: str | Path, code: int = 2) -> str:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Small things that many tests need."""
+"""Helpers used by many tests."""
 
 import random
 import re
@@ -29,7 +29,7 @@ NEEDS_BFLOAT16 = pytest.mark.skipif(
 
 
 def text_of(characters: int, seed: int = 0) -> str:
-    """Reproducible text of about so many characters: words in lines."""
+    """Return reproducible text of about this many characters: lines of words."""
     generator = random.Random(seed)
     lines: list[str] = []
     while sum(map(len, lines)) < characters:
@@ -38,7 +38,7 @@ def text_of(characters: int, seed: int = 0) -> str:
 
 
 def tiny_model(**changes: Any) -> ModelConfig:
-    """A modern model of two layers, 16 wide, context 12, 37 tokens."""
+    """Return a modern model with two layers, width 16, context length 12 and 37 tokens."""
     fields = {
         "vocab_size": 37,
         "context_length": 12,
@@ -51,7 +51,7 @@ def tiny_model(**changes: Any) -> ModelConfig:
 
 
 def shrink(config: ModelConfig, **changes: Any) -> ModelConfig:
-    """``config`` at the size of ``tiny_model``, its kind unchanged, without dropout."""
+    """Return ``config`` with the sizes of ``tiny_model``, without dropout and otherwise unchanged."""
     from dataclasses import replace
 
     small = {
@@ -66,12 +66,12 @@ def shrink(config: ModelConfig, **changes: Any) -> ModelConfig:
 
 
 def tiny_models() -> dict[str, ModelConfig]:
-    """One tiny model of each kind."""
+    """Return one tiny model of each kind."""
     return {"gpt1": shrink(gpt1()), "gpt2": shrink(gpt2()), "modern": tiny_model()}
 
 
 def tiny_variants() -> dict[str, ModelConfig]:
-    """Others that the transformer can be put together to, from parts that no published preset has."""
+    """Return further tiny models with combinations of parts that no published preset has."""
     return {
         "window": tiny_model(attention=Attention.sliding_window, attention_window=5),
         "strided": tiny_model(attention=Attention.strided, attention_window=3),
@@ -83,7 +83,7 @@ def tiny_variants() -> dict[str, ModelConfig]:
         "switch": tiny_model(n_experts=4, bias=Bias.all),
         "experts": shrink(gpt2(), n_experts=4, experts_per_token=2),
         "scaled, linear": tiny_model(d_head=8, rotary_scaling=RotaryScaling.linear, rotary_factor=4.0),
-        # Wavelengths 6, 17, 44 and 118: unchanged, interpolated, and twice divided by the factor.
+        # Wavelengths 6, 17, 44 and 118: one unchanged, one interpolated, two divided by the factor.
         "scaled, llama3": tiny_model(
             d_head=8,
             rotary_base=50.0,
@@ -98,7 +98,7 @@ def tiny_variants() -> dict[str, ModelConfig]:
 
 
 def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:
-    """A run of a few seconds: character level, 12 steps."""
+    """Return the config of a run of a few seconds: characters, 12 steps."""
     mapping: dict[str, dict[str, Any]] = {
         "model": {"context_length": 16, "n_layers": 2, "d_model": 16, "n_heads": 2},
         "tokenizer": {"kind": "character"},
@@ -108,7 +108,7 @@ def tiny_config(source: Path | str, **sections: dict[str, Any]) -> Config:
         "evaluation": {"every": 6},
         "checkpointing": {"every": 4},
         "logging": {"every": 1, "sample_every": 6, "sample_tokens": 8, "sample_prompt": "the"},
-        "precision": {"dtype": "float32"},  # automatic is bfloat16 on some processors only
+        "precision": {"dtype": "float32"},  # "automatic" is bfloat16 on some processors only
         "runtime": {"device": "cpu"},
     }
     for name, fields in sections.items():
@@ -130,7 +130,7 @@ OPTIONS = {
 
 
 def tiny(*more: str, **changes: str) -> list[str]:
-    """Options of a run of a second, quietly; ``changes`` are written with underscores for dots and hyphens."""
+    """Return options for a quiet run of a second; ``changes`` have underscores for dots and hyphens."""
     given = {
         name: changes.pop(re.sub("[.-]", "_", name.lstrip("-")), value) for name, value in OPTIONS.items()
     }
@@ -140,11 +140,11 @@ def tiny(*more: str, **changes: str) -> list[str]:
 
 TINY = tiny()
 Fails = Callable[..., str]
-"""Runs a command line that must fail, and gives its one line of error."""
+"""Runs a command line that must fail, and returns its error line."""
 
 
 def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans of a few seconds: tiny windows and batches, one size."""
+    """Limit plans to a few seconds: tiny windows and batches, one size."""
     from wholegpt.planning import choice, planner
 
     for name, value in {
@@ -162,7 +162,7 @@ def make_plans_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class CountingCache:
-    """For models that need nothing of what they have read but how much it was."""
+    """A cache for models that only need the number of processed tokens."""
 
     can_rewind = True
     padded_capacity = 0
@@ -194,7 +194,7 @@ class CountingCache:
 
 
 class LogitsOnly(torch.nn.Module):
-    """What a causal language model has besides its logits, for models that keep nothing of what they read."""
+    """The interface of a causal language model apart from its logits, for models that cache nothing."""
 
     def __init__(self, vocab_size: int, context_length: int) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class LogitsOnly(torch.nn.Module):
         return CountingCache.empty(batch_size)
 
 
-def write_one(
+def generate_one(
     model: Any,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
@@ -225,7 +225,7 @@ def write_one(
     drafter: Drafter | None = None,
     console: Console | None = None,
 ) -> Completion:
-    """One text, by an engine of one slot that is just large enough."""
+    """Generate one completion with an engine that has one slot of sufficient size."""
     if isinstance(prompt, str):
         prompt = encode_prompt(model, tokenizer, "", prompt, False, console or Console(quiet=True))
     capacity = min(model.context_length, len(prompt) + config.max_tokens)
@@ -238,5 +238,5 @@ def write_one(
 
 
 def outputs_of_batch(model: TaskModel, batch: TaskBatch, task: TaskKind) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states and outputs of the head for a batch."""
+    """Return hidden states and head outputs for a batch."""
     return model.task_outputs(batch.token_ids, batch.last, batch.second, is_summed(task))

@@ -1,4 +1,4 @@
-"""The code in the pages of docs/ runs."""
+"""The Python code in the pages of docs/ runs."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
 
 
 def test_benchmarks_replace_sections_that_exist() -> None:
-    """A heading that a script publishes under is one of the page, so that a new run replaces its section."""
+    """A script's heading exists on the page, so that a new run replaces its section."""
     headings = re.findall(r"(?m)^## (.*)$", (DOCS / "benchmarks.md").read_text(encoding="utf-8"))
     scripts = (path.read_text(encoding="utf-8") for path in (DOCS.parent / "benchmarks").glob("*.py"))
     published = [heading for script in scripts for heading in re.findall(r'publish\(\s*"([^"{]+)"', script)]

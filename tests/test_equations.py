@@ -1,4 +1,4 @@
-"""The table of equations names functions and tests that exist."""
+"""The table of equations refers to functions and tests that exist."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ ROWS = [
 ]
 
 
-def test_the_table_is_read() -> None:
+def test_table_is_parsed() -> None:
     numbers = {row[0] for row in ROWS}
     assert numbers >= {f"E{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 16)}
     assert all(len(row) == 4 for row in ROWS)

@@ -1,4 +1,4 @@
-"""Atomic writes."""
+"""Atomic writes of files and folders."""
 
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from wholegpt.files import write_bytes_atomic, write_folder_atomic
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     write_bytes_atomic(path, b"old")
 
@@ -26,7 +26,7 @@ def put(name: str, folder: Path) -> None:
     (folder / name).write_text(name)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_folder_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "folder"
 
     def half(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What differs on a GPU: these run where there is one."""
+"""Tests that need a GPU."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_stopped_and_resumed_equals_never_stopped_on_a_gpu(tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_run_on_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(text_of(6000))
     config = tiny_config(
         tmp_path / "text.txt",

@@ -1,4 +1,4 @@
-"""The Python interface: keyword arguments, texts in memory, streams and short representations."""
+"""The Python interface: keyword arguments, texts in memory, streams and representations."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ from wholegpt.settings.schema import GenerationConfig
 
 QUIET = Console(quiet=True)
 untyped: Any = wg
-"""For calls that a type checker reports."""
+"""An untyped reference, for calls that a type checker would report."""
 
 
 def names_of(kind: type) -> set[str]:
@@ -32,7 +32,7 @@ def keywords_of(function: Callable[..., Any]) -> set[str]:
     return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
 
 
-def test_the_typed_keywords_are_those_of_the_functions() -> None:
+def test_typed_keywords_equal_those_of_the_functions() -> None:
     assert names_of(GenerationSettings) == {field.name for field in dataclasses.fields(GenerationConfig)}
     own = names_of(PromptSettings) - names_of(GenerationSettings)
     assert own == keywords_of(LanguageModel.generate_all) - {"emit"} == keywords_of(LanguageModel.stream)
@@ -44,7 +44,7 @@ def test_the_typed_keywords_are_those_of_the_functions() -> None:
 def lm() -> LanguageModel:
     torch.manual_seed(0)
     lm = wg.load("modern-tiny")
-    lm.model.double()  # so that rounding changes no token
+    lm.model.double()  # so that rounding does not change tokens
     return lm
 
 
@@ -82,7 +82,7 @@ def lm() -> LanguageModel:
         ),
     ],
 )
-def test_a_wrong_argument_is_named(
+def test_wrong_argument_is_named_in_the_error(
     lm: LanguageModel, call: Callable[[Any], object], message: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_a_wrong_argument_is_named(
         call(lm)
 
 
-def test_a_stream_has_the_text_of_generate(lm: LanguageModel) -> None:
+def test_stream_equals_generate(lm: LanguageModel) -> None:
     settings: GenerationSettings = {"max_tokens": 40, "seed": 3}
     pieces = [*lm.stream("Once", **settings)]
     assert "".join(pieces) == lm.generate("Once", **settings).text
@@ -98,7 +98,7 @@ def test_a_stream_has_the_text_of_generate(lm: LanguageModel) -> None:
     assert "".join(lm.stream("Once", **settings, draft="prompt")) == "".join(pieces)
 
 
-def test_a_stream_that_is_left_computes_no_further_token(lm: LanguageModel, monkeypatch: Any) -> None:
+def test_abandoned_stream_computes_no_further_tokens(lm: LanguageModel, monkeypatch: Any) -> None:
     calls: list[int] = []
     forward = lm.model.forward
     monkeypatch.setattr(lm.model, "forward", lambda *given: calls.append(1) or forward(*given))
@@ -107,7 +107,7 @@ def test_a_stream_that_is_left_computes_no_further_token(lm: LanguageModel, monk
     assert 0 < len(calls) < 10
 
 
-def test_a_fine_tuned_run_has_a_representation(tmp_path: Path) -> None:
+def test_representation_of_a_fine_tuned_run(tmp_path: Path) -> None:
     texts = ["the good, the bad film " * 100]
     parent = wg.train(texts=texts, config=tiny_config("unused"), out=tmp_path / "parent", console=QUIET)
     rows = "".join(f"{'good ' * n}film,pos\n{'bad ' * n}film,neg\n" for n in range(1, 21))
@@ -124,7 +124,7 @@ def test_a_fine_tuned_run_has_a_representation(tmp_path: Path) -> None:
     assert "accuracy" in repr(run) and "accuracy" in run._repr_html_()
 
 
-def test_a_stop_before_the_first_step_is_saved(tmp_path: Path) -> None:
+def test_stop_before_the_first_step_is_saved(tmp_path: Path) -> None:
     class Stop(wg.Callback):
         def at_start(self, state: wg.TrainingState, config: wg.Config) -> None:
             state.stop_reason = "not today"
@@ -137,7 +137,7 @@ def test_a_stop_before_the_first_step_is_saved(tmp_path: Path) -> None:
     assert wg.resume(run.path, console=QUIET).state.stop_reason == "not today"
 
 
-def test_texts_in_memory_train_the_model_that_a_file_of_them_trains(tmp_path: Path) -> None:
+def test_training_on_texts_in_memory_equals_training_on_a_file(tmp_path: Path) -> None:
     texts = [f"Text {number} says that {number} is smaller than {number + 1}.\n" * 3 for number in range(60)]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -159,7 +159,7 @@ def test_texts_in_memory_train_the_model_that_a_file_of_them_trains(tmp_path: Pa
     assert resumed.state.step == 5
 
 
-def test_representations_fit_on_a_line_and_the_log_is_a_list(tmp_path: Path, lm: LanguageModel) -> None:
+def test_representations_fit_on_one_line_and_metrics_are_a_list(tmp_path: Path, lm: LanguageModel) -> None:
     run = wg.train(
         texts=["One two three. " * 200],
         config=tiny_config("unused", training={"steps": 3}),
@@ -179,7 +179,7 @@ def test_representations_fit_on_a_line_and_the_log_is_a_list(tmp_path: Path, lm:
     assert repr(lm).startswith("LanguageModel(transformer, ")
 
 
-def test_a_run_stands_for_its_folder(trained_run: Path, tmp_path: Path) -> None:
+def test_run_is_accepted_in_place_of_its_folder(trained_run: Path, tmp_path: Path) -> None:
     run = wg.resume(shutil.copytree(trained_run, tmp_path / "copy"), console=Console(quiet=True))
     assert wg.load(run).model.parameter_count == run.parameters
     text = trained_run.parent / "text.txt"

@@ -1,4 +1,4 @@
-"""Locks of folders, and folders that are replaced."""
+"""Folder locks and atomic replacement of folders."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_second_process_is_refused_until_the_first_dies(tmp_path: Path) -> None:
+def test_second_process_is_rejected_until_the_first_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "locked\n"
@@ -57,7 +57,7 @@ def test_a_second_process_is_refused_until_the_first_dies(tmp_path: Path) -> Non
     assert names(tmp_path) == ["link"]
 
 
-def test_locks_nest_in_a_thread_but_not_across_threads(tmp_path: Path) -> None:
+def test_locks_are_reentrant_within_a_thread_only(tmp_path: Path) -> None:
     refused: list[str] = []
 
     def other() -> None:
@@ -77,13 +77,13 @@ def test_locks_nest_in_a_thread_but_not_across_threads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patience", [files.LOCK_SECONDS, 0.0005])
-def test_many_threads_never_hold_the_lock_at_once(
+def test_only_one_thread_holds_the_lock(
     patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock's file is deleted at each release, which must not let two threads in.
+    """The lock file is deleted at each release, which must not let two threads in.
 
-    With little patience a thread often gives up just when the file is gone, which is no reason to say that none can be
-    created.
+    With a short timeout a thread often gives up just after the file was deleted, which is not an error of
+    creating it.
     """
     monkeypatch.setattr(files, "LOCK_SECONDS", patience)
     inside, most, taken = 0, 0, 0
@@ -107,7 +107,7 @@ def test_many_threads_never_hold_the_lock_at_once(
     assert most == 1 and taken > 10 and names(tmp_path) == []
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(number: int, *_: object) -> None:
@@ -117,7 +117,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refusal = pytest.raises(RunError, match="cannot be locked against other processes")
     with refusal, lock_folder(tmp_path / "other", "test"):
         pass
-    # Without flock at all, as on some cluster file systems, a file that exists is the lock.
+    # Without flock, as on some cluster file systems, the existence of a file is the lock.
     monkeypatch.setattr(fcntl, "flock", partial(refuse, errno.ENOSYS))
     refused: list[str] = []
 
@@ -135,7 +135,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(refused) == 1 and "another process is writing into it" in refused[0]
 
 
-def test_names_are_claimed(tmp_path: Path) -> None:
+def test_concurrent_runs_claim_different_names(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     claimed: list[str] = []
     barrier = threading.Barrier(4)
@@ -154,9 +154,7 @@ def test_names_are_claimed(tmp_path: Path) -> None:
     assert sorted(claimed) == ["a-2", "a-3", "a-4", "a-5"]
 
 
-def test_a_failed_replacement_gives_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_replacement_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rename = tmp_path / "run", Path.rename
     write_folder_atomic(path, partial(put, "old"))
 
@@ -175,7 +173,7 @@ def test_a_failed_replacement_gives_the_old_folder_back(
 
 
 @pytest.mark.parametrize("kind", ["atomic", "resumable"])
-def test_after_a_crash_between_the_renames_the_old_folder_is_found_again(
+def test_old_folder_is_restored_after_a_crash_between_renames(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, rename = tmp_path / "run", Path.rename
@@ -212,7 +210,7 @@ def test_after_a_crash_between_the_renames_the_old_folder_is_found_again(
     assert names(path) == ["new"] and names(tmp_path) == ["run"]
 
 
-def test_what_a_crash_left_is_not_deleted_where_somebody_made_the_folder_anew(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_kept_if_the_folder_was_recreated(tmp_path: Path) -> None:
     work = tmp_path / ".partial-run"
     for name in ("old", "new"):
         (work / name).mkdir(parents=True)
@@ -227,7 +225,7 @@ def test_what_a_crash_left_is_not_deleted_where_somebody_made_the_folder_anew(tm
     assert (work / "old" / "weights").exists()
 
 
-def test_hidden_folders_of_others_are_not_deleted(tmp_path: Path) -> None:
+def test_foreign_hidden_folders_are_not_deleted(tmp_path: Path) -> None:
     for prefix in (".partial-", ".unfinished-"):
         (tmp_path / f"{prefix}run").mkdir()
         put("notes.txt", tmp_path / f"{prefix}run")
@@ -241,7 +239,7 @@ def test_hidden_folders_of_others_are_not_deleted(tmp_path: Path) -> None:
     assert all((tmp_path / f"{prefix}run" / "notes.txt").exists() for prefix in (".partial-", ".unfinished-"))
 
 
-def test_what_is_not_its_own_stays_in_a_replaced_folder(tmp_path: Path) -> None:
+def test_replacing_a_folder_keeps_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "run"
     for folder in ("data", "mine/deep", "empty", "steps/step-1"):
         (path / folder).mkdir(parents=True)
@@ -269,7 +267,7 @@ def test_what_is_not_its_own_stays_in_a_replaced_folder(tmp_path: Path) -> None:
     ]
     assert (path / "empty").is_dir() and (path / "mine").stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o777 == 0o750 and names(tmp_path) == ["run"]
-    # A file of a name that is to be written is not replaced either.
+    # A foreign file with the name of a new file is not replaced either.
     with pytest.raises(RunError, match=r"notes\.txt: is in the way"):
         write_folder_atomic(path, partial(put, "notes.txt"), own)
     assert (path / "notes.txt").read_text() == "mine" and (path / "new.json").exists()
@@ -280,7 +278,7 @@ def test_what_is_not_its_own_stays_in_a_replaced_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../b", "", "..", "a\\..\\b", "a\0b"])
-def test_names_outside_the_folder(name: str, tmp_path: Path) -> None:
+def test_paths_outside_the_folder_are_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not inside"):
         file_inside(tmp_path, name)
     assert file_inside(tmp_path, "training/state.json") == tmp_path / "training" / "state.json"

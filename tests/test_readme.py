@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""The commands and the Python code of the README run."""
 
 import re
 import shlex
@@ -22,6 +22,7 @@ FEW_STEPS = ["--training.steps", "3", "--model.context-length", "32", "--quiet"]
 
 @pytest.fixture
 def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in a new folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text(text_of(20_000))
     (tmp_path / "other.txt").write_text(text_of(2_000, seed=1))
@@ -34,17 +35,17 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "instructions.csv").write_text("\n".join(["question,answer", *words]))
 
 
-def nobody_talks() -> str:
+def end_of_input() -> str:
     raise EOFError
 
 
 @pytest.mark.slow
-def test_the_commands(
+def test_commands_of_the_readme(
     in_a_new_folder: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In their order; a training run is cut to three steps or a minute, a plan to tiny models."""
+    """In order; training runs are cut to three steps or a minute, and plans to tiny models."""
     make_plans_small(monkeypatch)
-    monkeypatch.setattr("builtins.input", nobody_talks)
+    monkeypatch.setattr("builtins.input", end_of_input)
     monkeypatch.setattr("wholegpt.experiments.ladder._measured_seconds", lambda *_: 0.3)
     assert len(COMMANDS) >= 9
     for command in COMMANDS:
@@ -64,7 +65,7 @@ def test_the_commands(
 
 
 @pytest.mark.slow
-def test_the_python_block(in_a_new_folder: None) -> None:
+def test_python_code_of_the_readme(in_a_new_folder: None) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), names)
@@ -72,7 +73,7 @@ def test_the_python_block(in_a_new_folder: None) -> None:
     assert logits.shape[:2] == (1, 3)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_of_the_readme_exist() -> None:
     root = Path(__file__).parents[1]
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert targets and all((root / target).exists() for target in targets)

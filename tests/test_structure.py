@@ -1,4 +1,4 @@
-"""The structure of the package: what imports what, and what importing costs."""
+"""The structure of the package: allowed imports, package sizes, and the cost of importing."""
 
 import ast
 import graphlib
@@ -39,14 +39,14 @@ ORDER = [
     ),
     *("language_model", "runs", "experiments", "cli"),
 ]
-"""The packages and the modules of the root. Each may import those before it and its own modules."""
+"""The packages and root modules in order. Each may import those before it and its own modules."""
 ROOT_MODULES = {"__main__", "version", "errors", "files", "seeds", "console", "interrupts", "language_model"}
 MOST_MODULES = 18
-"""Of one package, its subpackages counted as one each."""
+"""The maximum per package; each subpackage counts as one."""
 
 
 def module_name(path: Path) -> str:
-    """The dotted name of a module inside the package; empty for the package itself."""
+    """Return the dotted name of a module inside the package; empty for the package itself."""
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
@@ -54,7 +54,7 @@ PATHS = {module_name(path): path for path in sorted(SOURCE.rglob("*.py")) if pat
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Modules of the package that a file imports: at its top, inside functions, or for type checkers alone.
+    """Return the package's modules that a file imports: at the top, in functions, or for type checkers only.
 
     The root itself is the empty name. Raises ``ValueError`` for a relative import.
     """
@@ -76,11 +76,11 @@ def imported_modules(path: Path) -> set[str]:
 
 
 IMPORTS = {name: imported_modules(path) for name, path in PATHS.items() if name}
-"""Without the root, which names what the package offers and imports it when it is used."""
+"""Without the root module, which lists the public names and imports them lazily."""
 
 
-def test_imports_point_down() -> None:
-    rank = {place: number for number, place in enumerate(ORDER)}
+def test_modules_import_only_earlier_packages() -> None:
+    rank = {name: number for number, name in enumerate(ORDER)}
     upward = [
         f"{importer} imports {imported}"
         for importer, modules in IMPORTS.items()
@@ -90,7 +90,7 @@ def test_imports_point_down() -> None:
     assert not upward
 
 
-def test_every_place_is_in_the_order() -> None:
+def test_every_package_is_in_the_order() -> None:
     assert {name.split(".")[0] for name in IMPORTS} == {*ORDER}
     assert {path.stem for path in SOURCE.glob("*.py")} == ROOT_MODULES | {"__init__"}
 
@@ -105,8 +105,8 @@ def test_no_module_imports_the_root() -> None:
     assert not [name for name, modules in IMPORTS.items() if "" in modules]
 
 
-def test_imports_make_no_cycle() -> None:
-    graphlib.TopologicalSorter(IMPORTS).prepare()  # raises ``CycleError`` where there is one
+def test_imports_have_no_cycle() -> None:
+    graphlib.TopologicalSorter(IMPORTS).prepare()  # raises ``CycleError`` if there is a cycle
 
 
 def members_of(package: str, imports: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -127,11 +127,11 @@ PACKAGES = sorted({name.rpartition(".")[0] for name in IMPORTS})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_subpackages_make_no_cycle(package: str) -> None:
+def test_subpackages_have_no_cycle(package: str) -> None:
     graphlib.TopologicalSorter(members_of(package, IMPORTS)).prepare()
 
 
-def test_the_tests_of_the_structure_can_fail(tmp_path: Path) -> None:
+def test_structure_checks_detect_violations(tmp_path: Path) -> None:
     for name, import_of in (
         ("relative", "from ..runs import api"),
         ("root", "import wholegpt as wg"),

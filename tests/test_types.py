@@ -1,4 +1,4 @@
-"""Type checkers find mistakes in a user's script, and none in a script without mistakes."""
+"""Type checkers find mistakes in a user's script, and none in a correct script."""
 
 import re
 import subprocess
@@ -36,11 +36,11 @@ MISTAKES = [
 ]
 WRONG = "\n".join(["import wholegpt as wg", 'lm = wg.load("runs/notes")', *MISTAKES, ""])
 FIRST_MISTAKE = 3
-"""The line of it."""
+"""The line of the first mistake in ``WRONG``."""
 
 
 def lines_with_errors(command: list[str], folder: Path, script: str) -> set[int]:
-    """Run a type checker on a script, and return the numbers of the lines in which it finds errors."""
+    """Run a type checker on a script, and return the line numbers of its errors."""
     path = folder / "script.py"
     path.write_text(script)
     found = subprocess.run(
@@ -60,7 +60,7 @@ def lines_with_errors(command: list[str], folder: Path, script: str) -> set[int]
     ],
     ids=["pyright", "mypy"],
 )
-def test_a_type_checker_finds_all_mistakes_and_nothing_else(command: list[str], tmp_path: Path) -> None:
+def test_type_checkers_find_exactly_the_mistakes(command: list[str], tmp_path: Path) -> None:
     assert lines_with_errors(command, tmp_path, CORRECT) == set()
     last = FIRST_MISTAKE + len(MISTAKES)
     assert lines_with_errors(command, tmp_path, WRONG) == set(range(FIRST_MISTAKE, last))

@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, with ints allowed where floats are asked for (PEP 484)."""
+"""The run-time type checker of the tests: beartype, accepting ints for floats (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,4 @@
-"""Charts: what is drawn where, equal bytes for equal data, and names from outside."""
+"""Charts: positions of elements, reproducible output, and escaping of foreign names."""
 
 import math
 import re
@@ -29,7 +29,7 @@ def coordinates(chart: Chart) -> list[tuple[float, float]]:
     return [tuple(map(float, pair.split())) for pair in path.attrib["d"].removeprefix("M").split("L")]  # pyright: ignore[reportReturnType]
 
 
-def test_the_path_goes_through_the_points() -> None:
+def test_line_passes_through_the_points() -> None:
     points = coordinates(chart_of([1, 3, 2]))
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x2 == WIDTH - RIGHT and x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
@@ -37,48 +37,48 @@ def test_the_path_goes_through_the_points() -> None:
     assert y2 == pytest.approx((y0 + y1) / 2, abs=0.1)
 
 
-def test_a_logarithmic_axis() -> None:
+def test_logarithmic_axis() -> None:
     (_, y0), (_, y1), (_, y2) = coordinates(chart_of([1, 10, 100], logarithmic=True))
     assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
     with pytest.raises(ValueError, match="a logarithmic axis has no 0"):
         chart_of([0, 1], logarithmic=True)
 
 
-def test_from_zero() -> None:
+def test_axis_from_zero() -> None:
     (_, y0), _ = coordinates(chart_of([0, 7], from_zero=True))
     assert y0 == HEIGHT - BOTTOM
 
 
-def test_values_that_are_not_finite_are_left_out() -> None:
+def test_non_finite_values_are_skipped() -> None:
     assert len(coordinates(chart_of([1, math.nan, math.inf, 2]))) == 2
     assert "no values" in chart_of([math.nan]).svg and "<path" not in chart_of([]).content
 
 
-def test_equal_data_give_equal_bytes() -> None:
+def test_equal_data_gives_equal_bytes() -> None:
     assert chart_of([1, 3, 2]).svg == chart_of([1, 3, 2]).svg != chart_of([1, 3, 4]).svg
 
 
-def test_a_single_point_is_drawn() -> None:
+def test_single_point_is_drawn() -> None:
     series = Series("loss", np.array([5.0]), np.array([2.0]), marker="circle")
     assert line_chart([series], x_label="x", y_label="y").content.count("<circle") == 1
 
 
-def test_the_ticks_of_a_second_axis_are_where_its_values_are() -> None:
+def test_ticks_of_a_second_axis_are_at_their_values() -> None:
     steps, tokens = np.array([0.0, 10, 20]), np.array([0.0, 100, 400])
     series = Series("loss", tokens, np.array([3.0, 2, 1]))
     second = SecondAxis("steps", steps, tokens)
     tree = parsed(line_chart([series], x_label="tokens", y_label="y", second_x=second))
     axes = {one.attrib["class"]: one for one in tree.iter(f"{SVG}g")}
 
-    def places(name: str) -> dict[str, float]:
+    def positions(name: str) -> dict[str, float]:
         texts = axes[name].iter(f"{SVG}text")
         return {one.text or "": float(one.attrib["x"]) for one in texts}
 
-    first, other = places("first"), places("second")
+    first, other = positions("first"), positions("second")
     assert other["10"] == first["100"] and other["20"] == first["400"] and other["0"] == first["0"]
 
 
-def test_names_from_outside_are_text() -> None:
+def test_foreign_names_are_escaped() -> None:
     hostile = '</text><script>alert(1)</script>"'
     many = [Series(hostile, np.array([0.0, 1]), np.array([0.0, 1]), color) for color in range(2)]
     chart = line_chart(many, x_label=hostile, y_label=hostile)
@@ -86,7 +86,7 @@ def test_names_from_outside_are_text() -> None:
     assert [one.text for one in parsed(chart).iter(f"{SVG}text")].count(hostile) == 4
 
 
-def test_an_svg_stands_alone(tmp_path: Path) -> None:
+def test_svg_is_self_contained(tmp_path: Path) -> None:
     chart = chart_of([1, 2])
     tree = parsed(chart)
     assert (
@@ -102,7 +102,7 @@ def test_an_svg_stands_alone(tmp_path: Path) -> None:
         chart.save(tmp_path / "loss.png")
 
 
-def test_a_legend_that_is_too_wide_gets_more_lines() -> None:
+def test_wide_legend_is_wrapped() -> None:
     def lines(names: list[str]) -> int:
         some = [Series(name, np.array([0.0, 1]), np.array([0.0, 1])) for name in names]
         texts = parsed(line_chart(some, x_label="x", y_label="y")).iter(f"{SVG}text")

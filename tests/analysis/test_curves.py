@@ -1,4 +1,4 @@
-"""The curves of a log: smoothing and thinning against closed forms, and which figures a run has."""
+"""Curves of a training log: smoothing and thinning against closed forms, and the figures of each kind of run."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from wholegpt.analysis.curves import MOST_POINTS, Figure, Log, figures_of, loss_
 
 
 def log_of(steps: int, validation: dict[str, float] | None = None, **train: float) -> list[dict[str, Any]]:
-    """A log of so many steps with 64 tokens each, every second of them with an evaluation."""
+    """Return a log of steps with 64 tokens each, with an evaluation at every second step."""
     fixed = {"learning_rate": 0.1, "gradient_norm": 1.0, "tokens_per_second": 5.0, "peak_memory_bytes": 10}
     lines: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
@@ -36,7 +36,7 @@ def names(figure: Figure) -> list[str]:
 
 def test_smoothing() -> None:
     line = np.arange(10.0)
-    assert smoothed(line, 2)[:8].tolist() == line[:8].tolist(), "a line stays a line, from its first value on"
+    assert smoothed(line, 2)[:8].tolist() == line[:8].tolist(), "a line stays a line from its first value"
     assert smoothed(line, 2)[8:].tolist() == [7.5, 8], "at the end the window is cut off"
     assert smoothed(np.full(7, 3.0), 3).tolist() == [3.0] * 7
     peak = np.zeros(11)
@@ -63,8 +63,8 @@ def test_thinning_in_closed_form() -> None:
     assert len(thinned(np.arange(1e5))) <= MOST_POINTS
 
 
-def test_tokens_of_evaluations_are_those_read_by_then() -> None:
-    """Their own ``tokens`` are those of the evaluation; a step that was not logged is interpolated."""
+def test_evaluations_are_plotted_at_the_training_tokens() -> None:
+    """The ``tokens`` of an evaluation are those it scored; the training tokens of unlogged steps are interpolated."""
     lines = [
         {"kind": "validation", "step": 0, "nats_per_token": 4.0, "tokens": 7},
         {"kind": "train", "step": 10, "nats_per_token": 3.0, "tokens": 1000},
@@ -83,7 +83,7 @@ def test_tokens_of_evaluations_are_those_read_by_then() -> None:
     }
 
 
-def test_the_figures_of_pretraining() -> None:
+def test_figures_of_pretraining() -> None:
     other_units = {
         "perplexity": 2.0,
         "bits_per_byte": 1.0,
@@ -111,12 +111,12 @@ def test_further_figures_of_tasks_and_objectives() -> None:
     assert names(masked[0]) == ["training", "validation"] and masked[1].title == "Validation: accuracy"
 
 
-def test_a_uniform_guess_that_is_far_away_is_not_drawn() -> None:
+def test_distant_uniform_loss_is_not_drawn() -> None:
     assert "uniform guess" in names(figures_of(Log(log_of(5)), 5.9)[0])
     assert "uniform guess" not in names(figures_of(Log(log_of(5)), 6.1)[0])
 
 
-def test_what_is_not_a_number_is_left_out() -> None:
+def test_missing_and_invalid_values_are_skipped() -> None:
     lines = log_of(3)
     lines[1]["nats_per_token"] = None
     lines[2] |= {"gradient_norm": "1", "tokens_per_second": float("nan"), "learning_rate": True}
@@ -134,12 +134,12 @@ def test_what_is_not_a_number_is_left_out() -> None:
         [{"kind": "train", "step": 1, "loss": math.nan}],
     ],
 )
-def test_a_log_without_losses_has_no_figures(lines: list[dict[str, Any]]) -> None:
+def test_log_without_losses_has_no_figures(lines: list[dict[str, Any]]) -> None:
     assert figures_of(Log(lines), 4.0) == []
     assert "no values" in loss_chart(lines).svg
 
 
-def test_what_was_left_out_is_said() -> None:
+def test_note_about_thinning() -> None:
     (loss, rate, *_) = figures_of(Log(log_of(1000)), None)
     assert loss.note == rate.note
     assert loss.note == (
@@ -149,7 +149,7 @@ def test_what_was_left_out_is_said() -> None:
     assert figures_of(Log(log_of(MOST_POINTS)), None)[0].note == ""
 
 
-def test_the_loss_chart_of_a_run() -> None:
+def test_loss_chart_of_a_run() -> None:
     chart = loss_chart(log_of(30, {"nats_per_token": 2.0}), bound=4.0)
     assert chart._repr_html_() == loss_chart(log_of(30, {"nats_per_token": 2.0}), bound=4.0).svg
     assert chart.label.startswith(

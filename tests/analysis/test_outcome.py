@@ -1,4 +1,4 @@
-"""The sentence on how a run went, for each case."""
+"""The sentence that summarizes how a run went, for each case."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ ACCURACY = Criterion("accuracy", higher_is_better=True, label="validation accura
 def course_of(
     validation: list[float], train: list[float], criterion: Criterion = LOSS, first: int = 1
 ) -> Course:
-    """Evaluations every 100 steps, from ``first`` · 100 on, and training losses every 10 steps, interpolated."""
+    """Return evaluations every 100 steps, from ``first`` · 100, and linear training losses every 10 steps."""
     points = [((first + i) * 100, value) for i, value in enumerate(validation)]
     sign = -1 if criterion.higher_is_better else 1
     best = min(points, key=lambda one: sign * one[1])[0] if points else None
@@ -79,7 +79,7 @@ def test_stopped_by_patience() -> None:
     )
 
 
-def test_no_validation_and_one() -> None:
+def test_no_evaluation_and_a_single_evaluation() -> None:
     assert describe_course(course_of([], [4, 2])) == (
         "There was no evaluation on held-out data, so whether the model overfits is not known."
     )
@@ -89,7 +89,7 @@ def test_no_validation_and_one() -> None:
     )
 
 
-def test_a_parent_that_was_better_or_as_good() -> None:
+def test_parent_that_was_better_or_equally_good() -> None:
     assert describe_course(course_of([2, 3], [4, 1], first=0)) == (
         "Training made the model worse: the validation loss is 50.0% higher at the end than before the first step."
     )
@@ -99,7 +99,7 @@ def test_a_parent_that_was_better_or_as_good() -> None:
     assert describe_course(course_of([4, 3, 2.5], [4, 1], first=0)).startswith("Still improving")
 
 
-def test_accuracies_have_an_absolute_tolerance_that_depends_on_the_examples() -> None:
+def test_tolerance_of_accuracies_depends_on_the_number_of_examples() -> None:
     course = course_of([0.5, 0.6, 0.56], [4, 1], ACCURACY)
     assert describe_course(course) == (
         "Overfits after step 200; the best weights are from that step, and at the end the validation accuracy is "
@@ -116,6 +116,6 @@ def test_accuracies_have_an_absolute_tolerance_that_depends_on_the_examples() ->
     )
 
 
-def test_figures_of_zero() -> None:
+def test_losses_of_zero() -> None:
     assert describe_course(course_of([0.0, 0.0, 0.5], [4, 1])).startswith("Overfits after step 200")
     assert describe_course(course_of([0.0, 0.0], [0.0, 0.0])).startswith("Leveled off")

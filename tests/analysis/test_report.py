@@ -1,4 +1,4 @@
-"""The report stands alone, shows what was measured, and cannot be broken by what a model writes."""
+"""The report is self-contained, shows the measured values, and escapes generated text."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ VOID = {"meta", "br", "link", "input"}
 
 
 class Balance(HTMLParser):
-    """Checks that what is opened is closed, in order."""
+    """Checks that every opened tag is closed, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def parsed(page: str) -> Balance:
 
 
 def text_of_page(page: str) -> str:
-    """What a reader sees, apart from charts and their data."""
+    """Return the visible text without charts and their data."""
     shown = re.sub(r"<(script|style|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown))
 
@@ -91,7 +91,7 @@ def text_of_page(page: str) -> str:
 def test_one_self_contained_page(run: Path) -> None:
     page = page_of(run)
     parser = parsed(page)
-    assert parser.tags.count("svg") == 5, "four figures, one of them twice"
+    assert parser.tags.count("svg") == 5, "four figures, one of them with two charts"
     assert parser.links == [] and not re.search(r"https?:|@import|url\(", page)
     for figure in ("2.5000", "12.180", "3.6100", "1,234,567", "599 tokens", "384"):
         assert figure in page
@@ -99,7 +99,7 @@ def test_one_self_contained_page(run: Path) -> None:
     assert page.count(f"uniform guess: {bound:.4f}") == 1
 
 
-def test_only_the_script_of_the_page_may_run(run: Path) -> None:
+def test_only_the_pages_own_script_may_run(run: Path) -> None:
     page = page_of(run)
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(scripts) == 1
@@ -108,7 +108,7 @@ def test_only_the_script_of_the_page_may_run(run: Path) -> None:
     assert page.count("<script") == 1 + page.count('<script type="application/json">') == 5
 
 
-def test_the_data_for_the_pointer_are_those_of_the_charts(run: Path) -> None:
+def test_data_for_the_pointer_equals_that_of_the_charts(run: Path) -> None:
     page = page_of(run)
     found = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', page)]
     train = next(one for one in found[0] if one["name"] == "training")
@@ -120,7 +120,7 @@ def test_the_data_for_the_pointer_are_those_of_the_charts(run: Path) -> None:
     assert train["y"] == pytest.approx([line["nats_per_token"] for line in logged], rel=1e-4)
 
 
-def test_text_of_a_model_is_shown_not_run(run: Path) -> None:
+def test_generated_text_is_escaped(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "sample", "step": 13, "text": "<script>alert(1)</script>"}) + "\n")
         file.write(json.dumps({"kind": "train", "step": 13, "</script><b>": 1.0, "tokens": 900}) + "\n")
@@ -130,12 +130,12 @@ def test_text_of_a_model_is_shown_not_run(run: Path) -> None:
     parsed(page)
 
 
-def test_the_prompt_of_a_sample_is_marked(run: Path) -> None:
+def test_prompt_of_a_sample_is_highlighted(run: Path) -> None:
     page = page_of(run)
     assert page.count("<pre><mark>the</mark>") == 2 and "The prompt is marked." in page
 
 
-def test_a_run_cut_short_has_a_report(run: Path) -> None:
+def test_report_of_an_interrupted_run(run: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     page = page_of(run, train_seconds=0.0)
     assert "None was due before the run stopped" in page and ">last</pre>" in page
@@ -143,12 +143,12 @@ def test_a_run_cut_short_has_a_report(run: Path) -> None:
     assert parsed(page).tags.count("svg") == 0 and "<script" not in page
 
 
-def test_the_same_run_gives_the_same_page(run: Path) -> None:
+def test_same_run_gives_the_same_page(run: Path) -> None:
     assert page_of(run) == page_of(run)
 
 
-def test_the_weights_that_commands_use_come_first(run: Path) -> None:
-    """The best weights, with the figures and the size of the evaluation while training; then the last ones."""
+def test_best_weights_come_first(run: Path) -> None:
+    """The best weights with the metrics and size of their evaluation during training, then the last ones."""
     best = TextScore(2.0, 7.39, 2.88, 2.89, 100, 100, 101).to_json()
     last = TextScore(2.25, 9.49, 3.24, 3.25, 100, 100, 101).to_json()
     lines = [
@@ -177,7 +177,7 @@ def test_the_weights_that_commands_use_come_first(run: Path) -> None:
         assert text.count(figure) == 1, figure
 
 
-def test_the_plan_stands_beside_the_result(run: Path) -> None:
+def test_plan_is_shown_beside_the_result(run: Path) -> None:
     plan = {
         "bits_per_byte": {"expected": 3.5, "low": 3.4, "high": 3.7},
         "train_seconds": 2.5,
@@ -206,11 +206,11 @@ def test_the_plan_stands_beside_the_result(run: Path) -> None:
     assert "of a matrix product" not in text_of_page(page_of(run))
 
 
-def test_the_memory_of_a_run_is_known(run: Path) -> None:
+def test_peak_memory_of_a_run_is_shown(run: Path) -> None:
     assert re.search(r"peak memory \d+\.\d\d GB of the process", text_of_page(page_of(run)))
 
 
-def test_a_long_run_has_a_short_page(run: Path) -> None:
+def test_page_of_a_long_run_is_short(run: Path) -> None:
     """100,000 logged steps, 1,000 evaluations and samples, long texts."""
     steps = 100_000
     lines: list[dict[str, Any]] = []
@@ -239,7 +239,7 @@ def test_a_long_run_has_a_short_page(run: Path) -> None:
     parsed(page)
 
 
-def test_long_texts_are_cut(run: Path) -> None:
+def test_long_texts_are_truncated(run: Path) -> None:
     record = {"texts": ["x" * 10_000, "&" * 600], "label": "a", "chosen": "b", "correct": False}
     record |= {"probabilities": {"a": 0.2, "b": 0.8}}
     answer: dict[str, Any] = {"prompt": "q" * 9_000, "reference": "r", "generated": "g", "stopped": True}
@@ -252,12 +252,12 @@ def test_long_texts_are_cut(run: Path) -> None:
     assert page.count("<mark>token </mark>token ") == 20
 
 
-def test_adjacent_tokens_are_marked_together(run: Path) -> None:
+def test_adjacent_tokens_are_highlighted_together(run: Path) -> None:
     masks = [[("a", False), ("b", True), ("c", True), ("<", False)]]
     assert "<pre>a<mark>bc</mark>&lt;</pre>" in page_of(run, Pretraining.criterion, (), masks)
 
 
-def test_many_labels_are_cut_to_the_most_frequent(run: Path) -> None:
+def test_only_the_most_frequent_labels_are_shown(run: Path) -> None:
     names = [f"label {i}" for i in range(LABELS + 10)]
     records = [
         {

@@ -1,4 +1,4 @@
-"""Scales and ticks against closed forms."""
+"""Scales and ticks of axes against closed forms."""
 
 import math
 
@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from wholegpt.analysis.scales import Scale, linear_ticks, log_ticks, padded_range, tick_labels
 
 
-def test_a_linear_scale_is_a_line() -> None:
+def test_linear_scale() -> None:
     assert Scale(2, 4, 100, 200)(np.array([2.0, 2.5, 3, 4])).tolist() == [100, 125, 150, 200]
     assert Scale(0, 1, 50, 10)(np.array([0.25])).tolist() == [40], "y grows upwards, coordinates downwards"
 
 
-def test_a_logarithmic_scale_gives_equal_ratios_equal_lengths() -> None:
+def test_logarithmic_scale_maps_equal_ratios_to_equal_lengths() -> None:
     scale = Scale(1, 1000, 0, 300, logarithmic=True)
     assert scale(np.array([1.0, 10, 100, 1000])).tolist() == pytest.approx([0, 100, 200, 300])
     assert scale(np.array([math.sqrt(10)])).tolist() == pytest.approx([50])
@@ -24,7 +24,7 @@ def test_a_logarithmic_scale_gives_equal_ratios_equal_lengths() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "logarithmic"), [(1, 1, False), (2, 1, False), (0, 1, True), (math.nan, 1, False)]
 )
-def test_ranges_that_are_none(low: float, high: float, logarithmic: bool) -> None:
+def test_invalid_ranges_are_rejected(low: float, high: float, logarithmic: bool) -> None:
     with pytest.raises(ValueError, match="not the range of a scale"):
         Scale(low, high, 0, 1, logarithmic)
 
@@ -39,7 +39,7 @@ def test_linear_ticks() -> None:
 
 
 @given(low=st.floats(-1e9, 1e9), size=st.floats(1e-3, 1e9), most=st.integers(2, 10))
-def test_linear_ticks_are_even_and_within(low: float, size: float, most: int) -> None:
+def test_linear_ticks_are_evenly_spaced_within_the_range(low: float, size: float, most: int) -> None:
     ticks = linear_ticks(low, low + size, most)
     assert 1 <= len(ticks) <= most + 1
     assert all(low - 1e-6 * size <= tick <= low + size * (1 + 1e-6) for tick in ticks)

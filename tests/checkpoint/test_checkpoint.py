@@ -1,4 +1,4 @@
-"""What is saved is all of the model, and what is loaded is what the file holds, whatever its config claims."""
+"""Saving and loading models: complete round trips, and errors for files that contradict their config."""
 
 import json
 import time
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    """Change what the config claims of the model."""
+    """Change fields of the model's config."""
     path = folder / "config.json"
     content = json.loads(path.read_text())
     content["model"] |= changes
@@ -57,8 +57,8 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", pytest.param("bfloat16", marks=NEEDS_BFLOAT16)])
-def test_packed_weights_are_never_saved_in_part(folder: Path, tmp_path: Path, weights: str) -> None:
-    """By none of the ways to a file: each would leave out every linear layer."""
+def test_packed_weights_cannot_be_saved(folder: Path, tmp_path: Path, weights: str) -> None:
+    """No way of saving may silently omit the linear layers."""
     model = quantize_weights(load_model(folder).model, WeightFormat(weights))
     refused = pytest.raises(ConfigError, match=f"packed as {weights} and cannot be saved or loaded")
     with refused:
@@ -74,20 +74,20 @@ def test_packed_weights_are_never_saved_in_part(folder: Path, tmp_path: Path, we
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
 
-def test_what_loads_int8_does_not_save_it(folder: Path, tmp_path: Path) -> None:
+def test_model_loaded_as_int8_cannot_be_saved(folder: Path, tmp_path: Path) -> None:
     lm = load(folder, weights="int8", console=Console(quiet=True))
     with pytest.raises(ConfigError, match="load the model with weights=float32"):
         save_model(tmp_path / "again", lm.model, lm.tokenizer)
 
 
-def test_a_compiled_form_is_not_saved_under_other_names(tmp_path: Path) -> None:
+def test_compiled_model_cannot_be_saved(tmp_path: Path) -> None:
     compiled = CompiledTransformer(made(), Console(quiet=True), compiler=lambda one, **_: one)
     with pytest.raises(CheckpointError, match="not saved: these tensors of the model are not those of its"):
         save_model(tmp_path / "model", compiled, TOKENIZER)
 
 
-def test_lora_is_saved_with_its_settings_and_unmerged(tmp_path: Path) -> None:
-    """Merged, its change would be in the weights and beside them; without its settings nobody could load it."""
+def test_lora_is_saved_unmerged_with_its_settings(tmp_path: Path) -> None:
+    """Merged, its update would be saved twice; without its settings, it could not be loaded."""
     model, config = made(), LoraConfig(rank=2)
     add_lora(model, config)
     with pytest.raises(CheckpointError, match=r"not those of its config: blocks\.0"):
@@ -104,7 +104,7 @@ def test_lora_is_saved_with_its_settings_and_unmerged(tmp_path: Path) -> None:
     save_model(tmp_path / "merged", model, TOKENIZER)
 
 
-def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(folder: Path, tmp_path: Path) -> None:
+def test_non_finite_weights_are_neither_saved_nor_loaded(folder: Path, tmp_path: Path) -> None:
     model = made()
     for value in (float("nan"), float("inf")):
         with torch.no_grad():
@@ -133,7 +133,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_round_trip_loses_nothing(tmp_path: Path, kind: str) -> None:
+def test_round_trip_is_exact(tmp_path: Path, kind: str) -> None:
     model = make_model(CONFIGS[kind])
     save_model(tmp_path / "model", model, TOKENIZER)
     loaded = load_model(tmp_path / "model").model
@@ -160,8 +160,10 @@ def test_a_round_trip_loses_nothing(tmp_path: Path, kind: str) -> None:
         ({"attention_window": 10**9}, "model.attention_window"),
     ],
 )
-def test_a_config_is_not_believed(folder: Path, claim: dict[str, Any], problem: str) -> None:
-    """What it claims is refused at once, before anything is made of that size."""
+def test_config_that_contradicts_the_weights_is_rejected(
+    folder: Path, claim: dict[str, Any], problem: str
+) -> None:
+    """The error comes at once, before anything of the claimed size is allocated."""
     rewrite(folder, **claim)
     started = time.perf_counter()
     with pytest.raises(CheckpointError, match=problem):
@@ -170,7 +172,7 @@ def test_a_config_is_not_believed(folder: Path, claim: dict[str, Any], problem: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_floating_formats_are_read(folder: Path, dtype: torch.dtype) -> None:
+def test_floating_point_dtypes_are_loaded(folder: Path, dtype: torch.dtype) -> None:
     tensors = {name: one.to(dtype) for name, one in safetensors.torch.load_file(folder / WEIGHTS).items()}
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
     loaded = load_model(folder).model.own_tensors()
@@ -181,7 +183,7 @@ def test_floating_formats_are_read(folder: Path, dtype: torch.dtype) -> None:
     ("dtype", "name"),
     [(torch.int8, "I8"), (torch.int64, "I64"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")],
 )
-def test_other_formats_are_refused_by_name(folder: Path, dtype: torch.dtype, name: str) -> None:
+def test_other_dtypes_are_rejected_by_name(folder: Path, dtype: torch.dtype, name: str) -> None:
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     tensors["final_norm.weight"] = tensors["final_norm.weight"].to(dtype)
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
@@ -191,7 +193,7 @@ def test_other_formats_are_refused_by_name(folder: Path, dtype: torch.dtype, nam
         load_model(folder)
 
 
-def test_damaged_metadata_are_refused(folder: Path) -> None:
+def test_damaged_metadata_is_rejected(folder: Path) -> None:
     path = folder / "config.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "new_tokens": 10**9}))
@@ -211,21 +213,21 @@ def test_damaged_metadata_are_refused(folder: Path) -> None:
         ("0.exp_avg", torch.zeros(TOKENIZER.vocab_size, 32, dtype=torch.int64)),
     ],
 )
-def test_an_optimizer_state_of_another_model_is_refused(name: str, tensor: torch.Tensor) -> None:
+def test_optimizer_state_of_another_model_is_rejected(name: str, tensor: torch.Tensor) -> None:
     model = made()
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(CheckpointError, match="the optimizer's state does not fit the model"):
         load_optimizer_tensors(optimizer, model, {name: tensor})
 
 
-def test_an_optimizer_state_comes_back() -> None:
+def test_optimizer_state_round_trips() -> None:
     model = made()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     optimizer.step()
     kept = optimizer_tensors(optimizer, model)
     again = made()
-    # Another order of the parameters: they are known by name.
+    # Parameters in another order are matched by name.
     fresh = torch.optim.AdamW(reversed([*again.parameters()]))
     load_optimizer_tensors(fresh, again, kept)
     found = optimizer_tensors(fresh, again)
@@ -236,7 +238,7 @@ def test_an_optimizer_state_comes_back() -> None:
             load_optimizer_tensors(torch.optim.AdamW(again.parameters()), again, lacking)
 
 
-def test_an_optimizer_state_with_numbers_in_place_of_names_is_read() -> None:
+def test_optimizer_state_with_indices_instead_of_names_is_loaded() -> None:
     model = made()
     optimizer = torch.optim.AdamW(model.parameters())
     tensors = {f"{i}.exp_avg": torch.full_like(one, i) for i, one in enumerate(model.parameters()) if i != 1}
@@ -245,7 +247,7 @@ def test_an_optimizer_state_with_numbers_in_place_of_names_is_read() -> None:
         assert (optimizer.state[one]["exp_avg"] == i).all() if i != 1 else not optimizer.state[one]
 
 
-def test_parameters_that_were_not_trained_yet_have_no_state() -> None:
+def test_untrained_parameters_have_no_optimizer_state() -> None:
     model = made()
     optimizer = torch.optim.AdamW(model.parameters())
     trained = model.get_parameter("final_norm.weight")
@@ -258,13 +260,13 @@ def test_parameters_that_were_not_trained_yet_have_no_state() -> None:
     assert [one for one in model.parameters() if fresh.state[one]] == [trained]
 
 
-def test_a_damaged_training_state_is_refused() -> None:
+def test_damaged_training_state_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="the state of the training is damaged"):
         TrainingState.from_json({"step": "seven"})
 
 
-def test_a_loaded_model_gets_no_random_weights(tmp_path: Path) -> None:
-    """Every tensor comes from the file, and loading draws no random numbers."""
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    """Every tensor comes from the file."""
     model = made(positions=Positions.sinusoidal)
     save_model(tmp_path / "model", model, TOKENIZER)
     state = torch.get_rng_state()

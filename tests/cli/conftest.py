@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Fixtures for the command-line tests."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from wholegpt.cli import main
 
 @pytest.fixture
 def run_folder(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A finished run of its own, for tests that damage it."""
+    """A separate finished run, for tests that damage it."""
     assert main(["train", str(text_file), "--out", str(tmp_path / "run"), *TINY]) == 0
     capsys.readouterr()
     return tmp_path / "run"

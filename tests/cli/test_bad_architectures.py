@@ -1,4 +1,4 @@
-"""Kinds of models that make no sense, and what a kind cannot do: one clear line, before anything is trained."""
+"""Invalid combinations of architecture settings are rejected with one line before training."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ WRONG = {
         ],
         "model.attention_window is 999; expected a value from 2 to model.context_length, 64",
     ),
-    "a window of nothing": (
+    "a window of zero": (
         ["--model.attention", "strided"],
         "model.attention_window is 0; expected a value from 2 to model.context_length",
     ),
-    "a window that nothing has": (
+    "a window without windowed attention": (
         ["--model.attention-window", "8"],
         "model.attention_window is 8, but full attention has no window",
     ),
-    "a window that sees only itself": (
+    "a window of one position": (
         ["--model.attention", "sliding_window", "--model.attention-window", "1"],
         "model.attention_window is 1; expected a value from 2",
     ),
@@ -43,7 +43,7 @@ WRONG = {
         ["--model.architecture", "encoder_decoder", "--model.n-experts", "2"],
         "model.n_experts does not apply to encoder_decoder",
     ),
-    "fewer segments than none": (
+    "a negative number of segments": (
         ["--model.architecture", "encoder", "--model.segments", "-1"],
         "model.segments is -1; expected a value of 0 or 2",
     ),
@@ -51,7 +51,7 @@ WRONG = {
         ["--model.architecture", "lstm", "--precision.execution", "compiled"],
         "precision.execution is compiled, which only a transformer or an encoder supports, not lstm",
     ),
-    "a recurrent network computed anew": (
+    "activation checkpointing of a recurrent network": (
         ["--model.architecture", "lstm", "--training.activation-checkpointing", "blocks"],
         "training.activation_checkpointing is blocks, which only a transformer or an encoder supports, not lstm",
     ),
@@ -63,7 +63,7 @@ WRONG = {
         ["--model.positions", "learned", "--model.rotary-scaling", "linear"],
         "model.rotary_scaling is linear, but model.positions is learned; leave it none, or set model.positions",
     ),
-    "a scale of nothing": (
+    "a rotary factor without scaling": (
         ["--model.rotary-factor", "4"],
         "model.rotary_factor is set, but model.rotary_scaling is none; leave it out, or set model.rotary_scaling to",
     ),
@@ -71,19 +71,19 @@ WRONG = {
         ["--model.attention", "linear", "--model.positions", "none", "--windows.documents", "separate"],
         "which linear attention cannot do: its state sums all previous tokens",
     ),
-    "cut windows of a recurrent network": (
+    "truncated windows of a recurrent network": (
         ["--model.architecture", "gru", "--windows.truncation", "0.5"],
         "which gru cannot do: its state sums all previous tokens",
     ),
-    "more experts a token than there are": (
+    "more experts per token than experts": (
         ["--model.n-experts", "4", "--model.experts-per-token", "5"],
         "model.experts_per_token is 5; expected a value from 1 to model.n_experts, 4",
     ),
-    "a capacity of nothing": (
+    "a capacity of zero": (
         ["--model.n-experts", "4", "--model.capacity-factor", "0"],
         "model.capacity_factor is 0.0; expected a value above 0, and finite",
     ),
-    "experts of none": (
+    "expert settings without experts": (
         ["--model.experts-per-token", "2"],
         "model.experts_per_token is set, but model.n_experts is 0",
     ),
@@ -100,11 +100,11 @@ WRONG = {
         ["--model.ngram-order", "3"],
         "model.ngram_order does not apply to transformer",
     ),
-    "n-grams without end": (
+    "n-grams of excessive order": (
         ["--model.architecture", "ngram", "--model.ngram-order", "99"],
         "model.ngram_order is 99; expected a value from 0 to 20",
     ),
-    "an encoder that looks back": (
+    "an encoder with sliding-window attention": (
         [
             "--model.architecture",
             "encoder",
@@ -122,15 +122,15 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_settings_that_make_no_sense(what: str, tmp_path: Path, fails: Fails) -> None:
+@pytest.mark.parametrize("case", WRONG)
+def test_invalid_architecture_settings_are_rejected(case: str, tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "text.txt").write_text(text_of(5_000))
-    options, message = WRONG[what]
+    options, message = WRONG[case]
     assert message in fails("train", tmp_path / "text.txt", "--out", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_encoder_needs_its_mask_in_prepared_data(tmp_path: Path, fails: Fails) -> None:
+def test_encoder_needs_the_mask_token_in_prepared_data(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "text.txt").write_text(text_of(5_000))
     options = ["--tokenizer.kind", "character", "--quiet"]
     assert (
@@ -141,10 +141,10 @@ def test_an_encoder_needs_its_mask_in_prepared_data(tmp_path: Path, fails: Fails
     assert "was prepared without the token <|mask|>, by which an encoder learns" in message
 
 
-def test_what_other_programs_cannot_express(
+def test_models_that_cannot_be_exported(
     tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Said before it is trained, and when it is exported."""
+    """The user is warned before training, and the export is an error."""
     (tmp_path / "text.txt").write_text(text_of(5_000))
     options = ["--model.attention", "linear", "--model.positions", "none", "--model.context-length", "32"]
     small = [
@@ -163,6 +163,6 @@ def test_what_other_programs_cannot_express(
     message = fails("export", run, "--to", "huggingface")
     assert "does not have model.positions = none" in message and "model.attention = linear" in message
     assert "a cache that can be rewound" in fails("generate", run, "the", "--draft", "prompt")
-    counted = ["--model.architecture", "ngram", "--tokenizer.kind", "byte"]
-    assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "counted"), *counted]) == 0
+    ngram = ["--model.architecture", "ngram", "--tokenizer.kind", "byte"]
+    assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "counted"), *ngram]) == 0
     assert "this model will not open in other programs" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Bad sources of `data prepare`: exit code 2, one clear line, and nothing left that could be mistaken for data."""
+"""Invalid sources for ``data prepare``: exit code 2, a one-line error, and no partial output."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(fails: Fails, tmp_path: Path) -> Refused:
-    """Prepares sources in vain; gives the line of error, and checks that nothing is left."""
+    """Run ``data prepare`` on invalid sources, check that nothing is left, and return the error line."""
 
     def run(*arguments: object) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -45,7 +45,7 @@ def test_empty_folders(refused: Refused, tmp_path: Path) -> None:
     assert "holds no text (0 files; skipped 1 binary (.png), 1 hidden)" in refused(tmp_path / "empty")
 
 
-def test_broken_lines(refused: Refused, tmp_path: Path) -> None:
+def test_bad_lines(refused: Refused, tmp_path: Path) -> None:
     lines = [json.dumps({"text": text_of(50, seed)}) for seed in range(10)]
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join([*lines[:3], '{"text": "cut', *lines[3:]]) + "\n")
@@ -55,7 +55,7 @@ def test_broken_lines(refused: Refused, tmp_path: Path) -> None:
     assert data.card["sources"][0]["skipped"] == {"bad lines": 1} and data.card["text"]["documents"] == 10
 
 
-def test_a_field_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+def test_missing_text_field(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"title": "a", "body": "b"}\n')
     (tmp_path / "t.csv").write_text("title,body\na,b\n")
     for name in ("t.jsonl", "t.csv"):
@@ -63,7 +63,9 @@ def test_a_field_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
         assert "'story'" in message and "title" in message and "body" in message
 
 
-def test_a_folder_for_a_file_and_a_file_for_a_folder(refused: Refused, fails: Fails, tmp_path: Path) -> None:
+def test_folder_given_for_a_file_and_file_given_for_a_folder(
+    refused: Refused, fails: Fails, tmp_path: Path
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "t.txt").write_text(text_of(500))
     assert "folder: " in refused(tmp_path / "t.txt", "--tokenizer.path", tmp_path / "folder")
@@ -78,7 +80,7 @@ def test_a_folder_for_a_file_and_a_file_for_a_folder(refused: Refused, fails: Fa
     assert prepared(tmp_path, tmp_path / "folder.jsonl").card["text"]["characters"] == len(text_of(500))
 
 
-def test_a_binary(refused: Refused, tmp_path: Path) -> None:
+def test_binary_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"some text \0\1\2")
     assert "t.txt: holds NUL bytes, so it is not a text file" in refused(tmp_path / "t.txt")
     (tmp_path / "t.bin").write_bytes(bytes(range(1, 256)))
@@ -86,7 +88,7 @@ def test_a_binary(refused: Refused, tmp_path: Path) -> None:
     assert "t.bin: byte 127 (0x80) is not utf-8" in message and "--on-bad-text" in message
 
 
-def test_a_line_without_end(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_line(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "LONGEST_RECORD", 2**21)
     (tmp_path / "t.jsonl").write_text('{"text": "' + "a" * 5_000_000 + '"}\n')
     assert "t.jsonl: line 1 is longer than 2,097,152 characters" in refused(tmp_path / "t.jsonl")
@@ -94,7 +96,7 @@ def test_a_line_without_end(refused: Refused, tmp_path: Path, monkeypatch: pytes
     assert "t.txt: holds more than 2,097,152 characters without white space" in refused(tmp_path / "t.txt")
 
 
-def test_a_vocabulary_below_the_alphabet(refused: Refused, tmp_path: Path) -> None:
+def test_vocabulary_smaller_than_the_bytes(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(text_of(500))
     message = refused(tmp_path / "t.txt", "--tokenizer.vocab-size", "100")
     assert "tokenizer.vocab_size is 100; expected a value of 0, or at least 257" in message
@@ -107,7 +109,7 @@ def test_one_repeated_character(refused: Refused, tmp_path: Path) -> None:
     assert "t: is one character, 'a', repeated; a model learns nothing from it" in refused(tmp_path / "t.txt")
 
 
-def test_links_in_circles(refused: Refused, tmp_path: Path) -> None:
+def test_circular_symbolic_links(refused: Refused, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "again").symlink_to(folder)
@@ -120,7 +122,9 @@ def test_links_in_circles(refused: Refused, tmp_path: Path) -> None:
     assert prepared(tmp_path, folder).card["text"]["characters"] == len(text_of(500))
 
 
-def test_a_file_that_changes(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_changes_between_reads(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text_of(50, seed)}) + "\n" for seed in range(10)))
     read = reading.read_table
@@ -136,10 +140,10 @@ def test_a_file_that_changes(fails: Fails, tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_grows_while_it_is_read(
+def test_file_that_grows_while_it_is_read(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a log does, without end: reading stops after what was there at first."""
+    """Reading stops at the size that the file had at first, as for a log that is still written to."""
     monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
     path = tmp_path / "t.jsonl"
     line = json.dumps({"text": text_of(50)}) + "\n"
@@ -156,8 +160,11 @@ def test_a_file_that_grows_while_it_is_read(
     assert "t.jsonl: changed while it was read" in refused(path)
 
 
-def test_interrupted_it_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C between reading and encoding: exit code 130, nothing under the name, and the same command continues."""
+def test_interrupted_preparation_continues(tmp_path: Path) -> None:
+    """Ctrl-C between reading and encoding exits with code 130 and leaves no output folder.
+
+    The same command then continues.
+    """
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text_of(50, seed)}) + "\n" for seed in range(60)))
     program = (
@@ -170,19 +177,17 @@ def test_interrupted_it_goes_on(tmp_path: Path) -> None:
     command = ["data", "prepare", str(path), "--out", str(tmp_path / "out")]
     result = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
     assert result.returncode == 130 and "interrupted" in result.stderr and not (tmp_path / "out").exists()
-    goes_on = subprocess.run(
+    continued = subprocess.run(
         [sys.executable, "-m", "wholegpt.cli", *command], capture_output=True, text=True, env={**os.environ}
     )
     assert (
-        goes_on.returncode == 0
-        and "continuing with the documents that an earlier call read" in goes_on.stderr
+        continued.returncode == 0
+        and "continuing with the documents that an earlier call read" in continued.stderr
     )
     assert PreparedData.exists(tmp_path / "out")
 
 
-def test_repairing_without_the_library_says_what_to_install(
-    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_ftfy_is_reported(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     (tmp_path / "t.txt").write_text(text_of(500))
     assert "ftfy is not installed; pip install 'wholegpt[data]'" in refused(

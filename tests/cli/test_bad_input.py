@@ -1,4 +1,4 @@
-"""Every bad input: one line that says what to do, exit code 2, and nothing lost."""
+"""Invalid input: one line that says what to do, exit code 2, and no file lost."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def test_empty_file(fails: Fails, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_to_train_on(fails: Fails) -> None:
+def test_training_without_a_source(fails: Fails) -> None:
     assert "no text given; name a file, a folder or a corpus (python-docs" in fails("train", *TINY)
 
 
@@ -34,8 +34,8 @@ def test_file_that_is_not_utf8(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(text_of(3000).encode() + "café".encode("latin-1"))
     message = fails("train", path, "--out", tmp_path / "run", *TINY)
-    place = path.read_bytes().index(b"\xe9")
-    assert f"latin.txt: byte {place} (0xe9) is not utf-8" in message and "--encoding latin-1" in message
+    position = path.read_bytes().index(b"\xe9")
+    assert f"latin.txt: byte {position} (0xe9) is not utf-8" in message and "--encoding latin-1" in message
     assert not (tmp_path / "run").exists()
     assert main(["train", str(path), "--out", str(tmp_path / "run"), "--encoding", "latin-1", *TINY]) == 0
     assert "data.encoding is 'klingon'" in fails("train", path, "--encoding", "klingon", *TINY)
@@ -46,7 +46,7 @@ def test_file_with_nul_bytes(fails: Fails, tmp_path: Path) -> None:
     assert "binary.txt: holds NUL bytes" in fails("train", tmp_path / "binary.txt", *TINY)
 
 
-def test_broken_json_lines(fails: Fails, tmp_path: Path) -> None:
+def test_bad_json_lines(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "documents.jsonl"
     path.write_text('{"text": "fine"}\n{"text": broken}\n')
     assert "documents.jsonl: line 2 is not JSON" in fails("train", path, *TINY)
@@ -73,7 +73,7 @@ def test_sample_prompt_is_checked_before_training(fails: Fails, text_file: Path,
     assert not (tmp_path / "run").exists()
 
 
-def test_vocabularies_that_differ(fails: Fails, text_file: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_vocabulary_sizes_must_match(fails: Fails, text_file: Path, run_folder: Path, tmp_path: Path) -> None:
     message = fails("train", text_file, "--out", tmp_path / "new", *TINY, "--model.vocab-size", "99")
     assert "model.vocab_size is 99 and the tokenizer has" in message
     folder = tmp_path / "model"
@@ -90,12 +90,12 @@ def test_vocabularies_that_differ(fails: Fails, text_file: Path, run_folder: Pat
     assert "the tokenizer has 257 tokens and the model" in fails("generate", folder, "--quiet")
 
 
-def test_width_that_heads_do_not_divide(fails: Fails, text_file: Path) -> None:
+def test_width_not_divisible_by_heads(fails: Fails, text_file: Path) -> None:
     message = fails("train", text_file, *tiny(model_n_heads="3"))
     assert "model.d_model is 16, which is not divisible by model.n_heads, 3; try d_model 15" in message
 
 
-def test_unknown_names(fails: Fails, text_file: Path) -> None:
+def test_unknown_names_suggest_the_nearest(fails: Fails, text_file: Path) -> None:
     assert "unknown preset 'gpt2-smal'; did you mean 'gpt2-small'?" in fails(
         "train", text_file, "--preset", "gpt2-smal"
     )
@@ -111,7 +111,7 @@ def test_unknown_names(fails: Fails, text_file: Path) -> None:
     assert "runtime.device is 'tpu'" in fails("train", text_file, *tiny(device="tpu"))
 
 
-def test_misspelt_field_in_a_recipe(fails: Fails, text_file: Path, tmp_path: Path) -> None:
+def test_misspelled_field_in_a_recipe(fails: Fails, text_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("optimizer:\n  learning_rte: 0.1\n")
     message = fails("train", text_file, "--recipe", path)
@@ -165,7 +165,7 @@ def test_full_disk_while_saving(
 def test_damaged_checkpoint(
     run_folder: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
-    """The last good one is used, with a warning; with none left, an error."""
+    """The last valid checkpoint is used, with a warning; if none is left, it is an error."""
     store = CheckpointStore(run_folder)
     assert store.steps() == [4, 6]
 
@@ -209,7 +209,7 @@ def test_checkpoint_from_a_newer_version(fails: Fails, run_folder: Path) -> None
     assert "format version 99 is newer" in fails("generate", folder, "the", "--quiet")
 
 
-def test_not_a_number(fails: Fails, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_loss(fails: Fails, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     likelihood, calls = base.linear_cross_entropy, 0
 
     def broken(*operands: torch.Tensor) -> torch.Tensor:
@@ -236,7 +236,7 @@ def test_resume_takes_no_settings(fails: Fails, run_folder: Path) -> None:
     assert "accepts no text, and no options" in fails("train", "other.txt", "--resume", run_folder)
 
 
-def test_checkpoints_that_are_not_there(fails: Fails, run_folder: Path) -> None:
+def test_missing_checkpoint_lists_those_that_exist(fails: Fails, run_folder: Path) -> None:
     assert "no checkpoint '5'; there are best, last, 4, 6" in fails(
         "generate", run_folder, "--checkpoint", "5"
     )
@@ -252,11 +252,11 @@ def test_values_out_of_range(fails: Fails, trained_run: Path, text_file: Path) -
     )
 
 
-def test_folders_that_cannot_be_made(fails: Fails, text_file: Path) -> None:
+def test_output_folder_that_cannot_be_created(fails: Fails, text_file: Path) -> None:
     assert "text.txt: File exists" in fails("train", text_file, "--out", text_file / "run", *TINY)
 
 
-def test_our_own_mistakes_exit_with_one(
+def test_internal_errors_exit_with_code_1(
     fails: Fails, trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:
@@ -268,7 +268,7 @@ def test_our_own_mistakes_exit_with_one(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_trackers(fails: Fails, text_file: Path, tmp_path: Path) -> None:
+def test_invalid_trackers(fails: Fails, text_file: Path, tmp_path: Path) -> None:
     command, option = ("train", text_file, "--out", tmp_path / "run", *TINY), "--logging.trackers"
     message = fails(*command, option, "wandb", option, "wandb")
     assert "logging.trackers is wandb, wandb; name each tracker once" in message

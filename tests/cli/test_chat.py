@@ -1,4 +1,4 @@
-"""``wholegpt chat``: commands, several lines, models that only continue text."""
+"""``wholegpt chat``: commands, multi-line input, and models without instruction tuning."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
     (folder / "text.txt").write_text(text_of(4000))
     model = {"context_length": 128, "n_layers": 1, "d_model": 16, "n_heads": 2}
@@ -57,12 +57,12 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_the_conversation_is_what_python_gives(talker: Path, chat: Chat) -> None:
-    found, said = chat(
-        talker, "the one", "/temperature 0", "the two", "/reset", "the two", options=("--seed", "3")
+def test_conversation_equals_the_python_interface(chat_model: Path, chat: Chat) -> None:
+    found, printed_messages = chat(
+        chat_model, "the one", "/temperature 0", "the two", "/reset", "the two", options=("--seed", "3")
     )
-    assert "the temperature is now 0\na new conversation starts\n" in said
-    lm = wg.load(talker)
+    assert "the temperature is now 0\na new conversation starts\n" in printed_messages
+    lm = wg.load(chat_model)
     settings = {"max_tokens": 4, "min_tokens": 4, "console": QUIET}
     first = lm.chat([Message("user", "the one")], seed=3, **settings).text
     second = lm.chat(
@@ -74,9 +74,13 @@ def test_the_conversation_is_what_python_gives(talker: Path, chat: Chat) -> None
     assert [one["content"] for one in found] == [first, second, third]
 
 
-def test_a_system_message_starts_again_and_is_saved(talker: Path, chat: Chat, tmp_path: Path) -> None:
+def test_system_message_starts_a_new_conversation_and_is_saved(
+    chat_model: Path, chat: Chat, tmp_path: Path
+) -> None:
     path = tmp_path / "talk.json"
-    found, said = chat(talker, "lost", "/system be brief", "the", f"/save {path}", f"/save {path}")
+    found, printed_messages = chat(
+        chat_model, "lost", "/system be brief", "the", f"/save {path}", f"/save {path}"
+    )
     assert json.loads(path.read_text()) == [
         {
             "messages": [
@@ -86,15 +90,15 @@ def test_a_system_message_starts_again_and_is_saved(talker: Path, chat: Chat, tm
             ]
         }
     ]
-    assert f"saved in {path}" in said and "already exists; name another FILE" in said
-    assert "a new conversation starts, with a system message" in said
+    assert f"saved in {path}" in printed_messages and "already exists; name another FILE" in printed_messages
+    assert "a new conversation starts, with a system message" in printed_messages
     rows = [one for _ in range(4) for one in json.loads(path.read_text())]
     for number, row in enumerate(rows):
         row["messages"][1]["content"] = f"the {number}"
     (tmp_path / "many.json").write_text(json.dumps(rows))
     data = wg.configure({"data": {"validation_fraction": 0.3}, "training": {"steps": 1}})
     again = api.finetune(
-        talker.parent / "base",
+        chat_model.parent / "base",
         tmp_path / "many.json",
         task="instruct",
         config=data,
@@ -104,9 +108,17 @@ def test_a_system_message_starts_again_and_is_saved(talker: Path, chat: Chat, tm
     assert again.state.step == 1
 
 
-def test_lines_that_continue_and_texts_with_a_slash(talker: Path, chat: Chat) -> None:
-    found, said = chat(
-        talker, "the\\", "two", " /the", "", "/nothing", "/reset now", "/temperature hot", "/temperature -1"
+def test_continued_lines_and_messages_that_start_with_a_slash(chat_model: Path, chat: Chat) -> None:
+    found, printed_messages = chat(
+        chat_model,
+        "the\\",
+        "two",
+        " /the",
+        "",
+        "/nothing",
+        "/reset now",
+        "/temperature hot",
+        "/temperature -1",
     )
     assert len(found) == 2 and [one["role"] for one in found] == ["assistant"] * 2
     for message in (
@@ -115,18 +127,21 @@ def test_lines_that_continue_and_texts_with_a_slash(talker: Path, chat: Chat) ->
         "/temperature is 'hot'; expected a number",
         "temperature is -1",
     ):
-        assert message in said
+        assert message in printed_messages
 
 
-def test_help_lists_every_command(talker: Path, chat: Chat) -> None:
-    _, said = chat(talker, "/help", "/quit", "never read")
-    assert all(name in said for name in COMMANDS)
+def test_help_lists_every_command(chat_model: Path, chat: Chat) -> None:
+    _, printed_messages = chat(chat_model, "/help", "/quit", "never read")
+    assert all(name in printed_messages for name in COMMANDS)
 
 
-def test_a_model_that_is_not_tuned_continues_each_text(talker: Path, chat: Chat) -> None:
-    base = talker.parent / "base"
-    found, said = chat(base, "the one", "/system x", "the", options=("--temperature", "0"))
-    assert "continues each text and does not answer it" in said and "takes no system message" in said
+def test_model_without_instruction_tuning_continues_each_text(chat_model: Path, chat: Chat) -> None:
+    base = chat_model.parent / "base"
+    found, printed_messages = chat(base, "the one", "/system x", "the", options=("--temperature", "0"))
+    assert (
+        "continues each text and does not answer it" in printed_messages
+        and "takes no system message" in printed_messages
+    )
     lm = wg.load(base)
     settings = {"max_tokens": 4, "min_tokens": 4, "temperature": 0, "console": QUIET}
     assert [one["content"] for one in found] == [

@@ -1,4 +1,4 @@
-"""Each command's JSON and its agreement with the Python interface."""
+"""Each command's JSON output and its agreement with the Python interface."""
 
 import json
 import math
@@ -26,7 +26,7 @@ SCORE = [
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[dict[str, Any], str]:
-    """The one JSON object on standard output, and standard error."""
+    """Run a command, and return its JSON object and what it wrote to standard error."""
     capsys.readouterr()
     assert main([*map(str, arguments), "--json"]) == 0
     out, err = capsys.readouterr()
@@ -43,7 +43,9 @@ def test_train(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Pa
     assert result["tokens"] == 6 * 2 * 16
 
 
-def test_train_says_what_it_does(capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path) -> None:
+def test_train_reports_the_split_and_next_steps(
+    capsys: pytest.CaptureFixture[str], text_file: Path, tmp_path: Path
+) -> None:
     options = [option for option in TINY if option != "--quiet"]
     assert main(["train", str(text_file), "--out", str(tmp_path / "run"), *options]) == 0
     out, err = capsys.readouterr()
@@ -52,7 +54,7 @@ def test_train_says_what_it_does(capsys: pytest.CaptureFixture[str], text_file: 
     assert f"wholegpt generate {tmp_path / 'run'}" in out
 
 
-def test_settings_override_the_recipe_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_override_only_their_settings_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--recipe", "demo", "--model.n_layers", "6", "--seed", "5", "--print-config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["n_layers"] == 6 and config["runtime"]["seed"] == 5
@@ -64,8 +66,7 @@ def test_settings_override_the_recipe_and_nothing_else(capsys: pytest.CaptureFix
     assert config["model"]["d_head"] == 64 and config["model"]["vocab_size"] == 0
 
 
-def test_a_default_given_by_hand_overrides_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """Even where the value equals the default of the settings."""
+def test_explicit_default_overrides_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     default = wg.Config().training.steps
     assert wg.recipe("demo").training.steps != default
     assert main(["train", "--recipe", "demo", "--training.steps", str(default), "--print-config"]) == 0
@@ -105,7 +106,7 @@ def test_evaluate(capsys: pytest.CaptureFixture[str], trained_run: Path, text_fi
 def test_evaluate_on_the_runs_own_held_out_text(
     capsys: pytest.CaptureFixture[str], trained_run: Path
 ) -> None:
-    """Equals the last evaluation of training, in the same number format."""
+    """The result equals the last evaluation of training in the same dtype."""
     result, _ = call(capsys, "evaluate", trained_run, "--checkpoint", "last")
     lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["kind"] == "validation"][-1]
@@ -183,7 +184,6 @@ def test_help_comes_from_the_field_docstrings(capsys: pytest.CaptureFixture[str]
 def test_help_joins_the_lines_of_a_docstring(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A description is one paragraph, whatever the lines of its source."""
     monkeypatch.setenv("COLUMNS", "100")
     for command in (["train"], ["data", "prepare"], ["tokenizer", "train"]):
         assert main([*command, "--help-all"]) == 0
@@ -197,10 +197,10 @@ def test_help_joins_the_lines_of_a_docstring(
         assert all(line[column] != " " for line in shown.splitlines()[start : start + 3])
 
 
-def test_what_was_written_is_kept_when_interrupted(
+def test_interrupted_generation_keeps_the_generated_text(
     trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The text on standard output, or in the one JSON object; exit code 130."""
+    """The text goes to standard output or into the JSON object; the exit code is 130."""
     from wholegpt.generation import GenerationRequest
 
     accept = GenerationRequest.accept

@@ -1,4 +1,4 @@
-"""What there is can be listed, completed and found under the names that people know from elsewhere."""
+"""Lists of recipes and presets, shell completion, and suggestions for settings known by other names."""
 
 import json
 import subprocess
@@ -41,20 +41,20 @@ def test_recipes_and_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         ("--dropout", "--model.dropout or --lora.dropout"),
     ],
 )
-def test_a_setting_without_its_section_is_found(given: str, settings: str, fails: Fails) -> None:
+def test_setting_without_its_section_is_suggested(given: str, settings: str, fails: Fails) -> None:
     name = given.partition("=")[0]
     assert f"unknown option {name}; the setting is {settings}" in fails("train", "x.txt", given, "8")
 
 
-def test_synonyms_are_settings_and_no_others_are_invented(fails: Fails) -> None:
+def test_synonyms_map_to_existing_settings(fails: Fails) -> None:
     fields = {field for section in to_mapping(Config()).values() for field in section}
     assert {*SYNONYMS.values()} <= fields and fields.isdisjoint(SYNONYMS)
     assert "the setting is" not in fails("train", "x.txt", "--bogus", "8")
-    assert "the setting is" not in fails("generate", "x", "--steps", "8"), "which has no settings"
+    assert "the setting is" not in fails("generate", "x", "--steps", "8"), "generate has no settings"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shell_completion_covers_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in ("finetune", "evaluate", "overwrite"))

@@ -1,4 +1,4 @@
-"""Folders that commands write: what is replaced, what is kept, and what paths mean from elsewhere."""
+"""Output folders: what commands replace, what they keep, and how paths resolve from other folders."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def run(*arguments: str | Path) -> None:
 
 @pytest.fixture
 def own_run(trained_run: Path, tmp_path: Path) -> Path:
-    """A run that a test may change."""
+    """A copy of the finished run that a test may change."""
     return Path(shutil.copytree(trained_run, tmp_path / "own" / "run"))
 
 
@@ -37,7 +37,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("lineage", [None, "{}", "[]", "no JSON", '{"versions": {"hugo": "0.1"}}'])
-def test_a_foreign_folder_is_never_replaced(
+def test_foreign_folder_is_never_replaced(
     lineage: str | None, tmp_path: Path, text_file: Path, fails: Fails
 ) -> None:
     site = tmp_path / "site"
@@ -56,7 +56,7 @@ def test_a_foreign_folder_is_never_replaced(
     assert files_in(site) == before
 
 
-def test_overwriting_a_run_keeps_what_is_not_its_own(own_run: Path, text_file: Path) -> None:
+def test_overwriting_a_run_keeps_foreign_files(own_run: Path, text_file: Path) -> None:
     step = next((own_run / "checkpoints").glob("step-*"))
     mine = ["notes.txt", "wholegpt.json", "plots/loss.png", "data/notes.txt", "data/train-mine.bin"]
     mine += [f"checkpoints/{step.name}/notes.txt", "checkpoints/step-backup/model.safetensors"]
@@ -71,7 +71,7 @@ def test_overwriting_a_run_keeps_what_is_not_its_own(own_run: Path, text_file: P
     run("train", "--resume", own_run, "--quiet")
 
 
-def test_the_name_of_a_run_is_no_longer_than_folders_may_have(
+def test_run_name_is_limited_to_valid_folder_names(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def test_the_name_of_a_run_is_no_longer_than_folders_may_have(
     assert [path.name for path in Path("runs").iterdir()] == [90 * "é"]
 
 
-def test_old_checkpoints_are_deleted_without_what_is_not_theirs(tmp_path: Path) -> None:
+def test_deleting_old_checkpoints_keeps_foreign_files(tmp_path: Path) -> None:
     tokenizer = train_character(["abcdefghijklmnopqrstuvwxyz0123456789"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size))
     store = CheckpointStore(tmp_path, keep=1)
@@ -92,12 +92,12 @@ def test_old_checkpoints_are_deleted_without_what_is_not_theirs(tmp_path: Path) 
     assert files_in(store.path(2)) == {"notes.txt": b"mine"}
 
 
-def test_overwriting_exports_imports_and_prepared_data_keeps_the_rest(
+def test_overwriting_exports_imports_and_prepared_data_keeps_foreign_files(
     trained_run: Path, text_file: Path, tmp_path: Path
 ) -> None:
     export, model, data = tmp_path / "export", tmp_path / "model", tmp_path / "data"
     for attempt in range(3):
-        if attempt == 2:  # as earlier versions called it
+        if attempt == 2:  # the name that earlier versions used
             report = (export / "parity_reports.json").read_text().replace("parity_reports", "certificates")
             (export / "certificate.json").write_text(report)
             (export / "parity_reports.json").unlink()
@@ -111,7 +111,7 @@ def test_overwriting_exports_imports_and_prepared_data_keeps_the_rest(
 
 
 @pytest.mark.parametrize("content", ["{}", '{"files": ["index.html"]}', "[1]", "no JSON"])
-def test_foreign_folders_are_no_exports_no_models_and_no_data(
+def test_foreign_folders_are_not_taken_for_exports_models_or_data(
     content: str, trained_run: Path, tmp_path: Path, fails: Fails, text_file: Path
 ) -> None:
     folder = tmp_path / "site"
@@ -143,8 +143,8 @@ def test_foreign_folders_are_no_exports_no_models_and_no_data(
     assert files_in(folder) == before
 
 
-def test_a_replaced_run_is_found_again_after_a_crash(own_run: Path) -> None:
-    """The process died between moving the old run aside and putting the new one in its place."""
+def test_run_is_restored_after_a_crash_while_it_was_replaced(own_run: Path) -> None:
+    """The process ended between moving the old run aside and moving the new one into place."""
     work = own_run.with_name(f".partial-{own_run.name}")
     (work / "new").mkdir(parents=True)
     (work / "wholegpt.json").write_text(json.dumps({"new": f"{work.name}/new"}))
@@ -153,7 +153,7 @@ def test_a_replaced_run_is_found_again_after_a_crash(own_run: Path) -> None:
     assert own_run.exists() and not work.exists()
 
 
-def test_a_run_from_relative_paths_repeats_from_elsewhere(
+def test_run_with_relative_paths_can_be_repeated_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here" / "texts").mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_a_run_from_relative_paths_repeats_from_elsewhere(
     assert Path("again", weights).read_bytes() == Path("../here/run", weights).read_bytes()
 
 
-def test_names_of_corpora_and_standard_input_stay_names(
+def test_corpus_names_and_standard_input_are_not_made_absolute_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wholegpt.runs.folder import with_absolute_paths
@@ -193,7 +193,7 @@ def test_names_of_corpora_and_standard_input_stay_names(
     assert config.finetuning.chat_template == f"{tmp_path}/t.jinja" and config.tokenizer.path == ""
 
 
-def test_a_folder_comes_before_the_preset_of_its_name(
+def test_folder_takes_precedence_over_a_preset_of_the_same_name(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -206,7 +206,7 @@ def test_a_folder_comes_before_the_preset_of_its_name(
     assert json.loads(capsys.readouterr().out)["config"]["d_model"] == 16
 
 
-def test_a_folder_comes_before_the_corpus_of_its_name(
+def test_folder_takes_precedence_over_a_corpus_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -221,19 +221,21 @@ def test_a_folder_comes_before_the_corpus_of_its_name(
 @pytest.mark.parametrize(
     "content", ["title: my site\n", "model:\n  d_model: x\n", "precision:\n  dtype: float16\n"]
 )
-@pytest.mark.parametrize("place", [".", "..", "../.."])
-def test_a_foreign_config_above_a_model_means_nothing(
-    place: str, content: str, trained_run: Path, tmp_path: Path
+@pytest.mark.parametrize("parent", [".", "..", "../.."])
+def test_foreign_config_above_a_model_is_ignored(
+    parent: str, content: str, trained_run: Path, tmp_path: Path
 ) -> None:
     step = next((trained_run / "checkpoints").glob("step-*"))
     model = Path(shutil.copytree(step, tmp_path / "site" / "checkpoints" / "model"))
-    (model / place / "config.yaml").write_text(content)
+    (model / parent / "config.yaml").write_text(content)
     plain = Path(shutil.copytree(step, tmp_path / "plain" / "x" / "model"))
     text = "the of and a to in is you that it"
     assert load(model).score(text) == load(plain).score(text)
 
 
-def test_a_foreign_folder_of_a_recipes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_folder_does_not_hide_a_recipe_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("demo").mkdir()
     Path("demo/config.yaml").write_text("title: a site\n")
@@ -247,7 +249,7 @@ def changed(path: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "a/../../outside.bin"])
-def test_names_in_manifests_stay_inside(
+def test_manifest_paths_must_stay_inside_the_folder(
     name: str, own_run: Path, text_file: Path, tmp_path: Path, fails: Fails
 ) -> None:
     data = tmp_path / "data"
@@ -264,7 +266,7 @@ def test_names_in_manifests_stay_inside(
 
 
 @pytest.mark.parametrize("best", ["../../x", 1.5, None, [1], {"a": 1}])
-def test_the_index_of_checkpoints_may_be_wrong(best: Any, own_run: Path) -> None:
+def test_damaged_checkpoint_index_is_tolerated(best: Any, own_run: Path) -> None:
     (own_run / "checkpoints.json").write_text(json.dumps({"format_version": 1, "best": best}))
     assert CheckpointStore(own_run).choose("best")[0].parent == own_run / "checkpoints"
     (own_run / "checkpoints.json").write_text("[]")
@@ -274,14 +276,16 @@ def test_the_index_of_checkpoints_may_be_wrong(best: Any, own_run: Path) -> None
 @pytest.mark.parametrize(
     ("name", "value"), [("bytes", -1), ("documents", -1), ("characters", 10**9), ("tokens", 7)]
 )
-def test_counts_of_a_manifest_that_cannot_be(name: str, value: int, text_file: Path, tmp_path: Path) -> None:
+def test_impossible_counts_in_a_manifest_are_rejected(
+    name: str, value: int, text_file: Path, tmp_path: Path
+) -> None:
     run("data", "prepare", text_file, "--out", tmp_path / "data", "--quiet")
     changed(tmp_path / "data" / "manifest.json", lambda content: content["train"].update({name: value}))
     with pytest.raises(DataError, match="not a readable manifest"):
         wg.train(tmp_path / "data", out=tmp_path / "run", console=QUIET)
 
 
-def test_the_dtype_of_shards_is_checked(text_file: Path, tmp_path: Path) -> None:
+def test_dtype_of_shards_is_checked(text_file: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     run("data", "prepare", text_file, "--tokenizer.kind", "byte", "--quiet", "--out", data)
     changed(data / "manifest.json", lambda content: content.update(dtype="O"))
@@ -289,7 +293,7 @@ def test_the_dtype_of_shards_is_checked(text_file: Path, tmp_path: Path) -> None
         wg.train(data, out=tmp_path / "run", console=QUIET)
 
 
-def test_a_run_is_not_replaced_while_somebody_else_starts_it(own_run: Path, text_file: Path) -> None:
+def test_run_is_not_replaced_while_another_process_starts_it(own_run: Path, text_file: Path) -> None:
     import threading
 
     from tests.helpers import tiny_config
@@ -312,7 +316,7 @@ def test_a_run_is_not_replaced_while_somebody_else_starts_it(own_run: Path, text
 
 
 @pytest.mark.parametrize("out", ["a" * 250, "a/" * 1500, "{file}/run", "/proc/run", "caf\udce9"])
-def test_folders_that_no_run_can_have(
+def test_invalid_run_folders_are_rejected(
     out: str, text_file: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(text_file.parent)
@@ -329,12 +333,14 @@ def test_folders_that_no_run_can_have(
         ("config.yaml", "[" * 5000, "config.yaml: not valid YAML: nested too deeply"),
     ],
 )
-def test_damaged_records_of_a_run(name: str, content: str, message: str, own_run: Path, fails: Fails) -> None:
+def test_damaged_files_of_a_run_are_reported(
+    name: str, content: str, message: str, own_run: Path, fails: Fails
+) -> None:
     (own_run / name).write_text(content)
     assert message in fails("train", "--resume", own_run)
 
 
-def test_damaged_metrics_of_a_run_are_left_out(own_run: Path) -> None:
+def test_damaged_lines_of_metrics_are_skipped(own_run: Path) -> None:
     metrics = own_run / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_bytes(b'{}\nnull\n[]\n\xff\n{"step": "1"}\n' + b"[" * 5000 + b"\n" + whole.encode())
@@ -342,7 +348,7 @@ def test_damaged_metrics_of_a_run_are_left_out(own_run: Path) -> None:
     assert metrics.read_text() == whole
 
 
-def test_a_run_without_checkpoints_is_called_one(own_run: Path, fails: Fails) -> None:
+def test_run_without_checkpoints_is_reported(own_run: Path, fails: Fails) -> None:
     shutil.rmtree(own_run / "checkpoints")
     assert "is a run that has no checkpoint yet; continue it with `wholegpt train --resume" in fails(
         "generate", own_run, "the"

@@ -1,4 +1,4 @@
-"""Random command lines, up to where the settings are known: each is done, or refused in one line."""
+"""Random command lines, up to the validated settings: each succeeds or is rejected with one line."""
 
 import contextlib
 import io
@@ -96,21 +96,21 @@ VALUES = [
     ),
 ]
 LINES = 12
-"""Of each command."""
+"""Random command lines per command."""
 
 
 class Reached(RunError):
-    """The work would begin here."""
+    """Raised where the actual work would start."""
 
 
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Settings only: nothing is loaded, read or trained."""
+    """Stop after validating settings: nothing is loaded, read or trained."""
 
     def reached(*_: Any, **__: Any) -> None:
         raise Reached("reached")
 
-    for place in (
+    for function in (
         *("runs.api.train", "runs.api.plan", "runs.api.finetune", "runs.api.continue_run", "runs.load.load"),
         *(
             "experiments.ladder.compare_baselines",
@@ -119,13 +119,13 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
         *("tokenizers.open_tokenizer", "data.open_corpus"),
     ):
-        monkeypatch.setattr(f"wholegpt.{place}", reached)
+        monkeypatch.setattr(f"wholegpt.{function}", reached)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("of the")
 
 
 def options_of(command: list[str]) -> list[str]:
-    """All options of a command."""
+    """Return all options of a command."""
     words = command[:2] if command[0] in ("tokenizer", "data") else command[:1]
     app = make_app()
     for word in words:
@@ -140,7 +140,7 @@ def options_of(command: list[str]) -> list[str]:
 
 
 def random_line(chance: random.Random, command: list[str], options: list[str]) -> list[str]:
-    """A command line of this command with one to four changes."""
+    """Return a command line of this command with one to four random changes."""
     line = list(command)
     for _ in range(chance.randint(1, 4)):
         option, value = chance.choice(options), chance.choice(VALUES)
@@ -162,14 +162,14 @@ def random_line(chance: random.Random, command: list[str], options: list[str]) -
 
 @contextlib.contextmanager
 def captured() -> Iterator[tuple[io.TextIOWrapper, io.TextIOWrapper]]:
-    """Standard streams as Python opens them, in memory."""
+    """Provide in-memory standard streams, opened the way Python opens them."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield out, err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_random_command_line(name: str) -> None:
+def test_random_command_lines(name: str) -> None:
     chance, options = random.Random(name), options_of(COMMANDS[name])
     for _ in range(LINES):
         line = random_line(chance, COMMANDS[name], options)

@@ -1,4 +1,4 @@
-"""``wholegpt generate``: several texts, beams, probabilities, guesses, formats of weights; what is refused."""
+"""``wholegpt generate``: completions, beams, probabilities, speculative decoding, weight dtypes, errors."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture
-def written(capsys: pytest.CaptureFixture[str], trained_run: Path) -> Callable[..., dict[str, Any]]:
+def generate_json(capsys: pytest.CaptureFixture[str], trained_run: Path) -> Callable[..., dict[str, Any]]:
     def call(*arguments: str) -> dict[str, Any]:
         assert main(["generate", str(trained_run), *arguments, "--json", "--quiet"]) == 0
         return json.loads(capsys.readouterr().out)
@@ -26,17 +26,21 @@ def written(capsys: pytest.CaptureFixture[str], trained_run: Path) -> Callable[.
     return call
 
 
-def test_several_texts_are_those_of_their_seeds(
-    written: Callable[..., dict[str, Any]], trained_run: Path
+def test_completions_equal_those_of_their_seeds(
+    generate_json: Callable[..., dict[str, Any]], trained_run: Path
 ) -> None:
-    made = written("the ", "--completions", "3", "--max-tokens", "9", "--seed", "5", "--weights", "float32")
+    made = generate_json(
+        "the ", "--completions", "3", "--max-tokens", "9", "--seed", "5", "--weights", "float32"
+    )
     lm = wg.load(trained_run)
     alone = [lm.generate("the ", max_tokens=9, seed=seed, console=QUIET).text for seed in (5, 6, 7)]
     assert [one["text"] for one in made["completions"]] == alone
     assert len(set(alone)) > 1 and made["tokens_per_second"] > 0
 
 
-def test_several_texts_are_printed_apart(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
+def test_multiple_completions_are_printed_separately(
+    capsys: pytest.CaptureFixture[str], trained_run: Path
+) -> None:
     assert (
         main(["generate", str(trained_run), "the ", "--completions", "2", "--max-tokens", "3", "--quiet"])
         == 0
@@ -44,24 +48,30 @@ def test_several_texts_are_printed_apart(capsys: pytest.CaptureFixture[str], tra
     assert capsys.readouterr().out.count("the ") >= 2
 
 
-def test_only_texts_that_the_model_ended_are_noted_as_empty(
+def test_completion_of_zero_tokens_is_not_reported_as_empty(
     capsys: pytest.CaptureFixture[str], trained_run: Path
 ) -> None:
     assert main(["generate", str(trained_run), "the ", "--max-tokens", "0"]) == 0
     assert "empty" not in capsys.readouterr().err
 
 
-def test_beams_are_the_python_ones(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
-    made = written("the ", "--beams", "3", "--completions", "2", "--max-tokens", "6", "--weights", "float32")
+def test_beams_equal_those_of_the_python_interface(
+    generate_json: Callable[..., dict[str, Any]], trained_run: Path
+) -> None:
+    made = generate_json(
+        "the ", "--beams", "3", "--completions", "2", "--max-tokens", "6", "--weights", "float32"
+    )
     found = wg.load(trained_run).beam_search("the ", beams=3, max_tokens=6, console=QUIET)[:2]
     assert [one["text"] for one in made["completions"]] == [one.text for one in found]
     assert [one["score"] for one in made["completions"]] == pytest.approx([one.score for one in found])
 
 
-def test_probabilities_are_the_models_own(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
-    """Whatever the settings; those that ``score`` gives for the same text."""
+def test_probabilities_equal_those_of_score(
+    generate_json: Callable[..., dict[str, Any]], trained_run: Path
+) -> None:
+    """They do not depend on the sampling settings."""
     arguments = ("--show-probabilities", "--max-tokens", "8", "--top-k", "3", "--weights", "float32")
-    (made,) = written("the ", *arguments)["completions"]
+    (made,) = generate_json("the ", *arguments)["completions"]
     assert len(made["tokens"]) == len(made["token_ids"]) == 8
     lm = wg.load(trained_run)
     prompt = lm.tokenizer.encode("the ")
@@ -75,7 +85,7 @@ def test_probabilities_are_the_models_own(written: Callable[..., dict[str, Any]]
         assert token["surprisal_bits"] >= 0
 
 
-def test_probabilities_for_people(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
+def test_probabilities_are_printed(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     assert (
         main(["generate", str(trained_run), "the ", "--show-probabilities", "--max-tokens", "4", "--quiet"])
         == 0
@@ -84,21 +94,26 @@ def test_probabilities_for_people(capsys: pytest.CaptureFixture[str], trained_ru
     assert out.startswith("the ") and out.count(" bits  ") == 4 and "%" in out
 
 
-FORMATS = [pytest.param("bfloat16", True, marks=NEEDS_BFLOAT16), ("int8", True), ("int8", False)]
-"""A format of weights, and whether the processor multiplies in bfloat16, as far as the program knows."""
+WEIGHT_DTYPES = [pytest.param("bfloat16", True, marks=NEEDS_BFLOAT16), ("int8", True), ("int8", False)]
+"""A dtype of weights, and whether the processor is reported to support bfloat16."""
 
 
-@pytest.mark.parametrize(("weights", "bfloat16"), FORMATS)
-def test_formats_of_weights_write(
-    written: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, weights: str, bfloat16: bool
+@pytest.mark.parametrize(("weights", "bfloat16"), WEIGHT_DTYPES)
+def test_generation_with_each_weight_dtype(
+    generate_json: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+    bfloat16: bool,
 ) -> None:
     monkeypatch.setattr("wholegpt.runtime.precision.has_bfloat16", lambda device: bfloat16)
-    (made,) = written("the ", "--max-tokens", "5", "--min-tokens", "5", "--weights", weights)["completions"]
+    (made,) = generate_json("the ", "--max-tokens", "5", "--min-tokens", "5", "--weights", weights)[
+        "completions"
+    ]
     assert len(made["token_ids"]) == 5
 
 
 @pytest.mark.parametrize("architecture", ["gru", "ngram", "encoder_decoder"])
-def test_automatic_weights_are_those_that_the_architecture_supports(
+def test_automatic_weight_dtype_is_supported_by_the_architecture(
     architecture: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = text_file
@@ -122,13 +137,15 @@ def test_automatic_weights_are_those_that_the_architecture_supports(
     assert found.token_ids == run.load().generate("ab", **settings).token_ids
 
 
-def test_guesses_change_no_text(written: Callable[..., dict[str, Any]], trained_run: Path) -> None:
-    plain = written("the of the of the ", "--max-tokens", "30", "--weights", "float32")
+def test_speculative_decoding_does_not_change_the_completion(
+    generate_json: Callable[..., dict[str, Any]], trained_run: Path
+) -> None:
+    plain = generate_json("the of the of the ", "--max-tokens", "30", "--weights", "float32")
     for draft in ("prompt", str(trained_run)):
-        guessed = written(
+        drafted = generate_json(
             "the of the of the ", "--max-tokens", "30", "--weights", "float32", "--draft", draft
         )
-        assert guessed["completions"] == plain["completions"]
+        assert drafted["completions"] == plain["completions"]
 
 
 def test_special_tokens_in_a_prompt_are_text_unless_allowed(trained_run: Path) -> None:
@@ -137,11 +154,11 @@ def test_special_tokens_in_a_prompt_are_text_unless_allowed(trained_run: Path) -
     settings: dict[str, Any] = {"max_tokens": 10, "seed": 1, "console": QUIET}
     allowed = lm.generate("<|endoftext|>", allow_special=True, **settings).token_ids
     assert allowed == lm.generate("", **settings).token_ids
-    with pytest.raises(TokenizerError, match="character '<'"):  # which is none of this vocabulary's
+    with pytest.raises(TokenizerError, match="character '<'"):  # not in this vocabulary
         lm.generate("<|endoftext|>", **settings)
 
 
-def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_rejected(fails: Fails, trained_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (["--completions", "0"], "--completions is 0"),
         (["--completions", "1000000000"], "--completions is 1000000000; expected 1 to 10,000"),
@@ -167,12 +184,14 @@ def test_what_is_refused(fails: Fails, trained_run: Path, tmp_path: Path) -> Non
         assert message in fails("generate", trained_run, "the ", "--quiet", *arguments), arguments
 
 
-def test_a_text_larger_than_memory(fails: Fails, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_larger_than_memory_is_rejected(
+    fails: Fails, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wholegpt.generation.memory.free_memory", lambda device: 100.0)
     assert "smaller max_tokens" in fails("generate", trained_run, "the ", "--quiet")
 
 
-def test_more_texts_than_memory_holds_wait(
+def test_completions_that_exceed_memory_are_queued(
     capsys: pytest.CaptureFixture[str], trained_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = wg.load(trained_run)
@@ -186,13 +205,13 @@ def test_more_texts_than_memory_holds_wait(
     assert [one.text for one in few] == [one.text for one in free]
 
 
-@pytest.mark.parametrize(("weights", "bfloat16"), FORMATS)
-def test_what_fewer_bits_cost_is_measured(
+@pytest.mark.parametrize(("weights", "bfloat16"), WEIGHT_DTYPES)
+def test_quantization_error_is_small(
     trained_run: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, weights: str, bfloat16: bool
 ) -> None:
     monkeypatch.setattr("wholegpt.runtime.precision.has_bfloat16", lambda device: bfloat16)
     most = 0.01 if weights == "bfloat16" else 0.02
     exact = wg.load(trained_run).evaluate(text_file, dtype=Dtype.float32, console=QUIET)
-    held = wg.load(trained_run, weights=weights).evaluate(text_file, console=QUIET)
-    assert held.tokens == exact.tokens
-    assert 0 < abs(held.nats_per_token - exact.nats_per_token) < most * exact.nats_per_token
+    quantized = wg.load(trained_run, weights=weights).evaluate(text_file, console=QUIET)
+    assert quantized.tokens == exact.tokens
+    assert 0 < abs(quantized.nats_per_token - exact.nats_per_token) < most * exact.nats_per_token

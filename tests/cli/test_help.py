@@ -1,4 +1,4 @@
-"""The help of every command: two screens, two examples that work, and everything on request."""
+"""The help of every command: two screens, at least two working examples, and all options on request."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ OPTION = re.compile(r"(?m)^│ [* ]? *(--[a-z][\w.-]*)")
 
 
 def commands(app: cyclopts.App, path: str = "") -> Iterator[tuple[str, cyclopts.App]]:
-    """Every command and group of commands, by its words."""
+    """Return every command and group of commands by its full name."""
     yield path, app
     for name in app:
         if not name.startswith("-"):
@@ -71,7 +71,7 @@ def test_settings_are_shown_by_section(capsys: pytest.CaptureFixture[str]) -> No
     assert "--training.steps" in settings and "--optimizer" not in settings
 
 
-def test_the_most_used_options_exist() -> None:
+def test_most_used_options_exist() -> None:
     for path, names in MOST_USED.items():
         options = [name for one in COMMANDS[path].assemble_argument_collection() for name in one.names]
         assert {f"--{name}" for name in names.split()} <= {*options}
@@ -79,7 +79,7 @@ def test_the_most_used_options_exist() -> None:
 
 
 def words_of(example: str) -> Iterator[list[str]]:
-    """The command lines of wholegpt in an example, without what the shell does with them."""
+    """Yield the wholegpt command lines of an example, without shell syntax."""
     for part in example.split(" | "):
         program, *words = shlex.split(re.split(" [<>] ", part)[0])
         assert program == "wholegpt"
@@ -90,7 +90,7 @@ def words_of(example: str) -> Iterator[list[str]]:
     ("path", "example"), [(path, one) for path, app in COMMANDS.items() for one in examples_of(app)]
 )
 def test_examples_are_command_lines(path: str, example: str) -> None:
-    """The parser accepts them, and one of each command is of that command."""
+    """The parser accepts every example, and each command has an example of its own."""
     for words in words_of(example):
         make_app().parse_args(words, exit_on_error=False, print_error=False)
     assert any(
@@ -98,6 +98,6 @@ def test_examples_are_command_lines(path: str, example: str) -> None:
     )
 
 
-def test_the_test_of_examples_can_fail() -> None:
+def test_parser_rejects_an_invalid_example() -> None:
     with pytest.raises(cyclopts.CycloptsError):
         make_app().parse_args(["generate", "x", "--max-token", "3"], exit_on_error=False, print_error=False)

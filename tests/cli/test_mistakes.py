@@ -1,4 +1,4 @@
-"""Command lines that cannot be run: the error says what was probably meant."""
+"""Mistyped and misordered command lines: the error suggests what was probably meant."""
 
 import sys
 import tomllib
@@ -15,7 +15,7 @@ from wholegpt.settings.choices import Tracker
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_optional_package_has_its_extra() -> None:
+def test_every_optional_package_belongs_to_an_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     in_extras = {
@@ -40,11 +40,11 @@ def test_every_optional_package_has_its_extra() -> None:
         ("tokenize", '"tokenizer"'),
     ],
 )
-def test_other_names_of_commands(command: str, right: str, fails: Fails) -> None:
+def test_synonyms_of_commands_are_suggested(command: str, right: str, fails: Fails) -> None:
     assert f"Did you mean {right}?" in fails(command, "x")
 
 
-def test_options_that_are_taken_for_commands(fails: Fails) -> None:
+def test_options_given_as_commands(fails: Fails) -> None:
     assert "unknown command help; did you mean `wholegpt --help`?" in fails("help")
     assert "unknown command version; did you mean `wholegpt --version`?" in fails("version")
     assert "unknown option --versoin; did you mean `wholegpt --version`?" in fails("--versoin")
@@ -62,13 +62,13 @@ def test_options_that_are_taken_for_commands(fails: Fails) -> None:
         ("predict x", "--file", "--data"),
     ],
 )
-def test_other_names_of_options(command: str, given: str, right: str, fails: Fails) -> None:
+def test_synonyms_of_options_are_suggested(command: str, given: str, right: str, fails: Fails) -> None:
     assert f"unknown option {given.partition('=')[0]}; the option is {right}\n" in fails(
         *command.split(), given, "1"
     )
 
 
-def test_other_names_stand_for_options_that_exist() -> None:
+def test_synonyms_map_to_existing_options() -> None:
     options = {
         name.removeprefix("--").replace("-", "_")
         for app in COMMANDS.values()
@@ -80,7 +80,7 @@ def test_other_names_stand_for_options_that_exist() -> None:
     assert "the option is" not in OPTION_SYNONYMS and options.isdisjoint({"temp", "num_beams", "force"})
 
 
-def test_settings_without_a_section_are_found_wherever_there_are_settings(fails: Fails) -> None:
+def test_settings_without_a_section_are_suggested_in_other_commands(fails: Fails) -> None:
     message = fails("data", "prepare", "x", "--out", "y", "--vocab-size", "3")
     assert "the setting is --tokenizer.vocab-size" in message
 
@@ -96,11 +96,11 @@ def test_settings_without_a_section_are_found_wherever_there_are_settings(fails:
         (["tokenizer", "encode", "t.json", "it's", "so"], "tokenizer encode t.json 'it'\"'\"'s so'`"),
     ],
 )
-def test_a_text_without_quotation_marks(words: list[str], right: str, fails: Fails) -> None:
+def test_text_without_quotation_marks(words: list[str], right: str, fails: Fails) -> None:
     assert f"in quotation marks: `wholegpt {right}" in fails(*words)
 
 
-def test_words_that_are_not_together_are_not_joined(fails: Fails) -> None:
+def test_separated_words_are_not_joined(fails: Fails) -> None:
     message = fails("generate", "modern-tiny", "Once", "--seed", "2", "upon")
     assert message.endswith("put a text of several words in quotation marks\n")
     assert "quotation" not in fails("chat", "modern-tiny", "hello")
@@ -127,12 +127,12 @@ def test_swapped_arguments(fails: Fails, trained_run: Path, text_file: Path) -> 
     assert "is a run, not text; `wholegpt train --resume" in fails("train", run)
 
 
-def test_a_file_in_place_of_a_model(fails: Fails, text_file: Path) -> None:
+def test_file_given_for_a_model(fails: Fails, text_file: Path) -> None:
     message = fails("generate", text_file, "Once")
     assert f"is a file, not a run or a model folder; `wholegpt train {text_file}`" in message
 
 
-def test_a_misspelt_run_is_found(fails: Fails, trained_run: Path) -> None:
+def test_misspelled_run_is_suggested(fails: Fails, trained_run: Path) -> None:
     assert f"did you mean '{trained_run}'?" in fails("generate", trained_run.with_name("runn"), "of")
 
 
@@ -147,7 +147,7 @@ def test_names_of_the_hugging_face_hub(
     assert f"`wholegpt import {name}` downloads it (pip install 'wholegpt[hub]')" in message
 
 
-def test_names_that_are_not_of_the_hub(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_are_not_on_the_hub(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     for name in ("runs/mine", "mine/run", "mine2", "../x/y", "a/b/c"):

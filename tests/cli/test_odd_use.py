@@ -1,4 +1,4 @@
-"""What a first user does that nobody planned for: each found by trying, each kept from coming back."""
+"""Regression tests for unusual but plausible usage, found by manual testing."""
 
 import dataclasses
 import json
@@ -30,8 +30,8 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_the_checkpoint_just_written_is_never_deleted(text_file: Path, tmp_path: Path) -> None:
-    """Going on behind a damaged checkpoint, with keep 1."""
+def test_newest_checkpoint_is_never_deleted(text_file: Path, tmp_path: Path) -> None:
+    """Resuming when a damaged checkpoint has a higher step, with ``keep`` 1."""
     config = tiny_config(text_file, checkpointing={"every": 1, "keep": 1}, evaluation={"every": 0})
     run = api.train(config=config, out=tmp_path / "run", max_seconds=1e-9, console=QUIET).path
     store = CheckpointStore(run)
@@ -42,14 +42,14 @@ def test_the_checkpoint_just_written_is_never_deleted(text_file: Path, tmp_path:
     assert store.last_good() == (2, [])
 
 
-def test_stray_folders_beside_the_checkpoints(run_folder: Path) -> None:
+def test_foreign_folders_beside_the_checkpoints_are_ignored(run_folder: Path) -> None:
     store = CheckpointStore(run_folder)
     shutil.copytree(store.path(6), store.folder / "step-00000006.bak")
     (store.folder / "notes").mkdir()
     assert store.steps() == [4, 6]
 
 
-def test_a_damaged_checkpoint_opened_as_a_model_folder(fails: Fails, run_folder: Path) -> None:
+def test_damaged_checkpoint_opened_as_a_model_folder(fails: Fails, run_folder: Path) -> None:
     folder = CheckpointStore(run_folder).path(6)
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-3] ^= 1
@@ -65,7 +65,7 @@ def foreign(tmp_path: Path, **parts: object) -> Path:
     return tmp_path / "tokenizer.json"
 
 
-def test_byte_level_tokenizers_in_other_layouts_count_bytes_rightly(tmp_path: Path) -> None:
+def test_foreign_byte_level_tokenizers_count_bytes_correctly(tmp_path: Path) -> None:
     pre = library.pre_tokenizers.Sequence(
         [library.pre_tokenizers.Digits(), library.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -76,7 +76,7 @@ def test_byte_level_tokenizers_in_other_layouts_count_bytes_rightly(tmp_path: Pa
     assert made.text_sizes[ids].sum(axis=0).tolist() == [len(text.encode()), len(text)]
 
 
-def test_truncation_in_a_foreign_tokenizer_is_undone(tmp_path: Path) -> None:
+def test_truncation_of_a_foreign_tokenizer_is_disabled(tmp_path: Path) -> None:
     path = foreign(tmp_path)
     opened = library.Tokenizer.from_file(str(path))
     opened.enable_truncation(8)
@@ -86,17 +86,17 @@ def test_truncation_in_a_foreign_tokenizer_is_undone(tmp_path: Path) -> None:
     assert json.loads(made.to_json())["truncation"] is None
 
 
-def test_tokenizers_that_lose_text_are_refused(tmp_path: Path) -> None:
+def test_lossy_tokenizers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="is not lossless"):
         Tokenizer.load(foreign(tmp_path, pre_tokenizer=library.pre_tokenizers.WhitespaceSplit()))
 
 
-def test_tokenizers_that_normalize_text_say_so(tmp_path: Path) -> None:
+def test_normalizing_tokenizers_do_not_claim_to_keep_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(foreign(tmp_path, normalizer=library.normalizers.Lowercase()))
     assert not tokenizer.keeps_text and tokenizer.decode(tokenizer.encode("The OF")) == "the of"
 
 
-def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) -> None:
+def test_training_on_the_data_of_the_overwritten_run_is_rejected(fails: Fails, run_folder: Path) -> None:
     before = CheckpointStore(run_folder).last_good()
     message = fails("train", run_folder / "data", "--out", run_folder, "--overwrite", *TINY)
     assert "which the run trains on; name another --out" in message
@@ -104,24 +104,24 @@ def test_a_run_is_not_trained_on_its_own_data(fails: Fails, run_folder: Path) ->
 
 
 @pytest.mark.parametrize(
-    "place", ["stages.pretraining.evaluate_tokens", "runs.train.write_report", "runs.train._restore"]
+    "function", ["stages.pretraining.evaluate_tokens", "runs.train.write_report", "runs.train._restore"]
 )
-def test_ctrl_c_outside_the_loop_says_how_to_go_on(
-    place: str,
+def test_ctrl_c_outside_the_training_loop_tells_how_to_resume(
+    function: str,
     fails: Fails,
     text_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(f"wholegpt.{place}", interrupt)
+        patch.setattr(f"wholegpt.{function}", interrupt)
         message = fails("train", text_file, "--out", tmp_path / "my run", *TINY, code=130)
     assert f"--resume '{tmp_path / 'my run'}'`" in message
     assert main(["train", "--resume", str(tmp_path / "my run"), "--quiet"]) == 0
 
 
 @pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
-def test_ctrl_c_anywhere_else_says_so(
+def test_ctrl_c_in_other_commands_is_reported(
     command: str,
     fails: Fails,
     trained_run: Path,
@@ -129,12 +129,12 @@ def test_ctrl_c_anywhere_else_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    places = {
+    functions = {
         "train": "wholegpt.stages.text_source.prepare",
         "generate": "wholegpt.language_model.generate",
         "evaluate": "wholegpt.language_model.evaluate_text",
     }
-    monkeypatch.setattr(places[command], interrupt)
+    monkeypatch.setattr(functions[command], interrupt)
     arguments = {"train": [text_file, "--out", tmp_path / "run", *TINY], "generate": [trained_run, "--quiet"]}
     message = fails(command, *arguments.get(command, [trained_run, text_file, "--quiet"]), code=130)
     ending = "" if command == "generate" else "; nothing was saved; run the same command to start again"
@@ -150,7 +150,7 @@ def test_ctrl_c_does_not_undo_an_early_stop() -> None:
     assert state.stop_reason.startswith("no better")
 
 
-def test_what_cannot_be_resumed_here_cannot_be_started_here(
+def test_settings_that_this_machine_cannot_resume_are_rejected_at_start(
     fails: Fails,
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -163,7 +163,7 @@ def test_what_cannot_be_resumed_here_cannot_be_started_here(
     assert "precision.dtype is bfloat16, which this machine's cpu lacks; try float32" in message
 
 
-def test_a_steps_own_time_is_in_its_record(trained_run: Path) -> None:
+def test_train_seconds_are_recorded_per_step(trained_run: Path) -> None:
     records = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     seconds = [r["train_seconds"] for r in records if r["kind"] == "train"]
     assert seconds[0] > 0 and seconds == sorted(seconds)
@@ -186,20 +186,20 @@ def test_resume_shows_its_config_without_training(
     assert CheckpointStore(run_folder).steps() == [4]
 
 
-def test_half_a_surrogate_pair_in_json_lines(fails: Fails, tmp_path: Path) -> None:
+def test_lone_surrogate_in_json_lines(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "fine"}\n{"text": "a\\ud800b"}\n')
     assert "d.jsonl: line 2 holds half of a surrogate pair" in fails("train", path, *TINY)
 
 
-def test_the_smallest_temperature_is_greedy(trained_run: Path) -> None:
+def test_tiny_temperature_equals_greedy_decoding(trained_run: Path) -> None:
     lm = wg.load(trained_run)
     greedy = lm.generate("the", max_tokens=20, temperature=0).text
     for temperature in (1e-50, 5e-324):
         assert lm.generate("the", max_tokens=20, temperature=temperature).text == greedy
 
 
-def test_many_files_at_once(
+def test_training_on_many_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -210,7 +210,7 @@ def test_many_files_at_once(
     assert result["run"] == "runs/chapter number 0+39-more"
 
 
-def test_training_twice_on_the_folder_that_holds_the_runs(
+def test_training_on_a_folder_ignores_the_runs_inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -223,7 +223,7 @@ def test_training_twice_on_the_folder_that_holds_the_runs(
     assert tokens[0] == tokens[1]
 
 
-def test_prepared_data_stands_alone_and_is_recorded(
+def test_prepared_data_is_the_only_source_and_is_recorded(
     text_file: Path,
     tmp_path: Path,
     fails: Fails,
@@ -241,7 +241,7 @@ def test_prepared_data_stands_alone_and_is_recorded(
     assert run.load().tokenizer.vocab_size == 257
 
 
-def test_a_prompt_is_written_only_when_text_follows(
+def test_prompt_is_printed_only_if_generation_starts(
     fails: Fails,
     trained_run: Path,
     capsys: pytest.CaptureFixture[str],
@@ -252,26 +252,26 @@ def test_a_prompt_is_written_only_when_text_follows(
     assert capsys.readouterr().out == "the\n"
 
 
-def test_one_stop_text_may_be_a_string(trained_run: Path) -> None:
+def test_single_stop_string_may_be_a_string(trained_run: Path) -> None:
     lm = wg.load(trained_run)
     one, several = (lm.generate("the", max_tokens=60, seed=2, stop=stop) for stop in (" ", (" ",)))
     assert one.text == several.text and " " not in one.text
     assert one.finish_reason == "stop"
 
 
-def test_fresh_presets() -> None:
+def test_untrained_presets() -> None:
     lm = wg.load("modern-tiny")
     assert len(lm.generate("a", max_tokens=3, temperature=1.0).token_ids) <= 3
     with pytest.raises(TokenizerError, match="a fresh preset has no tokenizer"):
         wg.LanguageModel(lm.model, None).generate("a")
 
 
-def test_a_model_folder_needs_a_text_to_be_measured_on(fails: Fails, run_folder: Path) -> None:
+def test_evaluating_a_model_folder_needs_a_text(fails: Fails, run_folder: Path) -> None:
     message = fails("evaluate", CheckpointStore(run_folder).path(6), "--quiet")
     assert "is not a run and has no validation text; give a text" in message
 
 
-def test_evaluate_repeats_the_figure_of_a_float32_run(text_file: Path, tmp_path: Path) -> None:
+def test_evaluation_equals_the_validation_of_a_float32_run(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, precision={"dtype": "float32"})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     lm = run.load("last")
@@ -280,18 +280,18 @@ def test_evaluate_repeats_the_figure_of_a_float32_run(text_file: Path, tmp_path:
     assert {name: getattr(score, name) for name in vars(run.validation)} == vars(run.validation)
 
 
-def test_figures_that_are_not_finite_are_null_in_json(trained_run: Path) -> None:
+def test_non_finite_scores_are_null_in_json(trained_run: Path) -> None:
     lm = wg.load(trained_run)
     score = dataclasses.replace(lm.evaluate(trained_run.parent / "text.txt"), bits_per_byte=float("nan"))
     assert json.loads(json.dumps(score.to_json(), allow_nan=False))["bits_per_byte"] is None
 
 
-def test_epochs_alone_take_back_the_steps() -> None:
+def test_epochs_replace_the_default_steps() -> None:
     config = wg.configure({"training": {"epochs": 2}})
     assert (config.training.steps, config.training.epochs) == (0, 2)
 
 
-def test_notes_that_nobody_reads_do_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_pipe_does_not_stop_notes_and_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
@@ -300,7 +300,7 @@ def test_notes_that_nobody_reads_do_not_stop_the_work(monkeypatch: pytest.Monkey
     Console().warn("hello")
 
 
-def test_several_sources_say_what_was_skipped_and_where_they_are(
+def test_multiple_sources_report_skipped_files_and_paths(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "folder"

@@ -1,4 +1,4 @@
-"""With ``--quiet``, standard output has the result alone and standard error nothing. Next steps fit what was done."""
+"""With ``--quiet``, only the result goes to standard output and nothing to standard error; suggested next steps."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ Output = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def output(capsys: pytest.CaptureFixture[str]) -> Output:
-    """Runs a command line; gives standard output and standard error."""
+    """Run a command line and return its standard output and standard error."""
 
     def run(*arguments: str | Path) -> tuple[str, str]:
         capsys.readouterr()
@@ -27,7 +27,7 @@ def output(capsys: pytest.CaptureFixture[str]) -> Output:
 
 @pytest.fixture(scope="session")
 def classifier(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run fine-tuned on the length of words."""
+    """A run fine-tuned to classify texts by the length of words."""
     folder = tmp_path_factory.mktemp("classifier")
     rows = [f"{word},{'long' if len(word) > 2 else 'short'}" for word in WORDS] * 3
     (folder / "words.csv").write_text("\n".join(["text,label", *rows]))
@@ -37,7 +37,7 @@ def classifier(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "run"
 
 
-def test_every_command_prints_its_result_alone(
+def test_quiet_commands_print_only_the_result(
     output: Output, trained_run: Path, classifier: Path, text_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "questions.txt").write_text(text_of(300, seed=3))
@@ -70,10 +70,10 @@ def test_every_command_prints_its_result_alone(
         assert "Next:" not in out and "Report:" not in out, command
 
 
-def test_next_steps_fit_what_was_done(
+def test_suggested_next_steps_match_the_command(
     output: Output, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And they can be run as they are, also with paths that need quotation marks."""
+    """The suggestions can be run as printed, also with paths that need quoting."""
     monkeypatch.chdir(tmp_path)
     loud = [option for option in tiny() if option != "--quiet"]
     out, _ = output("train", text_file, "--out", "my run", *loud, "--max-seconds", "1e-9")
@@ -89,7 +89,7 @@ def test_next_steps_fit_what_was_done(
 
 
 @pytest.mark.parametrize("texts", [[], ["-"]])
-def test_predict_reads_a_text_from_each_line(
+def test_predict_reads_one_text_per_line(
     texts: list[str], output: Output, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.txt").write_text("of the\r\n\n  and a\n")

@@ -1,4 +1,4 @@
-"""Training on a real pseudo-terminal of several widths, on one that cannot redraw, and in a pipe."""
+"""Progress output on pseudo-terminals of several widths, on a terminal that cannot redraw, and in a pipe."""
 
 import fcntl
 import os
@@ -36,7 +36,7 @@ VALIDATION = r"step {}: validation loss \d\.\d{{4}} nats/token"
 
 
 def on_terminal(columns: int, command: list[str], folder: Path) -> str:
-    """Run a command on a terminal of its own; give what it wrote, with lines that end in a line feed alone."""
+    """Run a command on its own pseudo-terminal, and return the output with lines ending in a line feed only."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
@@ -49,17 +49,17 @@ def on_terminal(columns: int, command: list[str], folder: Path) -> str:
         env={**inherited, "TERM": "xterm-256color"},
     )
     os.close(theirs)
-    written = b""
+    output = b""
     while True:
         try:
             part = os.read(ours, 65536)
-        except OSError:  # the terminal has no other user any more
+        except OSError:  # no process has the terminal open any more
             break
         if not part:
             break
-        written += part
+        output += part
     os.close(ours)
-    text = written.decode().replace("\r\n", "\n")
+    text = output.decode().replace("\r\n", "\n")
     assert process.wait(timeout=60) == 0, text
     return text
 
@@ -91,12 +91,12 @@ WAYS = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """The folder in which one process trained in each of ``WAYS``, and what it wrote in each."""
+    """The folder in which one process trained in each of ``WAYS``, and the output of each."""
     folder = tmp_path_factory.mktemp("a folder with a long name")
     (folder / "text.txt").write_text(text_of(6000))
     script = TRAIN.replace("WAYS", repr(WAYS)).replace("OPTIONS", repr(TRAINING))
-    written = re.split(r"<(\w+)>\n", on_terminal(80, ["-c", script], folder))
-    return folder, dict(zip(written[1::2], written[2::2], strict=True))
+    output = re.split(r"<(\w+)>\n", on_terminal(80, ["-c", script], folder))
+    return folder, dict(zip(output[1::2], output[2::2], strict=True))
 
 
 def plain(text: str) -> str:
@@ -104,7 +104,7 @@ def plain(text: str) -> str:
 
 
 def frames(text: str) -> list[str]:
-    """What was drawn on the line of the bar of training, and the lines above it meanwhile."""
+    """Return what was drawn on the progress bar's line, and the lines printed above it."""
     drawn = [plain(frame) for line in text.split("\n") for frame in line.split("\r")]
     bars = [number for number, frame in enumerate(drawn) if f"/{STEPS}" in frame]
     return drawn[bars[0] : bars[-1] + 1]
@@ -118,53 +118,53 @@ def frames(text: str) -> list[str]:
         ("wide", 120, [rf"^training  .*step {STEPS}/{STEPS}  loss", "━━", "validation", "in ", "tok/s"]),
     ],
 )
-def test_the_bar_fits_the_terminal(
+def test_progress_bar_fits_the_terminal(
     name: str, columns: int, parts: list[str], runs: tuple[Path, dict[str, str]]
 ) -> None:
-    written = runs[1][name]
-    drawn = frames(written)
+    output = runs[1][name]
+    drawn = frames(output)
     assert len(drawn) > 3 and max(map(cell_len, drawn)) <= columns
     assert all(re.search(part, drawn[-1]) for part in parts), drawn[-1]
-    for step in (STEPS // 2, STEPS):  # each validation is left on a line of its own
+    for step in (STEPS // 2, STEPS):  # each validation stays on its own line
         line = VALIDATION.format(step) if columns > 40 else rf"step {step}: \d\.\d{{4}} nats/token"
         assert re.search(rf"(?m)^{line}( \(best\))?$", "\n".join(drawn)), drawn
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in WAYS])
-def test_paths_and_commands_are_whole(name: str, runs: tuple[Path, dict[str, str]]) -> None:
-    """They are wrapped by the terminal alone."""
-    folder, written = runs
-    lines = plain(written[name]).split("\n")
+def test_paths_and_commands_are_not_wrapped(name: str, runs: tuple[Path, dict[str, str]]) -> None:
+    folder, output = runs
+    lines = plain(output[name]).split("\n")
     assert f"Report: {folder / name / 'report.html'}" in lines
     assert f"""  wholegpt generate '{folder / name}' "The"    # generate text""" in lines
 
 
-def test_without_colors(runs: tuple[Path, dict[str, str]]) -> None:
-    """The bar is drawn as ever, without colors and other styles."""
-    written = runs[1]["colorless"]
-    assert f"step {STEPS}/{STEPS}" in written and "━━" in written
-    assert not re.search(r"\x1b\[[0-9;]+m", written) and re.search(r"\x1b\[[0-9;]+m", runs[1]["wide"])
+def test_progress_bar_without_colors(runs: tuple[Path, dict[str, str]]) -> None:
+    output = runs[1]["colorless"]
+    assert f"step {STEPS}/{STEPS}" in output and "━━" in output
+    assert not re.search(r"\x1b\[[0-9;]+m", output) and re.search(r"\x1b\[[0-9;]+m", runs[1]["wide"])
 
 
-def test_a_terminal_that_cannot_redraw(runs: tuple[Path, dict[str, str]]) -> None:
-    written = runs[1]["dumb"]
-    assert "\x1b" not in written and "\r" not in written
-    assert re.search(VALIDATION.format(STEPS), written)
+def test_terminal_that_cannot_redraw_gets_plain_lines(runs: tuple[Path, dict[str, str]]) -> None:
+    output = runs[1]["dumb"]
+    assert "\x1b" not in output and "\r" not in output
+    assert re.search(VALIDATION.format(STEPS), output)
 
 
-def test_a_pipe_gets_lines(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipe_gets_plain_lines(tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(text_file), "--out", str(tmp_path / "run"), *TRAINING]) == 0
     out, err = capsys.readouterr()
     assert not re.search("[\x1b\r]", out + err)
     assert re.search(rf"(?m)^{VALIDATION.format(STEPS)}", err) and "Next:" in out
 
 
-def test_lines_in_place_of_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("wholegpt.console.LINE_INTERVAL_SECONDS", 0.0)
     with Console().progress("training", 2, unit="step") as progress:
         progress.advance(1, "loss 1.000 nats/token", "9 tok/s")
         progress.advance(1)
-    with Console().progress("reading", 0) as progress:  # of unknown length
+    with Console().progress("reading", 0) as progress:  # unknown length
         progress.advance(7, "1.0 MB/s")
     first, second, third = capsys.readouterr().err.splitlines()
     assert first == "training  step 1/2  loss 1.000 nats/token  9 tok/s  0:00 left"
@@ -188,8 +188,8 @@ with console.progress("reading", 2) as progress:
 
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_notes_above_a_bar_are_not_wrapped(columns: int, tmp_path: Path) -> None:
-    written = plain(on_terminal(columns, ["-c", NOTES], tmp_path))
-    lines = re.split("[\n\r]", written)
+    output = plain(on_terminal(columns, ["-c", NOTES], tmp_path))
+    lines = re.split("[\n\r]", output)
     assert "/a/path/that/is/longer/than/the/terminal/is/wide/1" in lines
     assert "warning: /a/path/that/is/longer/than/the/terminal/is/wide/2" in lines
     drawn = [line for line in lines if "/a/path" not in line]
@@ -204,7 +204,7 @@ Console().note("commands:\\n/name VALUE  the meaning of a command in many short 
 """
 
 
-def test_notes_are_broken_between_words(tmp_path: Path) -> None:
+def test_notes_are_wrapped_between_words(tmp_path: Path) -> None:
     lines = [line.rstrip() for line in plain(on_terminal(40, ["-c", LONG_NOTE], tmp_path)).split("\n")]
     assert lines[:4] == [
         "a note of many short words that do not",

@@ -1,4 +1,4 @@
-"""What commands take for a text and for a source: arguments, standard input, names of files and of runs."""
+"""Text and source arguments: literal text, standard input, file names and runs."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ LONG = "Once upon a time there was a text. " * 30
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
-    """Makes a pipe that holds something standard input; ``closed``: its other end is."""
+    """Return a function that replaces standard input by a pipe with some content; ``closed`` closes its other end."""
     with contextlib.ExitStack() as opened:
 
         def make(content: bytes, closed: bool = True) -> None:
@@ -40,7 +40,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
 
 @pytest.fixture
 def result(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, object]]:
-    """Runs a command line with ``--json`` and gives its result."""
+    """Run a command line with ``--json`` and return its result."""
 
     def run(*arguments: str | Path) -> dict[str, object]:
         capsys.readouterr()
@@ -52,7 +52,7 @@ def result(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, object
 
 @pytest.fixture(scope="session")
 def byte_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of bytes."""
+    """A byte-level tokenizer file."""
     folder = tmp_path_factory.mktemp("bytes")
     (folder / "text.txt").write_text(text_of(3000))
     out = folder / "tokenizer.json"
@@ -60,14 +60,12 @@ def byte_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_lone_hyphen_stays_text_where_a_text_is_expected(
-    byte_tokenizer_file: Path, result: Callable
-) -> None:
+def test_hyphen_is_text_where_a_text_is_expected(byte_tokenizer_file: Path, result: Callable) -> None:
     assert result("tokenizer", "encode", byte_tokenizer_file, "-")["token_ids"] == [45]
     assert result("tokenizer", "show", byte_tokenizer_file, "-")["tokens"] == ["-"]
 
 
-def test_a_lone_hyphen_is_what_is_piped_in(byte_tokenizer_file: Path) -> None:
+def test_hyphen_reads_the_text_from_a_pipe(byte_tokenizer_file: Path) -> None:
     program = [sys.executable, "-m", "wholegpt.cli"]
     for command in (
         ["tokenizer", "encode", str(byte_tokenizer_file), "-", "--json"],
@@ -77,12 +75,12 @@ def test_a_lone_hyphen_is_what_is_piped_in(byte_tokenizer_file: Path) -> None:
         assert done.stdout == b"ab\n" or json.loads(done.stdout)["token_ids"] == [97, 98]
 
 
-def test_a_lone_hyphen_is_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hyphen_is_a_prompt_without_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "modern-tiny", "-", "--max-tokens", "0", "--quiet", "--stop", "-"]) == 0
     assert capsys.readouterr().out == "-\n"
 
 
-def test_a_lone_hyphen_is_standard_input_where_a_source_is_expected(trained_run: Path) -> None:
+def test_hyphen_is_standard_input_where_a_source_is_expected(trained_run: Path) -> None:
     program = [sys.executable, "-m", "wholegpt.cli"]
     for command in (["data", "stats", "-"], ["evaluate", str(trained_run), "-", "--quiet"]):
         done = subprocess.run(
@@ -103,7 +101,7 @@ def test_training_on_standard_input(trained_run: Path, tmp_path: Path) -> None:
         assert (Path(command[-1]) / "checkpoints.json").is_file()
 
 
-def test_sources_that_are_no_paths(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_not_paths(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "not-asked-for.txt").write_text(text_of(3000))
     (tmp_path / "my model").mkdir()
@@ -122,16 +120,14 @@ def test_sources_that_are_no_paths(fails: Fails, tmp_path: Path, monkeypatch: py
         wg.train("", console=Console(quiet=True))
 
 
-def test_a_file_called_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Callable) -> None:
+def test_file_named_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: Callable) -> None:
     monkeypatch.chdir(tmp_path)
     Path("-").write_text("some text")
     assert result("data", "stats", "./-")["text"]["characters"] == 9
 
 
 @pytest.mark.parametrize("content", [b"of the", b"of the\n", b"of the\r\n"])
-def test_a_text_that_is_piped_in(
-    content: bytes, pipe: Pipe, byte_tokenizer_file: Path, result: Callable
-) -> None:
+def test_text_from_a_pipe(content: bytes, pipe: Pipe, byte_tokenizer_file: Path, result: Callable) -> None:
     for command in ("encode", "show"):
         pipe(content)
         assert result("tokenizer", command, byte_tokenizer_file)["token_ids"] == list(b"of the")
@@ -139,7 +135,7 @@ def test_a_text_that_is_piped_in(
     assert result("tokenizer", "decode", byte_tokenizer_file)["text"] == "of "
 
 
-def test_a_prompt_that_is_piped_in(pipe: Pipe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompt_from_a_pipe(pipe: Pipe, capsys: pytest.CaptureFixture[str]) -> None:
     for content, arguments, shown in (
         (b"a\nb\n", (), "a\nb\n"),
         (b"", (), "\n"),
@@ -150,7 +146,7 @@ def test_a_prompt_that_is_piped_in(pipe: Pipe, capsys: pytest.CaptureFixture[str
         assert capsys.readouterr().out == shown
 
 
-def test_a_file_on_standard_input_and_none(
+def test_file_and_null_device_on_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte_tokenizer_file: Path, result: Callable, fails: Fails
 ) -> None:
     (tmp_path / "prompt.txt").write_text("ab")
@@ -163,7 +159,7 @@ def test_a_file_on_standard_input_and_none(
                 assert "no text given; give one" in fails("tokenizer", "encode", byte_tokenizer_file)
 
 
-def test_a_pipe_that_stays_open_and_empty(
+def test_pipe_that_stays_open_and_empty_times_out(
     pipe: Pipe, fails: Fails, byte_tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(texts, "NOTE_SECONDS", 0.01)
@@ -176,7 +172,7 @@ def test_a_pipe_that_stays_open_and_empty(
     assert len(notes) == 2 and "waiting" in notes[0]
 
 
-def test_standard_input_that_is_no_text(pipe: Pipe, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_text_on_standard_input(pipe: Pipe, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe(b"ab\xff")
     assert "standard input: byte 2 is not UTF-8" in fails("generate", "modern-tiny")
     for ids in (b"1 x", "²".encode(), b"9" * 30, b"-1"):
@@ -187,7 +183,7 @@ def test_standard_input_that_is_no_text(pipe: Pipe, fails: Fails, monkeypatch: p
     assert "standard input: contains more than 5 bytes" in fails("generate", "modern-tiny")
 
 
-def test_a_text_that_names_a_file(fails: Fails, byte_tokenizer_file: Path, tmp_path: Path) -> None:
+def test_file_given_for_a_text(fails: Fails, byte_tokenizer_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     path.write_text("text\nof\n")
     message = fails("predict", "nowhere", path)
@@ -201,7 +197,7 @@ def test_a_text_that_names_a_file(fails: Fails, byte_tokenizer_file: Path, tmp_p
         assert f"`< {path}` for the text in it" in fails(*command, path)
 
 
-def test_runs_and_models_are_no_text(fails: Fails, run_folder: Path, tmp_path: Path) -> None:
+def test_runs_and_models_given_for_a_text(fails: Fails, run_folder: Path, tmp_path: Path) -> None:
     assert "is a run, not text; `wholegpt train --resume " in fails("train", run_folder, *TINY)
     checkpoint = CheckpointStore(run_folder).path(6)
     assert "is a model, not text; train it on text by `wholegpt finetune " in fails(
@@ -226,12 +222,12 @@ def test_runs_and_models_are_no_text(fails: Fails, run_folder: Path, tmp_path: P
     assert "is a LoRA adapter, not text" in fails("train", adapter, *TINY)
 
 
-def test_a_folder_that_contains_runs_gives_its_own_text_alone(run_folder: Path, tmp_path: Path) -> None:
+def test_runs_inside_a_folder_are_skipped(run_folder: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(run_folder, tree / "runs" / "a")
     shutil.copytree(CheckpointStore(run_folder).path(6), tree / "model")
     (tree / "page").mkdir()
-    for name in ("manifest.json", "config.json", "lineage.json"):  # as other programs have them
+    for name in ("manifest.json", "config.json", "lineage.json"):  # files of other programs with these names
         (tree / "page" / name).write_text('{"text": "not ours"}')
     report = ReadingReport()
     assert {file.parent.name for file in files_below(tree, report)} == {"page"}
@@ -239,7 +235,7 @@ def test_a_folder_that_contains_runs_gives_its_own_text_alone(run_folder: Path, 
 
 
 @pytest.mark.parametrize("text", [LONG, "two\nlines", "Once upon a time"])
-def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -> None:
+def test_text_given_for_a_source(text: str, fails: Fails, trained_run: Path) -> None:
     expected = "a source is the path of a file or folder, or a corpus's name. Write text itself to a file"
     for command in (
         ["train", text, *TINY],
@@ -253,7 +249,7 @@ def test_text_in_place_of_a_source(text: str, fails: Fails, trained_run: Path) -
         wg.load(trained_run).evaluate(text)
 
 
-def test_an_option_after_the_separator(fails: Fails) -> None:
+def test_option_after_the_separator_is_an_error(fails: Fails) -> None:
     message = fails("generate", "modern-tiny", "--", "-x", "--max-tokens", "5")
     assert "unknown option: --max-tokens; put options before --" in message
 
@@ -283,18 +279,18 @@ def test_names_too_long_for_a_file(fails: Fails, text_file: Path, trained_run: P
         (["--threads", "1000000000"], "runtime.threads is 1000000000; this machine has"),
     ],
 )
-def test_numbers_and_names_that_make_no_sense(
+def test_invalid_numbers_and_names_are_rejected(
     options: list[str], message: str, fails: Fails, text_file: Path
 ) -> None:
     assert message in fails("train", text_file, "--quiet", *options)
 
 
-def test_more_threads_than_cores_are_not_started(fails: Fails, trained_run: Path) -> None:
+def test_more_threads_than_cores_are_rejected(fails: Fails, trained_run: Path) -> None:
     message = fails("generate", trained_run, "the", "--threads", "1000000000", "--quiet")
     assert "runtime.threads is 1000000000; this machine has" in message
 
 
-def test_a_time_limit_that_is_no_number() -> None:
+def test_time_limit_must_be_a_number() -> None:
     with pytest.raises(ConfigError, match="max_seconds is nan"):
         wg.train("nowhere.txt", max_seconds=float("nan"))
 
@@ -314,5 +310,5 @@ def test_a_time_limit_that_is_no_number() -> None:
         ("info", "RUN is missing; see `wholegpt info --help`"),
     ],
 )
-def test_command_lines_that_make_no_sense(command: str, message: str, fails: Fails) -> None:
+def test_invalid_command_lines_are_rejected(command: str, message: str, fails: Fails) -> None:
     assert message in fails(*command.split())

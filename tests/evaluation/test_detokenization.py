@@ -1,4 +1,4 @@
-"""Published forms of text, made plain and back."""
+"""Detokenization of published text formats, and its inverse."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_examples(form: Published) -> None:
 
 @pytest.mark.parametrize("form", Published)
 @given(text=st.text(alphabet=" \n=@,.-'\"()sntea$%Nlrb", max_size=80))
-def test_nothing_is_lost(form: Published, text: str) -> None:
+def test_detokenization_is_lossless(form: Published, text: str) -> None:
     plain = plain_text(text, form)
     assert plain.restored() == text
 

@@ -1,4 +1,4 @@
-"""lm-eval over our engine gives what it gives for the exported model under transformers."""
+"""lm-eval with our engine gives the results of the exported model in transformers."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tasks(folder: Path) -> list[dict[str, Any]]:
-    """A task of each kind of request, from local files."""
+    """Return a task for each type of request, from local files."""
     lines = [
         {"context": "the of and a", "choices": ["to in is", "zebra"], "answer": 0},
         {"context": "you that it he was", "choices": ["quartz", "for on are"], "answer": 1},
@@ -47,8 +47,8 @@ def tasks(folder: Path) -> list[dict[str, Any]]:
     (folder / "choice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     texts = [{"page": text_of(900, seed)} for seed in range(3)]
     (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
-    written = [{"prompt": "the of and", "target": "a to"}, {"prompt": "is you", "target": "that it"}]
-    (folder / "written.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    pairs = [{"prompt": "the of and", "target": "a to"}, {"prompt": "is you", "target": "that it"}]
+    (folder / "generation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs))
 
     def from_file(name: str) -> dict[str, Any]:
         return {
@@ -79,7 +79,7 @@ def tasks(folder: Path) -> list[dict[str, Any]]:
         },
         {
             "task": "local_written",
-            **from_file("written.jsonl"),
+            **from_file("generation.jsonl"),
             "output_type": "generate_until",
             "doc_to_text": "{{prompt}}",
             "doc_to_target": "{{target}}",
@@ -98,7 +98,7 @@ def evaluated(model: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_export_under_transformers(
+def test_results_equal_those_of_the_export_in_transformers(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lm_eval.models.huggingface import HFLM

@@ -1,4 +1,4 @@
-"""Likelihoods of continuations: the fast way against one forward pass for each."""
+"""Likelihoods of continuations: the batched computation against one forward pass per request."""
 
 import random
 from typing import Any
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @torch.inference_mode()
 def one_by_one(model: Transformer, requests: list[Request]) -> list[Likelihood]:
-    """E8 on each request by itself, as written."""
+    """Compute equation E8 for each request separately."""
     results: list[Likelihood] = []
     for request in requests:
         whole = [*request.context_ids, *request.continuation_ids]
@@ -35,7 +35,7 @@ def one_by_one(model: Transformer, requests: list[Request]) -> list[Likelihood]:
 
 
 def requests_of(seed: int, context_length: int) -> list[Request]:
-    """Contexts of all lengths, many with a common beginning, some too long, with several continuations each."""
+    """Return contexts of all lengths, many with a shared prefix, some too long, with several continuations each."""
     generator = random.Random(seed)
 
     def some(low: int, high: int) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def test_fast_way_equals_one_by_one(kind: str, seed: int) -> None:
         assert (ours.tokens, ours.greedy, ours.truncated) == (plain.tokens, plain.greedy, plain.truncated)
 
 
-def test_small_limits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_limits_do_not_change_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     from wholegpt.evaluation import likelihood
@@ -80,26 +80,26 @@ def test_small_limits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.nats == pytest.approx(other.nats, abs=1e-9)
 
 
-def test_shared_beginnings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_prefixes_are_processed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     model = random_model(replace(tiny_models()["gpt2"], context_length=200))
-    read = 0
+    processed = 0
     hidden_states = model.hidden_states
 
     def counted(token_ids: Tensor, cache: Any = None) -> Tensor:
-        nonlocal read
-        read += token_ids.numel()
+        nonlocal processed
+        processed += token_ids.numel()
         return hidden_states(token_ids, cache)
 
     monkeypatch.setattr(model, "hidden_states", counted)
     story = tuple(range(30)) * 5
     requests = [Request((*story, question), (answer, answer)) for question in range(4) for answer in range(4)]
     score_continuations(model, requests, CPU, Dtype.float32, QUIET)
-    assert read == 150 + 16 * 2  # one by one it would be 16 × 152
+    assert processed == 150 + 16 * 2  # without sharing it would be 16 × 152
 
 
-def test_request_of_texts() -> None:
+def test_request_from_texts() -> None:
     characters = train_character(["abc def"])
     assert Request.of(characters, "abc", " def") == Request.of(characters, "abc ", "def")
     request = Request.of(characters, "ab ", "c")
@@ -111,7 +111,7 @@ def test_request_of_texts() -> None:
     assert Request.of(bare, "", "abc") == Request(tuple(bare.encode("a")), tuple(bare.encode("bc")))
 
 
-def test_tokens_over_the_border_belong_to_the_continuation() -> None:
+def test_token_across_the_boundary_belongs_to_the_continuation() -> None:
     tokenizer = train_bpe(["the cat sat on the mat. " * 50], 300)
     request = Request.of(tokenizer, "the ca", "t sat")
     assert list(request.context_ids + request.continuation_ids) == tokenizer.encode("the cat sat")

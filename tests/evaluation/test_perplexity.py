@@ -1,4 +1,4 @@
-"""Every token once, whatever the stride; figures against closed forms and a direct computation."""
+"""Perplexity: every token is scored once for any stride, and scores equal closed forms and direct computations."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ QUIET, CPU = Console(quiet=True), torch.device("cpu")
 
 
 class Uniform(LogitsOnly):
-    """Knows nothing: every logit is 0."""
+    """Predicts a uniform distribution: every logit is 0."""
 
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         return torch.zeros(*token_ids.shape, self.vocab_size)
@@ -58,7 +58,7 @@ def test_a_uniform_model_has_the_closed_form() -> None:
     )
 
 
-def test_end_of_text_counts_as_a_token_and_adds_no_bytes() -> None:
+def test_end_of_text_counts_as_a_token_without_bytes() -> None:
     tokenizer = byte_tokenizer()
     tokens = TokenShards([np.array([97, 98, tokenizer.end_of_text_id, 99])])
     score = evaluate_tokens(Uniform(257, 16), tokens, tokenizer, CPU, Dtype.float32, QUIET)
@@ -73,21 +73,21 @@ def test_scores_equal_a_direct_computation(stride: int) -> None:
     windows = list(scoring_windows(40, 12, stride))
     ours = score_tokens(model, TokenShards([ids]), windows, CPU, Dtype.float32, QUIET)
     direct: list[float] = []
-    for place in range(1, 40):
-        windows_before = [w for w in windows if w.first_scored < place <= w.end]
+    for position in range(1, 40):
+        windows_before = [w for w in windows if w.first_scored < position <= w.end]
         start = windows_before[0].start
         with torch.no_grad():
-            logits = model(torch.from_numpy(ids[start:place])[None])[0, -1]
-        direct.append(-torch.log_softmax(logits, -1)[ids[place]].item())
+            logits = model(torch.from_numpy(ids[start:position])[None])[0, -1]
+        direct.append(-torch.log_softmax(logits, -1)[ids[position]].item())
     np.testing.assert_allclose(ours, direct, atol=1e-12)
 
 
-def test_more_context_is_what_a_smaller_stride_gives() -> None:
+def test_smaller_stride_gives_more_context() -> None:
     windows = list(scoring_windows(100, 10, 4))
     assert [(w.start, w.first_scored, w.end) for w in windows[:3]] == [(0, 0, 9), (4, 9, 13), (8, 13, 17)]
 
 
-def test_a_sample_scores_about_as_many_tokens_as_asked() -> None:
+def test_sample_scores_about_the_requested_number_of_tokens() -> None:
     tokens = TokenShards([np.zeros(10_000, dtype=np.int64)])
     score = evaluate_tokens(
         Uniform(257, 16), tokens, byte_tokenizer(), CPU, Dtype.float32, QUIET, sample=1000
@@ -95,7 +95,7 @@ def test_a_sample_scores_about_as_many_tokens_as_asked() -> None:
     assert 950 <= score.tokens <= 1050
 
 
-def test_bad_strides_and_texts() -> None:
+def test_invalid_strides_and_texts_are_rejected() -> None:
     tokens = TokenShards([np.zeros(10, dtype=np.int64)])
     with pytest.raises(ConfigError, match="stride is 17; expected 1 to 16"):
         evaluate_tokens(Uniform(257, 16), tokens, byte_tokenizer(), CPU, Dtype.float32, QUIET, stride=17)
@@ -113,8 +113,8 @@ def test_units() -> None:
     assert uniform_nats(66) == pytest.approx(4.1897, abs=1e-4)
 
 
-def test_a_model_without_numbers_has_no_figures() -> None:
-    """Not even where only what follows one token is no number."""
+def test_nan_logits_are_an_error() -> None:
+    """Even if only the logits after one particular token are NaN."""
 
     class Damaged(LogitsOnly):
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:

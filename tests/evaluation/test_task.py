@@ -1,4 +1,4 @@
-"""Files of examples: reading them, few-shot prompts, and figures worked out by hand."""
+"""Evaluation on files of examples: reading, few-shot prompts, and scores calculated by hand."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def save(folder: Path, lines: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    """A fresh model of bytes: it can read anything, and finds nothing likely."""
+    """An untrained byte-level model: it can process any text and predicts nearly uniformly."""
     torch.manual_seed(2)
     fresh = load("modern-tiny")
     with torch.no_grad():
@@ -66,7 +66,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 
 def nats(lm: LanguageModel, context: str, continuation: str) -> float:
-    """−ln p(continuation | context), of bytes, one forward pass."""
+    """Compute −ln p(continuation | context) of bytes in one forward pass."""
     ids = lm.tokenizer.encode(context) if context else [lm.tokenizer.end_of_text_id]
     whole = ids + lm.tokenizer.encode(continuation)
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def nats(lm: LanguageModel, context: str, continuation: str) -> float:
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_kinds_are_recognised(kind: str, tmp_path: Path) -> None:
+def test_kinds_of_examples_are_detected(kind: str, tmp_path: Path) -> None:
     examples = read_examples(save(tmp_path, LINES[kind]))
     assert examples.kind.kind == kind
     assert list(examples.by_line) == list(range(1, len(LINES[kind]) + 1))
@@ -135,14 +135,14 @@ def test_classification_and_score(lm: LanguageModel, tmp_path: Path) -> None:
     assert scored.metrics.keys() == {"pearson_correlation", "spearman_correlation", "squared_error"}
 
 
-def test_written(lm: LanguageModel, tmp_path: Path) -> None:
+def test_generation(lm: LanguageModel, tmp_path: Path) -> None:
     score = lm.evaluate_task(save(tmp_path, LINES["generation"]), console=QUIET)
     greedy = lm.generate("the of", max_tokens=100, temperature=0, stop="\n", console=QUIET)
     assert score.records[0]["generated"] == greedy.text.strip()
     assert score.metrics.keys() == {"bleu", "rouge1", "rouge2", "rougeL", "empty"}
 
 
-def test_shots_are_drawn_once_and_not_scored(lm: LanguageModel, tmp_path: Path) -> None:
+def test_few_shot_examples_are_drawn_once_and_not_scored(lm: LanguageModel, tmp_path: Path) -> None:
     path = save(tmp_path, LINES["multiple choice"])
     examples = read_examples(path)
     before, left = few_shot(examples, 2, None, seed=1)
@@ -178,13 +178,13 @@ def test_examples_longer_than_the_context_are_counted(lm: LanguageModel, tmp_pat
 
 
 BAD_LINES: dict[str, tuple[str, str]] = {
-    "no JSON": ("{", "is not JSON"),
+    "invalid JSON": ("{", "is not JSON"),
     "a wrong field": ('{"context": "a", "choice": ["b"], "answer": 0}', "fields match no kind"),
-    "no object": ("[1]", "fields match no kind"),
+    "not an object": ("[1]", "fields match no kind"),
 }
 BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
-    "no JSON": ("{", "line 2 is not JSON"),
-    "no object": ("3", "line 2: expected a JSON object"),
+    "invalid JSON": ("{", "line 2 is not JSON"),
+    "not an object": ("3", "line 2: expected a JSON object"),
     "a missing field": ('{"context": "a", "answer": 0}', "line 2: lacks 'choices'"),
     "a field of another kind": ('{"prompt": "a", "label": "b"}', "has 'label'; has 'prompt'"),
     "an answer out of range": (
@@ -192,12 +192,12 @@ BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
         "answer is 2; expected an index",
     ),
     "a negative answer": ('{"context": "a", "choices": ["b", "c"], "answer": -1}', "answer is -1"),
-    "an answer that is a text": (
+    "an answer of the wrong type": (
         '{"context": "a", "choices": ["b", "c"], "answer": "b"}',
         "answer: expected a whole number",
     ),
     "one choice": ('{"context": "a", "choices": ["b"], "answer": 0}', "choices has 1 entries"),
-    "a choice that is no text": (
+    "a choice of the wrong type": (
         '{"context": "a", "choices": ["b", 1], "answer": 0}',
         "choices[1]: expected text",
     ),
@@ -205,7 +205,7 @@ BAD_SECOND_LINES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_SECOND_LINES)
-def test_bad_lines_are_named(name: str, tmp_path: Path, trained_run: Path, fails: Fails) -> None:
+def test_invalid_lines_are_reported(name: str, tmp_path: Path, trained_run: Path, fails: Fails) -> None:
     line, expected = BAD_SECOND_LINES[name]
     path = save(tmp_path, LINES["multiple choice"][:1])
     path.write_text(path.read_text() + line + "\n")
@@ -214,7 +214,7 @@ def test_bad_lines_are_named(name: str, tmp_path: Path, trained_run: Path, fails
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_files_of_no_kind(name: str, tmp_path: Path) -> None:
+def test_files_of_unknown_kind_are_rejected(name: str, tmp_path: Path) -> None:
     line, expected = BAD_LINES[name]
     path = tmp_path / "examples.jsonl"
     path.write_text(line)
@@ -239,12 +239,12 @@ def test_files_of_no_kind(name: str, tmp_path: Path) -> None:
         ({"prompt": "a", "choices": ["1", "2"], "score": float("inf")}, "line 1 holds Infinity"),
     ],
 )
-def test_examples_that_make_no_sense(line: dict[str, Any], expected: str, tmp_path: Path) -> None:
+def test_invalid_examples_are_rejected(line: dict[str, Any], expected: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=expected):
         read_examples(save(tmp_path, [line]))
 
 
-def test_commands(
+def test_evaluate_command(
     tmp_path: Path, trained_run: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, records = save(tmp_path, LINES["multiple choice"]), tmp_path / "records.jsonl"
@@ -281,7 +281,7 @@ def test_commands(
         {"q": 1},
     ],
 )
-def test_a_wrong_field_on_the_first_line_is_no_text(
+def test_unknown_field_on_the_first_line_is_an_error(
     line: dict[str, Any], tmp_path: Path, trained_run: Path, fails: Fails
 ) -> None:
     assert "fields match no kind" in fails("evaluate", trained_run, save(tmp_path, [line]), "--quiet")
@@ -325,8 +325,8 @@ def test_every_kind_has_an_example() -> None:
     assert set(KINDS) == {Choice, Cloze, LastWord, Classification, Score, Generation}
 
 
-def test_a_choice_that_is_cut_is_judged_by_what_is_scored_of_it(lm: LanguageModel, tmp_path: Path) -> None:
-    """A fresh model finds all bytes about as likely, so a long choice is about as good a byte as a short one."""
+def test_truncated_choice_is_normalized_by_its_scored_bytes(lm: LanguageModel, tmp_path: Path) -> None:
+    """An untrained model gives long and short choices about equal scores per byte."""
     path = save(tmp_path, [{"context": "x", "choices": ["ab " * 100, "ab"], "answer": 1}])
     (record,) = lm.evaluate_task(path, dtype=Dtype.float32, console=QUIET).records
     assert record["truncated"]
@@ -338,7 +338,7 @@ def test_a_choice_that_is_cut_is_judged_by_what_is_scored_of_it(lm: LanguageMode
     assert long["chosen_per_byte"] == per_byte.index(min(per_byte))
 
 
-def test_weights_that_are_no_numbers_give_no_figures(lm: LanguageModel, tmp_path: Path) -> None:
+def test_nan_weights_are_an_error(lm: LanguageModel, tmp_path: Path) -> None:
     path = save(tmp_path, LINES["multiple choice"])
     weight = next(lm.model.parameters())
     kept = weight.detach().clone()
@@ -349,7 +349,7 @@ def test_weights_that_are_no_numbers_give_no_figures(lm: LanguageModel, tmp_path
         weight.copy_(kept)
 
 
-def test_records_know_their_id_and_overwrite_nothing(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_records_have_ids_and_do_not_overwrite_files(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
     path = save(tmp_path, [{**line, "id": f"q{i}"} for i, line in enumerate(LINES["multiple choice"])])
     before = path.read_text()
     assert "already exists; name another --records" in fails("evaluate", trained_run, path, "--records", path)
@@ -362,7 +362,7 @@ def test_records_know_their_id_and_overwrite_nothing(trained_run: Path, tmp_path
     assert ids == [f"q{i}" for i in range(len(LINES["multiple choice"]))]
 
 
-def test_options_that_mean_nothing_are_refused(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_options_without_effect_are_rejected(trained_run: Path, tmp_path: Path, fails: Fails) -> None:
     path = save(tmp_path, LINES["multiple choice"])
     assert "nothing is generated for multiple choice" in fails(
         "evaluate", trained_run, path, "--max-tokens", "3"
@@ -375,7 +375,7 @@ def test_options_that_mean_nothing_are_refused(trained_run: Path, tmp_path: Path
     assert len(read_examples(path).by_line) == 1
 
 
-def test_compare_reads_the_field_that_is_named(
+def test_compare_reads_the_given_text_field(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "body.jsonl").write_text('{"body": "the of and"}\n' * 20)
@@ -392,7 +392,7 @@ def test_compare_reads_the_field_that_is_named(
     assert result["difference"] == 0 and result["better"] == "uncertain"
 
 
-def test_shorter_windows(trained_run: Path, text_file: Path, fails: Fails) -> None:
+def test_evaluation_with_shorter_windows(trained_run: Path, text_file: Path, fails: Fails) -> None:
     lm = load(trained_run)
     short, whole = (lm.evaluate(text_file, context=n, console=QUIET).nats_per_token for n in (2, 0))
     assert short > whole

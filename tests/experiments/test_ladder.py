@@ -1,4 +1,4 @@
-"""The ladder with a few seconds per baseline: training, kept results, output."""
+"""The baseline ladder with a few seconds per baseline: training, saved results, output."""
 
 import json
 import math
@@ -30,7 +30,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One baseline of each sort, small models, and half a second of training."""
+    """One baseline of each kind, small models, and half a second of training."""
     monkeypatch.setattr(ladder, "WIDTHS", (32, 48))
     monkeypatch.setattr(ladder, "_measured_seconds", lambda *_: 0.5)
     some = [one for one in ladder.BASELINES if one.name not in ("Elman", "GRU", "GPT-1", "GPT-2")]
@@ -38,10 +38,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_ladder_goes_from_uniform_to_gpt(
+def test_ladder_from_uniform_to_gpt(
     short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
-    """One table of the baselines; a second call changes nothing and trains nothing."""
+    """The baselines form one table; a second call changes and trains nothing."""
     (tmp_path / "text.txt").write_text(text_of(40_000))
     command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.02", "--out", str(tmp_path / "ladder")]
     command += [
@@ -85,8 +85,8 @@ def test_the_ladder_goes_from_uniform_to_gpt(
 
 
 @pytest.mark.slow
-def test_the_last_baseline_decides_the_equal_size(short: None, tmp_path: Path) -> None:
-    """Whatever baselines an earlier call in the same folder had."""
+def test_last_baseline_determines_the_common_size(short: None, tmp_path: Path) -> None:
+    """Independent of the baselines of an earlier call in the same folder."""
     (tmp_path / "text.txt").write_text(text_of(20_000))
     command = ["ladder", str(tmp_path / "text.txt"), "--minutes", "0.005", "--out", str(tmp_path / "l")]
     command += ["--tokenizer.kind", "character", "--model.context-length", "16", "--quiet"]
@@ -97,7 +97,7 @@ def test_the_last_baseline_decides_the_equal_size(short: None, tmp_path: Path) -
         assert done[0]["equal"]["parameters"] == pytest.approx(wanted, rel=0.2)
 
 
-def test_a_trial_that_diverges_is_not_chosen(
+def test_diverging_trial_is_not_chosen(
     short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text(text_of(40_000))
@@ -115,7 +115,7 @@ def test_a_trial_that_diverges_is_not_chosen(
     assert main([*command, "--out", str(tmp_path / "some"), "--json"]) == 0
     diverges = ladder.LEARNING_RATES
     assert main([*command, "--out", str(tmp_path / "all")]) == 2
-    # On a busy machine, warnings about the time stand before it.
+    # On a busy machine, warnings about the time precede it.
     assert capsys.readouterr().err.splitlines()[-1].startswith("wholegpt: LSTM: all trials diverged")
     (one,) = json.loads((tmp_path / "some" / "ladder.json").read_text())["baselines"]
     assert one["result"]["learning_rate"] == ladder.LEARNING_RATES[1]
@@ -123,8 +123,8 @@ def test_a_trial_that_diverges_is_not_chosen(
 
 
 @pytest.mark.parametrize("baseline", [one for one in BASELINES if one.of_width], ids=lambda one: one.name)
-def test_the_width_of_a_size(baseline: Baseline) -> None:
-    """The closest of all widths, found without trying them all."""
+def test_width_for_a_size_is_the_closest(baseline: Baseline) -> None:
+    """The closest of all widths is found without trying them all."""
     assert baseline.of_width
     sizes = {"vocab_size": 50, "context_length": 32}
     counts = {
@@ -137,7 +137,7 @@ def test_the_width_of_a_size(baseline: Baseline) -> None:
         assert found == min(counts, key=lambda width: abs(math.log(counts[width] / wanted)))
 
 
-def test_an_interrupted_ladder_continues(
+def test_interrupted_ladder_continues(
     short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text(text_of(40_000))
@@ -163,8 +163,8 @@ def test_an_interrupted_ladder_continues(
     assert (tmp_path / "l" / "ladder.html").exists()
 
 
-def test_the_time_is_divided_by_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two networks with two widths and two learning rates: six trials of an eighth, and two trainings, of each."""
+def test_time_is_divided_among_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks with two widths and two learning rates: six trials of an eighth each, and two training runs."""
     (tmp_path / "text.txt").write_text(text_of(20_000))
     rates = Rates(step_seconds=0.1, validation_tokens_per_second=1e4, sample_tokens_per_second=100)
     monkeypatch.setattr(ladder, "run_trial", lambda *_, **__: Trial(rates, {}))
@@ -193,7 +193,7 @@ def test_the_time_is_divided_by_the_networks(tmp_path: Path, monkeypatch: pytest
     assert seconds(least) >= 6 * 0.1 * 8 and least == pytest.approx((other + 4.8 * 5.5) / 60, abs=0.21)
 
 
-def test_a_refused_time_leaves_nothing_that_refuses_another(
+def test_rejected_time_leaves_no_folder_behind(
     short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     (tmp_path / "text.txt").write_text(text_of(20_000))
@@ -208,7 +208,7 @@ def test_a_refused_time_leaves_nothing_that_refuses_another(
     assert main([*map(str, command), "--minutes", "2"]) == 0
 
 
-def test_what_cannot_be_compared(tmp_path: Path, fails: Fails) -> None:
+def test_invalid_comparisons_are_rejected(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "text.txt").write_text(text_of(10_000))
     text = tmp_path / "text.txt"
     assert "expected a finite time above 0" in fails(

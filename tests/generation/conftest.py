@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the scheduler."""
+"""Fixtures for the scheduler tests."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the tests of the scheduler share: a tiny random model, one whose steps a test controls, a poisoned request."""
+"""Helpers for the scheduler tests: a tiny random model, a model stepped by the test, a request that fails."""
 
 import itertools
 import threading
@@ -19,13 +19,13 @@ from wholegpt.tokenizers import byte_tokenizer
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 TOKENIZER = byte_tokenizer()
 PATIENCE = 20.0
-"""Seconds after which a test fails that waits for another thread."""
+"""Seconds that a test waits for another thread before it fails."""
 LONG = GenerationConfig(max_tokens=500, temperature=0)
-"""Of uniform logits, token 0 for ever."""
+"""With uniform logits, greedy decoding generates token 0 forever."""
 
 
 def random_model() -> Transformer:
-    """A tiny model whose every parameter is random, in float64."""
+    """Return a tiny float64 model with random parameters."""
     generator = torch.Generator().manual_seed(1)
     sizes = {"vocab_size": TOKENIZER.vocab_size, "context_length": 24, "n_layers": 1}
     model = Transformer(tiny_model(**sizes)).double().eval()
@@ -39,7 +39,7 @@ MODEL = random_model()
 
 
 class Gated(LogitsOnly):
-    """A model whose every step waits until the test lets it go on; then it fails, if the test has said so."""
+    """A model whose every step waits for the test's permission, and then raises ``failure`` if it is set."""
 
     def __init__(self) -> None:
         super().__init__(TOKENIZER.vocab_size, 1000)
@@ -58,16 +58,16 @@ class Gated(LogitsOnly):
         return torch.zeros(*token_ids.shape, self.vocab_size)
 
     def wait(self) -> None:
-        """Wait until a step has begun."""
+        """Wait until a step has started."""
         assert self.entered.acquire(timeout=PATIENCE)
 
     def step(self) -> None:
-        """Finish a step, and wait until the next one has begun."""
+        """Finish a step and wait until the next one has started."""
         self.permits.release()
         self.wait()
 
     def open(self) -> None:
-        """Let all further steps go on."""
+        """Let all further steps run."""
         self.is_open = True
         self.permits.release()
 
@@ -85,7 +85,7 @@ def content(completion: Completion) -> tuple[str, list[int], str]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another thread does."""
+    """Wait until another thread makes the condition true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
@@ -96,13 +96,13 @@ POISON = ((7, 0.125),)
 
 
 class PoisonError(Exception):
-    """What the poisoned request raises."""
+    """The error raised by the poisoned request."""
 
 
 def poison(
     monkeypatch: pytest.MonkeyPatch, draws: int, on_raise: Callable[[], object] = lambda: None
 ) -> None:
-    """Let a request with the bias ``POISON`` fail at its draw number ``draws``."""
+    """Make a request with the bias ``POISON`` fail at its draw number ``draws``."""
     add_bias, drawn = processors.add_bias, itertools.count(1)
 
     def poisoned(logits: torch.Tensor, bias: Sequence[tuple[int, float]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Beam search against exhaustive search and transformers."""
+"""Beam search against exhaustive search and against transformers."""
 
 import itertools
 from dataclasses import replace
@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import tiny_model, tiny_models, write_one
+from tests.helpers import generate_one, tiny_model, tiny_models
 from wholegpt.checkpoint import save_model
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
@@ -28,7 +28,7 @@ TOKENIZER = train_character(["abc"])
 
 
 def sharp_model(seed: int, vocab_size: int = TOKENIZER.vocab_size, context_length: int = 12) -> Transformer:
-    """With logits far apart, so that texts differ in more than rounding."""
+    """Return a model whose logits differ by more than rounding errors."""
     torch.manual_seed(seed)
     config = tiny_model(vocab_size=vocab_size, context_length=context_length)
     model = Transformer(config).double().eval()
@@ -41,7 +41,7 @@ def sharp_model(seed: int, vocab_size: int = TOKENIZER.vocab_size, context_lengt
 def all_texts(
     model: Transformer, prompt: list[int], length: int, penalty: float
 ) -> list[tuple[float, list[int]]]:
-    """Every text of up to ``length`` tokens that ends, and every one of just so many, with its score."""
+    """Return every sequence that ends within ``length`` tokens and every one of exactly ``length``, with its score."""
     scored: list[tuple[float, list[int]]] = []
     end, vocabulary = TOKENIZER.end_of_text_id, range(TOKENIZER.vocab_size)
     texts = torch.tensor([*itertools.product(vocabulary, repeat=length)])
@@ -58,8 +58,8 @@ def all_texts(
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0, -1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_wide_enough_it_is_exhaustive(seed: int, penalty: float) -> None:
-    """With as many beams as there are texts one token shorter nothing is lost."""
+def test_wide_beam_search_equals_exhaustive_search(seed: int, penalty: float) -> None:
+    """No candidate is lost with as many beams as there are sequences one token shorter."""
     model, length = sharp_model(seed), 4
     assert TOKENIZER.vocab_size == 4
     expected = all_texts(model, [0, 1], length, penalty)
@@ -70,7 +70,7 @@ def test_wide_enough_it_is_exhaustive(seed: int, penalty: float) -> None:
 
 
 @given(st.integers(0, 5), st.integers(1, 6), st.integers(1, 9))
-def test_scores_are_those_of_the_texts(seed: int, beams: int, length: int) -> None:
+def test_scores_equal_the_log_probabilities_of_the_sequences(seed: int, beams: int, length: int) -> None:
     model = sharp_model(seed)
     config = GenerationConfig(max_tokens=length)
     found = beam_search(model, TOKENIZER, [0, 1], config, beams, 0.0, CPU, QUIET)
@@ -85,10 +85,10 @@ def test_scores_are_those_of_the_texts(seed: int, beams: int, length: int) -> No
         assert total == pytest.approx(one.log_probability, abs=1e-9) == pytest.approx(one.score, abs=1e-9)
 
 
-def test_one_beam_is_greedy() -> None:
+def test_one_beam_equals_greedy_decoding() -> None:
     model = sharp_model(1)
     config = GenerationConfig(max_tokens=8, temperature=0)
-    greedy = write_one(model, TOKENIZER, [0, 1], config)
+    greedy = generate_one(model, TOKENIZER, [0, 1], config)
     (found,) = beam_search(model, TOKENIZER, [0, 1], config, 1, 0.0, CPU, QUIET)
     assert (found.token_ids, found.finish_reason) == (greedy.token_ids, greedy.finish_reason)
 
@@ -96,8 +96,8 @@ def test_one_beam_is_greedy() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.parametrize(("beams", "penalty"), [(3, 0.6), (4, 2.0)])
-def test_transformers_finds_the_same(kind: str, beams: int, penalty: float, tmp_path: Path) -> None:
-    """200 tokens, with and without an end of the text; transformers with ``early_stopping="never"``."""
+def test_beams_equal_those_of_transformers(kind: str, beams: int, penalty: float, tmp_path: Path) -> None:
+    """200 tokens, with and without an end-of-text token; transformers runs with ``early_stopping="never"``."""
     tokenizer = train_character(["abcdefghij"])
     torch.manual_seed(beams)
     config = replace(tiny_models()[kind], vocab_size=tokenizer.vocab_size, context_length=256)
@@ -112,7 +112,7 @@ def test_transformers_finds_the_same(kind: str, beams: int, penalty: float, tmp_
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(export).eval().double()
     model.double()
     for end in (None, tokenizer.end_of_text_id):
-        written = theirs.generate(
+        reference = theirs.generate(
             torch.tensor([[1, 2, 3]]),
             do_sample=False,
             num_beams=beams,
@@ -127,29 +127,29 @@ def test_transformers_finds_the_same(kind: str, beams: int, penalty: float, tmp_
         )
         bare = tokenizer if end is not None else without_end(tokenizer)
         found = beam_search(model, bare, [1, 2, 3], GenerationConfig(200), beams, penalty, CPU, QUIET)
-        expected = [row[3:].tolist() for row in written.sequences]
+        expected = [row[3:].tolist() for row in reference.sequences]
         if end is not None:
             expected = [row[: row.index(end)] if end in row else row for row in expected]
         assert [one.token_ids for one in found] == expected
-        scores = written.sequences_scores.tolist()
-        assert [one.score for one in found] == pytest.approx(scores, rel=1e-5)  # theirs are summed in float32
+        scores = reference.sequences_scores.tolist()
+        assert [one.score for one in found] == pytest.approx(scores, rel=1e-5)  # transformers sums in float32
 
 
 def without_end(tokenizer: Tokenizer) -> Tokenizer:
-    """The same entries, of which none ends a text."""
+    """Return a tokenizer with the same vocabulary but no end-of-text token."""
     return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.to_json().replace(END_OF_TEXT, "<|nothing|>")))
 
 
-def test_ctrl_c_hands_over_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_returns_the_beams_found_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = sharp_model(0), GenerationConfig(max_tokens=8)
-    read, calls = model.forward, 0
+    forward, calls = model.forward, 0
 
     def interrupted(*arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        return read(*arguments)
+        return forward(*arguments)
 
     monkeypatch.setattr(model, "forward", interrupted)
     with pytest.raises(InterruptedGeneration) as caught:
@@ -160,7 +160,7 @@ def test_ctrl_c_hands_over_what_was_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert {one.finish_reason for one in caught.value.completions} == {"interrupted"}
 
 
-def test_stop_texts_end_a_beam() -> None:
+def test_stop_strings_end_a_beam() -> None:
     model = sharp_model(2)
     config = GenerationConfig(max_tokens=8, stop=("ab",))
     for one in beam_search(model, TOKENIZER, [0, 1], config, 4, 1.0, CPU, QUIET):
@@ -168,7 +168,7 @@ def test_stop_texts_end_a_beam() -> None:
         assert ("ab" in text) == (one.finish_reason == "stop")
 
 
-def test_what_makes_no_sense() -> None:
+def test_invalid_settings_are_rejected() -> None:
     model = sharp_model(0)
     with pytest.raises(ConfigError, match="top_k has no effect in beam search"):
         beam_search(model, TOKENIZER, [0], GenerationConfig(max_tokens=4, top_k=3), 2, 1.0, CPU, QUIET)

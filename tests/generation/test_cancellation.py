@@ -1,4 +1,4 @@
-"""Requests that are cancelled between two steps of the engine leave nothing behind in the others' texts."""
+"""Cancelling a request between engine steps leaves the output of other requests unchanged."""
 
 import string
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import write_one
+from tests.helpers import generate_one
 from tests.parity.test_plain import randomized
 from wholegpt.generation import Engine, GenerationRequest
 from wholegpt.generation.speculation import PromptLookup
@@ -30,14 +30,14 @@ PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=16)
     st.integers(1, 4),
     st.integers(1, 20),
 )
-def test_cancelling_changes_no_other_text(
-    kind: str, asked: list[tuple[list[int], int, int, int | None]], slots: int, read_at_once: int
+def test_cancelling_does_not_change_other_requests(
+    kind: str, asked: list[tuple[list[int], int, int, int | None]], slots: int, prefill_chunk: int
 ) -> None:
-    """Whatever is cancelled when: while it waits, while its prompt is read, while it is decoded."""
+    """A request is cancelled at any time: while it waits, during prefill or during decoding."""
     model = MODELS[kind]
     requests: dict[int, GenerationRequest] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", read_at_once)
+        patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", prefill_chunk)
         engine = Engine(model, TOKENIZER, torch.device("cpu"), slots=slots)
         for step in range(1000):
             for number, (prompt, tokens, arrival, cancelled) in enumerate(asked):
@@ -53,7 +53,7 @@ def test_cancelling_changes_no_other_text(
     assert engine.free_slots == slots
     for number, (prompt, tokens, _, cancelled) in enumerate(asked):
         one = requests[number].completion()
-        alone = write_one(model, TOKENIZER, prompt, GenerationConfig(tokens, 1.0, seed=number))
+        alone = generate_one(model, TOKENIZER, prompt, GenerationConfig(tokens, 1.0, seed=number))
         if one.finish_reason == "cancelled":
             assert cancelled is not None
             assert alone.token_ids[: len(one.token_ids)] == one.token_ids
@@ -62,7 +62,7 @@ def test_cancelling_changes_no_other_text(
             assert (one.token_ids, one.text) == (alone.token_ids, alone.text)
 
 
-def test_an_error_of_emit_while_cancelling_is_kept_to_the_request() -> None:
+def test_emit_error_while_cancelling_fails_only_its_request() -> None:
     def emit(text: str) -> None:
         raise OSError("nobody listens")
 
@@ -77,7 +77,7 @@ def test_an_error_of_emit_while_cancelling_is_kept_to_the_request() -> None:
     assert other.finish_reason == "length"
 
 
-def test_the_memory_of_a_drafter_is_freed() -> None:
+def test_cancelling_frees_the_drafter() -> None:
     engine = Engine(MODELS["modern"], TOKENIZER, torch.device("cpu"), slots=1)
     request = engine.submit([1, 2], GenerationConfig(9), drafter=PromptLookup())
     engine.step()

@@ -1,4 +1,4 @@
-"""Texts held to a regular expression or a JSON schema, against other libraries that read those; bad input."""
+"""Constrained decoding with regular expressions and JSON schemas, against other libraries; invalid input."""
 
 import calendar
 import gc
@@ -18,7 +18,7 @@ import pytest
 import regex
 import torch
 
-from tests.helpers import Fails, tiny_config, tiny_model, write_one
+from tests.helpers import Fails, generate_one, tiny_config, tiny_model
 from wholegpt.cli import main
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
@@ -35,7 +35,7 @@ from wholegpt.tokenizers import byte_tokenizer, character_tokenizer, train_bpe, 
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 SAMPLES = 100
-"""Of each form under each vocabulary, from an untrained and from a trained model."""
+"""Completions per constraint and vocabulary, from an untrained and from a trained model."""
 TEXT = '{"name": "the cat", "age": 12, "tags": [true, null]} the end 2024-01-31 a.b@mail.com +49 (30) 123 '
 TOKENIZERS = {"byte": byte_tokenizer(), "bpe": train_bpe([TEXT * 20], 400)}
 
@@ -126,7 +126,7 @@ MODELS = {name: fresh(tokenizer.vocab_size) for name, tokenizer in TOKENIZERS.it
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CausalLanguageModel]:
-    """Models of each vocabulary that were trained on the text."""
+    """One model per vocabulary, trained on the text."""
     folder = tmp_path_factory.mktemp("forms")
     (folder / "text.txt").write_text(TEXT * 40)
     models: dict[str, CausalLanguageModel] = {}
@@ -146,17 +146,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CausalLanguag
     return models
 
 
-def write(kind: str, seed: int = 0, **settings: Any) -> Completion:
+def generate_constrained(kind: str, seed: int = 0, **settings: Any) -> Completion:
     config = GenerationConfig(**{"temperature": 1.0, "max_tokens": 300, "seed": seed, **settings})
-    return write_one(MODELS[kind], TOKENIZERS[kind], "x", config)
+    return generate_one(MODELS[kind], TOKENIZERS[kind], "x", config)
 
 
 def complete_texts(model: CausalLanguageModel, kind: str, **form: Any) -> Iterator[str]:
-    """Texts that ended by themselves; how some begin when they are cut is checked on the way."""
+    """Return completions that ended by themselves, and check that truncated ones are their prefixes."""
     tokenizer = TOKENIZERS[kind]
 
-    def written(lengths: dict[int, int]) -> list[Completion]:
-        """One for each seed, of so many tokens at most."""
+    def completions_of(lengths: dict[int, int]) -> list[Completion]:
+        """Return one completion per seed, of at most the given number of tokens."""
         engine = Engine(model, tokenizer, CPU, SAMPLES)
         requests = [
             engine.submit([5], GenerationConfig(length, 1.0, seed=seed, **form))
@@ -165,22 +165,20 @@ def complete_texts(model: CausalLanguageModel, kind: str, **form: Any) -> Iterat
         engine.run()
         return [request.completion() for request in requests]
 
-    whole = written(dict.fromkeys(range(SAMPLES), 300))
+    whole = completions_of(dict.fromkeys(range(SAMPLES), 300))
     for completion in whole:
         assert completion.finish_reason in ("stop", "end_of_text")
         spelled = b"".join(tokenizer.token_bytes[token_id] for token_id in completion.token_ids)
         assert spelled.decode() == completion.text
     sizes = {seed: seed * len(whole[seed].token_ids) // SAMPLES for seed in range(0, SAMPLES, 10)}
-    for (seed, size), cut in zip(sizes.items(), written(sizes), strict=True):
+    for (seed, size), cut in zip(sizes.items(), completions_of(sizes), strict=True):
         assert cut.finish_reason == "length" and cut.token_ids == whole[seed].token_ids[:size]
     return (completion.text for completion in whole)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", REGEXES)
-def test_whole_texts_match_the_expression(
-    name: str, kind: str, trained: dict[str, CausalLanguageModel]
-) -> None:
+def test_completions_match_the_regex(name: str, kind: str, trained: dict[str, CausalLanguageModel]) -> None:
     for model, least in ((MODELS[kind], 5), (trained[kind], 2)):
         texts = set(complete_texts(model, kind, regex=REGEXES[name]))
         assert all(regex.fullmatch(REGEXES[name], text) for text in texts), texts
@@ -189,7 +187,7 @@ def test_whole_texts_match_the_expression(
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_whole_texts_are_json_that_the_schema_allows(
+def test_completions_validate_against_the_json_schema(
     name: str, kind: str, trained: dict[str, CausalLanguageModel]
 ) -> None:
     validator = jsonschema.Draft202012Validator(
@@ -204,74 +202,83 @@ def test_whole_texts_are_json_that_the_schema_allows(
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", ["date", "email", "phone", "IPv4", "identifier", "words", "nested repeats"])
-def test_exactly_the_tokens_that_may_follow_are_allowed(name: str, kind: str) -> None:
-    """Of those that are ASCII, against the partial matches of another library; at every place of a text."""
+def test_allowed_tokens_equal_the_partial_matches_of_regex(name: str, kind: str) -> None:
+    """ASCII tokens only, at every position of a completion."""
     tokenizer, pattern = TOKENIZERS[kind], regex.compile(REGEXES[name])
     spelled = [(i, one.decode()) for i, one in enumerate(tokenizer.token_bytes) if one.isascii()]
     spelled.remove((tokenizer.end_of_text_id, "<|endoftext|>"))
     constraint = Constraint(GenerationConfig(regex=REGEXES[name]), tokenizer)
-    written = write(kind, 1, regex=REGEXES[name]).token_ids
-    for size in range(len(written) + 1):
-        text = tokenizer.decode(written[:size])
+    generated = generate_constrained(kind, 1, regex=REGEXES[name]).token_ids
+    for size in range(len(generated) + 1):
+        text = tokenizer.decode(generated[:size])
         if text.endswith("\ufffd"):
-            continue  # half a character, which only bytes go on from
-        allowed = constraint.allowed(written[:size])
+            continue  # an incomplete character, which only bytes can continue
+        allowed = constraint.allowed(generated[:size])
         for token_id, more in spelled:
             assert bool(allowed[token_id]) == bool(pattern.fullmatch(text + more, partial=True)), text + more
         assert bool(allowed[tokenizer.end_of_text_id]) == bool(pattern.fullmatch(text))
 
 
 @pytest.mark.parametrize("settings", [{"regex": "[ab]{3,9}c?"}, {"json_schema": '{"type": "array"}'}])
-def test_a_draw_is_a_function_of_what_was_written(settings: dict[str, Any]) -> None:
-    """In whatever order places are asked for, by one sampler or many."""
+def test_constraint_depends_only_on_the_generated_tokens(settings: dict[str, Any]) -> None:
+    """In any order of positions, with one sampler or several."""
     tokenizer = TOKENIZERS["bpe"]
     config = GenerationConfig(temperature=1.0, max_tokens=30, **settings)
-    written = write("bpe", 7, max_tokens=30, **settings).token_ids
-    places = [*range(len(written) + 1)]
+    generated = generate_constrained("bpe", 7, max_tokens=30, **settings).token_ids
+    positions = [*range(len(generated) + 1)]
     logits = torch.randn(tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
-    alone = [Sampler(config, tokenizer).process(logits, written[:n]) for n in places]
+    alone = [Sampler(config, tokenizer).process(logits, generated[:n]) for n in positions]
     sampler = Sampler(config, tokenizer)
-    for n in [*places, *reversed(places), *random.Random(0).sample(places, len(places))]:
-        assert torch.equal(sampler.process(logits, written[:n]), alone[n])
-    assert write("bpe", 7, max_tokens=30, **settings).token_ids == written
+    for n in [*positions, *reversed(positions), *random.Random(0).sample(positions, len(positions))]:
+        assert torch.equal(sampler.process(logits, generated[:n]), alone[n])
+    assert generate_constrained("bpe", 7, max_tokens=30, **settings).token_ids == generated
 
 
-def test_other_settings_go_with_it() -> None:
-    """Banned texts, biases and penalties choose among what may follow; white space has an end."""
-    assert write("byte", regex="a|b", banned=("a",)).text == "b"
-    assert write("byte", regex="[ab]{20}", no_repeat_ngram=0, logit_bias=((ord("a"), 99.0),)).text == "a" * 20
-    assert write("byte", regex="(aaa){2}", temperature=0, repetition_penalty=5.0, top_k=1).text == "aaaaaa"
-    assert write("byte", regex="abc", banned=("b",)).finish_reason == "forbidden"
+def test_constraints_combine_with_other_settings() -> None:
+    """Bans, biases and penalties choose among the allowed tokens; runs of white space are limited."""
+    assert generate_constrained("byte", regex="a|b", banned=("a",)).text == "b"
+    assert (
+        generate_constrained("byte", regex="[ab]{20}", no_repeat_ngram=0, logit_bias=((ord("a"), 99.0),)).text
+        == "a" * 20
+    )
+    assert (
+        generate_constrained("byte", regex="(aaa){2}", temperature=0, repetition_penalty=5.0, top_k=1).text
+        == "aaaaaa"
+    )
+    assert generate_constrained("byte", regex="abc", banned=("b",)).finish_reason == "forbidden"
     spaces = tuple((token_id, 50.0) for token_id in (9, 10, 13, 32))
-    text = write("byte", json_schema='{"const": {"a": [1, 2], "b": {}}}', logit_bias=spaces).text
+    text = generate_constrained(
+        "byte", json_schema='{"const": {"a": [1, 2], "b": {}}}', logit_bias=spaces
+    ).text
     assert text == '{"a": [1, 2], "b": {}}'
 
 
-def test_an_end_comes_when_nothing_may_follow() -> None:
-    assert write("byte", regex="abc").finish_reason == "stop"
-    assert write("byte", regex="abc", max_tokens=3).finish_reason == "stop"
-    assert write("byte", regex="abc", max_tokens=2).finish_reason == "length"
-    longer = write("byte", regex="a*", max_tokens=5, logit_bias=((TOKENIZERS["byte"].end_of_text_id, -99.0),))
+def test_generation_stops_when_the_match_is_complete() -> None:
+    assert generate_constrained("byte", regex="abc").finish_reason == "stop"
+    assert generate_constrained("byte", regex="abc", max_tokens=3).finish_reason == "stop"
+    assert generate_constrained("byte", regex="abc", max_tokens=2).finish_reason == "length"
+    longer = generate_constrained(
+        "byte", regex="a*", max_tokens=5, logit_bias=((TOKENIZERS["byte"].end_of_text_id, -99.0),)
+    )
     assert (longer.finish_reason, longer.text) == ("length", "aaaaa")
-    assert write("byte", regex="a*", max_tokens=0).text == ""
+    assert generate_constrained("byte", regex="a*", max_tokens=0).text == ""
 
 
-def test_special_tokens_are_no_text() -> None:
+def test_special_tokens_do_not_count_as_text() -> None:
     tokenizer = byte_tokenizer().with_special_tokens(["ab"])
     allowed = Constraint(GenerationConfig(regex="ab|<.*"), tokenizer).allowed([])
     assert allowed.nonzero().flatten().tolist() == [ord("<"), ord("a")]
 
 
-def test_without_an_end_of_text() -> None:
-    """A text still ends when nothing may follow."""
+def test_generation_stops_without_an_end_of_text_token() -> None:
     tokenizer = character_tokenizer("abc")
     assert not tokenizer.has_end_of_text
     config = GenerationConfig(regex="(ab|cb){2,3}", temperature=1.0, max_tokens=20)
-    made = write_one(fresh(3), tokenizer, [0], config)
+    made = generate_one(fresh(3), tokenizer, [0], config)
     assert made.finish_reason == "stop" and regex.fullmatch("(ab|cb){3}", made.text)
 
 
-def test_characters_that_a_vocabulary_lacks() -> None:
+def test_characters_missing_from_the_vocabulary() -> None:
     tokenizer = character_tokenizer("abc")
     with pytest.raises(ConfigError, match="regex: no text of this vocabulary matches it"):
         Sampler(GenerationConfig(regex="x+"), tokenizer)
@@ -307,7 +314,7 @@ REFUSED = {
 
 @pytest.mark.timed
 @pytest.mark.parametrize("expression", REFUSED, ids=lambda text: ascii(text[:20]))
-def test_expressions_that_are_refused(expression: str) -> None:
+def test_invalid_regexes_are_rejected(expression: str) -> None:
     started = time.process_time()
     with pytest.raises(ConfigError, match=rf"^regex.*({REFUSED[expression]})") as caught:
         sampler = Sampler(GenerationConfig(regex=expression), TOKENIZERS["byte"])
@@ -320,8 +327,8 @@ def test_expressions_that_are_refused(expression: str) -> None:
 @pytest.mark.parametrize(
     "expression", ["(a{1000}){1000}{1000}", "(((a{1,100}){1,100}){1,100}){1,100}", "(a|aa)*" * 1000]
 )
-def test_repeats_of_repeats_are_never_unfolded(expression: str) -> None:
-    """A token takes a tenth of a second at most, by which the text goes on or ends with an error."""
+def test_nested_repeats_are_not_expanded(expression: str) -> None:
+    """Each token takes a tenth of a second at most; the match continues or ends with an error."""
     constraint = Constraint(GenerationConfig(regex=expression), TOKENIZERS["byte"])
     started, size = time.process_time(), 0
     for size in range(60):
@@ -372,7 +379,7 @@ UNMET: dict[str, str] = {
 
 @pytest.mark.timed
 @pytest.mark.parametrize("schema", UNMET, ids=lambda text: text[:40])
-def test_schemas_that_are_refused(schema: str) -> None:
+def test_invalid_schemas_are_rejected(schema: str) -> None:
     started = time.process_time()
     with pytest.raises(ConfigError, match=f"^json_schema.*({UNMET[schema]})") as caught:
         Sampler(GenerationConfig(json_schema=schema), TOKENIZERS["byte"])
@@ -381,7 +388,7 @@ def test_schemas_that_are_refused(schema: str) -> None:
 
 
 @pytest.mark.timed
-def test_recursion_that_can_end_is_taken() -> None:
+def test_terminating_recursion_is_accepted() -> None:
     tree = {
         "$defs": {"a/b": {"type": "array", "items": {"$ref": "#/$defs/a~1b"}}},
         "type": "object",
@@ -400,8 +407,8 @@ def test_recursion_that_can_end_is_taken() -> None:
 
 
 @pytest.mark.parametrize("form", ["date", "date-time"])
-def test_days_exist(form: str) -> None:
-    """Of the 29ths of February just those of leap years may be written."""
+def test_dates_exist_in_the_calendar(form: str) -> None:
+    """February 29 is allowed in leap years only."""
     schema = json.dumps({"items": {"type": "string", "format": form, "default": {"format": "date"}}})
     assert json.dumps(read_schema(schema)).count("allOf") == 1
     constraint = Constraint(GenerationConfig(json_schema=schema), TOKENIZERS["byte"])
@@ -412,7 +419,7 @@ def test_days_exist(form: str) -> None:
     assert [chr(i) for i in allowed.nonzero().flatten().tolist()] == list("123456789")
 
 
-def test_settings_that_contradict_each_other() -> None:
+def test_conflicting_settings_are_rejected() -> None:
     contradictions: list[tuple[dict[str, Any], str]] = [
         ({"regex": "a", "json_schema": "{}"}, "json_schema cannot be combined with regex"),
         ({"regex": "a", "stop": ("b",)}, "stop cannot be combined with regex"),
@@ -424,7 +431,7 @@ def test_settings_that_contradict_each_other() -> None:
             Sampler(GenerationConfig(**settings), TOKENIZERS["byte"])
 
 
-def test_what_was_written_must_begin_a_match() -> None:
+def test_generated_text_must_be_a_prefix_of_a_match() -> None:
     sampler = Sampler(GenerationConfig(regex="abc"), TOKENIZERS["byte"])
     logits = torch.zeros(257)
     with pytest.raises(ConfigError, match="regex: the text so far cannot be continued"):
@@ -432,7 +439,7 @@ def test_what_was_written_must_begin_a_match() -> None:
     assert int(sampler.process(logits, list(b"ab")).argmax()) == ord("c")
 
 
-def test_the_librarys_form_of_a_vocabulary_goes_with_its_tokenizer() -> None:
+def test_cached_vocabulary_is_freed_with_its_tokenizer() -> None:
     tokenizer = byte_tokenizer()
     kept = weakref.ref(tokenizer)
     Sampler(GenerationConfig(regex="a"), tokenizer)
@@ -441,8 +448,8 @@ def test_the_librarys_form_of_a_vocabulary_goes_with_its_tokenizer() -> None:
     assert kept() is None
 
 
-def test_from_python(trained_run: Path) -> None:
-    """A schema as a mapping; a template's stop texts do not count where a form says when the text ends."""
+def test_constraints_from_python(trained_run: Path) -> None:
+    """A schema may be a mapping; a template's stop strings are ignored under a constraint."""
     lm = load(trained_run, console=QUIET)
     assert lm.generate("the", json_schema={"const": True}).text == "true"
     lm = LanguageModel(MODELS["byte"], TOKENIZERS["byte"])
@@ -451,7 +458,7 @@ def test_from_python(trained_run: Path) -> None:
     )
 
 
-def test_from_the_command_line(
+def test_constraints_from_the_command_line(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     schema = tmp_path / "schema.json"
@@ -467,7 +474,9 @@ def test_from_the_command_line(
     assert "regex: unclosed group" in fails("generate", trained_run, "the", "--regex", "(the")
 
 
-def test_without_the_library(trained_run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_llguidance_is_reported(
+    trained_run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     message = fails("generate", trained_run, "the", "--regex", "the")
     assert "llguidance is not installed; pip install 'wholegpt[constraints]'" in message

@@ -1,4 +1,4 @@
-"""A model that is trained on headers obeys them; they travel with it, and are no part of what it writes."""
+"""Control codes: a model trained on headers follows them, saves them with its checkpoint, and never outputs them."""
 
 import json
 import random
@@ -17,7 +17,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained on rows of the letter that a field names."""
+    """A run trained on rows that repeat the letter named in a field."""
     folder = tmp_path_factory.mktemp("control")
     generator = random.Random(0)
     lines = [{"text": "ab"[i % 2] * generator.randint(3, 6), "letter": "ab"[i % 2]} for i in range(400)]
@@ -38,17 +38,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_model_does_what_it_is_asked_for(run: Path) -> None:
+def test_model_follows_control_codes(run: Path) -> None:
     lm = wg.load(run, console=QUIET)
     obeyed = 0
     for letter in "ab":
         for seed in range(50):
-            written = lm.generate(control={"letter": letter}, temperature=1, seed=seed, console=QUIET)
-            obeyed += set(written.text) == {letter} and written.finish_reason == "end_of_text"
+            completion = lm.generate(control={"letter": letter}, temperature=1, seed=seed, console=QUIET)
+            obeyed += set(completion.text) == {letter} and completion.finish_reason == "end_of_text"
     assert obeyed >= 95
 
 
-def test_the_header_is_no_part_of_the_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_header_is_not_part_of_the_output(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(run), "bb", "--control", "letter=b", "--temperature", "0", "--quiet"]
     assert main(command) == 0
     assert set(capsys.readouterr().out) == {"b", "\n"}
@@ -58,7 +58,7 @@ def test_the_header_is_no_part_of_the_text(run: Path, capsys: pytest.CaptureFixt
     assert set(completion["text"]) == {"b"}
 
 
-def test_a_template_ends_at_its_stop_texts(run: Path) -> None:
+def test_template_ends_at_its_stop_strings(run: Path) -> None:
     lm = wg.load(run, console=QUIET)
     plain = lm.generate("aa", control={"letter": "a"}, temperature=0, console=QUIET)
     filled = lm.generate("a", template="a{prompt}", control={"letter": "a"}, temperature=0, console=QUIET)
@@ -66,7 +66,7 @@ def test_a_template_ends_at_its_stop_texts(run: Path) -> None:
     assert lm.generate("aa", template="{prompt}", stop="a", control={"letter": "a"}, console=QUIET).text == ""
 
 
-def test_what_it_knows_travels_with_the_model(run: Path, tmp_path: Path) -> None:
+def test_control_codes_are_saved_with_the_checkpoint(run: Path, tmp_path: Path) -> None:
     (checkpoint,) = (run / "checkpoints").iterdir()
     lm = wg.load(checkpoint.rename(tmp_path / "alone"), console=QUIET)
     (tmp_path / "alone").rename(checkpoint)
@@ -74,7 +74,7 @@ def test_what_it_knows_travels_with_the_model(run: Path, tmp_path: Path) -> None
     assert lm.control == wg.load(run, console=QUIET).control
 
 
-def test_a_model_folder_with_damaged_control(run: Path, tmp_path: Path) -> None:
+def test_damaged_control_metadata_is_an_error(run: Path, tmp_path: Path) -> None:
     (checkpoint,) = (run / "checkpoints").iterdir()
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
@@ -84,7 +84,9 @@ def test_a_model_folder_with_damaged_control(run: Path, tmp_path: Path) -> None:
         wg.load(tmp_path, console=QUIET)
 
 
-def test_the_same_errors_on_the_command_line(run: Path, trained_run: Path, fails: Fails) -> None:
+def test_invalid_control_codes_are_rejected_on_the_command_line(
+    run: Path, trained_run: Path, fails: Fails
+) -> None:
     assert "had no value 'c' in training; there are: " in fails("generate", run, "--control", "letter=c")
     assert "expected FIELD=VALUE" in fails("generate", run, "--control", "letter")
     twice = ["--control", "letter=a", "--control", "letter=b"]
@@ -93,20 +95,20 @@ def test_the_same_errors_on_the_command_line(run: Path, trained_run: Path, fails
     assert "did you mean 'story'" in fails("generate", run, "a", "--template", "stori")
 
 
-def test_prepared_data_keeps_its_own_fields(run: Path, tmp_path: Path) -> None:
+def test_control_fields_must_match_the_prepared_data(run: Path, tmp_path: Path) -> None:
     config = tiny_config(run / "data", data={"control": ["other"]})
     with pytest.raises(ConfigError, match=r"data\.control is \['other'\].*prepared with \['letter'\]"):
         wg.train(config=config, out=tmp_path / "run", console=QUIET)
 
 
-def test_figures_count_the_header(run: Path) -> None:
-    """The run's own held-out text is measured with its headers, and its bytes are those of its tokens."""
+def test_evaluation_counts_the_header(run: Path) -> None:
+    """The run's held-out text is evaluated with its headers, and its byte count is that of its tokens."""
     from wholegpt.runs.folder import run_data
 
     held_out = run_data(run).validation
     text = wg.load(run, console=QUIET).tokenizer.decode(held_out.read(0, len(held_out)).tolist())
     documents = text.split("<|endoftext|>")
     headed = [one for one in documents if ":" in one]
-    assert len(headed) > 0.75 * len(documents)  # a tenth of all documents has none
+    assert len(headed) > 0.75 * len(documents)  # a tenth of all documents have no header
     assert all(one.startswith(f"letter: {one[-1]}\n") for one in headed)
     assert held_out.text is not None and held_out.text.bytes == sum(len(one.encode()) for one in documents)

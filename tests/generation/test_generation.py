@@ -1,4 +1,4 @@
-"""Sampling against exact distributions; stop texts, end-of-text, streaming."""
+"""Greedy and sampled generation: stop strings, end-of-text, limits, streaming and errors."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import LogitsOnly, tiny_model, write_one
+from tests.helpers import LogitsOnly, generate_one, tiny_model
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError, TokenizerError
 from wholegpt.generation import Engine, generate
@@ -22,8 +22,8 @@ from wholegpt.tokenizers import Tokenizer, byte_tokenizer, train_character
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 
 
-class Parrot(LogitsOnly):
-    """Writes a fixed text after a prompt of one token, whatever that is."""
+class ScriptedModel(LogitsOnly):
+    """Generates a fixed text after a prompt of one token, whatever that token is."""
 
     def __init__(self, tokenizer: Tokenizer, text: str, then_end: bool = False) -> None:
         super().__init__(tokenizer.vocab_size, 10_000)
@@ -32,13 +32,13 @@ class Parrot(LogitsOnly):
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         logits = torch.zeros(*token_ids.shape, self.vocab_size)
         for row, length in enumerate(cache.lengths.tolist()):
-            for place in range(token_ids.shape[1]):
-                logits[row, place, self.script[min(length + place, len(self.script) - 1)]] = 100.0
+            for position in range(token_ids.shape[1]):
+                logits[row, position, self.script[min(length + position, len(self.script) - 1)]] = 100.0
         self.prefill(token_ids, cache)
         return logits
 
 
-def write(
+def generate_scripted(
     text: str, stop: tuple[str, ...] = (), then_end: bool = False, **settings: Any
 ) -> tuple[object, str]:
     tokenizer = byte_tokenizer()
@@ -46,47 +46,47 @@ def write(
     config = GenerationConfig(
         **{"max_tokens": len(text.encode()), "temperature": 0, "stop": stop, **settings}
     )
-    completion = write_one(Parrot(tokenizer, text, then_end), tokenizer, "x", config, shown.append)
+    completion = generate_one(ScriptedModel(tokenizer, text, then_end), tokenizer, "x", config, shown.append)
     assert "".join(shown) == completion.text
     return completion.finish_reason, completion.text
 
 
-def test_length_is_the_limit() -> None:
-    assert write("hello", max_tokens=3) == ("length", "hel")
-    assert write("hello", max_tokens=0) == ("length", "")
+def test_max_tokens_limits_the_length() -> None:
+    assert generate_scripted("hello", max_tokens=3) == ("length", "hel")
+    assert generate_scripted("hello", max_tokens=0) == ("length", "")
 
 
-def test_end_of_text_ends() -> None:
-    assert write("hi", then_end=True, max_tokens=50) == ("end_of_text", "hi")
+def test_end_of_text_ends_generation() -> None:
+    assert generate_scripted("hi", then_end=True, max_tokens=50) == ("end_of_text", "hi")
 
 
-def test_choices_spell_the_text() -> None:
-    """A character comes with its last token; what ends the text is listed too."""
+def test_choices_list_the_text_of_each_token() -> None:
+    """A character is listed with its last token; the token that ended generation is listed too."""
     tokenizer = byte_tokenizer()
     config = GenerationConfig(50, 0, stop=("!",), alternatives=2)
     for script, listed, text in (("é.", ["", "é", ".", "<|endoftext|>"], "é."), ("a!b", ["a", "!"], "a")):
-        made = write_one(Parrot(tokenizer, script, then_end=True), tokenizer, "x", config)
+        made = generate_one(ScriptedModel(tokenizer, script, then_end=True), tokenizer, "x", config)
         assert [one.text for one in made.choices] == listed and made.text == text
         assert all(one.surprisal_bits == 0 and one.alternatives[0][1] == 1 for one in made.choices)
 
 
-def test_half_a_character_before_the_end() -> None:
-    """Is shown as U+FFFD, and listed with what ended it."""
+def test_incomplete_character_at_the_end_becomes_u_fffd() -> None:
+    """The replacement character is listed with the token that ended generation."""
     tokenizer = byte_tokenizer()
-    model = Parrot(tokenizer, "a")
+    model = ScriptedModel(tokenizer, "a")
     model.script += [0xC3, tokenizer.end_of_text_id]
-    made = write_one(model, tokenizer, "x", GenerationConfig(9, 0, alternatives=1))
+    made = generate_one(model, tokenizer, "x", GenerationConfig(9, 0, alternatives=1))
     assert made.text == "a\ufffd"
     assert "".join(one.text for one in made.choices) == "a\ufffd<|endoftext|>"
 
 
-def test_a_text_that_cannot_go_on_ends_alone() -> None:
-    """Its companions are written as if it were not there; nothing but such texts is an error."""
+def test_request_without_an_allowed_token_ends_alone() -> None:
+    """Other sequences in the batch are unaffected; it is an error only if no request can continue."""
     tokenizer = byte_tokenizer()
-    model = Parrot(tokenizer, "ab" * 20)
+    model = ScriptedModel(tokenizer, "ab" * 20)
     free = GenerationConfig(30, 0)
     stuck = GenerationConfig(30, 0, regex="abc", banned=("c",))
-    alone = write_one(model, tokenizer, "x", free)
+    alone = generate_one(model, tokenizer, "x", free)
     console = Console(quiet=True)
     prompt = [ord("x")]
     together = generate(model, tokenizer, [prompt] * 3, [free, stuck, free], CPU, console)
@@ -97,33 +97,32 @@ def test_a_text_that_cannot_go_on_ends_alone() -> None:
         generate(model, tokenizer, [prompt], [banned], CPU, console)
 
 
-def test_stop_texts_count_after_forced_ones() -> None:
-    """And after the least number of tokens, whichever comes last."""
-    found = write("a.b.i.c.d.e.f.", stop=(".",), forced=("i",), min_tokens=3)
+def test_stop_strings_count_only_after_forced_texts_and_min_tokens() -> None:
+    found = generate_scripted("a.b.i.c.d.e.f.", stop=(".",), forced=("i",), min_tokens=3)
     assert found == ("stop", "a.b.i")
-    assert write("a.b.i.c.d.", stop=(".",), forced=("i",), min_tokens=7) == ("stop", "a.b.i.c")
+    assert generate_scripted("a.b.i.c.d.", stop=(".",), forced=("i",), min_tokens=7) == ("stop", "a.b.i.c")
 
 
-def test_no_stop_before_the_least_length() -> None:
-    assert write("a.b.c.", stop=(".",)) == ("stop", "a")
-    assert write("a.b.c.", stop=(".",), min_tokens=2) == ("stop", "a.b")
-    assert write("a.b.c.", stop=(".",), min_tokens=4) == ("stop", "a.b.c")
-    assert write("hi", then_end=True, max_tokens=50, min_tokens=4) == ("end_of_text", "hi\0\0")
+def test_generation_does_not_stop_before_min_tokens() -> None:
+    assert generate_scripted("a.b.c.", stop=(".",)) == ("stop", "a")
+    assert generate_scripted("a.b.c.", stop=(".",), min_tokens=2) == ("stop", "a.b")
+    assert generate_scripted("a.b.c.", stop=(".",), min_tokens=4) == ("stop", "a.b.c")
+    assert generate_scripted("hi", then_end=True, max_tokens=50, min_tokens=4) == ("end_of_text", "hi\0\0")
 
 
-def test_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token takes a second; after two and a half the third is the last."""
+def test_max_seconds_ends_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock advances one second per token, so a limit of 2.5 seconds stops after the third token."""
     clock = itertools.count()
     monkeypatch.setattr("wholegpt.generation.request.time.perf_counter", lambda: float(next(clock)))
-    assert write("abcdef", max_seconds=2.5) == ("time", "abc")
+    assert generate_scripted("abcdef", max_seconds=2.5) == ("time", "abc")
 
 
-def test_stop_texts_across_token_borders() -> None:
-    assert write("one\n\ntwo", stop=("\n\n",)) == ("stop", "one")
-    assert write("ababac", stop=("abac",)) == ("stop", "ab")
-    assert write("abcdef", stop=("ef", "cd")) == ("stop", "ab")
-    assert write("abab", stop=("abc",)) == ("length", "abab")
-    assert write("né!", stop=("é",)) == ("stop", "n")
+def test_stop_strings_match_across_tokens() -> None:
+    assert generate_scripted("one\n\ntwo", stop=("\n\n",)) == ("stop", "one")
+    assert generate_scripted("ababac", stop=("abac",)) == ("stop", "ab")
+    assert generate_scripted("abcdef", stop=("ef", "cd")) == ("stop", "ab")
+    assert generate_scripted("abab", stop=("abc",)) == ("length", "abab")
+    assert generate_scripted("né!", stop=("é",)) == ("stop", "n")
 
 
 @given(
@@ -131,7 +130,9 @@ def test_stop_texts_across_token_borders() -> None:
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
     st.lists(st.integers(1, 3)),
 )
-def test_stopping_in_pieces_equals_cutting_the_whole(text: str, stops: list[str], sizes: list[int]) -> None:
+def test_incremental_stop_search_equals_truncating_the_whole_text(
+    text: str, stops: list[str], sizes: list[int]
+) -> None:
     search, shown, rest = StopSearch(stops), "", text
     for size in itertools.chain(sizes, itertools.repeat(1)):
         if not rest or search.found:
@@ -144,43 +145,43 @@ def test_stopping_in_pieces_equals_cutting_the_whole(text: str, stops: list[str]
     if not found:
         assert shown == text
     else:
-        # Pieces arrive in order, so the stop text that is complete first ends it.
+        # Pieces arrive in order, so the first stop string to be completed ends the text.
         first_complete = min(text.find(stop) + len(stop) for stop in stops if stop in text)
         assert text.startswith(shown) and len(shown) < first_complete
         assert not any(stop in shown for stop in stops)
 
 
-def test_a_long_prompt_keeps_its_tail_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_prompt_is_truncated_to_its_tail_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = train_character(["abc"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
     config = GenerationConfig(max_tokens=5, temperature=0)
-    long = write_one(model, tokenizer, "abc" * 10 + "aabbccaabbcc", config, console=Console())
+    long = generate_one(model, tokenizer, "abc" * 10 + "aabbccaabbcc", config, console=Console())
     assert "the prompt has 42 tokens; the model sees the last 12" in capsys.readouterr().err
-    assert long.text == write_one(model, tokenizer, "aabbccaabbcc", config).text
+    assert long.text == generate_one(model, tokenizer, "aabbccaabbcc", config).text
 
 
-def test_the_same_seed_gives_the_same_text() -> None:
+def test_same_seed_gives_the_same_text() -> None:
     tokenizer = train_character(["abcdef"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
     texts = [
-        write_one(model, tokenizer, "a", GenerationConfig(20, 1.0, seed=seed)).text for seed in (1, 1, 2)
+        generate_one(model, tokenizer, "a", GenerationConfig(20, 1.0, seed=seed)).text for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_bad_prompts_and_settings() -> None:
+def test_invalid_prompts_and_settings_are_rejected() -> None:
     tokenizer = train_character(["abc"])
     model = Transformer(tiny_model(vocab_size=tokenizer.vocab_size)).eval()
     with pytest.raises(TokenizerError, match="character 'z'"):
-        write_one(model, tokenizer, "az", GenerationConfig())
+        generate_one(model, tokenizer, "az", GenerationConfig())
     with pytest.raises(ConfigError, match="top_p is 0"):
-        write_one(model, tokenizer, "a", GenerationConfig(top_p=0))
+        generate_one(model, tokenizer, "a", GenerationConfig(top_p=0))
 
 
 @pytest.mark.parametrize(
     "changes", [{"banned": "ab"}, {"forced": "zz"}, {"temperature": 0.0, "banned": ["a", "f"]}]
 )
-def test_settings_by_name(changes: dict[str, Any]) -> None:
+def test_settings_can_be_passed_by_name(changes: dict[str, Any]) -> None:
     from wholegpt.language_model import LanguageModel
 
     tokenizer = train_character(["abcdefz"])
@@ -194,25 +195,25 @@ def test_settings_by_name(changes: dict[str, Any]) -> None:
 
 def test_speed_is_tokens_over_seconds() -> None:
     tokenizer = byte_tokenizer()
-    completion = write_one(Parrot(tokenizer, "abc"), tokenizer, "x", GenerationConfig(3, 0))
+    completion = generate_one(ScriptedModel(tokenizer, "abc"), tokenizer, "x", GenerationConfig(3, 0))
     assert 0 < completion.tokens_per_second < math.inf
 
 
-class Nothing(LogitsOnly):
-    """Gives no numbers."""
+class NaNModel(LogitsOnly):
+    """Returns NaN for every logit."""
 
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         return torch.full((*token_ids.shape, self.vocab_size), math.nan)
 
 
-def test_a_model_that_gives_no_numbers() -> None:
+def test_nan_logits_are_an_error() -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(NumericsError, match="the model produces NaN"):
-        write_one(Nothing(tokenizer.vocab_size, 10), tokenizer, "x", GenerationConfig(3))
+        generate_one(NaNModel(tokenizer.vocab_size, 10), tokenizer, "x", GenerationConfig(3))
 
 
-def test_a_text_that_does_not_fit_its_slot() -> None:
+def test_request_longer_than_its_slot_is_rejected() -> None:
     tokenizer = byte_tokenizer()
-    engine = Engine(Parrot(tokenizer, "abc"), tokenizer, CPU, 1, 10)
+    engine = Engine(ScriptedModel(tokenizer, "abc"), tokenizer, CPU, 1, 10)
     with pytest.raises(ConfigError, match="take 11 positions; a slot has 10"):
         engine.submit([1], GenerationConfig(10))

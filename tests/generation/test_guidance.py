@@ -1,4 +1,4 @@
-"""Guidance against its formula written out, and against what it does to a text of known odds."""
+"""Classifier-free guidance, against its formula and on data with known odds."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 import wholegpt as wg
-from tests.helpers import Fails, LogitsOnly, tiny_config, write_one
+from tests.helpers import Fails, LogitsOnly, generate_one, tiny_config
 from tests.properties.test_generation_properties import KINDS, MODELS, PROMPTS, TOKENIZER, settings
 from wholegpt.console import Console
 from wholegpt.data.control_codes import header_for
@@ -27,12 +27,12 @@ from wholegpt.tokenizers import train_bpe
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 END = 36
-"""Stands for end-of-text."""
+"""The token that stands for end-of-text."""
 
 
 @given(KINDS, st.lists(st.integers(0, 35), max_size=3), st.lists(st.integers(0, 35), max_size=4))
-def test_the_formula(kind: str, header: list[int], text: list[int]) -> None:
-    """Read at once, or in any two pieces."""
+def test_guided_logits_equal_the_formula(kind: str, header: list[int], text: list[int]) -> None:
+    """In one forward pass and in any two pieces through the cache."""
     model, guided = MODELS[kind], GuidedModel(MODELS[kind], END, len(header), 2.5)
     whole = torch.tensor([[END, *header, *text]])
     with torch.inference_mode():
@@ -40,11 +40,11 @@ def test_the_formula(kind: str, header: list[int], text: list[int]) -> None:
         plain = model(torch.tensor([[END, *text]]))
         expected = plain + 2.5 * (headed - plain)
         torch.testing.assert_close(guided(whole)[:, len(header) :], expected)
-        for place in range(whole.shape[1]):
+        for position in range(whole.shape[1]):
             cache = guided.new_cache(1)
-            if place:
-                guided.prefill(whole[:, :place], cache)
-            pieces = guided(whole[:, place:], cache)
+            if position:
+                guided.prefill(whole[:, :position], cache)
+            pieces = guided(whole[:, position:], cache)
             size = min(pieces.shape[1], expected.shape[1])
             torch.testing.assert_close(pieces[:, -size:], expected[:, -size:])
 
@@ -57,10 +57,10 @@ def test_the_formula(kind: str, header: list[int], text: list[int]) -> None:
     st.lists(st.tuples(PROMPTS, settings(8)), min_size=1, max_size=5),
     st.integers(1, 3),
 )
-def test_a_text_is_the_same_alone_and_in_company(
+def test_batched_guidance_equals_guidance_of_each_request_alone(
     kind: str, header: list[int], requests: list[tuple[list[int], dict[str, Any]]], slots: int
 ) -> None:
-    """And without a cache."""
+    """Generation without a cache gives the same tokens, too."""
     guided = GuidedModel(MODELS[kind], END, len(header), 1.7)
     engine = Engine(guided, TOKENIZER, CPU, slots)
     submitted = [
@@ -73,7 +73,7 @@ def test_a_text_is_the_same_alone_and_in_company(
     ]
     engine.run()
     for prompt, config, request in submitted:
-        alone = write_one(guided, TOKENIZER, prompt, config)
+        alone = generate_one(guided, TOKENIZER, prompt, config)
         assert alone.token_ids == request.token_ids
         if not config.stop:
             uncached = generate_ids(guided, prompt, Sampler(config, None, prompt), CPU)
@@ -82,7 +82,7 @@ def test_a_text_is_the_same_alone_and_in_company(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained on rows of a letter that a field names rightly in seven of ten."""
+    """A run trained on rows of one letter, which a field names correctly in 70% of the rows."""
     folder = tmp_path_factory.mktemp("guidance")
     generator = random.Random(0)
     lines: list[str] = []
@@ -106,8 +106,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wg.train(config=config, out=folder / "run", console=QUIET).path
 
 
-def first_letters(lm: wg.LanguageModel, letter: str, guidance: float) -> float:
-    """How often texts begin with the letter that was asked for."""
+def share_of_first_letter(lm: wg.LanguageModel, letter: str, guidance: float) -> float:
+    """Return the share of completions that begin with the requested letter."""
     made = lm.generate_all(
         [""] * 200, control={"letter": letter}, guidance=guidance, temperature=1, max_tokens=1, console=QUIET
     )
@@ -115,7 +115,10 @@ def first_letters(lm: wg.LanguageModel, letter: str, guidance: float) -> float:
 
 
 def test_odds_are_raised_to_the_power_of_the_guidance(run: Path) -> None:
-    """Odds with the header over those without become their γ-th power; the rows have 7 to 3 over 1 to 1."""
+    """The ratio of odds with and without the header is raised to the power γ.
+
+    In the data the odds are 7 to 3 with the header and 1 to 1 without.
+    """
     lm = wg.load(run, console=QUIET)
     assert lm.tokenizer
     end, (a, b) = lm.tokenizer.end_of_text_id, (lm.tokenizer.encode(letter)[0] for letter in "ab")
@@ -131,13 +134,13 @@ def test_odds_are_raised_to_the_power_of_the_guidance(run: Path) -> None:
         assert sign * (header - without) > 0
         for guidance in (1.0, 2.0, 3.0):
             expected = 1 / (1 + math.exp(-sign * (without + guidance * (header - without))))
-            share = first_letters(
+            share = share_of_first_letter(
                 lm, letter, guidance
             )  # of 200 draws: 0.1 is three standard deviations at least
             assert share == pytest.approx(expected, abs=0.1), (letter, guidance)
 
 
-def test_it_streams_and_searches(run: Path) -> None:
+def test_guidance_with_streaming_beam_search_and_speculative_decoding(run: Path) -> None:
     lm = wg.load(run, console=QUIET)
     settings: dict[str, Any] = {"control": {"letter": "b"}, "guidance": 3.0, "console": QUIET}
     shown: list[str] = []
@@ -145,11 +148,11 @@ def test_it_streams_and_searches(run: Path) -> None:
     assert "".join(shown) == made.text and set(made.text) == {"b"}
     best, *_ = lm.beam_search("", beams=3, max_tokens=20, **settings)
     assert set(best.text) == {"b"} and best.finish_reason == "end_of_text"
-    guessed = lm.generate("", temperature=0, max_tokens=20, draft=lm, **settings)
-    assert guessed.token_ids == made.token_ids
+    drafted = lm.generate("", temperature=0, max_tokens=20, draft=lm, **settings)
+    assert drafted.token_ids == made.token_ids
 
 
-def test_bad_guidance(run: Path, fails: Fails) -> None:
+def test_invalid_guidance_is_rejected(run: Path, fails: Fails) -> None:
     asked = ("generate", run, "a", "--quiet", "--guidance")
     assert "guidance is 0.5; expected 1, which disables it, to 20" in fails(
         *asked, "0.5", "--control", "letter=a"
@@ -162,8 +165,8 @@ def test_bad_guidance(run: Path, fails: Fails) -> None:
         check(wg.configure({"data": {"control": ["a"], "control_dropout": 1.0}}))
 
 
-def test_guidance_needs_a_border_after_the_header() -> None:
-    """Two line ends, of which the first is the header's, can be one token: it cannot be left out."""
+def test_guidance_needs_a_token_boundary_after_the_header() -> None:
+    """The header's newline and the prompt's first one can be a single token, which cannot be left out."""
     tokenizer = train_bpe(["a\n\n\nb\n\n\nc\n\n\nd " * 20], 300)
     header, end = "kind: x\n", tokenizer.end_of_text_id
     model, config = LogitsOnly(tokenizer.vocab_size, 64), GenerationConfig(max_tokens=1)

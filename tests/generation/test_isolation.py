@@ -1,4 +1,4 @@
-"""One request's failure reaches its submitter and nobody else; NaN is found wherever it stands."""
+"""An error in one request reaches its submitter only, and NaN is detected at every position."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import LogitsOnly, tiny_model, write_one
+from tests.helpers import LogitsOnly, generate_one, tiny_model
 from tests.parity.test_plain import randomized
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, NumericsError
@@ -29,11 +29,11 @@ PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=8)
 
 
 class CallerError(Exception):
-    """What a caller's own code raises."""
+    """An error raised by the caller's own code."""
 
 
 def failing_after(calls: int) -> Callable[[str], None]:
-    """An ``emit`` that raises at its n-th call."""
+    """Return an ``emit`` callback that raises at its n-th call."""
     left = [calls]
 
     def emit(text: str) -> None:
@@ -45,7 +45,7 @@ def failing_after(calls: int) -> Callable[[str], None]:
 
 
 class FailingDrafter(PromptLookup):
-    """Guesses well, raises in one of its two methods after some calls."""
+    """Drafts by prompt lookup and raises in one of its two methods after some calls."""
 
     def __init__(self, calls: int, method: str) -> None:
         super().__init__(1)
@@ -67,7 +67,7 @@ class FailingDrafter(PromptLookup):
 
 
 def break_sampler(request: GenerationRequest, calls: int) -> None:
-    """Let a request's processors raise at their n-th call."""
+    """Make a request's processors raise at their n-th call."""
     draw, left = request.sampler.draw, [calls]
 
     def failing(logits: torch.Tensor, generated: Sequence[int]) -> Draw:
@@ -96,10 +96,10 @@ def break_sampler(request: GenerationRequest, calls: int) -> None:
     ),
     st.integers(1, 4),
 )
-def test_a_failure_ends_one_request_only(
+def test_failure_ends_one_request_only(
     kind: str, asked: list[tuple[list[int], int, str, int, int]], slots: int
 ) -> None:
-    """Whatever fails whenever, the others write what they write alone, in float64."""
+    """Whichever callback fails at whichever step, the other requests generate what they generate alone, in float64."""
     model = MODELS[kind]
     if not model.new_cache(1).can_rewind:
         asked = [(p, n, "emit" if how in ("propose", "update") else how, c, a) for p, n, how, c, a in asked]
@@ -120,7 +120,7 @@ def test_a_failure_ends_one_request_only(
             break
     for number, (prompt, tokens, how, _, _) in enumerate(asked):
         one = requests[number]
-        alone = write_one(model, TOKENIZER, prompt, GenerationConfig(tokens, 1.0, seed=number))
+        alone = generate_one(model, TOKENIZER, prompt, GenerationConfig(tokens, 1.0, seed=number))
         if one.error is None:
             assert one.completion().token_ids == alone.token_ids
             assert one.finish_reason == alone.finish_reason
@@ -129,8 +129,7 @@ def test_a_failure_ends_one_request_only(
             assert alone.token_ids[: len(one.token_ids)] == one.token_ids
 
 
-def test_the_error_of_emit_reaches_the_caller() -> None:
-    """After the other texts were written."""
+def test_emit_error_reaches_the_caller_after_other_requests_finish() -> None:
     shown = ["", "", ""]
 
     def emit(number: int, text: str) -> None:
@@ -142,11 +141,11 @@ def test_the_error_of_emit_reaches_the_caller() -> None:
     with pytest.raises(CallerError, match="no more"):
         generate(MODELS["modern"], TOKENIZER, [[1, 2]] * 3, configs, CPU, QUIET, emit)
     for number in (0, 2):
-        assert shown[number] == write_one(MODELS["modern"], TOKENIZER, [1, 2], configs[number]).text
+        assert shown[number] == generate_one(MODELS["modern"], TOKENIZER, [1, 2], configs[number]).text
 
 
-def test_an_error_of_settings_in_emit_is_no_forbidden_token() -> None:
-    """A caller's ``ConfigError`` is not taken for one of the settings, which would end the text with a warning."""
+def test_config_error_raised_by_emit_is_not_swallowed() -> None:
+    """A caller's ``ConfigError`` must not be mistaken for a request without allowed tokens, which only warns."""
     shown: list[str] = []
 
     def emit(number: int, text: str) -> None:
@@ -158,7 +157,7 @@ def test_an_error_of_settings_in_emit_is_no_forbidden_token() -> None:
         generate(MODELS["modern"], TOKENIZER, [[1]], [GenerationConfig(9)], CPU, QUIET, emit)
 
 
-def test_an_error_of_the_model_ends_what_is_running_and_nothing_else() -> None:
+def test_model_error_ends_running_requests_but_not_waiting_ones() -> None:
     class Fails(LogitsOnly):
         calls = 0
 
@@ -178,7 +177,7 @@ def test_an_error_of_the_model_ends_what_is_running_and_nothing_else() -> None:
     assert requests[2].finish_reason == "length"
 
 
-def test_what_cannot_be_read_is_refused_before_it_reaches_others() -> None:
+def test_invalid_token_ids_are_rejected() -> None:
     engine = Engine(MODELS["modern"], TOKENIZER, CPU)
     for prompt, problem in (
         ([], "has 0 tokens"),
@@ -200,27 +199,26 @@ def test_what_cannot_be_read_is_refused_before_it_reaches_others() -> None:
     assert isinstance(wrong.error, ValueError) and "proposed [99]" in str(wrong.error)
 
 
-class Rows(LogitsOnly):
-    """Whatever follows a token t has logits ``values[t]`` in its column ``place``, else 0."""
+class FixedLogits(LogitsOnly):
+    """After token t, the logit in column ``position`` is ``values[t]``; all others are 0."""
 
-    def __init__(self, values: dict[int, float], place: int) -> None:
+    def __init__(self, values: dict[int, float], position: int) -> None:
         super().__init__(37, 100)
-        self.values, self.place = values, place
+        self.values, self.position = values, position
 
     def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
         logits = torch.zeros(*token_ids.shape, self.vocab_size)
         for token, value in self.values.items():
-            logits[..., self.place] = logits[..., self.place].masked_fill(token_ids == token, value)
+            logits[..., self.position] = logits[..., self.position].masked_fill(token_ids == token, value)
         self.prefill(token_ids, cache)
         return logits
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("place", [0, 5, 36])
+@pytest.mark.parametrize("position", [0, 5, 36])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_that_is_no_number_fails_alone(value: float, place: int, temperature: float) -> None:
-    """Wherever in the row it stands."""
-    model = Rows({9: value}, place)
+def test_non_finite_logits_fail_their_request_only(value: float, position: int, temperature: float) -> None:
+    model = FixedLogits({9: value}, position)
     engine = Engine(model, TOKENIZER, CPU, slots=3)
     config = GenerationConfig(8, temperature, logit_bias=((9, -1e6),))
     good, bad, other = (engine.submit([token], config) for token in (1, 9, 2))
@@ -228,17 +226,20 @@ def test_a_row_that_is_no_number_fails_alone(value: float, place: int, temperatu
     assert isinstance(bad.error, NumericsError) and "produces NaN or infinite logits" in str(bad.error)
     assert bad.token_ids == []
     for one, token in ((good, 1), (other, 2)):
-        assert one.token_ids == write_one(model, TOKENIZER, [token], config).token_ids
+        assert one.token_ids == generate_one(model, TOKENIZER, [token], config).token_ids
         assert len(one.token_ids) == 8
     with pytest.raises(NumericsError, match="NaN or infinite"):
         generate(model, TOKENIZER, [[1], [9]], [config] * 2, CPU, QUIET)
 
 
-def test_minus_infinity_is_no_damage() -> None:
-    """A model may rule a token out; one that rules out all is damaged."""
-    assert write_one(Rows({1: -math.inf}, 3), TOKENIZER, [1], GenerationConfig(5)).finish_reason == "length"
+def test_minus_infinity_logits_are_allowed() -> None:
+    """A model may rule out some tokens, but not all of them."""
+    assert (
+        generate_one(FixedLogits({1: -math.inf}, 3), TOKENIZER, [1], GenerationConfig(5)).finish_reason
+        == "length"
+    )
 
-    class Nothing(Rows):
+    class Nothing(FixedLogits):
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
             return torch.full_like(super().forward(token_ids, cache), -math.inf)
 
@@ -247,8 +248,8 @@ def test_minus_infinity_is_no_damage() -> None:
 
 
 @pytest.mark.parametrize("kind", ["modern", "gpt2", "window", "linear"])
-def test_nan_does_not_stay_in_a_slot(kind: str) -> None:
-    """Of a model with one damaged embedding, a text with that token leaves nothing to the next one in its slot."""
+def test_nan_does_not_leak_to_the_next_request_in_a_slot(kind: str) -> None:
+    """With NaN in one embedding, a request that uses the token leaves no NaN in the cache of its slot."""
     model = randomized(kind)
     with torch.no_grad():
         model.token_embedding.weight[9] = math.nan
@@ -263,16 +264,16 @@ def test_nan_does_not_stay_in_a_slot(kind: str) -> None:
         if 9 in prompt:
             assert isinstance(one.error, NumericsError)
         else:
-            assert one.token_ids == write_one(model, TOKENIZER, prompt, config).token_ids
+            assert one.token_ids == generate_one(model, TOKENIZER, prompt, config).token_ids
 
 
-def test_beam_search_and_draft_models_find_nan() -> None:
-    damaged = Rows({9: math.nan}, 7)
+def test_beam_search_and_draft_models_detect_nan() -> None:
+    damaged = FixedLogits({9: math.nan}, 7)
     config = GenerationConfig(5, 0)
     with pytest.raises(NumericsError, match="NaN or infinite"):
         beam_search(damaged, TOKENIZER, [9], config, 2, 1.0, CPU, QUIET)
     drafter = DraftModel(damaged, Sampler(config, TOKENIZER, [9]), CPU)
-    engine = Engine(Rows({}, 0), TOKENIZER, CPU)
+    engine = Engine(FixedLogits({}, 0), TOKENIZER, CPU)
     request = engine.submit([9], config, drafter=drafter)
     engine.run()
     assert isinstance(request.error, NumericsError) and "draft: the model produces NaN" in str(request.error)
@@ -294,12 +295,12 @@ TEXT_LIMITS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("chosen", "problem"), TEXT_LIMITS)
-def test_limits_of_settings(chosen: dict[str, Any], problem: str) -> None:
+def test_generation_settings_have_limits(chosen: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         Sampler(GenerationConfig(**chosen))
 
 
-def test_limits_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_limits_are_enforced(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("engine", "decoding"):
         monkeypatch.setattr(f"wholegpt.generation.{name}.MOST_WAITING", 2)
     monkeypatch.setattr("wholegpt.generation.engine.MOST_PROMPT_TOKENS", 20)
@@ -317,8 +318,8 @@ def test_limits_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         beam_search(model, TOKENIZER, [1], dataclasses.replace(config, temperature=0), 257, 1.0, CPU, QUIET)
 
 
-def test_a_draft_model_counts_in_the_plan_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And its cache has room for the text, not for its whole context."""
+def test_memory_estimate_includes_the_draft_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft model's cache has room for the text, not for the whole context."""
     tokenizer = byte_tokenizer()
     sizes = {"vocab_size": tokenizer.vocab_size, "context_length": 4096}
     model, draft = (Transformer(tiny_model(**sizes)).eval() for _ in range(2))

@@ -1,4 +1,4 @@
-"""Logits processors: by hand, against transformers' own, and the frequencies that come of each."""
+"""Logits processors: by hand, against transformers, and by the frequencies of sampled tokens."""
 
 import dataclasses
 import random
@@ -31,7 +31,7 @@ def kept(logits: torch.Tensor) -> list[bool]:
 
 def test_top_k_keeps_the_k_largest() -> None:
     assert kept(processors.keep_top_k(LOGITS, 3)) == [False, True, True, False, True]
-    assert kept(processors.keep_top_k(LOGITS, 1)) == [False, True, False, False, True]  # two are equal
+    assert kept(processors.keep_top_k(LOGITS, 1)) == [False, True, False, False, True]  # two logits are equal
     assert kept(processors.keep_top_k(LOGITS, 99)) == [True] * 5
 
 
@@ -39,7 +39,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     for p, count in ((0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
         assert sum(kept(processors.keep_top_p(logits, p))) == count, p
-    assert sum(kept(processors.keep_top_p(torch.zeros(5000), 0.9))) == 5000  # all are equal
+    assert sum(kept(processors.keep_top_p(torch.zeros(5000), 0.9))) == 5000  # all logits are equal
 
 
 def test_min_p_keeps_what_is_near_the_likeliest() -> None:
@@ -79,11 +79,11 @@ def test_repeated_ngrams() -> None:
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 59), min_size=1, max_size=12), st.floats(0.2, 3.0))
 def test_processors_equal_those_of_transformers(seed: int, ids: list[int], value: float) -> None:
-    """On random logits and sequences, each by itself."""
+    """Each processor separately, on random logits and sequences."""
     logits = random_logits(seed)
     sequence = torch.tensor([ids])
     share = value / 3.01
-    bias = float(torch.tensor(value))  # theirs are in float32
+    bias = float(torch.tensor(value))  # transformers uses float32
     pairs = [
         (
             processors.penalize_repetition(logits, ids, value),
@@ -129,22 +129,25 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sampled_frequencies_follow_the_distribution(name: str) -> None:
-    """4,000 seeds: chi-squared below its 99.99% quantile (4 degrees of freedom: 23.5); impossible tokens never."""
-    config, written, n = SETTINGS[name], [0, 2, 0], 4000
-    probabilities = torch.softmax(Sampler(config).process(LOGITS, written), -1)
+    """Chi-squared over 4,000 seeds is below its 99.99% quantile (23.5 with 4 degrees of freedom).
+
+    Impossible tokens are never drawn.
+    """
+    config, generated, n = SETTINGS[name], [0, 2, 0], 4000
+    probabilities = torch.softmax(Sampler(config).process(LOGITS, generated), -1)
     samplers = [Sampler(dataclasses.replace(config, seed=seed)) for seed in range(n)]
-    drawn = [one.draw(LOGITS, written).token_id for one in samplers]
+    drawn = [one.draw(LOGITS, generated).token_id for one in samplers]
     counts = torch.bincount(torch.tensor(drawn), minlength=5)
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
     expected = n * probabilities[possible]
     assert float(((counts[possible] - expected) ** 2 / expected).sum()) < 23.5
     plain = torch.softmax(LOGITS.double(), -1)
-    assert name == "temperature" or (probabilities - plain).abs().max() > 0.01  # the setting does something
+    assert name == "temperature" or (probabilities - plain).abs().max() > 0.01  # the setting has an effect
 
 
-def test_places_are_drawn_apart() -> None:
-    """One request's draws at its places are as good as independent: chi-squared of pairs, 24 degrees, 99.99%: 59.9."""
+def test_draws_at_different_positions_are_independent() -> None:
+    """Chi-squared of successive pairs is below its 99.99% quantile (59.9 with 24 degrees of freedom)."""
     sampler, n = Sampler(GenerationConfig(temperature=1e9, max_tokens=20_000)), 10_000
     ids: list[int] = []
     for _ in range(n):
@@ -154,28 +157,28 @@ def test_places_are_drawn_apart() -> None:
 
 
 def drawn_text(config: GenerationConfig, prompt: str, seed: int, tokens: int) -> tuple[list[int], str]:
-    """Tokens drawn from random logits that change with the place."""
+    """Draw tokens from random logits that change with the position."""
     prompt_ids = TOKENIZER.encode(prompt)
     sampler = Sampler(dataclasses.replace(config, seed=seed), TOKENIZER, prompt_ids)
-    written: list[int] = []
-    for place in range(tokens):
-        logits = random_logits(seed * 1000 + place, TOKENIZER.vocab_size)
-        written.append(sampler.draw(logits, written).token_id)
-    return written, prompt + b"".join(TOKENIZER.token_bytes[i] for i in written).decode("latin-1")
+    generated: list[int] = []
+    for position in range(tokens):
+        logits = random_logits(seed * 1000 + position, TOKENIZER.vocab_size)
+        generated.append(sampler.draw(logits, generated).token_id)
+    return generated, prompt + b"".join(TOKENIZER.token_bytes[i] for i in generated).decode("latin-1")
 
 
 @given(
     st.integers(0, 500),
     st.lists(st.sampled_from(["a", "th", "the", "at", " c", "t t"]), min_size=1, max_size=3),
 )
-def test_banned_texts_are_never_written_in_whatever_tokens(seed: int, banned: list[str]) -> None:
+def test_banned_texts_are_never_generated_in_any_tokenization(seed: int, banned: list[str]) -> None:
     prompt = "say t"
     config = GenerationConfig(temperature=0.3, banned=tuple(banned))
-    written, text = drawn_text(config, prompt, seed, 40)
+    generated, text = drawn_text(config, prompt, seed, 40)
     assert not any(one in text[max(0, len(prompt) - len(one) + 1) :] for one in banned)
     free, _ = drawn_text(GenerationConfig(temperature=0.3), prompt, seed, 40)
-    first = next((i for i in range(40) if written[i] != free[i]), None)
-    if first is not None:  # up to there nothing was forbidden that would have been taken
+    first = next((i for i in range(40) if generated[i] != free[i]), None)
+    if first is not None:  # before it, no token that would have been drawn was banned
         completing = [
             i
             for one in banned
@@ -188,7 +191,7 @@ def test_banned_texts_are_never_written_in_whatever_tokens(seed: int, banned: li
 
 
 @given(st.integers(0, 500), st.integers(0, 20))
-def test_forced_texts_are_written_at_the_latest_at_the_end(seed: int, more: int) -> None:
+def test_forced_texts_are_generated_before_max_tokens_is_reached(seed: int, more: int) -> None:
     forced = ("the mat", "ran")
     needed = sum(len(TOKENIZER.encode(text)) for text in forced)
     config = GenerationConfig(temperature=1.0, forced=forced, max_tokens=needed + more)
@@ -198,20 +201,20 @@ def test_forced_texts_are_written_at_the_latest_at_the_end(seed: int, more: int)
         Sampler(dataclasses.replace(config, max_tokens=needed - 1), TOKENIZER)
 
 
-def test_forced_texts_are_known_as_the_tokenizer_spells_them() -> None:
-    """GPT-1's form lower-cases: what was written once is not asked for again."""
+def test_forced_texts_are_matched_after_normalization() -> None:
+    """GPT-1's tokenizer lower-cases its input; a forced text that was generated is not forced again."""
     tokenizer = train_gpt1(["the cat sat on the mat"] * 5, 30)
     sampler = Sampler(GenerationConfig(temperature=0, forced=("The Cat",), max_tokens=8), tokenizer)
     likely = torch.zeros(tokenizer.vocab_size).index_fill(0, torch.tensor(tokenizer.encode("mat")[:1]), 5.0)
-    written: list[int] = []
-    while len(written) < 8:
-        written.append(sampler.draw(likely, written).token_id)
-    assert tokenizer.decode(written).count("the cat") == 1
+    generated: list[int] = []
+    while len(generated) < 8:
+        generated.append(sampler.draw(likely, generated).token_id)
+    assert tokenizer.decode(generated).count("the cat") == 1
     after = [*tokenizer.encode("the cat"), *tokenizer.encode("mat")]
     assert sampler.draw(likely, after).token_id == int(likely.argmax())
 
 
-def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced() -> None:
+def test_end_of_text_waits_for_min_tokens_and_forced_texts() -> None:
     end = TOKENIZER.end_of_text_id
     likely = torch.zeros(TOKENIZER.vocab_size).index_fill(0, torch.tensor([end]), 50.0)
     at_least = Sampler(GenerationConfig(temperature=0, min_tokens=3), TOKENIZER)
@@ -221,7 +224,7 @@ def test_a_text_does_not_end_before_its_least_length_nor_without_what_is_forced(
     assert forced.draw(likely, TOKENIZER.encode("a cat")).token_id == end
 
 
-def test_settings_that_cannot_be_met() -> None:
+def test_settings_that_cannot_be_met_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"logit_bias names token 999; ids go from 0 to \d+"):
         Sampler(GenerationConfig(logit_bias=((999, 1.0),)), TOKENIZER)
     with pytest.raises(ConfigError, match="'the cat' is forced and contains 'at', which is banned"):
@@ -233,12 +236,12 @@ def test_settings_that_cannot_be_met() -> None:
         sampler.draw(logits, [])
 
 
-def test_random_lists_need_no_order() -> None:
-    """What is drawn depends on seed and place, not on the draws before."""
+def test_draws_do_not_depend_on_their_order() -> None:
+    """A draw depends on seed and position, not on earlier draws."""
     sampler = Sampler(GenerationConfig(temperature=1.0))
-    written = [random.Random(0).randrange(5) for _ in range(10)]
-    alone = [sampler.draw(LOGITS, written[:n]) for n in range(10)]
-    backwards = [sampler.draw(LOGITS, written[:n]) for n in reversed(range(10))]
+    generated = [random.Random(0).randrange(5) for _ in range(10)]
+    alone = [sampler.draw(LOGITS, generated[:n]) for n in range(10)]
+    backwards = [sampler.draw(LOGITS, generated[:n]) for n in reversed(range(10))]
     assert alone == backwards[::-1]
 
 
@@ -260,7 +263,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize("config", DRAWN)
-def test_the_log_probability_is_of_the_distribution_that_was_drawn_from(config: GenerationConfig) -> None:
+def test_log_probability_is_that_of_the_processed_distribution(config: GenerationConfig) -> None:
     for seed in range(20):
         sampler = Sampler(dataclasses.replace(config, seed=seed))
         token_id, log_probability = sampler.draw(LOGITS, [])
@@ -271,8 +274,8 @@ def test_the_log_probability_is_of_the_distribution_that_was_drawn_from(config: 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([7, 300, 2000]))
-def test_tokens_drawn_together_are_those_drawn_alone(seed: int, rows: int, vocab_size: int) -> None:
-    """Whatever the settings of the other rows are; and at each number of logits that is processed at once."""
+def test_batched_draws_equal_single_draws(seed: int, rows: int, vocab_size: int) -> None:
+    """Independent of the settings of the other rows and of how many logits are processed at once."""
     chooser = random.Random(seed)
     configs = [
         dataclasses.replace(chooser.choice(TOGETHER), seed=chooser.randrange(100)) for _ in range(rows)
@@ -287,8 +290,8 @@ def test_tokens_drawn_together_are_those_drawn_alone(seed: int, rows: int, vocab
         assert drawn in (None, sampler.draw(row, text))
 
 
-def test_a_row_without_a_token_to_draw_is_left_to_its_sampler() -> None:
-    """It raises the error that names the reason, for its own request alone."""
+def test_row_without_an_allowed_token_is_left_to_its_sampler() -> None:
+    """The sampler raises the error that names the reason, for its own request only."""
     samplers, logits = [Sampler(GenerationConfig()) for _ in range(2)], torch.zeros(2, 5)
     assert None not in draw_rows(samplers, logits, [[], []])
     logits[1] = processors.NEVER

@@ -1,4 +1,4 @@
-"""The scheduler: its queue, cancels in every state, errors kept to one request, its threads."""
+"""The scheduler: queue, cancellation in every state, isolation of errors, threads."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 # The queue
 
 
-def test_a_full_queue_refuses_at_once(gated: Gated) -> None:
+def test_full_queue_rejects_requests_at_once(gated: Gated) -> None:
     with scheduler_of(gated, slots=1, max_queued=2) as scheduler:
         running = scheduler.submit([1], GenerationConfig(3))
         gated.wait()  # it has left the queue
@@ -52,7 +52,7 @@ def test_a_full_queue_refuses_at_once(gated: Gated) -> None:
     assert results == ["length", "cancelled", "length", "length"]
 
 
-def test_requests_run_in_their_order(gated: Gated) -> None:
+def test_requests_run_in_submission_order(gated: Gated) -> None:
     ended: list[int] = []
     with scheduler_of(gated, slots=1) as scheduler:
         streams = [scheduler.submit([1], GenerationConfig(2)) for _ in range(4)]
@@ -72,7 +72,7 @@ def test_requests_run_in_their_order(gated: Gated) -> None:
 
 
 @pytest.mark.parametrize("name", ["slots", "max_queued", "compiler_threads"])
-def test_numbers_below_one_are_refused(name: str) -> None:
+def test_counts_below_one_are_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 0; expected at least 1"):
         scheduler_of(**{name: 0})
 
@@ -80,7 +80,7 @@ def test_numbers_below_one_are_refused(name: str) -> None:
 # Cancelling
 
 
-def test_a_cancelled_request_leaves_the_batch(gated: Gated) -> None:
+def test_cancelled_request_leaves_the_batch(gated: Gated) -> None:
     with scheduler_of(gated, slots=3) as scheduler:
         streams = [scheduler.submit([1], LONG) for _ in range(3)]
         gated.wait()
@@ -113,20 +113,20 @@ def test_cancelling_a_queued_request(gated: Gated) -> None:
     assert max(gated.rows) == 1
 
 
-def test_cancelling_a_request_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+def test_cancelling_a_request_while_its_constraint_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, proceed = threading.Event(), threading.Event()
 
     class Slow(Constraint):
         def __init__(self, *arguments: Any) -> None:
-            begun.set()
-            assert go_on.wait(PATIENCE)
+            started.set()
+            assert proceed.wait(PATIENCE)
             super().__init__(*arguments)
 
     monkeypatch.setattr("wholegpt.generation.sampling.Constraint", Slow)
     form = GenerationConfig(5, regex="[ab]{5}")
     with scheduler_of(compiler_threads=1, max_queued=2) as scheduler:
         compiled, behind = (scheduler.submit([1], form) for _ in range(2))
-        assert begun.wait(PATIENCE)
+        assert started.wait(PATIENCE)
         with pytest.raises(QueueFull):
             scheduler.submit([1], form)
         compiled.cancel()
@@ -134,13 +134,13 @@ def test_cancelling_a_request_that_is_compiled(monkeypatch: pytest.MonkeyPatch) 
         assert content(compiled.result(0)) == content(behind.result(0)) == ("", [], "cancelled")
         free = scheduler.submit([1], GenerationConfig(5))
         assert content(free.result(PATIENCE)) == content(alone([1], GenerationConfig(5)))
-        go_on.set()
+        proceed.set()
         again = scheduler.submit([1], form)
         assert len(again.result(PATIENCE).text) == 5
     assert compiled.result(0).finish_reason == "cancelled"
 
 
-def test_cancelling_a_finished_or_failed_request_changes_nothing() -> None:
+def test_cancelling_a_finished_or_failed_request_has_no_effect() -> None:
     with scheduler_of() as scheduler:
         stream, wrong = scheduler.submit([1], GenerationConfig(5)), scheduler.submit([], LONG)
         before = stream.result(PATIENCE)
@@ -154,8 +154,8 @@ def test_cancelling_a_finished_or_failed_request_changes_nothing() -> None:
         wrong.result(0)
 
 
-def test_text_held_back_for_a_stop_text_is_given_when_cancelled(gated: Gated) -> None:
-    """Uniform logits at temperature 0 give token 0 for ever."""
+def test_cancelling_releases_text_held_back_for_a_stop_string(gated: Gated) -> None:
+    """Uniform logits at temperature 0 give token 0 forever."""
     with scheduler_of(gated) as scheduler:
         stream = scheduler.submit([1], GenerationConfig(50, 0, stop=("\0" * 10,)))
         gated.wait()
@@ -171,7 +171,7 @@ def test_text_held_back_for_a_stop_text_is_given_when_cancelled(gated: Gated) ->
 # Errors
 
 
-def test_an_error_of_one_request_is_kept_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_one_request_does_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, draws=3)
     plain, schema = GenerationConfig(12, 1.0), json.dumps({"not": {}})
     wrong: list[tuple[list[int], GenerationConfig, type[Exception], str]] = [
@@ -200,7 +200,7 @@ def test_an_error_of_one_request_is_kept_to_it(monkeypatch: pytest.MonkeyPatch) 
         assert content(again) == content(alone([1], plain))
 
 
-def test_numbers_that_are_not_finite_fail_their_row_only() -> None:
+def test_non_finite_logits_fail_their_request_only() -> None:
     class Damaged(LogitsOnly):
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
             self.prefill(token_ids, cache)
@@ -215,7 +215,7 @@ def test_numbers_that_are_not_finite_fail_their_row_only() -> None:
         assert len(good.result(PATIENCE).token_ids) == len(other.result(PATIENCE).token_ids) == 6
 
 
-def test_settings_that_allow_no_token_are_an_error_as_alone() -> None:
+def test_settings_without_an_allowed_token_raise_the_same_error_as_generate() -> None:
     config = GenerationConfig(5, regex="aaa", banned=("a",))
     with pytest.raises(ConfigError) as expected:
         alone([1], config)
@@ -224,7 +224,7 @@ def test_settings_that_allow_no_token_are_an_error_as_alone() -> None:
     assert str(found.value) == str(expected.value)
 
 
-def test_an_error_of_the_engine_ends_everything(gated: Gated) -> None:
+def test_engine_error_fails_all_requests_and_closes_the_scheduler(gated: Gated) -> None:
     with scheduler_of(gated, slots=2) as scheduler:
         streams = [scheduler.submit([1], LONG) for _ in range(3)]
         gated.wait()
@@ -248,7 +248,7 @@ def test_an_error_of_the_engine_ends_everything(gated: Gated) -> None:
 # Threads
 
 
-def test_grammars_are_compiled_off_the_thread_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grammars_are_compiled_outside_the_engine_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     from wholegpt.generation import constraints
 
     threads: list[str] = []
@@ -270,7 +270,7 @@ def test_grammars_are_compiled_off_the_thread_of_the_engine(monkeypatch: pytest.
     assert len(threads) == 10 and all(name.startswith(COMPILER_THREADS) for name in threads), threads
 
 
-def test_closing_while_requests_run(gated: Gated) -> None:
+def test_closing_cancels_running_requests(gated: Gated) -> None:
     scheduler = scheduler_of(gated, slots=2)
     streams = [scheduler.submit([1], LONG) for _ in range(4)]
     gated.wait()
@@ -280,7 +280,7 @@ def test_closing_while_requests_run(gated: Gated) -> None:
     until(lambda: scheduler._closing)
     with pytest.raises(SchedulerClosed, match="the scheduler is closed"):
         scheduler.submit([1], LONG)
-    gated.permits.release()  # the step that runs; no other is needed
+    gated.permits.release()  # for the running step; no other is needed
     closing.join(PATIENCE)
     assert not closing.is_alive()
     completions = [stream.result(0) for stream in streams]
@@ -289,23 +289,25 @@ def test_closing_while_requests_run(gated: Gated) -> None:
     scheduler.close()
 
 
-def test_a_request_that_is_compiled_while_the_scheduler_closes(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = threading.Event()
+def test_closing_cancels_a_request_whose_constraint_is_being_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = threading.Event()
 
     class Slow(Constraint):
         def __init__(self, *arguments: Any) -> None:
-            begun.set()
+            started.set()
             time.sleep(0.2)
             super().__init__(*arguments)
 
     monkeypatch.setattr("wholegpt.generation.sampling.Constraint", Slow)
     with scheduler_of(compiler_threads=1) as scheduler:
         streams = [scheduler.submit([1], GenerationConfig(5, regex="a")) for _ in range(3)]
-        assert begun.wait(PATIENCE)
+        assert started.wait(PATIENCE)
     assert [stream.result(0).finish_reason for stream in streams] == ["cancelled"] * 3
 
 
-def test_ctrl_c_interrupts_a_wait_at_once() -> None:
+def test_ctrl_c_interrupts_a_waiting_caller_at_once() -> None:
     class Slow(LogitsOnly):
         def forward(self, token_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
             time.sleep(0.01)
@@ -320,7 +322,7 @@ def test_ctrl_c_interrupts_a_wait_at_once() -> None:
         signal.pthread_kill(main, signal.SIGINT)
 
     presser, streams = threading.Thread(target=press), list[CompletionStream]()
-    # A test that runs in the background of a shell inherits that Ctrl-C is ignored.
+    # A process started in the background of a shell inherits an ignored SIGINT.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), scheduler_of(Slow(TOKENIZER.vocab_size, 10**5)) as scheduler:
         streams.append(scheduler.submit([1], GenerationConfig(10**4, 0)))  # takes 100 s
@@ -332,7 +334,7 @@ def test_ctrl_c_interrupts_a_wait_at_once() -> None:
     assert streams[0].result(0).finish_reason == "cancelled"
 
 
-def test_a_scheduler_that_is_not_closed_does_not_keep_the_process() -> None:
+def test_unclosed_scheduler_does_not_keep_the_process_alive() -> None:
     code = """
 import torch
 from tests.helpers import tiny_model

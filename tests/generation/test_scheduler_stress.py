@@ -1,4 +1,4 @@
-"""Many requests from many threads: each gets the text that it gets alone, in float64."""
+"""Concurrent requests from many threads each get the text that they get alone, in float64."""
 
 import json
 import random
@@ -75,7 +75,7 @@ class Client(threading.Thread):
                 stream.cancel()
 
     def submit(self, prompt: list[int], config: GenerationConfig) -> CompletionStream:
-        """Submit a request, again and again while the queue is full."""
+        """Submit a request and retry while the queue is full."""
         while True:
             try:
                 return self._scheduler.submit(prompt, config)
@@ -85,8 +85,8 @@ class Client(threading.Thread):
 
 
 @pytest.mark.slow
-def test_every_surviving_request_gets_the_text_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 requests from 8 threads, random cancels, one poisoned request; a queue that is often full."""
+def test_every_uncancelled_request_gets_the_text_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 requests from 8 threads, random cancellations, one request that fails, and a queue that is often full."""
     rows, beside_poison = list[int](), list[int]()
     forward = MODEL.forward
     monkeypatch.setattr(
@@ -106,23 +106,23 @@ def test_every_surviving_request_gets_the_text_it_gets_alone(monkeypatch: pytest
             poisoned.result(PATIENCE)
     assert max(rows) == 8 and beside_poison[0] > 1, "requests shared steps"
     assert sum(client.refused for client in clients) > 0
-    survived, begun, reasons = 0, 0, set[str]()
+    survived, started, reasons = 0, 0, set[str]()
     for (prompt, config, stream, cancelled), completion in zip(asked, completions, strict=True):
         expected = alone(prompt, config)
         assert "".join(stream) == completion.text
         if cancelled and completion.finish_reason == "cancelled":
             assert completion.token_ids == expected.token_ids[: len(completion.token_ids)]
-            begun += bool(completion.token_ids)
+            started += bool(completion.token_ids)
         else:
             assert content(completion) == content(expected)
             survived += 1
         reasons.add(completion.finish_reason)
     assert len(asked) == 200 and survived > 100
-    assert begun > 0, "some were cancelled while they ran"
+    assert started > 0, "some requests were cancelled while running"
     assert reasons >= {"cancelled", "length", "stop"}
 
 
-def test_the_requests_of_the_stress_test_are_of_all_kinds() -> None:
+def test_random_requests_cover_all_kinds() -> None:
     requests = [random_request(random.Random(seed)) for seed in range(100)]
     assert any(config.regex for _, config in requests) and any(config.json_schema for _, config in requests)
     assert any(len(prompt) > MODEL.context_length for prompt, _ in requests)

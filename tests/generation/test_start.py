@@ -1,4 +1,4 @@
-"""Where a text without a prompt starts: from what the model has seen in training."""
+"""Generation without a prompt starts from a token that occurred in training."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,9 @@ def prepared(path: Path, kind: TokenizerKind) -> PreparedData:
 
 @pytest.mark.parametrize("kind", [TokenizerKind.character, TokenizerKind.byte])
 @pytest.mark.parametrize("name", TEXTS)
-def test_one_document_starts_from_a_token_of_its_own(name: str, kind: TokenizerKind, tmp_path: Path) -> None:
+def test_single_document_starts_from_a_token_it_contains(
+    name: str, kind: TokenizerKind, tmp_path: Path
+) -> None:
     text, expected = TEXTS[name]
     (tmp_path / "t.txt").write_text(text)
     data = prepared(tmp_path / "t.txt", kind)
@@ -45,7 +47,7 @@ def test_one_document_starts_from_a_token_of_its_own(name: str, kind: TokenizerK
 @pytest.mark.parametrize(
     "kind", [TokenizerKind.character, TokenizerKind.bpe, TokenizerKind.byte, TokenizerKind.gpt1]
 )
-def test_what_is_started_from_was_seen(kind: TokenizerKind, tmp_path: Path) -> None:
+def test_start_token_occurs_in_the_training_data(kind: TokenizerKind, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(text_of(4000).replace("\n", "\n\n"))
     data = prepared(tmp_path / "t.txt", kind)
     seen = set(data.train.read(0, len(data.train)).tolist())
@@ -54,7 +56,7 @@ def test_what_is_started_from_was_seen(kind: TokenizerKind, tmp_path: Path) -> N
     assert token_id in seen
 
 
-def test_several_documents_start_from_end_of_text(tmp_path: Path) -> None:
+def test_multiple_documents_start_from_end_of_text(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text_of(80, seed)}) for seed in range(60)]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     data = prepared(tmp_path / "t.jsonl", TokenizerKind.byte)
@@ -62,7 +64,7 @@ def test_several_documents_start_from_end_of_text(tmp_path: Path) -> None:
 
 
 def started_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The token ids that a text without a prompt is generated from."""
+    """Return the token ids from which generation without a prompt starts."""
     from wholegpt import language_model
 
     prompts: list[Any] = []
@@ -77,10 +79,10 @@ def started_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return prompts[0]
 
 
-def test_a_run_on_one_document_never_starts_from_end_of_text(
+def test_run_on_one_document_never_starts_from_end_of_text(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the run nor a checkpoint by itself, nor a run of an earlier version, whose checkpoints do not say."""
+    """Neither a run, nor one checkpoint, nor an older run, whose checkpoints store no start text."""
     tokenizer = Tokenizer.load(trained_run / "tokenizer.json")
     folder, _ = CheckpointStore(trained_run).choose("best")
     assert load_metadata(folder).start_text == "\n"
@@ -95,7 +97,9 @@ def test_a_run_on_one_document_never_starts_from_end_of_text(
     assert started_from(old, monkeypatch) == tokenizer.encode("\n")
 
 
-def test_samples_start_from_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_start_from_a_token_of_the_training_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wholegpt.stages import pretraining
 
     prompts: list[Any] = []
@@ -113,7 +117,7 @@ def test_samples_start_from_what_was_seen(tmp_path: Path, monkeypatch: pytest.Mo
     assert prompts and all(prompt == newline for prompt in prompts)
 
 
-def test_a_sample_without_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_sample_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample_for_people("a\n") == "a\n"
     assert sample_for_people(" \n") == "(white space only: ' \\n')"
     config = tiny_config("none", logging={"sample_every": 1}, training={"steps": 2})

@@ -1,4 +1,4 @@
-"""Streams: the pieces and the completion of a request, in threads and asyncio tasks."""
+"""Streams: a request's text pieces and completion, in threads and asyncio tasks."""
 
 import asyncio
 
@@ -13,18 +13,18 @@ from wholegpt.settings.schema import GenerationConfig
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
-def test_pieces_are_the_text() -> None:
-    """Of bytes, which make characters of several tokens and no characters at all, and with stop texts."""
+def test_pieces_join_to_the_text() -> None:
+    """At byte level, where characters can span tokens or be invalid, with and without stop strings."""
     with scheduler_of() as scheduler:
         for seed in range(8):
             config = GenerationConfig(30, 1.0, stop=("e", "\ufffd\ufffd") if seed % 2 else (), seed=seed)
             stream = scheduler.submit([seed], config)
             pieces = list(stream)
             assert "".join(pieces) == stream.result(0).text == alone([seed], config).text
-            assert all(pieces) and pieces == list(stream), "each iteration begins at the beginning"
+            assert all(pieces) and pieces == list(stream), "each iteration starts from the first piece"
 
 
-def test_pieces_come_as_they_are_generated(gated: Gated) -> None:
+def test_pieces_arrive_as_they_are_generated(gated: Gated) -> None:
     with scheduler_of(gated) as scheduler:
         stream = scheduler.submit([1], GenerationConfig(3, 0))
         pieces = iter(stream)
@@ -37,7 +37,7 @@ def test_pieces_come_as_they_are_generated(gated: Gated) -> None:
         assert stream.done
 
 
-def test_a_consumer_that_is_slow_or_absent_stops_nobody() -> None:
+def test_slow_or_absent_consumers_do_not_block_others() -> None:
     with scheduler_of(slots=2) as scheduler:
         slow, unread = (scheduler.submit([n], GenerationConfig(100, 1.0)) for n in range(2))
         pieces = iter(slow)
@@ -50,7 +50,7 @@ def test_a_consumer_that_is_slow_or_absent_stops_nobody() -> None:
         assert len(list(unread)) <= 100
 
 
-def test_no_tokens_and_drafters() -> None:
+def test_streams_with_no_tokens_or_with_a_drafter() -> None:
     repeated = GenerationConfig(40, 0.0)
     prompt = [1, 2, 3, 4] * 4
     with scheduler_of() as scheduler:
@@ -59,7 +59,7 @@ def test_no_tokens_and_drafters() -> None:
         assert content(drafted.result(PATIENCE)) == content(alone(prompt, repeated))
 
 
-def test_waiting_for_a_result_has_a_limit(gated: Gated) -> None:
+def test_waiting_for_a_result_can_time_out(gated: Gated) -> None:
     with scheduler_of(gated) as scheduler:
         stream = scheduler.submit([1], LONG)
         with pytest.raises(TimeoutError, match=r"not ended within 0\.01 seconds"):
@@ -88,8 +88,8 @@ def test_asyncio_tasks_share_a_scheduler() -> None:
         assert content(completion) == content(alone([1], config)) and text == completion.text
 
 
-def test_an_asyncio_task_waits_without_blocking_its_loop(gated: Gated) -> None:
-    """And one that is cancelled, or whose loop has ended, is not missed by the engine."""
+def test_asyncio_task_waits_without_blocking_its_loop(gated: Gated) -> None:
+    """Cancelling the task or closing its event loop does not disturb the engine."""
 
     async def run(stream: CompletionStream) -> None:
         with pytest.raises(asyncio.TimeoutError):

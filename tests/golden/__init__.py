@@ -1,7 +1,8 @@
-"""Golden runs: the stored figures of tiny training runs, which no change of layout may change.
+"""Golden runs: stored results of tiny training runs, which refactoring must not change.
 
-Each run is 20 steps in float64 on one thread. Stored are the loss and the gradient norm of each step, and the norm of
-each weight tensor at the end. ``make golden`` writes new files; the commit says why the figures changed.
+Each run is 20 steps in float64 on one thread. The files contain the loss and the gradient norm of each step,
+and the norm of each weight tensor at the end. ``make golden`` writes new files; the commit message says why
+the results changed.
 """
 
 import contextlib
@@ -21,13 +22,13 @@ FOLDER = Path(__file__).parent
 QUIET = Console(quiet=True)
 STEPS = 20
 LOSSES = ("loss", "nats_per_token", "nats_per_masked_token")
-"""What a step's loss is called."""
+"""The metric names of a step's loss."""
 WEIGHTS = "checkpoints/step-{:08d}/model.safetensors"
 
 
 @contextlib.contextmanager
 def float64_on_one_thread() -> Iterator[None]:
-    """A block in which everything that is computed "in float32" is computed in float64."""
+    """Compute everything in this context in float64 instead of float32, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -39,7 +40,7 @@ def float64_on_one_thread() -> Iterator[None]:
 
 
 def settings(**sections: dict[str, Any]) -> wg.Config:
-    """Those of a tiny run, with changes."""
+    """Return the settings of a tiny run, with changes."""
     mapping: dict[str, dict[str, Any]] = {
         "model": {"context_length": 16, "n_layers": 2, "d_model": 16, "n_heads": 2, "dropout": 0.0},
         "tokenizer": {"kind": "character"},
@@ -58,7 +59,7 @@ def settings(**sections: dict[str, Any]) -> wg.Config:
 
 
 def train(folder: Path, **sections: dict[str, Any]) -> Path:
-    """A run on a small text, in ``folder``."""
+    """Train on a small text in ``folder`` and return the run."""
     (folder / "text.txt").write_text(text_of(4000))
     out = folder / "pretrained"
     wg.train(folder / "text.txt", config=settings(**sections), out=out, console=QUIET)
@@ -66,7 +67,7 @@ def train(folder: Path, **sections: dict[str, Any]) -> Path:
 
 
 def modern(folder: Path) -> Path:
-    """RMS norm, rotary positions, grouped queries, Muon, weights averaged."""
+    """RMS norm, rotary positions, grouped-query attention, Muon, averaged weights."""
     return train(
         folder,
         model={"n_heads": 4, "n_kv_heads": 2},
@@ -76,33 +77,33 @@ def modern(folder: Path) -> Path:
 
 
 def gpt2(folder: Path) -> Path:
-    """Learned positions, layer norm, GELU, biases, tied embedding; AdamW."""
+    """Learned positions, layer norm, GELU, biases, tied embeddings; AdamW."""
     return train(folder, model={"preset": "gpt2-small"}, optimizer={"kind": "adamw", "weight_decay": 0.1})
 
 
 def gpt1(folder: Path) -> Path:
-    """As GPT-2, with norms after the sums."""
+    """GPT-2 with post-norm blocks."""
     return train(folder, model={"preset": "gpt1"}, optimizer={"kind": "adamw"})
 
 
 def accumulation(folder: Path) -> Path:
-    """Gradients of three micro-batches, of which the last is smaller, clipped."""
+    """Clipped gradients of three micro-batches, the last one smaller."""
     return train(folder, training={"batch_size": 5, "micro_batch_size": 2, "gradient_clip": 0.5})
 
 
 def mixture_of_experts(folder: Path) -> Path:
-    """Two of four experts for each token, with the router's losses."""
+    """Two of four experts per token, with the router's losses."""
     experts = {"n_experts": 4, "experts_per_token": 2}
     return train(folder, model=experts, training={"balance_loss": 0.01, "router_z_loss": 0.001})
 
 
 def encoder(folder: Path) -> Path:
-    """Masked tokens."""
+    """Masked-token prediction."""
     return train(folder, model={"architecture": "encoder"})
 
 
 def encoder_decoder(folder: Path) -> Path:
-    """Sources and targets."""
+    """Sequence to sequence."""
     rows = [f"{a}{b}\t{b}{a}" for a in "abcdefgh" for b in "abcdefgh"]
     (folder / "pairs.tsv").write_text("\n".join(["source\ttarget", *rows]))
     config, out = settings(model={"architecture": "encoder_decoder"}), folder / "run"
@@ -111,7 +112,7 @@ def encoder_decoder(folder: Path) -> Path:
 
 
 def classification(folder: Path) -> Path:
-    """A head over a pretrained model, with the loss of language modeling beside it (λ = 0.5)."""
+    """A head on a pretrained model, with the language-modeling loss (λ = 0.5)."""
     words = text_of(2000).split()
     rows = [f"{' '.join(words[4 * i : 4 * i + 4])},{'ab'[i % 2]}" for i in range(60)]
     (folder / "labels.csv").write_text("\n".join(["text,label", *rows]))
@@ -119,7 +120,7 @@ def classification(folder: Path) -> Path:
 
 
 def instruction(folder: Path) -> Path:
-    """Answers alone, by LoRA over a pretrained model."""
+    """Instruction tuning with LoRA on a pretrained model; only answers are scored."""
     words = text_of(2000).split()
     rows = [{"prompt": words[i], "response": words[i + 1]} for i in range(60)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -127,7 +128,7 @@ def instruction(folder: Path) -> Path:
 
 
 def finetune(folder: Path, data: str, task: str, **sections: dict[str, Any]) -> Path:
-    """A run over a pretrained model, which takes its settings of the model from there."""
+    """Fine-tune a pretrained model, which determines the model settings."""
     parent, out = train(folder), folder / "run"
     config = settings(**sections)
     wg.finetune(parent, folder / data, task=task, config=config, out=out, console=QUIET)
@@ -144,7 +145,7 @@ RUNS: dict[str, Callable[[Path], Path]] = {
 
 
 def figures(name: str, folder: Path) -> dict[str, Any]:
-    """What the run of that name comes to, made in ``folder``."""
+    """Return the results of the named run, trained in ``folder``."""
     with float64_on_one_thread():
         run = RUNS[name](folder)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -160,5 +161,5 @@ def figures(name: str, folder: Path) -> dict[str, Any]:
 
 
 def path_of(name: str) -> Path:
-    """The file of a run's figures."""
+    """Return the path of a run's stored results."""
     return FOLDER / f"{name}.json"

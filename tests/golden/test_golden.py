@@ -1,4 +1,4 @@
-"""Runs come to the figures that are stored, on every processor."""
+"""Golden runs reproduce their stored results on every processor."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ RELATIVE = 1e-9
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_golden_run(name: str, tmp_path: Path) -> None:
+def test_golden_run(name: str, tmp_path: Path) -> None:
     stored: dict[str, Any] = json.loads(path_of(name).read_text())
     found = figures(name, tmp_path)
     assert found.keys() == stored.keys()

@@ -1,4 +1,4 @@
-"""Write the figures of all golden runs anew: ``python -m tests.golden.write``."""
+"""Write the results of all golden runs again: ``python -m tests.golden.write``."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Tiny models whose every number is random, so that no mistake hides behind zeros and ones."""
+"""Tiny models whose parameters are all random, so that no error is hidden by zeros and ones."""
 
 import json
 import string
@@ -32,7 +32,7 @@ KINDS: dict[str, ModelConfig] = {
 
 
 def random_model(config: ModelConfig, seed: int = 1) -> Transformer:
-    """A model with every weight, gain and bias drawn at random."""
+    """Return a model with every weight, gain and bias drawn at random."""
     torch.manual_seed(seed)
     model = Transformer(config)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def random_model(config: ModelConfig, seed: int = 1) -> Transformer:
 
 
 def tokenizer_of(vocab_size: int) -> Tokenizer:
-    """A tokenizer with exactly so many entries: characters up to 90, then byte-level BPE."""
+    """Return a tokenizer with exactly this many entries: characters up to 90, then byte-level BPE."""
     if vocab_size <= 90:
         characters = "\n .,\"'" + string.ascii_letters + string.digits + string.punctuation
         return train_character([first_distinct(characters, vocab_size - 1)])
@@ -51,7 +51,7 @@ def tokenizer_of(vocab_size: int) -> Tokenizer:
 
 
 def tokenizer_for(kind: str) -> Tokenizer:
-    """A tokenizer for a model of ``KINDS``: for Qwen2 one with its split, which transformers gives every such model."""
+    """Return a tokenizer for a model of ``KINDS``: for Qwen2 with its word split, which transformers always applies."""
     tokenizer = tokenizer_of(KINDS[kind].vocab_size)
     if kind != "qwen2":
         return tokenizer
@@ -63,5 +63,5 @@ def tokenizer_for(kind: str) -> Tokenizer:
 
 
 def first_distinct(text: str, count: int) -> str:
-    """The first different characters of ``text``."""
+    """Return the first ``count`` distinct characters of ``text``."""
     return "".join(list(dict.fromkeys(text))[:count])

@@ -1,4 +1,4 @@
-"""Exports give the same ids, ends and templates in other programs, or are refused."""
+"""Exports have the same token ids, end tokens and chat templates in other programs, or are rejected."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 def changed(tokenizer: Tokenizer, **parts: Any) -> Tokenizer:
-    """``tokenizer`` with other parts, and with ``tokens`` added."""
+    """Return ``tokenizer`` with other parts and with added ``tokens``."""
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     library.add_tokens(parts.pop("tokens", []))
     for name, part in parts.items():
@@ -83,14 +83,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_tokenizer_that_llama_cpp_cannot_repeat_is_refused(name: str, tmp_path: Path, fails: Fails) -> None:
-    tokenizer, said = REFUSED[name]
+def test_tokenizer_that_llama_cpp_does_not_support_is_rejected(
+    name: str, tmp_path: Path, fails: Fails
+) -> None:
+    tokenizer, expected = REFUSED[name]
     save_model(tmp_path / "model", model_for(tokenizer), tokenizer)
     message = fails("export", tmp_path / "model", "--to", "gguf", "--out", tmp_path / "out")
-    assert said in message and not (tmp_path / "out").exists()
+    assert expected in message and not (tmp_path / "out").exists()
 
 
-def test_whole_words_kept_by_the_model_are_refused(tmp_path: Path, fails: Fails) -> None:
+def test_ignore_merges_is_rejected(tmp_path: Path, fails: Fails) -> None:
     content = json.loads(BASE.to_json())
     content["model"]["ignore_merges"] = True
     tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
@@ -98,7 +100,7 @@ def test_whole_words_kept_by_the_model_are_refused(tmp_path: Path, fails: Fails)
     assert "does not support the word split" in fails("export", tmp_path / "model", "--to", "gguf")
 
 
-def test_added_tokens_keep_their_kind(tmp_path: Path) -> None:
+def test_added_tokens_keep_their_type(tmp_path: Path) -> None:
     tokenizer = changed(BASE, tokens=[" " * 8, " " * 4, "<think>"]).with_special_tokens(["<|end|>"])
     write_gguf(tmp_path / "m.gguf", model_for(tokenizer), tokenizer, TensorType.f32)
     written = fields(tmp_path / "m.gguf")
@@ -111,8 +113,8 @@ def test_added_tokens_keep_their_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "BPE", "characters", "Qwen2", "added"])
-def test_the_tokenizer_in_the_file_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
-    """Read as llama.cpp reads it; compared in the export itself, whether or not llama.cpp is there."""
+def test_tokenizer_of_the_gguf_file_gives_the_same_ids(kind: str, tmp_path: Path) -> None:
+    """Read the way llama.cpp reads it; the export compares the ids itself, even if llama.cpp is not installed."""
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated")
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = {
@@ -131,7 +133,7 @@ def test_the_tokenizer_in_the_file_gives_the_same_ids(kind: str, tmp_path: Path)
     assert again.encode(text, allow_special=True) == tokenizer.encode(text, allow_special=True)
 
 
-def test_a_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:
+def test_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:
     letters = {"<pad>": 0, **{letter: i for i, letter in enumerate("abc \n", start=1)}}
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="<pad>"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
@@ -154,7 +156,7 @@ def chat_model(folder: Path, **metadata: Any) -> Tokenizer:
     return tokenizer
 
 
-def test_the_end_of_a_turn_is_in_both_exports(tmp_path: Path) -> None:
+def test_end_of_turn_token_is_in_both_exports(tmp_path: Path) -> None:
     tokenizer = chat_model(tmp_path / "model")
     end, padding = tokenizer.id_of("<|end|>"), tokenizer.id_of("<|padding|>")
     folder = export_model(tmp_path / "model", "huggingface", tmp_path / "hf", console=QUIET).path
@@ -166,11 +168,11 @@ def test_the_end_of_a_turn_is_in_both_exports(tmp_path: Path) -> None:
     assert written["tokenizer.ggml.eos_token_id"] == written["tokenizer.ggml.eot_token_id"] == end
     assert written["tokenizer.ggml.bos_token_id"] == tokenizer.end_of_text_id
     assert written["tokenizer.ggml.padding_token_id"] == padding
-    # Here the name stands for nothing, and other programs would write their own beginning.
+    # bos_token is empty here; other programs would insert their own.
     assert written["tokenizer.chat_template"] == '{% set bos_token = "" %}' + CHAT
 
 
-def test_several_ends_go_out(tmp_path: Path) -> None:
+def test_multiple_end_tokens_are_exported(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model_for(BASE), BASE, ModelMetadata(end_token_ids=(7, 5)))
     folder = export_model(tmp_path / "model", "huggingface", tmp_path / "hf", console=QUIET).path
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [5, 7]
@@ -180,8 +182,8 @@ def test_several_ends_go_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt1", "gpt2", "modern"])
-def test_config_has_what_llama_cpp_s_converter_reads(kind: str, tmp_path: Path) -> None:
-    """The keys that ``convert_hf_to_gguf.py`` reads of GPT-2, and of Qwen3."""
+def test_config_has_the_keys_that_the_llama_cpp_converter_reads(kind: str, tmp_path: Path) -> None:
+    """The keys that ``convert_hf_to_gguf.py`` reads for GPT-2 and for Qwen3."""
     tokenizer = tokenizer_of(65)
     save_model(tmp_path / "model", random_model(KINDS[kind]), tokenizer)
     folder = export_model(tmp_path / "model", "huggingface", tmp_path / "hf", console=QUIET).path
@@ -194,8 +196,8 @@ def test_config_has_what_llama_cpp_s_converter_reads(kind: str, tmp_path: Path) 
         assert config["n_ctx"] == config["n_positions"] == KINDS[kind].context_length
 
 
-def test_the_text_of_the_report_holds_what_tokenizers_treat_differently() -> None:
-    """Each normalizer and each way of cutting text changes it."""
+def test_text_of_the_parity_report_is_sensitive_to_tokenizer_parts() -> None:
+    """Each normalizer and each word split changes its token ids."""
     for one in (
         normalizers.Lowercase(),
         normalizers.NFC(),
@@ -215,7 +217,7 @@ def test_the_text_of_the_report_holds_what_tokenizers_treat_differently() -> Non
 
 
 @pytest.mark.parametrize("lost", ["lower case", "composition", "special", "added"])
-def test_a_report_compares_ids(lost: str) -> None:
+def test_parity_report_compares_token_ids(lost: str) -> None:
     tokenizer = changed(BASE, tokens=["<think>"])
     model = random_model(replace(KINDS["gpt2"], vocab_size=tokenizer.vocab_size))
     other = {
@@ -240,7 +242,7 @@ def test_a_report_compares_ids(lost: str) -> None:
         compare(logits, ForeignModel("a copy", logits, encode), tokenizer, 64, 1e-6, QUIET)
 
 
-def test_what_can_be_asked_for_is_said_to_be_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_warns_that_control_codes_are_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(
         tmp_path / "model", model_for(BASE), BASE, ModelMetadata(control={"genre": {"prose": 1, "verse": 2}})
     )

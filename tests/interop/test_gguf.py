@@ -1,4 +1,4 @@
-"""Models as GGUF files: what is in them, and what llama.cpp could not open."""
+"""Models as GGUF files: their tensors, metadata and tokenizer, and models that llama.cpp does not support."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", LLAMA)
-def test_tensors_come_back(kind: str, tmp_path: Path) -> None:
+def test_tensors_round_trip(kind: str, tmp_path: Path) -> None:
     model = random_model(LLAMA[kind])
     errors: dict[TensorType, float] = {}
     for tensor_type in TensorType:
@@ -42,7 +42,7 @@ def test_tensors_come_back(kind: str, tmp_path: Path) -> None:
             if tensor.ndim == 1 or "position" in name or tensor_type is TensorType.f32:
                 assert torch.equal(back[name], tensor), name
         errors[tensor_type] = max(float((back[name] - originals[name]).abs().max()) for name in originals)
-    # Half the last bit of 11, and half of 1/127 of a block's largest number, of numbers below 1.2.
+    # Half of the last of 11 bits, and half of 1/127 of a block's maximum, for values below 1.2.
     assert 0 == errors[TensorType.f32] < errors[TensorType.f16] <= 1.2 * 2**-11
     assert errors[TensorType.f16] < errors[TensorType.q8_0] <= 1.2 / 127
 
@@ -63,7 +63,7 @@ def test_settings_and_tokenizer_are_written(tmp_path: Path) -> None:
     assert tokens[tokenizer.end_of_text_id] == "<|endoftext|>"
 
 
-def test_bpe_keeps_its_merges(tmp_path: Path) -> None:
+def test_bpe_merges_are_written(tmp_path: Path) -> None:
     config = {**vars(LLAMA["modern"]), "vocab_size": 300}
     tokenizer = tokenizer_of(300)
     ours.write(
@@ -74,14 +74,14 @@ def test_bpe_keeps_its_merges(tmp_path: Path) -> None:
     assert len(written["tokenizer.ggml.merges"]) == 300 - 257
 
 
-def test_byte_tokenizer_is_expressible(tmp_path: Path) -> None:
+def test_byte_tokenizer_can_be_exported(tmp_path: Path) -> None:
     config = {**vars(LLAMA["gpt2"]), "vocab_size": 257}
     model = random_model(type(LLAMA["gpt2"])(**config))
     ours.write(tmp_path / "model.gguf", model, byte_tokenizer(), TensorType.f16)
     assert len(fields(tmp_path / "model.gguf")["tokenizer.ggml.tokens"]) == 257
 
 
-def test_export_measures_what_storing_costs(tmp_path: Path) -> None:
+def test_export_reports_the_error_of_each_tensor_type(tmp_path: Path) -> None:
     save_model(tmp_path / "model", random_model(LLAMA["modern"]), tokenizer_of(65))
     differences = []
     for tensor_type in TensorType:
@@ -93,7 +93,7 @@ def test_export_measures_what_storing_costs(tmp_path: Path) -> None:
     assert differences[0] == 0 < differences[1] < differences[2]
 
 
-def test_what_llama_cpp_lacks_is_refused(tmp_path: Path, fails: Fails) -> None:
+def test_models_that_llama_cpp_does_not_support_are_rejected(tmp_path: Path, fails: Fails) -> None:
     def refused(config: Any, tokenizer: Any) -> str:
         save_model(tmp_path / "model", random_model(config), tokenizer)
         message = fails("export", tmp_path / "model", "--to", "gguf", "--out", tmp_path / "out")

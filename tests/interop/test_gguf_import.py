@@ -1,4 +1,4 @@
-"""GGUF files are imported: those that we write, those of every stored type, and none that is not understood."""
+"""Import of GGUF files: our exports, every supported tensor type, and unsupported or damaged files."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ TEXT = "Hello, don't 12345 'S  the\n\n  bad fig 3½ naïve 東京"
 
 
 def wide(kind: str, **changes: Any) -> Transformer:
-    """A model with rows of 256, as K-quants need them."""
+    """Return a model with rows of 256, as K-quants need them."""
     sizes = {"d_model": 256, "d_ff": 256, "d_head": 64, "n_heads": 4, "n_layers": 1, "vocab_size": 300}
     return random_model(replace(KINDS[kind], **{**sizes, **changes}))
 
@@ -45,7 +45,7 @@ def copied(
     kept: int | None = None,
     added: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
-    """Write a GGUF file again with other metadata, and with the first ``kept`` tensors and the ``added`` ones."""
+    """Copy a GGUF file with changed metadata, only the first ``kept`` tensors, and the ``added`` ones."""
     file = GgufFile(path)
     metadata = dict(file.metadata)
     change(metadata)
@@ -71,7 +71,7 @@ def copied(
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
-def test_an_export_comes_back(kind: str, tmp_path: Path) -> None:
+def test_export_round_trips(kind: str, tmp_path: Path) -> None:
     config = KINDS[kind]
     template = ChatTemplate()
     tokenizer = tokenizer_of(300)
@@ -93,7 +93,7 @@ def test_an_export_comes_back(kind: str, tmp_path: Path) -> None:
     assert end in back.tokenizer.end_ids or end in back.metadata.end_token_ids
 
 
-def test_a_folder_with_one_file_and_the_default_name(
+def test_folder_with_one_file_and_default_output_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -105,8 +105,8 @@ def test_a_folder_with_one_file_and_the_default_name(
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
-def test_transformers_reads_the_same_model_from_the_file(kind: str, tmp_path: Path) -> None:
-    """A second reader of the format, with tables of its own; sizes that it does not read are its defaults."""
+def test_transformers_reads_the_same_model_from_the_gguf_file(kind: str, tmp_path: Path) -> None:
+    """An independent reader of the format; sizes that it does not read have its default values."""
     transformers = pytest.importorskip("transformers")
     sizes = {"context_length": 1024} if kind == "gpt2" else {"d_head": 128} if "modern" in kind else {}
     model = random_model(replace(KINDS[kind], vocab_size=300, **sizes))
@@ -120,7 +120,7 @@ def test_transformers_reads_the_same_model_from_the_file(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("stored", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_stored_types_that_the_library_writes(stored: str, tmp_path: Path) -> None:
+def test_tensor_types_that_the_gguf_library_writes(stored: str, tmp_path: Path) -> None:
     model, kind = wide("llama"), gguf.GGMLQuantizationType[stored]
     write(tmp_path / "exact.gguf", model, tokenizer_of(300), TensorType.f32)
     requantized(
@@ -139,7 +139,7 @@ def test_stored_types_that_the_library_writes(stored: str, tmp_path: Path) -> No
 
 
 def requantized(path: Path, to: Path, quantize: Callable[[np.ndarray], np.ndarray], kind: Any) -> None:
-    """Write a file again with its matrices stored as ``kind``."""
+    """Copy a file with its matrices stored as ``kind``."""
     file = GgufFile(path)
     writer = gguf.GGUFWriter(to, file.metadata["general.architecture"])
     reader = gguf.GGUFReader(path)
@@ -161,13 +161,13 @@ def requantized(path: Path, to: Path, quantize: Callable[[np.ndarray], np.ndarra
 
 
 def q6_k(block: bytes) -> np.ndarray:
-    """256 weights, each d · scale · (q − 32), by the layout of the format: 4 low bits, 2 high bits, scales, d."""
+    """Decode 256 weights, d · scale · (q − 32), from the format's layout: 4 low bits, 2 high bits, scales, d."""
     low, high = np.frombuffer(block, np.uint8, 128), np.frombuffer(block, np.uint8, 64, 128)
     scales, d = np.frombuffer(block, np.int8, 16, 192), np.frombuffer(block, np.float16, 1, 208)[0]
     found = np.empty(256, np.float32)
     for i in range(256):
-        half, place = divmod(i, 128)
-        quarter, column = divmod(place, 32)
+        half, position = divmod(i, 128)
+        quarter, column = divmod(position, 32)
         nibble = low[64 * half + 32 * (quarter % 2) + column] >> 4 * (quarter // 2) & 15
         bits = high[32 * half + column] >> 2 * quarter & 3
         found[i] = np.float32(d) * scales[i // 16] * (int(nibble | bits << 4) - 32)
@@ -175,7 +175,7 @@ def q6_k(block: bytes) -> np.ndarray:
 
 
 def q4_k(block: bytes) -> np.ndarray:
-    """256 weights, each d · scale · q − least · offset; scales and offsets of 6 bits for 32 weights."""
+    """Decode 256 weights, each d · scale · q − least · offset, with 6-bit scales and offsets per 32 weights."""
     d, least = np.frombuffer(block, np.float16, 2).astype(np.float32)
     packed, low = np.frombuffer(block, np.uint8, 12, 4), np.frombuffer(block, np.uint8, 128, 16)
     found = np.empty(256, np.float32)
@@ -193,7 +193,7 @@ def q4_k(block: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize(("stored", "decode", "size"), [("Q6_K", q6_k, 210), ("Q4_K", q4_k, 144)])
 def test_k_quants(stored: str, decode: Callable[[bytes], np.ndarray], size: int, tmp_path: Path) -> None:
-    """Of random bytes, with scales that are finite; compared with a decoder written from the format alone."""
+    """Random bytes with finite scales, against a decoder written from the format's definition."""
     model, kind = wide("llama", embeddings=Embeddings.untied), gguf.GGMLQuantizationType[stored]
     random = np.random.default_rng(1)
 
@@ -236,7 +236,7 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_what_is_not_supported_is_refused_by_name(name: str, tmp_path: Path, fails: Fails) -> None:
+def test_unsupported_metadata_is_rejected_by_name(name: str, tmp_path: Path, fails: Fails) -> None:
     changes, message = CHANGED[name]
 
     def change(metadata: dict[str, Any]) -> None:
@@ -270,8 +270,8 @@ def test_damaged_files(tmp_path: Path, fails: Fails) -> None:
 
 
 @pytest.mark.parametrize("pre", SPLITS)
-def test_each_split_gives_the_ids_of_its_tokenizer_json(pre: str, tmp_path: Path) -> None:
-    """Through the metadata and back, with digits, contractions and white space in the text."""
+def test_each_word_split_round_trips(pre: str, tmp_path: Path) -> None:
+    """Through the metadata and back, for text with digits, contractions and white space."""
     content = json.loads(tokenizer_of(400).to_json())
     steps = SPLITS[pre]
     content["pre_tokenizer"] = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
@@ -289,8 +289,8 @@ def test_each_split_gives_the_ids_of_its_tokenizer_json(pre: str, tmp_path: Path
     assert read_tokenizer(metadata, tmp_path).encode(TEXT) == tokenizer.encode(TEXT)
 
 
-def test_a_vocabulary_without_some_bytes_names_what_it_lacks(tmp_path: Path) -> None:
-    """Published vocabularies lack bytes that their text never had, and their library drops such characters."""
+def test_vocabulary_with_missing_bytes_reports_them(tmp_path: Path) -> None:
+    """Published vocabularies lack bytes that never occurred in their text; the library drops such characters."""
     content = json.loads(tokenizer_of(300).to_json())
     for character in ("Ą", "Ą", "ñ"):  # the bytes 0x04 and 0xF1
         content["model"]["vocab"].pop(character, None)

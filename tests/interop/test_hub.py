@@ -1,4 +1,4 @@
-"""Import of models by their names on the Hugging Face hub, which is a server on this machine here."""
+"""Import by model name from the Hugging Face hub, which is a local server here."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ NAME = "someone/tiny-gpt2"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the hub's interface that a download needs: information, list of files, and files."""
+    """The part of the hub's interface that a download needs: model information, file list and files."""
 
     def __init__(self, folder: Path, asked: list[str], *arguments: object) -> None:
         self.folder, self.asked = folder, asked
@@ -82,7 +82,7 @@ def _sha1(file: Path) -> str:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """Yield the address of a hub with one model, its folder, and a list to which the requests are added."""
+    """Yield the address of a hub with one model, its folder, and a list of the requests it received."""
     folder, asked = tmp_path / "hub", list[str]()
     folder.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, folder, asked))
@@ -95,7 +95,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def imported(address: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``wholegpt import`` in a process that takes ``address`` for the hub."""
+    """Run ``wholegpt import`` in a process that uses ``address`` as the hub."""
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         environment.pop(name, None)
@@ -103,7 +103,7 @@ def imported(address: str, home: Path, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
 
 
-def test_a_model_is_downloaded_by_its_name(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+def test_model_is_downloaded_by_name(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     address, folder, asked = hub
     torch.manual_seed(0)
     config = transformers.GPT2Config(
@@ -131,7 +131,7 @@ def test_a_model_is_downloaded_by_its_name(hub: tuple[str, Path, list[str]], tmp
     assert again.returncode == 0, again.stderr
 
 
-def test_the_files_that_are_downloaded() -> None:
+def test_only_needed_files_are_downloaded() -> None:
     other = ["config.json", "tokenizer.json", "README.md", "onnx/model.onnx", "fp16/model.safetensors"]
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     index = "model.safetensors.index.json"
@@ -142,7 +142,7 @@ def test_the_files_that_are_downloaded() -> None:
         _needed("a/b", [*other, "x.gguf"])
 
 
-def test_what_the_hub_does_not_have(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+def test_model_that_is_not_on_the_hub(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     address, _, _ = hub
     missing = imported(address, tmp_path, "someone/else")
     assert missing.returncode == 2 and missing.stderr.count("\n") == 2
@@ -152,7 +152,7 @@ def test_what_the_hub_does_not_have(hub: tuple[str, Path, list[str]], tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+def test_unreachable_hub(tmp_path: Path) -> None:
     closed = imported("http://127.0.0.1:9", tmp_path, "someone/else", "--quiet")
     assert closed.returncode == 2 and closed.stderr.startswith("wholegpt: someone/else: is not here")
     assert closed.stderr.count("\n") == 1

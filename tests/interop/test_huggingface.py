@@ -1,4 +1,4 @@
-"""Models go to transformers and come back, the same."""
+"""Export to transformers and import from it, with equal logits and tokens."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ def ours_on(model: CausalLanguageModel, token_ids: Tensor) -> Tensor:
 
 @pytest.fixture(params=KINDS)
 def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Path]:
-    """Kind, model folder and export of a tiny model with every number random."""
+    """Return the kind, model folder and export of a tiny random model."""
     kind: str = request.param
     save_model(tmp_path / "model", random_model(KINDS[kind]), tokenizer_for(kind))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET)
@@ -60,7 +60,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path,
     return kind, tmp_path / "model", tmp_path / "export"
 
 
-def test_logits_are_the_same_there(exported: tuple[str, Path, Path]) -> None:
+def test_logits_equal_those_of_transformers(exported: tuple[str, Path, Path]) -> None:
     kind, folder, export = exported
     model = load_model(folder).model.eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
@@ -68,12 +68,12 @@ def test_logits_are_the_same_there(exported: tuple[str, Path, Path]) -> None:
     token_ids = torch.randint(model.vocab_size, (3, model.context_length))
     difference = (ours_on(model, token_ids) - theirs_on(theirs, token_ids)).abs().max()
     assert difference <= 2e-5
-    if kind.startswith("gpt"):  # transformers computes RMSNorm in float32 whatever the model's numbers are
+    if kind.startswith("gpt"):  # transformers computes RMSNorm in float32 for any dtype
         difference = (ours_on(model.double(), token_ids) - theirs_on(theirs.double(), token_ids)).abs().max()
         assert difference <= 1e-10
 
 
-def test_greedy_continuation_is_the_same_there(exported: tuple[str, Path, Path]) -> None:
+def test_greedy_generation_equals_that_of_transformers(exported: tuple[str, Path, Path]) -> None:
     _, folder, export = exported
     loaded = load_model(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
@@ -83,10 +83,10 @@ def test_greedy_continuation_is_the_same_there(exported: tuple[str, Path, Path])
     assert prompt_ids == loaded.tokenizer.encode(prompt)
     settings = GenerationConfig(max_tokens=200, temperature=0)
     ours = list(generate_ids(loaded.model.eval(), prompt_ids, Sampler(settings), torch.device("cpu")))
-    written = theirs.generate(
+    generated = theirs.generate(
         torch.tensor([prompt_ids]), do_sample=False, temperature=None, max_new_tokens=200, eos_token_id=None
     )
-    assert ours == written[0, len(prompt_ids) :].tolist()
+    assert ours == generated[0, len(prompt_ids) :].tolist()
     assert loaded.tokenizer.decode(ours) == tokenizer.decode(ours)
 
 
@@ -130,7 +130,9 @@ THEIR_MODELS = {
 @pytest.mark.parametrize("shards", ["1GB", "20KB"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", THEIR_MODELS)
-def test_their_models_open_here(kind: str, dtype: torch.dtype, shards: str, tmp_path: Path) -> None:
+def test_models_of_transformers_can_be_imported(
+    kind: str, dtype: torch.dtype, shards: str, tmp_path: Path
+) -> None:
     torch.manual_seed(3)
     theirs = transformers.AutoModelForCausalLM.from_config(THEIR_MODELS[kind]()).eval()
     for parameter in theirs.parameters():
@@ -151,8 +153,8 @@ def test_their_models_open_here(kind: str, dtype: torch.dtype, shards: str, tmp_
     assert (ours_on(model, token_ids) - theirs_on(theirs, token_ids)).abs().max() <= 2e-5
 
 
-def test_old_files_open(tmp_path: Path) -> None:
-    """Without the prefix, with causal masks saved as tensors and the output projection saved twice, as on the hub."""
+def test_older_gpt2_files_can_be_imported(tmp_path: Path) -> None:
+    """Without the name prefix, with causal masks as tensors and the output projection duplicated."""
     import safetensors.torch
 
     save_model(tmp_path / "model", random_model(KINDS["gpt2"]), tokenizer_of(65))
@@ -182,7 +184,7 @@ def test_gpt2_without_biases_gets_zeros(tmp_path: Path) -> None:
         ({"bias": Bias.all}, "model.bias = all"),
     ],
 )
-def test_settings_that_no_architecture_has_are_refused(
+def test_settings_that_no_architecture_supports_are_rejected(
     changes: dict[str, Any], named: str, tmp_path: Path, fails: Fails
 ) -> None:
     config = tiny_model(vocab_size=65, **changes)
@@ -193,7 +195,7 @@ def test_settings_that_no_architecture_has_are_refused(
     assert not list(tmp_path.glob(".partial*"))
 
 
-def test_gpt1_of_another_width_is_refused(tmp_path: Path, fails: Fails) -> None:
+def test_gpt1_with_another_feed_forward_width_is_rejected(tmp_path: Path, fails: Fails) -> None:
     save_model(tmp_path / "model", random_model(shrink(gpt1(), vocab_size=65, d_ff=48)), tokenizer_of(65))
     assert "model.d_ff = 48" in fails("export", tmp_path / "model", "--to", "huggingface")
 
@@ -205,14 +207,14 @@ def edit_config(export: Path, **changes: Any) -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "an architecture that is unknown": ({"model_type": "falcon"}, "model_type is 'falcon'"),
+    "an unknown architecture": ({"model_type": "falcon"}, "model_type is 'falcon'"),
     "no architecture": ({"model_type": "absent"}, "model_type is None"),
     "a missing size": ({"n_layer": "absent"}, r"transformer\.h\.10\.attn\.c_attn\.bias is missing"),
-    "a size that is null": ({"n_layer": None}, "n_layer is None"),
+    "a null size": ({"n_layer": None}, "n_layer is None"),
     "a size of the wrong type": ({"n_embd": "sixteen"}, "n_embd is 'sixteen'"),
     "half a layer": ({"n_layer": 1.5}, "model.n_layers|n_layers"),
-    "a size beyond reason": ({"n_positions": 10**30}, "n_positions is 1"),
-    "more layers than any model has": (
+    "an excessive size": ({"n_positions": 10**30}, "n_positions is 1"),
+    "an excessive number of layers": (
         {"n_layer": 10_000_000},
         "n_layers is 10000000; expected .* at most 10,000",
     ),
@@ -220,13 +222,13 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "one layer more": ({"n_layer": 3}, "transformer.h.2.attn.c_attn.bias is missing"),
     "one layer fewer": ({"n_layer": 1}, "transformer.h.1.attn.c_attn.bias is not part of it"),
     "another width": ({"n_embd": 64}, "transformer.wte.weight is 65 × 32 and not 65 × 64"),
-    "heads that do not divide": ({"n_head": 5}, "is not divisible by"),
+    "width not divisible by heads": ({"n_head": 5}, "is not divisible by"),
     "another activation": ({"activation_function": "relu"}, "activation_function is 'relu'"),
     "another attention": (
         {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx is True",
     ),
-    "embeddings that are not tied": ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+    "untied embeddings": ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
 }
 
 
@@ -239,14 +241,14 @@ def gpt2_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def broken(gpt2_export: Path, tmp_path: Path) -> Path:
-    """A copy of a good export, to be broken."""
+    """A copy of a valid export, to be damaged by a test."""
     import shutil
 
     return Path(shutil.copytree(gpt2_export, tmp_path / "broken"))
 
 
 @pytest.mark.parametrize("name", BAD_CONFIGS)
-def test_config_that_contradicts_itself_or_its_tensors(name: str, broken: Path, fails: Fails) -> None:
+def test_inconsistent_config_is_rejected(name: str, broken: Path, fails: Fails) -> None:
     import re
 
     changes, expected = BAD_CONFIGS[name]
@@ -257,7 +259,7 @@ def test_config_that_contradicts_itself_or_its_tensors(name: str, broken: Path, 
     assert not broken.with_name("out").exists()
 
 
-def test_every_wrong_tensor_is_named(broken: Path, fails: Fails) -> None:
+def test_every_wrong_tensor_is_listed(broken: Path, fails: Fails) -> None:
     import safetensors.torch
 
     tensors = safetensors.torch.load_file(broken / "model.safetensors")
@@ -275,20 +277,20 @@ def test_every_wrong_tensor_is_named(broken: Path, fails: Fails) -> None:
         assert expected in message
 
 
-def test_pickles_are_refused_and_why(broken: Path, fails: Fails) -> None:
+def test_pickles_are_rejected_with_the_reason(broken: Path, fails: Fails) -> None:
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
     message = fails("import", broken)
     assert "pytorch_model.bin" in message and "pickles" in message and "save_pretrained" in message
 
 
-def test_damaged_headers(broken: Path, fails: Fails) -> None:
+def test_damaged_safetensors_headers(broken: Path, fails: Fails) -> None:
     good = (broken / "model.safetensors").read_bytes()
     for bad in (good[:4], good[:40], good[:-1], (100 * 10**9).to_bytes(8, "little") + good[8:], b""):
         (broken / "model.safetensors").write_bytes(bad)
         assert "cannot be read as safetensors" in fails("import", broken)
 
 
-def test_integers_are_no_weights(broken: Path, fails: Fails) -> None:
+def test_integer_weights_are_rejected(broken: Path, fails: Fails) -> None:
     import safetensors.torch
 
     tensors = safetensors.torch.load_file(broken / "model.safetensors")
@@ -308,13 +310,17 @@ def test_integers_are_no_weights(broken: Path, fails: Fails) -> None:
         ([], "does not give a file for each tensor"),
     ],
 )
-def test_bad_indexes(weight_map: Any, expected: str, broken: Path, fails: Fails) -> None:
+def test_invalid_shard_indexes_are_rejected(
+    weight_map: Any, expected: str, broken: Path, fails: Fails
+) -> None:
     (broken / "model.safetensors").rename(broken / "other.safetensors")
     (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert expected in fails("import", broken)
 
 
-def test_one_file_wins_over_an_index_beside_it_as_in_transformers(exported: tuple[str, Path, Path]) -> None:
+def test_single_file_takes_precedence_over_an_index_as_in_transformers(
+    exported: tuple[str, Path, Path],
+) -> None:
     _, folder, export = exported
     (export / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "gone.safetensors"}})
@@ -324,13 +330,13 @@ def test_one_file_wins_over_an_index_beside_it_as_in_transformers(exported: tupl
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
 
-def test_only_the_files_that_are_read_can_be_named(broken: Path, fails: Fails) -> None:
+def test_import_rejects_a_path_to_another_file(broken: Path, fails: Fails) -> None:
     (broken / "ema.safetensors").write_bytes((broken / "model.safetensors").read_bytes())
     assert "ema.safetensors: name the folder" in fails("import", broken / "ema.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(value: float, broken: Path, fails: Fails) -> None:
+def test_non_finite_weights_are_rejected(value: float, broken: Path, fails: Fails) -> None:
     import safetensors.torch
 
     tensors = safetensors.torch.load_file(broken / "model.safetensors")
@@ -339,7 +345,7 @@ def test_weights_that_are_no_numbers(value: float, broken: Path, fails: Fails) -
     assert "transformer.wte.weight holds values that are infinite or NaN" in fails("import", broken)
 
 
-def test_rotary_positions_of_yarn_are_refused(tmp_path: Path, fails: Fails) -> None:
+def test_yarn_rotary_scaling_is_rejected(tmp_path: Path, fails: Fails) -> None:
     save_model(tmp_path / "model", random_model(KINDS["modern"]), tokenizer_of(65))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
     config = json.loads((export / "config.json").read_text())
@@ -348,7 +354,7 @@ def test_rotary_positions_of_yarn_are_refused(tmp_path: Path, fails: Fails) -> N
     assert "rope_scaling is of the kind 'yarn'" in fails("import", export)
 
 
-def test_what_others_put_into_a_folder_is_not_lost(tmp_path: Path, fails: Fails) -> None:
+def test_overwriting_keeps_foreign_files(tmp_path: Path, fails: Fails) -> None:
     save_model(tmp_path / "model", random_model(KINDS["gpt2"]), tokenizer_of(65))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
     command = ("export", tmp_path / "model", "--to", "huggingface", "--out", export, "--overwrite", "--quiet")
@@ -369,7 +375,7 @@ def test_what_others_put_into_a_folder_is_not_lost(tmp_path: Path, fails: Fails)
     assert "is a preset, which has no trained weights" in fails("export", "gpt2-small", "--to", "gguf")
 
 
-def test_bytes_are_those_of_the_text_where_a_tokenizer_changes_it(tmp_path: Path) -> None:
+def test_bytes_are_those_of_the_original_text_for_normalizing_tokenizers(tmp_path: Path) -> None:
     library = tokenizers.Tokenizer.from_str(tokenizer_of(300).to_json())
     library.normalizer = tokenizers.normalizers.NFC()
     library.save(str(tmp_path / "tokenizer.json"))
@@ -385,7 +391,7 @@ def test_bytes_are_those_of_the_text_where_a_tokenizer_changes_it(tmp_path: Path
     assert score.characters == pytest.approx(len(text), rel=2 * first)
 
 
-def test_untied_copy_under_a_tied_config(broken: Path, fails: Fails) -> None:
+def test_untied_output_projection_with_a_tied_config_is_rejected(broken: Path, fails: Fails) -> None:
     import safetensors.torch
 
     tensors = safetensors.torch.load_file(broken / "model.safetensors")
@@ -394,14 +400,14 @@ def test_untied_copy_under_a_tied_config(broken: Path, fails: Fails) -> None:
     assert "lm_head.weight differs from transformer.wte.weight" in fails("import", broken)
 
 
-def test_tokenizer_that_does_not_match(broken: Path, fails: Fails) -> None:
+def test_tokenizer_of_another_size_is_rejected(broken: Path, fails: Fails) -> None:
     tokenizer_of(40).save(broken / "tokenizer.json")
     assert "the model has 65 tokens and the tokenizer 40" in fails("import", broken)
     (broken / "tokenizer.json").unlink()
     assert "has no tokenizer beside it" in fails("import", broken)
 
 
-def test_padded_vocabulary_opens(tmp_path: Path) -> None:
+def test_padded_vocabulary_can_be_imported(tmp_path: Path) -> None:
     config = replace(KINDS["modern"], vocab_size=1024, embeddings=Embeddings.untied)
     save_model(tmp_path / "model", random_model(config), tokenizer_of(1024))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET).path
@@ -411,7 +417,9 @@ def test_padded_vocabulary_opens(tmp_path: Path) -> None:
     assert loaded.tokenizer.decode([1023]) == "<|unused_1023|>"
 
 
-def test_commands_print_the_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_import_commands_print_the_parity_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_model(tmp_path / "model", random_model(KINDS["modern"]), tokenizer_of(65))
     arguments = ["export", str(tmp_path / "model"), "--to", "huggingface", "--json", "--quiet"]
     assert main(arguments) == 0
@@ -447,13 +455,13 @@ def test_only_exports_and_model_folders_are_replaced(broken: Path, tmp_path: Pat
     )
 
 
-def test_parts_of_a_folder_name_it(broken: Path, tmp_path: Path, fails: Fails) -> None:
+def test_import_from_a_path_to_a_weight_file(broken: Path, tmp_path: Path, fails: Fails) -> None:
     assert main(["import", str(broken / "model.safetensors"), "--out", str(tmp_path / "a"), "--quiet"]) == 0
     (broken / "pytorch_model.bin").write_bytes(b"x")
     assert "such files are pickles" in fails("import", broken / "pytorch_model.bin", "--out", tmp_path / "b")
 
 
-def test_a_difference_beyond_the_tolerance_fails_and_leaves_nothing(
+def test_export_beyond_the_tolerance_fails_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     from wholegpt.interop import architectures
@@ -469,7 +477,7 @@ def test_a_difference_beyond_the_tolerance_fails_and_leaves_nothing(
 
 
 def gpt1_library(texts: list[str], vocab_size: int) -> Any:
-    """A tokenizer of GPT-1's form, from the library's own parts."""
+    """Return a GPT-1 tokenizer made of the library's own parts."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     library = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
@@ -502,7 +510,7 @@ def test_gpt1_with_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert loaded.tokenizer.encode(text) == token_ids
         assert loaded.tokenizer.decode(token_ids) == tokenizer.decode(token_ids)
     assert not loaded.tokenizer.keeps_text and not loaded.tokenizer.has_end_of_text
-    # Each token's bytes are those it adds to the text, the space behind a word among them.
+    # Each token's bytes are those it adds to the text, including the space after a word.
     assert loaded.tokenizer.text_sizes[token_ids, 0].sum() == len(tokenizer.decode(token_ids) + " ")
     (tmp_path / "text.txt").write_text(text_of(500))
     assert main(["evaluate", str(folder), str(tmp_path / "text.txt"), "--json"]) == 0
@@ -514,7 +522,7 @@ def test_gpt1_with_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("to", "program"), [("huggingface", "transformers"), ("gguf", "llama_cpp")])
-def test_without_the_other_program_it_says_what_was_not_checked(
+def test_export_without_the_other_program_reports_what_was_not_checked(
     to: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(tmp_path / "model", random_model(KINDS["gpt2"]), tokenizer_of(65))

@@ -1,4 +1,4 @@
-"""What stands beside the weights of a model of transformers: vocabulary, template, ends; and what is no model."""
+"""Files beside the weights of a transformers model: vocabulary, chat template, end tokens, and invalid folders."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def gpt2(folder: Path, vocab_size: int, **changes: Any) -> Any:
 
 
 def vocabulary_files(folder: Path, vocab_size: int) -> Any:
-    """``vocab.json`` and ``merges.txt`` without end-of-text; the same as transformers opens it."""
+    """Write ``vocab.json`` and ``merges.txt`` without end-of-text, and return the tokenizer of transformers."""
     (folder / "tokenizer.json").unlink(missing_ok=True)
     content = json.loads(train_bpe(TEXTS, vocab_size + 1).to_json())["model"]
     assert len(content["vocab"]) == vocab_size
@@ -48,7 +48,7 @@ def vocabulary_files(folder: Path, vocab_size: int) -> Any:
     return content
 
 
-def test_a_vocabulary_without_end_of_text_gets_no_token_more(tmp_path: Path) -> None:
+def test_vocabulary_without_end_of_text_is_not_extended(tmp_path: Path) -> None:
     gpt2(tmp_path, 270)
     vocabulary_files(tmp_path, 270)
     ours, theirs = logits_of(tmp_path)
@@ -59,7 +59,7 @@ def test_a_vocabulary_without_end_of_text_gets_no_token_more(tmp_path: Path) -> 
     assert tokenizer.encode(TEXTS[0]) == expected
 
 
-def test_merges_without_a_line_of_version_keep_their_first(tmp_path: Path) -> None:
+def test_merges_without_a_version_line_keep_their_first_line(tmp_path: Path) -> None:
     vocabulary_files(tmp_path, 270)
     expected = open_tokenizer(tmp_path).encode(TEXTS[0])
     first, *merges = (tmp_path / "merges.txt").read_text().splitlines()
@@ -68,8 +68,8 @@ def test_merges_without_a_line_of_version_keep_their_first(tmp_path: Path) -> No
     assert open_tokenizer(tmp_path).encode(TEXTS[0]) == expected
 
 
-def test_tokens_that_other_files_add(tmp_path: Path) -> None:
-    """In ``added_tokens.json`` and ``tokenizer_config.json``, as transformers reads them."""
+def test_added_tokens_in_other_files(tmp_path: Path) -> None:
+    """``added_tokens.json`` and ``tokenizer_config.json``, as read by transformers."""
     vocabulary_files(tmp_path, 270)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"</s>": 271, "<tool>": 270}))
     names = {"eos_token": "</s>", "bos_token": "</s>", "unk_token": "</s>"}
@@ -81,8 +81,8 @@ def test_tokens_that_other_files_add(tmp_path: Path) -> None:
     assert (ours.id_of("<tool>"), ours.id_of("</s>")) == (270, 271)
 
 
-def test_the_two_files_of_a_qwen3_model(tmp_path: Path) -> None:
-    """They look like GPT-2's, and text is cut in another way."""
+def test_vocabulary_files_of_a_qwen3_model(tmp_path: Path) -> None:
+    """They look like GPT-2's, but the word split differs."""
     saved(transformers.Qwen3Config(**{**SMALL["qwen3"], "vocab_size": 270}), tmp_path)
     vocabulary_files(tmp_path, 270)
     ours, theirs = logits_of(tmp_path)
@@ -91,24 +91,24 @@ def test_the_two_files_of_a_qwen3_model(tmp_path: Path) -> None:
     assert tokenizer.encode(text) == transformers.AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
 
 
-def test_a_space_before_each_text_is_refused(tmp_path: Path, fails: Fails) -> None:
+def test_add_prefix_space_is_rejected(tmp_path: Path, fails: Fails) -> None:
     gpt2(tmp_path, 270)
     vocabulary_files(tmp_path, 270)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
     assert "add_prefix_space is true" in fails("import", tmp_path, "--out", tmp_path / "ours")
 
 
-def test_an_added_token_whose_id_is_not_free(tmp_path: Path, fails: Fails) -> None:
+def test_added_token_with_a_wrong_id_is_rejected(tmp_path: Path, fails: Fails) -> None:
     gpt2(tmp_path, 300)
     vocabulary_files(tmp_path, 270)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"</s>": 299}))
     assert "gives '</s>' the id 299; it is 270" in fails("import", tmp_path, "--out", tmp_path / "ours")
 
 
-def test_a_padded_vocabulary_is_never_generated(tmp_path: Path) -> None:
+def test_padding_tokens_are_never_generated(tmp_path: Path) -> None:
     theirs = gpt2(tmp_path, 448)
     tokenizer_of(400).save(tmp_path / "tokenizer.json")
-    with torch.no_grad():  # rows without a token would be the likeliest each time
+    with torch.no_grad():  # unused rows would always have the highest logits
         theirs.transformer.wte.weight[400:] = 0.0
         theirs.transformer.wte.weight[[401, 447]] = 9 * theirs.transformer.wte.weight[5]
     theirs.save_pretrained(tmp_path)
@@ -117,11 +117,11 @@ def test_a_padded_vocabulary_is_never_generated(tmp_path: Path) -> None:
     assert int((ours.argmax(-1) >= 400).sum()) > 0
     lm = load(tmp_path / "ours", console=QUIET)
     prompt = lm.tokenizer.decode([7, 9])
-    written = lm.generate(prompt, max_tokens=20, temperature=0.0)
-    assert max(written.token_ids) < 400
+    completion = lm.generate(prompt, max_tokens=20, temperature=0.0)
+    assert max(completion.token_ids) < 400
     prompt_ids = torch.tensor([lm.tokenizer.encode(prompt)])
     settings = {"do_sample": False, "max_new_tokens": 20, "suppress_tokens": list(range(400, 448))}
-    assert written.token_ids == theirs.generate(prompt_ids, **settings)[0, prompt_ids.shape[1] :].tolist()
+    assert completion.token_ids == theirs.generate(prompt_ids, **settings)[0, prompt_ids.shape[1] :].tolist()
     sampled = lm.generate(prompt, max_tokens=20, temperature=5.0, seed=1)
     assert max(sampled.token_ids) < 400
     (beam, *_) = lm.beam_search(prompt, beams=2, max_tokens=5)
@@ -131,10 +131,10 @@ def test_a_padded_vocabulary_is_never_generated(tmp_path: Path) -> None:
         range(400, 448)
     )
     again = import_model(export, tmp_path / "back", console=QUIET)
-    assert load(again, console=QUIET).generate(prompt, max_tokens=20, temperature=0.0).text == written.text
+    assert load(again, console=QUIET).generate(prompt, max_tokens=20, temperature=0.0).text == completion.text
 
 
-def test_a_tokenizer_longer_than_the_model(tmp_path: Path, fails: Fails) -> None:
+def test_tokenizer_larger_than_the_model_is_rejected(tmp_path: Path, fails: Fails) -> None:
     gpt2(tmp_path, 400)
     tokenizer_of(400).with_special_tokens(["[PAD]", "<x>"]).save(tmp_path / "tokenizer.json")
     message = fails("import", tmp_path, "--out", tmp_path / "ours")
@@ -143,7 +143,7 @@ def test_a_tokenizer_longer_than_the_model(tmp_path: Path, fails: Fails) -> None
 
 
 @pytest.mark.parametrize("where", ["config", "generation config", "list"])
-def test_generation_ends_where_it_does_in_transformers(where: str, tmp_path: Path) -> None:
+def test_generation_stops_at_the_end_tokens_of_transformers(where: str, tmp_path: Path) -> None:
     theirs = gpt2(tmp_path, 300)
     tokenizer_of(300).save(tmp_path / "tokenizer.json")
     prompt_ids = [7, 9, 11]
@@ -154,21 +154,21 @@ def test_generation_ends_where_it_does_in_transformers(where: str, tmp_path: Pat
         edit(tmp_path, eos_token_id=ends)
     else:
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-        edit(tmp_path, eos_token_id=1)  # the other file counts
+        edit(tmp_path, eos_token_id=1)  # generation_config.json takes precedence
     reopened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     expected = reopened.generate(torch.tensor([prompt_ids]), do_sample=False, max_new_tokens=25)[
         0, 3:
     ].tolist()
     lm = load(import_model(tmp_path, tmp_path / "ours", console=QUIET), console=QUIET)
-    written = lm.generate(lm.tokenizer.decode(prompt_ids), max_tokens=25, temperature=0.0)
-    assert [*written.token_ids, expected[-1]] == expected and len(expected) < 25
-    assert written.finish_reason == "end_of_text"
+    completion = lm.generate(lm.tokenizer.decode(prompt_ids), max_tokens=25, temperature=0.0)
+    assert [*completion.token_ids, expected[-1]] == expected and len(expected) < 25
+    assert completion.finish_reason == "end_of_text"
     export = export_model(tmp_path / "ours", "huggingface", tmp_path / "again", console=QUIET).path
     again = import_model(export, tmp_path / "back", console=QUIET)
     assert load_metadata(again).end_token_ids and load_model(again).tokenizer.end_ids == lm.tokenizer.end_ids
 
 
-def test_what_is_no_end(tmp_path: Path, fails: Fails) -> None:
+def test_invalid_end_tokens(tmp_path: Path, fails: Fails) -> None:
     gpt2(tmp_path, 300, eos_token_id=50_256)
     tokenizer_of(300).save(tmp_path / "tokenizer.json")
     tokenizer = load_model(import_model(tmp_path, tmp_path / "ours", console=QUIET)).tokenizer
@@ -177,8 +177,8 @@ def test_what_is_no_end(tmp_path: Path, fails: Fails) -> None:
     assert "eos_token_id is '</s>'; expected a token id" in fails("import", tmp_path, "--out", tmp_path / "b")
 
 
-def test_a_token_before_every_prompt(tmp_path: Path) -> None:
-    """The post-processor's, which transformers writes before a prompt."""
+def test_prefix_token_of_the_post_processor(tmp_path: Path) -> None:
+    """transformers inserts it before every prompt."""
     theirs = gpt2(tmp_path, 300)
     library = tokenizers.Tokenizer.from_str(tokenizer_of(300).to_json())
     begin = ("<|endoftext|>", library.token_to_id("<|endoftext|>"))
@@ -232,12 +232,12 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_chat_template_is_found_where_transformers_finds_it(form: str, tmp_path: Path) -> None:
+def test_chat_template_is_read_from_the_files_that_transformers_reads(form: str, tmp_path: Path) -> None:
     chat_folder(tmp_path)
     for name, content in FORMS[form].items():
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     lm = load(import_model(tmp_path, tmp_path / "ours", console=QUIET), console=QUIET)
-    if form == "older file":  # transformers reads it for models of images alone
+    if form == "older file":  # transformers reads the older file for vision models only
         (tmp_path / "chat_template.jinja").write_text(CHAT_ML)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     talk = [
@@ -261,7 +261,7 @@ def test_the_chat_template_is_found_where_transformers_finds_it(form: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
         (
             {"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": "x"}]}},
@@ -275,18 +275,18 @@ def test_the_chat_template_is_found_where_transformers_finds_it(form: str, tmp_p
         ),
     ],
 )
-def test_a_template_that_cannot_be_used_is_said(
-    files: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_unusable_chat_template_is_reported(
+    files: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat_folder(tmp_path)
     for name, content in files.items():
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     assert main(["import", str(tmp_path), "--out", str(tmp_path / "ours")]) == 0
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert not load_metadata(tmp_path / "ours").chat_template
 
 
-def test_a_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:
+def test_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:
     letters = {
         "<pad>": 0,
         "<s>": 1,
@@ -305,7 +305,7 @@ def test_a_character_tokenizer_with_special_tokens(tmp_path: Path) -> None:
     assert tokenizer.special_ids == {0, 1}
 
 
-def test_words_are_no_characters(tmp_path: Path, fails: Fails) -> None:
+def test_word_level_tokenizer_is_rejected(tmp_path: Path, fails: Fails) -> None:
     library = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"the": 0, "a": 1, "b": 2, "<unk>": 3}, unk_token="<unk>")
     )
@@ -315,7 +315,7 @@ def test_words_are_no_characters(tmp_path: Path, fails: Fails) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("x.gguf", b"GGUF", "x.gguf: cannot be read as GGUF"),
         ("x.onnx", b"x", "ONNX files are not imported"),
@@ -332,8 +332,8 @@ def test_words_are_no_characters(tmp_path: Path, fails: Fails) -> None:
         ),
     ],
 )
-def test_what_is_no_model_is_named(
-    name: str, content: bytes, said: str, tmp_path: Path, fails: Fails
+def test_invalid_model_paths_are_rejected(
+    name: str, content: bytes, expected: str, tmp_path: Path, fails: Fails
 ) -> None:
     path = tmp_path / name
     (path if name.endswith("/") else path.parent).mkdir(exist_ok=True)
@@ -341,25 +341,25 @@ def test_what_is_no_model_is_named(
         path.write_bytes(content)
     named = path.parent if name.startswith("folder") else path
     message = fails("import", named, "--out", tmp_path / "out")
-    assert said in message and str(named) in message
+    assert expected in message and str(named) in message
     assert "gguf" not in name or "nanoGPT" not in message
 
 
-def test_a_run_is_no_model_of_others(tmp_path: Path, fails: Fails) -> None:
+def test_importing_a_run_is_rejected(tmp_path: Path, fails: Fails) -> None:
     for name in ("config.yaml", "checkpoints.json"):
         (tmp_path / name).write_text("{}")
     assert "is already a run of wholegpt; use it as it is" in fails("import", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
-def test_a_name_of_the_hub_says_how_to_get_it(
+def test_hub_name_without_the_hub_library_is_explained(
     name: str, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert f"`wholegpt import {name}` downloads it (pip install 'wholegpt[hub]')" in fails("import", name)
 
 
-def test_weights_without_a_config_and_an_adapter_without_a_model(tmp_path: Path, fails: Fails) -> None:
+def test_weights_without_a_config_and_config_without_weights(tmp_path: Path, fails: Fails) -> None:
     gpt2(tmp_path / "a", 65)
     (tmp_path / "a" / "config.json").unlink()
     assert "holds no config.json" in fails("import", tmp_path / "a")
@@ -369,8 +369,8 @@ def test_weights_without_a_config_and_an_adapter_without_a_model(tmp_path: Path,
     assert "model.gguf: cannot be read as GGUF" in fails("import", tmp_path / "b")
 
 
-def test_a_pickled_adapter_and_its_defaults(tmp_path: Path, fails: Fails) -> None:
-    """The adapter's file of tensors alone is read; rank and alpha are 8 unless given."""
+def test_pickled_adapter_and_its_defaults(tmp_path: Path, fails: Fails) -> None:
+    """Only the safetensors file of the adapter is read; rank and alpha default to 8."""
     peft = pytest.importorskip("peft")
     base = saved(transformers.GPT2Config(**GPT), tmp_path / "base")
     folder = import_model(tmp_path / "base", tmp_path / "ours", console=QUIET)

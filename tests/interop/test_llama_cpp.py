@@ -1,4 +1,4 @@
-"""Our GGUF files in llama.cpp, where that is installed."""
+"""Our GGUF files in llama.cpp, if it is installed."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ QUIET = Console(quiet=True)
 
 @pytest.mark.parametrize("vocab_size", [65, 300])
 @pytest.mark.parametrize("kind", ["gpt2", "modern", "modern-untied"])
-def test_it_is_the_same_model_there(kind: str, vocab_size: int, tmp_path: Path) -> None:
+def test_logits_and_tokens_equal_those_of_llama_cpp(kind: str, vocab_size: int, tmp_path: Path) -> None:
     config = type(KINDS[kind])(**{**vars(KINDS[kind]), "vocab_size": vocab_size})
     save_model(tmp_path / "model", random_model(config), tokenizer_of(vocab_size))
     for tensor_type in TensorType:

@@ -1,4 +1,4 @@
-"""nanoGPT's checkpoints open here."""
+"""Import of nanoGPT checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ TEXT = "".join(chr(33 + i) for i in range(64)) + "\n"
 
 
 def reference(bias: bool) -> tuple[Any, dict[str, Tensor]]:
-    """transformers' GPT-2 with the exact GELU, and its tensors as nanoGPT holds them: linear layers not transposed."""
+    """Return transformers' GPT-2 with the exact GELU, and its tensors in nanoGPT's layout."""
     torch.manual_seed(5)
     config = transformers.GPT2Config(
         vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=4, activation_function="gelu"
@@ -55,7 +55,7 @@ def save(path: Path, tensors: dict[str, Tensor], **changes: Any) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 @pytest.mark.parametrize("bias", [True, False])
-def test_logits_are_the_same(bias: bool, prefix: str, tmp_path: Path) -> None:
+def test_logits_equal_those_of_the_reference(bias: bool, prefix: str, tmp_path: Path) -> None:
     theirs, tensors = reference(bias)
     save(tmp_path / "ckpt.pt", {prefix + name: tensor for name, tensor in tensors.items()}, bias=bias)
     (tmp_path / "input.txt").write_text(TEXT[::-1] + TEXT)
@@ -65,12 +65,12 @@ def test_logits_are_the_same(bias: bool, prefix: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         assert (loaded.model.eval()(token_ids) - theirs(token_ids).logits).abs().max() <= 2e-5
     assert loaded.model.config.dropout == 0.1
-    # nanoGPT numbers the characters of its text in order, and has no end-of-text.
+    # nanoGPT assigns ids to sorted characters and has no end-of-text token.
     assert loaded.tokenizer.encode("\n!") == [0, 1]
     assert not loaded.tokenizer.has_end_of_text
 
 
-def test_a_model_without_end_of_text_is_usable(
+def test_model_without_end_of_text_can_be_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     _, tensors = reference(bias=False)
@@ -93,7 +93,7 @@ def test_a_model_without_end_of_text_is_usable(
     assert "or give a prompt" in fails("generate", ours, "--quiet")
 
 
-def test_bad_checkpoints(tmp_path: Path, fails: Fails) -> None:
+def test_invalid_checkpoints_are_rejected(tmp_path: Path, fails: Fails) -> None:
     _, tensors = reference(bias=True)
     tokenizer_of(65).save(tmp_path / "tokenizer.json")
     path = tmp_path / "ckpt.pt"
@@ -126,7 +126,7 @@ def test_bad_checkpoints(tmp_path: Path, fails: Fails) -> None:
     assert "one vocabulary" in fails("import", path, *with_tokenizer, "--vocabulary-from", path)
 
 
-def test_an_output_projection_of_its_own_is_refused(tmp_path: Path, fails: Fails) -> None:
+def test_untied_output_projection_is_rejected(tmp_path: Path, fails: Fails) -> None:
     _, tensors = reference(bias=True)
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
     save(tmp_path / "ckpt.pt", tensors)

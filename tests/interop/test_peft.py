@@ -1,4 +1,4 @@
-"""Adapters that ``peft`` opens on the exported model; back again; bad ones."""
+"""LoRA adapters opened by ``peft``, imported from it, and invalid adapters."""
 
 import dataclasses
 import importlib
@@ -44,7 +44,7 @@ def adapted(kind: str, config: LoraConfig = LORA, seed: int = 0) -> Transformer:
 @pytest.mark.parametrize("targets", [("blocks.*",), ("blocks.1.attention.*", "blocks.0.feed_forward.expand")])
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.filterwarnings("ignore")
-def test_peft_computes_the_same(kind: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_adapter_gives_the_same_logits_in_peft(kind: str, targets: tuple[str, ...], tmp_path: Path) -> None:
     peft: Any = importlib.import_module("peft")
     model = adapted(kind, LoraConfig(rank=3, alpha=5.0, targets=targets))
     huggingface.write(tmp_path, fresh(kind), byte_tokenizer())
@@ -60,8 +60,8 @@ def test_peft_computes_the_same(kind: str, targets: tuple[str, ...], tmp_path: P
 
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.filterwarnings("ignore")
-def test_one_that_peft_wrote_is_read(kind: str, tmp_path: Path) -> None:
-    """Where queries, keys and values are one layer there too; else their A's differ, which is said."""
+def test_adapter_written_by_peft_can_be_loaded(kind: str, tmp_path: Path) -> None:
+    """If queries, keys and values are one layer in both; otherwise their A matrices differ, an error."""
     peft: Any = importlib.import_module("peft")
     huggingface.write(tmp_path, fresh(kind), byte_tokenizer())
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -82,7 +82,7 @@ def test_one_that_peft_wrote_is_read(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", tiny_models())
-def test_saved_loaded_and_switched(kind: str, tmp_path: Path) -> None:
+def test_adapters_can_be_saved_loaded_and_switched(kind: str, tmp_path: Path) -> None:
     first, second = adapted(kind, seed=1), adapted(kind, seed=2)
     save_adapter(tmp_path / "first", first, LORA)
     save_adapter(tmp_path / "second", second, LORA)
@@ -100,9 +100,9 @@ def test_saved_loaded_and_switched(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.filterwarnings("ignore")
-def test_rows_of_new_tokens_go_with_it(kind: str, tied: bool, tmp_path: Path) -> None:
+def test_adapter_includes_the_rows_of_new_tokens(kind: str, tied: bool, tmp_path: Path) -> None:
     if kind == "gpt1" and not tied:
-        pytest.skip("GPT-1 has no output projection of its own there")
+        pytest.skip("GPT-1 has no untied output projection in transformers")
     peft: Any = importlib.import_module("peft")
     changes: dict[str, Any] = {"embeddings": Embeddings.tied if tied else Embeddings.untied}
     base = fresh(kind, **changes)
@@ -133,7 +133,7 @@ def test_rows_of_new_tokens_go_with_it(kind: str, tied: bool, tmp_path: Path) ->
         load_adapter(tmp_path / "adapter", fresh(kind, **changes))
 
 
-def test_a_model_that_no_other_program_opens(tmp_path: Path) -> None:
+def test_adapter_of_a_model_without_a_transformers_architecture(tmp_path: Path) -> None:
     """Its layers have our names in the adapter."""
     torch.manual_seed(0)
     config = shrink(tiny_models()["gpt2"], vocab_size=257, norm=Norm.rms_norm)
@@ -150,13 +150,13 @@ def test_a_model_that_no_other_program_opens(tmp_path: Path) -> None:
     assert len(list(lora_layers(again))) == len(list(lora_layers(model)))
 
 
-def test_the_hash_is_of_the_weights_without(tmp_path: Path) -> None:
+def test_base_hash_excludes_the_adapter(tmp_path: Path) -> None:
     assert base_hash(adapted("gpt2")) == base_hash(fresh("gpt2")) != base_hash(fresh("gpt2", seed=1))
     with pytest.raises(ConfigError, match="has no LoRA"):
         save_adapter(tmp_path / "adapter", fresh("gpt2"), LORA)
 
 
-def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
+def test_adapters_that_do_not_match_the_model_are_rejected(tmp_path: Path) -> None:
     source = tmp_path / "adapter"
     save_adapter(source, adapted("gpt2"), LORA)
 
@@ -195,6 +195,6 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
         refused(message, fresh("gpt2"), folder)
     for number, (held, message) in enumerate(bad_tensors):
         folder = shutil.copytree(source, tmp_path / f"tensors-{number}")
-        (folder / BASE).unlink()  # as peft writes them
+        (folder / BASE).unlink()  # peft does not write this file
         safetensors.torch.save_file(held, folder / WEIGHTS)
         refused(message, fresh("gpt2"), folder)

@@ -1,4 +1,4 @@
-"""What ``config.json`` leaves out is what the config classes of transformers say, and the logits are equal."""
+"""Fields missing from ``config.json`` have the defaults of transformers' config classes, with equal logits."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ LLAMA: dict[str, Any] = {
     "rope_theta": 50.0,
     "tie_word_embeddings": True,
 }
-# Values that are those of no published model, so that a default in their place shows.
+# Values of no published model, so that a default used instead is noticed.
 SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {**GPT, "n_inner": 40, "activation_function": "gelu", "layer_norm_epsilon": 0.1},
     "openai-gpt": {**GPT, "layer_norm_epsilon": 0.1},
@@ -53,7 +53,7 @@ CONFIGS = {
 
 
 def saved(config: Any, folder: Path) -> Any:
-    """A model of theirs with every number random, in ``folder`` with a tokenizer."""
+    """Save a random transformers model in ``folder`` with a tokenizer, and return it."""
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
@@ -64,14 +64,14 @@ def saved(config: Any, folder: Path) -> Any:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Change fields of a folder's config.json; those that become ``...`` are left out."""
+    """Change fields of a folder's config.json; the value ``...`` removes a field."""
     path = folder / "config.json"
     content = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
 
 
 def logits_of(folder: Path) -> tuple[Tensor, Tensor]:
-    """Ours and theirs, of one folder."""
+    """Return our logits and those of transformers for one folder."""
     ours = load_model(import_model(folder, folder / "ours", console=QUIET, overwrite=True)).model.eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
     token_ids = torch.arange(32)[None] * 7 % ours.vocab_size
@@ -90,11 +90,9 @@ def test_defaults_are_those_of_the_config_class(architecture: Architecture) -> N
     for name, value in architecture.defaults.items():
         if name == "rope_theta":
             assert published.rope_parameters["rope_theta"] == value
-        elif (
-            name == "sliding_window" and published.sliding_window is None
-        ):  # where use_sliding_window is false
+        elif name == "sliding_window" and published.sliding_window is None:  # if use_sliding_window is false
             assert CONFIGS[architecture.model_type](use_sliding_window=True).sliding_window == value
-        elif value is None:  # the class replaces it, and a field that it does not have is never set
+        elif value is None:  # replaced by the class, or not a field of the class
             assert architecture.nullable[name] in ("", "num_attention_heads")
         else:
             assert getattr(published, name) == value, name
@@ -110,7 +108,7 @@ def test_defaults_are_those_of_the_config_class(architecture: Architecture) -> N
     assert read <= architecture.defaults.keys()
 
 
-# Of sizes as published the models would be large, so the computation is compared for the other fields.
+# Models with published sizes would be large, so only the other fields are compared by their logits.
 LEFT_OUT = [
     *(
         ("gpt2", name)
@@ -141,7 +139,7 @@ LEFT_OUT = [
 
 
 @pytest.mark.parametrize(("kind", "field"), LEFT_OUT)
-def test_a_field_that_is_left_out(kind: str, field: str, tmp_path: Path) -> None:
+def test_missing_field_has_the_default_of_transformers(kind: str, field: str, tmp_path: Path) -> None:
     small = {name: value for name, value in SMALL[kind].items() if name != field}
     if field == "rope_parameters":
         del small["rope_theta"]
@@ -186,7 +184,7 @@ def test_a_field_that_is_left_out(kind: str, field: str, tmp_path: Path) -> None
         ),
     ],
 )
-def test_other_forms_of_a_field(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_other_spellings_of_a_field(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
     small = {
         name: value for name, value in SMALL[kind].items() if name not in ("n_inner", "activation_function")
     }
@@ -197,7 +195,7 @@ def test_other_forms_of_a_field(kind: str, changes: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("null", [None, ...])
-def test_key_value_heads_that_are_null(kind: str, null: Any, tmp_path: Path) -> None:
+def test_null_key_value_heads(kind: str, null: Any, tmp_path: Path) -> None:
     heads = 4 if null is None or kind == "llama" else 32
     sizes = {"num_key_value_heads": heads, "num_attention_heads": heads, "hidden_size": 128}
     saved(CONFIGS[kind](**{**SMALL[kind], **sizes}), tmp_path)
@@ -208,7 +206,7 @@ def test_key_value_heads_that_are_null(kind: str, null: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("kind", "null"), [("llama", None), ("llama", ...), ("mistral", None), ("mistral", ...), ("qwen2", ...)]
 )
-def test_a_head_width_that_is_null(kind: str, null: Any, tmp_path: Path) -> None:
+def test_null_head_width(kind: str, null: Any, tmp_path: Path) -> None:
     small = {name: value for name, value in SMALL[kind].items() if name != "head_dim"}
     saved(CONFIGS[kind](**small), tmp_path)
     edit(tmp_path, head_dim=null)
@@ -267,7 +265,7 @@ def test_a_head_width_that_is_null(kind: str, null: Any, tmp_path: Path) -> None
         ),
     ],
 )
-def test_what_cannot_be_expressed_is_refused_by_name(
+def test_unsupported_fields_are_rejected_by_name(
     kind: str, changes: dict[str, Any], named: str, tmp_path: Path, fails: Fails
 ) -> None:
     saved(CONFIGS[kind](**SMALL[kind]), tmp_path)
@@ -291,7 +289,7 @@ def test_tied_weights_under_either_name(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_pickle_is_read_by_the_loader_that_runs_nothing(kind: str, tmp_path: Path) -> None:
+def test_pickle_of_tensors_is_read_by_the_safe_loader(kind: str, tmp_path: Path) -> None:
     saved(CONFIGS[kind](**SMALL[kind]), tmp_path)
     weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
@@ -309,7 +307,7 @@ def test_a_pickle_is_read_by_the_loader_that_runs_nothing(kind: str, tmp_path: P
     assert_equal_logits(tmp_path)
 
 
-def test_a_pickle_that_holds_more_than_tensors(tmp_path: Path, fails: Fails) -> None:
+def test_pickle_with_other_objects_is_rejected(tmp_path: Path, fails: Fails) -> None:
     saved(CONFIGS["gpt2"](**SMALL["gpt2"]), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"a": Path("x")}, tmp_path / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Models with scaled rotary positions, as Llama 3.1: to transformers and GGUF, and back, with the same logits."""
+"""Models with scaled rotary positions, such as Llama 3.1, to transformers and GGUF and back, with equal logits."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ SIZES: dict[str, Any] = {"vocab_size": 65, "context_length": 128, "d_model": 32,
 LINEAR = tiny_model(
     **SIZES, query_key_norm=QueryKeyNorm.none, rotary_scaling=RotaryScaling.linear, rotary_factor=4.0
 )
-# Of its four wavelengths, 6, 17, 44 and 118, the first is unchanged and the second between the limits, 8 and 32.
+# Of the four wavelengths 6, 17, 44 and 118, the first is unchanged; the second is between the limits 8 and 32.
 LLAMA3 = tiny_model(
     **SIZES,
     query_key_norm=QueryKeyNorm.none,
@@ -44,7 +44,7 @@ LLAMA3 = tiny_model(
     rotary_original_context=32,
 )
 QWEN3 = replace(LLAMA3, query_key_norm=QueryKeyNorm.rms_norm, rotary_low_freq_factor=0.5)
-# With the settings of Llama 3.2; its wavelengths are 6, 167, 4443 and 118,000.
+# The settings of Llama 3.2; the wavelengths are 6, 167, 4443 and 118,000.
 PUBLISHED = replace(LLAMA3, rotary_base=500_000.0, rotary_factor=32.0, rotary_original_context=8192)
 SCALED = {"linear": LINEAR, "llama3": LLAMA3, "qwen3": QWEN3, "published": PUBLISHED}
 THEIRS: dict[str, Any] = {
@@ -69,7 +69,7 @@ ROPE: dict[str, dict[str, Any]] = {
 
 
 def their_model(folder: Path, **rope: Any) -> Any:
-    """A random Llama of transformers, saved with a tokenizer, and with these fields in place of ``rope_parameters``."""
+    """Save a random Llama of transformers with a tokenizer; ``rope`` replaces ``rope_parameters``."""
     torch.manual_seed(3)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**THEIRS))
     for parameter in model.parameters():
@@ -79,16 +79,16 @@ def their_model(folder: Path, **rope: Any) -> Any:
     content = json.loads((folder / "config.json").read_text())
     del content["rope_parameters"]
     (folder / "config.json").write_text(json.dumps({**content, **rope}))
-    return opened_there(folder)
+    return opened_in_transformers(folder)
 
 
-def opened_there(folder: Path) -> Any:
+def opened_in_transformers(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
 def difference(ours: Any, theirs: Any) -> float:
-    """The largest difference of logits over the whole context, far beyond the original one, in 64 bits.
+    """Return the largest logit difference over the whole context, far beyond the original one, in 64 bits.
 
     transformers computes norms and angles in float32 even then.
     """
@@ -100,20 +100,20 @@ def greedy(model: Any, tokens: int = 60) -> list[int]:
     return list(generate_ids(model, [1, 2, 3], Sampler(GenerationConfig(tokens, temperature=0)), CPU))
 
 
-def greedy_there(model: Any, tokens: int = 60) -> list[int]:
-    written = model.generate(
+def greedy_in_transformers(model: Any, tokens: int = 60) -> list[int]:
+    generated = model.generate(
         torch.tensor([[1, 2, 3]]), do_sample=False, max_new_tokens=tokens, eos_token_id=None, use_cache=True
     )
-    return written[0, 3:].tolist()
+    return generated[0, 3:].tolist()
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_our_models_open_there(name: str, tmp_path: Path) -> None:
+def test_exports_open_in_transformers(name: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", random_model(SCALED[name]), tokenizer_of(65))
     export = export_model(tmp_path / "model", "huggingface", tmp_path / "export", console=QUIET)
     assert [one.opened_by.split()[0] for one in export.parity_reports] == ["wholegpt", "transformers"]
-    ours, theirs = load_model(tmp_path / "model").model.eval(), opened_there(export.path)
-    assert greedy(ours) == greedy_there(theirs)
+    ours, theirs = load_model(tmp_path / "model").model.eval(), opened_in_transformers(export.path)
+    assert greedy(ours) == greedy_in_transformers(theirs)
     assert difference(ours, theirs) <= 2e-5
     back = load_model(import_model(export.path, tmp_path / "back", console=QUIET)).model
     assert back.config == ours.config
@@ -125,11 +125,11 @@ def test_our_models_open_there(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("kind", ROPE)
-def test_their_models_open_here(kind: str, part: str, tmp_path: Path) -> None:
+def test_models_of_transformers_can_be_imported(kind: str, part: str, tmp_path: Path) -> None:
     theirs = their_model(tmp_path, rope_theta=50.0, **{part: ROPE[kind]})
     ours = load_model(import_model(tmp_path, tmp_path / "ours", console=QUIET)).model.eval()
     assert ours.config.rotary_scaling == kind and ours.config.rotary_base == 50.0
-    assert greedy(ours) == greedy_there(theirs)
+    assert greedy(ours) == greedy_in_transformers(theirs)
     assert difference(ours, theirs) <= 2e-5
     theirs.model.rotary_emb.inv_freq = theirs.model.rotary_emb.inv_freq * 0.9
     assert difference(ours, theirs) > 1e-2
@@ -152,7 +152,7 @@ def test_their_models_open_here(kind: str, part: str, tmp_path: Path) -> None:
         },
     ],
 )
-def test_forms_of_their_settings(rope: dict[str, Any], tmp_path: Path) -> None:
+def test_spellings_of_rope_settings(rope: dict[str, Any], tmp_path: Path) -> None:
     theirs = their_model(tmp_path, **rope)
     ours = load_model(import_model(tmp_path, tmp_path / "ours", console=QUIET)).model.eval()
     assert difference(ours, theirs) <= 2e-5
@@ -160,7 +160,9 @@ def test_forms_of_their_settings(rope: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["yarn", "longrope", "dynamic", "proportional"])
 @pytest.mark.parametrize("part", ["rope_parameters", "rope_scaling"])
-def test_other_kinds_are_refused_by_name(kind: str, part: str, tmp_path: Path, fails: Fails) -> None:
+def test_other_kinds_of_scaling_are_rejected_by_name(
+    kind: str, part: str, tmp_path: Path, fails: Fails
+) -> None:
     their_model(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     content[part] = {"rope_type": kind, "factor": 2.0}
@@ -179,7 +181,7 @@ def test_other_kinds_are_refused_by_name(kind: str, part: str, tmp_path: Path, f
         ({"original_max_position_embeddings": 0.5}, "rotary_original_context"),
     ],
 )
-def test_settings_that_make_no_sense(
+def test_invalid_settings_are_rejected(
     changes: dict[str, Any], named: str, tmp_path: Path, fails: Fails
 ) -> None:
     their_model(tmp_path)
@@ -190,21 +192,21 @@ def test_settings_that_make_no_sense(
 
 
 def file_of(config: ModelConfig, folder: Path) -> Path:
-    """A GGUF file of a random model, unscaled but for what is in ``config``."""
+    """Write a GGUF file of a random model, without scaling beyond ``config``."""
     write(folder / "model.gguf", random_model(config), tokenizer_of(65), TensorType.f32)
     return folder / "model.gguf"
 
 
 def changed(path: Path, metadata: dict[str, Any], **tensors: Any) -> Path:
-    """The same file with other ``metadata``, and with these factors as ``rope_freqs``."""
+    """Return a copy of the file with changed ``metadata`` and with the given factors as ``rope_freqs``."""
     new = path.with_name("changed.gguf")
     added = {f"{name}.weight": np.array(values, np.float32) for name, values in tensors.items()}
     copied(path, new, lambda fields: fields.update(metadata), added=added)
     return new
 
 
-def factors_there(width: int, base: float, rope: dict[str, Any]) -> Tensor:
-    """The factors that llama.cpp's converter writes: unscaled frequencies divided by scaled ones, of transformers."""
+def expected_factors(width: int, base: float, rope: dict[str, Any]) -> Tensor:
+    """Return the factors of llama.cpp's converter: unscaled frequencies divided by transformers' scaled ones."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     config = transformers.LlamaConfig(
@@ -216,7 +218,7 @@ def factors_there(width: int, base: float, rope: dict[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize("tensor_type", TensorType)
 @pytest.mark.parametrize("name", ["linear", "llama3", "published"])
-def test_gguf_and_back(name: str, tensor_type: TensorType, tmp_path: Path) -> None:
+def test_gguf_round_trip(name: str, tensor_type: TensorType, tmp_path: Path) -> None:
     save_model(tmp_path / "model", random_model(SCALED[name]), tokenizer_of(65))
     made = export_model(tmp_path / "model", "gguf", tmp_path / "out", tensor_type=tensor_type, console=QUIET)
     file = made.files[0]
@@ -227,7 +229,7 @@ def test_gguf_and_back(name: str, tensor_type: TensorType, tmp_path: Path) -> No
         assert greedy(back.double()) == greedy(original.double())
 
 
-def test_what_llama_cpp_finds_in_a_file(tmp_path: Path) -> None:
+def test_gguf_metadata_of_scaled_models(tmp_path: Path) -> None:
     linear = GgufFile(file_of(LINEAR, tmp_path))
     assert linear.metadata["llama.rope.scaling.type"] == "linear"
     assert linear.metadata["llama.rope.scaling.factor"] == 4.0
@@ -240,17 +242,17 @@ def test_what_llama_cpp_finds_in_a_file(tmp_path: Path) -> None:
         rope = {**ROPE["llama3"], "factor": config.rotary_factor, "original_max_position_embeddings": length}
         stored = llama3.stored["rope_freqs.weight"]
         assert stored.tensor_type is gguf.GGMLQuantizationType.F32
-        expected = factors_there(8, config.rotary_base, rope)
+        expected = expected_factors(8, config.rotary_base, rope)
         torch.testing.assert_close(torch.from_numpy(np.array(stored.data)), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("width", "factor"), [(128, 8.0), (64, 32.0), (64, 16.0)])
-def test_a_file_of_llama_cpps_converter(width: int, factor: float, tmp_path: Path) -> None:
-    """Llama 3.1 and 3.3, 3.2, and another factor, from the tensor alone."""
+def test_file_of_the_llama_cpp_converter(width: int, factor: float, tmp_path: Path) -> None:
+    """Llama 3.1 and 3.3, Llama 3.2, and another factor, from the tensor alone."""
     sizes = {"d_head": width, "rotary_base": 500_000.0, "query_key_norm": QueryKeyNorm.none}
     unscaled = complete_model(tiny_model(**{**SIZES, **sizes}))
     rope = {**ROPE["llama3"], "factor": factor, "original_max_position_embeddings": 8192}
-    factors = factors_there(width, 500_000.0, rope)
+    factors = expected_factors(width, 500_000.0, rope)
     path = changed(file_of(unscaled, tmp_path), {}, rope_freqs=factors)
     config, _ = GgufFile(path).read()
     assert config == replace(unscaled, rotary_scaling=RotaryScaling.llama3, rotary_factor=factor)
@@ -270,7 +272,7 @@ def test_a_file_of_llama_cpps_converter(width: int, factor: float, tmp_path: Pat
     ],
 )
 def test_linear_scaling_in_metadata(metadata: dict[str, Any], factor: float | None, tmp_path: Path) -> None:
-    """As llama.cpp reads it: linear unless another type is given, and the older name of the factor."""
+    """As llama.cpp reads it: linear unless another type is given, also with the older name of the factor."""
     unscaled = complete_model(replace(LINEAR, rotary_scaling=RotaryScaling.none, rotary_factor=8.0))
     path = changed(file_of(unscaled, tmp_path), metadata)
     expected = {"rotary_scaling": RotaryScaling.linear, "rotary_factor": factor} if factor else {}
@@ -288,7 +290,7 @@ def test_linear_scaling_in_metadata(metadata: dict[str, Any], factor: float | No
         ({}, {"llama.rope.scaling.original_context_length": 4096}),
     ],
 )
-def test_other_factors_are_refused_by_name(
+def test_other_factors_are_rejected_by_name(
     factors: dict[str, list[float]], metadata: dict[str, Any], tmp_path: Path, fails: Fails
 ) -> None:
     path = changed(file_of(PUBLISHED, tmp_path), metadata, **factors)
@@ -296,7 +298,7 @@ def test_other_factors_are_refused_by_name(
     assert "rope_freqs.weight scales the rotary frequencies differently from Llama 3.1" in message
 
 
-def test_what_gguf_cannot_express_is_refused(tmp_path: Path) -> None:
+def test_models_that_gguf_cannot_express_are_rejected(tmp_path: Path) -> None:
     for config, message in (
         (replace(LLAMA3, query_key_norm=QueryKeyNorm.rms_norm), "in Llama models only, not in Qwen3 models"),
         (replace(LLAMA3, rotary_low_freq_factor=0.5), "only models with model.rotary_low_freq_factor 1"),
@@ -309,8 +311,8 @@ def test_what_gguf_cannot_express_is_refused(tmp_path: Path) -> None:
             file_of(config, tmp_path)
 
 
-def test_the_factors_are_read_by_llama_models_only(tmp_path: Path) -> None:
-    """llama.cpp does not open such a file of another architecture."""
+def test_rope_freqs_are_for_llama_models_only(tmp_path: Path) -> None:
+    """llama.cpp rejects such a file for another architecture."""
     path = changed(file_of(tiny_model(**SIZES), tmp_path), {}, rope_freqs=[1.0] * 4)
     with pytest.raises(CheckpointError, match=r"rope_freqs\.weight is not part of it"):
         GgufFile(path).read()

@@ -1,4 +1,4 @@
-"""Models with SentencePiece's tokenizers (Llama 2, TinyLlama, Mistral): a whole life, beside transformers."""
+"""Models with SentencePiece tokenizers (Llama 2, TinyLlama, Mistral), from import to export, against transformers."""
 
 import json
 import math
@@ -61,7 +61,7 @@ TALK = [
 
 
 def folder_of(folder: Path, variant: str = "prepend", template: str = "", **config: Any) -> Path:
-    """A random Llama saved by transformers, with a tokenizer."""
+    """Save a random Llama of transformers with a tokenizer."""
     torch.manual_seed(3)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = transformers.LlamaForCausalLM(
@@ -87,14 +87,14 @@ def imported(folder: Path) -> LanguageModel:
 
 @pytest.fixture(params=["prepend", "first"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LanguageModel, Any, Any]:
-    """The model here, and the model and the tokenizer in transformers."""
+    """Return the model here, and the model and tokenizer in transformers."""
     folder = folder_of(tmp_path / "theirs", request.param)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     return imported(folder), model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_logits_and_greedy_text_are_those_of_transformers(pair: tuple[LanguageModel, Any, Any]) -> None:
-    """Without single bytes and special tokens: invalid UTF-8 is shown otherwise there."""
+def test_logits_and_greedy_text_equal_those_of_transformers(pair: tuple[LanguageModel, Any, Any]) -> None:
+    """Single bytes and special tokens are excluded, since invalid UTF-8 is shown differently there."""
     lm, model, theirs = pair
     assert lm.tokenizer.end_ids == {2}
     left_out = list(range(259))
@@ -106,7 +106,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(pair: tuple[LanguageMo
             made = model.generate(inputs, max_new_tokens=24, do_sample=False, suppress_tokens=left_out)[0]
         (ours,) = lm.generate_all([prompt], max_tokens=24, console=QUIET, **greedy)
         assert ours.token_ids == made[inputs.shape[1] :].tolist()
-        # The completion continues the prompt: together they are the text of all tokens.
+        # The completion continues the prompt: joined, they are the text of all tokens.
         assert prompt + ours.text == theirs.decode(made, skip_special_tokens=True)
         assert "".join(lm.stream(prompt, max_tokens=24, console=QUIET, **greedy)) == ours.text
 
@@ -123,7 +123,7 @@ def test_alternatives_keep_their_spaces(pair: tuple[LanguageModel, Any, Any]) ->
         assert choice.text.endswith(likeliest) or likeliest == "\ufffd"
 
 
-def test_bits_per_byte_are_of_the_text_alone(pair: tuple[LanguageModel, Any, Any], tmp_path: Path) -> None:
+def test_bits_per_byte_exclude_the_prefix_space(pair: tuple[LanguageModel, Any, Any], tmp_path: Path) -> None:
     lm, model, theirs = pair
     texts = ["The cat sat  on the mat. 東京\n", "Once upon a time", "a house."]
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
@@ -134,7 +134,7 @@ def test_bits_per_byte_are_of_the_text_alone(pair: tuple[LanguageModel, Any, Any
     with torch.inference_mode():
         logits = model(torch.tensor([ids[:-1]])).logits[0].double()
     nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum")
-    first = theirs.decode(ids[:1])  # is not predicted, and has no space of its own
+    first = theirs.decode(ids[:1])  # the first token is not predicted and has no space
     n_bytes = sum(len(text.encode()) for text in texts) - len(first.encode())
     assert len(ids) < 120 and score.bytes == n_bytes
     assert score.characters == sum(map(len, texts)) - len(first)
@@ -144,7 +144,7 @@ def test_bits_per_byte_are_of_the_text_alone(pair: tuple[LanguageModel, Any, Any
     assert "".join(scored.tokens) == texts[0]
 
 
-def test_settings_that_hold_texts(pair: tuple[LanguageModel, Any, Any]) -> None:
+def test_generation_settings_with_texts(pair: tuple[LanguageModel, Any, Any]) -> None:
     lm, _, _ = pair
     settings_: dict[str, Any] = {"max_tokens": 60, "temperature": 1.0, "console": QUIET}
     for seed in range(3):
@@ -173,7 +173,7 @@ def test_settings_that_hold_texts(pair: tuple[LanguageModel, Any, Any]) -> None:
     assert cut.text == whole.text[: whole.text.index(stop)]
 
 
-def test_likelihoods_split_a_text_where_transformers_does(
+def test_likelihoods_split_a_text_at_the_same_token_as_transformers(
     pair: tuple[LanguageModel, Any, Any], tmp_path: Path
 ) -> None:
     lm, model, theirs = pair
@@ -192,7 +192,9 @@ def test_likelihoods_split_a_text_where_transformers_does(
 
 @pytest.mark.parametrize("template", [TINY_LLAMA, LLAMA_2], ids=["TinyLlama", "Llama 2"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_conversations_have_the_ids_of_transformers(variant: str, template: str, tmp_path: Path) -> None:
+def test_token_ids_of_conversations_equal_those_of_transformers(
+    variant: str, template: str, tmp_path: Path
+) -> None:
     folder = folder_of(tmp_path / "theirs", variant, template)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     lm = imported(folder)
@@ -204,7 +206,7 @@ def test_conversations_have_the_ids_of_transformers(variant: str, template: str,
     for count in (1, 3):
         asked = ours.encode(messages[:count], lm.tokenizer, generation_prompt=True).token_ids
         assert asked == theirs.apply_chat_template(TALK[:count], add_generation_prompt=True)["input_ids"]
-        # An answer is what follows the generation prompt, and its end.
+        # An answer is the text after the generation prompt, with its end token.
         whole = ours.encode(messages[: count + 1], lm.tokenizer)
         assert whole.token_ids[: len(asked)] == asked and not any(whole.scored[len(asked) - 1 : len(asked)])
         answer = [
@@ -230,10 +232,10 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("variant", ["prepend", "first"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_class_of_transformers_decides_where_a_space_is_put(
+def test_prefix_space_follows_the_tokenizer_class_of_transformers(
     name: str, variant: str, tmp_path: Path
 ) -> None:
-    """For Llama models, ``LlamaTokenizer`` of transformers 5 takes only entries and merges from tokenizer.json."""
+    """For Llama models, ``LlamaTokenizer`` of transformers 5 uses only the entries and merges of tokenizer.json."""
     architecture, config = CLASSES[name]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
     (tmp_path / "tokenizer.json").write_text(json.dumps(content(variant)))
@@ -248,7 +250,7 @@ def test_the_class_of_transformers_decides_where_a_space_is_put(
             assert ours.decode(expected) == theirs.decode(expected)
 
 
-def test_instruction_tuning_and_the_way_back(tmp_path: Path) -> None:
+def test_instruction_tuning_and_export(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "theirs")
     base = import_model(folder, tmp_path / "ours", console=QUIET)
     pairs = [
@@ -279,7 +281,7 @@ def test_instruction_tuning_and_the_way_back(tmp_path: Path) -> None:
         console=QUIET,
     )
     tuned = load(run.path, console=QUIET)
-    assert tuned.answering_template().end_of_turn == "</s>"  # the token that ends texts of the base
+    assert tuned.answering_template().end_of_turn == "</s>"  # the end-of-text token of the base
     new = range(len(entries()), tuned.tokenizer.vocab_size)
     assert sorted(map(tuned.tokenizer.name_of, new)) == ["<|assistant|>", "<|system|>", "<|user|>"]
     asked = [{"role": "user", "content": "cat?"}]
@@ -304,8 +306,10 @@ def test_instruction_tuning_and_the_way_back(tmp_path: Path) -> None:
         assert again.chat(asked, temperature=0.0).text == answer.text
 
 
-def test_pieces_of_a_document_get_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long document is encoded in pieces, of which only the first begins a text."""
+def test_later_pieces_of_a_document_have_no_prefix_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long document is encoded in pieces, and only the first starts a text."""
     monkeypatch.setattr(decoding, "PIECE_CHARACTERS", 100)
     monkeypatch.setattr(decoding, "BLOCK_BYTES", 100)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content()))
@@ -331,7 +335,7 @@ def test_pieces_of_a_document_get_no_space(tmp_path: Path, monkeypatch: pytest.M
 
 
 def sentencepiece_ids(text: str, space: bool = True) -> list[int]:
-    """The ids of llama.cpp for the tokenizer of the tests: the two neighbors of the highest score are joined first."""
+    """Return llama.cpp's token ids for the test tokenizer: the adjacent pair with the highest score is merged first."""
     ranks = scores()
     if text and space:
         text = " " + text
@@ -353,7 +357,7 @@ def sentencepiece_ids(text: str, space: bool = True) -> list[int]:
 
 @pytest.fixture(scope="module")
 def metadata() -> dict[str, Any]:
-    """The metadata of the tokenizer as llama.cpp's converter writes them."""
+    """The metadata of the tokenizer as written by llama.cpp's converter."""
     kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * 256]
     names = list(entries())
     return {
@@ -377,7 +381,7 @@ LINES = st.lists(WORDS, max_size=12).flatmap(lambda words: st.sampled_from([" ".
 
 @settings(max_examples=150, deadline=None)
 @given(text=LINES)
-def test_a_file_of_llama_cpp_gives_its_ids(metadata: dict[str, Any], text: str) -> None:
+def test_gguf_tokenizer_gives_the_ids_of_llama_cpp(metadata: dict[str, Any], text: str) -> None:
     tokenizer = read_tokenizer(metadata, Path("model.gguf"))
     assert tokenizer.encode(text) == sentencepiece_ids(text)
     assert (
@@ -389,14 +393,14 @@ def test_a_file_of_llama_cpp_gives_its_ids(metadata: dict[str, Any], text: str) 
     assert without.prefix_ids == []
 
 
-def test_a_damaged_one_is_said(metadata: dict[str, Any]) -> None:
+def test_damaged_gguf_tokenizer_is_reported(metadata: dict[str, Any]) -> None:
     for change in ({"tokenizer.ggml.scores": [0.0]}, {"tokenizer.ggml.unknown_token_id": 10**6}):
         with pytest.raises(TokenizerError, match=r"model\.gguf: its tokenizer cannot be read"):
             read_tokenizer({**metadata, **change}, Path("model.gguf"))
 
 
 @pytest.mark.parametrize("variant", ["prepend", "replace", "never"])
-def test_an_export_to_gguf_comes_back(variant: str, tmp_path: Path, metadata: dict[str, Any]) -> None:
+def test_gguf_export_round_trips(variant: str, tmp_path: Path, metadata: dict[str, Any]) -> None:
     lm = imported(folder_of(tmp_path / "theirs", variant))
     made = export_model(tmp_path / "ours", "gguf", tmp_path / "gguf", console=QUIET)
     assert [report.holds for report in made.parity_reports] == [True]
@@ -411,7 +415,7 @@ def test_an_export_to_gguf_comes_back(variant: str, tmp_path: Path, metadata: di
     prompt: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "console": QUIET}
     assert back.generate_all(["The"], **prompt)[0].text == lm.generate_all(["The"], **prompt)[0].text
 
-    # The tokenizer of a file that another program wrote, with the defaults of llama.cpp.
+    # The tokenizer of a file written by another program, with the defaults of llama.cpp.
     def change(content_: dict[str, Any]) -> None:
         for name in ("bos_token_id", "add_bos_token", "unknown_token_id"):
             content_.pop(f"tokenizer.ggml.{name}", None)
@@ -424,7 +428,7 @@ def test_an_export_to_gguf_comes_back(variant: str, tmp_path: Path, metadata: di
 
 @cache
 def older() -> tuple[Tokenizer, Tokenizer]:
-    """A tokenizer with merges in the order of older converters, and what comes back from its metadata."""
+    """Return a tokenizer with merges in the order of older converters, and the tokenizer read from its metadata."""
     made = content()
     order = {token: i for i, token in enumerate(sorted(scores(), key=lambda token: -scores()[token]))}
     ids = {token: i for i, token in enumerate(entries())}
@@ -436,21 +440,21 @@ def older() -> tuple[Tokenizer, Tokenizer]:
 @settings(max_examples=100, deadline=None)
 @given(text=LINES)
 def test_merges_in_the_order_of_older_converters(text: str) -> None:
-    """They ordered the merges of one entry by the ids of its parts, and did not mix those of equal score."""
+    """They ordered the merges of one entry by the ids of its parts, and did not mix merges of equal score."""
     tokenizer, back = older()
     assert back.encode(text) == tokenizer.encode(text) == sentencepiece_ids(text)
 
 
-class Written(dict[str, Any]):
-    """Takes the calls of a ``GGUFWriter`` with their values."""
+class RecordedMetadata(dict[str, Any]):
+    """Records the calls of a ``GGUFWriter`` with their values."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda value: self.update({name: value})
 
 
 def metadata_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The metadata that are written for a tokenizer, as they are read."""
-    written = Written()
+    """Return the metadata written for a tokenizer, in the form in which they are read."""
+    written = RecordedMetadata()
     add_tokenizer(written, tokenizer)  # pyright: ignore[reportArgumentType]
     names = {
         "model": "tokenizer_model",
@@ -461,7 +465,7 @@ def metadata_of(tokenizer: Tokenizer) -> dict[str, Any]:
     return {f"tokenizer.ggml.{name}": written[f"add_{call}"] for name, call in names.items()}
 
 
-def test_what_llama_cpp_would_encode_otherwise_is_refused(tmp_path: Path, fails: Fails) -> None:
+def test_tokenizers_that_llama_cpp_encodes_differently_are_rejected(tmp_path: Path, fails: Fails) -> None:
     folder_of(tmp_path / "theirs", "first")
     imported(tmp_path / "theirs")
     message = fails("export", tmp_path / "ours", "--to", "gguf", "--out", tmp_path / "gguf")

@@ -1,4 +1,4 @@
-"""Losses of reinforcement learning, against their definitions, and against enumeration over all completions."""
+"""Reinforcement learning losses against their definitions and against enumeration of all completions."""
 
 import itertools
 import math
@@ -47,7 +47,7 @@ def test_clipped_policy_loss_by_hand() -> None:
     np.testing.assert_allclose(higher[0], [-1, -1.8, -2, -2.2, -2.56, -2.56], rtol=1e-12)
 
 
-def test_the_first_pass_is_the_policy_gradient() -> None:
+def test_loss_at_ratio_1_is_the_policy_gradient() -> None:
     """At ratio 1, the loss is −Â and its gradient −Â·∇ln π: nothing is clipped."""
     new, advantages = normal(4, 3).requires_grad_(), normal(4, 3, seed=1)
     losses = clipped_policy_loss(new, new.detach(), advantages)
@@ -68,7 +68,7 @@ def test_clipped_value_loss_by_hand() -> None:
 def test_advantages_equal_their_definition(
     lengths: list[int], discount: float, trace: float, seed: int
 ) -> None:
-    """The sum over all later errors, by two loops; padding has no effect and no advantage."""
+    """The sum over all later errors by two loops; padding has no effect and no advantage."""
     mask = masks(lengths)
     rewards, values = normal(*mask.shape, seed=seed), normal(*mask.shape, seed=seed + 1)
     found = generalized_advantages(rewards, values, mask, discount, trace)
@@ -82,7 +82,7 @@ def test_advantages_equal_their_definition(
         assert not found[row, length:].any()
 
 
-def test_advantages_with_trace_1_are_returns_less_values() -> None:
+def test_advantages_with_trace_1_are_returns_minus_values() -> None:
     rewards, values = normal(2, 5), normal(2, 5, seed=1)
     returns = rewards.flip(1).cumsum(1).flip(1)
     found = generalized_advantages(rewards, values, torch.ones(2, 5, dtype=torch.float64), 1.0, 1.0)
@@ -139,17 +139,17 @@ def test_weights_do_not_depend_on_padding_and_add_up(normalization: PolicyNormal
 
 
 def distributions() -> tuple[Tensor, Tensor]:
-    """Return the logits of two distributions over ten outcomes; those of the first need a gradient."""
+    """Return the logits of two distributions over ten outcomes; the first requires gradients."""
     return normal(10).requires_grad_(), normal(10, seed=1)
 
 
 def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
-    """Return the mean over samples whose distribution is fixed."""
+    """Return the mean over samples of a fixed distribution."""
     return (probabilities.detach() * values).sum()
 
 
 def test_estimates_of_the_divergence() -> None:
-    """Exact expectations: k1 and k3 have the value KL(π‖π_ref), k2 has its gradient, k1 the gradient 0."""
+    """Exact expectations: k1 and k3 equal KL(π‖π_ref), k2 has its gradient, and the gradient of k1 is 0."""
     logits, reference = distributions()
     log_p, log_q = logits.log_softmax(0)[None], reference.log_softmax(0)[None]
     exact = kl_divergence(logits[None], reference[None])[0]
@@ -194,7 +194,7 @@ def rewards_of(completions: Tensor) -> Tensor:
 
 
 def estimated_gradients(parameters: Tensor, completions: Tensor, **options: Any) -> Tensor:
-    """Return the gradient of each group's loss on its first pass, shape (G, parameters)."""
+    """Return the gradient of each group's loss at ratio 1, shape (G, parameters)."""
     groups, size, _ = completions.shape
     rewards = rewards_of(completions.flatten(0, 1)).view(groups, size)
     advantages = group_advantages(rewards, AdvantageScale.none).flatten()[:, None].expand(-1, LENGTH)
@@ -204,10 +204,10 @@ def estimated_gradients(parameters: Tensor, completions: Tensor, **options: Any)
     return torch.autograd.grad(total, of_groups)[0].flatten(1)
 
 
-def test_the_estimated_gradient_is_the_enumerated_one() -> None:
-    """Over all completions of three tokens and length two; its error falls with the root of the sample.
+def test_estimated_gradient_equals_the_enumerated_one() -> None:
+    """Over all completions of length two; the error falls with the square root of the sample size.
 
-    The mean of a group contains the completion's own reward, which shrinks the gradient by (K − 1)/K; hence the
+    A group's mean includes the completion's own reward, which shrinks the gradient by (K − 1)/K; hence the
     division by K − 1.
     """
     parameters = normal(1 + VOCABULARY, VOCABULARY).requires_grad_()
@@ -228,6 +228,6 @@ def test_the_estimated_gradient_is_the_enumerated_one() -> None:
 
 @pytest.mark.parametrize("value", [1000.1, 57.3, 5.3, -0.1])
 @pytest.mark.parametrize("size", [3, 6, 7, 8])
-def test_equal_rewards_have_exactly_no_advantage(value: float, size: int) -> None:
-    """Also where their mean in float32 is not the value itself."""
+def test_equal_rewards_have_zero_advantage(value: float, size: int) -> None:
+    """Exactly 0, even if their mean in float32 differs from the value."""
     assert (group_advantages(torch.full((2, size), value)) == 0).all()

@@ -1,4 +1,4 @@
-"""Losses of preference pairs, against their formulas in NumPy and against their invariants."""
+"""Preference losses against their formulas in NumPy, and their invariants."""
 
 import math
 from typing import Any
@@ -49,7 +49,7 @@ def test_dpo_and_ipo(rows: list[tuple[float, float, int, int]], beta: float) -> 
     assert_equal(ipo_loss(*tensors(chosen, rejected), *lengths, beta=beta), expected)
 
 
-def test_dpo_of_the_reference_itself_is_ln_2() -> None:
+def test_dpo_loss_of_the_reference_model_is_ln_2() -> None:
     ratios = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     losses = dpo_loss(ratios, torch.zeros(3, dtype=torch.float64), beta=0.1)
     assert losses.tolist() == pytest.approx([math.log(2)] * 3, rel=1e-15)
@@ -83,7 +83,7 @@ def test_orpo_and_simpo(rows: list[tuple[float, float, int, int]], weight: float
     assert_equal(simpo_loss(*given, beta=weight, margin=margin), -np.log(sigmoid(difference)))
 
 
-def test_orpo_of_a_certain_answer_is_finite() -> None:
+def test_orpo_loss_of_an_answer_with_probability_1_is_finite() -> None:
     certain = torch.zeros(1, requires_grad=True)
     loss = orpo_loss(certain, torch.zeros(1), torch.tensor([1]), torch.tensor([1]), weight=0.1)
     loss.sum().backward()
@@ -91,7 +91,7 @@ def test_orpo_of_a_certain_answer_is_finite() -> None:
 
 
 def test_gradients_of_large_differences_are_finite() -> None:
-    """Where σ is 0 or 1 in floating point, its logarithm and the gradient are still right."""
+    """Where σ is 0 or 1 in floating point, its logarithm and gradient are still correct."""
     for difference, expected in ((-1e4, -1.0), (1e4, 0.0)):
         chosen = torch.tensor([difference], requires_grad=True)
         loss = bradley_terry(chosen, torch.zeros(1))

@@ -1,4 +1,4 @@
-"""Metrics against the packages they stand for, closed forms and figures worked out by hand."""
+"""Metrics against reference packages, closed forms, and values calculated by hand."""
 
 import math
 import warnings
@@ -32,7 +32,7 @@ TRUTH, PREDICTED = np.array([0, 0, 1, 1, 1, 2, 2, 0]), np.array([0, 1, 1, 1, 0, 
 def test_classification_by_hand() -> None:
     confusion = confusion_matrix(TRUTH, PREDICTED, 3)
     assert confusion.tolist() == [[2, 1, 0], [1, 2, 0], [0, 0, 2]]
-    # The first: 2 true positives, 1 false positive, 1 false negative; the second: the same; the third: 2, 0, 0.
+    # First class: 2 true positives, 1 false positive, 1 false negative; second class: the same; third class: 2, 0, 0.
     assert f1(confusion).tolist() == pytest.approx([4 / 6, 4 / 6, 1])
     assert float(f1_macro(confusion)) == pytest.approx((4 / 6 + 4 / 6 + 1) / 3)
 
@@ -45,8 +45,8 @@ def test_matthews_by_its_formula() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
-def test_classification_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
-    """With classes that nothing is, or that nothing is taken for."""
+def test_classification_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    """Including classes without examples or without predictions."""
     truth, predicted = np.array(pairs).T
     confusion = confusion_matrix(truth, predicted, 4)
     known: Any = {"average": None, "labels": range(4), "zero_division": np.nan}
@@ -54,13 +54,13 @@ def test_classification_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     macro = sklearn.metrics.f1_score(truth, predicted, average="macro")
     assert float(f1_macro(confusion)) == pytest.approx(macro)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one class only
+        warnings.simplefilter("ignore")  # a single class
         expected = sklearn.metrics.matthews_corrcoef(truth, predicted)
     assert float(matthews_correlation(confusion)) == pytest.approx(expected)
 
 
-def test_resampling_counts_is_resampling_examples() -> None:
-    """The same quantiles, to the noise of a thousand resamples."""
+def test_bootstrap_of_counts_equals_bootstrap_of_examples() -> None:
+    """The quantiles agree up to the noise of a thousand resamples."""
     generator = np.random.default_rng(0)
     truth, predicted = generator.integers(0, 3, size=(2, 300))
     predicted = np.where(generator.random(300) < 0.5, truth, predicted)
@@ -80,7 +80,7 @@ def test_correlations_by_their_formulas() -> None:
     assert math.isnan(pearson_correlation([1.0, 1.0], [1.0, 2.0]))
 
 
-WRITTEN = ["the cat sat on the mat", "there is a dog in the garden now", "no"]
+GENERATED = ["the cat sat on the mat", "there is a dog in the garden now", "no"]
 REFERENCES = [
     ["the cat is on the mat", "a cat sat on the mat"],
     ["a dog is in the garden"],
@@ -91,20 +91,22 @@ REFERENCES = [
 def test_bleu_is_sacrebleus() -> None:
     import sacrebleu
 
-    columns = [[some[place] if place < len(some) else None for some in REFERENCES] for place in range(2)]
-    theirs = sacrebleu.corpus_bleu(WRITTEN, columns)  # pyright: ignore[reportArgumentType]
-    counts = np.array([bleu_counts(*pair) for pair in zip(WRITTEN, REFERENCES, strict=True)])
+    columns = [[some[index] if index < len(some) else None for some in REFERENCES] for index in range(2)]
+    theirs = sacrebleu.corpus_bleu(GENERATED, columns)  # pyright: ignore[reportArgumentType]
+    counts = np.array([bleu_counts(*pair) for pair in zip(GENERATED, REFERENCES, strict=True)])
     assert bleu(counts) == pytest.approx(theirs.score)
     same = bleu_counts("the same words are here", ["the same words are here"])
     assert bleu(same[None]) == pytest.approx(100)
 
 
 def test_rouge_by_hand() -> None:
-    # Of 8 and 6 words 6 are in both, of 7 and 5 pairs "a dog", "in the", "the garden"; in order "a dog in the garden".
-    assert rouge(WRITTEN[1], REFERENCES[1]) == pytest.approx(
+    # 6 of 8 and 6 unigrams match; of 7 and 5 bigrams "a dog", "in the", "the garden"; longest: "a dog in the garden".
+    assert rouge(GENERATED[1], REFERENCES[1]) == pytest.approx(
         {"rouge1": 2 * 6 / (8 + 6), "rouge2": 2 * 3 / (7 + 5), "rougeL": 2 * 5 / (8 + 6)}
     )
-    assert rouge(WRITTEN[0], REFERENCES[0]) == rouge(WRITTEN[0], REFERENCES[0][1:])  # the better of the two
+    assert rouge(GENERATED[0], REFERENCES[0]) == rouge(
+        GENERATED[0], REFERENCES[0][1:]
+    )  # the best reference counts
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:
@@ -118,7 +120,7 @@ def test_interval_of_a_mean_is_the_normal_one() -> None:
     assert other.low == pytest.approx(estimate.low, abs=0.15 * half)
 
 
-def test_interval_covers_as_often_as_it_says() -> None:
+def test_interval_has_its_nominal_coverage() -> None:
     generator = np.random.default_rng(5)
     covered = 0
     for seed in range(200):
@@ -137,12 +139,12 @@ def test_p_values() -> None:
     generator = np.random.default_rng(1)
     assert paired_p_value(np.ones(30)) == pytest.approx(1 / 10_001)
     assert paired_p_value(np.array([1.0, -1.0] * 10)) == 1
-    # Of 2⁵ assignments of signs two are as far from 0 as five equal differences.
+    # 2 of 2⁵ sign assignments are as far from 0 as five equal differences.
     assert paired_p_value(np.ones(5)) == pytest.approx(2 / 32, abs=0.01)
     under_chance = [paired_p_value(generator.normal(size=40), seed) for seed in range(100)]
     assert 0.01 <= np.mean(np.array(under_chance) < 0.1) <= 0.2
 
 
-def test_undefined_figures_are_null_in_json() -> None:
+def test_undefined_metrics_are_null_in_json() -> None:
     estimate = bootstrap_ratio(np.zeros(3), np.zeros(3))
     assert estimate.to_json() == {"value": None, "low": None, "high": None}

@@ -1,4 +1,4 @@
-"""Intervals of proportions cover as often as they say, and their paired test rejects no more often."""
+"""Confidence intervals of proportions have their nominal coverage, and the paired tests their nominal level."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from wholegpt.metrics import (
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20, 333, 100_000])
-def test_the_interval_is_scipys(count: int) -> None:
+def test_interval_equals_scipy(count: int) -> None:
     for right in sorted({0, 1, count // 3, count // 2, count - 1, count}):
         ours, theirs = proportion(right, count), binomtest(right, count).proportion_ci(method="exact")
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
@@ -39,15 +39,15 @@ def test_degenerate_proportions() -> None:
 
 
 def coverage(interval: Any, count: int, share: float) -> float:
-    """How often an interval holds the true share: the sum of the probabilities of the numbers for which it does."""
+    """Return the total probability of the counts whose interval contains the true share."""
     held = [right for right in range(count + 1) if (e := interval(right, count)).low <= share <= e.high]
     return float(binom.pmf(held, count, share).sum())
 
 
 @pytest.mark.parametrize("count", [20, 50, 200])
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.99])
-def test_accuracy_covers(count: int, share: float) -> None:
-    """As the records of an evaluation give it, at every number of right answers."""
+def test_accuracy_interval_has_its_nominal_coverage(count: int, share: float) -> None:
+    """Computed from the records of an evaluation, for every number of correct answers."""
 
     def accuracy(right: int, count: int) -> Any:
         records = [{"correct": number < right} for number in range(count)]
@@ -56,8 +56,8 @@ def test_accuracy_covers(count: int, share: float) -> None:
     assert coverage(accuracy, count, share) >= 0.95
 
 
-def test_the_bootstrap_does_not_cover() -> None:
-    """Which is why proportions are not bootstrapped."""
+def test_bootstrap_interval_of_a_proportion_has_too_little_coverage() -> None:
+    """This is why proportions are not bootstrapped."""
 
     def bootstrapped(right: int, count: int) -> Any:
         return bootstrap_ratio((np.arange(count) < right).astype(float), np.ones(count))
@@ -66,24 +66,24 @@ def test_the_bootstrap_does_not_cover() -> None:
 
 
 @pytest.mark.parametrize(("share", "alike"), [(0.5, 0.02), (0.9, 0.1)])
-def test_clustered_proportions_cover(share: float, alike: float) -> None:
-    """Where the tokens of a window are found or missed together; as if they were independent, it covers less."""
+def test_clustered_interval_has_its_nominal_coverage(share: float, alike: float) -> None:
+    """The tokens of a window are correlated; treating them as independent gives too little coverage."""
     generator = np.random.default_rng(7)
     covered, naive, rounds = 0, 0, 200
-    hidden = np.full(40, 20.0)
+    masked_tokens = np.full(40, 20.0)
     for _ in range(rounds):
         of_window = generator.beta(share * (1 - alike) / alike, (1 - share) * (1 - alike) / alike, 40)
         right = generator.binomial(20, of_window).astype(float)
-        one = clustered_proportion(right, hidden)
+        one = clustered_proportion(right, masked_tokens)
         covered += one.low <= share <= one.high
-        plain = proportion(right.sum(), hidden.sum())
+        plain = proportion(right.sum(), masked_tokens.sum())
         naive += plain.low <= share <= plain.high
     assert covered / rounds >= 0.95 - 2.6 * math.sqrt(0.95 * 0.05 / rounds)
     assert naive < covered
 
 
-def test_clusters_that_do_not_differ() -> None:
-    """Of one window, or where all are right, nothing tells how alike its tokens are: each counts as one."""
+def test_clusters_without_variation() -> None:
+    """With one window, or if all are correct, the correlation is unknown: each window counts as one observation."""
     one = clustered_proportion(np.array([15.0]), np.array([20.0]))
     assert one.value == 0.75 and one.high - one.low > 0.9
     right = clustered_proportion(np.full(20, 30.0), np.full(20, 30.0))
@@ -94,7 +94,7 @@ def test_clusters_that_do_not_differ() -> None:
     assert clustered_proportion(spread, single).low == pytest.approx(proportion(25, 50).low, abs=0.01)
 
 
-def test_mcnemar_is_the_binomial_test() -> None:
+def test_mcnemar_equals_the_binomial_test() -> None:
     for lost, won in ((0, 0), (0, 5), (0, 6), (3, 12), (7, 8), (40, 70)):
         first = np.array([True] * lost + [False] * won + [True] * 9)
         second = np.array([False] * lost + [True] * won + [True] * 9)
@@ -102,7 +102,7 @@ def test_mcnemar_is_the_binomial_test() -> None:
         assert mcnemar_p_value(first, second) == pytest.approx(expected)
 
 
-def test_the_difference_of_proportions_by_hand() -> None:
+def test_difference_of_proportions_by_hand() -> None:
     """b = 1, c = 4 of n = 20: b′ = 2/22, c′ = 5/22."""
     first = np.array([True] + [False] * 4 + [True] * 15)
     second = np.array([False] + [True] * 4 + [True] * 15)
@@ -113,7 +113,7 @@ def test_the_difference_of_proportions_by_hand() -> None:
     assert same.value == 0 and same.low < -0.05 and same.high > 0.05
 
 
-def test_differences_of_proportions_cover() -> None:
+def test_interval_of_a_difference_has_its_nominal_coverage() -> None:
     generator = np.random.default_rng(3)
     for count, shares in ((20, (0.95, 0.9)), (50, (0.8, 0.6))):
         covered, rounds = 0, 500
@@ -125,7 +125,7 @@ def test_differences_of_proportions_cover() -> None:
 
 
 def compared(first: Sequence[Any], second: Sequence[Any]) -> Difference:
-    """Two models whose examples have these values."""
+    """Compare two models whose examples have these values."""
     scores = [
         TaskScore(
             "task", len(side), 0, {}, {"x": "x"}, 0, [{"line": i, "x": one} for i, one in enumerate(side)]
@@ -136,21 +136,21 @@ def compared(first: Sequence[Any], second: Sequence[Any]) -> Difference:
 
 
 @pytest.mark.parametrize(
-    ("what", "count"),
+    ("metric", "count"),
     [
         *(("accuracy", count) for count in (10, 20, 50)),
         *(("loss", count) for count in (10, 20, 50)),
         ("heavy-tailed loss", 10),
     ],
 )
-def test_equal_models_are_rarely_called_different(what: str, count: int) -> None:
-    """In 5% of the cases at most, and three standard errors of 300 simulations."""
+def test_equal_models_rarely_differ_significantly(metric: str, count: int) -> None:
+    """In at most 5% of 300 simulations, plus three standard errors."""
     generator = np.random.default_rng(11)
     called, rounds = 0, 300
     for _ in range(rounds):
-        if what == "accuracy":
+        if metric == "accuracy":
             sides = [(generator.random(count) < 0.7).tolist() for _ in range(2)]
-        elif what == "loss":
+        elif metric == "loss":
             sides = [generator.normal(2, 1, count).tolist() for _ in range(2)]
         else:
             sides = [generator.exponential(1, count).tolist() for _ in range(2)]
@@ -158,8 +158,8 @@ def test_equal_models_are_rarely_called_different(what: str, count: int) -> None
     assert called / rounds <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / rounds)
 
 
-def test_a_difference_is_called_one_by_its_p_value() -> None:
-    """Five of five is none (p = 1/16), six of six is (p = 1/32); and a loss that is no number is none."""
+def test_difference_is_significant_by_its_p_value() -> None:
+    """Five of five is not significant (p = 1/16), six of six is (p = 1/32), and a NaN loss never is."""
     for count, better in ((5, "uncertain"), (6, "second")):
         one = compared([False] * count, [True] * count)
         assert one.better == better and one.test == "McNemar"
@@ -170,6 +170,6 @@ def test_a_difference_is_called_one_by_its_p_value() -> None:
     assert math.isnan(paired_p_value(np.array([math.inf, 1.0])))
 
 
-def test_a_bootstrap_of_one_example_says_nothing() -> None:
+def test_bootstrap_of_one_example_has_no_interval() -> None:
     one = bootstrap_ratio(np.array([2.0]), np.ones(1))
     assert one.value == 2 and one.to_json()["low"] is None and one.to_json()["high"] is None

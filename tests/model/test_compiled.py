@@ -1,4 +1,4 @@
-"""Steps compiled by PyTorch, in a process of their own: where something is compiled, shapes are not checked."""
+"""Compiled decoding, in subprocesses without shape checks, which compilation does not support."""
 
 import os
 import string
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import wholegpt as wg
-from tests.helpers import tiny_models, write_one
+from tests.helpers import generate_one, tiny_models
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
 from wholegpt.model import CompiledTransformer, KeyValueCache, Transformer
@@ -23,7 +23,7 @@ QUIET = Console(quiet=True)
 TOKENIZER = character_tokenizer([string.ascii_lowercase + string.digits + "."])
 PROGRAM = """
 import dataclasses, sys, torch
-from tests.helpers import tiny_models, write_one
+from tests.helpers import generate_one, tiny_models
 from torch._dynamo.utils import counters
 from wholegpt.settings.choices import WeightFormat
 from wholegpt.settings.schema import GenerationConfig
@@ -50,7 +50,7 @@ settings = [GenerationConfig(6 + 5 * i, temperature=i % 2, seed=i) for i in rang
 prompts = [list(range(60 + i, 62 + 2 * i)) for i in range(5)]
 requests = [engine.submit(*one) for one in zip(prompts, settings)]
 engine.run()
-alone = [write_one(model.cpu(), TOKENIZER, *one).token_ids for one in zip(prompts, settings)]
+alone = [generate_one(model.cpu(), TOKENIZER, *one).token_ids for one in zip(prompts, settings)]
 assert [one.token_ids for one in requests] == alone
 assert not counters["inductor"]["cudagraph_skips"]
 if DEVICE.type == "cpu":
@@ -75,29 +75,27 @@ if DEVICE.type == "cpu":
 @pytest.mark.skipif(
     " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
 )
-def test_compiled_steps_write_the_same_texts(trained_run: Path) -> None:
-    """Token for token in float64, and of a run; the largest difference of logits in 8 bits is printed."""
-    print(shown := written_on("cpu", trained_run))
+def test_compiled_decoding_generates_the_same_tokens(trained_run: Path) -> None:
+    """Token for token in float64, and for a run; the largest difference of the logits in 8 bits is printed."""
+    print(shown := run_program("cpu", trained_run))
     assert shown.startswith("int8: logits differ by ")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_graph_of_kernels_writes_the_same_texts(trained_run: Path) -> None:
-    assert not written_on("cuda", trained_run)
+def test_cuda_graphs_generate_the_same_tokens(trained_run: Path) -> None:
+    assert not run_program("cuda", trained_run)
 
 
-def written_on(device: str, run: Path) -> str:
-    """What the program prints, which warns of nothing."""
+def run_program(device: str, run: Path) -> str:
+    """Run the program without warnings and return its output."""
     command = [sys.executable, "-c", PROGRAM, device, str(run)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0 and not process.stderr, process.stderr
     return process.stdout
 
 
-def test_without_a_compiler_texts_are_written_operation_by_operation(
-    trained_run: Path, tmp_path: Path
-) -> None:
+def test_decoding_without_a_compiler_is_eager(trained_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wholegpt.cli", "generate", str(trained_run), "the", "--max-tokens", "3"]
     environment = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     process = subprocess.run(
@@ -110,18 +108,18 @@ def test_without_a_compiler_texts_are_written_operation_by_operation(
 
 
 @pytest.mark.parametrize("kind", [{"attention": "linear", "positions": "none"}, {"n_experts": 2}])
-def test_models_whose_steps_have_no_fixed_shapes_are_refused(kind: dict[str, object]) -> None:
+def test_models_without_fixed_shapes_are_rejected(kind: dict[str, object]) -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32, **kind}}).model
     with pytest.raises(ConfigError, match="softmax attention and without experts"):
         CompiledTransformer(Transformer(config), QUIET)
 
 
-def test_an_unknown_execution_is_refused(trained_run: Path) -> None:
+def test_unknown_execution_is_rejected(trained_run: Path) -> None:
     with pytest.raises(ConfigError, match="execution is 'fast'; expected one of eager, compiled"):
         load(trained_run, execution="fast")
 
 
-def test_caches_have_few_sizes() -> None:
+def test_cache_capacities_are_rounded_up() -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32}}).model
     model = CompiledTransformer(Transformer(config), QUIET)
     caches = [model.new_cache(2, capacity) for capacity in (1, 200, 256, 0)]
@@ -129,26 +127,26 @@ def test_caches_have_few_sizes() -> None:
     assert model.cache_bytes(2, 1) == 2 * caches[0].keys.nbytes
 
 
-def test_memory_that_nobody_uses_any_more_is_used_again() -> None:
+def test_memory_of_freed_caches_is_reused() -> None:
     config = wg.configure({"model": {"preset": "modern-tiny", "vocab_size": 32}}).model
     model = CompiledTransformer(Transformer(config), QUIET)
     first = model.new_cache(2, 10)
     second = model.new_cache(2, 10)
     assert first.keys.data_ptr() != second.keys.data_ptr()
-    rows, place = second.rows(0, 1), second.keys.data_ptr()
+    rows, address = second.rows(0, 1), second.keys.data_ptr()
     second.lengths += 3
     del first, second
     third = model.new_cache(2, 10)
-    assert third.keys.data_ptr() != place  # its rows are in use
-    place = third.keys.data_ptr()
+    assert third.keys.data_ptr() != address  # its rows are in use
+    address = third.keys.data_ptr()
     del third, rows
     last = model.new_cache(2, 10)
-    assert last.keys.data_ptr() == place and not last.lengths.any()
-    assert model.new_cache(3, 10).keys.data_ptr() != place
+    assert last.keys.data_ptr() == address and not last.lengths.any()
+    assert model.new_cache(3, 10).keys.data_ptr() != address
 
 
 @pytest.mark.parametrize("error", [RuntimeError, OSError, SystemError])
-def test_a_step_that_cannot_be_compiled_runs_as_it_is(
+def test_step_that_cannot_be_compiled_runs_eagerly(
     error: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(one: object, **_: object) -> Callable[..., object]:
@@ -161,7 +159,7 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is(
     model = Transformer(tiny_models()["gpt2"]).double().eval()
     compiled = CompiledTransformer(model, QUIET, compiler=failing)
     settings = GenerationConfig(8, temperature=0)
-    texts = [write_one(one, TOKENIZER, [1, 2], settings).token_ids for one in (model, compiled)]
+    texts = [generate_one(one, TOKENIZER, [1, 2], settings).token_ids for one in (model, compiled)]
     assert texts[0] == texts[1]
     warning = "warning: the step cannot be compiled (no compiler for this); it runs operation by operation"
     assert capsys.readouterr().err.split("\n") == [warning, ""]

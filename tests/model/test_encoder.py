@@ -1,4 +1,4 @@
-"""The encoder against BERT of transformers, and what it must not be asked for."""
+"""The encoder against transformers' BERT, masked tokens, pseudo-perplexity, and unsupported operations."""
 
 import math
 from pathlib import Path
@@ -61,7 +61,7 @@ def randomized(config: ModelConfig, kernel: AttentionKernel = AttentionKernel.pl
 
 
 def as_bert(model: Encoder) -> dict[str, Tensor]:
-    """The weights by the names of transformers."""
+    """Return the weights with the names of transformers."""
     ours = model.state_dict()
     theirs = {
         "bert.embeddings.word_embeddings.weight": ours["token_embedding.weight"],
@@ -128,7 +128,7 @@ def test_predicted_parameters(config: ModelConfig) -> None:
 
 
 def test_masked_tokens() -> None:
-    """15%: of these 80% masked, 10% another token, 10% kept; special tokens never."""
+    """15% are targets, of which 80% are masked, 10% replaced and 10% kept; special tokens are never targets."""
     tokenizer = train_character([text_of(2_000)]).with_special_tokens([MASK])
     special = sorted(tokenizer.special_ids)
     generator = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_masked_tokens() -> None:
 
 
 def test_pseudo_perplexity_of_separate_documents() -> None:
-    """Each is scored as if it stood alone; what stands between them is not scored, and begins the second."""
+    """Each document is scored alone; the separator is not scored and starts the second document."""
     tokenizer = train_character([text_of(500)]).with_special_tokens([MASK])
     end, mask_id = tokenizer.end_of_text_id, tokenizer.id_of(MASK)
     words = tokenizer.encode(text_of(100))
@@ -156,10 +156,10 @@ def test_pseudo_perplexity_of_separate_documents() -> None:
     model = randomized(tiny_model(architecture=Architecture.encoder, vocab_size=tokenizer.vocab_size))
     nats: list[float] = []
     for document in (first, second):
-        for place, token_id in enumerate(document):
+        for position, token_id in enumerate(document):
             if token_id != end:
-                hidden = torch.tensor([[*document[:place], mask_id, *document[place + 1 :]]])
-                nats.append(-torch.log_softmax(model(hidden)[0, place], 0)[token_id].item())
+                masked = torch.tensor([[*document[:position], mask_id, *document[position + 1 :]]])
+                nats.append(-torch.log_softmax(model(masked)[0, position], 0)[token_id].item())
     tokens = TokenShards([np.array([*first, *second])])
     found = pseudo_perplexity(model, tokens, tokenizer, Dtype.float32, QUIET, documents=Documents.separate)
     assert found.tokens == 11
@@ -184,7 +184,7 @@ def test_experts_are_trained_with_router_losses(text_file: Path, tmp_path: Path)
     assert losses[0] != losses[1]
 
 
-def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
+def test_pretraining_and_fine_tuning_of_an_encoder(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(text_file, model={"architecture": "encoder", "context_length": 24})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     assert isinstance(run.validation, TaskScore)
@@ -196,9 +196,9 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
     mask_id, nats = lm.tokenizer.id_of(MASK), list[float]()
     for start in range(0, len(ids), 24):
         window = ids[start : start + 24]
-        for place, token_id in enumerate(window):
-            hidden = [*window[:place], mask_id, *window[place + 1 :]]
-            logits = lm.model(torch.tensor([hidden]))[0, place]
+        for position, token_id in enumerate(window):
+            masked = [*window[:position], mask_id, *window[position + 1 :]]
+            logits = lm.model(torch.tensor([masked]))[0, position]
             nats.append(-torch.log_softmax(logits, 0)[token_id].item())
     assert pseudo.tokens == len(ids)
     assert pseudo.pseudo_nats_per_token == pytest.approx(np.mean(nats), rel=1e-5)
@@ -235,10 +235,13 @@ def test_a_run_and_a_task_over_it(text_file: Path, tmp_path: Path) -> None:
         api.finetune(run.path, tmp_path / "data.csv", task="instruct", console=QUIET)
 
 
-def test_segments_tell_the_two_texts_of_a_task_apart() -> None:
+def test_segments_distinguish_the_two_texts_of_a_task() -> None:
     tokenizer = train_character(["abc"]).with_special_tokens(SPECIAL_TOKENS)
     pair, single = (encode_example([parts], tokenizer, 12) for parts in (("aab", "bc"), ("aab",)))
-    assert [tokenizer.decode([pair.sequences[0][place]]) for place in range(pair.second[0], 7)] == ["b", "c"]
+    assert [tokenizer.decode([pair.sequences[0][position]]) for position in range(pair.second[0], 7)] == [
+        "b",
+        "c",
+    ]
     assert single.second == (len(single.sequences[0]),)
     torch.manual_seed(0)
     sizes = {"vocab_size": tokenizer.vocab_size, "segments": 2, "architecture": Architecture.encoder}

@@ -1,4 +1,4 @@
-"""The encoder–decoder against torch.nn.Transformer, and its two ways to read a sequence against each other."""
+"""The encoder–decoder against torch.nn.Transformer, incremental decoding, and sequence-to-sequence runs."""
 
 import math
 from dataclasses import replace
@@ -56,7 +56,7 @@ def randomized(config: ModelConfig) -> EncoderDecoder:
 
 
 def copied(model: EncoderDecoder, theirs: nn.Transformer) -> None:
-    """Our weights into PyTorch's layers."""
+    """Copy our weights into PyTorch's layers."""
     ours, target = model.state_dict(), dict[str, Tensor]()
     for kind in ("weight", "bias"):
         if model.config.norm_placement is NormPlacement.pre:
@@ -86,7 +86,7 @@ def test_states_equal_those_of_torch(placement: NormPlacement) -> None:
     model = randomized(replace(CLASSIC, norm_placement=placement))
     pre = placement is NormPlacement.pre
     theirs = nn.Transformer(16, 4, 2, 2, 64, 0.0, "relu", batch_first=True, norm_first=pre).double().eval()
-    if not pre:  # whose blocks end in a norm already
+    if not pre:  # post-norm blocks already end in a norm
         theirs.encoder.norm = theirs.decoder.norm = None
     copied(model, theirs)
     source = torch.tensor([[3, 4, 5, 6, SEPARATOR], [9, 8, 7, 1, SEPARATOR]])
@@ -102,8 +102,8 @@ def test_states_equal_those_of_torch(placement: NormPlacement) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", [MODERN, CLASSIC])
-def test_token_by_token_equals_at_once(config: ModelConfig) -> None:
-    """Targets, in whatever pieces they and their sources are read; sources of different lengths."""
+def test_incremental_decoding_equals_one_forward_pass(config: ModelConfig) -> None:
+    """Sources and targets in pieces of any size; sources of different lengths."""
     model = randomized(config)
     rows = [[1, 2, SEPARATOR, 4, 5, 6], [1, 2, 3, 4, SEPARATOR, 6], [SEPARATOR, 1, 2, 3, 4, 5]]
     whole = model(torch.tensor(rows))
@@ -112,11 +112,11 @@ def test_token_by_token_equals_at_once(config: ModelConfig) -> None:
         parts = [model(piece, cache) for piece in torch.tensor(rows).split(pieces, dim=1)]
         for row, token_ids in enumerate(rows):
             first = token_ids.index(SEPARATOR)
-            read = torch.cat(parts, dim=1)[row, first:]
-            torch.testing.assert_close(read, whole[row, first:], rtol=0, atol=1e-10)
+            incremental = torch.cat(parts, dim=1)[row, first:]
+            torch.testing.assert_close(incremental, whole[row, first:], rtol=0, atol=1e-10)
 
 
-def test_sequences_side_by_side_do_not_see_each_other() -> None:
+def test_packed_sequences_are_isolated() -> None:
     model = randomized(MODERN)
     first, second = [1, 2, SEPARATOR, 4], [7, SEPARATOR, 8, 9]
     documents = torch.tensor([[0] * 4 + [1] * 4])
@@ -126,7 +126,7 @@ def test_sequences_side_by_side_do_not_see_each_other() -> None:
     torch.testing.assert_close(packed[0, 5:], alone[1][1:], rtol=0, atol=1e-10)
 
 
-def test_what_follows_in_the_source_matters_and_in_the_target_not() -> None:
+def test_source_is_bidirectional_and_target_is_causal() -> None:
     model = randomized(MODERN)
     before = model(torch.tensor([[1, 2, SEPARATOR, 4, 5]]))
     changed_source = model(torch.tensor([[1, 3, SEPARATOR, 4, 5]]))
@@ -149,20 +149,20 @@ def test_batched_equals_alone() -> None:
     model = randomized(MODERN)
     prompts = [[1, 2, SEPARATOR], [5, 6, 7, 8, SEPARATOR], [1, 2, 9, SEPARATOR], [SEPARATOR]]
 
-    def written(slots: int) -> list[list[int]]:
+    def generated(slots: int) -> list[list[int]]:
         engine = Engine(model, TOKENIZER, torch.device("cpu"), slots=slots)
         requests = [engine.submit(prompt, GenerationConfig(5, 1.0, min_tokens=5)) for prompt in prompts]
         engine.run()
         return [request.token_ids for request in requests]
 
-    alone = written(1)
-    assert written(2) == alone and written(4) == alone
+    alone = generated(1)
+    assert generated(2) == alone and generated(4) == alone
     assert len({tuple(one) for one in alone}) > 2
 
 
 @pytest.mark.slow
-def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Words turned around are learned, resumed, measured and written; by the commands of any other model."""
+def test_sequence_to_sequence_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model learns to reverse words; training, resuming, evaluation and generation use the usual commands."""
     letters = "abcdefghijkl"
     rows = [f"{a}{b}\t{b}{a}" for a in letters for b in letters]
     (tmp_path / "pairs.tsv").write_text("\n".join(["source\ttarget", *rows]))
@@ -174,13 +174,13 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         runtime={
             "device": "cpu",
             "seed": 0,
-        },  # few are held out: of seeds, some end at 0.01 nats and some at 0.9
+        },  # few pairs are held out: depending on the seed, the loss ends at 0.01 or 0.9 nats
         evaluation={"every": 200},
         checkpointing={"every": 0},
     )
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     assert isinstance(run.validation, TaskScore)
-    # Of a target's three tokens two are one of twelve letters, as far as one knows who has not read the source.
+    # Without the source, two of a target's three tokens are a uniform guess among twelve letters.
     without_source = 2 * math.log(len(letters)) / 3
     assert run.validation.metrics["nats_per_token"].value < without_source / 2
     assert run.validation.metrics["stopped"].value == 1
@@ -188,13 +188,13 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     sources = [row.split("\t")[0] for row in rows]
     found = [one.text for one in lm.generate_all(sources, temperature=0, console=QUIET)]
     right = sum(text == source[::-1] for text, source in zip(found, sources, strict=True))
-    assert right > len(rows) / 2, "who has not read the source is right for one in 144"
-    written = lm.generate("ab", temperature=0, console=QUIET).text
+    assert right > len(rows) / 2, "without the source, one in 144 is correct"
+    generated = lm.generate("ab", temperature=0, console=QUIET).text
     long = "ab" * (lm.model.context_length // 2 - 2)
     settings = {"temperature": 0, "max_tokens": 8, "min_tokens": 8, "console": QUIET}
     alone, beside = lm.generate("ab", **settings), lm.generate_all(["ab", long], **settings)
     assert beside[0].token_ids == alone.token_ids and len(alone.token_ids) == 8
-    assert len(beside[1].token_ids) < 8  # each has the room that its own source leaves
+    assert len(beside[1].token_ids) < 8  # the remaining context depends on each source
     with pytest.raises(DataError, match="which must hold the target, too; shorten it"):
         lm.generate(long + "abab", console=QUIET)
     with pytest.raises(DataError, match="the source is empty"):
@@ -203,7 +203,7 @@ def test_text_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         lm.score("ab")
     capsys.readouterr()
     assert main(["generate", str(run.path), "ab", "--temperature", "0", "--quiet"]) == 0
-    assert capsys.readouterr().out.strip() == written
+    assert capsys.readouterr().out.strip() == generated
     score = lm.evaluate_task(tmp_path / "pairs.tsv", console=QUIET)
     assert score.examples == 144 and score.metrics["nats_per_token"].value < without_source / 4
     with pytest.raises(ConfigError, match="is trained on one table, of sources and targets"):

@@ -1,4 +1,4 @@
-"""The fast paths against their plain twins: values, gradients, memory."""
+"""Optimized kernels against their plain twins: values, gradients, memory."""
 
 import math
 from typing import Any
@@ -60,8 +60,8 @@ def test_blocked_attention_equals_the_plain_one(
     assert_close([mixed, *grads[0]], [expected, *grads[1]], dtype)
 
 
-def test_blocked_attention_drops_weights_and_their_gradients() -> None:
-    """The same (seeded) drops forward and backward: a finite difference sees them as one linear function."""
+def test_blocked_attention_uses_one_dropout_mask_forward_and_backward() -> None:
+    """With a fixed seed the result is a smooth function of its inputs, so finite differences apply."""
     q, k, v = leaves(*torch.randn(3, 1, 2, 5, 4), dtype=torch.float64)
 
     def dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def test_blocked_attention_drops_weights_and_their_gradients() -> None:
     torch.manual_seed(4)
     many = torch.ones(64, 8, 32, 4, dtype=torch.float64)
     mean = blocked_causal_attention(many, many, many, 0.4).mean().item()
-    assert mean == pytest.approx(1, abs=0.01)  # weights sum to 1 in the mean
+    assert mean == pytest.approx(1, abs=0.01)  # weights sum to 1 on average
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -137,7 +137,7 @@ def test_linear_cross_entropy_equals_the_plain_one(
 def test_token_log_probabilities_equal_the_plain_ones(
     monkeypatch: pytest.MonkeyPatch, at_once: int, rounding: int
 ) -> None:
-    """With gradients from above that differ from position to position, the sign too."""
+    """With upstream gradients of different values and signs at each position."""
     monkeypatch.setattr(language_modeling, "LOGITS_AT_ONCE", at_once)
     monkeypatch.setattr(language_modeling, "CPU_SOFTMAX_LOGITS", rounding)
     monkeypatch.setattr(language_modeling, "VOCABULARY_BLOCK", 4)
@@ -172,8 +172,8 @@ def test_token_log_probabilities_in_low_precision(dtype: Dtype, tolerance: float
         assert (fast.grad - twin.grad).abs().max() <= tolerance * twin.grad.abs().max()
 
 
-def test_token_log_probabilities_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor that is made, forward or backward, has as many numbers as all logits."""
+def test_token_log_probabilities_never_materialize_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor, forward or backward, has as many elements as the full logits."""
     monkeypatch.setattr(language_modeling, "LOGITS_AT_ONCE", 2000)
     hidden, weight = leaves(torch.randn(4, 25, 4), torch.randn(500, 4), dtype=torch.float32)
     largest = 0
@@ -210,8 +210,8 @@ def test_linear_cross_entropy_in_low_precision(
         assert (fast.grad - twin.grad).abs().max() <= tolerance * twin.grad.abs().max()
 
 
-def test_linear_cross_entropy_of_hopeless_logits_is_finite() -> None:
-    """A target 10,000 nats below the best one: its probability is 0 in any format, its loss is not infinite."""
+def test_linear_cross_entropy_is_finite_for_extreme_logits() -> None:
+    """The target is 10,000 nats below the best logit: its probability underflows to 0, but its loss is finite."""
     hidden, weight = torch.tensor([[[100.0]]]), torch.tensor([[100.0], [0.0]])
     nats = linear_cross_entropy(hidden, weight, torch.tensor([[1]]))
     assert nats.item() == pytest.approx(10_000)
@@ -237,8 +237,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean(dtype: torch.dtype, p: float
     assert torch.equal(dropout(x, p), found)
 
 
-def test_dropped_numbers_are_independent() -> None:
-    """Of four numbers that share a 64-bit word, each pair is dropped together as often as chance has it."""
+def test_dropped_elements_are_independent() -> None:
+    """Of four elements that share a 64-bit word, each pair is dropped together as often as expected by chance."""
     torch.manual_seed(0)
     kept = (keep_bits(torch.empty(200_000, 4, dtype=torch.bfloat16), 0.3) != 0).double().numpy()
     correlation = np.corrcoef(kept.T) - np.eye(4)

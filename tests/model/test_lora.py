@@ -1,4 +1,4 @@
-"""LoRA against its equation; merged, taken off, frozen; bad settings."""
+"""LoRA: its equation, merging and unmerging, frozen weights, and invalid settings."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ def fresh(kind: str, **changes: Any) -> Transformer:
 
 
 def changed(model: Transformer, config: LoraConfig = LORA) -> Transformer:
-    """``model`` with LoRA that does something."""
+    """Return ``model`` with LoRA layers that have an effect."""
     add_lora(model, config)
     with torch.no_grad():
         for _, layer in lora_layers(model):
@@ -42,7 +42,7 @@ def changed(model: Transformer, config: LoraConfig = LORA) -> Transformer:
 
 
 @pytest.mark.parametrize("kind", tiny_models())
-def test_it_begins_as_the_model_it_was(kind: str) -> None:
+def test_initial_lora_does_not_change_the_model(kind: str) -> None:
     model = fresh(kind)
     with torch.inference_mode():
         before = model(TOKENS)
@@ -66,14 +66,14 @@ def test_the_equation() -> None:
 
 
 @pytest.mark.parametrize("kind", tiny_models())
-def test_merged_is_unmerged(kind: str) -> None:
+def test_merged_model_equals_the_unmerged_one(kind: str) -> None:
     model = changed(fresh(kind))
     with torch.inference_mode():
-        beside = model(TOKENS)
+        unmerged = model(TOKENS)
         before = {name: tensor.clone() for name, tensor in base_tensors(model).items()}
     merge(model)
     with torch.inference_mode():
-        torch.testing.assert_close(model(TOKENS), beside, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(TOKENS), unmerged, rtol=0, atol=1e-6)
     with pytest.raises(ConfigError, match="already merged"):
         merge(model)
     with pytest.raises(ConfigError, match="unmerge it first"):
@@ -86,13 +86,13 @@ def test_merged_is_unmerged(kind: str) -> None:
     merge(model)
     remove_lora(model)
     with torch.inference_mode():
-        torch.testing.assert_close(model(TOKENS), beside, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(TOKENS), unmerged, rtol=0, atol=1e-6)
     assert model.own_tensors().keys() == fresh(kind).own_tensors().keys()
     with pytest.raises(ConfigError, match="has no LoRA"):
         merge(model)
 
 
-def test_only_the_changes_are_trained() -> None:
+def test_only_lora_weights_are_trained() -> None:
     model = changed(fresh("modern"), LoraConfig(rank=2, dropout=0.3))
     before = {name: tensor.clone() for name, tensor in base_tensors(model).items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -110,7 +110,7 @@ def test_only_the_changes_are_trained() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_patterns_choose_layers() -> None:
+def test_target_patterns_select_layers() -> None:
     model = fresh("gpt2")
     targets = ("blocks.0.*", "blocks.*.attention.output")
     names = add_lora(model, LoraConfig(rank=8, targets=targets))
@@ -134,14 +134,14 @@ def test_patterns_choose_layers() -> None:
         ({"targets": ("unembedding",)}, "attention.output, attention.query_key_value"),
     ],
 )
-def test_bad_settings(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     model = fresh("modern")
     with pytest.raises(ConfigError, match=message):
         add_lora(model, LoraConfig(**{"rank": 8, **changes}))
     assert not list(lora_layers(model)) and all(one.requires_grad for one in model.parameters())
 
 
-def test_twice_is_refused() -> None:
+def test_adding_lora_twice_is_rejected() -> None:
     model = changed(fresh("modern"))
     with pytest.raises(ConfigError, match="already has LoRA"):
         add_lora(model, LORA)

@@ -1,4 +1,4 @@
-"""The mixture of experts against a loop over tokens, its losses against hand calculation, and what it counts."""
+"""The mixture of experts against a loop over tokens, its losses by hand, and its logged metrics."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ from wholegpt.training.objectives import LanguageModeling, with_router_losses
 
 
 def mixture(**changes: Any) -> MixtureOfExperts:
-    """A random one in float64."""
+    """Return a random mixture of experts in float64."""
     torch.manual_seed(0)
     layer = MixtureOfExperts(complete_model(tiny_model(**{"n_experts": 4, **changes}))).double()
     for parameter in layer.parameters():
@@ -32,7 +32,10 @@ def mixture(**changes: Any) -> MixtureOfExperts:
 
 
 def naive(layer: MixtureOfExperts, tokens: Tensor, capacity: float) -> tuple[Tensor, int]:
-    """Token by token: first choices in order, then second ones; an expert that is full takes none. With the dropped."""
+    """Route token by token: first choices in order, then second choices, within each expert's capacity.
+
+    Return the output and the number of dropped choices.
+    """
     taken, dropped, out = [0] * layer.experts, 0, torch.zeros_like(tokens)
     probabilities = torch.softmax(tokens @ layer.router.weight.t(), dim=-1)
     ranked = probabilities.argsort(dim=-1, descending=True)
@@ -86,7 +89,7 @@ def test_batched_experts_equal_a_loop_over_tokens(
     assert none == 0
 
 
-def test_first_choices_come_first() -> None:
+def test_first_choices_are_routed_before_second_choices() -> None:
     experts = torch.tensor([[0, 1], [0, 1], [1, 0]])
     load = torch.bincount(experts.flatten(), minlength=2)
     assert queue_positions(experts, load).tolist() == [[0, 1], [1, 2], [0, 2]]
@@ -105,8 +108,8 @@ def test_losses_by_hand() -> None:
     assert router_z_loss(logits).item() == pytest.approx(sum(s * s for s in sums) / 4, rel=1e-6)
 
 
-def test_the_losses_are_minimised_and_counted() -> None:
-    """The gradient is that of the sum; the loss that is logged is the language model's alone."""
+def test_auxiliary_losses_are_minimized_and_logged() -> None:
+    """The gradient is that of the total loss; the logged loss is the language-modeling loss alone."""
     torch.manual_seed(0)
     model = Transformer(tiny_model(n_experts=4, capacity_factor=0.5)).train()
     ids = torch.randint(37, (6, 13))

@@ -1,4 +1,4 @@
-"""The transformer: sizes, costs, initialisation, gradients."""
+"""The transformer: parameter counts, FLOPs, memory, initialization, attention and gradients."""
 
 import dataclasses
 import math
@@ -81,7 +81,7 @@ WHOLE_BLOCKS = [
 def test_predicted_flops_equal_the_counted_ones(config: ModelConfig) -> None:
     kernel = AttentionKernel.fused if config.attention in WINDOWED else AttentionKernel.plain
     if config.n_experts:
-        config = dataclasses.replace(config, capacity_factor=1.0)  # no place stays empty
+        config = dataclasses.replace(config, capacity_factor=1.0)  # no expert slot stays empty
     model = Transformer(config, kernel).double().train()  # oneDNN's float32 products are not counted
     token_ids = torch.zeros(3, config.context_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -100,7 +100,7 @@ def test_predicted_memory_equals_what_training_holds() -> None:
 
 
 def test_initialization() -> None:
-    """0.02 everywhere, 0.02/√(2L) where a layer writes to the residual stream, biases 0, norms the identity."""
+    """Standard deviation 0.02, or 0.02/√(2L) for output projections; biases 0, norms the identity."""
     model = Transformer(dataclasses.replace(preset("gpt2-small"), n_layers=3, vocab_size=2000))
     expected_scaled = 0.02 / math.sqrt(6)
     for name, parameter in model.named_parameters():
@@ -116,7 +116,7 @@ def test_initialization() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
 def test_an_untrained_model_knows_nothing(name: str) -> None:
-    """Its loss is near ln V, the entropy of a uniform guess."""
+    """Its loss is near ln V, that of a uniform distribution."""
     torch.manual_seed(0)
     config = dataclasses.replace(tiny_models()[name], vocab_size=1000)
     model = Transformer(config).eval()
@@ -158,11 +158,11 @@ def test_fused_attention_equals_the_plain_one() -> None:
 
 
 def test_scaling_keeps_the_variance_of_the_scores_near_one() -> None:
-    """For unit-variance queries and keys, whatever the head width; unscaled it would be the width."""
+    """For unit-variance queries and keys of any head width; without scaling, the variance would be the width."""
     torch.manual_seed(0)
     for width in (16, 64, 256):
         q, k = torch.randn(2, 1, 1, width, width, dtype=torch.float64).unbind(0)
-        # With the identity for values the output is the weights, whose logarithms are the scores,
+        # With the identity as values, the output is the weights, whose logarithms are the scores,
         # each row shifted by a constant.
         scores = attention(q, k, torch.eye(width, dtype=torch.float64)[None, None]).log()
         assert scores.var(dim=-1).mean().item() == pytest.approx(1, rel=0.15)
@@ -178,7 +178,7 @@ def test_attention_dropout_zeroes_and_rescales_weights() -> None:
     assert mixed.std().item() > 0.01
 
 
-def test_dropout_only_in_training() -> None:
+def test_dropout_is_active_only_in_training() -> None:
     model = Transformer(tiny_model(dropout=0.5))
     ids = torch.zeros(1, 5, dtype=torch.long)
     assert not torch.equal(model(ids), model(ids))
@@ -186,7 +186,7 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(model(ids), model(ids))
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
+def test_activation_checkpointing_does_not_change_gradients() -> None:
     gradients: list[list[torch.Tensor]] = []
     for activation_checkpointing in ActivationCheckpointing:
         torch.manual_seed(3)
@@ -200,13 +200,13 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_too_many_tokens_for_the_context() -> None:
+def test_tokens_beyond_the_context_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"13 tokens do not fit model\.context_length = 12"):
         Transformer(tiny_models()["gpt2"])(torch.zeros(1, 13, dtype=torch.long))
 
 
-def test_rotary_positions_go_on_beyond_the_context() -> None:
-    """Each token sees the τ before it: in one layer, what is further back changes nothing."""
+def test_rotary_positions_continue_beyond_the_context() -> None:
+    """Each token sees the τ tokens before it: in one layer, earlier tokens have no effect."""
     model = Transformer(tiny_model(n_layers=1)).double().eval()
     ids = torch.randint(37, (1, 30), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
@@ -217,8 +217,11 @@ def test_rotary_positions_go_on_beyond_the_context() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_linear_attention_by_chunks_equals_its_recurrent_form(dtype: torch.dtype, tolerance: float) -> None:
-    """Over several chunks, in two pieces, going on from what came before (Katharopoulos et al. 2020, section 3.4)."""
+def test_chunked_linear_attention_equals_its_recurrent_form(dtype: torch.dtype, tolerance: float) -> None:
+    """Over several chunks, in two pieces, continued from a previous state (Katharopoulos et al.
+
+    2020, section 3.4).
+    """
     torch.manual_seed(0)
     queries, keys, values = (torch.randn(2, 3, 3 * CHUNK + 8, 5, dtype=dtype) for _ in range(3))
     state = torch.rand(2, 3, 5, 6, dtype=dtype)
@@ -227,8 +230,8 @@ def test_linear_attention_by_chunks_equals_its_recurrent_form(dtype: torch.dtype
     first, between = linear_attention(q1, k1, v1, state)
     second, last = linear_attention(q2, k2, v2, between)
     steps: list[torch.Tensor] = []
-    for place in range(queries.shape[2]):
-        q, k, v = queries[:, :, place], keys[:, :, place], values[:, :, place]
+    for position in range(queries.shape[2]):
+        q, k, v = queries[:, :, position], keys[:, :, position], values[:, :, position]
         mixed, state = linear_attention_step(q, k, v, state)
         steps.append(mixed)
     by_chunks, by_steps = torch.cat([first, second], dim=2), torch.stack(steps, dim=2)
@@ -236,8 +239,8 @@ def test_linear_attention_by_chunks_equals_its_recurrent_form(dtype: torch.dtype
     torch.testing.assert_close(last, state, rtol=tolerance, atol=10 * tolerance)
 
 
-def test_what_fits_a_window_is_read_at_once() -> None:
-    """A cache no longer than the window takes whole texts, until something would be overwritten."""
+def test_prefill_chunk_is_limited_by_the_window() -> None:
+    """A cache as long as the window accepts whole prompts until an entry would be overwritten."""
     config = tiny_model(attention=Attention.sliding_window, attention_window=8, context_length=64)
     cache = Transformer(config).new_cache(1, 8)
     assert cache.most_at_once == 8

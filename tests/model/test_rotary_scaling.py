@@ -1,4 +1,4 @@
-"""Rotary positions that are scaled for a longer context: their frequencies, settings, and generation with a cache."""
+"""Rotary scaling for longer contexts: frequencies, settings, and generation with a cache."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import tiny_model, tiny_models, tiny_variants, write_one
+from tests.helpers import generate_one, tiny_model, tiny_models, tiny_variants
 from wholegpt.checkpoint import load_model, save_model
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError
@@ -34,7 +34,7 @@ def frequencies(dtype: torch.dtype = torch.float64, **changes: Any) -> torch.Ten
 
 
 def test_frequencies_by_hand() -> None:
-    """Base 8 and three pairs: wavelengths 2π, 4π and 8π. The limits are 3π and 6π, so that the second is half-way."""
+    """Base 8 and three pairs: wavelengths 2π, 4π and 8π. The limits are 3π and 6π, so the second pair is half-way."""
     sizes = {"d_head": 6, "rotary_base": 8.0, "rotary_factor": 4.0}
     limits = {
         "rotary_original_context": 100,
@@ -87,24 +87,24 @@ def test_frequencies_equal_those_of_transformers(width: int, base: float, scalin
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("name", SCALED)
 def test_cached_equals_uncached_beyond_the_context(name: str, fixed: bool) -> None:
-    """Greedy, with a cache that grows, or with the steps of fixed shapes that are compiled elsewhere."""
+    """Greedy decoding with a growing cache, or with the fixed shapes used for compilation."""
     torch.manual_seed(1)
     model = Transformer(dataclasses.replace(SCALED[name], context_length=24)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
     greedy = GenerationConfig(max_tokens=60, temperature=0)
-    writer = (
+    generator = (
         CompiledTransformer(model, Console(quiet=True), compiler=lambda one, **_: one) if fixed else model
     )
-    cached = write_one(writer, TOKENIZER, [1, 2, 3], greedy).token_ids
+    cached = generate_one(generator, TOKENIZER, [1, 2, 3], greedy).token_ids
     assert cached == list(generate_ids(model, [1, 2, 3], Sampler(greedy), torch.device("cpu")))
     assert model.rotary
     model.rotary.config = dataclasses.replace(model.rotary.config, rotary_scaling=RotaryScaling.none)
     assert cached != list(generate_ids(model, [1, 2, 3], Sampler(greedy), torch.device("cpu")))
 
 
-def test_settings_in_yaml(tmp_path: Path) -> None:
+def test_rotary_scaling_settings_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model: {rotary-scaling: llama3, rotary-factor: 32}\n")
     config = configure(read_yaml(tmp_path / "recipe.yaml"))
     assert (config.model.rotary_scaling, config.model.rotary_factor) == (RotaryScaling.llama3, 32.0)
@@ -112,8 +112,8 @@ def test_settings_in_yaml(tmp_path: Path) -> None:
     assert configure(read_yaml(tmp_path / "config.yaml")) == config
 
 
-def test_a_model_folder_without_the_settings_opens_unscaled(tmp_path: Path) -> None:
-    """Folders of earlier versions do not have them."""
+def test_model_folder_without_rotary_scaling_settings_is_unscaled(tmp_path: Path) -> None:
+    """As in folders of earlier versions."""
     model = Transformer(tiny_models()["modern"])
     save_model(tmp_path / "model", model, TOKENIZER)
     path = tmp_path / "model" / "config.json"
@@ -152,7 +152,7 @@ def test_a_model_folder_without_the_settings_opens_unscaled(tmp_path: Path) -> N
         ),
     ],
 )
-def test_settings_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         complete_model(from_mapping(changes, LLAMA3))
     assert complete_model(LLAMA3).positions is Positions.rotary

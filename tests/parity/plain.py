@@ -1,6 +1,6 @@
-"""GPT-1, GPT-2, the modern decoder and their variants again, written from the equations in NumPy alone.
+"""GPT-1, GPT-2, the modern decoder and their variants, reimplemented from the equations in NumPy alone.
 
-One sequence at a time, one position at a time, float64. Nothing of the package is used.
+One sequence and one position at a time, in float64. Nothing is imported from the package.
 Shapes: T positions, D width, H heads, G key-value heads, K head width, V vocabulary.
 """
 
@@ -46,7 +46,7 @@ def softmax(x: Array) -> Array:
 
 
 def frequency(i: int, width: int, c: Any) -> float:
-    """Radians per position of the pair i: base^(−2i/K), or less in a model for a longer context."""
+    """Return the radians per position of pair i: base^(−2i/K), or less in a model scaled for a longer context."""
     unscaled = c.rotary_base ** (-2 * i / width)
     if c.rotary_scaling == "none":
         return unscaled
@@ -64,7 +64,7 @@ def frequency(i: int, width: int, c: Any) -> float:
 
 
 def rotate(head: Array, position: int, c: Any) -> Array:
-    """Turn the pair (i, i + K/2) by its frequency times the position."""
+    """Rotate each pair (i, i + K/2) by its frequency times the position."""
     half = len(head) // 2
     turned = head.copy()
     for i in range(half):
@@ -80,7 +80,7 @@ def elu_plus_one(x: Array) -> Array:
 
 
 def sees(t: int, s: int, c: Any) -> bool:
-    """Whether position t sees position s, which is not after it."""
+    """Return whether position t attends to position s, which is not after it."""
     if c.attention == "sliding_window":
         return t - s < c.attention_window
     if c.attention == "strided":
@@ -89,7 +89,7 @@ def sees(t: int, s: int, c: Any) -> bool:
 
 
 def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
-    """Queries, keys, values from one matrix; each position mixes the values at and before it."""
+    """Compute queries, keys and values from one matrix; each position mixes the values up to its own."""
     if c.attention == "average":
         values = x @ w[f"{prefix}.value.weight"].T + w.get(f"{prefix}.value.bias", 0.0)
         means = np.array([values[: t + 1].mean(0) for t in range(len(x))])
@@ -119,7 +119,7 @@ def causal_attention(x: Array, w: Weights, prefix: str, c: Any) -> Array:
 
 
 def experts(x: Array, w: Weights, prefix: str, c: Any) -> Array:
-    """A mixture of experts, token by token."""
+    """Compute a mixture of experts token by token."""
     out = np.zeros_like(x)
     for t, token in enumerate(x):
         p = softmax(w[f"{prefix}.router.weight"] @ token)
@@ -144,7 +144,7 @@ def feed_forward(x: Array, w: Weights, prefix: str, c: Any) -> Array:
 
 
 def logits(token_ids: list[int], w: Weights, c: Any) -> Array:
-    """Logits of shape (T, V) for one sequence; ``c`` is read for sizes and kinds only."""
+    """Return logits of shape (T, V) for one sequence; ``c`` gives only sizes and kinds."""
 
     def norm(x: Array, name: str) -> Array:
         if c.norm == "rms_norm":

@@ -1,4 +1,4 @@
-"""Our logits against the independent implementation, float64."""
+"""Logits against the independent implementation in float64."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ KERNELS = [kernel for kernel in AttentionKernel if kernel is not AttentionKernel
 
 
 def randomized(name: str, kernel: AttentionKernel = AttentionKernel.plain) -> Transformer:
-    """A tiny model whose every parameter is random, gains and biases too, in float64."""
+    """Return a tiny float64 model with all parameters random, including gains and biases."""
     generator = torch.Generator().manual_seed(1)
     model = Transformer(MODELS[name], kernel).double().eval()
     with torch.no_grad():
@@ -48,7 +48,7 @@ ON_ONE_PAGE = ["gpt2", "modern", "scaled, linear", "scaled, llama3"]
 
 
 @pytest.mark.parametrize("name", ON_ONE_PAGE)
-def test_logits_and_gradients_equal_those_of_the_model_on_one_page(name: str) -> None:
+def test_logits_and_gradients_equal_the_one_page_model(name: str) -> None:
     model = randomized(name)
     token_ids = torch.randint(37, (3, 12), generator=torch.Generator().manual_seed(2))
     weights = dict(model.named_parameters(remove_duplicate=False))
@@ -63,13 +63,13 @@ def test_logits_and_gradients_equal_those_of_the_model_on_one_page(name: str) ->
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {*ON_ONE_PAGE}))
-def test_the_model_on_one_page_refuses_other_variants(name: str) -> None:
+def test_one_page_model_rejects_other_variants(name: str) -> None:
     model = randomized(name)
     with pytest.raises(ConfigError, match="GPT-2 or modern"):
         one_page.logits(torch.zeros(1, 2, dtype=torch.long), model.state_dict(), model.config)
 
 
-def test_the_comparison_can_fail() -> None:
+def test_comparison_detects_a_small_difference() -> None:
     model = randomized("gpt2")
     weights = {key: value.numpy().copy() for key, value in model.state_dict().items()}
     weights["blocks.1.attention_norm.bias"] += 1e-6

@@ -1,4 +1,4 @@
-"""Perplexity of overlapping windows against the procedure that transformers documents for models of fixed length."""
+"""Perplexity of overlapping windows against the procedure documented by transformers for fixed-length models."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ QUIET = Console(quiet=True)
 
 @torch.inference_mode()
 def documented_perplexity(export: Path, text: str, stride: int) -> float:
-    """Windows of the model's length, each scoring its last tokens through the model's own loss."""
+    """Compute perplexity from windows of the model's length, each scoring its last tokens by the model's loss."""
     model = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(export)
     token_ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -40,7 +40,7 @@ def documented_perplexity(export: Path, text: str, stride: int) -> float:
 
 
 @pytest.mark.slow
-def test_perplexity_is_the_documented_one(shared_data: Path, tmp_path: Path) -> None:
+def test_perplexity_equals_the_documented_procedure(shared_data: Path, tmp_path: Path) -> None:
     text = (shared_data / "wikitext2-valid.txt").read_text(encoding="utf-8")
     (tmp_path / "train.txt").write_text(text[:300_000])
     (tmp_path / "text.txt").write_text(text[300_000:340_000])

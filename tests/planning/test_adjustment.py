@@ -1,4 +1,4 @@
-"""Keeping to the time: a planned run adjusts the number of its steps to the speed of the machine."""
+"""A planned run adjusts its number of steps to the measured speed, to finish in time."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from wholegpt.training.state import TrainingState
 
 QUIET = Console(quiet=True)
 PLAN = {"seconds": 140.0, "train_seconds": 102.0, "other_seconds": 10.0, "step_seconds": 0.1, "steps": 1000}
-"""28 s before the run, 2 s for its first steps, 1,000 steps of 0.1 s, and 10 s of other work."""
+"""28 s before the run, 2 s for the first steps, 1,000 steps of 0.1 s, and 10 s of other work."""
 
 
 def after(step: int, step_seconds: float, other: float = 0.0) -> TrainingState:
@@ -34,14 +34,14 @@ def after(step: int, step_seconds: float, other: float = 0.0) -> TrainingState:
     [
         (after(150, 0.1), 28 + 2 + 15, 1000),  # as planned
         (after(150, 0.1, other=1.5), 28 + 2 + 15 + 1.5, 1000),  # some of the other work is done
-        (after(150, 0.12), 28 + 2 + 18, 150 + (140 - 48 - 12) / 0.12),  # 20% slower, the other work too
+        (after(150, 0.12), 28 + 2 + 18, 150 + (140 - 48 - 12) / 0.12),  # everything is 20% slower
         (after(150, 0.05), 28 + 2 + 7.5, 1000 * 2),  # twice as fast: at most twice the steps
-        (after(150, 0.5), 28 + 2 + 75, 151 / 0.2),  # too slow: the decay cannot begin earlier than now
-        (after(50, 0.3), 28 + 2 + 15, 50 + (140 - 45 - 30) / 0.3),  # slower, seen early
+        (after(150, 0.5), 28 + 2 + 75, 151 / 0.2),  # too slow: the decay cannot start before the current step
+        (after(50, 0.3), 28 + 2 + 15, 50 + (140 - 45 - 30) / 0.3),  # slower, noticed early
         (after(50, 2.0), 28 + 2 + 100, 51 / 0.2),
     ],
 )
-def test_the_steps_fill_the_time(state: TrainingState, spent: float, steps: float) -> None:
+def test_adjusted_steps_fill_the_remaining_time(state: TrainingState, spent: float, steps: float) -> None:
     assert fitting_steps(PLAN, state, spent, 0.8) == pytest.approx(steps, abs=1.001)
 
 
@@ -50,8 +50,8 @@ def test_the_steps_fill_the_time(state: TrainingState, spent: float, steps: floa
     [
         (after(49, 0.5), 28 + 2 + 24.5, False),
         (after(50, 0.1), 28 + 2 + 5, False),  # as planned
-        (after(50, 0.105), 28 + 2 + 5.25, False),  # a little slower: perhaps by chance
-        (after(50, 0.05), 28 + 2 + 2.5, False),  # faster: perhaps by chance
+        (after(50, 0.105), 28 + 2 + 5.25, False),  # slightly slower: possibly noise
+        (after(50, 0.05), 28 + 2 + 2.5, False),  # faster: possibly noise
         (after(50, 0.3), 28 + 2 + 15, True),
         (after(150, 0.1), 28 + 2 + 15, False),
         (after(150, 0.105), 28 + 2 + 15.75, True),
@@ -62,7 +62,7 @@ def test_when_the_steps_are_adjusted(state: TrainingState, spent: float, expecte
     assert worth_adjusting(PLAN, state, spent, 0.8) is expected
 
 
-def test_after_an_early_adjustment_the_late_comparison_is_still_made() -> None:
+def test_late_adjustment_is_possible_after_an_early_one() -> None:
     adjusted = {**PLAN, "adjustment": {"step": 30, "early": True}}
     state, spent = after(150, 0.2), 28 + 2 + 30.0
     assert worth_adjusting(adjusted, state, spent, 0.8)
@@ -71,14 +71,14 @@ def test_after_an_early_adjustment_the_late_comparison_is_still_made() -> None:
     assert not worth_adjusting(late, state, spent, 0.8)
 
 
-def test_a_plan_of_few_steps_never_grows_because_of_its_decay() -> None:
+def test_plan_of_few_steps_is_not_extended_for_its_decay() -> None:
     plan = {**PLAN, "steps": 20, "step_seconds": 5.0}
     state = TrainingState(step=3, train_seconds=32.0, other_seconds=0.0)
     assert fitting_steps(plan, state, 100.0, 0.8) == 20
     assert not worth_adjusting(plan, TrainingState(step=1, train_seconds=20.0), 48.0, 0.8)
 
 
-def test_an_adjusted_run_is_the_run_that_was_created_with_its_steps(
+def test_adjusted_run_equals_a_run_created_with_its_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     make_plans_small(monkeypatch)
@@ -112,9 +112,7 @@ def test_an_adjusted_run_is_the_run_that_was_created_with_its_steps(
     assert CheckPace.REASON not in (run.path / "report.html").read_text()
 
 
-def test_too_little_time_still_gives_a_plan_that_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_plan_for_too_little_time_has_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_plans_small(monkeypatch)
     (tmp_path / "text.txt").write_text(text_of(60_000))
     plan = api.plan(tmp_path / "text.txt", minutes=0.001, console=QUIET)
@@ -123,7 +121,7 @@ def test_too_little_time_still_gives_a_plan_that_says_so(
     assert plan.seconds > 0.06 and plan.bits_per_byte.low < plan.bits_per_byte.high
 
 
-def test_a_short_pilot_is_extrapolated() -> None:
+def test_short_pilot_run_is_extrapolated() -> None:
     whole = Difficulty.of_pilot(6.0, 5.0, PILOT_STEPS)
     assert (whole.early, whole.last, whole.uncertainty) == (6.0, 5.0, 0.0)
     half = Difficulty.of_pilot(6.0, 5.0, 100)
@@ -131,13 +129,11 @@ def test_a_short_pilot_is_extrapolated() -> None:
     assert half.uncertainty == pytest.approx(SHORT_PILOT_WIDTH)
     between = Difficulty.of_pilot(6.0, 5.0, 141)
     assert half.last < between.last < 5.0 and between.uncertainty < half.uncertainty
-    assert Difficulty.of_pilot(5.0, 5.2, 25).last == 5.2  # a loss that rose
+    assert Difficulty.of_pilot(5.0, 5.2, 25).last == 5.2  # a rising loss
     assert 0 < Difficulty.of_pilot(1.72, 0.05, 60).last < 0.05  # a text that is easily predicted
 
 
-def test_a_text_that_is_easily_predicted_is_planned_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_plan_for_an_easily_predicted_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_plans_small(monkeypatch)
     (tmp_path / "text.txt").write_text("the same line again and again\n" * 3000)
     plan = api.plan(tmp_path / "text.txt", minutes=0.2, console=QUIET)

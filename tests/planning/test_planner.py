@@ -1,4 +1,4 @@
-"""The time budget: what is chosen, what is said of it, and that a run keeps to its plan."""
+"""Planning for a time budget: the chosen model and steps, the plan's notes, and runs that follow their plan."""
 
 import dataclasses
 import json
@@ -41,14 +41,14 @@ def planned(minutes: float, text: Text = ENGLISH_PROSE, machine: Machine = LAPTO
 
 
 @pytest.mark.slow
-def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_no_smaller_model() -> None:
+def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_a_model_at_least_as_large() -> None:
     plans = [planned(minutes) for minutes in (2, 5, 20, 120)]
     plans.append(planned(120, machine=dataclasses.replace(LAPTOP, flops=3e13, bandwidth=3e12)))
     losses = [plan.bits_per_byte.expected for plan in plans]
     sizes = [parameter_count(plan.config.model).total for plan in plans]
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
     assert sizes == sorted(sizes) and sizes[-1] > sizes[0]
-    assert plans[-1].tokens < 21 * sizes[-1]  # far outside the sweep the published rule sets the size
+    assert plans[-1].tokens < 21 * sizes[-1]  # far outside the sweep, the published rule determines the size
     for plan in plans:
         assert 0.9 * 60 * plan.minutes < plan.seconds <= 60 * plan.minutes
         assert plan.bits_per_byte.low < plan.bits_per_byte.expected < plan.bits_per_byte.high
@@ -56,7 +56,7 @@ def test_more_time_or_a_faster_machine_gives_a_lower_loss_and_no_smaller_model()
 
 
 @pytest.mark.slow
-def test_a_small_text_says_when_more_time_stops_helping() -> None:
+def test_plan_for_a_small_text_states_when_more_time_stops_helping() -> None:
     text = dataclasses.replace(ENGLISH_PROSE, train_tokens=30_000)
     plans = [planned(minutes, text) for minutes in (60, 600)]
     for plan in plans:
@@ -66,15 +66,15 @@ def test_a_small_text_says_when_more_time_stops_helping() -> None:
 
 
 @pytest.mark.slow
-def test_no_plan_goes_beyond_the_sweep_in_size_and_passes_for_its_text() -> None:
-    """25 parameters in the blocks for a token of text, 20 passes, unless the fewest steps are more."""
+def test_plans_stay_within_the_sizes_and_epochs_of_the_sweep() -> None:
+    """At most 25 block parameters per token of text and 20 epochs, unless the minimum number of steps needs more."""
     for tokens in (15_000, 400_000):
         plan = planned(100_000, dataclasses.replace(ENGLISH_PROSE, train_tokens=tokens))
         assert parameter_count(plan.config.model).blocks <= 25 * tokens
         assert plan.epochs <= 20 or plan.tokens <= 1.2 * choices.LEAST_TOKENS
 
 
-def test_a_small_memory_is_planned_with() -> None:
+def test_plan_fits_a_small_memory() -> None:
     wide = planned(600)
     memory = planner.PROGRAM_BYTES + 1e8
     tight = planned(600, machine=dataclasses.replace(LAPTOP, memory=memory))
@@ -84,7 +84,7 @@ def test_a_small_memory_is_planned_with() -> None:
         planned(600, machine=dataclasses.replace(LAPTOP, memory=planner.PROGRAM_BYTES + 1e6))
 
 
-def test_what_a_process_may_fill_includes_what_it_fills_already(
+def test_memory_limit_includes_the_memory_already_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     make_plans_small(monkeypatch)
@@ -97,7 +97,7 @@ def test_what_a_process_may_fill_includes_what_it_fills_already(
         api.plan(minutes=5, memory=1e9, machine=LAPTOP)
 
 
-def test_a_text_too_small_to_plan_for(fails: Fails, tmp_path: Path) -> None:
+def test_text_too_small_to_plan_for_is_rejected(fails: Fails, tmp_path: Path) -> None:
     for repeated in (1, 150):
         (tmp_path / "text.txt").write_text("ab" * repeated)
         message = fails(
@@ -106,8 +106,8 @@ def test_a_text_too_small_to_plan_for(fails: Fails, tmp_path: Path) -> None:
         assert "too few for --minutes" in message and not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_rose_in_the_pilot_still_gives_a_plan() -> None:
-    """As on a text so small that the pilot learned it by heart: nothing is promised, and little time is taken."""
+def test_plan_after_a_pilot_run_with_rising_loss() -> None:
+    """For a text so small that the pilot run overfits: no improvement is predicted, and the plan is short."""
     text = dataclasses.replace(ENGLISH_PROSE, train_tokens=3000)
     plan = plan_elsewhere(Config(), text, Difficulty(early=4.0, last=4.5), 60, LAPTOP)
     assert plan.useful_minutes is not None and plan.useful_minutes < 6
@@ -116,7 +116,7 @@ def test_a_loss_that_rose_in_the_pilot_still_gives_a_plan() -> None:
     assert loss.high > 1.2 * loss.expected
 
 
-def test_too_little_time_names_the_least_that_is_enough() -> None:
+def test_error_for_too_little_time_states_the_minimum() -> None:
     with pytest.raises(ConfigError, match="the least that makes sense is") as caught:
         planned(0.01)
     least = float(str(caught.value).rsplit(" ", 1)[1])
@@ -125,8 +125,8 @@ def test_too_little_time_names_the_least_that_is_enough() -> None:
         planned(least / 2)
 
 
-def test_of_equal_losses_the_quickest_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing helps, the fewest steps of the smallest model are enough."""
+def test_fastest_of_equal_losses_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no choice lowers the loss, the smallest model with the fewest steps is chosen."""
     from wholegpt.planning.scaling import Expectation
 
     monkeypatch.setattr(choices, "expected_loss", lambda *_: Expectation(3.0, 2.9, 3.1))
@@ -146,8 +146,8 @@ def test_run_seconds_by_hand() -> None:
     assert run_seconds(config, ENGLISH_PROSE, rates) == pytest.approx(by_hand)
 
 
-def test_step_seconds_between_its_limits() -> None:
-    """All products where memory costs nothing; all traffic where products cost nothing."""
+def test_step_seconds_in_both_limits() -> None:
+    """Only products count with infinite bandwidth, and only memory traffic with infinite compute."""
     config = planned_config(DECIDED, 256, ENGLISH_PROSE, 300 * 4096)
     products = step_seconds(config, Machine(1e12, math.inf))
     assert products == pytest.approx(
@@ -160,7 +160,7 @@ def test_step_seconds_between_its_limits() -> None:
     assert step_seconds(config, Machine(1e12, 1e10)) == pytest.approx(products + traffic)
 
 
-def test_speeds_are_those_measured_and_scaled_from_the_nearest() -> None:
+def test_unmeasured_speeds_are_scaled_from_the_nearest_measured_one() -> None:
     speeds = Speeds(LAPTOP)
     small, large = (planned_config(DECIDED, width, ENGLISH_PROSE, 1e6) for width in (128, 256))
     speeds.add(small, Rates(0.3, 20_000.0, 90.0))
@@ -171,10 +171,10 @@ def test_speeds_are_those_measured_and_scaled_from_the_nearest() -> None:
     assert speeds(large).sample_tokens_per_second == pytest.approx(90.0 * 3 / 4)
 
 
-def test_batches_and_regularisation_grow_with_the_training() -> None:
+def test_batch_size_and_regularization_grow_with_training() -> None:
     assert [batch_size(tokens) for tokens in (0, 1e6, 63e6, 64e6, 1e9, 17e9)] == [16, 16, 16, 32, 64, 512]
     rate = 0.006
-    decays = [regularization(passes, 1000, rate) for passes in (0.5, 1, 5, 10, 20)]
+    decays = [regularization(epochs, 1000, rate) for epochs in (0.5, 1, 5, 10, 20)]
     assert decays[0] == decays[1] == (pytest.approx(0.2), 0.0)
     assert [dropout for _, dropout in decays] == [0.0, 0.0, 0.0, 0.1, 0.2]
     assert [decay for decay, _ in decays] == sorted(decay for decay, _ in decays)
@@ -182,7 +182,7 @@ def test_batches_and_regularisation_grow_with_the_training() -> None:
 
 
 @pytest.mark.timed
-def test_a_run_in_a_given_time_keeps_to_its_plan(
+def test_run_with_a_time_budget_follows_its_plan(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_plans_small(monkeypatch)
@@ -200,7 +200,7 @@ def test_a_run_in_a_given_time_keeps_to_its_plan(
     seconds, result, notes, plan = attempt(tmp_path / "run0")
     for number in (1, 2):
         if abs(plan["seconds"] / seconds - 1) < 0.5:
-            break  # else another program took the processor away while this one measured, or after it
+            break  # otherwise another program used the processor during or after the measurement
         seconds, result, notes, plan = attempt(tmp_path / f"run{number}")
     assert "plan for 0.3 minutes, measured on this machine:" in notes
     assert result["plan"] == plan and plan["measured"]
@@ -213,7 +213,9 @@ def test_a_run_in_a_given_time_keeps_to_its_plan(
 
 
 @pytest.mark.timed
-def test_a_planned_run_resumes_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_planned_run_resumes_without_a_new_measurement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     make_plans_small(monkeypatch)
     (tmp_path / "text.txt").write_text(text_of(60_000))
     quiet = Console(quiet=True)
@@ -236,7 +238,7 @@ def test_a_planned_run_resumes_without_measuring(monkeypatch: pytest.MonkeyPatch
     assert first == second
 
 
-def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> None:
+def test_settings_decided_by_the_plan_cannot_be_set(fails: Fails, text_file: Path) -> None:
     command = ("train", text_file, "--minutes", "2")
     assert "decides model.n_layers itself; leave it out" in fails(*command, "--model.n-layers", "4")
     assert "decides checkpointing.every itself" in fails(*command, "--checkpointing.every", "100")
@@ -255,7 +257,7 @@ def test_what_a_plan_decides_cannot_be_set(fails: Fails, text_file: Path) -> Non
         api.plan(text_file, config=Config(model=ModelConfig(n_layers=2)), minutes=1)
 
 
-def test_bad_descriptions_of_a_machine(fails: Fails) -> None:
+def test_invalid_machine_descriptions_are_rejected(fails: Fails) -> None:
     message = fails("plan", "--minutes", "5", "--flops", "1e12")
     assert "give all of --flops, --bandwidth and --memory" in message
     assert "--memory is 0" in fails("plan", "--minutes", "5", "--memory", "0")
@@ -263,7 +265,7 @@ def test_bad_descriptions_of_a_machine(fails: Fails) -> None:
 
 
 @pytest.mark.slow
-def test_plan_for_a_machine_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_for_a_described_machine(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "--minutes", "30", "--flops", "4e14", "--bandwidth", "3e12", "--memory", "80"]
     assert main(command) == 0
     assert "predicted from the description, not measured" in capsys.readouterr().out
@@ -271,7 +273,7 @@ def test_plan_for_a_machine_that_is_not_here(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["measured"] is False
 
 
-def test_a_change_of_speed_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_change_of_speed_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(training=TrainingConfig(steps=400))
     watch, state = WatchPace(400.0, config, Console()), TrainingState()
     for step in range(1, 401):

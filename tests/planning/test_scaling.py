@@ -1,4 +1,4 @@
-"""The scaling law: its constants are the fit of the recorded sweep, and it holds for texts it was not fitted to."""
+"""The scaling law: its constants are fitted to the recorded sweep, and it predicts texts that were not fitted."""
 
 import dataclasses
 import math
@@ -28,20 +28,20 @@ from wholegpt.settings.schema import Config, ModelConfig
 POINTS = sweep.recorded()
 
 
-def test_the_constants_are_those_of_the_fit() -> None:
+def test_constants_equal_the_fit() -> None:
     fitted = sweep.fit(POINTS)
     for field in dataclasses.fields(ScalingLaw):
         assert getattr(LAW, field.name) == pytest.approx(getattr(fitted, field.name), rel=2e-3), field.name
 
 
-def test_every_measured_point_lies_inside_the_interval() -> None:
+def test_every_measured_point_is_inside_the_interval() -> None:
     errors = sweep.residuals(LAW, POINTS)
     assert len(errors) > 30
     assert max(map(abs, errors)) < HALF_WIDTH and sweep.root_mean_square(errors) < HALF_WIDTH / 4
 
 
 @pytest.mark.parametrize("text", sweep.difficulties(POINTS))
-def test_so_it_does_for_a_text_left_out_of_the_fit(text: str) -> None:
+def test_held_out_text_is_inside_the_interval(text: str) -> None:
     law = sweep.fit([point for point in POINTS if point["text"] != text])
     errors = sweep.residuals(law, [point for point in POINTS if point["text"] == text])
     assert max(map(abs, errors)) < HALF_WIDTH
@@ -50,12 +50,14 @@ def test_so_it_does_for_a_text_left_out_of_the_fit(text: str) -> None:
 def test_the_level_by_hand() -> None:
     law = ScalingLaw(a=0.5, alpha=1.0, b=2.0, beta=0.5, repeats=2.0, kappa=1.0)
     assert law.level(2e6, 4e6, 8e6) == pytest.approx(1 + 0.5 / 2 + 2 / 2)
-    repeated = 4 * (1 + 2 * (1 - math.exp(-1 / 2)))  # two passes over four million
+    repeated = 4 * (1 + 2 * (1 - math.exp(-1 / 2)))  # two epochs over four million tokens
     assert law.level(2e6, 8e6, 4e6) == pytest.approx(1 + 0.5 / 2 + 2 / math.sqrt(repeated))
-    assert law.level(2e6, 8e9, 4e6) == pytest.approx(1 + 0.5 / 2 + 2 / math.sqrt(12))  # 1 + R passes at most
+    assert law.level(2e6, 8e9, 4e6) == pytest.approx(
+        1 + 0.5 / 2 + 2 / math.sqrt(12)
+    )  # at most 1 + R effective epochs
 
 
-def test_the_pilot_is_expected_to_come_to_what_it_came_to() -> None:
+def test_predicted_loss_of_the_pilot_run_is_its_measured_loss() -> None:
     pilot = planned_config(Config(), PILOT_WIDTH, ENGLISH_PROSE, PILOT_TOKENS)
     text = Difficulty(early=7.0, last=5.0)
     expected = expected_loss(pilot, math.inf, pilot, text)
@@ -65,10 +67,10 @@ def test_the_pilot_is_expected_to_come_to_what_it_came_to() -> None:
     assert (expected.low, expected.high) == (pytest.approx(5 * (1 - half)), pytest.approx(5 * (1 + half)))
     longer = planned_config(Config(), PILOT_WIDTH, ENGLISH_PROSE, 4 * PILOT_TOKENS)
     losses = [expected_loss(longer, math.inf, pilot, Difficulty(early, 5.0)).expected for early in (6.0, 7.0)]
-    assert 5 > losses[0] > losses[1], "a text that was learned faster goes on falling faster"
+    assert 5 > losses[0] > losses[1], "a loss that fell faster continues to fall faster"
 
 
-def test_the_interval_widens_outside_what_was_measured() -> None:
+def test_interval_widens_outside_the_measured_range() -> None:
     text, pilot = Difficulty(7.0, 5.0), planned_config(Config(), PILOT_WIDTH, ENGLISH_PROSE, PILOT_TOKENS)
 
     def half_width(tokens: float, unique: float, model: ModelConfig | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Every ``tokenizer.json`` that loads: one way of encoding, and text that comes back, under hypothesis."""
+"""Property tests of every ``tokenizer.json`` that loads: consistent encoding and lossless round trips."""
 
 import tempfile
 from pathlib import Path
@@ -102,7 +102,7 @@ byte_level = st.builds(
 
 @st.composite
 def libraries(draw: st.DrawFn) -> library.Tokenizer:
-    """A tokenizer of any form; most are byte-level, as most that load are."""
+    """Generate a tokenizer of any form; most are byte-level, like most that load."""
     steps: list[Any] = draw(st.lists(split, max_size=1))
     in_bytes = draw(st.sampled_from([True, True, True, False]))
     if in_bytes:
@@ -141,7 +141,7 @@ def libraries(draw: st.DrawFn) -> library.Tokenizer:
 
 
 def loaded(made: library.Tokenizer) -> Tokenizer | None:
-    """As it is read from its file; none where it is refused."""
+    """Return the tokenizer loaded from its file, or None if it is rejected."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         made.save(str(path))
@@ -155,7 +155,7 @@ def loaded(made: library.Tokenizer) -> Tokenizer | None:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
 )
 @given(libraries(), st.lists(TEXTS, min_size=1, max_size=4))
-def test_one_way_of_encoding_and_text_that_comes_back(made: library.Tokenizer, texts: list[str]) -> None:
+def test_encoding_is_consistent_and_round_trips(made: library.Tokenizer, texts: list[str]) -> None:
     tokenizer = loaded(made)
     assume(tokenizer is not None)
     assert tokenizer is not None
@@ -164,20 +164,20 @@ def test_one_way_of_encoding_and_text_that_comes_back(made: library.Tokenizer, t
         try:
             ids = tokenizer.encode(text)
         except TokenizerError:
-            assert set(text) - set(CORPUS[1])  # only for a character that it does not know
+            assert set(text) - set(CORPUS[1])  # only for a character outside the vocabulary
             continue
         assert ids == made.encode(text, add_special_tokens=False).ids
         assert [one.tolist() for one in tokenizer.encode_all([text, text])] == [ids, ids]
         assert not tokenizer.special_ids.intersection(ids)
-        given_back = tokenizer.decode(ids)
+        decoded = tokenizer.decode(ids)
         if tokenizer.keeps_text:
-            assert given_back == text
+            assert decoded == text
         else:
             normalizer = made.normalizer
-            assert normalizer.normalize_str(given_back) == normalizer.normalize_str(text)
+            assert normalizer.normalize_str(decoded) == normalizer.normalize_str(text)
         stream = tokenizer.stream()
-        assert "".join([*map(stream.push, ids), stream.finish()]) == given_back
-        assert "".join(tokenizer.texts_of(ids)) == given_back
-        assert b"".join(tokenizer.token_bytes[i] for i in ids) == given_back.encode()
-        sizes = [len(given_back.encode()), len(given_back)]
+        assert "".join([*map(stream.push, ids), stream.finish()]) == decoded
+        assert "".join(tokenizer.texts_of(ids)) == decoded
+        assert b"".join(tokenizer.token_bytes[i] for i in ids) == decoded.encode()
+        sizes = [len(decoded.encode()), len(decoded)]
         assert tokenizer.text_sizes[ids].sum(axis=0, dtype=int).tolist() == sizes

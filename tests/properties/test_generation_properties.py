@@ -1,4 +1,4 @@
-"""What must hold of every text: cached = uncached, batched = alone, streamed = whole, in float64 token for token."""
+"""Invariants of generation in float64: cached = uncached, batched = alone, streamed = whole, drafted = not drafted."""
 
 import dataclasses
 import string
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import tiny_models, write_one
+from tests.helpers import generate_one, tiny_models
 from tests.parity import test_plain
 from tests.parity.test_plain import randomized
 from wholegpt.console import Console
@@ -32,12 +32,12 @@ FIXED = {
     for name, model in MODELS.items()
     if compilable(model)
 }
-"""Steps of fixed shapes, as they are compiled, but one operation after the other."""
+"""Models with the fixed shapes of compiled decoding, run eagerly."""
 PROMPTS = st.lists(st.integers(0, 36), min_size=1, max_size=20)
 
 
 def settings(max_tokens: int) -> st.SearchStrategy[dict[str, Any]]:
-    """Greedy and sampled, with and without what looks at the text so far."""
+    """Generate settings: greedy and sampled, with and without those that depend on the text so far."""
     return st.fixed_dictionaries(
         {
             "max_tokens": st.integers(1, max_tokens),
@@ -53,20 +53,20 @@ def settings(max_tokens: int) -> st.SearchStrategy[dict[str, Any]]:
 
 @given(KINDS, PROMPTS, settings(30))
 def test_cached_equals_uncached(kind: str, prompt: list[int], chosen: dict[str, Any]) -> None:
-    """Beyond the context too."""
+    """Also beyond the context length."""
     config = GenerationConfig(**{**chosen, "stop": ()})
-    cached = write_one(MODELS[kind], TOKENIZER, prompt, config).token_ids
+    cached = generate_one(MODELS[kind], TOKENIZER, prompt, config).token_ids
     assert cached == list(generate_ids(MODELS[kind], prompt, Sampler(config, None, prompt), CPU))
     assert len(cached) == config.max_tokens
 
 
 @pytest.mark.parametrize("kind", tiny_models())
 @pytest.mark.parametrize("context_length", [1, 2, 3])
-def test_the_smallest_windows(kind: str, context_length: int) -> None:
+def test_smallest_context_lengths(kind: str, context_length: int) -> None:
     config = dataclasses.replace(tiny_models()[kind], context_length=context_length)
     model = Transformer(config).double().eval()
     greedy = GenerationConfig(max_tokens=9, temperature=0)
-    cached = write_one(model, TOKENIZER, [1, 2, 3, 4], greedy).token_ids
+    cached = generate_one(model, TOKENIZER, [1, 2, 3, 4], greedy).token_ids
     assert cached == list(generate_ids(model, [1, 2, 3, 4], Sampler(greedy), CPU))
 
 
@@ -80,26 +80,26 @@ def test_the_smallest_windows(kind: str, context_length: int) -> None:
     st.integers(1, 30),
     st.booleans(),
 )
-def test_a_text_does_not_depend_on_its_companions(
+def test_completion_does_not_depend_on_other_sequences_in_the_batch(
     kind: str,
-    beginning: list[int],
+    shared_prefix: list[int],
     ends: list[tuple[list[int], dict[str, Any], int]],
     slots: int,
-    read_at_once: int,
+    prefill_chunk: int,
     beyond_window: int,
     fixed: bool,
 ) -> None:
-    """Whatever comes when, in however many slots, in whatever pieces the prompts are read, or copied where alike.
+    """Requests arrive at any step, in any number of slots; prompts are prefilled in chunks of any size.
 
-    Nor on how many positions more than its window a cache keeps, nor whether steps have fixed shapes.
+    The result depends neither on copied prefixes, nor on the cache's extra positions, nor on fixed shapes.
     """
     model = MODELS[kind]
-    requests = [(beginning + end, chosen, arrival) for end, chosen, arrival in ends]
+    requests = [(shared_prefix + end, chosen, arrival) for end, chosen, arrival in ends]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", read_at_once)
+        patch.setattr("wholegpt.generation.engine.PREFILL_CHUNK", prefill_chunk)
         patch.setattr("wholegpt.model.layers.cache.PREFILL_CHUNK", beyond_window)
-        writer = FIXED.get(kind, model) if fixed else model
-        engine = Engine(writer, TOKENIZER, CPU, slots=slots)
+        generator = FIXED.get(kind, model) if fixed else model
+        engine = Engine(generator, TOKENIZER, CPU, slots=slots)
         waiting = sorted(enumerate(requests), key=lambda one: one[1][2])
         submitted: dict[int, GenerationRequest] = {}
         for step in range(10_000):
@@ -111,13 +111,13 @@ def test_a_text_does_not_depend_on_its_companions(
                 break
     for number, (prompt, chosen, _) in enumerate(requests):
         together = submitted[number].completion()
-        alone = write_one(model, TOKENIZER, prompt, GenerationConfig(**chosen))
+        alone = generate_one(model, TOKENIZER, prompt, GenerationConfig(**chosen))
         assert (together.token_ids, together.text) == (alone.token_ids, alone.text)
         assert together.finish_reason == alone.finish_reason != ""
 
 
 def prefilled(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return the shapes of the token ids that are prefilled for some prompts, whose texts are those written alone."""
+    """Return the shapes of the prefilled token ids, and check that each completion equals the one generated alone."""
     model, shapes = MODELS["modern"], list[tuple[int, ...]]()
     prefill = model.prefill
     configs = [GenerationConfig(5, seed=seed) for seed in range(len(prompts))]
@@ -129,18 +129,18 @@ def prefilled(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         )
         engine.run()
     for request, prompt, config in zip(requests, prompts, configs, strict=True):
-        assert request.token_ids == write_one(model, TOKENIZER, prompt, config).token_ids
+        assert request.token_ids == generate_one(model, TOKENIZER, prompt, config).token_ids
     return shapes
 
 
-def test_what_prompts_begin_with_is_read_once() -> None:
-    """All but the last token of each prompt; nothing of the third, which has all of it from the first."""
+def test_shared_prefix_is_prefilled_once() -> None:
+    """All tokens of a prompt but the last are prefilled; the third prompt is a prefix of what was prefilled."""
     same = [20, 21, 22, 23, 24]
     assert prefilled([same, [*same, 5, 6], [*same, 5]]) == [(1, 4), (1, 2)]
 
 
-def test_prompts_are_prefilled_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padded to the longest, also after a prefix that they share; but not if that is much more work."""
+def test_prompts_are_prefilled_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are padded to the longest, also after a shared prefix, unless padding costs too much."""
     assert prefilled([[1, 2, 3, 4], [5, 6, 7], [8], [9, 1]]) == [(2, 3), (1, 1)]
     assert prefilled([[1, 2, 3], [1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9, 1]]) == [(3, 5)]
     assert prefilled([[1, 2, 3], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 7, 8]]) == [(1, 2), (2, 2)]
@@ -150,9 +150,9 @@ def test_prompts_are_prefilled_together(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @given(KINDS, PROMPTS, settings(30))
-def test_streamed_equals_whole(kind: str, prompt: list[int], chosen: dict[str, Any]) -> None:
+def test_streamed_text_equals_the_completion(kind: str, prompt: list[int], chosen: dict[str, Any]) -> None:
     config, shown = GenerationConfig(**chosen), list[str]()
-    completion = write_one(MODELS[kind], TOKENIZER, prompt, config, shown.append)
+    completion = generate_one(MODELS[kind], TOKENIZER, prompt, config, shown.append)
     assert "".join(shown) == completion.text
     assert TOKENIZER.decode(completion.token_ids).startswith(completion.text)
     assert not any(stop in completion.text for stop in config.stop)
@@ -174,49 +174,49 @@ def test_end_of_text_ends_one_request_only() -> None:
 
 @pytest.mark.slow
 @given(REWINDING, REWINDING, PROMPTS, settings(40), st.sampled_from(["lookup", "model", "oracle"]))
-def test_guesses_change_nothing(
+def test_speculative_decoding_does_not_change_the_completion(
     kind: str, other: str, prompt: list[int], chosen: dict[str, Any], drafter: str
 ) -> None:
-    """Greedy and sampled, whether the guesses are good or bad, beyond the context too."""
+    """Greedy and sampled, with good and bad draft tokens, also beyond the context length."""
     config, model = GenerationConfig(**chosen), MODELS[kind]
-    alone = write_one(model, TOKENIZER, prompt, config)
+    alone = generate_one(model, TOKENIZER, prompt, config)
     sampler = Sampler(config, TOKENIZER, prompt)
     drafters: dict[str, Drafter] = {
         "lookup": PromptLookup(1),
         "model": DraftModel(MODELS[other], sampler, CPU),
         "oracle": DraftModel(model, sampler, CPU),
     }
-    drafted = write_one(model, TOKENIZER, prompt, config, drafter=drafters[drafter])
+    drafted = generate_one(model, TOKENIZER, prompt, config, drafter=drafters[drafter])
     assert (drafted.token_ids, drafted.text) == (alone.token_ids, alone.text)
     assert drafted.finish_reason == alone.finish_reason
 
 
-@pytest.mark.parametrize("drafts", [False, True])
-def test_sums_cannot_take_guesses_back(drafts: bool) -> None:
-    sums, other = MODELS["linear"], MODELS["modern"]
-    model, draft = (other, sums) if drafts else (sums, "prompt")
+@pytest.mark.parametrize("linear_drafts", [False, True])
+def test_speculative_decoding_needs_a_cache_that_can_rewind(linear_drafts: bool) -> None:
+    linear, other = MODELS["linear"], MODELS["modern"]
+    model, draft = (other, linear) if linear_drafts else (linear, "prompt")
     with pytest.raises(ConfigError, match="a cache that can be rewound"):
         generate(model, TOKENIZER, [[1, 2, 3]], [GenerationConfig(5)], CPU, QUIET, draft=draft)
 
 
-def test_a_draft_that_cannot_go_on_ends_its_guess() -> None:
-    """Where every letter may come once, a guess runs out of them before the text does."""
+def test_drafting_stops_when_no_token_is_allowed() -> None:
+    """With each letter allowed once, the draft runs out of tokens before the completion ends."""
     config = GenerationConfig(max_tokens=30, temperature=1, no_repeat_ngram=1, min_tokens=5)
     for seed in range(20):
         chosen = dataclasses.replace(config, seed=seed)
         prompt = list(range(seed, 30))
-        alone = write_one(MODELS["modern"], TOKENIZER, prompt, chosen)
+        alone = generate_one(MODELS["modern"], TOKENIZER, prompt, chosen)
         drafter = DraftModel(MODELS["modern"], Sampler(chosen, TOKENIZER, prompt), CPU)
-        drafted = write_one(MODELS["modern"], TOKENIZER, prompt, chosen, drafter=drafter)
+        drafted = generate_one(MODELS["modern"], TOKENIZER, prompt, chosen, drafter=drafter)
         assert (drafted.token_ids, drafted.finish_reason) == (alone.token_ids, alone.finish_reason)
 
 
-def test_right_guesses_save_steps() -> None:
-    """A model that writes what it has read is asked once for many tokens."""
+def test_accepted_draft_tokens_save_steps() -> None:
+    """A drafter that knows the completion is asked once for all its tokens."""
     model, calls = MODELS["modern"], 0
     config = GenerationConfig(max_tokens=10, temperature=0)
 
-    class Knows:
+    class Oracle:
         def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
             return expected[len(token_ids) - 1 :][:most]
 
@@ -225,6 +225,6 @@ def test_right_guesses_save_steps() -> None:
             calls += 1
             assert drafted == accepted
 
-    expected = write_one(model, TOKENIZER, [3], config).token_ids
-    assert write_one(model, TOKENIZER, [3], config, drafter=Knows()).token_ids == expected
+    expected = generate_one(model, TOKENIZER, [3], config).token_ids
+    assert generate_one(model, TOKENIZER, [3], config, drafter=Oracle()).token_ids == expected
     assert calls == 1

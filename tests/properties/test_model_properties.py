@@ -1,4 +1,4 @@
-"""What must hold for every input: causality, independence of rows, cache = no cache, accumulation = big batch."""
+"""Model invariants: causality, independence of rows, cached = uncached, gradient accumulation = large batch."""
 
 from random import Random
 
@@ -29,20 +29,22 @@ def run(kind: str, rows: list[list[int]]) -> torch.Tensor:
 
 
 @given(KINDS, IDS, st.data())
-def test_changing_a_token_changes_nothing_before_it(kind: str, ids: list[int], data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, len(ids) - 1))
-    other = data.draw(st.integers(0, 36).filter(lambda i: i != ids[place]))
-    changed = [*ids[:place], other, *ids[place + 1 :]]
+def test_changing_a_token_does_not_affect_earlier_positions(
+    kind: str, ids: list[int], data: st.DataObject
+) -> None:
+    position = data.draw(st.integers(0, len(ids) - 1))
+    other = data.draw(st.integers(0, 36).filter(lambda i: i != ids[position]))
+    changed = [*ids[:position], other, *ids[position + 1 :]]
     before, after = run(kind, [ids])[0], run(kind, [changed])[0]
-    if MODELS[kind].config.n_experts:  # how many tokens an expert gets decides how its product rounds
-        torch.testing.assert_close(before[:place], after[:place], rtol=0, atol=1e-13)
+    if MODELS[kind].config.n_experts:  # rounding depends on the number of tokens per expert
+        torch.testing.assert_close(before[:position], after[:position], rtol=0, atol=1e-13)
     else:
-        assert torch.equal(before[:place], after[:place])
-    assert not torch.equal(before[place:], after[place:])
+        assert torch.equal(before[:position], after[:position])
+    assert not torch.equal(before[position:], after[position:])
 
 
 @given(KINDS, st.integers(2, 8), st.integers(2, 12), st.randoms(use_true_random=False))
-def test_rows_of_a_batch_do_not_know_each_other(kind: str, rows: int, length: int, random: Random) -> None:
+def test_rows_of_a_batch_are_independent(kind: str, rows: int, length: int, random: Random) -> None:
     ids = [[random.randrange(37) for _ in range(length)] for _ in range(rows)]
     order = list(range(rows))
     random.shuffle(order)
@@ -51,7 +53,7 @@ def test_rows_of_a_batch_do_not_know_each_other(kind: str, rows: int, length: in
 
 
 @given(st.integers(1, 10), st.integers(1, 4), st.integers(0, 2**31))
-def test_last_position_of_causal_attention_is_unmasked_attention_there(
+def test_causal_attention_equals_unmasked_attention_at_the_last_position(
     length: int, heads: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -64,9 +66,7 @@ def test_last_position_of_causal_attention_is_unmasked_attention_there(
 
 
 @given(KINDS, IDS, st.integers(1, 11))
-def test_reading_in_pieces_through_the_cache_equals_reading_at_once(
-    kind: str, ids: list[int], piece: int
-) -> None:
+def test_chunked_prefill_with_a_cache_equals_one_forward_pass(kind: str, ids: list[int], piece: int) -> None:
     cache = MODELS[kind].new_cache(1)
     with torch.no_grad():
         parts = [MODELS[kind](torch.tensor([ids[i : i + piece]]), cache) for i in range(0, len(ids), piece)]
@@ -76,7 +76,10 @@ def test_reading_in_pieces_through_the_cache_equals_reading_at_once(
 @pytest.mark.parametrize("config", tiny_models().values(), ids=list(tiny_models()))
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_accumulated_gradient_equals_the_big_batch(config: ModelConfig, rows: int) -> None:
-    """E8, with targets left out unevenly, so that a mean of means would be wrong. 1e-6 relative, float32."""
+    """Equation E8 to a relative error of 1e-6 in float32.
+
+    Ignored targets are spread unevenly, so that a mean of means would be wrong.
+    """
     torch.manual_seed(0)
     model = Transformer(config)
     ids = torch.randint(37, (6, 13))

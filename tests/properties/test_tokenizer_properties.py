@@ -1,4 +1,4 @@
-"""Round trips under hypothesis, and GPT-2's ids against tiktoken."""
+"""Property tests of tokenizer round trips, and GPT-2's token ids against tiktoken."""
 
 import functools
 from pathlib import Path
@@ -17,7 +17,7 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 TRAINED = {"byte": byte_tokenizer(), "bpe": train_bpe([text_of(20_000), "naïve café — 東京 🙂"], 400)}
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-NASTY = [
+DIFFICULT = [
     "",
     " ",
     "  ",
@@ -65,8 +65,8 @@ def test_decoding_undoes_encoding(kind: str, text: str) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED)
 @given(ids=st.lists(st.integers(0, 255), max_size=12))
-def test_any_ids_decode_as_the_library_decodes_them(kind: str, ids: list[int]) -> None:
-    """Ids that make no whole characters, too: U+FFFD stands where bytes are broken."""
+def test_any_ids_decode_as_in_the_tokenizers_library(kind: str, ids: list[int]) -> None:
+    """Includes ids that form no complete characters: U+FFFD replaces invalid bytes."""
     tokenizer = TRAINED[kind]
     opened = library.Tokenizer.from_str(tokenizer.to_json())
     assert tokenizer.decode(ids) == opened.decode(ids, skip_special_tokens=False)
@@ -87,8 +87,8 @@ def gpt2_folder(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shared_data / "gpt2"
 
 
-@pytest.mark.parametrize("text", NASTY)
-def test_gpt2_ids_on_nasty_strings(gpt2_folder: Path, text: str) -> None:
+@pytest.mark.parametrize("text", DIFFICULT)
+def test_gpt2_ids_of_difficult_strings(gpt2_folder: Path, text: str) -> None:
     ours, reference = both_gpt2(gpt2_folder)
     assert ours.vocab_size == 50_257 and ours.end_of_text_id == 50_256
     assert ours.encode(text) == reference.encode_ordinary(text)
@@ -96,7 +96,7 @@ def test_gpt2_ids_on_nasty_strings(gpt2_folder: Path, text: str) -> None:
     assert ours.decode(ours.encode(text)) == text
 
 
-def test_gpt2_ids_under_hypothesis(gpt2_folder: Path) -> None:
+def test_gpt2_ids_of_random_strings(gpt2_folder: Path) -> None:
     ours, reference = both_gpt2(gpt2_folder)
 
     @given(UNICODE)
@@ -106,7 +106,7 @@ def test_gpt2_ids_under_hypothesis(gpt2_folder: Path) -> None:
     check()
 
 
-def test_gpt2_ids_on_real_text(gpt2_folder: Path, shared_data: Path) -> None:
+def test_gpt2_ids_of_real_text(gpt2_folder: Path, shared_data: Path) -> None:
     ours, reference = both_gpt2(gpt2_folder)
     text = (shared_data / "wikitext2-valid.txt").read_text(encoding="utf-8")
     assert ours.encode(text) == reference.encode_ordinary(text)

@@ -1,4 +1,4 @@
-"""Two processes compute what one does."""
+"""Two processes compute the same gradients as one."""
 
 import multiprocessing
 from pathlib import Path
@@ -18,7 +18,7 @@ from wholegpt.training.objectives import LanguageModeling
 
 
 def gradients(rows: int) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """The metrics and gradients of a batch, of which some tokens are not scored, in micro-batches of two."""
+    """Return the metrics and gradients of a batch with some unscored tokens, in micro-batches of two."""
     torch.manual_seed(0)
     model = Transformer(tiny_model()).double()
     token_ids = torch.randint(37, (rows, 13))
@@ -35,7 +35,7 @@ def gradients(rows: int) -> tuple[dict[str, float], list[torch.Tensor]]:
 
 
 def work(rank: int, rows: int, folder: Path) -> None:
-    """What each process does."""
+    """Run one process."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
@@ -46,7 +46,7 @@ def work(rank: int, rows: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("rows", [5, 1])  # unequal shares, and a process without a row
+@pytest.mark.parametrize("rows", [5, 1])  # unequal shares, and a process without rows
 def test_two_processes_have_the_gradient_of_the_whole_batch(rows: int, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     both = [context.Process(target=work, args=(rank, rows, tmp_path)) for rank in range(2)]
@@ -64,7 +64,7 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(rows: int, tmp_path:
             torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-14)
 
 
-def test_one_process() -> None:
+def test_shares_of_processes() -> None:
     assert processes() == Processes(0, 1)
     assert Processes().share(7) == (0, 7)
     assert [Processes(rank, 3).share(7) for rank in range(3)] == [(0, 3), (3, 5), (5, 7)]

@@ -1,4 +1,4 @@
-"""What a process is given of the machine: threads, and a warning where other programs hold the cores."""
+"""Threads of a process, and the warning if other programs use the cores."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ SPIN = "import os, wholegpt; print(os.environ.get('GOMP_SPINCOUNT'))"
         ({}, f"import torch; {SPIN}", "None"),
     ],
 )
-def test_threads_spin_briefly_unless_the_user_says_otherwise(
+def test_threads_spin_briefly_unless_configured_otherwise(
     given: dict[str, str], code: str, expected: str
 ) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
@@ -34,7 +34,7 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
     assert result.stdout.strip() == expected
 
 
-def test_overload_names_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overload_warning_states_the_cores_used_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(threads, "cores_used_by_others", lambda: 2.25)
     assert threads.overload(4).startswith("other programs use 2.2 of 4 cores, so 4 threads wait")
@@ -42,8 +42,8 @@ def test_overload_names_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None
     assert threads.overload(2) == "" and threads.overload(1) == ""
 
 
-def test_cores_used_by_others_leaves_out_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others use two cores; this process works all the time."""
+def test_cores_used_by_others_excludes_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs use two cores, while this process works all the time."""
     clock = {"elapsed": 0.0, "own": 5.0}
 
     def work(seconds: float) -> None:
@@ -94,8 +94,8 @@ def test_compiled_code_is_not_shared_between_vector_units(tmp_path: Path) -> Non
         assert result.returncode == 0, (capability, result.stderr)
 
 
-def test_no_run_inherits_the_threads_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But a number that the user sets in PyTorch holds."""
+def test_runs_do_not_inherit_the_thread_count_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread count that the user sets in PyTorch is kept."""
     number = {"now": 3}
     monkeypatch.setattr(torch, "get_num_threads", lambda: number["now"])
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: number.update(now=threads))

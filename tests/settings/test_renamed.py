@@ -1,4 +1,4 @@
-"""Former names of settings: files that use them still open, and say the present names."""
+"""Former names of settings: files that use them still load, with a warning that gives the current names."""
 
 import json
 import warnings
@@ -27,7 +27,7 @@ def value_for(old: str) -> Any:
 
 @pytest.mark.parametrize("old", RENAMED)
 @pytest.mark.parametrize("hyphens", [False, True], ids=["underscores", "hyphens"])
-def test_a_former_name_sets_the_present_setting(old: str, hyphens: bool) -> None:
+def test_former_name_sets_the_current_setting(old: str, hyphens: bool) -> None:
     section, name = old.split(".")
     value = value_for(old)
     mapping = {section: {name.replace("_", "-") if hyphens else name: value}}
@@ -41,7 +41,7 @@ def test_a_former_name_sets_the_present_setting(old: str, hyphens: bool) -> None
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_former_names_are_gone_and_present_ones_exist(old: str) -> None:
+def test_former_names_are_removed_and_current_ones_exist(old: str) -> None:
     section, name = old.split(".")
     present_section, present = RENAMED[old].split(".")
     assert section == present_section
@@ -50,7 +50,7 @@ def test_former_names_are_gone_and_present_ones_exist(old: str) -> None:
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_both_names_are_refused(old: str) -> None:
+def test_both_names_together_are_rejected(old: str) -> None:
     section, name = old.split(".")
     mapping = {section: {name: value_for(old), RENAMED[old].split(".")[1]: value_for(old)}}
     with pytest.raises(
@@ -59,7 +59,7 @@ def test_both_names_are_refused(old: str) -> None:
         from_mapping(mapping, Config())
 
 
-def test_a_former_name_given_twice_is_refused() -> None:
+def test_former_name_given_twice_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"'training\.average_decay' is given twice"):
         from_mapping({"training": {"average_decay": 0.5, "average-decay": 0.6}}, Config())
 
@@ -67,7 +67,7 @@ def test_a_former_name_given_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("path", "old"), [(path, old) for path, values in RENAMED_VALUES.items() for old in values]
 )
-def test_a_former_value_becomes_the_present_one(path: str, old: str) -> None:
+def test_former_value_becomes_the_current_one(path: str, old: str) -> None:
     section, name = path.split(".")
     new = RENAMED_VALUES[path][old]
     with pytest.warns(RenamedSettingWarning, match=f"{path}: {old} is now {path}: {new}"):
@@ -75,7 +75,7 @@ def test_a_former_value_becomes_the_present_one(path: str, old: str) -> None:
     assert to_mapping(config)[section][name] == new
 
 
-def test_one_warning_names_all_renamed_settings() -> None:
+def test_one_warning_lists_all_renamed_settings() -> None:
     with pytest.warns(RenamedSettingWarning) as caught:
         configure({"training": {"recompute": "nothing", "average_decay": 0.5}})
     (warning,) = caught
@@ -85,7 +85,7 @@ def test_one_warning_names_all_renamed_settings() -> None:
     )
 
 
-def test_a_recipe_with_former_names_loads(tmp_path: Path) -> None:
+def test_recipe_with_former_names_loads(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("model: {preset: modern-tiny, experts: 4}\ntraining: {recompute: blocks}\n")
     with pytest.warns(RenamedSettingWarning, match=r"old\.yaml: renamed settings"):
@@ -94,7 +94,7 @@ def test_a_recipe_with_former_names_loads(tmp_path: Path) -> None:
 
 
 def with_former_names(text: str) -> str:
-    """Return a config.yaml as an earlier version wrote it."""
+    """Return a config.yaml as written by an earlier version."""
     text = text.replace("activation_checkpointing: none", "activation_checkpointing: nothing")
     for old, new in RENAMED.items():
         text = text.replace(f"  {new.split('.')[1]}:", f"  {old.split('.')[1]}:")
@@ -103,7 +103,7 @@ def with_former_names(text: str) -> str:
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]], ids=["notes", "quiet"])
-def test_a_run_with_former_names_resumes_and_its_config_as_a_recipe_warns_once(
+def test_former_names_in_a_run_are_silent_but_warn_once_in_a_recipe(
     quiet: list[str], text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -122,7 +122,7 @@ def test_a_run_with_former_names_resumes_and_its_config_as_a_recipe_warns_once(
     assert line.startswith(f"warning: {config}: renamed settings: model.experts is now model.n_experts, ")
 
 
-def test_a_model_folder_with_former_names_loads_silently(text_file: Path, tmp_path: Path) -> None:
+def test_model_folder_with_former_names_loads_silently(text_file: Path, tmp_path: Path) -> None:
     assert main(["train", str(text_file), "--out", str(tmp_path / "run"), *TINY]) == 0
     folder = next(tmp_path.glob("run/checkpoints/*"))
     content = json.loads((folder / "config.json").read_text())
@@ -146,14 +146,14 @@ def test_both_names_on_the_command_line_of_a_recipe(tmp_path: Path, text_file: P
     )
 
 
-def test_a_former_name_on_the_command_line_is_explained(
+def test_former_name_on_the_command_line_is_explained(
     text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(text_file), "--training.recompute", "blocks"]) == 2
     assert "--training.recompute is now --training.activation-checkpointing" in capsys.readouterr().err
 
 
-def test_pairs_that_earlier_versions_recorded_as_instruct_are_a_source(tmp_path: Path) -> None:
+def test_pairs_recorded_as_instruct_by_earlier_versions_become_a_source(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("model: {architecture: encoder_decoder}\nfinetuning: {task: instruct, data: pairs.tsv}\n")
     config = recipe(str(path))

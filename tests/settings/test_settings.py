@@ -1,4 +1,4 @@
-"""Settings: the same object from YAML, Python and the command line; every check names its field."""
+"""Settings from YAML, Python and the command line; every validation error names its field."""
 
 import dataclasses
 from pathlib import Path
@@ -25,18 +25,18 @@ from wholegpt.settings.serialization import from_mapping, read_yaml, to_mapping,
 from wholegpt.settings.validation import check, check_generation, complete_model, complete_schedule
 
 
-def test_yaml_both_ways() -> None:
+def test_yaml_round_trip() -> None:
     config = configure({"model": {"n_layers": 7, "feed_forward": "gelu"}, "data": {"source": ["a", "b"]}})
     assert config.model.feed_forward is FeedForward.gelu
     assert config.data.source == ("a", "b")
     assert configure(yaml.safe_load(to_yaml(config))) == config
 
 
-def test_numbers_that_yaml_reads_as_text() -> None:
+def test_scientific_notation_that_yaml_reads_as_text() -> None:
     assert configure({"optimizer": {"learning_rate": "1e-3"}}).optimizer.learning_rate == 1e-3
 
 
-def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_key_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     for twice in ("model: {n_layers: 1}\nmodel: {d_model: 16}\n", "model:\n  n_layers: 1\n  n_layers: 2\n"):
         path.write_text(twice)
@@ -46,7 +46,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     assert read_yaml(path)["training"] == {"n_layers": 2, "d_model": 16}
 
 
-def test_unknown_field_gets_the_nearest_name() -> None:
+def test_unknown_field_suggests_the_nearest_name() -> None:
     with pytest.raises(
         ConfigError, match=r"my\.yaml: unknown field 'model.n_layer'; did you mean 'n_layers'\?"
     ):
@@ -106,7 +106,7 @@ def test_key_value_heads_must_divide_heads() -> None:
         complete_model(ModelConfig(vocab_size=5, n_heads=4, n_kv_heads=3))
 
 
-def test_odd_head_cannot_be_rotated() -> None:
+def test_rotary_positions_need_an_even_head_width() -> None:
     with pytest.raises(ConfigError, match=r"model\.d_head is 5"):
         complete_model(ModelConfig(vocab_size=5, d_head=5))
 
@@ -117,7 +117,7 @@ def test_steps_and_epochs_exclude_each_other() -> None:
             check(dataclasses.replace(Config(), training=training))
 
 
-def test_a_growing_batch_needs_its_beginning_and_its_length() -> None:
+def test_batch_growth_needs_an_initial_size_and_a_number_of_steps() -> None:
     for training in (TrainingConfig(initial_batch_size=4), TrainingConfig(batch_growth_steps=4)):
         with pytest.raises(ConfigError, match="set both for a batch that grows"):
             check(dataclasses.replace(Config(), training=training))
@@ -134,7 +134,7 @@ def test_a_growing_batch_needs_its_beginning_and_its_length() -> None:
         GenerationConfig(stop=("",)),
     ],
 )
-def test_generation_out_of_range(wrong: GenerationConfig) -> None:
+def test_generation_settings_out_of_range(wrong: GenerationConfig) -> None:
     with pytest.raises(ConfigError):
         check_generation(wrong)
 
@@ -158,7 +158,7 @@ def test_recipe_errors_name_the_file(tmp_path: Path) -> None:
         recipe(str(path))
 
 
-def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+def test_file_that_is_not_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.touch()
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid(name: str) -> None:
-    """That of a method of `align` for this method, since it may have settings of its own."""
+    """The recipe of an ``align`` method is checked with that method, since it may have its own settings."""
     config = recipe(name)
     if name in list(AlignmentMethod):
         rewards = {"rewards": ["exact"]} if TaskKind(name) in POLICY else {}
@@ -183,15 +183,15 @@ def test_every_preset_is_valid(name: str) -> None:
     complete_model(dataclasses.replace(preset(name), vocab_size=preset(name).vocab_size or 100))
 
 
-def test_a_recipe_starts_from_its_preset() -> None:
+def test_recipe_starts_from_its_preset() -> None:
     config = configure({"model": {"preset": "gpt2-small", "n_layers": 3}})
     assert config.model == dataclasses.replace(preset("gpt2-small"), n_layers=3, vocab_size=0)
     config = configure({"model": {"preset": "gpt2-small", "vocab_size": 50_257}})
     assert config.model == preset("gpt2-small")
 
 
-def test_every_field_says_what_it_is() -> None:
-    """The command line takes its help from these."""
+def test_every_field_has_a_docstring() -> None:
+    """The command line takes its help from these docstrings."""
     import ast
     import inspect
 
@@ -213,12 +213,12 @@ def test_derived_sizes() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_opens_elsewhere(name: str) -> None:
+def test_every_preset_has_a_published_architecture(name: str) -> None:
     family = {"gpt1": "GPT-1", "gpt2": "GPT-2", "modern": "Qwen3"}[name.split("-")[0]]
     assert published_architecture(preset(name)) == (family, [])
 
 
-def test_a_model_that_opens_nowhere_else_is_told_by_its_fields() -> None:
+def test_fields_without_a_published_architecture_are_listed() -> None:
     mixed = dataclasses.replace(modern(), feed_forward=FeedForward.gelu)
     assert published_architecture(mixed) == ("Qwen3", ["model.feed_forward"])
     grouped = dataclasses.replace(gpt2(), n_kv_heads=4)
@@ -228,7 +228,7 @@ def test_a_model_that_opens_nowhere_else_is_told_by_its_fields() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("steps", [1, 17, 50, 5000])
-def test_the_warm_up_of_every_recipe_fits_the_steps_that_are_asked_for(name: str, steps: int) -> None:
+def test_warmup_of_every_recipe_fits_the_number_of_steps(name: str, steps: int) -> None:
     config = configure({"training": {"steps": steps}}, recipe(name))
     warmup = complete_schedule(config.schedule, steps).warmup_steps
     assert warmup <= steps // 2 and warmup in (config.schedule.warmup_steps, min(steps // 10, 20))

@@ -1,4 +1,4 @@
-"""One spelling rule for settings in Python, YAML and on the command line; arguments of the wrong type."""
+"""Spelling of settings in Python, YAML and on the command line, and arguments of the wrong type."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ WRITTEN = ["layer-norm", "layer_norm"]
 
 @pytest.mark.parametrize("norm", WRITTEN)
 @pytest.mark.parametrize("name", ["norm-placement", "norm_placement"])
-def test_hyphens_and_underscores_are_the_same(
+def test_hyphens_and_underscores_are_equivalent(
     norm: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mapping = {"model": {"norm": norm, name: "post", "feed-forward": "gelu-tanh"}}
@@ -38,25 +38,25 @@ def test_hyphens_and_underscores_are_the_same(
     )
 
 
-def test_a_preset_with_changes_in_either_spelling() -> None:
+def test_preset_with_changes_in_either_spelling() -> None:
     for name in ("n-layers", "n_layers"):
         config = wg.configure({"model": {"preset": "gpt2-small", name: 2}})
         assert (config.model.n_layers, config.model.d_model, config.model.vocab_size) == (2, 768, 0)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "LAYER_NORM", "layerNorm", "layer norm", "layer_norm-"])
-def test_other_spellings_are_refused_everywhere(norm: str, fails: Fails) -> None:
+def test_other_spellings_are_rejected_everywhere(norm: str, fails: Fails) -> None:
     with pytest.raises(ConfigError, match=r"model\.norm: there is no value .*; (did you mean|there are)"):
         wg.configure({"model": {"norm": norm}})
     assert "for --model.norm" in fails("train", "x", "--model.norm", norm, "--print-config")
 
 
-def test_a_setting_in_both_spellings() -> None:
+def test_setting_in_both_spellings_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"'model\.n_layers' is given twice"):
         wg.configure({"model": {"n-layers": 1, "n_layers": 2}})
 
 
-def test_a_list_of_prompts(trained_run: Path) -> None:
+def test_list_of_prompts(trained_run: Path) -> None:
     lm = wg.load(trained_run)
     settings: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     both = lm.generate(["the", "of a"], **settings)
@@ -104,7 +104,7 @@ assert wg.load(sys.argv[1], checkpoint=step).generate("a", max_tokens=5, console
 
 
 def test_arguments_of_the_wrong_type(trained_run: Path) -> None:
-    """In a process of its own, where types are not checked for the tests."""
+    """In a subprocess, without the run-time type checks of the tests."""
     step = max(CheckpointStore(trained_run).steps())
     program = [sys.executable, "-c", WRONG, str(trained_run), str(step)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
@@ -113,11 +113,11 @@ def test_arguments_of_the_wrong_type(trained_run: Path) -> None:
     assert "config is of type dict" in done.stdout and "checkpoint is None" in done.stdout
 
 
-@pytest.mark.parametrize("written", ["010", "1:30", "0x10", "0o17", "1:30.5", "2024-01-01"])
-def test_numbers_in_yaml_are_decimal(written: str, tmp_path: Path) -> None:
-    """YAML 1.1 takes 010 for 8, 1:30 for 90 and 2024-01-01 for a date."""
-    (tmp_path / "recipe.yaml").write_text(f"training: {{steps: {written}, gradient_clip: {written}}}")
+@pytest.mark.parametrize("number", ["010", "1:30", "0x10", "0o17", "1:30.5", "2024-01-01"])
+def test_numbers_in_yaml_are_decimal(number: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads 010 as 8, 1:30 as 90 and 2024-01-01 as a date."""
+    (tmp_path / "recipe.yaml").write_text(f"training: {{steps: {number}, gradient_clip: {number}}}")
     with pytest.raises(ConfigError, match=r"training\.steps: expected a whole number, found text"):
         wg.recipe(str(tmp_path / "recipe.yaml"))
-    (tmp_path / "recipe.yaml").write_text(f"data: {{source: [{written}]}}")
-    assert wg.recipe(str(tmp_path / "recipe.yaml")).data.source == (written,)
+    (tmp_path / "recipe.yaml").write_text(f"data: {{source: [{number}]}}")
+    assert wg.recipe(str(tmp_path / "recipe.yaml")).data.source == (number,)

@@ -1,4 +1,4 @@
-"""Heads and losses of tasks against hand-written ones; predictions that nothing beside an example changes."""
+"""Task heads and losses against plain implementations; predictions are independent of padding and other examples."""
 
 import dataclasses
 from typing import Any
@@ -67,7 +67,9 @@ def test_similarity_is_the_sum_of_both_orders(kind: str, pairs: list[tuple[tuple
 
 
 @given(KINDS, st.lists(SEQUENCES, min_size=2, max_size=5))
-def test_answers_are_weighed_against_each_other(kind: str, answers: list[tuple[int, ...]]) -> None:
+def test_choice_probabilities_are_a_softmax_over_the_answers(
+    kind: str, answers: list[tuple[int, ...]]
+) -> None:
     model = SINGLE[kind]
     with torch.inference_mode():
         _, outputs = outputs_of_batch(model, collate([encoded(*answers)], [1]), TaskKind.choice)
@@ -79,10 +81,10 @@ def test_answers_are_weighed_against_each_other(kind: str, answers: list[tuple[i
 
 
 @given(KINDS, st.lists(SEQUENCES, min_size=1, max_size=4), st.integers(1, 9), st.data())
-def test_nothing_beside_an_example_changes_its_prediction(
+def test_prediction_does_not_depend_on_padding_or_other_examples(
     kind: str, sequences: list[tuple[int, ...]], padding: int, data: st.DataObject
 ) -> None:
-    """Neither companions, nor what the padding is, how long, or on which side."""
+    """Neither other sequences in the batch nor the content, length or side of the padding change it."""
     model, task = MODELS[kind], TaskKind.classification
     batch = collate([encoded(one) for one in sequences], [0] * len(sequences))
     length, most = batch.token_ids.shape[2], model.context_length
@@ -111,7 +113,7 @@ def test_nothing_beside_an_example_changes_its_prediction(
 def test_the_mixed_loss(
     kind: str, examples: list[tuple[tuple[int, ...], tuple[int, ...], int]], weight: float, balanced: bool
 ) -> None:
-    """E11 by hand: task and language modelling, each a mean over the examples."""
+    """Equation E11 by hand: the task loss and the language-modeling loss, each a mean over the examples."""
     model = MODELS[kind]
     batch = collate([encoded(a, b) for a, b, _ in examples], [label for *_, label in examples])
     weights = balanced_weights(torch.tensor([5, 2, 3])).double() if balanced else None
@@ -130,7 +132,7 @@ def test_the_mixed_loss(
     torch.testing.assert_close(total, expected / len(examples))
 
 
-def test_scores_by_squared_error() -> None:
+def test_score_loss_is_the_squared_error() -> None:
     model = SINGLE["modern"]
     batch = collate([encoded((1, 2), (2, 1)), encoded((3, 4, 5), (5, 4, 3))], [0.5, -1.0])
     objective = TaskObjective(TaskKind.similarity, 0.0, scores=True)
@@ -140,13 +142,13 @@ def test_scores_by_squared_error() -> None:
 
 
 def test_balanced_weights() -> None:
-    """Each class weighs alike, and the mean over the examples is 1."""
+    """All classes have equal total weight, and the mean over the examples is 1."""
     counts = torch.tensor([90, 9, 1])
     weights = balanced_weights(counts)
     assert (weights * counts).tolist() == pytest.approx([100 / 3] * 3)
 
 
-def test_micro_batches_give_the_gradient_of_the_whole() -> None:
+def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     examples = [encoded(tuple(range(1, 3 + i)), tuple(range(2, 5 + i))) for i in range(7)]
     batch = collate(examples, [i % 3 for i in range(7)])
     objective = TaskObjective(TaskKind.similarity, 0.5)
@@ -177,15 +179,15 @@ def test_importance_multiplies_each_target(batch: int, length: int, seed: int) -
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_language_modelling_scores() -> None:
-    """Each real token but the first; an example counts 1, whatever it holds."""
+def test_language_modeling_targets_of_examples() -> None:
+    """Each real token except the first is a target; each example has a total weight of 1."""
     targets, importance = next_tokens(collate([encoded((5, 6, 7), (8, 9)), encoded((1, 2), (3, 4))], [0, 1]))
     assert targets.tolist() == [[6, 7, -100], [9, -100, -100], [2, -100, -100], [4, -100, -100]]
     assert importance.view(2, -1).sum(1).tolist() == [1.0, 1.0]
     assert importance[0].tolist() == [0.25, 0.25, 0.0]
 
 
-def test_every_example_comes_once_an_epoch() -> None:
+def test_every_example_occurs_once_per_epoch() -> None:
     examples = [encoded((i,)) for i in range(7)]
     loader = TaskLoader(examples, list(range(7)), 4, seed=3)
     seen = [int(target) for step in range(14) for target in loader.batch(step).targets]
@@ -197,26 +199,26 @@ def test_every_example_comes_once_an_epoch() -> None:
     assert torch.equal(loader.batch(0).token_ids[:, 0, 0], loader.batch(0).targets)
 
 
-def test_of_evaluations_alike_the_surer_one_is_best() -> None:
+def test_equal_accuracies_are_ranked_by_loss() -> None:
     best = {"accuracy": 0.9, "nats_per_example": 0.5}
     for accuracy, nats, better in ((0.9, 0.4, True), (0.9, 0.6, False), (0.91, 0.9, True), (0.8, 0.1, False)):
         assert ACCURACY.better({"accuracy": accuracy, "nats_per_example": nats}, best) is better
 
 
-def test_examples_of_about_one_length_come_together() -> None:
-    """Every epoch still holds each once, in batches of an order that does not follow the lengths."""
+def test_batches_group_examples_of_similar_length() -> None:
+    """Every epoch still contains each example once, and the order of the batches does not follow the lengths."""
     lengths = [1 + 37 * i % 64 for i in range(64)]
     loader = TaskLoader([encoded(tuple(range(n))) for n in lengths], list(range(64)), 4, seed=3)
     for epoch in range(3):
         batches = [loader.batch(16 * epoch + step) for step in range(16)]
         assert sorted(int(target) for batch in batches for target in batch.targets) == list(range(64))
         assert all(int(batch.last.min()) > int(batch.last.max()) / 1.6 - 4 for batch in batches)
-        lengths_read = [batch.token_ids.shape[2] for batch in batches]
-        assert lengths_read != sorted(lengths_read) and sum(lengths_read) * 4 < 1.3 * sum(lengths)
+        batch_lengths = [batch.token_ids.shape[2] for batch in batches]
+        assert batch_lengths != sorted(batch_lengths) and sum(batch_lengths) * 4 < 1.3 * sum(lengths)
 
 
 @pytest.mark.parametrize("kind", tiny_models())
-def test_new_tokens_change_nothing_of_the_old(kind: str) -> None:
+def test_new_tokens_do_not_change_the_outputs_of_old_ones(kind: str) -> None:
     model = MODELS[kind]
     tensors = extend_vocabulary(model, model.vocab_size + 3)
     config = dataclasses.replace(model.config, vocab_size=model.vocab_size + 3)

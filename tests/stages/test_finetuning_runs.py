@@ -1,4 +1,4 @@
-"""Runs of fine-tuning from beginning to end: what is learned, kept, refused, and gone on with."""
+"""Fine-tuning runs end to end: training, resuming, continued pretraining, saved files and invalid input."""
 
 import csv
 import dataclasses
@@ -61,7 +61,7 @@ def table(path: Path, columns: list[str], rows: list[list[Any]]) -> Path:
 
 
 def animals(path: Path, count: int = 120, seed: int = 0) -> Path:
-    """Sentences on a bird or on a fish."""
+    """Write sentences about a bird or a fish."""
     generator = random.Random(seed)
     kinds = [generator.choice(["bird", "fish"]) for _ in range(count)]
     rows = [[sentence(generator, BIRDS if kind == "bird" else FISH), kind] for kind in kinds]
@@ -69,7 +69,7 @@ def animals(path: Path, count: int = 120, seed: int = 0) -> Path:
 
 
 def pairs(path: Path, target: str, count: int = 120) -> Path:
-    """Two sentences on the same kind of animal, or not: as a label, or as a score with a fraction."""
+    """Write pairs of sentences about the same kind of animal or not, with a label or a fractional score."""
     generator = random.Random(1)
     rows: list[list[Any]] = []
     for _ in range(count):
@@ -81,7 +81,7 @@ def pairs(path: Path, target: str, count: int = 120) -> Path:
 
 
 def questions(path: Path, count: int = 120) -> Path:
-    """Which of three animals a sentence names."""
+    """Write multiple-choice questions: which of the animals a sentence names."""
     generator = random.Random(2)
     lines: list[str] = []
     for _ in range(count):
@@ -95,7 +95,7 @@ def questions(path: Path, count: int = 120) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on such sentences; tests only read it."""
+    """A run pretrained on such sentences; tests only read it."""
     folder = tmp_path_factory.mktemp("base")
     generator = random.Random(3)
     text = "".join(sentence(generator, BIRDS + FISH) + ".\n" for _ in range(400))
@@ -116,12 +116,12 @@ def finetune(base: Path, data: Path, task: str, out: Path, /, **sections: dict[s
 
 @pytest.fixture(scope="module")
 def classifier(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that tells birds from fish; tests only read it."""
+    """A finished run that distinguishes birds from fish; tests only read it."""
     folder = tmp_path_factory.mktemp("classifier")
     return finetune(base, animals(folder / "animals.csv"), "classification", folder / "run").path
 
 
-def test_a_classifier_learns_what_it_is_shown(classifier: Path, tmp_path: Path) -> None:
+def test_classifier_learns_its_examples(classifier: Path, tmp_path: Path) -> None:
     lm = load(classifier, console=QUIET)
     assert lm.task and lm.task.labels == ("bird", "fish")
     score = lm.evaluate_task(animals(tmp_path / "test.csv", seed=5), console=QUIET)
@@ -135,7 +135,7 @@ def test_a_classifier_learns_what_it_is_shown(classifier: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("target", ["label", "score"])
-def test_similarity_does_not_know_an_order(base: Path, tmp_path: Path, target: str) -> None:
+def test_similarity_is_symmetric(base: Path, tmp_path: Path, target: str) -> None:
     run = finetune(base, pairs(tmp_path / "pairs.csv", target), "similarity", tmp_path / "run")
     lm = run.load()
     texts = ("Ann saw the wren", "Bob met a trout")
@@ -149,7 +149,7 @@ def test_similarity_does_not_know_an_order(base: Path, tmp_path: Path, target: s
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
-def test_entailment_reads_premise_and_hypothesis(base: Path, tmp_path: Path) -> None:
+def test_entailment_needs_premise_and_hypothesis(base: Path, tmp_path: Path) -> None:
     run = finetune(base, pairs(tmp_path / "pairs.csv", "label"), "entailment", tmp_path / "run")
     assert run.load().task == dataclasses.replace(
         run.load().task or pytest.fail("no task"), labels=("different", "same")
@@ -158,7 +158,7 @@ def test_entailment_reads_premise_and_hypothesis(base: Path, tmp_path: Path) -> 
         run.load().predict("only one")
 
 
-def test_choices_are_weighed_against_each_other(base: Path, tmp_path: Path) -> None:
+def test_choice_predicts_a_probability_per_answer(base: Path, tmp_path: Path) -> None:
     run = finetune(base, questions(tmp_path / "questions.jsonl"), "choice", tmp_path / "run")
     (answer,) = run.load().predict(("Ann saw the wren.", "wren", "trout", "eel", "perch"))
     assert set(answer.probabilities) == {"wren", "trout", "eel", "perch"}
@@ -166,7 +166,7 @@ def test_choices_are_weighed_against_each_other(base: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_resumes_to_the_same_bits(base: Path, tmp_path: Path, way: str) -> None:
+def test_every_fine_tuning_setup_resumes_bit_for_bit(base: Path, tmp_path: Path, way: str) -> None:
     data = animals(tmp_path / "animals.csv", 60)
     config = settings(**{**WAYS[way], "training": {"steps": 17, **WAYS[way].get("training", {})}})
     runs = [
@@ -182,7 +182,7 @@ def test_every_way_resumes_to_the_same_bits(base: Path, tmp_path: Path, way: str
         for name, limit in (("whole", None), ("cut", 1e-9))
     ]
     assert runs[1].state.step == 1
-    data.unlink()  # nothing but the run's folder is needed
+    data.unlink()  # only the run's folder is needed
     moved = (tmp_path / "cut").rename(tmp_path / "moved")
     again = api.resume(moved, max_seconds=1e-9, console=QUIET)
     assert again.state.step == 2
@@ -193,8 +193,7 @@ def test_every_way_resumes_to_the_same_bits(base: Path, tmp_path: Path, way: str
     assert resumed.validation == runs[0].validation
 
 
-def test_what_lora_trains(base: Path, tmp_path: Path) -> None:
-    """The changes, the head and the new tokens; nothing of the model that it began from."""
+def test_lora_trains_adapters_head_and_new_tokens_only(base: Path, tmp_path: Path) -> None:
     run = finetune(
         base, animals(tmp_path / "animals.csv", 60), "classification", tmp_path / "run", **WAYS["lora"]
     )
@@ -220,7 +219,7 @@ def _unmerged(run: Path) -> list[Any]:
     )
 
 
-def test_unfreezing_begins_with_the_head(base: Path, tmp_path: Path) -> None:
+def test_gradual_unfreezing_starts_with_the_head(base: Path, tmp_path: Path) -> None:
     data = animals(tmp_path / "animals.csv", 60)
     changes = {"finetuning": {"unfreeze_every": 3}, "checkpointing": {"every": 1, "keep": 100}}
     run = finetune(base, data, "classification", tmp_path / "run", **changes, training={"steps": 10})
@@ -240,7 +239,7 @@ def test_unfreezing_begins_with_the_head(base: Path, tmp_path: Path) -> None:
     assert {"token_embedding", "final_norm", "blocks.0"} <= changed(9, 10)
 
 
-def test_random_weights_are_the_same_model_without_what_it_knew(base: Path, tmp_path: Path) -> None:
+def test_random_initialization_keeps_the_architecture_but_not_the_weights(base: Path, tmp_path: Path) -> None:
     data = animals(tmp_path / "animals.csv", 60)
     first = {"training": {"steps": 1}, "checkpointing": {"every": 1, "keep": 9}}
     trained = finetune(base, data, "classification", tmp_path / "trained", **first)
@@ -267,9 +266,7 @@ def forgetting_of(run: api.Run[Any]) -> Forgetting | None:
     return found
 
 
-def test_going_on_with_another_text_measures_what_is_forgotten(
-    base: Path, text_file: Path, tmp_path: Path
-) -> None:
+def test_continued_pretraining_measures_forgetting(base: Path, text_file: Path, tmp_path: Path) -> None:
     run = finetune(
         base,
         text_file,
@@ -292,8 +289,8 @@ def test_going_on_with_another_text_measures_what_is_forgotten(
     assert run.to_json()["forgetting"]["nats_per_token"] > 0
 
 
-def test_what_is_forgotten_needs_nothing_but_the_run(base: Path, text_file: Path, tmp_path: Path) -> None:
-    """Neither the model that it began from nor its text; of a model that answers, the text before that."""
+def test_forgetting_is_measured_without_the_parent_run(base: Path, text_file: Path, tmp_path: Path) -> None:
+    """Neither the parent model nor its text is needed; for a chat model, the pretraining text is used."""
     old = shutil.copytree(base, tmp_path / "old")
     pairs = [("Who?", "Ann"), ("What?", "A wren"), ("Who?", "Ann"), ("What?", "A wren")]
     talk = [{"prompt": asked, "response": answer} for asked, answer in pairs]
@@ -315,7 +312,7 @@ def test_what_is_forgotten_needs_nothing_but_the_run(base: Path, text_file: Path
     assert forgetting_of(again) == forgetting
 
 
-def test_a_text_before_that_is_gone_costs_no_run(base: Path, text_file: Path, tmp_path: Path) -> None:
+def test_missing_pretraining_text_does_not_fail_the_run(base: Path, text_file: Path, tmp_path: Path) -> None:
     old = shutil.copytree(base, tmp_path / "old")
     shutil.rmtree(old / "data")
     fast: dict[str, Any] = {"training": {"steps": 2}, "finetuning": {"language_modeling": 0.5}}
@@ -323,7 +320,9 @@ def test_a_text_before_that_is_gone_costs_no_run(base: Path, text_file: Path, tm
     assert forgetting_of(run) is None and (run.path / "report.html").exists()
 
 
-def test_copies_are_on_one_side_and_small_classes_are_divided(base: Path, tmp_path: Path) -> None:
+def test_duplicates_are_on_one_side_of_the_split_and_small_classes_on_both(
+    base: Path, tmp_path: Path
+) -> None:
     rows = [[f"text {i} of many", f"label {i % 10}"] for i in range(40)]
     data = table(tmp_path / "a.csv", ["text", "label"], rows * 2)
     run = finetune(base, data, "classification", tmp_path / "run", training={"steps": 1})
@@ -345,17 +344,17 @@ def test_copies_are_on_one_side_and_small_classes_are_divided(base: Path, tmp_pa
     assert "80 held out (80 of them are training examples" in open_stage(same.path).describe()
 
 
-def test_resuming_on_the_command_line_shows_figures_of_the_task(
+def test_resuming_on_the_command_line_shows_task_metrics(
     classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--resume", str(classifier), "--quiet"]) == 0
     assert "matthews correlation" in capsys.readouterr().out
 
 
-def test_info_says_what_a_model_was_taught(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_the_task_and_labels(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(classifier), "--json", "--quiet"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["task"]["labels"] == ["bird", "fish"] and "chat_template" not in told
+    info = json.loads(capsys.readouterr().out)
+    assert info["task"]["labels"] == ["bird", "fish"] and "chat_template" not in info
 
 
 def test_lineage_names_the_parent(classifier: Path, base: Path) -> None:
@@ -367,7 +366,7 @@ def test_lineage_names_the_parent(classifier: Path, base: Path) -> None:
     )
 
 
-def test_examples_that_were_changed_are_refused(base: Path, tmp_path: Path) -> None:
+def test_changed_examples_are_rejected(base: Path, tmp_path: Path) -> None:
     run = finetune(
         base, animals(tmp_path / "a.csv", 60), "classification", tmp_path / "run", training={"steps": 2}
     )
@@ -377,7 +376,7 @@ def test_examples_that_were_changed_are_refused(base: Path, tmp_path: Path) -> N
         api.resume(run.path, console=QUIET)
 
 
-def test_the_held_out_share_is_the_same_of_each_label(base: Path, tmp_path: Path) -> None:
+def test_split_is_stratified_by_label(base: Path, tmp_path: Path) -> None:
     rows = [[f"Ann saw {n}", "often" if n % 10 else "rare"] for n in range(100)]
     data = table(tmp_path / "t.csv", ["text", "label"], rows)
     run = finetune(base, data, "classification", tmp_path / "run", training={"steps": 1})
@@ -393,7 +392,7 @@ def test_the_held_out_share_is_the_same_of_each_label(base: Path, tmp_path: Path
         finetune(base, repeated, "classification", tmp_path / "none")
 
 
-def test_the_report_shows_mistakes_and_confusion(classifier: Path) -> None:
+def test_report_shows_errors_and_confusion_matrix(classifier: Path) -> None:
     api.resume(classifier, console=QUIET)
     page = (classifier / "report.html").read_text()
     assert "Confusion" in page and "<dt>accuracy</dt>" in page and "Validation: accuracy" in page
@@ -466,7 +465,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         ConfigError,
         "unfreeze_every cannot be combined with lora.rank",
     ),
-    "nothing to learn from": (
+    "validation fraction too large": (
         "text,label\n" + "a,x\nb,y\n" * 5,
         "classification",
         {"data": {"validation_fraction": 0.99}},
@@ -534,7 +533,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_examples_and_settings(base: Path, tmp_path: Path, name: str) -> None:
+def test_invalid_examples_and_settings_are_rejected(base: Path, tmp_path: Path, name: str) -> None:
     content, task, sections, error, message = BAD[name]
     (tmp_path / "data.csv").write_text(content)
     with pytest.raises(error, match=message.replace("(", r"\(")):
@@ -542,7 +541,7 @@ def test_bad_examples_and_settings(base: Path, tmp_path: Path, name: str) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_what_only_held_out_examples_have(base: Path, tmp_path: Path) -> None:
+def test_labels_that_only_held_out_examples_have_are_rejected(base: Path, tmp_path: Path) -> None:
     data = animals(tmp_path / "a.csv", 20)
     held_out = table(tmp_path / "dev.csv", ["text", "label"], [["Ann", "bird"], ["Bob", "beast"]])
     with pytest.raises(
@@ -574,7 +573,7 @@ def test_what_only_held_out_examples_have(base: Path, tmp_path: Path) -> None:
 def test_predictions_of_a_table(
     classifier: Path, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the trained column, or the only one of texts; never in one that somebody has to guess."""
+    """Texts are taken from the training column or from the only text column; an ambiguous table is an error."""
     rows = [["Ann saw the wren", "x"], ["Bob met a trout", "y"]]
     known = table(tmp_path / "known.csv", ["text", "other"], rows)
     alone = table(tmp_path / "alone.csv", ["number", "review"], [[n, row[0]] for n, row in enumerate(rows)])
@@ -596,7 +595,9 @@ def test_predictions_of_a_table(
     assert "expected a name that ends in .csv or .jsonl" in message
 
 
-def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path) -> None:
+def test_invalid_parents_and_output_folders_are_rejected(
+    classifier: Path, base: Path, tmp_path: Path
+) -> None:
     data = animals(tmp_path / "a.csv", 20)
     with pytest.raises(ConfigError, match="is fine-tuned for classification already"):
         finetune(classifier, data, "classification", tmp_path / "run")
@@ -610,7 +611,7 @@ def test_where_a_run_may_not_begin(classifier: Path, base: Path, tmp_path: Path)
         api.train(base / "data", config=settings(finetuning={"task": "classification", "model": str(base)}))
 
 
-def test_texts_beyond_the_context_are_cut_and_counted(base: Path, tmp_path: Path) -> None:
+def test_texts_longer_than_the_context_are_truncated_and_counted(base: Path, tmp_path: Path) -> None:
     rows = [[f"a very long text, number {n}, that goes on and never ends", n % 2] for n in range(20)]
     run = finetune(
         base,
@@ -625,4 +626,4 @@ def test_texts_beyond_the_context_are_cut_and_counted(base: Path, tmp_path: Path
         lm = load(run.path)
         next(lm.model.parameters()).fill_(float("nan"))
     with pytest.raises(NumericsError, match="produces NaN"):
-        lm.predict("a text")  # and not the first label
+        lm.predict("a text")  # instead of predicting the first label

@@ -1,4 +1,4 @@
-"""Conversations: how they are read, written, packed, learned from and answered."""
+"""Instruction tuning: chat templates, packing, the loss of answers, chat, and runs."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def tokenizer_for(template: ChatTemplate) -> Any:
 
 
 @pytest.mark.parametrize("source", [DEFAULT_TEMPLATE, CHAT_ML], ids=["built-in", "ChatML"])
-def test_tokens_are_those_of_transformers(source: str, tmp_path: Path) -> None:
+def test_chat_template_tokens_equal_those_of_transformers(source: str, tmp_path: Path) -> None:
     template = ChatTemplate(source)
     tokenizer = tokenizer_for(template)
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -82,21 +82,21 @@ def test_tokens_are_those_of_transformers(source: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [DEFAULT_TEMPLATE, CHAT_ML], ids=["built-in", "ChatML"])
-def test_answers_and_their_ends_are_scored_and_nothing_else(source: str) -> None:
+def test_only_answers_and_their_end_tokens_are_scored(source: str) -> None:
     template = ChatTemplate(source)
     tokenizer = tokenizer_for(template)
     encoded = template.encode(TALK, tokenizer)
     end = template.end_of_turn
-    stretches = [""]
+    spans = [""]
     for token_id, counts in zip(encoded.token_ids, encoded.scored, strict=True):
         if counts:
-            stretches[-1] += tokenizer.decode([token_id])
-        elif stretches[-1]:
-            stretches.append("")
-    assert [one for one in stretches if one] == [f"A token.{end}", f"A letter.{end}"]
-    # What a user writes is never a special token.
+            spans[-1] += tokenizer.decode([token_id])
+        elif spans[-1]:
+            spans.append("")
+    assert [one for one in spans if one] == [f"A token.{end}", f"A letter.{end}"]
+    # The user's text is never encoded as special tokens.
     assert encoded.token_ids.count(tokenizer.end_of_text_id) == (2 if end == "<|endoftext|>" else 0)
-    # Before an answer stands what stands there when one is asked for.
+    # An answer is preceded by the generation prompt.
     asked = template.encode(TALK[:2], tokenizer, generation_prompt=True).token_ids
     assert encoded.token_ids[: len(asked)] == asked and encoded.scored[len(asked)]
 
@@ -150,13 +150,13 @@ BAD_TEMPLATES = {
 
 
 @pytest.mark.parametrize("source", BAD_TEMPLATES, ids=lambda text: text[:30])
-def test_templates_that_are_refused(source: str) -> None:
+def test_invalid_templates_are_rejected(source: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ChatTemplate(source)
     assert BAD_TEMPLATES[source] in str(caught.value) and "the chat template" in str(caught.value)
 
 
-def test_a_template_without_a_place_for_the_system() -> None:
+def test_template_without_system_messages() -> None:
     source = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system here') }}{% endif %}"
         "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -175,22 +175,22 @@ def test_a_template_without_a_place_for_the_system() -> None:
         "{{ m.content.removeprefix('<b') }}",
     ],
 )
-def test_contents_that_a_template_changes_only_sometimes(content: str) -> None:
-    """Found with the conversation that it happens to."""
+def test_template_that_sometimes_changes_the_content_is_an_error(content: str) -> None:
+    """The error occurs with the first conversation whose content is changed."""
     template = ChatTemplate("{% for m in messages %}" + content + "<|endoftext|>{% endfor %}")
     template.encode([Message("user", "short")], byte_tokenizer())
     with pytest.raises(ConfigError, match="content unchanged, or stripped"):
         template.encode([Message("user", "<b" + "x" * 99)], byte_tokenizer())
 
 
-def test_contents_that_a_template_strips() -> None:
+def test_template_may_strip_the_content() -> None:
     source = (
         "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}{% if m.role == 'assistant' %}<|endoftext|>"
         "{% endif %}{% endfor %}"
     )
-    said = [Message("user", " What? "), Message("assistant", " This.\n")]
+    messages = [Message("user", " What? "), Message("assistant", " This.\n")]
     tokenizer = byte_tokenizer()
-    encoded = ChatTemplate(source).encode(said, tokenizer)
+    encoded = ChatTemplate(source).encode(messages, tokenizer)
     assert tokenizer.decode(encoded.token_ids) == "user: What?assistant: This.<|endoftext|>"
 
 
@@ -219,7 +219,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_the_common_forms(form: str, suffix: str, tmp_path: Path) -> None:
+def test_common_formats_of_conversations(form: str, suffix: str, tmp_path: Path) -> None:
     records, asked, answer = FORMS[form]
     path = tmp_path / f"data.{suffix}"
     path.write_text(json.dumps(records) if suffix == "json" else "\n".join(map(json.dumps, records)))
@@ -227,7 +227,7 @@ def test_the_common_forms(form: str, suffix: str, tmp_path: Path) -> None:
     assert read_conversations(read_table(path))[0] == expected
 
 
-def test_columns_by_name(tmp_path: Path) -> None:
+def test_columns_of_prompt_and_answer_by_name(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("long\tshort\nA long text\tbrief\n")
     expected = [(Message("user", "A long text"), Message("assistant", "brief"))]
@@ -261,7 +261,7 @@ BAD_DATA: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_conversations(name: str, tmp_path: Path) -> None:
+def test_invalid_conversations_are_rejected(name: str, tmp_path: Path) -> None:
     records, message = BAD_DATA[name]
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
@@ -270,13 +270,13 @@ def test_bad_conversations(name: str, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
-def test_packing_holds_everything_once_in_few_rows(lengths: list[int]) -> None:
+def test_packing_keeps_every_conversation_once_in_few_rows(lengths: list[int]) -> None:
     rows = pack(lengths, 20)
-    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
-    filled = [sum(lengths[place] for place in row) for row in rows]
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    filled = [sum(lengths[index] for index in row) for row in rows]
     assert max(filled) <= 20
     assert len(rows) <= 11 / 9 * -(-sum(lengths) // 20) + 4
-    assert sum(2 * one <= 20 for one in filled) <= 1  # two rows that are half empty would have been one
+    assert sum(2 * one <= 20 for one in filled) <= 1  # two half-empty rows would have been merged
 
 
 CONVERSATIONS = st.lists(
@@ -286,11 +286,11 @@ CONVERSATIONS = st.lists(
 
 @given(st.sampled_from(sorted(tiny_models())), CONVERSATIONS)
 def test_packed_answers_cost_what_they_cost_alone(kind: str, made: list[tuple[list[int], int]]) -> None:
-    """No leak between neighbours, and the loss of answers alone: by hand, one conversation at a time."""
+    """Packing causes no leakage between conversations: the loss equals that of each conversation alone."""
     torch.manual_seed(0)
     model = Transformer(tiny_models()[kind]).double().eval()
     conversations = [
-        EncodedConversation(ids, [place >= min(first, len(ids) - 1) for place in range(len(ids))])
+        EncodedConversation(ids, [index >= min(first, len(ids) - 1) for index in range(len(ids))])
         for ids, first in made
     ]
     loader = ConversationLoader(conversations, model.context_length, 2, seed=1)
@@ -309,7 +309,7 @@ def test_packed_answers_cost_what_they_cost_alone(kind: str, made: list[tuple[li
     assert found.sum() == pytest.approx(alone.item(), rel=1e-5, abs=1e-5)
 
 
-def test_what_is_beyond_the_context() -> None:
+def test_conversations_longer_than_the_context_are_truncated_or_skipped() -> None:
     template = ChatTemplate()
     tokenizer = tokenizer_for(template)
     short = (Message("user", "Hi"), Message("assistant", "Yes"))
@@ -324,7 +324,7 @@ def test_what_is_beyond_the_context() -> None:
         fit_conversations([hopeless], template, tokenizer, 20)
 
 
-def test_old_turns_make_room() -> None:
+def test_oldest_turns_are_dropped_to_fit_the_context() -> None:
     template = ChatTemplate()
     tokenizer = tokenizer_for(template)
     talk = [Message("system", "s"), *(Message(("user", "assistant")[i % 2], "x" * 20) for i in range(7))]
@@ -338,7 +338,7 @@ def test_old_turns_make_room() -> None:
 
 
 def conversations(path: Path, count: int = 80, seed: int = 0) -> Path:
-    """Which kind of animal each is; all six animals are in any large file."""
+    """Write conversations that ask which kind each animal is; large files contain all six animals."""
     generator = random.Random(seed)
     names = [generator.choice(sorted(ANIMALS)) for _ in range(count)]
     path.write_text(json.dumps([{"prompt": f"{name}?", "response": ANIMALS[name]} for name in names]))
@@ -363,8 +363,8 @@ def settings(**sections: dict[str, Any]) -> Config:
 
 
 @pytest.fixture(scope="module")
-def talker(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that knows what animals are; tests only read it."""
+def chat_model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that knows what the animals are; tests only read it."""
     folder = tmp_path_factory.mktemp("talker")
     held_out = conversations(folder / "dev.json", 20, seed=9)
     data = conversations(folder / "data.json")
@@ -379,8 +379,8 @@ def talker(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def test_it_learns_to_answer_and_to_end(talker: Path, tmp_path: Path) -> None:
-    lm = load(talker, console=QUIET)
+def test_model_learns_to_answer_and_to_stop(chat_model: Path, tmp_path: Path) -> None:
+    lm = load(chat_model, console=QUIET)
     answer = lm.chat([{"role": "user", "content": "heron?"}], temperature=0.0)
     assert (answer.text, answer.finish_reason) == ("bird", "end_of_text")
     pieces: list[str] = []
@@ -389,24 +389,26 @@ def test_it_learns_to_answer_and_to_end(talker: Path, tmp_path: Path) -> None:
     score = lm.evaluate_task(conversations(tmp_path / "test.json", 20, seed=4), console=QUIET)
     assert score.metrics["stopped"].value == 1 and score.metrics["empty"].value == 0
     assert score.metrics["median_length_ratio"].value == 1
-    which_of_two = math.log(2) / 5  # over four letters and the end, for a model that knows all but the kind
+    which_of_two = (
+        math.log(2) / 5
+    )  # over four letters and the end token, for a model that knows all but the kind
     assert score.metrics["nats_per_token"].value < which_of_two
     assert score.metrics["rouge1"].value == 1
     with pytest.raises(ConfigError, match="user and assistant must alternate"):
         lm.chat([{"role": "assistant", "content": "bird"}])
 
 
-def test_what_the_run_keeps(talker: Path) -> None:
-    folder = CheckpointStore(talker).choose("last")[0]
+def test_run_saves_the_template_and_metrics(chat_model: Path) -> None:
+    folder = CheckpointStore(chat_model).choose("last")[0]
     assert (
         (folder / "chat_template.jinja").read_text()
         == DEFAULT_TEMPLATE
         == load_metadata(folder).chat_template
     )
-    lines = [json.loads(line) for line in (talker / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (chat_model / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = [line["nats_per_token"] for line in lines if line["kind"] == "validation"]
     assert lines[0]["step"] == 0 and first > 1 > last  # before and after
-    page = (talker / "report.html").read_text()
+    page = (chat_model / "report.html").read_text()
     assert "What is learned" in page and "<mark>" in page and "Answers" in page
     theirs = PreTrainedTokenizerFast.from_pretrained(str(folder))
     assert theirs.chat_template == DEFAULT_TEMPLATE
@@ -436,7 +438,7 @@ def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def test_other_templates_end_answers_too(base: Path, adapted: Path) -> None:
+def test_answers_stop_with_another_template(base: Path, adapted: Path) -> None:
     answer = load(adapted).chat([{"role": "user", "content": "eel?"}], temperature=0.0)
     assert answer.finish_reason == "stop" and "<|im" not in answer.text
     before = load_model(CheckpointStore(base).choose("best")[0]).model.state_dict()["token_embedding.weight"]
@@ -446,8 +448,8 @@ def test_other_templates_end_answers_too(base: Path, adapted: Path) -> None:
     assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 2
 
 
-def test_an_adapter_alone_makes_the_same_model_of_its_base(base: Path, adapted: Path, tmp_path: Path) -> None:
-    """With the rows of its new tokens and its template; peft computes the same."""
+def test_exported_adapter_restores_the_model_from_its_base(base: Path, adapted: Path, tmp_path: Path) -> None:
+    """With the embeddings of its new tokens and its template; peft gives the same outputs."""
     made = export_model(adapted, "peft", tmp_path / "adapter", console=QUIET)
     assert sorted(path.name for path in made.files) == [
         "adapter_config.json",
@@ -474,7 +476,7 @@ def test_an_adapter_alone_makes_the_same_model_of_its_base(base: Path, adapted: 
     assert not (tmp_path / "other").exists() and not (tmp_path / "none").exists()
 
 
-def test_the_template_goes_with_an_export_and_comes_back(adapted: Path, tmp_path: Path) -> None:
+def test_chat_template_round_trips_through_export_and_import(adapted: Path, tmp_path: Path) -> None:
     export_model(adapted, "huggingface", tmp_path / "theirs", console=QUIET)
     theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "theirs"))
     asked = [{"role": "user", "content": "eel?"}]
@@ -491,7 +493,7 @@ def test_the_template_goes_with_an_export_and_comes_back(adapted: Path, tmp_path
     assert lm.chat(asked, temperature=0.0).text == load(adapted).chat(asked, temperature=0.0).text
 
 
-def test_conversations_that_do_not_fit_are_left_out_and_said(
+def test_conversations_that_do_not_fit_are_skipped_with_a_note(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = [{"prompt": "wren?" * (1 + 9 * (n % 5 == 0)) + f"{n}", "response": "bird"} for n in range(40)]
@@ -506,7 +508,7 @@ def test_conversations_that_do_not_fit_are_left_out_and_said(
     assert "8 of 40 conversations have no answer within the model's context of 32" in capsys.readouterr().err
 
 
-def test_a_question_beyond_the_context_is_not_asked() -> None:
+def test_question_longer_than_the_context_is_not_used() -> None:
     template, tokenizer = ChatTemplate(), tokenizer_for(ChatTemplate())
     talk = (
         Message("user", "u"),
@@ -520,7 +522,7 @@ def test_a_question_beyond_the_context_is_not_asked() -> None:
     assert not whole.cut and whole.question == talk[:3]
 
 
-def test_special_tokens_are_never_part_of_an_answer() -> None:
+def test_special_tokens_are_banned_from_answers() -> None:
     template = ChatTemplate()
     tokenizer = tokenizer_for(template)
     config = answering(GenerationConfig(), template, tokenizer)
@@ -533,7 +535,7 @@ def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instructions, "MOST_GENERATED_TOKENS", 12)
 
 
-def test_resumed_it_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:
+def test_instruction_tuning_resumes_bit_for_bit(base: Path, tmp_path: Path) -> None:
     data, config = (
         conversations(tmp_path / "data.json", 40),
         settings(training={"steps": 9}, model={"dropout": 0.1}),
@@ -551,19 +553,19 @@ def test_resumed_it_ends_with_the_same_bits(base: Path, tmp_path: Path) -> None:
 
 
 def test_chat_on_the_command_line(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = iter(["wren?", "/reset", "", "eel?", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda: next(said))
-    assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
+    messages = iter(["wren?", "/reset", "", "eel?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda: next(messages))
+    assert main(["chat", str(chat_model), "--temperature", "0", "--quiet"]) == 0
     assert capsys.readouterr().out.split() == ["bird", "fish"]
 
 
-def test_ctrl_c_ends_the_answer_and_not_the_program(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_ends_the_answer_but_not_the_chat(
+    chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = iter(["wren?", "eel?", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda: next(said))
+    messages = iter(["wren?", "eel?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda: next(messages))
     step, calls = "wholegpt.generation.engine.Engine.step", 0
     from wholegpt.generation.engine import Engine
 
@@ -578,11 +580,11 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
 
     monkeypatch.setattr(step, press)
     pressed = 3
-    assert main(["chat", str(talker), "--temperature", "0", "--quiet"]) == 0
+    assert main(["chat", str(chat_model), "--temperature", "0", "--quiet"]) == 0
     first, second = capsys.readouterr().out.split()
     assert "bird".startswith(first) and first != "bird" and second in ("bird", "fish")
-    said, calls, pressed = iter(["wren?", "eel?", "/quit"]), 0, 1
-    assert main(["chat", str(talker), "--temperature", "0", "--quiet", "--json"]) == 0
+    messages, calls, pressed = iter(["wren?", "eel?", "/quit"]), 0, 1
+    assert main(["chat", str(chat_model), "--temperature", "0", "--quiet", "--json"]) == 0
     printed = capsys.readouterr()
     answers = [json.loads(line) for line in printed.out.splitlines()]
     assert [(one["content"], one["finish_reason"]) for one in answers] == [
@@ -592,7 +594,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
     assert "empty response; this message is removed" in printed.err
 
 
-def test_bad_settings(base: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_rejected(base: Path, tmp_path: Path) -> None:
     data = conversations(tmp_path / "data.json", 20)
     cases: list[tuple[dict[str, Any], type[WholeGPTError], str]] = [
         (

@@ -87,8 +87,8 @@ PROMPTS = [[5, 6, 7], [5, 6, 7], [9, 9], [9, 9], [1], [1], [4, 3, 2, 1, 0, 8], [
         AlignmentConfig(completion_tokens=12, temperature=1.3),
     ],
 )
-def test_log_probabilities_are_of_the_distribution_that_was_sampled(settings: AlignmentConfig) -> None:
-    """Computed here from the logits of the whole sequence, without the excluded special tokens."""
+def test_log_probabilities_are_those_of_the_sampling_distribution(settings: AlignmentConfig) -> None:
+    """Recomputed from the logits of the whole sequence, without the excluded special tokens."""
     model = tiny_policy()
     sampled, _ = rollout_of(model, settings, PROMPTS)
     excluded = {TOKENIZER.id_of(name) for name in TEMPLATE.special_tokens} - {
@@ -104,7 +104,7 @@ def test_log_probabilities_are_of_the_distribution_that_was_sampled(settings: Al
             assert found == pytest.approx(math.log(p[token_id]), abs=1e-5)
 
 
-def test_completions_end_where_the_model_ended_them() -> None:
+def test_completions_end_at_the_end_token_or_at_completion_tokens() -> None:
     sampled, rollout = rollout_of(tiny_policy(), AlignmentConfig(completion_tokens=40), PROMPTS * 8)
     end = TOKENIZER.id_of(TEMPLATE.end_of_turn)
     assert {one.finished for one in sampled} == {True, False}
@@ -119,7 +119,7 @@ def test_completions_end_where_the_model_ended_them() -> None:
     assert len(set(texts[::8])) > 1, "equal prompts get different completions"
 
 
-def test_scoring_does_not_depend_on_padding_or_neighbors() -> None:
+def test_scoring_does_not_depend_on_padding_or_other_sequences() -> None:
     model = tiny_policy(value_head=True)
     sampled, rollout = rollout_of(model, AlignmentConfig(completion_tokens=20), PROMPTS)
     assert isinstance(model, TaskModel)
@@ -141,7 +141,7 @@ def test_scoring_does_not_depend_on_padding_or_neighbors() -> None:
 # --- Advantages --------------------------------------------------------------------------------------
 
 
-def test_group_advantages_sum_to_0_and_equal_rewards_have_none() -> None:
+def test_group_advantages_sum_to_0_and_are_0_for_equal_rewards() -> None:
     settings = AlignmentConfig(group_size=4)
     rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0.5, 0.5, 0.5])
     mask = torch.ones(8, 3)
@@ -151,8 +151,8 @@ def test_group_advantages_sum_to_0_and_equal_rewards_have_none() -> None:
     assert (found["advantages"][4:] == 0).all()
 
 
-def test_ppo_advantages_of_each_completion_alone() -> None:
-    """By the sum over all later errors, for completions that start and end at different positions."""
+def test_ppo_advantages_equal_their_definition_per_completion() -> None:
+    """A sum over all later errors, for completions that start and end at different positions."""
     torch.manual_seed(0)
     settings, weight = AlignmentConfig(discount=0.9, trace=0.8), 0.3
     mask = torch.zeros(3, 8)
@@ -180,7 +180,7 @@ def test_ppo_advantages_of_each_completion_alone() -> None:
     torch.testing.assert_close(found["explained_variance"], explained.expand(3))
 
 
-def test_the_kl_weight_follows_its_target() -> None:
+def test_kl_weight_adapts_to_its_target() -> None:
     assert adapted_kl(0.1, 12.0, 0.0) == 0.1
     assert adapted_kl(0.1, 6.6, 6.0) == pytest.approx(0.1 * 1.01)
     assert adapted_kl(0.1, 600.0, 6.0) == pytest.approx(0.1 * 1.02)
@@ -223,7 +223,9 @@ def gradient(
 
 @pytest.mark.parametrize("task", [TaskKind.grpo, TaskKind.ppo])
 @pytest.mark.parametrize("normalization", PolicyNormalization)
-def test_split_order_and_padding_change_nothing(task: TaskKind, normalization: PolicyNormalization) -> None:
+def test_gradient_does_not_depend_on_micro_batches_order_or_padding(
+    task: TaskKind, normalization: PolicyNormalization
+) -> None:
     settings = AlignmentConfig(
         group_size=2, completion_tokens=12, kl=0.1, normalization=normalization, temperature=0.8
     )
@@ -251,8 +253,8 @@ def test_split_order_and_padding_change_nothing(task: TaskKind, normalization: P
     torch.testing.assert_close(gradient(model, objective, [wider], count), whole, atol=1e-6, rtol=0)
 
 
-def test_the_ratio_is_1_on_the_first_pass() -> None:
-    """So nothing is clipped, and the gradient is that of Σ Â·ln π, the policy gradient."""
+def test_ratio_is_1_in_the_first_epoch() -> None:
+    """Nothing is clipped, so the gradient is that of Σ Â·ln π, the policy gradient."""
     settings = AlignmentConfig(group_size=2, completion_tokens=12)
     model = tiny_policy()
     batch, objective = batch_of(model, settings), PolicyObjective(settings, TaskKind.grpo)
@@ -286,7 +288,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers a word with yes or no."""
     folder = tmp_path_factory.mktemp("talker")
     rows = [{"prompt": f"{word}?", "response": end} for word in WORDS for end in ("yes", "no")]
@@ -309,21 +311,21 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def policy_run(talker: Path, out: Path, method: str = "grpo", **changes: dict[str, Any]) -> wg.Run[Any]:
+def policy_run(chat_model: Path, out: Path, method: str = "grpo", **changes: dict[str, Any]) -> wg.Run[Any]:
     settings = {name: {**fields, **changes.get(name, {})} for name, fields in SETTINGS.items()}
     settings |= {name: fields for name, fields in changes.items() if name not in settings}
     if method == "ppo" and "group_size" not in changes.get("alignment", {}):
         del settings["alignment"]["group_size"]
     config = configure(settings, wg.recipe(method))
-    prompts = talker.parent / "prompts.json"
-    return api.align(talker, prompts, method=method, config=config, out=out, console=QUIET)
+    prompts = chat_model.parent / "prompts.json"
+    return api.align(chat_model, prompts, method=method, config=config, out=out, console=QUIET)
 
 
 @pytest.mark.parametrize(("method", "lora"), [("grpo", 0), ("grpo", 4), ("ppo", 0), ("ppo", 4)])
-def test_the_reward_rises(method: str, lora: int, talker: Path, tmp_path: Path) -> None:
+def test_training_increases_the_reward(method: str, lora: int, chat_model: Path, tmp_path: Path) -> None:
     steps, size, learning_rate = (40, 16, 0.003) if method == "grpo" else (48, 64, 0.001)
     run = policy_run(
-        talker,
+        chat_model,
         tmp_path / "run",
         method,
         training={"steps": steps, "batch_size": size},
@@ -348,9 +350,9 @@ def test_the_reward_rises(method: str, lora: int, talker: Path, tmp_path: Path) 
     assert "<h2>Completions</h2>" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_value_head_stays_in_the_run(talker: Path, tmp_path: Path) -> None:
-    """Training needs it; whatever loads the model gets the language model alone."""
-    run = policy_run(talker, tmp_path / "run", "ppo", training={"steps": 2})
+def test_value_head_is_loaded_only_for_training(chat_model: Path, tmp_path: Path) -> None:
+    """Loading the model elsewhere gives the language model alone."""
+    run = policy_run(chat_model, tmp_path / "run", "ppo", training={"steps": 2})
     folder = next((run.path / "checkpoints").glob("step-*2"))
     assert load_metadata(folder).value_head
     whole, plain = load_model(folder, with_value_head=True), load_model(folder)
@@ -361,11 +363,11 @@ def test_a_value_head_stays_in_the_run(talker: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
-def test_a_stopped_run_continues_bit_for_bit(method: str, talker: Path, tmp_path: Path) -> None:
-    """Also in the middle of a rollout, which is read from the run's folder."""
+def test_stopped_run_resumes_bit_for_bit(method: str, chat_model: Path, tmp_path: Path) -> None:
+    """Also in the middle of a rollout, which is loaded from the run's folder."""
     changes = {"alignment": {"rollout_epochs": 2, "kl": 0.05}, "checkpointing": {"every": 3, "keep": 5}}
-    whole = policy_run(talker, tmp_path / "whole", method, **changes)
-    stopped = policy_run(talker, tmp_path / "stopped", method, **changes)
+    whole = policy_run(chat_model, tmp_path / "whole", method, **changes)
+    stopped = policy_run(chat_model, tmp_path / "stopped", method, **changes)
     for step in (8, 6):
         for file in (stopped.path / "checkpoints" / f"step-{step:08d}").rglob("*"):
             file.unlink() if file.is_file() else None
@@ -377,8 +379,8 @@ def test_a_stopped_run_continues_bit_for_bit(method: str, talker: Path, tmp_path
     assert all(tensor.equal(ends[1][name]) for name, tensor in ends[0].items())
 
 
-def test_a_rollout_holds_what_was_sampled(talker: Path, tmp_path: Path) -> None:
-    run = policy_run(talker, tmp_path / "run", training={"steps": 1})
+def test_rollout_contains_the_sampled_tokens(chat_model: Path, tmp_path: Path) -> None:
+    run = policy_run(chat_model, tmp_path / "run", training={"steps": 1})
     rollout = RolloutStore(run.path).read(0)
     stage = open_stage(run.path)
     assert rollout is not None and isinstance(stage, PolicyTuning)
@@ -392,9 +394,9 @@ def test_a_rollout_holds_what_was_sampled(talker: Path, tmp_path: Path) -> None:
     torch.testing.assert_close((groups / lengths).sum(1), torch.zeros(4), atol=1e-5, rtol=0)
 
 
-def test_a_run_stops_at_its_limit_of_kl(talker: Path, tmp_path: Path) -> None:
+def test_run_stops_at_its_kl_limit(chat_model: Path, tmp_path: Path) -> None:
     run = policy_run(
-        talker,
+        chat_model,
         tmp_path / "run",
         training={"steps": 40},
         alignment={"kl_limit": 0.02},
@@ -406,8 +408,8 @@ def test_a_run_stops_at_its_limit_of_kl(talker: Path, tmp_path: Path) -> None:
     assert not state.stop_reason
 
 
-def test_what_is_refused(talker: Path, tmp_path: Path) -> None:
-    base = talker.parent / "base"
+def test_invalid_settings_are_rejected(chat_model: Path, tmp_path: Path) -> None:
+    base = chat_model.parent / "base"
     with pytest.raises(ConfigError, match="has no chat template"):
         policy_run(base, tmp_path / "none")
     for changes, message in (
@@ -424,9 +426,9 @@ def test_what_is_refused(talker: Path, tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            policy_run(talker, tmp_path / "none", alignment=changes)
+            policy_run(chat_model, tmp_path / "none", alignment=changes)
     with pytest.raises(ConfigError, match=r"alignment\.kl_target adapts alignment\.kl, which is 0"):
-        policy_run(talker, tmp_path / "none", "ppo", alignment={"kl_target": 6.0, "kl": 0.0})
+        policy_run(chat_model, tmp_path / "none", "ppo", alignment={"kl_target": 6.0, "kl": 0.0})
     for method, changes in (
         ("grpo", {"model": {"dropout": 0.1}}),
         ("ppo", {"lora": {"rank": 2, "dropout": 0.1}}),
@@ -434,14 +436,14 @@ def test_what_is_refused(talker: Path, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError, match=r"dropout is 0\.1, and .*po compares the model with that of the rollout"
         ):
-            policy_run(talker, tmp_path / "none", method, **changes)
+            policy_run(chat_model, tmp_path / "none", method, **changes)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_missing_rollout_is_not_collected_again(talker: Path, tmp_path: Path) -> None:
-    """In the middle of its epochs, the weights that it was collected with are gone."""
+def test_missing_rollout_is_an_error(chat_model: Path, tmp_path: Path) -> None:
+    """In the middle of its epochs, the weights that collected the rollout no longer exist."""
     run = policy_run(
-        talker,
+        chat_model,
         tmp_path / "run",
         training={"steps": 3},
         alignment={"rollout_epochs": 2},
@@ -456,15 +458,15 @@ def test_a_missing_rollout_is_not_collected_again(talker: Path, tmp_path: Path) 
         api.resume(run.path, console=QUIET)
 
 
-def test_rewards_by_models_that_were_trained_with_lora(talker: Path, tmp_path: Path) -> None:
-    """They are companions of the run, without their LoRA; `evaluate RUN` repeats the last evaluation."""
+def test_reward_models_trained_with_lora(chat_model: Path, tmp_path: Path) -> None:
+    """They are saved with the run, merged with their LoRA; ``evaluate RUN`` repeats the last evaluation."""
     pairs = [{"prompt": f"{word}?", "chosen": f"{word} yes", "rejected": f"{word} no"} for word in WORDS]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     settings = {"training": {"steps": 4, "batch_size": 4}, "lora": {"rank": 2}}
     settings |= {name: SETTINGS[name] for name in ("precision", "runtime", "data")}
     config = configure(settings, wg.recipe("reward"))
     rewarding = api.align(
-        talker,
+        chat_model,
         tmp_path / "pairs.json",
         method="reward",
         config=config,
@@ -472,7 +474,10 @@ def test_rewards_by_models_that_were_trained_with_lora(talker: Path, tmp_path: P
         console=QUIET,
     )
     run = policy_run(
-        talker, tmp_path / "run", training={"steps": 2}, alignment={"rewards": (f"model:{rewarding.path}",)}
+        chat_model,
+        tmp_path / "run",
+        training={"steps": 2},
+        alignment={"rewards": (f"model:{rewarding.path}",)},
     )
     assert (run.path / "companions" / "reward-1" / "model.safetensors").exists()
     record = run.validation.records[0]
@@ -481,15 +486,17 @@ def test_rewards_by_models_that_were_trained_with_lora(talker: Path, tmp_path: P
     assert main(["evaluate", str(run.path), "--quiet"]) == 0
 
 
-def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_align_command_with_grpo(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--training.steps", "1", "--training.batch-size", "8", "--alignment.rollout-size", "8"]
     command = [
         "align",
-        str(talker),
+        str(chat_model),
         "--method",
         "grpo",
         "--data",
-        str(talker.parent / "prompts.json"),
+        str(chat_model.parent / "prompts.json"),
         *options,
     ]
     command += ["--reward", "contains:yes", "--reward", "0.1*length:2", "--alignment.completion-tokens", "8"]
@@ -500,17 +507,17 @@ def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert result["validation"]["reward"]["value"] == pytest.approx(parts[0] + 0.1 * parts[1], abs=1e-6)
 
 
-def test_a_constant_reward_is_said_at_once(
-    talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_constant_reward_is_reported_at_once(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--training.steps", "1", "--training.batch-size", "8", "--alignment.rollout-size", "8"]
     command = [
         "align",
-        str(talker),
+        str(chat_model),
         "--method",
         "grpo",
         "--data",
-        str(talker.parent / "prompts.json"),
+        str(chat_model.parent / "prompts.json"),
         *options,
     ]
     assert main([*command, "--reward", "contains:xyzzy", "--out", str(tmp_path / "run")]) == 0

@@ -1,4 +1,4 @@
-"""Direct preference optimization: how pairs are read and encoded, the loss, and runs."""
+"""Direct preference optimization: reading and encoding pairs, the losses, and runs."""
 
 import json
 import math
@@ -47,7 +47,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "texts": {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away!"},
     "TRL, conversational": {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
     "TRL, implicit prompt": {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
-    "a prompt that both sides repeat": {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+    "prompt repeated in both answers": {"prompt": "Hi", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
     "an empty system message": {
         "chosen": [{"role": "system", "content": ""}, USER, ANSWER],
         "rejected": [{"role": "system", "content": ""}, USER, OTHER],
@@ -71,7 +71,7 @@ def read(path: Path, rows: Any) -> list[PreferencePair]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_of_pairs(form: str, tmp_path: Path) -> None:
+def test_formats_of_pairs(form: str, tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.json", [FORMS[form]]) == [PAIR]
 
 
@@ -88,7 +88,7 @@ def test_instruction_input_and_system(tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.json", [row]) == [PreferencePair(prompt, "3", "4")]
 
 
-def test_answers_that_are_json_are_texts(tmp_path: Path) -> None:
+def test_json_answers_are_read_as_text(tmp_path: Path) -> None:
     rows = [{"prompt": "A list?", "chosen": '[{"id": 1}]', "rejected": "[]"}]
     (pair,) = read(tmp_path / "pairs.json", rows)
     assert (pair.chosen, pair.rejected) == ('[{"id": 1}]', "[]")
@@ -109,7 +109,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)
-def test_rows_that_are_no_pairs(message: str, tmp_path: Path) -> None:
+def test_invalid_rows_are_rejected_or_skipped(message: str, tmp_path: Path) -> None:
     rows = [FORMS["texts"], BAD_ROWS[message]]
     with pytest.raises(DataError, match=f"entry 2.*{message}"):
         read(tmp_path / "pairs.json", rows)
@@ -117,7 +117,7 @@ def test_rows_that_are_no_pairs(message: str, tmp_path: Path) -> None:
     assert read_pairs(skipping.table(write(tmp_path / "more.json", rows)), skipping)[0] == [PAIR]
 
 
-def test_a_table_without_answers(tmp_path: Path) -> None:
+def test_table_without_rejected_answers(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no column of rejected answers; the columns are prompt, chosen"):
         read(tmp_path / "pairs.json", [{"prompt": "Hi", "chosen": "Yes"}])
 
@@ -130,7 +130,7 @@ def tokenizer_for(template: ChatTemplate) -> Any:
     return known.with_special_tokens([n for n in template.special_tokens if known.id_of(n) is None])
 
 
-def test_only_the_last_answer_is_scored_with_its_end() -> None:
+def test_only_the_last_answer_and_its_end_token_are_scored() -> None:
     template = ChatTemplate()
     tokenizer = tokenizer_for(template)
     prompt = (Message("user", "Hi"), Message("assistant", "What?"), Message("user", "Hi!"))
@@ -142,7 +142,7 @@ def test_only_the_last_answer_is_scored_with_its_end() -> None:
     assert (batch.targets != -100).sum(-1).tolist() == [[7, 4]]
 
 
-def test_long_pairs_are_cut_and_those_without_room_left_out() -> None:
+def test_long_pairs_are_truncated_and_those_without_room_are_skipped() -> None:
     template = ChatTemplate()
     tokenizer = tokenizer_for(template)
     long = PreferencePair((Message("user", "Hi"),), "Hello. " * 9, "Go!")
@@ -170,7 +170,7 @@ def random_batch(kind: str) -> tuple[Transformer, Any]:
 
 
 def log_ratios(model: Transformer, pair: EncodedPair) -> torch.Tensor:
-    """Δ of both answers of a pair, each computed alone."""
+    """Return Δ of both answers of a pair, each computed alone."""
     sums: list[torch.Tensor] = []
     for side in pair.sides:
         nats = negative_log_likelihood(
@@ -182,7 +182,7 @@ def log_ratios(model: Transformer, pair: EncodedPair) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", sorted(tiny_models()))
 def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
-    """Neither padding nor neighbors nor the split into micro-batches changes anything."""
+    """It does not depend on padding, on other pairs, or on the split into micro-batches."""
     model, pairs = random_batch(kind)
     settings = complete_alignment(AlignmentConfig())
     objective = PreferenceObjective(settings)
@@ -205,7 +205,7 @@ def test_the_step_of_kto_is_its_definition_for_any_split(shift: float) -> None:
     model, pairs = random_batch("modern")
     settings = complete_alignment(AlignmentConfig(loss=PreferenceLoss.kto))
     others: list[EncodedPair] = []
-    for one in pairs[::-1]:  # of references that make the mean of Δ about ``shift``
+    for one in pairs[::-1]:  # the references make the mean of Δ about ``shift``
         here = log_ratios(model, replace(one, pair=replace(one.pair, reference=(0.0, 0.0)))).detach()
         reference = tuple((here - shift - torch.randn(2)).tolist())
         others.append(replace(one, pair=replace(one.pair, reference=reference)))
@@ -239,7 +239,7 @@ def gradient_of(model: Transformer) -> torch.Tensor:
     return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
 
 
-def test_mismatched_answers_are_of_the_next_other_prompt() -> None:
+def test_mismatched_answers_belong_to_the_next_different_prompt() -> None:
     pairs = [
         PreferencePair((Message("user", prompt),), f"yes {i}", f"no {i}", (1.0, 2.0), 0.5, (float(i), -1.0))
         for i, prompt in enumerate("aabc")
@@ -254,7 +254,7 @@ def test_mismatched_answers_are_of_the_next_other_prompt() -> None:
 
 @pytest.mark.parametrize("loss", PreferenceLoss)
 def test_every_loss_learns_the_preferences(loss: PreferenceLoss) -> None:
-    """From random weights, in float64: the loss falls, and the chosen answers get the higher rewards."""
+    """Training from random weights in float64 decreases the loss, and chosen answers get higher rewards."""
     model, pairs = random_batch("modern")
     batch = collate_pairs(pairs)
     with torch.no_grad():
@@ -282,7 +282,7 @@ WORDS = ("wren", "heron", "robin", "owl", "kite", "swan", "duck", "crow", "lark"
 
 
 @pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("talker")
     rows = [{"prompt": f"{word}?", "response": f"{word} {end}"} for word in WORDS for end in ("yes", "no")]
     (folder / "text.txt").write_text("\n".join(" ".join(row.values()) for row in rows) * 20)
@@ -307,7 +307,7 @@ FAST: dict[str, Any] = {
 
 
 def preferences(folder: Path) -> Path:
-    """Pairs that prefer yes."""
+    """Write pairs that prefer yes."""
     rows = [{"prompt": f"{w}?", "chosen": f"{w} yes", "rejected": f"{w} no"} for w in WORDS]
     return write(folder / "pairs.json", rows)
 
@@ -316,7 +316,7 @@ Align = Callable[..., wg.Run[Any]]
 
 
 @pytest.fixture
-def align(talker: Path, tmp_path: Path) -> Align:
+def align(chat_model: Path, tmp_path: Path) -> Align:
     def run(name: str = "run", **changes: dict[str, Any]) -> wg.Run[Any]:
         settings = {
             "training": {"steps": 12, "epochs": 0, "batch_size": 4},
@@ -330,14 +330,14 @@ def align(talker: Path, tmp_path: Path) -> Align:
             settings[section] = {**settings.get(section, {}), **fields}
         config = configure(settings, wg.recipe("dpo"))
         return api.align(
-            talker, preferences(tmp_path), method="dpo", config=config, out=tmp_path / name, console=QUIET
+            chat_model, preferences(tmp_path), method="dpo", config=config, out=tmp_path / name, console=QUIET
         )
 
     return run
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-def test_a_run_starts_at_ln_2_and_learns_to_prefer(lora: int, align: Align) -> None:
+def test_dpo_run_starts_at_ln_2_and_learns_the_preferences(lora: int, align: Align) -> None:
     run = align(lora={"rank": lora}, training={"steps": 60}, optimizer={"learning_rate": 0.01})
     first = next(line for line in run.metrics if line["kind"] == "train")
     assert first["preference_loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -350,11 +350,11 @@ def test_a_run_starts_at_ln_2_and_learns_to_prefer(lora: int, align: Align) -> N
     assert not {one.pair.prompt for one in stage.train} & {one.pair.prompt for one in stage.validation}
 
 
-def test_stored_references_are_those_of_the_parent(align: Align, talker: Path) -> None:
+def test_stored_reference_log_probabilities_are_those_of_the_parent(align: Align, chat_model: Path) -> None:
     run = align(training={"steps": 1})
     stage = open_stage(run.path)
     assert isinstance(stage, PreferenceTuning)
-    parent = wg.load(talker)
+    parent = wg.load(chat_model)
     for one in stage.train:
         for side, reference in zip(one.sides, one.pair.reference, strict=True):
             with torch.no_grad():
@@ -364,7 +364,7 @@ def test_stored_references_are_those_of_the_parent(align: Align, talker: Path) -
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
-def test_a_stopped_run_continues_bit_for_bit(loss: str, align: Align) -> None:
+def test_stopped_run_resumes_bit_for_bit(loss: str, align: Align) -> None:
     whole, stopped = (align(name, alignment={"loss": loss}) for name in ("whole", "stopped"))
     for folder in (stopped.path / "checkpoints").glob("step-*12"):
         for file in folder.rglob("*"):
@@ -374,14 +374,14 @@ def test_a_stopped_run_continues_bit_for_bit(loss: str, align: Align) -> None:
     assert all(tensor.equal(ends[1][name]) for name, tensor in ends[0].items())
 
 
-def test_a_run_of_kto(align: Align, talker: Path) -> None:
-    """It starts at 1/2, learns, and has references of mismatched answers."""
+def test_kto_run_starts_at_one_half_and_learns_the_preferences(align: Align, chat_model: Path) -> None:
+    """It stores reference log-probabilities of mismatched answers."""
     run = align(alignment={"loss": "kto"}, training={"steps": 60}, optimizer={"learning_rate": 0.01})
     first = next(line for line in run.metrics if line["kind"] == "train")
     assert first["preference_loss"] == pytest.approx(0.5, abs=1e-4)
     last = run.validation.to_json()
     assert last["preference_loss"]["value"] < 0.45 and last["reward_accuracy"]["value"] == 1
-    stage, parent = open_stage(run.path), wg.load(talker).model
+    stage, parent = open_stage(run.path), wg.load(chat_model).model
     assert isinstance(stage, PreferenceTuning) and isinstance(parent, Transformer)
     for others, pairs in ((stage.others, stage.train), (stage.others_of_validation, stage.validation)):
         assert len(others) == len(pairs)
@@ -391,7 +391,7 @@ def test_a_run_of_kto(align: Align, talker: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])
-def test_losses_without_a_reference_store_none(loss: str, align: Align) -> None:
+def test_reference_free_losses_store_no_reference(loss: str, align: Align) -> None:
     run = align(alignment={"loss": loss}, training={"steps": 2})
     stage = open_stage(run.path)
     assert isinstance(stage, PreferenceTuning)
@@ -399,15 +399,15 @@ def test_losses_without_a_reference_store_none(loss: str, align: Align) -> None:
     assert run.config.alignment.beta == {"orpo": 0.1, "simpo": 2.0}[loss]
 
 
-def test_what_is_refused(align: Align, talker: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_rejected(align: Align, chat_model: Path, tmp_path: Path) -> None:
     pairs = preferences(tmp_path)
-    base = talker.parent / "base"
+    base = chat_model.parent / "base"
     with pytest.raises(ConfigError, match=r"has no chat template.*finetune --task instruct"):
         api.align(base, pairs, method="dpo", out=tmp_path / "none", console=QUIET)
     with pytest.raises(ConfigError, match=r"method is 'dpu'.*dpo"):
         api.align(base, pairs, method="dpu", console=QUIET)
     with pytest.raises(DataError, match="12 of its prompts are in"):
-        api.align(talker, pairs, method="dpo", validation=pairs, out=tmp_path / "none", console=QUIET)
+        api.align(chat_model, pairs, method="dpo", validation=pairs, out=tmp_path / "none", console=QUIET)
     with pytest.raises(ConfigError, match=r"alignment\.margin is for simpo"):
         align(alignment={"margin": 2.0})
     with pytest.raises(ConfigError, match=r"alignment\.beta is -1"):
@@ -417,9 +417,9 @@ def test_what_is_refused(align: Align, talker: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_align_command_with_dpo(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--training.steps", "2", "--device", "cpu", "--data.validation-fraction", "0.3", "--quiet"]
-    command = ["align", str(talker), "--method", "dpo", "--data", str(preferences(tmp_path)), *options]
+    command = ["align", str(chat_model), "--method", "dpo", "--data", str(preferences(tmp_path)), *options]
     assert main([*command, "--out", str(tmp_path / "run"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["stage"] == "preference" and result["task"] == "dpo" and result["steps"] == 2

@@ -1,4 +1,4 @@
-"""The table of stages."""
+"""The table of training stages."""
 
 from dataclasses import fields
 
@@ -25,7 +25,7 @@ def test_stages_name_settings_and_recipes_that_exist() -> None:
     assert {default_recipe(task) for task in TaskKind} <= {*recipe_names()}
 
 
-def test_a_parent_that_no_stage_starts_from_is_refused() -> None:
+def test_unsupported_parent_architecture_is_rejected() -> None:
     config = configure({"finetuning": {"task": "instruct", "model": "runs/words"}})
     assert stage_of(config, Architecture.transformer).name == "instruction"
     with pytest.raises(ConfigError, match="is of architecture ngram; `finetune --task instruct` starts from"):

@@ -1,4 +1,4 @@
-"""Reward models: where the reward is read, the loss, runs, and what loads and refuses them."""
+"""Reward models: the position of the reward, the loss, runs, loading, and invalid input."""
 
 import json
 import math
@@ -50,12 +50,12 @@ def tokenizer_for(template: ChatTemplate) -> Tokenizer:
     return known.with_special_tokens([n for n in template.special_tokens if known.id_of(n) is None])
 
 
-# --- Where the reward is read ------------------------------------------------------------------------
+# --- The position of the reward ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, CHATML], ids=["built-in", "ChatML"])
-def test_a_sequence_ends_with_the_end_of_the_answer(template: ChatTemplate) -> None:
-    """Also where the template writes something after it."""
+def test_sequence_ends_with_the_end_of_the_answer(template: ChatTemplate) -> None:
+    """Also if the template adds text after it."""
     tokenizer = tokenizer_for(template)
     asked = (*HI, Message("assistant", "What?"), Message("user", "Hi!"))
     for answers in (("Hello.", "No."), ("",)):
@@ -67,7 +67,7 @@ def test_a_sequence_ends_with_the_end_of_the_answer(template: ChatTemplate) -> N
             assert sequence[-1] == tokenizer.id_of(template.end_of_turn)
 
 
-def test_a_long_answer_ends_with_the_last_token_that_is_kept() -> None:
+def test_truncated_answer_ends_with_the_last_kept_token() -> None:
     tokenizer = tokenizer_for(TEMPLATE)
     whole = encode_answers(HI, ["Hello, hello."], TEMPLATE, tokenizer, 200)
     assert whole
@@ -94,7 +94,7 @@ def random_model(kind: str) -> tuple[TaskTransformer, list[EncodedExample], list
 
 @pytest.mark.parametrize("kind", sorted(tiny_models()))
 def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
-    """Neither padding nor neighbors nor the split into micro-batches changes anything; margins enter."""
+    """With margins; it does not depend on padding, on other pairs, or on the split into micro-batches."""
     model, pairs, margins = random_model(kind)
     objective, expected = RewardObjective(0.1), torch.zeros((), dtype=torch.float64)
     rewards: list[list[float]] = []
@@ -123,8 +123,8 @@ def test_the_loss_is_that_of_each_answer_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(tiny_models()))
-def test_padding_is_not_read(kind: str) -> None:
-    """Neither other ids of the padding nor more of it change the loss."""
+def test_loss_does_not_depend_on_padding(kind: str) -> None:
+    """Neither the padding's token ids nor its length matters."""
     model, pairs, margins = random_model(kind)
     batch = collate(pairs, margins)
     real = torch.arange(batch.token_ids.shape[2]) <= batch.last[:, :, None]
@@ -138,8 +138,7 @@ def test_padding_is_not_read(kind: str) -> None:
         torch.testing.assert_close(objective(model, changed).total, expected, rtol=1e-12, atol=0)
 
 
-def test_the_split_into_micro_batches_changes_no_gradient() -> None:
-    """Through the loop's accumulation."""
+def test_micro_batches_do_not_change_the_gradient() -> None:
     model, pairs, margins = random_model("modern")
     gradients: list[torch.Tensor] = []
     for micro in (0, 1, 2, 3):
@@ -158,7 +157,7 @@ def test_the_split_into_micro_batches_changes_no_gradient() -> None:
         torch.testing.assert_close(one, gradients[0], rtol=1e-9, atol=1e-12)
 
 
-def test_the_logged_loss_is_ln_2_for_equal_rewards_which_prefer_nothing() -> None:
+def test_logged_loss_is_ln_2_and_accuracy_0_for_equal_rewards() -> None:
     model, pairs, _ = random_model("gpt2")
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.constant_(model.head.bias, 3.0)
@@ -166,7 +165,7 @@ def test_the_logged_loss_is_ln_2_for_equal_rewards_which_prefer_nothing() -> Non
     means = {name: float(total) / count for name, (total, count) in terms.metrics.items()}
     assert means["preference_loss"] == pytest.approx(math.log(2))
     assert means["reward_accuracy"] == 0 and means["chosen_reward"] == means["rejected_reward"] == 3
-    assert terms.total.item() == pytest.approx(5 * (math.log(2) + 0.5 * 36))  # with the centering
+    assert terms.total.item() == pytest.approx(5 * (math.log(2) + 0.5 * 36))  # including the centering term
 
 
 # --- Pairs with margins ------------------------------------------------------------------------------
@@ -211,7 +210,7 @@ FAST: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("talker")
     rows = [{"prompt": f"{word}?", "response": f"{word} {end}"} for word in WORDS for end in ("yes", "no")]
     (folder / "text.txt").write_text("\n".join(" ".join(row.values()) for row in rows) * 20)
@@ -228,7 +227,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def preferences(folder: Path, **more: Any) -> Path:
-    """Pairs that prefer yes."""
+    """Write pairs that prefer yes."""
     rows = [{"prompt": f"{w}?", "chosen": f"{w} yes", "rejected": f"{w} no", **more} for w in WORDS]
     return write(folder / "pairs.json", rows)
 
@@ -237,7 +236,7 @@ Align = Callable[..., wg.Run[Any]]
 
 
 @pytest.fixture
-def align(talker: Path, tmp_path: Path) -> Align:
+def align(chat_model: Path, tmp_path: Path) -> Align:
     def run(name: str = "run", data: Path | None = None, **changes: dict[str, Any]) -> wg.Run[Any]:
         settings = {
             "training": {"steps": 12, "epochs": 0, "batch_size": 4},
@@ -250,14 +249,16 @@ def align(talker: Path, tmp_path: Path) -> Align:
             settings[section] = {**settings.get(section, {}), **fields}
         config = configure(settings, wg.recipe("reward"))
         pairs = data or preferences(tmp_path)
-        return api.align(talker, pairs, method="reward", config=config, out=tmp_path / name, console=QUIET)
+        return api.align(
+            chat_model, pairs, method="reward", config=config, out=tmp_path / name, console=QUIET
+        )
 
     return run
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-def test_a_run_learns_what_is_preferred(lora: int, align: Align, talker: Path) -> None:
-    """More of the held-out pairs than the untrained head; with LoRA, the base stays."""
+def test_run_learns_the_preferences(lora: int, align: Align, chat_model: Path) -> None:
+    """Training ranks more held-out pairs correctly; with LoRA, the base is unchanged."""
     run = align(lora={"rank": lora}, training={"steps": 60}, optimizer={"learning_rate": 0.01})
     first = next(line for line in run.metrics if line["kind"] == "validation")
     last = run.validation.to_json()
@@ -278,12 +279,12 @@ def test_a_run_learns_what_is_preferred(lora: int, align: Align, talker: Path) -
     assert not trained & held_out
     if lora:
         stored = load_model(model_folder(run.path, "last", QUIET)).model.state_dict()
-        base = wg.load(talker).model.state_dict()
+        base = wg.load(chat_model).model.state_dict()
         assert all(base[n.replace(".base.", ".")].equal(t) for n, t in stored.items() if ".base." in n)
 
 
 def test_rewards_of_texts(align: Align, tmp_path: Path) -> None:
-    """By every way to them; other samples in the batch change only the rounding."""
+    """All interfaces give the same rewards; other samples in the batch change only the rounding."""
     run = align(training={"steps": 30}, optimizer={"learning_rate": 0.01})
     lm = wg.load(run.path)
     samples = [((Message("user", f"{word}?"),), f"{word} {end}") for word in WORDS for end in ("yes", "no")]
@@ -306,10 +307,8 @@ def test_rewards_of_texts(align: Align, tmp_path: Path) -> None:
         lm.rewards([[*conversation, {"role": "assistant", "content": "yes"}]], ["no"])
 
 
-def test_rewards_of_a_run_are_those_of_its_evaluation(
-    align: Align, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """``evaluate`` computes the figures of the run again, from the folder, and from a table with the same pairs."""
+def test_evaluate_repeats_the_metrics_of_the_run(align: Align, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the run's folder, and from a table with the same pairs."""
     run = align()
     pairs = [PreferencePair(one.prompt, one.chosen, one.rejected) for one in held_out(run)]
     rows = [{"prompt": p.prompt[0].content, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
@@ -345,7 +344,7 @@ def held_out(run: wg.Run[Any]) -> list[PreferencePair]:
     return stage.validation.pairs
 
 
-def test_margins_reach_the_loss(align: Align, tmp_path: Path) -> None:
+def test_margins_change_the_loss(align: Align, tmp_path: Path) -> None:
     plain, with_margins = (
         align(name, preferences(tmp_path, margin=margin), training={"steps": 1}, evaluation={"every": 1})
         for name, margin in (("plain", 0), ("margins", 3))
@@ -359,7 +358,7 @@ def test_margins_reach_the_loss(align: Align, tmp_path: Path) -> None:
     assert [one["preference_loss"] for one in first] == pytest.approx(expected.tolist(), abs=0.01)
 
 
-def test_a_stopped_run_continues_bit_for_bit(align: Align) -> None:
+def test_stopped_run_resumes_bit_for_bit(align: Align) -> None:
     whole, stopped = align("whole"), align("stopped")
     for folder in (stopped.path / "checkpoints").glob("step-*12"):
         for file in folder.rglob("*"):
@@ -370,7 +369,7 @@ def test_a_stopped_run_continues_bit_for_bit(align: Align) -> None:
     assert all(tensor.equal(ends[1][name]) for name, tensor in ends[0].items())
 
 
-def test_long_pairs_are_cut_and_said(align: Align, tmp_path: Path) -> None:
+def test_long_pairs_are_truncated_and_reported(align: Align, tmp_path: Path) -> None:
     rows = [{"prompt": f"{w}?", "chosen": f"{w} yes" * 6, "rejected": f"{w} no"} for w in WORDS]
     rows += [{"prompt": w * 12, "chosen": "yes", "rejected": "no"} for w in WORDS[:2]]
     run = align(data=write(tmp_path / "long.json", rows), training={"steps": 1})
@@ -383,8 +382,8 @@ def test_long_pairs_are_cut_and_said(align: Align, tmp_path: Path) -> None:
         align("none", write(tmp_path / "none.json", [{**rows[-1], "prompt": w * 30} for w in WORDS]))
 
 
-def test_what_is_refused(align: Align, talker: Path, tmp_path: Path, fails: Fails) -> None:
-    pairs, base = preferences(tmp_path), talker.parent / "base"
+def test_invalid_settings_are_rejected(align: Align, chat_model: Path, tmp_path: Path, fails: Fails) -> None:
+    pairs, base = preferences(tmp_path), chat_model.parent / "base"
     with pytest.raises(ConfigError, match=r"has no chat template.*finetune --task instruct"):
         api.align(base, pairs, method="reward", out=tmp_path / "none", console=QUIET)
     for section, fields, message in (
@@ -405,9 +404,9 @@ def test_what_is_refused(align: Align, talker: Path, tmp_path: Path, fails: Fail
         align("none", write(tmp_path / "equal.json", [{"prompt": "?", "chosen": "a", "rejected": "a"}] * 9))
     assert not (tmp_path / "none").exists()
     with pytest.raises(ConfigError, match="is not a reward model; train one with `wholegpt align"):
-        RewardModel.load(talker)
+        RewardModel.load(chat_model)
     with pytest.raises(ConfigError, match="is not a reward model"):
-        wg.load(talker).rewards(["owl?"], ["yes"])
+        wg.load(chat_model).rewards(["owl?"], ["yes"])
 
     run = align(training={"steps": 1}).path
     lm = wg.load(run)
@@ -432,9 +431,11 @@ def test_what_is_refused(align: Align, talker: Path, tmp_path: Path, fails: Fail
     assert "is fine-tuned for reward already" in fails("align", run, "--method", "dpo", "--data", pairs)
 
 
-def test_the_command(talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_align_command_with_a_reward_model(
+    chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--training.steps", "2", "--device", "cpu", "--data.validation-fraction", "0.3", "--quiet"]
-    command = ["align", str(talker), "--method", "reward", "--data", str(preferences(tmp_path)), *options]
+    command = ["align", str(chat_model), "--method", "reward", "--data", str(preferences(tmp_path)), *options]
     assert main([*command, "--out", str(tmp_path / "run"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["stage"] == "reward" and result["task"] == "reward" and result["steps"] == 2

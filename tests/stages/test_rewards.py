@@ -1,4 +1,4 @@
-"""Rewards: rules, classifiers and functions of the user; how they are written, weighted and checked."""
+"""Rewards: rules, classifiers and user-defined functions; specifications, weights and checks."""
 
 import json
 import math
@@ -66,8 +66,8 @@ def test_rules() -> None:
 
 
 @given(wanted=st.integers(1, 50), n=st.integers(0, 200))
-def test_the_closeness_of_lengths(wanted: int, n: int) -> None:
-    """It falls on both sides of the wanted number, and is largest there."""
+def test_length_reward_is_largest_at_the_wanted_length(wanted: int, n: int) -> None:
+    """The reward falls on both sides of the wanted length."""
     there, more = (values(f"length:{wanted}", "word " * length)[0] for length in (n, n + 1))
     assert -1 <= there <= 0 and (there == 0) == (n == wanted)
     assert there <= more if n < wanted else there >= more
@@ -100,14 +100,14 @@ BAD_SCHEMAS = {
 
 
 @pytest.mark.parametrize("message", BAD_SCHEMAS)
-def test_bad_schemas(message: str, tmp_path: Path) -> None:
+def test_invalid_schemas_are_rejected(message: str, tmp_path: Path) -> None:
     path = schema(tmp_path, BAD_SCHEMAS[message])
     with pytest.raises(ConfigError, match=rf"reward 'json-schema:.*schema\.json: {message}"):
         opened(f"json-schema:{path}")
 
 
-def test_references_to_elsewhere_are_not_followed(tmp_path: Path) -> None:
-    """No network, and no other file."""
+def test_external_schema_references_are_not_followed(tmp_path: Path) -> None:
+    """Neither over the network nor to other files."""
     for reference in ("https://example.com/a.json", "other.json", "#/nothing"):
         reward = opened(f"json-schema:{schema(tmp_path, {'$ref': reference})}")
         with pytest.raises(DataError, match="the JSON schema has a reference that cannot be resolved"):
@@ -145,8 +145,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def test_the_probability_of_a_label(classifier: Path, tmp_path: Path) -> None:
-    """It is that of ``predict``, whatever the other completions are; an empty completion has none."""
+def test_classifier_reward_is_the_probability_of_a_label(classifier: Path, tmp_path: Path) -> None:
+    """It equals that of ``predict``, independent of other completions; an empty completion has none."""
     completions = ["a good one", "", "the bad one", " ", "my good one, which is longer than the context"]
     both = opened(f"classifier:{classifier}=good", f"2*classifier:{classifier}=bad")
     found = both(samples(*completions))
@@ -162,10 +162,10 @@ def test_the_probability_of_a_label(classifier: Path, tmp_path: Path) -> None:
         assert found.total[index] == pytest.approx(expected[0] + 2 * expected[1], abs=1e-6)
     assert found.values["classifier_good"][0] > 0.5 > found.values["classifier_good"][2]
     (model,) = load_reward_models([f"classifier:{classifier}=good"], QUIET).values()
-    save_model(tmp_path / "companion", model.model, model.tokenizer, model.metadata)  # as a run does
+    save_model(tmp_path / "companion", model.model, model.tokenizer, model.metadata)  # the way a run saves it
 
 
-def test_models_that_are_no_classifier(classifier: Path, tmp_path: Path) -> None:
+def test_models_without_a_classifier_are_rejected(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"reward 'classifier:.*=great': the model has no label 'great'; its labels"
     ):
@@ -176,7 +176,7 @@ def test_models_that_are_no_classifier(classifier: Path, tmp_path: Path) -> None
         opened(f"classifier:{tmp_path / 'nothing'}=good")
 
 
-# --- Functions of the user ---------------------------------------------------------------------------
+# --- User-defined functions --------------------------------------------------------------------------
 
 MODULE = """
 import math, sys
@@ -224,7 +224,7 @@ VALUE = 3
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the current folder, of a name of its own, and one beside it that it imports later."""
+    """A module in the current folder with a unique name, and a second one that it imports later."""
     monkeypatch.chdir(tmp_path)
     name = f"rewards_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(MODULE.replace("beside_it", f"beside_{name}"))
@@ -232,7 +232,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_a_function_gets_prompts_completions_and_answers(module: str) -> None:
+def test_function_receives_prompts_completions_and_answers(module: str) -> None:
     assert values(f"function:{module}:length", "46", "", "abc") == [2, 0, 3]
     assert values(f"function:{module}:right", "46", "47") == [1, 0]
     assert values(f"function:{module}:keyword", "46", "47") == [3, 0]
@@ -253,13 +253,13 @@ BAD_FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_FUNCTIONS)
-def test_functions_that_fail(name: str, module: str) -> None:
+def test_failing_functions_are_reported(name: str, module: str) -> None:
     reward = opened(f"function:{module}:{name}")
     with pytest.raises(DataError, match=f"reward (function {module}:)?{name} {BAD_FUNCTIONS[name]}"):
         reward(samples("46", "47", "48"))
 
 
-def test_functions_that_are_not_found(module: str, tmp_path: Path) -> None:
+def test_missing_functions_are_reported(module: str, tmp_path: Path) -> None:
     (tmp_path / f"broken_{module}.py").write_text("import not_installed_anywhere")
     (tmp_path / f"wrong_{module}.py").write_text("1 / 0")
     bad = {
@@ -277,7 +277,7 @@ def test_functions_that_are_not_found(module: str, tmp_path: Path) -> None:
             opened(text)
 
 
-# --- How rewards are written -------------------------------------------------------------------------
+# --- Specifications of rewards -----------------------------------------------------------------------
 
 
 def test_specifications() -> None:
@@ -318,17 +318,19 @@ BAD_SPECIFICATIONS = {
 
 
 @pytest.mark.parametrize("text", BAD_SPECIFICATIONS)
-def test_bad_specifications(text: str) -> None:
+def test_invalid_specifications_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match=f"^reward '.*': {BAD_SPECIFICATIONS[text]}"):
         opened(text)
 
 
-def test_no_reward() -> None:
+def test_missing_reward_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no reward is given; give --reward, one of exact, contains, regex"):
         opened()
 
 
-def test_paths_of_rewards_are_recorded_absolutely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_rewards_are_saved_as_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     schema(tmp_path)
@@ -346,7 +348,7 @@ def test_paths_of_rewards_are_recorded_absolutely(tmp_path: Path, monkeypatch: p
 # --- Weights and checks ------------------------------------------------------------------------------
 
 
-def test_the_weighted_sum() -> None:
+def test_total_reward_is_the_weighted_sum() -> None:
     found = opened("0.5*exact", "contains:4", "2*contains:6")(samples("46", "4", "x"))
     assert found.values == {"exact": [1, 0, 0], "contains": [1, 1, 0], "contains_2": [1, 0, 0]}
     assert found.total == [3.5, 1, 0]
@@ -373,7 +375,7 @@ def test_values_must_be_finite(value: float) -> None:
         WeightedRewards([(1.0, Fixed(value))])(samples("46"))
 
 
-def test_right_answers_are_needed() -> None:
+def test_missing_reference_answers_are_an_error() -> None:
     with pytest.raises(DataError, match=r"exact needs right answers, and the prompt '12\+34' has none"):
         values("exact", "46", answer=" ")
     both = opened("contains:4", "exact")
@@ -385,7 +387,7 @@ def test_right_answers_are_needed() -> None:
     opened("contains:4").check_answers(["", ""], "sums.csv")
 
 
-def test_constant_and_slow_rewards_are_told() -> None:
+def test_advice_about_constant_rewards() -> None:
     rewarded = opened("exact", "contains:4")(samples("4", "14", "44"))
     (advice,) = opened("exact", "length:1")(samples("4", "1 4")).advice()
     assert advice == constant_advice("exact", 0.0)

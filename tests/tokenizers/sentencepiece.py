@@ -1,4 +1,4 @@
-"""Tokenizers of SentencePiece's form as transformers' converters make them: entries and scores first, then merges."""
+"""SentencePiece tokenizers as converted by transformers: entries and scores first, then merges."""
 
 import json
 from functools import cache
@@ -29,7 +29,7 @@ def _sequence(key: str, *steps: dict[str, Any]) -> dict[str, Any]:
 
 
 def metaspace(scheme: str, split: bool = False) -> dict[str, Any]:
-    """The pre-tokenizer of the newer variants."""
+    """Return the pre-tokenizer of the newer variants."""
     return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
 
 
@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @cache
 def entries() -> tuple[str, ...]:
-    """The entries in the order of Llama 2: special tokens, bytes, joined entries, characters."""
+    """Return the entries in the order of Llama 2: special tokens, bytes, merged entries, characters."""
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=200, initial_alphabet=list("▁abc.,\"'{}:"), show_progress=False)
@@ -78,13 +78,13 @@ def entries() -> tuple[str, ...]:
 
 
 def scores() -> dict[str, float]:
-    """The score of each ordinary entry, as in Llama 2: minus its rank, but the same low one for spaces."""
+    """Return the score of each ordinary entry as in Llama 2: minus its rank, with one low score for runs of spaces."""
     ranks = {token: -float(rank) for rank, token in enumerate(entries()[259:])}
     return {**ranks, **dict.fromkeys(SPACES, -1e9)}
 
 
 def content(variant: str = "prepend", prefix: bool = True, **changes: Any) -> dict[str, Any]:
-    """The content of a ``tokenizer.json``; with a ``prefix``, ``<s>`` is put before a prompt."""
+    """Return the content of a ``tokenizer.json``; with ``prefix``, ``<s>`` precedes a prompt."""
     vocabulary = {token: token_id for token_id, token in enumerate(entries())}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     start, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
@@ -112,5 +112,5 @@ def content(variant: str = "prepend", prefix: bool = True, **changes: Any) -> di
 
 
 def library(variant: str = "prepend", **changes: Any) -> Library:
-    """The tokenizer of a variant, in the tokenizers library."""
+    """Return the tokenizer of a variant as an object of the tokenizers library."""
     return Library.from_str(json.dumps(content(variant, **changes)))

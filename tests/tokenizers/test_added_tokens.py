@@ -1,4 +1,4 @@
-"""Tokenizers from elsewhere: added tokens in ordinary text, what is refused, and encoding from several threads."""
+"""Foreign tokenizers: added tokens in ordinary text, rejected files, and encoding from several threads."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -40,14 +40,14 @@ CODE_TOKENIZER = with_added(" " * 8, "<think>", "</think>", "über")
 
 
 def reloaded(tokenizer: Tokenizer, folder: Path, edit: Edit = lambda content: None) -> Tokenizer:
-    """The tokenizer as it is read from a file that was changed by hand."""
+    """Return the tokenizer loaded from an edited file."""
     content = json.loads(tokenizer.to_json())
     edit(content)
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return Tokenizer.load(folder / "tokenizer.json")
 
 
-def test_data_are_encoded_as_prompts_are(tmp_path: Path) -> None:
+def test_data_and_prompts_are_encoded_alike(tmp_path: Path) -> None:
     tokenizer = reloaded(CODE_TOKENIZER, tmp_path)
     ids = tokenizer.encode(CODE)
     assert {tokenizer.id_of(token) for token in (" " * 8, "<think>", "über")} <= set(ids)
@@ -55,13 +55,13 @@ def test_data_are_encoded_as_prompts_are(tmp_path: Path) -> None:
     assert tokenizer.decode(ids) == "".join(tokenizer.texts_of(ids)) == CODE
 
 
-def test_added_tokens_that_are_not_special_are_text() -> None:
+def test_added_tokens_without_the_special_flag_are_text() -> None:
     ids = CODE_TOKENIZER.encode(CODE)
     assert CODE_TOKENIZER.special_ids == {CODE_TOKENIZER.end_of_text_id}
     assert CODE_TOKENIZER.text_sizes[ids].sum(axis=0).tolist() == [len(CODE.encode()), len(CODE)]
 
 
-def test_a_special_token_that_the_model_also_uses_for_text_is_text(tmp_path: Path) -> None:
+def test_special_token_that_is_also_an_ordinary_entry_is_text(tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         token = {"id": content["model"]["vocab"]["th"], "content": "th", "special": True}
         others = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -81,7 +81,7 @@ def test_character_tokenizer_with_an_added_token_of_other_characters() -> None:
         tokenizer.encode("<é>b<")
 
 
-def test_figures_of_a_text_with_added_tokens() -> None:
+def test_evaluation_of_a_text_with_added_tokens() -> None:
     tokens = TokenShards([np.array([0, *CODE_TOKENIZER.encode(CODE)])], TextSizes(0, 0))
     model, quiet = Uniform(CODE_TOKENIZER.vocab_size, 16), Console(quiet=True)
     found = evaluate_text(model, tokens, CODE_TOKENIZER, torch.device("cpu"), Dtype.float32, quiet)
@@ -100,7 +100,7 @@ def test_streamed_text_with_added_tokens() -> None:
     assert "".join(shown) == CODE.partition("</think>")[0] and request.finish_reason == "stop"
 
 
-def test_texts_of_scored_tokens_are_the_text_when_joined() -> None:
+def test_texts_of_scored_tokens_join_to_the_text() -> None:
     from tests.parity.test_plain import randomized  # a model of 37 tokens
 
     tokenizer = train_character(["abcé <>"])
@@ -112,8 +112,8 @@ def test_texts_of_scored_tokens_are_the_text_when_joined() -> None:
     assert byte_tokenizer().texts_of(ids[:3]) == ["", "é", "\ufffd"]
 
 
-def test_a_continuation_begins_with_its_first_byte() -> None:
-    """By itself the context is cut into more tokens than it takes in the whole."""
+def test_continuation_starts_with_its_first_byte() -> None:
+    """Alone, the context is split into more tokens than within the whole text."""
     request = Request.of(CODE_TOKENIZER, "a <th", "ink> b")
     whole = CODE_TOKENIZER.encode("a <think> b")
     assert list(request.context_ids + request.continuation_ids) == whole
@@ -121,7 +121,7 @@ def test_a_continuation_begins_with_its_first_byte() -> None:
     assert CODE_TOKENIZER.decode(request.continuation_ids) == "<think> b"
 
 
-def test_header_and_prompt_are_encoded_as_one_text_as_in_training() -> None:
+def test_header_and_prompt_are_encoded_as_one_text() -> None:
     tokenizer = train_bpe(["a\n\n\nb\n\n\nc\n\n\nd " * 20], 300)
     model = Uniform(tokenizer.vocab_size, 64)
     ids = encode_prompt(model, tokenizer, "kind: x\n", "\n\nb", False, Console(quiet=True))
@@ -197,15 +197,13 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
         (edited(pre_tokenizer=None), "decodes bytes that it does not encode"),
     ],
 )
-def test_tokenizers_whose_text_does_not_come_back_are_refused(
-    edit: Edit, message: str, tmp_path: Path
-) -> None:
+def test_lossy_tokenizers_are_rejected(edit: Edit, message: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=message):
         reloaded(BASE, tmp_path, edit)
 
 
-def test_files_of_older_versions_of_the_library(tmp_path: Path) -> None:
-    """They leave out the model's type, and that bytes are cut into words."""
+def test_files_of_older_versions_of_the_tokenizers_library(tmp_path: Path) -> None:
+    """They omit the model type and the word-splitting flag of the byte-level pre-tokenizer."""
 
     def edit(content: dict[str, Any]) -> None:
         del content["model"]["type"], content["pre_tokenizer"]["use_regex"]
@@ -214,8 +212,8 @@ def test_files_of_older_versions_of_the_library(tmp_path: Path) -> None:
     assert next(old.encode_all([CODE])).tolist() == old.encode(CODE) == BASE.encode(CODE)
 
 
-def test_reading_special_tokens_changes_no_other_call() -> None:
-    """Between the texts of one call another reads special tokens."""
+def test_allowing_special_tokens_does_not_affect_other_calls() -> None:
+    """Another call allows special tokens between the texts of one call."""
     tokenizer = byte_tokenizer()
 
     def texts() -> Iterator[str]:

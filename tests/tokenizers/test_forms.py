@@ -1,4 +1,4 @@
-"""GPT-1's form, normalisation, the plain twin of E1, the fast path, and what makes a tokenizer unfit."""
+"""GPT-1 tokenizers, normalization, the plain twin of BPE training (E1), the fast path, and unfit tokenizers."""
 
 import json
 import unicodedata
@@ -40,14 +40,14 @@ def twin(texts: list[str], merges: int) -> list[tuple[str, str]]:
     return [(merge.left, merge.right) for merge in learn_merges(texts, merges)]
 
 
-def test_the_plain_twin_learns_the_same_merges_of_shakespeare(shared_data: Path) -> None:
+def test_plain_twin_learns_the_same_merges_on_shakespeare(shared_data: Path) -> None:
     text = (shared_data / "tinyshakespeare.txt").read_text(encoding="utf-8")
     assert twin([text], 500) == merges_of(train_bpe([text], 257 + 500))
 
 
 @given(st.lists(st.text("ab \n", max_size=30), min_size=1, max_size=4))
 def test_the_plain_twin_learns_the_same_merges_of_anything(texts: list[str]) -> None:
-    """Ties and overlaps abound in two letters; the fast path stops where no pair occurs twice."""
+    """Two letters cause many ties and overlaps; the fast path stops when no pair occurs twice."""
     fast = merges_of(train_bpe(texts, 400))
     assert twin(texts, len(fast)) == fast
 
@@ -58,7 +58,7 @@ def test_counts_of_merges_by_hand() -> None:
     assert [(m.left, m.right, m.count) for m in merges] == [("a", "b", 6), ("Ġ", "ab", 3)]
 
 
-def test_gpt1_gives_the_ids_of_transformers(tmp_path: Path) -> None:
+def test_gpt1_ids_equal_those_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     ours = train_gpt1([MIXED], 40)
     model = json.loads(ours.to_json())["model"]
@@ -74,7 +74,7 @@ def test_gpt1_gives_the_ids_of_transformers(tmp_path: Path) -> None:
     assert open_tokenizer(tmp_path).encode(MIXED) == ours.encode(MIXED)
 
 
-def test_gpt1_reads_words_in_lower_case() -> None:
+def test_gpt1_lower_cases_words() -> None:
     tokenizer = train_gpt1([MIXED], 60)
     assert tokenizer.decode(tokenizer.encode("The  OF,\nand")) == "the of , and"
     assert not tokenizer.keeps_text and tokenizer.end_of_text_id == tokenizer.vocab_size - 1
@@ -83,10 +83,12 @@ def test_gpt1_reads_words_in_lower_case() -> None:
 
 @pytest.mark.parametrize("normalization", [Normalization.nfc, Normalization.nfkc])
 @given(text=UNICODE)
-def test_normalized_text_comes_back_normalized(normalization: Normalization, text: str) -> None:
+def test_decoding_gives_the_normalized_text(normalization: Normalization, text: str) -> None:
     tokenizer = train_bpe([MIXED], 300, normalization)
     form = "NFC" if normalization is Normalization.nfc else "NFKC"
-    if all(unicodedata.category(character) != "Cn" for character in text):  # newer than this Python
+    if all(
+        unicodedata.category(character) != "Cn" for character in text
+    ):  # unassigned in this Python's Unicode version
         assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize(form, text)
 
 
@@ -103,14 +105,14 @@ def fast_and_slow(tokenizer: Tokenizer, texts: list[str]) -> None:
 
 
 @given(st.lists(UNICODE, max_size=4))
-def test_the_fast_path_gives_the_same_ids(texts: list[str]) -> None:
+def test_fast_path_gives_the_same_ids(texts: list[str]) -> None:
     fast_and_slow(TRAINED, texts)
 
 
 TRAINED = train_bpe([MIXED, text_of(20_000, 3)], 600)
 
 
-def test_the_fast_path_is_taken_only_where_ids_are_the_same(shared_data: Path) -> None:
+def test_fast_path_is_used_only_if_the_ids_are_equal(shared_data: Path) -> None:
     assert TRAINED._fast is not None and gpt2_tokenizer(shared_data / "gpt2")._fast is not None
     assert byte_tokenizer()._fast is None and train_gpt1([MIXED], 50)._fast is None
     assert train_bpe([MIXED], 300, lowercase=True)._fast is None
@@ -122,13 +124,13 @@ def test_the_fast_path_is_taken_only_where_ids_are_the_same(shared_data: Path) -
     assert Tokenizer(library.Tokenizer.from_str(json.dumps(content)))._fast is None
 
 
-def test_white_space_without_end_and_long_words() -> None:
+def test_long_white_space_and_long_words() -> None:
     texts = ["a" + 30_000 * " " + "b", "\n" * 25_000, "x" * 30_000, "plain"]
     fast_and_slow(TRAINED, texts)
 
 
 @pytest.mark.slow
-def test_gpt2_ids_of_all_of_a_corpus(shared_data: Path) -> None:
+def test_gpt2_ids_of_a_whole_corpus(shared_data: Path) -> None:
     tokenizer = gpt2_tokenizer(shared_data / "gpt2")
     lines = (shared_data / "english.jsonl").read_text(encoding="utf-8").strip().split("\n")
     texts = [json.loads(line)["text"] for line in lines]
@@ -144,7 +146,7 @@ def test_quality_by_hand() -> None:
     measured.check()
 
 
-def test_a_tokenizer_that_knows_little_is_refused(tmp_path: Path, fails: Fails) -> None:
+def test_tokenizer_with_many_unknown_tokens_is_rejected(tmp_path: Path, fails: Fails) -> None:
     unknown = quality(train_gpt1([MIXED], 50), ["ζωή " * 50])
     with pytest.raises(TokenizerError, match=r"9\d\.\d%|100\.0% of the tokens are unknown symbols"):
         unknown.check()
@@ -159,7 +161,7 @@ def test_a_tokenizer_that_knows_little_is_refused(tmp_path: Path, fails: Fails) 
     assert not (tmp_path / "out").exists()
 
 
-def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
+def test_tokenizer_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
     (tmp_path / "text.txt").write_text(MIXED)
     out = tmp_path / "tokenizer.json"
     command = ["tokenizer", "train", str(tmp_path / "text.txt"), "--out", str(out), "--vocab-size", "300"]

@@ -1,4 +1,4 @@
-"""Stretches of text without a border between words."""
+"""Long texts without word boundaries."""
 
 import base64
 import random
@@ -40,7 +40,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("kind", LONG)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_long_words_are_encoded_alike(name: str, kind: str) -> None:
+def test_long_words_are_encoded_consistently(name: str, kind: str) -> None:
     tokenizer: Tokenizer = TOKENIZERS[name]
     text = f"the {LONG[kind]} of"
     ids = tokenizer.encode(text)
@@ -48,8 +48,8 @@ def test_long_words_are_encoded_alike(name: str, kind: str) -> None:
     assert tokenizer.decode(ids) == text or not tokenizer.keeps_text
 
 
-def test_a_vocabulary_is_learned_from_parts_of_a_long_word() -> None:
-    """Of a word as a whole, entries of all its length would be learned, in time that grows with its square."""
+def test_long_words_are_split_for_training() -> None:
+    """Otherwise entries of every length would be learned, in time quadratic in the length."""
     made = train_bpe([LONG["one sign"] + "\n" + text_of(2000)], 400)
     assert max(map(len, made.token_bytes)) == LONGEST_WORD
     assert "=" * LONGEST_WORD in made.texts_of(made.encode(LONG["one sign"]))
@@ -57,12 +57,12 @@ def test_a_vocabulary_is_learned_from_parts_of_a_long_word() -> None:
     assert max(map(len, gpt1.token_bytes)) == LONGEST_WORD + 1  # and the space after it
 
 
-def test_the_plain_twin_cuts_long_words_alike() -> None:
+def test_plain_twin_splits_long_words_alike() -> None:
     text = "ab" * 400 + " " + "ba" * 500 + " 東" + "京" * 300
     fast = merges_of(train_bpe([text], 320))
     assert twin([text], len(fast)) == fast
 
 
-def test_words_up_to_the_bound_are_learned_whole() -> None:
+def test_words_up_to_the_limit_are_learned_whole() -> None:
     word = "x" * LONGEST_WORD
     assert len(train_bpe([f"{word}\n" * 3], 400).encode(word)) == 1

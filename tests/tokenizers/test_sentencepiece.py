@@ -1,4 +1,4 @@
-"""SentencePiece's BPE with byte fallback, as Llama 2, TinyLlama and Mistral 7B have it, against transformers."""
+"""SentencePiece BPE with byte fallback, as in Llama 2, TinyLlama and Mistral 7B, against transformers."""
 
 import json
 from collections.abc import Callable
@@ -61,14 +61,14 @@ TOKENS = st.lists(
 
 @cache
 def both(variant: str, *added: tuple[str, bool]) -> tuple[Tokenizer, Any]:
-    """The tokenizer here and in transformers, with further tokens, each special or not."""
+    """Return the tokenizer here and in transformers, with further tokens, each special or not."""
     made = library(variant)
     made.add_tokens([AddedToken(name, special=special, normalized=False) for name, special in added])
     return Tokenizer(made), PreTrainedTokenizerFast(tokenizer_object=made)
 
 
 def restored(variant: str, text: str) -> str:
-    """What a text decodes to: ▁ becomes a space, and Metaspace loses one of the spaces that a text begins with."""
+    """Return what a text decodes to: ▁ becomes a space, and Metaspace drops one leading space."""
     text = text.replace("▁", " ")
     return text[1:] if variant in ("first", "always") and text.startswith(" ") else text
 
@@ -76,7 +76,7 @@ def restored(variant: str, text: str) -> str:
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=80, deadline=None)
 @given(text=TEXTS)
-def test_ids_and_texts_are_those_of_transformers(variant: str, text: str) -> None:
+def test_ids_and_texts_equal_those_of_transformers(variant: str, text: str) -> None:
     tokenizer, theirs = both(variant)
     ids = tokenizer.encode(text)
     assert ids == theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -97,7 +97,7 @@ def test_ids_and_texts_are_those_of_transformers(variant: str, text: str) -> Non
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=60, deadline=None)
 @given(text=TOKENS)
-def test_special_tokens_in_a_text_are_found_as_in_transformers(variant: str, text: str) -> None:
+def test_special_tokens_in_text_equal_those_of_transformers(variant: str, text: str) -> None:
     tokenizer, theirs = both(variant)
     assert tokenizer.encode(text, allow_special=True) == theirs(text, add_special_tokens=False)["input_ids"]
     assert [*tokenizer.prefix_ids, *tokenizer.encode(text, allow_special=True)] == theirs(text)["input_ids"]
@@ -106,8 +106,8 @@ def test_special_tokens_in_a_text_are_found_as_in_transformers(variant: str, tex
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=60, deadline=None)
 @given(parts=st.lists(TEXTS.map(lambda text: text.replace("▁", "_")), min_size=1, max_size=4))
-def test_a_text_in_pieces_is_the_text(variant: str, parts: list[str]) -> None:
-    """Each piece continues the one before it; ordinary tokens separate them in no variant."""
+def test_pieces_encode_to_the_whole_text(variant: str, parts: list[str]) -> None:
+    """Each piece continues the previous one, in every variant."""
     tokenizer, _ = both(variant)
     ids = tokenizer.encode(parts[0])
     for part in parts[1:]:
@@ -141,11 +141,11 @@ def test_added_tokens_in_a_text(variant: str, parts: list[str]) -> None:
     first = tokenizer.encode("a")
     continued = tokenizer.encode(text, allow_special=True, continues=True)
     assert tokenizer.decode(first + continued) == tokenizer.decode(parsed)
-    if text.startswith(("<", " ")):  # then no entry joins the two
+    if text.startswith(("<", " ")):  # no entry spans the boundary
         assert first + continued == parsed
 
 
-def test_ends_and_beginnings() -> None:
+def test_prefix_and_end_tokens() -> None:
     tokenizer, _ = both("prepend")
     assert tokenizer.end_of_text_id == 2 and tokenizer.end_ids == {2} and tokenizer.prefix_ids == [1]
     assert tokenizer.special_ids == {0, 1, 2} and not tokenizer.keeps_text
@@ -155,7 +155,7 @@ def test_ends_and_beginnings() -> None:
 
 
 @pytest.mark.parametrize("variant", SPACED)
-def test_documents_are_counted_without_the_spaces_before_them(variant: str) -> None:
+def test_text_sizes_exclude_the_prefix_space(variant: str) -> None:
     tokenizer, _ = both(variant)
     documents = ["The cat  sat.", "é 東京\n", "x", "the dog"]
     ids = [i for one in documents for i in (2, *tokenizer.encode(one))][1:]
@@ -168,7 +168,7 @@ def test_documents_are_counted_without_the_spaces_before_them(variant: str) -> N
     assert found.bytes_per_token == sizes[0] / (len(ids) - 3) and found.unknown_share == 0
 
 
-def test_a_text_begins_after_a_special_token_and_continues_after_others() -> None:
+def test_text_starts_after_a_special_token_and_continues_after_others() -> None:
     the = entries().index("▁the")
     for variant, spaced in (("prepend", " the"), ("first", " the"), ("always", " the"), ("never", " the")):
         tokenizer, _ = both(variant)
@@ -178,7 +178,7 @@ def test_a_text_begins_after_a_special_token_and_continues_after_others() -> Non
         assert tokenizer.decode([the], after=the) == spaced
         chat = tokenizer.with_special_tokens(["<|assistant|>"])
         added = chat.id_of("<|assistant|>")
-        # As the text of an answer is encoded: transformers puts a space there unless the scheme is first.
+        # Like the text of an answer: transformers adds a space unless the scheme is "first".
         assert chat.decode([the], after=added) == ("the" if variant in ("prepend", "always") else spaced)
 
 
@@ -186,7 +186,7 @@ BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def without(*names: str) -> dict[str, Any]:
-    """A content without some entries."""
+    """Return the content without some entries."""
     made = content()
     kept = [token for token in entries() if token not in names]
     made["model"]["vocab"] = {token: i for i, token in enumerate(kept)}
@@ -201,26 +201,26 @@ def with_added(variant: str, **flags: bool) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
-    "a byte is missing": (lambda: without("<0x0A>"), "lacks the entry <0x0A>"),
-    "the space is missing": (lambda: without("▁"), "lacks the entry ▁"),
+    "a missing byte": (lambda: without("<0x0A>"), "lacks the entry <0x0A>"),
+    "a missing space": (lambda: without("▁"), "lacks the entry ▁"),
     "words": (
         lambda: content("first", pre_tokenizer=metaspace("first", split=True)),
         "normalizer none, pre_tokenizer Metaspace, decoder Sequence of Replace and ByteFallback and Fuse and Strip",
     ),
-    "a space that decoding does not drop": (
+    "a prefix space that decoding keeps": (
         lambda: content("first", decoder={"type": "Sequence", "decoders": DECODER}),
         "in a combination of parts that is not supported",
     ),
     "composed": (lambda: content("first", normalizer={"type": "NFKC"}), "normalizer NFKC"),
-    "a token of whole words": (
+    "a single-word token": (
         lambda: with_added("first", single_word=True),
         "has the added token '<x>', beside which a space of the text is lost",
     ),
-    "a token that loses the space after it": (
+    "a token that drops the next space": (
         lambda: with_added("always"),
         "beside which a space of the text is lost",
     ),
-    "a token in the normalized text": (
+    "a normalized added token": (
         lambda: with_added("prepend", normalized=True),
         "has the added token '<x>', which normalized text holds as '▁<x>'",
     ),
@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_unsupported_files_are_rejected(name: str, tmp_path: Path) -> None:
     made, message = REFUSED[name]
     (tmp_path / "tokenizer.json").write_text(json.dumps(made()))
     with pytest.raises(TokenizerError) as error:
@@ -237,7 +237,7 @@ def test_what_is_refused_by_name(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_file_is_kept(variant: str, tmp_path: Path) -> None:
+def test_file_round_trips(variant: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content(variant)))
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
     assert json.loads(tokenizer.to_json()) == content(variant)

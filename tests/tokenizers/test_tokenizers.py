@@ -1,4 +1,4 @@
-"""Training, saving, loading, and what a tokenizer says of text it cannot express."""
+"""Training, saving and loading tokenizers, special tokens, and text outside the vocabulary."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ from wholegpt.tokenizers import (
 @pytest.mark.parametrize(
     "made", [byte_tokenizer(), train_bpe([text_of(4000)], 300), train_character(["abc def"])]
 )
-def test_saved_files_open_in_the_library_and_here(made: Tokenizer, tmp_path: Path) -> None:
+def test_saved_files_load_here_and_in_the_tokenizers_library(made: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     made.save(path)
     again, foreign = Tokenizer.load(path), library.Tokenizer.from_file(str(path))
@@ -44,7 +44,7 @@ def test_saved_files_open_in_the_library_and_here(made: Tokenizer, tmp_path: Pat
 
 
 def test_first_merges_are_the_most_frequent_pairs() -> None:
-    """E1 by hand on words without punctuation: count adjacent pairs, join the most frequent, repeat."""
+    """Equation E1 by hand on words without punctuation: count adjacent pairs, merge the most frequent, repeat."""
     text = text_of(3000).replace(".\n", " ").strip()
     words = Counter(tuple(("Ġ" if i else "") + w) for i, w in enumerate(text.split(" ")))
     merges: list[tuple[str, str]] = []
@@ -55,7 +55,7 @@ def test_first_merges_are_the_most_frequent_pairs() -> None:
                 pairs[pair] += count
         best, most = pairs.most_common(1)[0]
         if sum(count == most for count in pairs.values()) > 1:
-            break  # a tie: the rule for ties is the library's
+            break  # a tie, which the library resolves by its own rule
         merges.append(best)
         joined: Counter[tuple[str, ...]] = Counter()
         for word, count in words.items():
@@ -85,7 +85,7 @@ def test_special_tokens_in_text_are_plain_unless_allowed() -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "gpt1", "character", "byte"])
 def test_special_tokens_are_reserved(kind: str) -> None:
-    """Those of SPEC section 1: at the end, of no text, read as such only where that is allowed."""
+    """Special tokens have the last ids, and text is encoded as one only if that is allowed."""
     names = (START, DELIMITER, CLASSIFY, PADDING)
     config = TokenizerConfig(TokenizerKind(kind), vocab_size=300, merges=20, special_tokens=names)
     text = text_of(2000) + "".join(names)
@@ -116,14 +116,14 @@ def test_lone_surrogate_is_named() -> None:
         byte_tokenizer().encode("a\ud800")
 
 
-def test_half_characters_are_never_streamed() -> None:
+def test_incomplete_characters_are_not_streamed() -> None:
     made = byte_tokenizer()
     decoder = made.stream()
     assert [decoder.push(token_id) for token_id in made.encode("é🙂")] == ["", "é", "", "", "", "🙂"]
     assert decoder.finish() == ""
 
 
-def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
+def test_invalid_tokenizer_files_are_rejected(tmp_path: Path) -> None:
     broken = tmp_path / "tokenizer.json"
     broken.write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer"):

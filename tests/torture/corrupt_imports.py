@@ -1,4 +1,4 @@
-"""The process that imports corrupted files, under a limit of memory, and says what became of each."""
+"""A process that imports corrupted files under a memory limit, and reports the outcome of each import."""
 
 import json
 import random
@@ -24,7 +24,7 @@ NASTY: list[Any] = [
 
 
 def corrupt_value(value: Any, generator: random.Random) -> Any:
-    """``value``, a JSON value, with one thing in it changed, at any depth."""
+    """Return a JSON value with one change at any depth."""
     if isinstance(value, dict) and value and generator.random() < 0.8:
         name = generator.choice(list(value))
         action = generator.randrange(6)
@@ -40,8 +40,8 @@ def corrupt_value(value: Any, generator: random.Random) -> Any:
             changed[name] = corrupt_value(value[name], generator)
         return changed
     if isinstance(value, list) and value and generator.random() < 0.7:
-        place = generator.randrange(len(value))
-        return [*value[:place], corrupt_value(value[place], generator), *value[place + 1 :]]
+        index = generator.randrange(len(value))
+        return [*value[:index], corrupt_value(value[index], generator), *value[index + 1 :]]
     if isinstance(value, int) and not isinstance(value, bool) and generator.random() < 0.6:
         return value + generator.choice((-64, -4, -1, 1, 4, 64, 2**20, 2**40))
     if isinstance(value, str) and generator.random() < 0.3:
@@ -52,21 +52,21 @@ def corrupt_value(value: Any, generator: random.Random) -> Any:
 
 
 def corrupt_text(text: str, generator: random.Random) -> str:
-    """JSON text, corrupted as a value or as characters, or nested deeply."""
+    """Return JSON text corrupted as a value, as characters, or by deep nesting."""
     action = generator.randrange(10)
     if action < 7:
         return json.dumps(corrupt_value(json.loads(text), generator))
     if action == 7:
         return text[: generator.randrange(len(text))]
     if action == 8:
-        place = generator.randrange(len(text))
-        return text[:place] + generator.choice('{}[]",:\\0\x00eE-\ud800'[:-1]) + text[place + 1 :]
+        index = generator.randrange(len(text))
+        return text[:index] + generator.choice('{}[]",:\\0\x00eE-\ud800'[:-1]) + text[index + 1 :]
     depth = generator.choice((100, 10_000, 200_000))
     return generator.choice(("[", '{"a":')) * depth
 
 
 def corrupt_safetensors(content: bytes, generator: random.Random) -> bytes:
-    """A safetensors file: its length of the header, the header, or what follows."""
+    """Corrupt a safetensors file: the header's length, the header, or the data."""
     (length,) = struct.unpack("<Q", content[:8])
     header, data = content[8 : 8 + length], content[8 + length :]
     action = generator.randrange(10)
@@ -82,8 +82,8 @@ def corrupt_safetensors(content: bytes, generator: random.Random) -> bytes:
     return struct.pack("<Q", len(changed)) + changed + data
 
 
-def as_written(path: Path) -> dict[str, Tensor]:
-    """A safetensors file read by its definition, for what a right load is."""
+def read_by_definition(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file by the format's definition, as the reference for a correct load."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -97,20 +97,20 @@ def as_written(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def right(folder: Path, loaded: dict[str, Tensor]) -> bool:
-    """Whether the numbers loaded are the numbers in the file, all of them, wherever they stand."""
+def is_correct(folder: Path, loaded: dict[str, Tensor]) -> bool:
+    """Return whether the loaded elements are exactly those of the file, in any arrangement."""
 
-    def numbers(tensors: dict[str, Tensor]) -> Tensor:
+    def elements(tensors: dict[str, Tensor]) -> Tensor:
         return torch.cat([tensor.flatten() for tensor in tensors.values()]).sort().values
 
-    written: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
     for path in folder.glob("*.safetensors"):
-        written |= as_written(path)
-    return torch.equal(numbers(written), numbers(loaded))
+        expected |= read_by_definition(path)
+    return torch.equal(elements(expected), elements(loaded))
 
 
 def split_in_two(export: Path) -> None:
-    """Make a single file of tensors two with an index."""
+    """Split a single tensor file into two with an index."""
     import safetensors.torch
 
     tensors = list(safetensors.torch.load_file(export / "model.safetensors").items())
@@ -124,7 +124,7 @@ def split_in_two(export: Path) -> None:
 
 
 def corrupted(path: Path, content: bytes, generator: random.Random) -> bytes:
-    """A file of an export, corrupted by its kind."""
+    """Return the content of an export's file, corrupted according to its type."""
     if path.suffix == ".safetensors":
         return corrupt_safetensors(content, generator)
     return corrupt_text(content.decode(), generator).encode(errors="surrogatepass")
@@ -133,7 +133,7 @@ def corrupted(path: Path, content: bytes, generator: random.Random) -> bytes:
 def main() -> None:
     folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     files = {path.name: path.read_bytes() for path in (folder / "export").iterdir()}
-    huggingface.read(folder / "export")  # everything that a first call loads
+    huggingface.read(folder / "export")  # load everything that a first call imports
     before = peak_bytes()
     allowed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + GIGABYTE
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
@@ -152,8 +152,8 @@ def main() -> None:
             _, tensors = huggingface.read(target)
             Tokenizer.load(target / "tokenizer.json")
             outcome["loaded"] += 1
-            if not right(target, tensors):
-                outcome["wrong"].append(f"{number}: other numbers than in the file")
+            if not is_correct(target, tensors):
+                outcome["wrong"].append(f"{number}: other elements than in the file")
         except WholeGPTError as error:
             outcome["refused"] += 1
             if "\n" in str(error):

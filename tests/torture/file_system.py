@@ -1,4 +1,4 @@
-"""Puts a hook before every file-system call that a save makes."""
+"""Hooks before every file-system call of a save."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ Hook = Callable[[str], None]
 
 
 class WatchedFile:
-    """An open file whose writes call the hook; a write that fails has written half."""
+    """An open file whose writes call the hook; a failing write has written half of its content."""
 
     def __init__(self, file: Any, before: Hook) -> None:
         self._file, self._before = file, before
@@ -57,7 +57,7 @@ class WatchedFile:
 
 
 def patch_file_system(monkeypatch: Any, before: Hook) -> None:
-    """Call ``before`` with the name of each call, just before it is made."""
+    """Call ``before`` with the name of each file-system call, just before the call."""
     for owner, name in CALLS:
         original = getattr(owner, name)
 

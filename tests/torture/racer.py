@@ -1,9 +1,9 @@
-"""Processes that run the same command line at the same moment: ``python -m tests.torture.racer``.
+"""Run the same command line in several processes at once: ``python -m tests.torture.racer``.
 
-Reads lines of JSON, each ``[commands, waits, folder]``, and answers with a line of JSON: of each command line its exit
-code, its process id and its standard error. They run in forked processes, since importing takes longer than a tiny
-run. With ``waits``, whoever trains or encodes waits until the others have ended, so that it is not done before they
-begin.
+Reads lines of JSON, each ``[commands, waits, folder]``, and answers each with a line of JSON: the exit code,
+process id and standard error of each command line. Processes are forked, since importing takes longer than a
+tiny run. With ``waits``, the process that trains or encodes waits until the others have ended, so that it
+does not finish before they start.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ import wholegpt.runs.train
 
 WAIT_SECONDS = 20.0
 ended = mmap.mmap(-1, 1)
-"""How many processes have ended, in memory that all of them share."""
+"""The number of processes that have ended, in shared memory."""
 
 
-def race(commands: list[list[str]], waits: bool, place: str, folder: Path) -> list[dict[str, Any]]:
-    """What became of each command; they start within a few milliseconds."""
+def race(commands: list[list[str]], waits: bool, directory: str, folder: Path) -> list[dict[str, Any]]:
+    """Return the outcome of each command; all start within a few milliseconds."""
     ended[0] = 0 if waits else len(commands)
     start = time.monotonic() + 0.02
     children = [
-        _start(command, start, place, folder / str(number)) for number, command in enumerate(commands)
+        _start(command, start, directory, folder / str(number)) for number, command in enumerate(commands)
     ]
     codes: dict[int, int] = {}
     while len(codes) < len(children):
@@ -49,7 +49,7 @@ def race(commands: list[list[str]], waits: bool, place: str, folder: Path) -> li
 
 
 def after_the_others(function: Any, others: int) -> Any:
-    """``function``, called when the others have ended."""
+    """Return ``function``, which waits until the others have ended."""
 
     def waiting(*arguments: Any, **named: Any) -> Any:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -60,24 +60,24 @@ def after_the_others(function: Any, others: int) -> Any:
     return waiting
 
 
-def _start(command: list[str], start: float, place: str, error: Path) -> int:
+def _start(command: list[str], start: float, directory: str, error: Path) -> int:
     child = os.fork()
     if child:
         return child
-    written = io.StringIO()
+    captured = io.StringIO()
     code = 1
     try:
-        os.chdir(place)
+        os.chdir(directory)
         time.sleep(max(0.0, start - time.monotonic()))
-        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(io.StringIO()):
             code = wholegpt.cli.main(command)
     finally:
-        error.write_text(written.getvalue())
+        error.write_text(captured.getvalue())
         os._exit(code)
 
 
 def main() -> None:
-    for module in ("jinja2", "torch._inductor"):  # which each forked process would import
+    for module in ("jinja2", "torch._inductor"):  # otherwise each forked process would import them
         importlib.import_module(module)
     torch.set_num_threads(1)
     wholegpt.runs.train.run_loop = after_the_others(wholegpt.runs.train.run_loop, 3)
@@ -85,8 +85,8 @@ def main() -> None:
     preparation.plan_split = after_the_others(preparation.plan_split, 3)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
-            commands, waits, place = json.loads(line)
-            print(json.dumps(race(commands, waits, place, Path(folder))), flush=True)
+            commands, waits, directory = json.loads(line)
+            print(json.dumps(race(commands, waits, directory, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

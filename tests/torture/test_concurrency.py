@@ -1,4 +1,4 @@
-"""Four processes start, resume and prepare the same folder at the same moment: one does it, the others say who."""
+"""Four processes start, resume or prepare the same folder at once: one succeeds, the others name it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Race = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def race() -> Iterator[Race]:
-    """Runs a command line in four processes at once."""
+    """Return a function that runs a command line in four processes at once."""
     racer = subprocess.Popen(
         [sys.executable, "-m", "tests.torture.racer"],
         stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ def weights_of(run: Path, step: int) -> str:
 
 
 def assert_one_winner(outcomes: list[dict[str, Any]]) -> None:
-    """One process ends well; the others end at once with exit code 2 and say who it is."""
+    """Assert that one process succeeds and the others end at once with exit code 2 and its process id."""
     winners = [one for one in outcomes if one["code"] == 0]
     assert len(winners) == 1, outcomes
     for one in outcomes:
@@ -59,7 +59,7 @@ def assert_one_winner(outcomes: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_one_of_four_processes_starts_resumes_and_prepares(tmp_path: Path, race: Race) -> None:
+def test_only_one_of_four_processes_succeeds(tmp_path: Path, race: Race) -> None:
     text = tmp_path / "text.txt"
     text.write_text(text_of(3000))
     train = ["train", text, *tiny(training_steps="20", checkpointing_every="0"), "--evaluation.every", "0"]
@@ -81,7 +81,7 @@ def test_one_of_four_processes_starts_resumes_and_prepares(tmp_path: Path, race:
         assert sorted(path.name for path in folder.iterdir()) == ["data", "run"]
 
 
-def test_four_processes_get_different_names(tmp_path: Path, race: Race) -> None:
+def test_four_processes_get_different_run_names(tmp_path: Path, race: Race) -> None:
     text = tmp_path / "text.txt"
     text.write_text(text_of(3000))
     outcomes = race("train", text, *tiny(), "--threads", "1", folder=tmp_path, waits=False)

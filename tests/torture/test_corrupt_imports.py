@@ -1,4 +1,4 @@
-"""Files from elsewhere, corrupted with knowledge of their structure: a clean error or a right load, soon and small."""
+"""Import of corrupted files: a clear error or a correct load, in limited time and memory."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from wholegpt.console import Console
 from wholegpt.interop.conversion import export_model
 
 CORRUPTIONS = int(os.environ.get("WHOLEGPT_CORRUPTIONS", "400"))
-"""How many; the long run is `WHOLEGPT_CORRUPTIONS=10000 pytest tests/torture/test_corrupt_imports.py`."""
+"""The number of corruptions; for a long run, set the environment variable ``WHOLEGPT_CORRUPTIONS`` to 10000."""
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "modern-untied"])
@@ -34,7 +34,7 @@ def test_corrupt_imports(kind: str, tmp_path: Path) -> None:
     outcome = json.loads(process.stdout)
     assert outcome["wrong"] == []
     assert outcome["refused"] + outcome["loaded"] == CORRUPTIONS // 2
-    # The corruptions are neither all fatal nor all harmless.
+    # Some corruptions are fatal and some are harmless.
     assert outcome["refused"] > 0 and outcome["loaded"] > 0
     assert outcome["slowest_seconds"] < 5
     assert outcome["peak_bytes_more"] < 1e9

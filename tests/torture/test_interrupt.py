@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of native code: the process ends soon, with exit code 130 and nothing half-written."""
+"""Ctrl-C during native code: the process ends soon, with exit code 130 and no partial output."""
 
 import random
 import signal
@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 SOON_SECONDS = 10.0
-"""On a busy machine; on a quiet one it takes a few tenths. What is interrupted takes minutes."""
+"""On a busy machine; on an idle one it takes tenths of a second. The interrupted work takes minutes."""
 
 
 def listen_to_ctrl_c() -> None:
-    """A shell's background jobs, of which the tests may be one, ignore SIGINT, and so would their children."""
+    """Reset SIGINT, which background jobs of a shell, and thus their children, ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupted(program: list[str], arguments: list[str | Path], after: str, pause: float) -> str:
-    """The last line of a command that gets Ctrl-C some seconds ``after`` it has written that."""
+    """Return the last line of a command that receives Ctrl-C ``pause`` seconds after it printed ``after``."""
     command = [sys.executable, *program, *map(str, arguments)]
     with subprocess.Popen(
         command,
@@ -47,7 +47,7 @@ def interrupted(program: list[str], arguments: list[str | Path], after: str, pau
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text whose vocabulary takes minutes to learn: long words, all different."""
+    """A text with long, distinct words, whose vocabulary takes minutes to train."""
     generator, path = random.Random(0), tmp_path_factory.mktemp("words") / "words.txt"
     letters = generator.choices(string.ascii_letters + " ", weights=[1] * 52 + [1], k=6_000_000)
     path.write_text("".join(letters))
@@ -55,7 +55,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("verb", ["tokenizer train", "data prepare", "train"])
-def test_while_a_vocabulary_is_learned(verb: str, words: Path, tmp_path: Path) -> None:
+def test_interrupt_while_training_a_tokenizer(verb: str, words: Path, tmp_path: Path) -> None:
     size = "--vocab-size" if verb == "tokenizer train" else "--tokenizer.vocab-size"
     out = tmp_path / "out"
     arguments = [*verb.split(), words, size, "60000", "--out", out]
@@ -68,8 +68,8 @@ def test_while_a_vocabulary_is_learned(verb: str, words: Path, tmp_path: Path) -
         assert list(tmp_path.iterdir()) == []
 
 
-def test_in_a_first_step_that_lasts(text_file: Path, tmp_path: Path) -> None:
-    """Before the first step is done there is nothing to save, so it is not waited for."""
+def test_interrupt_during_a_long_first_step(text_file: Path, tmp_path: Path) -> None:
+    """Before the first step is done there is nothing to save, so the process does not wait for it."""
     program = (
         "import sys, torch\n"
         "import wholegpt.runs.train as run\n"
@@ -87,7 +87,7 @@ def test_in_a_first_step_that_lasts(text_file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_an_interruptible_call_returns_and_raises() -> None:
+def test_interruptible_call_returns_and_raises() -> None:
     from wholegpt.interrupts import interruptible
 
     assert interruptible(lambda: threading.current_thread() is threading.main_thread()) is False

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run resumes and ends with the weights of a run that never was."""
+"""A run killed at any moment resumes and ends with the weights of an uninterrupted run."""
 
 import hashlib
 import json
@@ -31,13 +31,13 @@ LOOP: dict[str, dict[str, Any]] = {
 
 
 def prepared_run(folder: Path, text: Path) -> Path:
-    """A run ready for its first step: dropout, micro-batches, evaluations, samples, many saves."""
+    """Return a run before its first step, with dropout, micro-batches, evaluations, samples and many checkpoints."""
     config = tiny_config(text, model={"dropout": 0.1, "n_layers": 3, "d_model": 32}, **LOOP)
     return create_run(config, folder, False, Console(quiet=True))
 
 
 def prepared_finetuning(task: str, lora: int) -> Callable[[Path, Path], Path]:
-    """The same for a run that begins from another model: its examples are the lines of the text."""
+    """Return a function that prepares a fine-tuning run, whose examples are the lines of the text."""
 
     def prepare(folder: Path, text: Path) -> Path:
         base, data = folder.with_name("base"), folder.with_name("data.jsonl")
@@ -75,7 +75,7 @@ ROLLOUTS: dict[str, Any] = {
 
 
 def prepared_alignment(method: str, **settings: Any) -> Callable[[Path, Path], Path]:
-    """The same for preference pairs or prompts, from a model that was taught to answer."""
+    """Return a function that prepares an alignment run on pairs or prompts, from an instruction-tuned model."""
 
     def prepare(folder: Path, text: Path) -> Path:
         chat, data, prompts = map(folder.with_name, ("chat", "pairs.json", "prompts.json"))
@@ -111,7 +111,7 @@ def prepared_alignment(method: str, **settings: Any) -> Callable[[Path, Path], P
 
 
 def result_of(run: Path) -> tuple[str, str, list[Any]]:
-    """Hashes of weights and optimiser, and every logged figure that is not a time or the memory of the process."""
+    """Return hashes of weights and optimizer state, and every logged value that is not a time or process memory."""
     last = CheckpointStore(run).path(STEPS)
     hashes = [
         hashlib.sha256((last / name).read_bytes()).hexdigest()
@@ -142,7 +142,7 @@ WAYS: dict[str, tuple[Callable[[Path, Path], Path], int]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Path) -> None:
+def test_repeatedly_killed_run_has_the_same_weights(way: str, tmp_path: Path) -> None:
     prepare, kills = WAYS[way]
     text = tmp_path / "text.txt"
     text.write_text(text_of(4000))
@@ -156,12 +156,12 @@ def test_killed_again_and_again_the_weights_are_the_same(way: str, tmp_path: Pat
     killed = prepare(tmp_path / "killed", text)
     moments: list[int | None] = []
     while len(moments) < kills:
-        # Every other kill is inside a save, just before a file-system call; the others fall anywhere.
+        # Every second kill is just before a file-system call of a save; the others are at random times.
         if len(moments) % 2:
             process = victim(killed, "call", generator.randrange(1, int(calls / kills) + 1), way)
         else:
             process = victim(killed, "delay", generator.uniform(0, 1.2 * seconds / kills), way)
-        if process.returncode == 0:  # the run was done before; another one is killed
+        if process.returncode == 0:  # the run finished before the kill; another one is started
             assert result_of(killed) == expected
             killed = prepare(tmp_path / f"killed-{len(list(tmp_path.iterdir()))}", text)
             continue

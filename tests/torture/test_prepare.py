@@ -1,4 +1,4 @@
-"""Preparation of data, killed and starved of disk: what was finished stays, and the result is the same to the byte."""
+"""Killed or out of disk space, data preparation keeps finished shards and ends with identical bytes."""
 
 import errno
 import hashlib
@@ -47,13 +47,13 @@ def content(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_killed_ten_times_the_shards_are_the_same(tmp_path: Path) -> None:
+def test_preparation_killed_ten_times_gives_the_same_shards(tmp_path: Path) -> None:
     text = source(tmp_path)
 
     def process(folder: str) -> "subprocess.Popen[bytes]":
         arguments = ("data", "prepare", text, "--out", "out", "--tokenizer.vocab-size", "400")
         command = [sys.executable, "-c", PROGRAM, *arguments]
-        (tmp_path / folder).mkdir(exist_ok=True)  # the card holds the command, which must be the same
+        (tmp_path / folder).mkdir(exist_ok=True)  # the data card contains the command, which must be the same
         started = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path / folder
         )
@@ -68,7 +68,7 @@ def test_killed_ten_times_the_shards_are_the_same(tmp_path: Path) -> None:
     generator = random.Random(1)
     finished: list[list[int]] = []
     kills = 0
-    while kills < KILLS:  # a folder that was finished before the last kill is followed by another
+    while kills < KILLS:  # if a folder is finished before the last kill, another one is started
         folder = tmp_path / f"killed-{len(finished)}"
         finished.append([])
         while not (folder / "out").exists():
@@ -86,7 +86,7 @@ def test_killed_ten_times_the_shards_are_the_same(tmp_path: Path) -> None:
     assert len({count for counts in finished for count in counts}) > 3, finished
 
 
-def test_without_space_finished_shards_stay(
+def test_finished_shards_are_kept_when_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(encoding, "SHARD_BYTES", 20_000)
@@ -108,15 +108,15 @@ def test_without_space_finished_shards_stay(
     assert "No space left on device; finished parts are kept, and the same command continues" in message
     assert not (tmp_path / "full").exists()
     records = list((tmp_path / ".unfinished-full").glob("*.bin.json"))
-    written = {path: path.stat().st_mtime_ns for path in records}
-    assert 0 < len(written) < 18
+    modified = {path: path.stat().st_mtime_ns for path in records}
+    assert 0 < len(modified) < 18
     assert main([*map(str, command), str(tmp_path / "full")]) == 0
     assert "continuing with the documents that an earlier call read" in capsys.readouterr().err
     assert content(tmp_path / "full") == content(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_settings_restart_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = source(tmp_path)
     command = ["data", "prepare", str(text), "--out", str(tmp_path / "out"), "--quiet", "--tokenizer.kind"]
 
@@ -138,8 +138,8 @@ def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_killed_while_it_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After any of the last deletions and renames the same call ends as if nothing had been."""
+def test_preparation_killed_during_cleanup_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after any of the last deletions and renames, the same command ends with the same result."""
     command = ["data", "prepare", str(source(tmp_path)), "--tokenizer.kind", "byte", "--quiet", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     out = tmp_path / "out"
@@ -147,20 +147,20 @@ def test_killed_while_it_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def killed(*arguments: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    for place in ("data.text.preparation._clear", "files._sync_tree", "files._put_in_place"):
+    for function in ("data.text.preparation._clear", "files._sync_tree", "files._put_in_place"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"wholegpt.{place}", killed)
+            patch.setattr(f"wholegpt.{function}", killed)
             assert main([*command, str(out)]) == 130
         assert not out.exists()
         documents = tmp_path / ".unfinished-out" / "documents" / "documents.bin"
-        if documents.exists():  # half of what is to be deleted is gone
+        if documents.exists():  # half of the files to be deleted are gone
             documents.unlink()
     assert main([*command, str(out)]) == 0
     assert content(out) == content(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_torn_copy_of_the_documents_is_noticed(
+def test_truncated_documents_file_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     command = ["data", "prepare", str(source(tmp_path)), "--tokenizer.kind", "byte", "--quiet", "--out"]

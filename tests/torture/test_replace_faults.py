@@ -1,4 +1,4 @@
-"""A fault at each file-system call of the replacement of a folder: the old one or the new one is whole, and found."""
+"""A fault at each file-system call while replacing a folder: the old or the new one is complete, and is found."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ def resumably(path: Path, content: str) -> None:
 
 
 def whole(path: Path) -> str:
-    """Which content ``path`` has, all of it, with what is somebody else's."""
+    """Return the content of ``path``, which must be complete and include foreign files."""
     content = (path / "config").read_text()
     assert (path / "data" / f"a-{content}").read_text() == content
     assert len(list((path / "data").glob("a-*"))) == 1
@@ -50,7 +50,7 @@ def begin(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("replace", [atomically, resumably])
-def test_a_fault_at_every_call_of_a_replacement(replace: Callable[[Path, str], None], tmp_path: Path) -> None:
+def test_fault_at_every_call_of_a_replacement(replace: Callable[[Path, str], None], tmp_path: Path) -> None:
     counting = Fault(10**9, "error")
     path = begin(tmp_path / "count")
     with pytest.MonkeyPatch.context() as patch:
@@ -59,9 +59,9 @@ def test_a_fault_at_every_call_of_a_replacement(replace: Callable[[Path, str], N
     assert whole(path) == "new" and counting.calls > 20
     outcomes: set[tuple[str, str]] = set()
     for kind in ("error", "kill"):
-        for place in range(counting.calls):
-            path = begin(tmp_path / f"{kind}-{place}")
-            fault = Fault(place, kind)
+        for call in range(counting.calls):
+            path = begin(tmp_path / f"{kind}-{call}")
+            fault = Fault(call, kind)
             with pytest.MonkeyPatch.context() as patch:
                 patch_file_system(patch, fault)
                 try:
@@ -69,7 +69,7 @@ def test_a_fault_at_every_call_of_a_replacement(replace: Callable[[Path, str], N
                 except (OSError, RunError, Killed):
                     pass
             assert fault.fired
-            with lock_folder(path, "test"):  # as every command does, which puts the folder in order
+            with lock_folder(path, "test"):  # every command locks the folder, which restores it
                 outcomes.add((kind, whole(path)))
                 replace(path, "newer" if replace is atomically else "new")
             assert whole(path) in ("newer", "new")

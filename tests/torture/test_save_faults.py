@@ -1,4 +1,4 @@
-"""A fault at each file-system call of a save, one after another: the run can always go on."""
+"""A fault at each file-system call of a save, one at a time: the run can always be resumed."""
 
 import errno
 from pathlib import Path
@@ -18,11 +18,11 @@ MODELS = {step: Transformer(tiny_model(vocab_size=TOKENIZER.vocab_size)) for ste
 
 
 class Killed(BaseException):
-    """The process is dead: nothing more reaches the disk, no clean-up runs."""
+    """The process is dead: nothing else reaches the disk, and no clean-up runs."""
 
 
 class Fault:
-    """Lets ``count`` calls pass and fails the next; a kill then fails all that follow too."""
+    """Lets ``count`` calls pass and fails the next one; a kill fails all later calls too."""
 
     def __init__(self, count: int, kind: str) -> None:
         self.left, self.kind, self.fired, self.calls = count, kind, False, 0
@@ -49,7 +49,7 @@ def assert_whole(store: CheckpointStore, step: int) -> None:
 
 
 def begin(folder: Path) -> CheckpointStore:
-    """Two checkpoints, the first best, so that the next save also deletes one."""
+    """Create two checkpoints, the first one best, so that the next save also deletes one."""
     store = CheckpointStore(folder, keep=1)
     save(store, 2, best=2)
     save(store, 4, best=2)
@@ -57,7 +57,7 @@ def begin(folder: Path) -> CheckpointStore:
 
 
 @pytest.mark.slow
-def test_a_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
+def test_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
     counting = Fault(10**9, "error")
     store = begin(tmp_path / "count")
     with pytest.MonkeyPatch.context() as patch:
@@ -66,10 +66,10 @@ def test_a_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
     assert counting.calls > 30
     refused = 0
     for kind in ("error", "kill"):
-        for place in range(counting.calls):
-            store = begin(tmp_path / f"{kind}-{place}")
+        for call in range(counting.calls):
+            store = begin(tmp_path / f"{kind}-{call}")
             with pytest.MonkeyPatch.context() as patch:
-                fault = Fault(place, kind)
+                fault = Fault(call, kind)
                 patch_file_system(patch, fault)
                 try:
                     save(store, 6, best=6)
@@ -80,7 +80,7 @@ def test_a_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
                     pass
                 assert fault.fired
             step, _ = store.last_good()
-            assert step in (4, 6), f"{kind} at call {place}: last good is {step}"
+            assert step in (4, 6), f"{kind} at call {call}: last good is {step}"
             assert_whole(store, step)
             chosen, _ = store.choose("best")
             assert_whole(store, int(chosen.name.removeprefix("step-")))
@@ -91,7 +91,7 @@ def test_a_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
     assert refused > 20
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+def test_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
     store = begin(tmp_path)
     model = Transformer(tiny_model(vocab_size=TOKENIZER.vocab_size))
     with torch.no_grad():

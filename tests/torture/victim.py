@@ -1,11 +1,9 @@
 """A training process that kills itself: ``python -m tests.torture.victim RUN MODE NUMBER [rollouts]``.
 
-With ``rollouts`` it trains on its own samples instead of the text.
-
-
-``delay``: SIGKILL NUMBER seconds after the training loop begins.
-``call``: SIGKILL just before the NUMBER-th file-system call that is made while saving a checkpoint.
-``never``: runs to the end; prints the seconds the loop took and how many such calls it made.
+``delay``: SIGKILL NUMBER seconds after the training loop starts.
+``call``: SIGKILL just before the NUMBER-th file-system call made while saving a checkpoint.
+``never``: run to the end, and print the seconds of the loop and the number of such calls.
+With ``rollouts``, it trains on its own samples instead of the text.
 """
 
 import os
@@ -28,7 +26,7 @@ def die() -> None:
 
 
 class Setter:
-    """What ``patch_file_system`` needs of pytest's monkeypatch."""
+    """The method of pytest's monkeypatch that ``patch_file_system`` needs."""
 
     def setattr(self, target: Any, name: str, value: Any) -> None:
         setattr(target, name, value)

@@ -1,4 +1,4 @@
-"""A toy stage whose data depend on the weights: a model trained on its own samples."""
+"""A toy stage whose data depends on the weights: a model trained on its own samples."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ EVERY = 5
 
 
 class SelfTraining(Pretraining):
-    """Prediction of the next token of the model's own samples."""
+    """Next-token prediction on the model's own samples."""
 
     def batches_for(self, model: TokenModel) -> BatchSource:
         """Return the samples of every fifth step."""
@@ -27,7 +27,7 @@ class SelfTraining(Pretraining):
         return RolloutBatches(model, RolloutStore(self.run), EVERY, self.collect, self.batch_of)
 
     def collect(self, model: TokenModel, step: int) -> Mapping[str, Tensor]:
-        """Return a batch of samples for each of five steps, which begin with random tokens."""
+        """Return a batch of samples for each of five steps, starting from random tokens."""
         generator = torch.Generator().manual_seed(mix_seed(self.config.runtime.seed, step))
         rows = EVERY * self.config.training.batch_size
         token_ids = torch.randint(model.vocab_size, (rows, 1), generator=generator)
@@ -53,5 +53,5 @@ STAGE = replace(pretraining.STAGE, name="self_training", open=open_stage)
 
 
 def register() -> None:
-    """Train on samples wherever pretraining is asked for."""
+    """Replace pretraining by training on samples."""
     registry.STAGES = (STAGE, *registry.STAGES)

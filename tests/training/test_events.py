@@ -1,4 +1,4 @@
-"""The events of the training loop."""
+"""Callbacks and the events of the training loop."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ QUIET = Console(quiet=True)
 
 
 class Recorder(Callback):
-    """Records every event: its name, the step, and what came with it."""
+    """Records every event: its name, the step, and its arguments."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -66,7 +66,7 @@ class Recorder(Callback):
 
 
 class StopAt(Callback):
-    """Stops a run after a step."""
+    """Stops a run after a given step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -87,7 +87,7 @@ def weights(run: Path, step: int) -> bytes:
     return (CheckpointStore(run).path(step) / "model.safetensors").read_bytes()
 
 
-def test_a_run_reports_its_events_in_order(text: Path, tmp_path: Path) -> None:
+def test_events_are_reported_in_order(text: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     config = tiny_config(
         text,
@@ -110,8 +110,8 @@ def test_a_run_reports_its_events_in_order(text: Path, tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == [e[2] for e in events if e[0].startswith("log ")]
 
 
-def test_a_callback_can_change_gradients(text: Path, tmp_path: Path) -> None:
-    """A pruning mask works in this way: what has no gradient and no weight decay keeps its value."""
+def test_callback_can_change_gradients(text: Path, tmp_path: Path) -> None:
+    """This is how a pruning mask works: parameters without a gradient or weight decay keep their values."""
 
     class Freeze(Callback):
         def before_update(self, state: TrainingState, model: nn.Module) -> None:
@@ -123,10 +123,10 @@ def test_a_callback_can_change_gradients(text: Path, tmp_path: Path) -> None:
     assert frozen.state.best and frozen.state.best.step == 1  # no evaluation was better than the first
 
 
-def test_a_callback_stops_a_run_for_good(
+def test_callback_stops_a_run_permanently(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its reason is saved, so that resuming does no more steps, unless the number of steps is given again."""
+    """The stop reason is saved: resuming does no further steps unless the number of steps is given again."""
     whole = api.train(config=tiny_config(text), out=tmp_path / "whole", console=QUIET)
     run = api.train(config=tiny_config(text), out=tmp_path / "run", callbacks=[StopAt(5)], console=QUIET)
     assert (run.state.step, run.state.stop_reason) == (5, "seen enough")
@@ -142,7 +142,7 @@ def test_a_callback_stops_a_run_for_good(
     assert weights(run.path, 12) == weights(whole.path, 12)
 
 
-def test_an_exception_of_a_callback_reaches_the_caller(text: Path, tmp_path: Path) -> None:
+def test_callback_exception_reaches_the_caller(text: Path, tmp_path: Path) -> None:
     class Broken(Exception):
         pass
 
@@ -159,12 +159,12 @@ def test_an_exception_of_a_callback_reaches_the_caller(text: Path, tmp_path: Pat
     assert caught.value is error
     assert recorder.kinds[-1] == ("after_step", 7), "without at_end"
     assert CheckpointStore(out).last_good() == (6, [])  # the best so far
-    assert api.resume(out, console=QUIET).state.step == 12  # nothing is locked any more
+    assert api.resume(out, console=QUIET).state.step == 12  # the lock was released
     whole = api.train(config=tiny_config(text), out=tmp_path / "whole", console=QUIET)
     assert weights(out, 12) == weights(whole.path, 12)
 
 
-def test_callbacks_of_finetuning_see_the_evaluation_of_the_parent(text: Path, tmp_path: Path) -> None:
+def test_callbacks_of_fine_tuning_receive_the_evaluation_of_the_parent(text: Path, tmp_path: Path) -> None:
     parent = api.train(config=tiny_config(text), out=tmp_path / "parent", console=QUIET)
     recorder = Recorder()
     config = configure(
@@ -187,8 +187,8 @@ for callbacks in ([wg.Callback], [wg.Callback(), print], wg.Callback()):
 """
 
 
-def test_what_is_not_a_callback_is_refused_before_anything_is_written(text: Path) -> None:
-    """In a process without the checks of types that tests have."""
+def test_invalid_callbacks_are_rejected_before_the_run_starts(text: Path) -> None:
+    """In a subprocess, without the run-time type checks of the tests."""
     command = [sys.executable, "-c", WRONG_CALLBACKS, str(text), str(text.parent / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
@@ -199,7 +199,7 @@ def test_what_is_not_a_callback_is_refused_before_anything_is_written(text: Path
     assert not (text.parent / "run").exists()
 
 
-def test_a_callback_stops_the_loop_after_the_current_step() -> None:
+def test_callback_stops_the_loop_after_the_current_step() -> None:
     class Stop(Callback):
         def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
             state.stop_reason = "enough" if state.step == 2 else ""
@@ -211,7 +211,7 @@ def test_a_callback_stops_the_loop_after_the_current_step() -> None:
     assert (state.step, state.tokens, state.stop_reason) == (2, 14, "enough")
 
 
-def test_time_is_charged_to_the_clock_of_each_callback() -> None:
+def test_callback_time_counts_as_training_or_other_time() -> None:
     class Slow(Callback):
         is_training = False
 
@@ -224,7 +224,7 @@ def test_time_is_charged_to_the_clock_of_each_callback() -> None:
     assert dataclasses.asdict(state)["tokens"] == 21
 
 
-def test_a_batch_without_terms_trains_nothing() -> None:
+def test_batch_without_targets_does_not_change_the_weights() -> None:
     torch.manual_seed(0)
     model = Transformer(tiny_model())
     config = configure({"optimizer": {"kind": "adamw", "weight_decay": 0.5}, "runtime": {"device": "cpu"}})
@@ -242,7 +242,7 @@ def test_a_batch_without_terms_trains_nothing() -> None:
 
 
 @pytest.mark.parametrize(("loss", "warned"), [(7.0, True), (3.4, False)])
-def test_a_model_that_does_not_stand_dropout(
+def test_warning_about_dropout_that_hurts_training(
     loss: float, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(model=ModelConfig(dropout=0.1))

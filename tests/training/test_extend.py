@@ -1,4 +1,4 @@
-"""Runs are trained for more steps than they were created with."""
+"""Resuming a finished run for more steps than it was created with."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TIMES = ("train_seconds", "other_seconds")
 
 
 def assert_same_end(run: Path, other: Path, step: int) -> None:
-    """Weights, moments of the optimizer and counters are equal, but for seconds."""
+    """Assert that weights, optimizer state and counters are equal, except for seconds."""
     folders = [path / "checkpoints" / f"step-{step:08d}" for path in (run, other)]
     for file in ("model.safetensors", "training/optimizer.safetensors"):
         ours, theirs = (load_file(folder / file) for folder in folders)
@@ -39,10 +39,10 @@ def assert_same_end(run: Path, other: Path, step: int) -> None:
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
-def test_an_extended_run_is_the_longer_run(
+def test_extended_run_equals_a_longer_run(
     schedule: dict[str, Any], stopped: bool, text_file: Path, tmp_path: Path
 ) -> None:
-    """If the rate of the steps done does not depend on their number; the one that decays is stopped before that."""
+    """If past learning rates do not depend on the number of steps; a decaying run is stopped before its decay."""
     longer = tiny_config(text_file, schedule=schedule)
     whole = api.train(config=longer, out=tmp_path / "whole", console=QUIET)
     assert whole.state.step == 12
@@ -58,7 +58,7 @@ def test_an_extended_run_is_the_longer_run(
     assert lineage["extensions"] == [{"step": run.state.step, "steps_before": 6, "steps": 12}]
 
 
-def test_a_cosine_rises_again_and_the_note_says_so(
+def test_extending_a_cosine_schedule_notes_the_rise_of_the_learning_rate(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(text_file, training={"steps": 6}, optimizer={"learning_rate": 0.01})
@@ -77,7 +77,7 @@ def test_a_cosine_rises_again_and_the_note_says_so(
     assert rates[6] < rates[7] > rates[12]
 
 
-def test_a_finished_run_says_so_before_it_measures(
+def test_resuming_a_finished_run_first_says_that_it_is_done(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = api.train(
@@ -89,7 +89,7 @@ def test_a_finished_run_says_so_before_it_measures(
     assert "all 2 steps are done" in first and "--training.steps 4" in first
 
 
-def test_minutes_are_steps_at_the_pace_of_the_run(text_file: Path, tmp_path: Path) -> None:
+def test_minutes_are_converted_to_steps_at_the_speed_of_the_run(text_file: Path, tmp_path: Path) -> None:
     run = api.train(config=tiny_config(text_file), out=tmp_path / "run", console=QUIET)
     state = last_state(run.path)
     pace = (state.train_seconds + state.other_seconds) / 12
@@ -97,7 +97,7 @@ def test_minutes_are_steps_at_the_pace_of_the_run(text_file: Path, tmp_path: Pat
     assert longer.config.training.steps == longer.state.step == 32
 
 
-def test_early_stopping_starts_again(text_file: Path, tmp_path: Path) -> None:
+def test_extending_restarts_early_stopping(text_file: Path, tmp_path: Path) -> None:
     config = tiny_config(
         text_file,
         optimizer={"learning_rate": 3.0, "weight_decay": 0.0},
@@ -112,7 +112,9 @@ def test_early_stopping_starts_again(text_file: Path, tmp_path: Path) -> None:
     assert again.state.step == run.state.step + 6, "three more evaluations"
 
 
-def test_what_cannot_be_extended(trained_run: Path, text_file: Path, tmp_path: Path, fails: Fails) -> None:
+def test_invalid_extensions_are_rejected(
+    trained_run: Path, text_file: Path, tmp_path: Path, fails: Fails
+) -> None:
     before = (trained_run / "config.yaml").read_bytes(), (trained_run / "lineage.json").read_bytes()
     resume = ("train", "--resume", trained_run)
     assert "training.steps is 12, and" in fails(*resume, "--training.steps", "12")

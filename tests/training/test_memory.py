@@ -1,4 +1,4 @@
-"""Predicted memory against what a step holds; and the micro-batch that follows from it."""
+"""Predicted memory against what a training step holds, and the micro-batch size that follows from it."""
 
 import dataclasses
 import platform
@@ -45,7 +45,7 @@ MEGABYTE = 2**20
 
 
 def kept_bytes(config: ModelConfig, kernel: AttentionKernel, rows: int) -> int:
-    """Bytes of different tensors that autograd keeps in a forward pass, beside the weights and their copies."""
+    """Return the bytes of distinct tensors that autograd keeps in a forward pass, without the weights."""
     model = make_model(config, kernel=kernel).train()
     assert isinstance(model, NeuralModel)
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
@@ -93,7 +93,7 @@ def test_predicted_activations_are_those_that_autograd_keeps(config: ModelConfig
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes of different tensors that were alive at once, as PyTorch's operations return them."""
+    """Measures the peak bytes of distinct live tensors, as returned by PyTorch operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
 
     def count(self, tensor: torch.Tensor) -> None:
-        """A tensor that is alive from now on."""
+        """Count a new live tensor."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         self.sizes[key] = storage.nbytes()
@@ -111,7 +111,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(tensor, self.forget, key)
 
     def forget(self, key: int) -> None:
-        """One tensor of that storage is gone."""
+        """Subtract a freed tensor of a storage."""
         self.users[key] -= 1
         if not self.users[key]:
             del self.sizes[key], self.users[key]
@@ -125,7 +125,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def live_bytes(config: Config) -> int:
-    """Of the third step of a training."""
+    """Return the peak bytes in the third training step."""
     torch.manual_seed(0)
     batches, state = RandomBatch(config.model, config.training.batch_size), TrainingState()
     with LiveBytes() as live:
@@ -186,7 +186,7 @@ def decided(
 BIG = dataclasses.replace(modern(), vocab_size=50_000)
 
 
-def test_a_step_that_does_not_fit_is_split() -> None:
+def test_step_that_does_not_fit_is_split_into_micro_batches() -> None:
     config = decided(BIG)
     whole, single = (peak_tensor_bytes(config, rows) for rows in (16, 1))
     assert fitting_micro_batch(config, 2 * whole) == 16
@@ -195,7 +195,7 @@ def test_a_step_that_does_not_fit_is_split() -> None:
         assert peak_tensor_bytes(config, rows) <= free < 2 * peak_tensor_bytes(config, min(2 * rows, 16))
 
 
-def test_a_model_that_cannot_fit_is_refused_with_what_would() -> None:
+def test_model_that_cannot_fit_is_rejected_with_advice() -> None:
     config = decided(BIG)
     recomputed = decided(BIG, activation_checkpointing=ActivationCheckpointing.blocks)
     free = 1.15 * peak_tensor_bytes(recomputed, 1)
@@ -214,7 +214,7 @@ def test_a_model_that_cannot_fit_is_refused_with_what_would() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
-def test_work_apart_neither_adds_to_the_peak_nor_leaves_memory_behind() -> None:
+def test_memory_apart_releases_its_memory() -> None:
     runtime.keep_freed_memory()
     pieces = [torch.ones(MEGABYTE // 4 + i) for i in range(200)]
     wedges = [torch.ones(4) for _ in pieces]
@@ -232,7 +232,7 @@ def test_work_apart_neither_adds_to_the_peak_nor_leaves_memory_behind() -> None:
 
 
 @pytest.mark.parametrize("version", [2, 1])
-def test_what_a_container_has_left_counts_files_that_can_be_dropped(tmp_path: Path, version: int) -> None:
+def test_free_memory_of_a_container_includes_the_file_cache(tmp_path: Path, version: int) -> None:
     if version == 2:
         files = {
             "memory.max": "1000",

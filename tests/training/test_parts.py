@@ -1,4 +1,4 @@
-"""Schedules against closed forms, the optimiser against its plain twin."""
+"""Schedules against closed forms, optimizers against their plain twins, the loss and loss scaling."""
 
 import dataclasses
 import math
@@ -57,10 +57,10 @@ FALLING = sorted({*ScheduleKind} - {ScheduleKind.constant})
     st.floats(0.01, 1),
     st.floats(0, 0.9),
 )
-def test_every_run_reaches_the_peak_and_comes_down_from_it(
+def test_every_run_reaches_the_peak_and_the_final_rate(
     kind: ScheduleKind, steps: int, warmup: int, decay_fraction: float, final: float
 ) -> None:
-    """Whatever warm-up is asked for: the rate after the last step is the final one."""
+    """For any warm-up: the rate after the last step is the final one."""
     asked = ScheduleConfig(kind, warmup, final, decay_fraction)
     schedule = complete_schedule(asked, steps)
     rates = [learning_rate(step, steps, PEAK, schedule) for step in range(steps + 1)]
@@ -69,13 +69,13 @@ def test_every_run_reaches_the_peak_and_comes_down_from_it(
     if kind is not ScheduleKind.inverse_square_root:
         assert rates[-1] == pytest.approx(0.5 * final)
     falls = [earlier - later for earlier, later in pairwise(rates[schedule.warmup_steps :])]
-    if kind is ScheduleKind.warmup_stable_decay:  # straight down from the peak, without a jump
+    if kind is ScheduleKind.warmup_stable_decay:  # linear decay from the peak, without a jump
         assert max(falls) == pytest.approx(
             0.5 * (1 - final) / decay_steps(steps, schedule.warmup_steps, decay_fraction)
         )
 
 
-def test_the_warm_up_is_a_tenth_of_the_run_at_most() -> None:
+def test_default_warmup_is_at_most_a_tenth_of_the_run() -> None:
     def warmup(steps: int, given: int = 0) -> int:
         return complete_schedule(ScheduleConfig(warmup_steps=given), steps).warmup_steps
 
@@ -85,7 +85,7 @@ def test_the_warm_up_is_a_tenth_of_the_run_at_most() -> None:
 
 
 @pytest.mark.parametrize("kind", list(ScheduleKind))
-def test_warm_up_is_linear_to_the_peak(kind: ScheduleKind) -> None:
+def test_warmup_is_linear_to_the_peak(kind: ScheduleKind) -> None:
     assert curve(kind)[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
 
 
@@ -136,7 +136,7 @@ def test_fused_adamw_equals_its_plain_twin() -> None:
         torch.testing.assert_close(parameter.detach(), twins[name][0], rtol=1e-12, atol=1e-14)
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+def test_weight_decay_applies_to_matrices_only() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
     model = Transformer(tiny_model())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -150,7 +150,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 
 
 @pytest.mark.parametrize("kind", list(OptimizerKind))
-def test_optimizer_state_there_and_back(kind: OptimizerKind) -> None:
+def test_optimizer_state_round_trips(kind: OptimizerKind) -> None:
     torch.manual_seed(0)
     model = Transformer(tiny_model())
     optimizer = make_optimizer(model, OptimizerConfig(kind=kind))
@@ -223,7 +223,7 @@ def test_muon_equals_its_plain_twin_and_leaves_the_rest_to_adamw() -> None:
         torch.testing.assert_close(parameter.detach(), twins[name][0], rtol=1e-10, atol=1e-12)
 
 
-def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_good_steps() -> None:
+def test_loss_scale_halves_on_overflow_and_doubles_after_1000_good_steps() -> None:
     scale = LossScale().after(overflowed=True)
     assert scale == LossScale(2.0**15)
     for _ in range(999):
@@ -233,7 +233,7 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_good_ste
 
 
 class Overflowing:
-    """An objective whose gradient overflows float16 from a loss scale of 4 on."""
+    """An objective whose gradient overflows float16 at a loss scale of 4 or more."""
 
     unit = "nats_per_token"
 
@@ -251,7 +251,7 @@ class OneBatch:
         return Batch(torch.zeros(1, 12, dtype=torch.long), torch.zeros(1, 12, dtype=torch.long))
 
 
-def test_a_float16_step_that_overflows_is_skipped_and_the_next_one_is_scaled_less() -> None:
+def test_overflowing_float16_step_is_skipped_and_the_loss_scale_is_reduced() -> None:
     config = from_mapping(
         {
             "optimizer": {"kind": "adamw", "learning_rate": 0.01},

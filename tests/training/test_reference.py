@@ -1,4 +1,4 @@
-"""The frozen reference of a run and the KL divergence from it."""
+"""The frozen reference model of a run and the KL divergence from it."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 TINY = ModelConfig(vocab_size=11, context_length=8, n_layers=2, d_model=16, n_heads=2)
 
 
-def test_the_divergence_is_that_of_torch() -> None:
+def test_kl_divergence_equals_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.randn(6, 9, generator=generator, dtype=torch.float64) for _ in range(2))
     expected = torch.distributions.kl_divergence(
@@ -35,7 +35,7 @@ def test_the_divergence_is_that_of_torch() -> None:
     assert kl_divergence(p, p).abs().max() == 0
 
 
-def test_the_metric_is_a_mean_over_scored_positions_and_changes_no_loss(
+def test_reference_kl_is_a_mean_over_scored_positions_and_does_not_change_the_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_the_metric_is_a_mean_over_scored_positions_and_changes_no_loss(
     assert float(total) / count == pytest.approx(expected.mean().item(), rel=1e-12)
 
 
-def test_the_base_of_lora_is_the_reference() -> None:
+def test_base_model_of_lora_is_the_reference() -> None:
     torch.manual_seed(0)
     model = Transformer(TINY).double()
     token_ids = torch.randint(11, (2, 9))
@@ -122,7 +122,7 @@ def test_continued_pretraining_logs_the_divergence_from_its_parent(lora: int, tm
         api.resume(run, console=QUIET)
 
 
-def test_instruction_tuning_keeps_a_reference_that_knows_the_new_tokens(tmp_path: Path) -> None:
+def test_reference_of_instruction_tuning_includes_the_new_tokens(tmp_path: Path) -> None:
     parent, _ = parent_and_text(tmp_path)
     rows = [{"prompt": f"{one} of {other}", "response": one} for one in WORDS[:7] for other in WORDS[7:13]]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -146,7 +146,7 @@ def test_instruction_tuning_keeps_a_reference_that_knows_the_new_tokens(tmp_path
     assert (run / "companions" / "reference" / "model.safetensors").exists()
 
 
-def test_a_reference_needs_a_parent(tmp_path: Path) -> None:
+def test_reference_kl_needs_a_parent(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(text_of(4000))
     config = tiny_config(tmp_path / "text.txt", finetuning={"reference_kl": True})
     with pytest.raises(ConfigError, match="reference_kl compares with the model that training starts from"):

@@ -1,4 +1,4 @@
-"""The files of rollouts."""
+"""Rollout files of a run."""
 
 from pathlib import Path
 
@@ -18,9 +18,7 @@ from wholegpt.training.rollouts import RolloutStore
         ([40], [12, 16]),
     ],
 )
-def test_rollouts_that_no_checkpoint_needs_are_deleted(
-    checkpoints: list[int], kept: list[int], tmp_path: Path
-) -> None:
+def test_unneeded_rollouts_are_deleted(checkpoints: list[int], kept: list[int], tmp_path: Path) -> None:
     store = RolloutStore(tmp_path)
     for step in range(0, 20, 4):
         store.write(step, {"token_ids": torch.tensor([step])})

@@ -1,4 +1,4 @@
-"""Whole runs: resuming, stopping, the folder, what depends on what."""
+"""Whole training runs: resuming, early stopping, the run folder, determinism and timing."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
     return [r for r in map(json.loads, lines) if r["kind"] == kind]
 
 
-def test_the_folder_of_a_run(trained_run: Path) -> None:
+def test_files_of_a_run_folder(trained_run: Path) -> None:
     names = {str(p.relative_to(trained_run)) for p in trained_run.rglob("*") if p.is_file()}
     step = "checkpoints/step-00000012"
     assert names >= {
@@ -63,7 +63,7 @@ def test_the_folder_of_a_run(trained_run: Path) -> None:
     assert not [name for name in names if "partial" in name]
 
 
-def test_loss_goes_down_and_is_logged(trained_run: Path) -> None:
+def test_loss_decreases_and_is_logged(trained_run: Path) -> None:
     train, validation = records(trained_run, "train"), records(trained_run, "validation")
     assert [r["step"] for r in train] == list(range(1, 13))
     assert train[0]["nats_per_token"] == pytest.approx(math.log(27), abs=0.5)
@@ -80,7 +80,7 @@ def test_config_yaml_repeats_the_run(trained_run: Path, tmp_path: Path) -> None:
     assert weights(again.path, 12) == weights(trained_run, 12)
 
 
-def test_stopped_and_resumed_equals_never_stopped(trained_run: Path, tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_run(trained_run: Path, tmp_path: Path) -> None:
     config = recipe(str(trained_run / "config.yaml"))
     run = api.train(config=config, out=tmp_path / "run", max_seconds=1e-9, console=QUIET)
     assert run.state.step == 1 and "time" in run.state.stop_reason
@@ -110,7 +110,7 @@ def test_stopped_and_resumed_equals_never_stopped(trained_run: Path, tmp_path: P
     ],
     ids=["muon", "float16", "activation_checkpointing"],
 )
-def test_every_way_of_training_resumes_to_the_same_bits(
+def test_every_training_setup_resumes_bit_for_bit(
     text_file: Path, tmp_path: Path, sections: dict[str, dict[str, Any]]
 ) -> None:
     config = tiny_config(text_file, **sections)
@@ -124,7 +124,7 @@ def test_every_way_of_training_resumes_to_the_same_bits(
 
 
 def test_the_average_of_the_weights_is_measured_and_saved(text_file: Path, tmp_path: Path) -> None:
-    """Against the average computed here from the weights after every step, which a run without it saves."""
+    """Compare with the average computed here from the weights of each step, saved by a run without averaging."""
     every = {"checkpointing": {"every": 1, "keep": 12}}
     plain = api.train(config=tiny_config(text_file, **every), out=tmp_path / "plain", console=QUIET)
     averaged = tiny_config(text_file, training={"ema_decay": 0.7})
@@ -143,13 +143,13 @@ def test_the_average_of_the_weights_is_measured_and_saved(text_file: Path, tmp_p
     assert score.nats_per_token == run.validation.nats_per_token != plain.validation.nats_per_token
 
 
-def test_resuming_a_finished_run_changes_nothing(trained_run: Path) -> None:
+def test_resuming_a_finished_run_has_no_effect(trained_run: Path) -> None:
     before = weights(trained_run, 12)
     assert api.resume(trained_run, console=QUIET).state.step == 12
     assert weights(trained_run, 12) == before
 
 
-def test_the_split_into_micro_batches_gives_nearly_the_same_weights(text_file: Path, tmp_path: Path) -> None:
+def test_micro_batches_give_nearly_the_same_losses(text_file: Path, tmp_path: Path) -> None:
     losses = []
     for rows in (0, 3):
         config = tiny_config(text_file, training={"micro_batch_size": rows}, precision={"dtype": "float32"})
@@ -166,7 +166,7 @@ def test_steps_depend_on_corpus_and_config_only(text_file: Path, tmp_path: Path)
     assert recipe(str(path / "config.yaml")).training.steps == round(2 * windows / 8)
 
 
-def test_epochs_hold_for_a_batch_that_grows(text_file: Path, tmp_path: Path) -> None:
+def test_epochs_account_for_batch_growth(text_file: Path, tmp_path: Path) -> None:
     growth = {"initial_batch_size": 2, "batch_growth_steps": 30}
     config = tiny_config(text_file, training={"steps": 0, "epochs": 2.0, "batch_size": 8, **growth})
     path = create_run(config, tmp_path / "run", False, QUIET)
@@ -177,7 +177,7 @@ def test_epochs_hold_for_a_batch_that_grows(text_file: Path, tmp_path: Path) -> 
 
 
 def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> None:
-    """A learning rate that destroys the model: validation rises, training stops, the best is kept."""
+    """A learning rate that destroys the model: validation loss rises, training stops, the best checkpoint is kept."""
     config = tiny_config(
         text_file,
         optimizer={"learning_rate": 3.0, "weight_decay": 0.0},
@@ -200,17 +200,17 @@ def test_early_stopping_and_best_checkpoint(text_file: Path, tmp_path: Path) -> 
     assert api.resume(run.path, console=QUIET).state.step == run.state.step
 
 
-def test_the_warm_up_is_decided_before_the_first_step(
+def test_warmup_is_decided_before_the_first_step(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By default a tenth of the run, and also in place of one that would last as long as the run, which is said."""
+    """By default a tenth of the run; also, with a warning, instead of a warm-up as long as the run."""
     steps = "and the run has 50 steps, so the rate would not fall"
-    for given, said in ((0, ""), (48, ""), (49, f"is 49 {steps}"), (50, f"is 50 {steps}")):
+    for given, expected in ((0, ""), (48, ""), (49, f"is 49 {steps}"), (50, f"is 50 {steps}")):
         config = tiny_config(text_file, schedule={"warmup_steps": given}, training={"steps": 50})
         path = create_run(config, tmp_path / f"run-{given}", False, QUIET)
         assert recipe(str(path / "config.yaml")).schedule.warmup_steps == (48 if given == 48 else 5)
         warned = capsys.readouterr().err
-        assert said in warned and bool(said) == bool(warned)
+        assert expected in warned and bool(expected) == bool(warned)
     config = tiny_config(text_file, schedule={"warmup_steps": 1000}, training={"steps": 0, "epochs": 1.0})
     path = create_run(config, tmp_path / "epochs", False, QUIET)
     resolved = recipe(str(path / "config.yaml"))
@@ -223,7 +223,7 @@ def test_old_checkpoints_are_pruned(text_file: Path, tmp_path: Path) -> None:
     assert CheckpointStore(run.path).steps() == [11, 12]
 
 
-def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+def test_nan_loss_stops_training_and_keeps_the_last_good_checkpoint(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(text_file, checkpointing={"every": 4})
@@ -247,7 +247,7 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     assert CheckpointStore(tmp_path / "run").last_good() == (6, [])
 
 
-def test_resume_refuses_other_numerics_unless_told(
+def test_resume_rejects_different_numerics_unless_allowed(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(text_file)
@@ -261,7 +261,9 @@ def test_resume_refuses_other_numerics_unless_told(
     assert finished.state.step == 12
 
 
-def test_what_cannot_be_repeated_here_is_said(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_unavailable_on_this_machine_are_reported(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(text_file, precision={"dtype": "bfloat16"}, runtime={"threads": 10_000})
     monkeypatch.setattr("wholegpt.runtime.decisions.has_bfloat16", lambda device: False)
     problems = runtime.check_available(config, {**runtime.machine(), "torch": "0.1"})
@@ -275,7 +277,7 @@ def test_what_cannot_be_repeated_here_is_said(text_file: Path, monkeypatch: pyte
     assert (kept.precision.dtype, kept.runtime.device) == (Dtype.float32, "automatic")
 
 
-def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
+def test_changed_data_is_rejected(text_file: Path, tmp_path: Path) -> None:
     path = create_run(tiny_config(text_file), tmp_path / "run", False, QUIET)
     lineage = json.loads((path / "lineage.json").read_text())
     (path / "lineage.json").write_text(json.dumps({**lineage, "data": "other"}))
@@ -283,7 +285,7 @@ def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
         api.resume(path, console=QUIET)
 
 
-def test_prepared_data_serves_many_runs(text_file: Path, tmp_path: Path) -> None:
+def test_prepared_data_is_shared_by_runs(text_file: Path, tmp_path: Path) -> None:
     from wholegpt.data import open_corpus, prepare
 
     config = tiny_config(text_file)
@@ -294,7 +296,7 @@ def test_prepared_data_serves_many_runs(text_file: Path, tmp_path: Path) -> None
     assert weights(run.path, 12) == weights(other.path, 12)
 
 
-def test_own_data_are_not_checked_right_after_they_were_written(
+def test_newly_prepared_data_is_not_verified_again(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[Path] = []
@@ -308,12 +310,12 @@ def test_own_data_are_not_checked_right_after_they_were_written(
     assert checked == []
     api.resume(own, console=QUIET)
     assert checked == [own / "data"]
-    elsewhere = own / "data"  # prepared by another command, so it may have changed since
+    elsewhere = own / "data"  # prepared by another command, so it may have been modified
     api.train(elsewhere, config=config, out=tmp_path / "other", console=QUIET)
     assert checked[1:] == [elsewhere]
 
 
-def test_overwriting_only_when_told_and_only_when_the_new_run_can_begin(
+def test_run_is_overwritten_only_on_request_and_if_the_new_run_can_start(
     text_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -335,7 +337,7 @@ def test_seed_changes_the_weights(text_file: Path, trained_run: Path, tmp_path: 
     assert weights(run.path, 12) != weights(trained_run, 12)
 
 
-def test_strict_determinism_trains_and_says_what_it_costs(
+def test_strict_determinism_trains_with_a_warning_about_speed(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
@@ -349,7 +351,7 @@ def test_strict_determinism_trains_and_says_what_it_costs(
         torch.use_deterministic_algorithms(False)
 
 
-def test_metrics_of_a_lost_stretch_are_forgotten(tmp_path: Path) -> None:
+def test_metrics_after_the_resumed_step_are_removed(tmp_path: Path) -> None:
     log = callbacks.MetricsLog(tmp_path / "metrics.jsonl")
     for step in (1, 2, 3):
         log.append("train", step, {"x": step})
@@ -404,10 +406,10 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "run").last_good()[0] is not None
 
 
-def test_only_evaluation_samples_and_saving_are_taken_off_the_training_time(
+def test_training_time_excludes_only_evaluation_samples_and_saving(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """12 steps; a second in every one of the two evaluations, a tenth of one in each logged line."""
+    """12 steps, with a second in each of two evaluations and a tenth of a second in each logged line."""
     evaluate, append = callbacks.Validate.run, callbacks.MetricsLog.append
 
     def slow_evaluation(self: callbacks.Validate, state: TrainingState) -> None:
@@ -428,10 +430,10 @@ def test_only_evaluation_samples_and_saving_are_taken_off_the_training_time(
     assert run.state.train_seconds + run.state.other_seconds < whole
 
 
-def run_in_a_process(
+def run_in_a_subprocess(
     text: Path, out: Path, execution: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Shape checks are off there, as they must be wherever something is compiled."""
+    """Train without shape checks, which compilation does not support."""
     options = "--model.d-model 16 --model.n-heads 2 --model.n-layers 1 --model.context-length 16 --quiet"
     options += " --training.steps 5 --tokenizer.kind byte --logging.sample-tokens 0 --logging.every 1"
     command = [sys.executable, "-m", "wholegpt.cli", "train", str(text), "--out", str(out), *options.split()]
@@ -443,18 +445,18 @@ def run_in_a_process(
 @pytest.mark.skipif(
     " " in torch.__file__, reason="PyTorch's compiler cannot link where its own path holds a space"
 )
-def test_a_compiled_run_learns_as_an_eager_one(text_file: Path, tmp_path: Path) -> None:
+def test_compiled_run_has_the_losses_of_an_eager_run(text_file: Path, tmp_path: Path) -> None:
     losses: list[list[float]] = []
     for execution in ("eager", "compiled"):
-        process = run_in_a_process(text_file, tmp_path / execution, execution)
+        process = run_in_a_subprocess(text_file, tmp_path / execution, execution)
         assert process.returncode == 0, process.stderr
         losses.append([r["nats_per_token"] for r in records(tmp_path / execution, "train")])
     assert len(losses[0]) == 5
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_without_a_compiler_training_is_eager_and_says_so_once(text_file: Path, tmp_path: Path) -> None:
-    process = run_in_a_process(
+def test_training_without_a_compiler_is_eager_with_one_note(text_file: Path, tmp_path: Path) -> None:
+    process = run_in_a_subprocess(
         text_file, tmp_path / "run", "compiled", CXX="false", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
     )
     assert process.returncode == 0, process.stderr
@@ -463,14 +465,14 @@ def test_without_a_compiler_training_is_eager_and_says_so_once(text_file: Path, 
     assert recipe(str(tmp_path / "run")).precision.execution is Execution.eager
 
 
-def test_the_bytes_of_a_text_that_is_changed_are_its_own(tmp_path: Path) -> None:
-    """Under a tokenizer that sets spaces anew: of the held-out text as it was, in training and evaluated again."""
+def test_bytes_are_those_of_the_original_text(tmp_path: Path) -> None:
+    """For a tokenizer that normalizes spaces, in training and in evaluation."""
     text = text_of(6000).replace(" ", "   ").replace("the", "The")
     (tmp_path / "t.txt").write_text(text)
     config = tiny_config(tmp_path / "t.txt", tokenizer={"kind": "gpt1", "merges": 50})
     run = api.train(config=config, out=tmp_path / "run", console=QUIET)
     held_out = len(text) - int(len(text) * 0.9)
-    assert run.validation.bytes == pytest.approx(held_out, abs=8)  # all but the first token's
+    assert run.validation.bytes == pytest.approx(held_out, abs=8)  # without the first token
     again = run.load("last").evaluate_tokens(
         run_folder.run_data(run.path).validation, 0, Dtype.automatic, QUIET
     )

@@ -1,4 +1,4 @@
-"""Trackers get the metrics of the log, and nothing that they do changes the run."""
+"""Experiment trackers receive the logged metrics, and cannot affect the run."""
 
 import contextlib
 import importlib
@@ -35,7 +35,7 @@ Points = dict[str, list[tuple[int, float]]]
 
 
 def logged(run: Path) -> Points:
-    """The points that a tracker should have, from the log of the run."""
+    """Return the points that a tracker should have, from the log of the run."""
     points: Points = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -47,7 +47,7 @@ def logged(run: Path) -> Points:
 
 
 def in_tensorboard(run: Path) -> Points:
-    """The points that TensorBoard shows."""
+    """Return the points shown by TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
@@ -89,7 +89,7 @@ def test_tensorboard_shows_the_log(
     assert list((run / "tensorboard").iterdir()) == files, "a finished run starts no tracker"
 
 
-def test_a_stopped_run_continues_in_tensorboard(text_file: Path, tmp_path: Path) -> None:
+def test_resumed_run_continues_in_tensorboard(text_file: Path, tmp_path: Path) -> None:
     run = api.train(
         config=tracked(text_file, "tensorboard"), out=tmp_path / "run", max_seconds=1e-9, console=QUIET
     ).path
@@ -112,13 +112,13 @@ wg.resume(sys.argv[1], callbacks=[Kill()])
 
 
 def kill_at(run: Path, step: int, wait: float) -> None:
-    """Resume a run in a process that is killed after a step, ``wait`` seconds later."""
+    """Resume a run in a process that is killed ``wait`` seconds after a step."""
     command = [sys.executable, "-c", KILLED, str(run), str(step), str(wait)]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
 
 
-def test_what_is_repeated_is_replaced_in_tensorboard(text_file: Path, tmp_path: Path) -> None:
-    """A run fails before its first checkpoint and is killed after it. The times of the repeated steps differ."""
+def test_repeated_steps_are_replaced_in_tensorboard(text_file: Path, tmp_path: Path) -> None:
+    """A run fails before its first checkpoint and is killed after it; the repeated steps have new timestamps."""
 
     class Broken(Callback):
         def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
@@ -138,7 +138,7 @@ def test_what_is_repeated_is_replaced_in_tensorboard(text_file: Path, tmp_path: 
     assert_equal(in_tensorboard(run), logged(run))
 
 
-def test_the_evaluation_of_the_parent_is_at_step_0(trained_run: Path, tmp_path: Path) -> None:
+def test_evaluation_of_the_parent_is_at_step_0(trained_run: Path, tmp_path: Path) -> None:
     config = configure(
         {
             "training": {"steps": 2},
@@ -154,22 +154,22 @@ def test_the_evaluation_of_the_parent_is_at_step_0(trained_run: Path, tmp_path: 
     assert_equal(in_tensorboard(run.path), logged(run.path))
 
 
-def test_a_run_that_replaces_another_has_its_own_points_only(text_file: Path, tmp_path: Path) -> None:
+def test_overwriting_run_has_only_its_own_points(text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = api.train(config=tracked(text_file, "tensorboard"), out=out, console=QUIET)
     number = (out / "trackers.json").read_text()
-    for place in ("tensorboard", "wandb"):
-        (out / place).mkdir(exist_ok=True)
-        (out / place / "notes.txt").write_text("of the user")
+    for name in ("tensorboard", "wandb"):
+        (out / name).mkdir(exist_ok=True)
+        (out / name / "notes.txt").write_text("of the user")
     shorter = configure({"training": {"steps": 5}}, base=first.config)
     api.train(config=shorter, out=out, overwrite=True, console=QUIET)
     assert_equal(in_tensorboard(out), logged(out))
     assert len(logged(out)["train/nats_per_token"]) == 5
     assert (out / "trackers.json").read_text() != number
-    assert all((out / place / "notes.txt").exists() for place in ("tensorboard", "wandb"))
+    assert all((out / name / "notes.txt").exists() for name in ("tensorboard", "wandb"))
 
 
-# --- Trackers that misbehave -------------------------------------------------------------------------
+# --- Failing trackers ---------------------------------------------------------------------------------
 
 WAYS = {
     "raises": "raise RuntimeError('out of order' + 500 * '!' + chr(10) + 'at all.')",
@@ -181,7 +181,7 @@ EVENTS = ("import", "init", "log", "finish")
 
 
 def fake(folder: Path, name: str, event: str, way: str) -> None:
-    """Write a package of the name of a tracker that does something in one event, and prints in all of them."""
+    """Write a fake tracker package that misbehaves in one event and prints in all of them."""
     does = {one: way if one == event else "pass" for one in EVENTS}
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(
@@ -207,7 +207,7 @@ def init(**settings):
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of packages that the processes of trackers find first."""
+    """A folder of packages that the tracker processes import first."""
     here = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fakes"), *([here] if here else [])]))
     return tmp_path / "fakes"
@@ -226,7 +226,7 @@ def test_wandb_gets_the_exit_code_of_the_run(fails: bool, fakes: Path, tmp_path:
 
 
 def track(folder: Path, records: int = 3, name: str = "wandb") -> float:
-    """Give some lines to a tracker, and return the seconds from the last one to the end."""
+    """Send some records to a tracker, and return the seconds from the last one to the end."""
     with Tracking(folder, [Tracker(name)], [], Console()) as callback:
         callback.at_start(TrainingState(), configure({}))
         for step in range(1, records + 1):
@@ -237,7 +237,7 @@ def track(folder: Path, records: int = 3, name: str = "wandb") -> float:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("event", EVENTS)
-def test_what_a_tracker_does_is_one_warning(
+def test_failing_tracker_gives_one_warning(
     event: str,
     way: str,
     fakes: Path,
@@ -263,7 +263,7 @@ def test_what_a_tracker_does_is_one_warning(
     assert warnings[0].endswith("; training is not affected") and len(warnings[0]) < 400
 
 
-def test_a_run_with_broken_trackers_has_the_weights_of_one_without(
+def test_failing_trackers_do_not_change_the_weights(
     trained_run: Path,
     fakes: Path,
     tmp_path: Path,
@@ -283,7 +283,7 @@ def test_a_run_with_broken_trackers_has_the_weights_of_one_without(
     assert sorted(line.split(":")[1].strip() for line in err) == [f"tracker {n}" for n in sorted(Tracker)]
 
 
-def test_a_missing_package_is_named_with_its_command(
+def test_missing_package_is_reported_with_the_install_command(
     fakes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake(
@@ -296,7 +296,7 @@ def test_a_missing_package_is_named_with_its_command(
     )
 
 
-def test_a_tracker_that_does_not_read_is_dropped_while_the_run_goes_on(
+def test_tracker_that_does_not_read_is_dropped(
     fakes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracking, "MOST_WAITING_BYTES", 100_000)
@@ -307,8 +307,10 @@ def test_a_tracker_that_does_not_read_is_dropped_while_the_run_goes_on(
     assert "warning: tracker wandb: does not read its metrics" in capsys.readouterr().err
 
 
-def test_no_process_is_left(fakes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even one that the tracker started."""
+def test_no_tracker_process_is_left_behind(
+    fakes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Including processes started by the tracker."""
     monkeypatch.setattr(tracking, "CLOSING_SECONDS", 1.5)
     noted = tmp_path / "process"
     note = f"open({str(noted)!r}, 'w').write(str(subprocess.Popen(['sleep', '1000']).pid))"
@@ -335,18 +337,18 @@ def test_tensorboard_needs_neither_pytorch_nor_tensorflow(fakes: Path, tmp_path:
 
 
 def in_wandb(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The points in the files that W&B writes offline: LevelDB's log format with protocol buffers."""
+    """Yield the points in the files that W&B writes offline: LevelDB's log format with protocol buffers."""
     records = importlib.import_module("wandb.proto.wandb_internal_pb2")
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        content, place, message = path.read_bytes(), 7, b""
-        while place + 7 <= len(content):
-            left = 2**15 - place % 2**15
+        content, offset, message = path.read_bytes(), 7, b""
+        while offset + 7 <= len(content):
+            left = 2**15 - offset % 2**15
             if left < 7:
-                place += left
+                offset += left
                 continue
-            _, length, kind = struct.unpack_from("<IHB", content, place)
-            message += content[place + 7 : place + 7 + length]
-            place += 7 + length
+            _, length, kind = struct.unpack_from("<IHB", content, offset)
+            message += content[offset + 7 : offset + 7 + length]
+            offset += 7 + length
             if kind in (1, 4):  # whole, or its last part
                 record = records.Record.FromString(message)
                 message = b""
@@ -357,7 +359,7 @@ def in_wandb(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def in_trackio(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The points in the database of trackio."""
+    """Yield the points in the database of trackio."""
     with sqlite3.connect(folder / "wholegpt.db") as database:
         for step, metrics in database.execute("SELECT step, metrics FROM metrics ORDER BY id"):
             yield step, json.loads(metrics)
@@ -366,10 +368,10 @@ def in_trackio(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_service_gets_each_point_once(
+def test_each_point_is_sent_once(
     name: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run that is stopped, killed and resumed; what is repeated keeps its first metrics."""
+    """For a run that is stopped, killed and resumed; repeated steps keep their first metrics."""
     if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -377,7 +379,7 @@ def test_a_service_gets_each_point_once(
     run = api.train(config=tracked(text_file, name), out=tmp_path / "run", max_seconds=1e-9, console=QUIET)
     number = (run.path / "trackers.json").read_text()
     kill_at(run.path, 7, wait=10)
-    time.sleep(5)  # the tracker goes on until it has written what it has
+    time.sleep(5)  # the tracker continues until it has written all its records
     api.resume(run.path, console=QUIET)
     assert (run.path / "trackers.json").read_text() == number
     shown: Points = {}
@@ -394,13 +396,13 @@ def test_a_service_gets_each_point_once(
 # --- Settings ----------------------------------------------------------------------------------------
 
 
-def test_the_settings_name_the_trackers() -> None:
+def test_settings_list_all_trackers() -> None:
     assert list(trackers.TRACKERS) == list(Tracker)
     with pytest.raises(ConfigError, match=r"logging\.trackers: there is no value 'tensorbord'; did you mean"):
         configure({"logging": {"trackers": ["tensorbord"]}})
 
 
-def test_metrics_are_the_numbers_of_training_and_validation() -> None:
+def test_only_numeric_metrics_of_training_and_validation_are_sent() -> None:
     record: dict[str, Any] = {"kind": "train", "step": 3, "loss": 1.5, "norm": None, "tokens": 7, "x": "text"}
     assert trackers.metrics_of(record) == {"train/loss": 1.5, "train/tokens": 7}
     assert trackers.metrics_of({"kind": "sample", "step": 3, "text": "a"}) == {}

@@ -1,4 +1,4 @@
-"""Training on windows that are shorter than the model's context."""
+"""Training on windows shorter than the model's context."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ CONVERSATIONS = [
 ]
 
 
-def test_weights_are_those_of_a_model_with_that_context(text_file: Path, tmp_path: Path) -> None:
-    """Rotary positions have no parameters, so that two models differ in nothing but the context."""
+def test_short_windows_equal_a_model_with_that_context(text_file: Path, tmp_path: Path) -> None:
+    """Rotary positions have no parameters, so the two models differ only in their context length."""
     configs = {
         "windows": tiny_config(text_file, **SHORT),
         "context": tiny_config(text_file, model={"context_length": 8}),
@@ -49,8 +49,8 @@ def test_continued_pretraining_keeps_the_context(text_file: Path, tmp_path: Path
     assert first["tokens"] == 3 * 8
 
 
-def test_rows_of_conversations(tmp_path: Path) -> None:
-    """Rows are as short as asked for, longer conversations are cut, and the model keeps its context."""
+def test_window_length_of_conversations(tmp_path: Path) -> None:
+    """Rows have the requested length, longer conversations are truncated, and the model keeps its context."""
     (tmp_path / "text.txt").write_text(text_of(3000) + json.dumps(CONVERSATIONS))
     (tmp_path / "data.json").write_text(json.dumps(CONVERSATIONS))
     config = tiny_config(tmp_path / "text.txt", model={"context_length": 128})
@@ -75,7 +75,7 @@ def test_rows_of_conversations(tmp_path: Path) -> None:
     assert widths[24] == 24 < widths[0] <= 128
 
 
-def test_longer_than_the_context(text_file: Path, tmp_path: Path) -> None:
+def test_windows_longer_than_the_context_are_rejected(text_file: Path, tmp_path: Path) -> None:
     expected = "windows.length is 17; expected a value of 0, or from 2 to model.context_length, 16"
     with pytest.raises(ConfigError, match=expected):
         api.train(config=tiny_config(text_file, windows={"length": 17}), out=tmp_path / "run", console=QUIET)

@@ -1,4 +1,4 @@
-"""Conversations as other programs write them: what is understood, what is skipped on request, what is refused."""
+"""Conversation formats of other programs: which are accepted, skipped on request, or rejected."""
 
 import json
 from pathlib import Path
@@ -26,24 +26,24 @@ def table_of(path: Path, *records: Any) -> Table:
     return read_table(path)
 
 
-def said(*messages: dict[str, Any], **columns: Any) -> dict[str, Any]:
+def conversation(*messages: dict[str, Any], **columns: Any) -> dict[str, Any]:
     return {"messages": list(messages), **columns}
 
 
-UNDERSTOOD: dict[str, tuple[dict[str, Any], Conversation]] = {
-    "system beside messages": (said(USER, ANSWER, system="Be brief"), TOLD),
-    "system beside a ShareGPT conversation": (
+ACCEPTED: dict[str, tuple[dict[str, Any], Conversation]] = {
+    "system column with messages": (conversation(USER, ANSWER, system="Be brief"), TOLD),
+    "system column with a ShareGPT conversation": (
         {
             "system": "Be brief",
             "conversations": [{"from": "human", "value": "Add 1 1"}, {"from": "gpt", "value": "2"}],
         },
         TOLD,
     ),
-    "the same system message twice": (
-        said({"role": "system", "content": "Be brief"}, USER, ANSWER, system="Be brief"),
+    "duplicate system message": (
+        conversation({"role": "system", "content": "Be brief"}, USER, ANSWER, system="Be brief"),
         TOLD,
     ),
-    "system beside Alpaca columns": (
+    "system column with Alpaca columns": (
         {"system": "Be brief", "instruction": "Add 1 1", "input": "", "output": "2"},
         TOLD,
     ),
@@ -52,8 +52,8 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Conversation]] = {
         TOLD,
     ),
     "empty system column": ({"system": "", "instruction": "Add 1 1", "output": "2"}, ADD),
-    "null system column": (said(USER, ANSWER, system=None), ADD),
-    "empty system message": (said({"role": "system", "content": ""}, USER, ANSWER), ADD),
+    "null system column": (conversation(USER, ANSWER, system=None), ADD),
+    "empty system message": (conversation({"role": "system", "content": ""}, USER, ANSWER), ADD),
     "history of an instruction": (
         {"instruction": "Add 1 1", "output": "2", "history": [["Hi", "Hello"], ["You?", "A model"]]},
         (
@@ -67,121 +67,130 @@ UNDERSTOOD: dict[str, tuple[dict[str, Any], Conversation]] = {
         (TOLD[0], Message("user", "Hi"), Message("assistant", "Hello"), *ADD),
     ),
     "empty history": ({"prompt": "Add 1 1", "response": "2", "history": []}, ADD),
-    "developer": (said({"role": "developer", "content": "Be brief"}, USER, ANSWER), TOLD),
+    "developer": (conversation({"role": "developer", "content": "Be brief"}, USER, ANSWER), TOLD),
     "upper case": (
-        said({"role": "USER", "content": "Add 1 1"}, {"role": "Assistant", "content": "2"}),
+        conversation({"role": "USER", "content": "Add 1 1"}, {"role": "Assistant", "content": "2"}),
         ADD,
     ),
-    "chatgpt": (said({"from": "Human", "value": "Add 1 1"}, {"from": "chatgpt", "value": "2"}), ADD),
-    "model": (said(USER, {"role": "model", "content": "2"}), ADD),
+    "chatgpt": (conversation({"from": "Human", "value": "Add 1 1"}, {"from": "chatgpt", "value": "2"}), ADD),
+    "model": (conversation(USER, {"role": "model", "content": "2"}), ADD),
     "parts": (
-        said(
+        conversation(
             {"role": "user", "content": [{"type": "text", "text": "Add "}, {"type": "text", "text": "1 1"}]},
             ANSWER,
         ),
         ADD,
     ),
     "parts of the other kinds of text": (
-        said(
+        conversation(
             {"role": "user", "content": [{"type": "input_text", "text": "Add 1 1"}]},
             {"role": "assistant", "content": [{"type": "output_text", "text": "2"}]},
         ),
         ADD,
     ),
     "messages as JSON text": ({"messages": json.dumps([USER, ANSWER])}, ADD),
-    "a question that is not learned, as none is": (said({**USER, "train": False, "weight": 0}, ANSWER), ADD),
-    "a system message of null": (said({"role": "system", "content": None}, USER, ANSWER), ADD),
-    "a message that calls no tools": (said(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
-    "no tools": (said(USER, ANSWER, tools=[]), ADD),
-    "ends with a question": (said(USER, ANSWER, USER), (*ADD, ADD[0])),
+    "a user message with train false and weight 0": (
+        conversation({**USER, "train": False, "weight": 0}, ANSWER),
+        ADD,
+    ),
+    "null system message": (conversation({"role": "system", "content": None}, USER, ANSWER), ADD),
+    "null tool calls": (conversation(USER, {**ANSWER, "tool_calls": None, "weight": 1}), ADD),
+    "no tools": (conversation(USER, ANSWER, tools=[]), ADD),
+    "ends with a user message": (conversation(USER, ANSWER, USER), (*ADD, ADD[0])),
 }
 
 
-@pytest.mark.parametrize("name", UNDERSTOOD)
-def test_what_has_one_meaning_is_understood(name: str, tmp_path: Path) -> None:
-    record, expected = UNDERSTOOD[name]
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_unambiguous_conversations_are_accepted(name: str, tmp_path: Path) -> None:
+    record, expected = ACCEPTED[name]
     assert read_conversations(table_of(tmp_path / "data.jsonl", record))[0] == [expected]
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "assistant first": (
-        said(ANSWER, USER, ANSWER),
+        conversation(ANSWER, USER, ANSWER),
         "line 2: user and assistant .*; message 1 is of the assistant",
     ),
-    "two user turns": (said(USER, USER, ANSWER), "line 2: user and assistant .*; message 2 is of the user"),
+    "two user turns": (
+        conversation(USER, USER, ANSWER),
+        "line 2: user and assistant .*; message 2 is of the user",
+    ),
     "two answers": (
-        said(USER, ANSWER, ANSWER),
+        conversation(USER, ANSWER, ANSWER),
         "line 2: user and assistant .*; message 3 is of the assistant",
     ),
     "system in the middle": (
-        said(USER, ANSWER, {"role": "system", "content": "Now rhyme"}, USER, ANSWER),
+        conversation(USER, ANSWER, {"role": "system", "content": "Now rhyme"}, USER, ANSWER),
         "line 2: user and assistant .*; message 3 is of the system",
     ),
     "two system messages": (
-        said({"role": "system", "content": "a"}, {"role": "developer", "content": "b"}, USER, ANSWER),
+        conversation({"role": "system", "content": "a"}, {"role": "developer", "content": "b"}, USER, ANSWER),
         "line 2: user and assistant .*; message 2 is of the system",
     ),
-    "system says two things": (
-        said({"role": "system", "content": "Rhyme"}, USER, ANSWER, system="Be brief"),
+    "conflicting system messages": (
+        conversation({"role": "system", "content": "Rhyme"}, USER, ANSWER, system="Be brief"),
         "line 2: the system message in 'system' differs from the one in the messages",
     ),
-    "system that is no text": (said(USER, ANSWER, system=["a"]), "line 2: expected a text in 'system'"),
+    "system of the wrong type": (
+        conversation(USER, ANSWER, system=["a"]),
+        "line 2: expected a text in 'system'",
+    ),
     "empty content": (
-        said(USER, {"role": "assistant", "content": " "}),
+        conversation(USER, {"role": "assistant", "content": " "}),
         "line 2: message 2: a message needs a content",
     ),
     "no content": (
-        said(USER, {"role": "assistant", "content": None}),
+        conversation(USER, {"role": "assistant", "content": None}),
         "line 2: message 2: a message needs a content",
     ),
     "no parts": (
-        said(USER, {"role": "assistant", "content": []}),
+        conversation(USER, {"role": "assistant", "content": []}),
         "line 2: message 2: a message needs a content",
     ),
     "an image": (
-        said({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER),
+        conversation({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER),
         "line 2: message 1: a part of its content is not text: type 'image_url'",
     ),
-    "images beside": (
-        said(USER, ANSWER, images=["a.png"]),
+    "images column": (
+        conversation(USER, ANSWER, images=["a.png"]),
         "line 2: has 'images', and images, sound and video",
     ),
     "tool calls": (
-        said(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+        conversation(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
         "line 2: message 2: has 'tool_calls', and tool calls are not supported",
     ),
     "call of a function": (
-        said(USER, {**ANSWER, "function_call": {"name": "f"}}),
+        conversation(USER, {**ANSWER, "function_call": {"name": "f"}}),
         "line 2: message 2: has 'function_call'",
     ),
     "answer of a tool": (
-        said(USER, {"role": "tool", "content": "2"}, ANSWER),
+        conversation(USER, {"role": "tool", "content": "2"}, ANSWER),
         "line 2: message 2: the role 'tool' belongs to tool calls, which are not supported",
     ),
-    "tools beside": (said(USER, ANSWER, tools=[{"name": "f"}]), "line 2: has 'tools'"),
-    "an answer not to be learned": (
-        said(USER, {**ANSWER, "weight": 0}),
+    "tools column": (conversation(USER, ANSWER, tools=[{"name": "f"}]), "line 2: has 'tools'"),
+    "an answer with weight 0": (
+        conversation(USER, {**ANSWER, "weight": 0}),
         "line 2: message 2: weight is 0, but weights of answers are not supported",
     ),
-    "an answer that is learned half": (
-        said(USER, {**ANSWER, "weight": 0.5}),
+    "an answer with weight 0.5": (
+        conversation(USER, {**ANSWER, "weight": 0.5}),
         "line 2: message 2: weight is 0.5, but weights of answers are not supported",
     ),
     "an answer without a loss": (
-        said(USER, {**ANSWER, "loss": False}),
+        conversation(USER, {**ANSWER, "loss": False}),
         "line 2: message 2: loss is False, but weights of answers are not supported",
     ),
-    "a role that nobody knows": (
-        said(USER, {"role": "narrator", "content": "2"}),
+    "unknown role": (
+        conversation(USER, {"role": "narrator", "content": "2"}),
         "line 2: message 2: the role 'narrator' is unknown",
     ),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(name: str, tmp_path: Path) -> None:
-    record, message = REFUSED[name]
-    good = said(USER, ANSWER)
+@pytest.mark.parametrize("name", REJECTED)
+def test_ambiguous_conversations_are_rejected_with_their_line_or_skipped(name: str, tmp_path: Path) -> None:
+    record, message = REJECTED[name]
+    good = conversation(USER, ANSWER)
     table = table_of(tmp_path / "data.jsonl", good, record, good)
     with pytest.raises(DataError, match=message):
         read_conversations(table)
@@ -190,16 +199,24 @@ def test_what_has_no_one_meaning_is_refused_by_row_or_skipped(name: str, tmp_pat
     assert skipping.report.skipped == {"rows without an example": 1}
 
 
-def test_history_of_an_instruction_is_pairs(tmp_path: Path) -> None:
+def test_history_of_an_instruction_must_be_pairs(tmp_path: Path) -> None:
     record = {"instruction": "Add", "output": "2", "history": [["Hi"]]}
     with pytest.raises(DataError, match="line 1: history: expected a list of pairs"):
         read_conversations(table_of(tmp_path / "data.jsonl", record))
 
 
-def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipping_bad_conversations_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "data.jsonl"
-    good = [said({"role": "user", "content": f"Say {i}"}, ANSWER) for i in range(20)]
-    table_of(path, *good, said(ANSWER), {"messages": []}, said(USER), said(USER, USER), *8 * [said(ANSWER)])
+    good = [conversation({"role": "user", "content": f"Say {i}"}, ANSWER) for i in range(20)]
+    table_of(
+        path,
+        *good,
+        conversation(ANSWER),
+        {"messages": []},
+        conversation(USER),
+        conversation(USER, USER),
+        *8 * [conversation(ANSWER)],
+    )
     stops = tiny_config("none", finetuning={"task": "instruct", "model": "m", "data": str(path)})
     with pytest.raises(DataError, match="line 21"):
         ConversationData.read(stops)
@@ -213,29 +230,29 @@ def test_skipping_is_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(f"line {line}" in said_of_it for line in range(21, 31)) and "line 31" not in said_of_it
 
 
-def test_a_table_of_nothing_but_odd_conversations(tmp_path: Path) -> None:
-    table = table_of(tmp_path / "data.jsonl", said(ANSWER), said(USER))
+def test_table_without_a_valid_conversation(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "data.jsonl", conversation(ANSWER), conversation(USER))
     with pytest.raises(DataError, match=r"none of 2 rows is a conversation; .*line 1"):
         read_conversations(table, reading=Reading(on_bad_line="skip"))
 
 
-def test_a_question_that_is_to_be_learned_is_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record = said({**USER, "train": True, "weight": 0}, {**ANSWER, "weight": 1})
+def test_note_about_train_flags_on_user_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = conversation({**USER, "train": True, "weight": 0}, {**ANSWER, "weight": 1})
     read_conversations(table_of(tmp_path / "data.jsonl", record), console=Console())
     assert "fields of messages that are not used: train\n" in capsys.readouterr().err
 
 
-def test_unused_fields_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = said({**USER, "name": "Ann", "note": ""}, {**ANSWER, "reasoning": "1 + 1"}, id=3, mood="calm")
+def test_unused_fields_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = conversation(
+        {**USER, "name": "Ann", "note": ""}, {**ANSWER, "reasoning": "1 + 1"}, id=3, mood="calm"
+    )
     read_conversations(table_of(tmp_path / "data.jsonl", record), console=Console())
     notes = capsys.readouterr().err
     assert "columns messages; not used: id, mood" in notes
     assert "fields of messages that are not used: name, reasoning" in notes
 
 
-def test_room_for_an_answer_is_found_without_reading_the_whole_conversation(
+def test_fitting_turns_are_found_without_encoding_every_suffix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     template, tokenizer = ChatTemplate(), byte_tokenizer().with_special_tokens(["<|user|>", "<|assistant|>"])
@@ -251,16 +268,16 @@ def test_room_for_an_answer_is_found_without_reading_the_whole_conversation(
     kept = fitting_turns(talk, template, tokenizer, 200, 20)
     assert kept == talk[-len(kept) :] and kept[0].role == "user" and len(kept) > 5
     assert sum(read) < 100
-    assert fitting_turns(talk[:4], template, tokenizer, 200, 20) == talk[:4]  # nothing asked: the whole fits
+    assert fitting_turns(talk[:4], template, tokenizer, 200, 20) == talk[:4]  # the whole conversation fits
     read.clear()
     long = (Message("user", "Hi"), *talk[1:2000])
     (fitted,) = fit_conversations([long], template, tokenizer, 200)
     assert fitted.cut and len(fitted.question) % 2 == 1
     assert len(encode(template, fitted.question, tokenizer, generation_prompt=True).token_ids) < 200
-    assert sum(read) < len(long) + 100  # once whole, then what fits
+    assert sum(read) < len(long) + 100  # the whole conversation once, then the fitting turns
 
 
-def test_the_largest_number_that_fits() -> None:
+def test_binary_search_finds_the_largest_fitting_number() -> None:
     for most in range(12):
         for last in range(-1, most + 1):
             asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Prompts for reinforcement learning: how they are read, split and encoded."""
+"""Prompts for reinforcement learning: reading, splitting and encoding."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ ASKED = (Message("user", "1+1"),)
 WITHOUT, WITH = Prompt(ASKED), Prompt(ASKED, "2")
 FORMS: dict[str, tuple[dict[str, Any], Prompt]] = {
     "a text": ({"prompt": "1+1"}, WITHOUT),
-    "other names": ({"Question": "1+1", "Answer": "2"}, WITH),
+    "other column names": ({"Question": "1+1", "Answer": "2"}, WITH),
     "a solution": ({"prompt": "1+1", "solution": "2", "level": 3}, WITH),
     "ground truth": ({"prompt": "1+1", "ground_truth": "2"}, WITH),
     "a label": ({"text": "1+1", "label": 2}, WITH),
@@ -60,7 +60,7 @@ def read(path: Path, *rows: Any, on_bad_line: Any = "stop") -> list[Prompt]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_of_prompts(form: str, tmp_path: Path) -> None:
+def test_formats_of_prompts(form: str, tmp_path: Path) -> None:
     row, expected = FORMS[form]
     assert read(tmp_path / "prompts.json", row) == [expected]
 
@@ -93,7 +93,7 @@ def test_rows_without_a_prompt(message: str, tmp_path: Path) -> None:
         read(tmp_path / "bad.json", {**dict.fromkeys(good), **bad}, on_bad_line="skip")
 
 
-def test_a_table_without_prompts(tmp_path: Path) -> None:
+def test_table_without_prompts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no column of prompts.*the columns are chosen, rejected"):
         read(tmp_path / "pairs.json", {"chosen": "a", "rejected": "b"})
 
@@ -106,20 +106,22 @@ def settings(data: Path | str, validation: Path | str = "", **sections: Any) -> 
     return configure({"finetuning": finetuning, **sections})
 
 
-def test_prompts_are_held_out_whole_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_rows_of_a_prompt_are_on_one_side_of_the_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"prompt": f"{number % 20}+1", "answer": number % 20 + 1, "line": number} for number in range(60)]
     data = PromptData.read(settings(write(tmp_path / "sums.json", rows)), Console())
     trained, held_out = ({one.messages for one in side} for side in (data.train, data.validation))
     assert len(held_out) == 2 and len(trained) == 18 and not trained & held_out
     assert len(data.train) == 54 and len(data.validation) == 6
-    said = capsys.readouterr().err
-    assert "36 of 54 training prompts repeat an earlier one" in said
-    assert "columns prompt, answer; not used: line" in said
+    notes = capsys.readouterr().err
+    assert "36 of 54 training prompts repeat an earlier one" in notes
+    assert "columns prompt, answer; not used: line" in notes
     hash_of_all = data.save(tmp_path / "saved")
     assert PromptData.open(tmp_path / "saved") == data and len(hash_of_all) == 64
 
 
-def test_a_validation_file_shares_no_prompt(tmp_path: Path) -> None:
+def test_validation_file_must_not_share_prompts(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", [{"prompt": "1+1"}, {"prompt": "1+2"}])
     other = write(tmp_path / "other.json", [{"question": "1+3"}])
     data = PromptData.read(settings(train, other))
@@ -142,7 +144,7 @@ def test_data_that_cannot_be_split(tmp_path: Path) -> None:
         PromptData.read(settings(missing))
 
 
-def test_a_built_in_task() -> None:
+def test_prompts_of_a_built_in_task() -> None:
     data = PromptData.read(settings("addition:30"))
     assert len(data.train) == 30 and len(data.validation) == 500
     assert all(
@@ -154,7 +156,9 @@ def test_a_built_in_task() -> None:
 # --- Encoding ----------------------------------------------------------------------------------------
 
 
-def test_prompts_end_where_the_answer_starts_and_leave_room(capsys: pytest.CaptureFixture[str]) -> None:
+def test_encoded_prompts_end_before_the_answer_and_leave_room_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     template, known = ChatTemplate(), byte_tokenizer()
     tokenizer = known.with_special_tokens([n for n in template.special_tokens if known.id_of(n) is None])
     long = Prompt((Message("user", "1+" * 10),))

@@ -1,4 +1,4 @@
-"""Chat templates are rendered as transformers renders them, within limits."""
+"""Chat templates render as in transformers, within limits on time and memory."""
 
 import re
 from pathlib import Path
@@ -63,7 +63,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_it_renders_as_in_transformers(name: str) -> None:
+def test_templates_render_as_in_transformers(name: str) -> None:
     given: dict[str, Any] = {"messages": MESSAGES, "add_generation_prompt": True}
     (expected,), _ = chat_template_utils.render_jinja_template([MESSAGES], None, None, TEMPLATES[name])
     sandbox = TemplateSandbox()
@@ -71,15 +71,15 @@ def test_it_renders_as_in_transformers(name: str) -> None:
     assert found == expected
 
 
-def test_the_date_is_the_present_one_as_in_transformers() -> None:
+def test_strftime_now_is_the_current_date() -> None:
     source = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
     (expected,), _ = chat_template_utils.render_jinja_template([MESSAGES], None, None, source)
     assert TemplateSandbox().from_string(source).render() == expected
     assert re.fullmatch(r"\d\d \w{3} \d{4}", expected)
 
 
-def test_a_template_with_the_time_is_read_once_for_a_conversation() -> None:
-    """It is rendered twice, and both must be of the same instant, whatever the clock says."""
+def test_template_sees_one_time_per_conversation() -> None:
+    """The template is rendered twice per conversation; both renderings must see the same time."""
     each = "<|{{ m.role }}|>{{ m.content }}<|endoftext|>"
     source = "{{ strftime_now('%S.%f') }}{% for m in messages %}" + each + "{% endfor %}"
     tokenizer = byte_tokenizer().with_special_tokens(["<|user|>", "<|assistant|>"])
@@ -158,11 +158,11 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_templates_in_the_style_of_published_models_give_the_same_tokens(name: str, tmp_path: Path) -> None:
+def test_published_chat_templates_give_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
     template = ChatTemplate(PUBLISHED[name])
     tokenizer = byte_tokenizer().with_special_tokens(template.special_tokens)
     tokenizer.save(tmp_path / "tokenizer.json")
-    theirs: Any = theirs_with(tmp_path / "tokenizer.json", PUBLISHED[name])
+    theirs: Any = transformers_tokenizer(tmp_path / "tokenizer.json", PUBLISHED[name])
     talk = [Message("user", "Why?\n<b>"), Message("assistant", "So."), Message("user", "Oh")]
     plain = [{"role": one.role, "content": one.content} for one in talk]
     expected = theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
@@ -172,7 +172,7 @@ def test_templates_in_the_style_of_published_models_give_the_same_tokens(name: s
     )
 
 
-def theirs_with(path: Path, source: str) -> Any:
+def transformers_tokenizer(path: Path, source: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_file=str(path), chat_template=source)
@@ -205,6 +205,6 @@ def theirs_with(path: Path, source: str) -> Any:
         "{{ [1, 2] | random }}",
     ],
 )
-def test_what_could_take_unlimited_memory_or_changes_each_time_is_refused(source: str) -> None:
+def test_unbounded_or_nondeterministic_templates_are_rejected(source: str) -> None:
     with pytest.raises(ConfigError, match="the chat template"):
         ChatTemplate(source)

@@ -1,4 +1,4 @@
-"""Built-in tasks: their answers are right, and what is held out is never trained."""
+"""Built-in tasks: correct answers, and no overlap between training and held-out exercises."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ from wholegpt.settings.presets import configure
 from wholegpt.settings.schema import Config
 
 
-def right_answer(name: str, prompt: str) -> str:
-    """The answer, computed in another way."""
+def correct_answer(name: str, prompt: str) -> str:
+    """Compute the correct answer independently."""
     if name == "addition":
         left, right = prompt.split("+")
         assert len(left) == len(right) == 2
@@ -37,15 +37,15 @@ def right_answer(name: str, prompt: str) -> str:
 
 
 @given(name=st.sampled_from(sorted(TASKS)), count=st.integers(1, 300), seed=st.integers(0, 2**31))
-def test_answers_are_right_and_training_never_meets_what_is_held_out(
+def test_answers_are_correct_and_training_excludes_held_out_exercises(
     name: str, count: int, seed: int
 ) -> None:
     task = TASKS[name]
     train, held_out = task.train(count, seed), HELD_OUT[name]
     assert len({one.prompt for one in train}) == len(train) == count
-    assert all(one.answer == right_answer(name, one.prompt) for one in train)
+    assert all(one.answer == correct_answer(name, one.prompt) for one in train)
     assert not {one.parts for one in train} & {one.parts for one in held_out}
-    assert train == task.train(count + 50, seed)[:count], "fewer examples are the first of more"
+    assert train == task.train(count + 50, seed)[:count], "a smaller sample is a prefix of a larger one"
 
 
 HELD_OUT: dict[str, list[Exercise]] = {name: task.validation() for name, task in TASKS.items()}
@@ -55,13 +55,13 @@ HELD_OUT: dict[str, list[Exercise]] = {name: task.validation() for name, task in
 def test_held_out_exercises(name: str) -> None:
     held_out = HELD_OUT[name]
     assert len({one.prompt for one in held_out}) == len(held_out) == MOST_HELD_OUT
-    assert all(one.answer == right_answer(name, one.prompt) for one in held_out)
+    assert all(one.answer == correct_answer(name, one.prompt) for one in held_out)
     assert held_out == TASKS[name].validation()
 
 
 @pytest.mark.parametrize("name", ["addition", "sorting"])
-def test_every_exercise_is_on_one_side(name: str) -> None:
-    """With all that can be trained on; about a tenth is held out, whatever the order of its parts."""
+def test_every_exercise_is_on_one_side_of_the_split(name: str) -> None:
+    """About a tenth of all exercises is held out, regardless of the order of their parts."""
     task = TASKS[name]
     everything = [task.exercise(index) for index in range(task.size)]
     trained = task.train(task.size, 3)
@@ -72,7 +72,7 @@ def test_every_exercise_is_on_one_side(name: str) -> None:
     assert not {one.parts for one in trained} & {one.parts for one in everything if one.prompt in held_out}
 
 
-def test_another_order_of_the_parts_is_on_the_same_side() -> None:
+def test_permuted_exercises_are_on_the_same_side() -> None:
     trained = {one.prompt for one in TASKS["addition"].train(8_100, 0)}
     assert all("+".join(reversed(prompt.split("+"))) in trained for prompt in trained)
 
@@ -83,8 +83,8 @@ def settings(source: str, seed: int = 1337, **sections: Any) -> Config:
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_fine_tuning_and_reinforcement_learning_hold_out_the_same(name: str) -> None:
-    """With other seeds and other numbers of examples, too."""
+def test_fine_tuning_and_reinforcement_learning_hold_out_the_same_exercises(name: str) -> None:
+    """Also with different seeds and numbers of examples."""
     tuned = ConversationData.read(settings(f"{name}:100", seed=1))
     aligned = PromptData.read(settings(name, seed=2))
     assert len(tuned.train) == 100 and len(aligned.train) == 5_000
@@ -95,7 +95,7 @@ def test_fine_tuning_and_reinforcement_learning_hold_out_the_same(name: str) -> 
     assert tuned.validation[0][-1].content == aligned.validation[0].answer
 
 
-def test_the_seed_draws_other_examples() -> None:
+def test_examples_depend_on_the_seed() -> None:
     first, second = (ConversationData.read(settings("addition:100", seed=seed)).train for seed in (1, 2))
     assert first != second and first == ConversationData.read(settings("addition:100", seed=1)).train
 
@@ -118,7 +118,7 @@ BAD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("message", BAD_SETTINGS)
-def test_what_is_refused(message: str) -> None:
+def test_invalid_settings_are_rejected(message: str) -> None:
     source, sections = BAD_SETTINGS[message]
     for kind in (ConversationData, PromptData):
         with pytest.raises(ConfigError, match=message):
@@ -126,19 +126,19 @@ def test_what_is_refused(message: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["aditon", "aditon:500"])
-def test_a_misspelled_name(given: str) -> None:
+def test_misspelled_task_name(given: str) -> None:
     with pytest.raises(DataError, match=f"{given}: no table or built-in task; did you mean 'addition'"):
         PromptData.read(settings(given))
 
 
-def test_a_task_is_no_table_of_pairs_or_labels() -> None:
+def test_task_given_for_preference_pairs_or_labels_is_rejected() -> None:
     with pytest.raises(DataError, match=r"addition: a built-in task .*expected a table of pairs of a chosen"):
         PreferenceData.read(settings("addition"))
     with pytest.raises(DataError, match=r"addition: a built-in task .*expected a table of examples of class"):
         TaskData.read(settings("addition", finetuning={"task": "classification"}))
 
 
-def test_the_name_wins_over_a_folder_that_is_not_given_as_a_path(
+def test_task_name_takes_precedence_over_a_folder_without_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,7 +161,7 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sums of two numbers of two digits: 12+34 → 46" in shown and "tinyshakespeare" in shown
 
 
-def test_a_model_is_taught_the_format_by_few_examples(
+def test_fine_tuning_on_a_few_examples_of_a_task(
     tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(built_in, "MOST_HELD_OUT", 4)

@@ -1,4 +1,4 @@
-"""Rows that are no examples: refused, or left out and counted where `on_bad_line` is skip."""
+"""Rows without a valid example: rejected, or skipped and counted with ``--on-bad-line skip``."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def read(path: Path, task: TaskKind = TaskKind.classification, validation: str =
 
 
 @pytest.mark.parametrize("bad", BAD_ROWS)
-def test_rows_that_are_no_examples(bad: str, tmp_path: Path) -> None:
+def test_invalid_rows_are_rejected_or_skipped(bad: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"text,label\n" + BAD_ROWS[bad] + GOOD.encode())
     with pytest.raises(DataError, match=r"a\.csv: line 2: has .*; --on-bad-line skip leaves such rows out"):
@@ -68,13 +68,13 @@ def test_held_out_examples_and_other_tasks(tmp_path: Path) -> None:
     assert len(data.train) + len(data.validation) == 30 and data.task.scores
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_rows_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + GOOD + 11 * ",pos\n")
     finetuning = FinetuningConfig(task=TaskKind.classification, model="a model", data=str(path))
     TaskData.read(Config(data=DataConfig(on_bad_line="skip"), finetuning=finetuning), Console())
-    said = capsys.readouterr().err
-    assert "skipped 11 rows without an example" in said and "a.csv: line 42: " in said and "…" in said
+    notes = capsys.readouterr().err
+    assert "skipped 11 rows without an example" in notes and "a.csv: line 42: " in notes and "…" in notes
     path.write_text("text,label\n,pos\n,neg\n")
     with pytest.raises(DataError, match="holds no examples; skipped 2 rows without an example"):
         read(path, on_bad_line="skip")
@@ -96,8 +96,8 @@ def test_encodings_of_tables(encoding: str, tmp_path: Path) -> None:
         {"encoding": "latin-1"},
     ],
 )
-def test_settings_of_text_are_refused(data: dict[str, Any], tmp_path: Path) -> None:
-    """An encoding means nothing for Parquet, the others for examples."""
+def test_text_settings_are_rejected(data: dict[str, Any], tmp_path: Path) -> None:
+    """An encoding has no effect on Parquet, and the other settings have none on examples."""
     finetuning = FinetuningConfig(
         task=TaskKind.classification, model="a model", data=str(tmp_path / "a.parquet")
     )
@@ -107,8 +107,9 @@ def test_settings_of_text_are_refused(data: dict[str, Any], tmp_path: Path) -> N
         read(tmp_path / "a.parquet", **data)
 
 
-def test_files_of_examples(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of `evaluate` are read by the same reader: compressed, encoded, with rows left out."""
+def test_evaluation_reads_compressed_and_encoded_example_files(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     examples = [{"id": "é", "context": "a", "choices": ["a", "b"], "answer": n % 2} for n in range(4)]
     broken = [{"context": "x", "choices": ["a", "b"], "answer": 5}, {"context": "y"}]
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in [*examples, *broken])
@@ -121,7 +122,7 @@ def test_files_of_examples(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(result.out)["examples"] == 4 and "skipped 1 bad line, 2 rows" in result.err
 
 
-def test_rows_to_be_answered_that_have_no_text(tmp_path: Path) -> None:
+def test_prediction_skips_rows_without_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\ngood film,pos\n,pos\nbad film,\n")
     task = Task(TaskKind.classification, ("neg", "pos"), columns=TaskColumns(("text",), (), "label"))
@@ -137,6 +138,8 @@ def test_rows_to_be_answered_that_have_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--encoding=latin-1", "--on-bad-line=skip", "--on-bad-text=skip"])
-def test_options_for_tables_are_refused_beside_texts(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_options_are_rejected_with_text_arguments(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", "nowhere", "some text", option]) == 2
     assert f"{option.partition('=')[0]} is for a table (--data); leave it out" in capsys.readouterr().err

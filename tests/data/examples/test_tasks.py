@@ -1,4 +1,4 @@
-"""Examples of tasks: columns detected, labels, answers, sequences and what is cut off them; bad ones."""
+"""Task examples: column detection, labels, answers, encoding and truncation of sequences, invalid rows."""
 
 import json
 from pathlib import Path
@@ -96,19 +96,19 @@ def test_numbers_are_scores_or_labels(values: list[str], scores: bool) -> None:
     assert isinstance(example.target, str)
 
 
-def test_a_number_of_json_is_a_place_before_it_is_a_text() -> None:
-    for answer, place in ((0, 0), ("0", 2), (2, 2), ("C", 2), ("1", 0)):
+def test_json_number_as_an_answer_is_an_index_before_a_text() -> None:
+    for answer, index in ((0, 0), ("0", 2), (2, 2), ("C", 2), ("1", 0)):
         row = {"question": "How many?", "choices": ["1", "2", "0"], "answer": answer}
-        assert read_examples(table(row), TaskKind.choice)[0][0].target == place
+        assert read_examples(table(row), TaskKind.choice)[0][0].target == index
 
 
-def test_whole_numbers_are_one_label_however_written() -> None:
+def test_integers_are_one_label_in_any_notation() -> None:
     rows = [{"text": "a", "label": label} for label in (1, 1.0, "1")]
     assert [one.target for one in read_examples(table(*rows), CLASSIFICATION)[0]] == ["1", "1", "1"]
 
 
-def test_columns_of_another_table_as_far_as_they_are_there(tmp_path: Path) -> None:
-    """A column that is missing is detected anew, and the others stay."""
+def test_columns_of_the_training_table_are_reused_if_present(tmp_path: Path) -> None:
+    """A missing column is detected again; the others are kept."""
     row = {"kind": "x", "title": "short", "text": "the longest of all of these"}
     task = Task(CLASSIFICATION, ("x", "y"), columns=TaskColumns(("title",), (), "label"))
     assert read_parts(table(row), task, Reading()) == [(("short",),)]
@@ -116,13 +116,13 @@ def test_columns_of_another_table_as_far_as_they_are_there(tmp_path: Path) -> No
     assert read_labeled(tmp_path / "a.jsonl", Reading(), task) == [TaskExample((("short",),), "x")]
 
 
-def test_large_numbers_are_labels_to_the_last_digit() -> None:
+def test_large_integer_labels_are_exact() -> None:
     rows = [{"text": "a", "label": label} for label in (1000001.0, 1000002.0)]
     assert [one.target for one in read_examples(table(*rows), CLASSIFICATION)[0]] == ["1000001", "1000002"]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.sampled_from([0.05, 0.1, 0.3]))
-def test_shares_of_groups_add_up_and_leave_one_of_each(sizes: list[int], fraction: float) -> None:
+def test_shares_of_groups_add_up_and_leave_one_per_group(sizes: list[int], fraction: float) -> None:
     taken = shares(sizes, fraction)
     assert all(0 <= one < size for one, size in zip(taken, sizes, strict=True))
     wanted = round(sum(size * fraction for size in sizes))
@@ -132,7 +132,7 @@ def test_shares_of_groups_add_up_and_leave_one_of_each(sizes: list[int], fractio
     assert all(abs(one - size * fraction) < 1 for one, size in zip(taken, sizes, strict=True) if size > 1)
 
 
-def test_labels_in_order() -> None:
+def test_labels_are_sorted() -> None:
     def labeled(*labels: str) -> list[TaskExample]:
         return [TaskExample((("a",),), label) for label in labels * 2]
 
@@ -155,7 +155,7 @@ def test_labels_in_order() -> None:
     st.lists(st.lists(st.text(max_size=30), min_size=1, max_size=2), min_size=1, max_size=3),
     st.integers(6, 60),
 )
-def test_sequences_fit_and_lose_the_end_of_the_longest(parts: list[list[str]], context_length: int) -> None:
+def test_sequences_are_truncated_at_the_longest_part(parts: list[list[str]], context_length: int) -> None:
     encoded = encode_example(parts, TOKENIZER, context_length)
     start, delimiter, classify = (TOKENIZER.id_of(name) for name in (START, DELIMITER, CLASSIFY))
     lost = 0
@@ -213,12 +213,12 @@ def test_sequences_fit_and_lose_the_end_of_the_longest(parts: list[list[str]], c
         ),
     ],
 )
-def test_bad_examples(task: TaskKind, rows: list[dict[str, Any]], message: str) -> None:
+def test_invalid_examples_are_rejected(task: TaskKind, rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_examples(table(*rows), task)
 
 
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_column_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
     for columns in (TaskColumns(target="class"), TaskColumns(texts=("review",))):

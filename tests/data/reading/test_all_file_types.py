@@ -1,4 +1,4 @@
-"""A folder with a file of each type, from reading to training."""
+"""Training on a folder with a file of each type."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def write_everything(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_folder_of_all_types_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_a_folder_of_all_file_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, run = tmp_path / "folder", tmp_path / "run"
     starts = write_everything(folder)
     documents, report = read(folder)

@@ -1,4 +1,4 @@
-"""PDF, DOCX and EPUB documents that cannot be read: damaged, encrypted, without text, or made to do harm."""
+"""Invalid PDF, DOCX and EPUB documents: damaged, encrypted, without text, or malicious."""
 
 import subprocess
 import sys
@@ -43,14 +43,14 @@ def encrypted_pdf(path: Path) -> None:
     document.output(str(path))
 
 
-def written(content: bytes) -> Callable[[Path], None]:
+def write_bytes(content: bytes) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         path.write_bytes(content)
 
     return write
 
 
-def cut(write: Callable[[Path], None]) -> Callable[[Path], None]:
+def truncated(write: Callable[[Path], None]) -> Callable[[Path], None]:
     def both(path: Path) -> None:
         write(path)
         path.write_bytes(path.read_bytes()[:1000])
@@ -87,7 +87,7 @@ def book(**changes: str | bytes) -> Callable[[Path], None]:
 
 
 def password_bit(path: Path) -> None:
-    """Mark the files of a book as encrypted, as zip programs do."""
+    """Set the encryption flag of all files in an archive, as zip programs do."""
     write_epub(path, BOOK)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"))
@@ -107,7 +107,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "password": ("a.pdf", encrypted_pdf, "is encrypted; save a copy without a password or copy protection"),
     "password of Word": (
         "a.docx",
-        written(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 99),
+        write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 99),
         "is encrypted",
     ),
     "password of zip": ("a.epub", password_bit, "is encrypted"),
@@ -116,16 +116,16 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
         lambda path: write_epub(path, {**BOOK, "META-INF/encryption.xml": PROTECTED}),
         "is encrypted",
     ),
-    "cut pdf": ("a.pdf", written(b"%PDF-1.7\n" + bytes(99)), "is damaged"),
-    "cut docx": ("a.docx", cut(write_docx), "is damaged"),
-    "cut epub": ("a.epub", cut(lambda path: write_epub(path, BOOK)), "is damaged"),
+    "cut pdf": ("a.pdf", write_bytes(b"%PDF-1.7\n" + bytes(99)), "is damaged"),
+    "cut docx": ("a.docx", truncated(write_docx), "is damaged"),
+    "cut epub": ("a.epub", truncated(lambda path: write_epub(path, BOOK)), "is damaged"),
     "text named pdf": (
         "a.pdf",
-        written(b"text"),
+        write_bytes(b"text"),
         "is damaged, or not a PDF document",
     ),
-    "text named docx": ("a.docx", written(b"text"), "has no list of files"),
-    "empty": ("a.epub", written(b""), "has no list of files"),
+    "text named docx": ("a.docx", write_bytes(b"text"), "has no list of files"),
+    "empty": ("a.epub", write_bytes(b""), "has no list of files"),
     "no document": ("a.docx", zipped({"_rels/.rels": RELATIONSHIPS}), "'word/document.xml' is missing"),
     "no page": ("a.epub", book(package_opf=package("none.xhtml")), "'book/none.xhtml' is missing"),
     "no item": ("a.epub", book(package_opf=package(spine='<itemref idref="x"/>')), "names 'x', which"),
@@ -179,7 +179,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_documents_that_cannot_be_read(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_documents_are_rejected(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pypdfium2")
     monkeypatch.setattr(archives, "LARGEST_CONTENT", 100_000)
     monkeypatch.setattr(archives, "LARGEST_TREE", 50_000)
@@ -189,14 +189,14 @@ def test_documents_that_cannot_be_read(case: str, tmp_path: Path, monkeypatch: p
     assert message in refused(tmp_path / name)
 
 
-def test_the_limits_hold_for_a_small_file_that_unpacks_to_much(tmp_path: Path) -> None:
+def test_zip_bomb_is_rejected(tmp_path: Path) -> None:
     word(b" " * (archives.LARGEST_CONTENT + 1))(tmp_path / "a.docx")
     assert (tmp_path / "a.docx").stat().st_size < 2**19
     assert "unpacks to more than 268,435,456 bytes" in refused(tmp_path / "a.docx")
 
 
 def pdf_of_forms(levels: int) -> bytes:
-    """A page that draws a form ten times, which draws another ten times, and so on."""
+    """Return a PDF page that draws a form ten times, which draws another ten times, and so on."""
     resources = "/Resources<</XObject<</X {} 0 R>>>>"
     draws = "<<{}/Length 60>>stream\n" + "/X Do " * 10 + "\nendstream"
     form = "/Type/XObject/Subtype/Form/BBox[0 0 9 9]"
@@ -212,7 +212,7 @@ def pdf_of_forms(levels: int) -> bytes:
     return f"%PDF-1.4\n{body}trailer<</Root 1 0 R>>\n%%EOF".encode()
 
 
-def test_a_pdf_that_occupies_pdfium_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pdf_that_takes_too_long_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pypdfium2")
     monkeypatch.setattr(pdf, "MOST_SECONDS", 1)
     (tmp_path / "a.pdf").write_bytes(pdf_of_forms(1))
@@ -221,7 +221,7 @@ def test_a_pdf_that_occupies_pdfium_for_too_long(tmp_path: Path, monkeypatch: py
     assert "PDFium fails on it, or needs more than 1 seconds" in refused(tmp_path / "a.pdf")
 
 
-def test_a_pdf_with_too_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_document_with_too_much_text_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wholegpt.data.reading.decoding.LONGEST_RECORD", 300)
     write_pdf(tmp_path / "a.pdf")
     assert "has more than 300 characters; it is not read" in refused(tmp_path / "a.pdf")
@@ -240,14 +240,14 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_bad_documents_of_a_folder_are_named_together(folder: Path) -> None:
+def test_bad_documents_of_a_folder_are_listed_in_one_message(folder: Path) -> None:
     message = refused(folder)
     assert message.startswith(f"{folder}: 2 files cannot be read: {folder / 'scan.pdf'}: has no text")
     assert f"{folder / 'secret.pdf'}: is encrypted" in message
     assert message.endswith("--on-bad-text skip leaves out files that are not text")
 
 
-def test_bad_documents_of_a_folder_are_skipped_and_named(folder: Path) -> None:
+def test_bad_documents_of_a_folder_can_be_skipped(folder: Path) -> None:
     report = ReadingReport()
     documents = list(read_documents(folder, DataConfig(on_bad_text="skip"), report))
     assert documents == ["a text\n", TEXTS["a.docx"][1]]
@@ -255,7 +255,7 @@ def test_bad_documents_of_a_folder_are_skipped_and_named(folder: Path) -> None:
     assert "scan.pdf: has no text" in report.lines()[1] and "secret.pdf: is encrypted" in report.lines()[1]
 
 
-def test_a_missing_library_is_named_with_the_command(
+def test_missing_library_is_reported_with_the_install_command(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     (folder / "scan.pdf").unlink()
@@ -272,7 +272,7 @@ def test_a_missing_library_is_named_with_the_command(
     assert report.skipped == {"documents that cannot be read": 2}
 
 
-def test_fields_and_encodings_are_refused_for_documents(tmp_path: Path, fails: Fails) -> None:
+def test_fields_and_encodings_are_rejected_for_documents(tmp_path: Path, fails: Fails) -> None:
     path = tmp_path / "a.epub"
     write_epub(path, BOOK)
     control = ("train", str(path), "--data.control", "x", "--out", str(tmp_path / "run"))
@@ -280,7 +280,7 @@ def test_fields_and_encodings_are_refused_for_documents(tmp_path: Path, fails: F
     assert "--encoding has no effect" in fails("data", "stats", str(path), "--encoding", "latin-1")
 
 
-def test_a_document_from_standard_input(tmp_path: Path) -> None:
+def test_document_from_standard_input(tmp_path: Path) -> None:
     write_epub(tmp_path / "a.epub", BOOK)
     content = (tmp_path / "a.epub").read_bytes()
     command = [sys.executable, "-m", "wholegpt", "data", "stats", "-", "--json"]
@@ -288,21 +288,21 @@ def test_a_document_from_standard_input(tmp_path: Path) -> None:
     assert b'"documents": 1' in result.stdout
 
 
-def test_sections_of_plain_characters_in_a_book(tmp_path: Path) -> None:
+def test_cdata_sections_in_an_epub(tmp_path: Path) -> None:
     page = PAGE.format("<p>a <![CDATA[b < c]]> d</p>")
     write_epub(tmp_path / "a.epub", BOOK | {"book/text/b.xhtml": page})
     (text,) = read_documents(tmp_path / "a.epub", DataConfig(), ReadingReport())
     assert text.endswith("\na b < c d\n")
 
 
-def test_a_book_with_an_entry_without_a_name(tmp_path: Path) -> None:
+def test_epub_entry_without_a_name_is_rejected(tmp_path: Path) -> None:
     described = str(BOOK["book/package.opf"]).replace("<spine>", "<spine><itemref/>")
     write_epub(tmp_path / "a.epub", BOOK | {"book/package.opf": described})
     assert "its reading order names ''" in refused(tmp_path / "a.epub")
 
 
-def test_the_text_of_a_document_takes_linear_time(tmp_path: Path) -> None:
-    """One word of 300,000 letters, and a table cell with 3,000 paragraphs."""
+def test_text_extraction_takes_linear_time(tmp_path: Path) -> None:
+    """A word of 300,000 letters, and a table cell with 3,000 paragraphs."""
     started = time.process_time()
     assert pdf._with_whole_words("x" * 300_000) == "x" * 300_000
     cell = "<w:p><w:r><w:t>one two</w:t></w:r></w:p>" * 3_000

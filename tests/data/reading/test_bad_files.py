@@ -1,4 +1,4 @@
-"""The unreadable files of a folder are named together."""
+"""Unreadable files of a folder are reported in one message."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def read(folder: Path, **options: Any) -> tuple[list[str], ReadingReport]:
     return list(read_documents(folder, DataConfig(**options), report)), report
 
 
-def test_all_are_in_one_message(folder: Path) -> None:
+def test_all_unreadable_files_are_in_one_message(folder: Path) -> None:
     with pytest.raises(DataError) as raised:
         read(folder)
     message = str(raised.value)
@@ -40,7 +40,7 @@ def test_all_are_in_one_message(folder: Path) -> None:
     assert "\n" not in message and "e.txt" not in message
 
 
-def test_one_is_named_as_before(folder: Path) -> None:
+def test_single_unreadable_file_has_its_own_message(folder: Path) -> None:
     for name in ("b.txt", "d.jsonl"):
         (folder / name).unlink()
     with pytest.raises(DataError) as raised:
@@ -51,7 +51,7 @@ def test_one_is_named_as_before(folder: Path) -> None:
 ADVICE = "besides UTF-8, a folder can have only one encoding"
 
 
-def test_folders_of_several_encodings(tmp_path: Path) -> None:
+def test_folder_with_several_encodings(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "b.txt").write_text("one")
     with pytest.raises(DataError) as raised:
@@ -63,14 +63,14 @@ def test_folders_of_several_encodings(tmp_path: Path) -> None:
             read(tmp_path, encoding=encoding)
 
 
-def test_many_are_counted(folder: Path) -> None:
+def test_many_unreadable_files_are_counted(folder: Path) -> None:
     for number in range(MOST_NAMED + 4):
         (folder / f"z{number:02}.txt").write_bytes(b"\xe9")
     with pytest.raises(DataError, match=f"{MOST_NAMED + 7} files cannot be read: .*; and 7 more"):
         read(folder)
 
 
-def test_skipped_files_are_named(folder: Path) -> None:
+def test_skipped_files_are_listed(folder: Path) -> None:
     documents, report = read(folder, on_bad_text="skip", on_bad_line="skip")
     assert documents == ["good\n", "fine", "also good\n"]
     assert report.named["that are not utf-8 text"] == ["b.txt"]

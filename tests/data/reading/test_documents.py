@@ -1,4 +1,4 @@
-"""The text of PDF, DOCX and EPUB documents that other programs wrote, and of those that cannot be read."""
+"""Text extraction from PDF, DOCX and EPUB documents written by other programs."""
 
 import gzip
 import zipfile
@@ -39,7 +39,7 @@ def new_pdf() -> Any:
 
 
 def add(document: Any, text: str, space: float = 0, size: float = 11) -> None:
-    """Print a paragraph in lines, justified as books are."""
+    """Print a justified paragraph."""
     document.set_font("Helvetica", size=size)
     document.multi_cell(0, text=text, new_x="LMARGIN", new_y="NEXT", align="J")
     document.ln(space)
@@ -98,7 +98,7 @@ def package(*pages: str, spine: str | None = None) -> str:
 
 
 def write_epub(path: Path, files: dict[str, str | bytes]) -> None:
-    """Write a book as EPUB 3.3 asks: the media type first and uncompressed, then the container."""
+    """Write an EPUB 3.3 archive: the media type first and uncompressed, then the container."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("mimetype", "application/epub+zip", zipfile.ZIP_STORED)
         for name, content in ({"META-INF/container.xml": CONTAINER} | files).items():
@@ -133,12 +133,12 @@ TEXTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_text_of_a_document(name: str, tmp_path: Path) -> None:
+def test_text_of_a_document(name: str, tmp_path: Path) -> None:
     write, text = TEXTS[name]
     path = tmp_path / name
     write(path)
     assert read(path) == text
-    for renamed in ("no suffix", "b.txt"):  # by the content
+    for renamed in ("no suffix", "b.txt"):  # the format is detected by the content
         assert read(path.rename(tmp_path / renamed)) == text
         path = tmp_path / renamed
     packed = tmp_path / f"{name}.gz"
@@ -150,13 +150,13 @@ def test_the_text_of_a_document(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_document_in_a_table_of_that_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_document_named_as_a_table_is_rejected(name: str, tmp_path: Path) -> None:
     TEXTS[name][0](tmp_path / "a.csv")
     assert "convert it to plain text first" in refused(tmp_path / "a.csv")
 
 
-def test_divided_words(tmp_path: Path) -> None:
-    """They are joined as the document writes them elsewhere."""
+def test_hyphenated_words_are_joined(tmp_path: Path) -> None:
+    """Words are joined the way the document spells them elsewhere."""
     document = new_pdf()
     for line in ("We saw cooper-", "ation and well-", "known things and unex-", "pected ones.", "The end."):
         document.cell(text=line, new_x="LMARGIN", new_y="NEXT")
@@ -181,7 +181,7 @@ def test_indented_paragraphs_and_lists_in_a_pdf(tmp_path: Path) -> None:
     assert read(tmp_path / "a.pdf").split("\n") == [ONE, TWO, f"- {ONE}", f"- {TWO}", ""]
 
 
-def test_tracked_changes_controls_notes_and_styles_of_a_docx(tmp_path: Path) -> None:
+def test_tracked_changes_controls_footnotes_and_styles_of_a_docx(tmp_path: Path) -> None:
     docx: Any = pytest.importorskip("docx")
     shapes: Any = pytest.importorskip("docx.oxml")
     names = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'

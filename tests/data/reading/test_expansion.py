@@ -1,4 +1,4 @@
-"""A few compressed bytes that stand for very many are read in bounded memory."""
+"""Decompression bombs are read in bounded memory."""
 
 import lzma
 from collections.abc import Callable
@@ -16,10 +16,10 @@ MEGABYTES = 2**20
 @pytest.mark.parametrize(
     ("suffix", "compress"), [(".zst", zstandard.ZstdCompressor().compress), (".xz", lzma.compress)]
 )
-def test_a_block_expands_by_a_bounded_amount(
+def test_decompression_memory_is_bounded(
     suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
-    """Of a few KB that stand for 100 MB no more is held than 32 MiB."""
+    """A few kilobytes that expand to 100 MB are read with at most 32 MiB in memory."""
     path = tmp_path / f"bomb{suffix}"
     path.write_bytes(compress(bytes(100 * MEGABYTES)))
     assert path.stat().st_size < 20_000

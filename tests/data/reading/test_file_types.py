@@ -1,4 +1,4 @@
-"""What a file is: binary formats are named with what to do, pages and notebooks give their text."""
+"""File type detection: advice for binary formats, encodings, and the text of HTML pages and notebooks."""
 
 import bz2
 import gzip
@@ -86,7 +86,7 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_binary_files_are_named(name: str, encoding: str, tmp_path: Path) -> None:
+def test_binary_files_are_rejected_with_advice(name: str, encoding: str, tmp_path: Path) -> None:
     content, message = FILES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as refused:
@@ -94,7 +94,7 @@ def test_binary_files_are_named(name: str, encoding: str, tmp_path: Path) -> Non
     assert "latin-1" not in str(refused.value)
 
 
-def test_binary_files_in_a_folder_are_passed_over_and_named(tmp_path: Path) -> None:
+def test_binary_files_in_a_folder_are_skipped_and_listed(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("GIF89a is a format, as are GGUF, ORC and ID3")
     for name in ("f.xlsx", "f.rtf", "i.pkl", "h"):
         (tmp_path / name).write_bytes(FILES[name][0])
@@ -117,27 +117,29 @@ def test_binary_files_in_a_folder_are_passed_over_and_named(tmp_path: Path) -> N
         ("only letters here".encode("utf-16-be"), "utf-8", "--encoding utf-16-be"),
     ],
 )
-def test_encodings_that_a_file_shows(content: bytes, encoding: str, message: str, tmp_path: Path) -> None:
+def test_encodings_indicated_by_the_content(
+    content: bytes, encoding: str, message: str, tmp_path: Path
+) -> None:
     for path in (tmp_path / "a.txt", tmp_path):
         (tmp_path / "a.txt").write_bytes(content)
         with pytest.raises(DataError, match=message):
             list(read_documents(path, DataConfig(encoding=encoding), ReadingReport()))
 
 
-def test_a_file_marked_as_utf_8_is_not_read_as_something_else(tmp_path: Path) -> None:
+def test_utf_8_byte_order_mark_overrides_the_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("text é".encode("utf-8-sig"))
     with pytest.raises(DataError, match="leave --encoding out"):
         list(read_documents(tmp_path / "a.txt", DataConfig(encoding="latin-1"), ReadingReport()))
     assert list(read_documents(tmp_path, DataConfig(encoding="latin-1"), ReadingReport())) == ["text é"]
 
 
-def test_utf_16_that_nothing_marks_is_thought_of(tmp_path: Path) -> None:
+def test_utf_16_without_a_byte_order_mark_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(("слово и дело " * 40).encode("utf-16-le"))
     with pytest.raises(DataError, match="for UTF-16 give --encoding utf-16-le or utf-16-be"):
         list(read_documents(tmp_path / "a.txt", DataConfig(), ReadingReport()))
 
 
-def test_the_place_of_a_nul_character_is_in_bytes(tmp_path: Path) -> None:
+def test_position_of_a_nul_character_is_in_bytes(tmp_path: Path) -> None:
     text = 5000 * "ab" + "\0c"
     (tmp_path / "a.txt").write_bytes(text.encode("utf-16"))
     with pytest.raises(DataError, match="holds NUL characters, the first at byte 20002; "):
@@ -145,7 +147,7 @@ def test_the_place_of_a_nul_character_is_in_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32", "utf-16-le", "utf-16-be"])
-def test_a_byte_order_mark_is_no_text(encoding: str, tmp_path: Path) -> None:
+def test_byte_order_mark_is_not_part_of_the_text(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufefftext".encode(encoding.removesuffix("-sig")))
     if encoding in ("utf-16", "utf-32"):
         (tmp_path / "a.txt").write_bytes("text".encode(encoding))
@@ -153,7 +155,7 @@ def test_a_byte_order_mark_is_no_text(encoding: str, tmp_path: Path) -> None:
     assert list(read_documents(tmp_path / "a.txt", config, ReadingReport())) == ["text"]
 
 
-def test_random_bytes_are_never_offered_latin_1(tmp_path: Path) -> None:
+def test_latin_1_is_not_suggested_for_random_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(byte for byte in os.urandom(20_000) if byte))
     with pytest.raises(DataError) as refused:
         list(read_documents(tmp_path / "a.bin", DataConfig(), ReadingReport()))
@@ -171,7 +173,7 @@ def f():
 </pre><table><tr><td>a</td><td>b</td></tr><tr><td>c<td>d</table><!-- no --></body></html>"""
 
 
-def test_the_text_of_pages(tmp_path: Path) -> None:
+def test_text_of_html_pages(tmp_path: Path) -> None:
     pytest.importorskip("lxml")
     (tmp_path / "a.html").write_text(PAGE)
     (tmp_path / "b.htm.gz").write_bytes(gzip.compress(PAGE.encode("utf-16")))
@@ -189,13 +191,13 @@ def test_the_text_of_pages(tmp_path: Path) -> None:
         assert not list(read_documents(tmp_path / "a.html", DataConfig(), ReadingReport()))
 
 
-def test_pages_nested_without_end(tmp_path: Path) -> None:
+def test_deeply_nested_html(tmp_path: Path) -> None:
     pytest.importorskip("lxml")
     (tmp_path / "a.html").write_text("<div>" * 100_000 + "deep" + "<!--" * 10_000)
     assert list(read_documents(tmp_path / "a.html", DataConfig(), ReadingReport())) == ["deep\n"]
 
 
-def test_the_text_of_notebooks(tmp_path: Path) -> None:
+def test_text_of_notebooks(tmp_path: Path) -> None:
     cells: list[dict[str, Any]] = [
         {"cell_type": "markdown", "source": ["# Title\n", "words"]},
         {"cell_type": "code", "source": "x = 1\n", "outputs": [{"text": "no output"}]},
@@ -213,7 +215,9 @@ def test_the_text_of_notebooks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_names_that_are_not_utf8(inside: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_file_names_that_are_not_utf8(
+    inside: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / ("folder" if inside else os.fsdecode(b"f\xe9"))
     folder.mkdir()
     path = folder / os.fsdecode(b"caf\xe9.txt")
@@ -230,10 +234,10 @@ def test_names_that_are_not_utf8(inside: bool, tmp_path: Path, capfd: pytest.Cap
     assert "bug" not in capfd.readouterr().err
 
 
-def test_a_run_on_a_file_whose_name_is_not_utf8(
+def test_run_on_a_file_whose_name_is_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its folder has a name in UTF-8, since weights cannot be read from another; the run repeats from its config."""
+    """The run's folder gets a UTF-8 name, which safetensors requires; the run can be repeated from its config."""
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"caf\xe9.txt")
     Path(name).write_text("some words to learn from, and more of them\n" * 60)

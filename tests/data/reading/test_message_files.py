@@ -1,4 +1,4 @@
-"""Conversations in files of messages, as text for pretraining."""
+"""Conversations in message files, as text for pretraining."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def write(path: Path, *records: Any) -> Path:
         ({"Conversation": json.dumps(FROM)}, WITH_SYSTEM),
     ],
 )
-def test_a_conversation_is_a_document(record: dict[str, Any], text: str, tmp_path: Path) -> None:
+def test_conversation_is_one_document(record: dict[str, Any], text: str, tmp_path: Path) -> None:
     documents, report = read(write(tmp_path / "a.jsonl", record, record))
     assert documents == [text, text]
     assert NOTE in str(report) and not report.skipped
@@ -62,8 +62,8 @@ def test_a_conversation_is_a_document(record: dict[str, Any], text: str, tmp_pat
     assert read(tmp_path / "a.json")[0] == [text]
 
 
-def test_the_template_is_that_of_instruction_tuning(tmp_path: Path) -> None:
-    """transformers renders it alike; end-of-text at the end is the token between documents."""
+def test_template_equals_that_of_instruction_tuning(tmp_path: Path) -> None:
+    """transformers renders it the same way; the final end-of-text is the token between documents."""
     transformers: Any = pytest.importorskip("transformers.utils.chat_template_utils")
     messages = [TOLD, ASKED, ANSWERED, {"role": "user", "content": " <b> & {{ x }}\n"}, ANSWERED]
     rendered, _ = transformers.render_jinja_template([messages], chat_template=DEFAULT_TEMPLATE)
@@ -82,7 +82,7 @@ def test_conversations_in_other_tables(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv")[0] == [SHORT]
 
 
-def test_a_text_is_preferred_to_messages(tmp_path: Path) -> None:
+def test_text_field_is_preferred_to_messages(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl", {"messages": [ASKED, ANSWERED], "text": "a text", "chat": [ASKED, ANSWERED]}
     )

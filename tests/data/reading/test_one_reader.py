@@ -1,4 +1,4 @@
-"""Text and tables of examples are read by the same rules, whatever the format, and options apply to both."""
+"""Text for pretraining and tables of examples are read by the same rules in every format."""
 
 import bz2
 import gzip
@@ -38,19 +38,19 @@ def parquet(path: Path) -> bytes:
     pyarrow: Any = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
     columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
-    columns["label"] = pyarrow.array(columns["label"]).dictionary_encode()  # as pandas writes categories
+    columns["label"] = pyarrow.array(columns["label"]).dictionary_encode()  # the way pandas writes categories
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path.read_bytes()
 
 
 def both(path: Path, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
-    """What training reads of a file, and what fine-tuning does."""
+    """Return what pretraining and fine-tuning each read from a file."""
     documents = list(read_documents(path, DataConfig(**options), ReadingReport()))
     return documents, read_table(path, **options).rows
 
 
 def refusals(path: Path) -> tuple[str, str]:
-    """What both say of a file that they refuse, without what each calls it."""
+    """Return both error messages for an invalid file, without the words that differ."""
     found: list[str] = []
     for read in (
         lambda: list(read_documents(path, DataConfig(), ReadingReport())),
@@ -84,7 +84,7 @@ CONTENTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_both_read_the_same_rows(name: str, tmp_path: Path) -> None:
+def test_text_and_tables_read_the_same_rows(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(CONTENTS[name])
     documents, rows = both(tmp_path / name)
     assert documents == [row["text"] for row in ROWS] and rows == ROWS
@@ -94,7 +94,9 @@ def test_both_read_the_same_rows(name: str, tmp_path: Path) -> None:
     ("suffix", "compress"),
     [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstandard)],
 )
-def test_both_decompress(suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_text_and_tables_are_decompressed(
+    suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     for name, content in (
         ("a.csv", separated(",")),
         ("a.jsonl", LINES.encode()),
@@ -108,13 +110,13 @@ def test_both_decompress(suffix: str, compress: Callable[[bytes], bytes], tmp_pa
             assert f"{name}{suffix}: " in refused and ("cut short" in refused or name == "a.parquet")
 
 
-def test_both_read_parquet(tmp_path: Path) -> None:
+def test_text_and_tables_read_parquet(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet")
     assert both(tmp_path / "a.parquet") == ([row["text"] for row in ROWS], ROWS)
 
 
 @pytest.mark.parametrize("folder", ["x.tsv.parts", "x.csv", "y.jsonl.d"])
-def test_only_the_end_of_the_name_tells_the_format(folder: str, tmp_path: Path) -> None:
+def test_format_is_determined_by_the_file_suffix_only(folder: str, tmp_path: Path) -> None:
     (tmp_path / folder).mkdir()
     path = tmp_path / folder / "a.csv"
     path.write_bytes(separated(","))
@@ -142,13 +144,13 @@ def test_only_the_end_of_the_name_tells_the_format(folder: str, tmp_path: Path) 
         ("a.jsonl", "\ufeff\ufeff{}", "is not JSON"),
     ],
 )
-def test_both_refuse_alike(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_text_and_tables_give_the_same_errors(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     for refused in refusals(tmp_path / name):
         assert message in refused
 
 
-def test_both_skip_bad_lines(tmp_path: Path) -> None:
+def test_text_and_tables_skip_bad_lines(tmp_path: Path) -> None:
     for name, content in (
         ("a.csv", "text,label\na,x\nb\nc,y\n"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": NaN}\n{"text": "c", "label": "y"}\n'),
@@ -168,7 +170,7 @@ def test_bad_bytes_in_tables(tmp_path: Path) -> None:
     assert both(path, on_bad_text="replace")[1][1]["text"] == "b\ufffd"
 
 
-def test_names_without_a_name(tmp_path: Path) -> None:
+def test_unnamed_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label,\na,x,\nb,y,\n")
     assert both(path) == (["a", "b"], [{"text": t, "label": n, "unnamed": ""} for t, n in ("ax", "by")])
@@ -176,8 +178,8 @@ def test_names_without_a_name(tmp_path: Path) -> None:
     assert read_table(path).columns == ("text", "unnamed 1", "unnamed 2")
 
 
-def test_a_long_list_is_read_entry_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than a record's limit in all, with entries across the borders of blocks."""
+def test_long_json_list_is_read_entry_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list exceeds the limit on one record, and entries cross block boundaries."""
     monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(formats, "LONGEST_RECORD", 300_000)
     rows = [{"text": f"{n} " + "é" * (n % 700), "nested": {"list": [n, "]"]}} for n in range(3000)]
@@ -189,8 +191,8 @@ def test_a_long_list_is_read_entry_by_entry(tmp_path: Path, monkeypatch: pytest.
     assert "is not JSON" in refusals(tmp_path / "a.json")[1]
 
 
-def test_one_object_in_a_json_file(tmp_path: Path) -> None:
-    """It is a text as it stands unless its field is asked for; it is no table."""
+def test_single_object_in_a_json_file(tmp_path: Path) -> None:
+    """It is read as plain text unless its field is requested; it is not a table."""
     path = tmp_path / "a.json"
     path.write_text('{\n  "body": "b"\n}\n')
     assert list(read_documents(path, DataConfig(), ReadingReport())) == [path.read_text()]
@@ -199,7 +201,7 @@ def test_one_object_in_a_json_file(tmp_path: Path) -> None:
         read_table(path)
 
 
-def test_a_first_record_without_its_text_does_not_choose_another_field(tmp_path: Path) -> None:
+def test_empty_first_record_does_not_select_another_field(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": null, "url": "u"}\n{"text": "a", "url": "v"}\n')
     config = DataConfig(on_bad_line="skip")
     assert list(read_documents(tmp_path / "a.jsonl", config, ReadingReport())) == ["a"]
@@ -225,7 +227,7 @@ def test_encodings_in_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["hex", "rot13", "base64", "zlib", "undefined", "no-such", ""])
-def test_what_is_no_character_encoding(encoding: str, tmp_path: Path) -> None:
+def test_codecs_that_are_not_character_encodings_are_rejected(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcd")
     with pytest.raises(DataError, match="which Python does not know"):
         list(read_documents(tmp_path / "a.txt", DataConfig(encoding=encoding), ReadingReport()))
@@ -244,7 +246,7 @@ def test_what_is_no_character_encoding(encoding: str, tmp_path: Path) -> None:
         (".", {"text_field": "text", "on_bad_line": "skip", "encoding": "latin-1"}, ""),
     ],
 )
-def test_options_that_change_nothing_are_refused(
+def test_options_without_effect_are_rejected(
     name: str, options: dict[str, Any], useless: str, tmp_path: Path
 ) -> None:
     for file in ("a.txt", "a.html", "a.parquet", "a.jsonl"):
@@ -258,7 +260,7 @@ def test_options_that_change_nothing_are_refused(
 
 
 @pytest.mark.parametrize("order", [("text", "TEXT", "label", "LABEL"), ("TEXT", "text", "LABEL", "label")])
-def test_of_names_that_differ_in_case_the_lower_one_is_taken(tmp_path: Path, order: tuple[str, ...]) -> None:
+def test_lower_case_column_name_is_preferred(tmp_path: Path, order: tuple[str, ...]) -> None:
     path = tmp_path / "t.jsonl"
     rows = [
         {"text": f"right {i}", "TEXT": "a longer wrong one", "label": "xy"[i % 2], "LABEL": "z"}
@@ -272,7 +274,7 @@ def test_of_names_that_differ_in_case_the_lower_one_is_taken(tmp_path: Path, ord
     assert list(read_documents(path, DataConfig(), ReadingReport())) == [row["text"] for row in rows]
 
 
-def test_a_likely_name_in_another_case_is_found_by_both(tmp_path: Path) -> None:
+def test_column_names_are_detected_in_any_case(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("Text,Remark\n" + "".join(f"word {i},a much longer remark\n" for i in range(4)))
 
@@ -283,7 +285,7 @@ def test_a_likely_name_in_another_case_is_found_by_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [5, ["a", "b"], {"en": "a"}])
-def test_a_field_named_text_that_holds_none_is_no_reason_to_read_another(tmp_path: Path, value: Any) -> None:
+def test_text_field_with_an_invalid_value_is_an_error(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"text": value, "label": "positive"}) + "\n")
 
@@ -291,7 +293,7 @@ def test_a_field_named_text_that_holds_none_is_no_reason_to_read_another(tmp_pat
         list(read_documents(path, DataConfig(), ReadingReport()))
 
 
-def test_a_parquet_column_named_text_that_holds_bytes_is_no_reason_to_read_another(tmp_path: Path) -> None:
+def test_parquet_text_column_with_bytes_is_an_error(tmp_path: Path) -> None:
     pyarrow: Any = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
@@ -305,7 +307,7 @@ def test_a_parquet_column_named_text_that_holds_bytes_is_no_reason_to_read_anoth
     ("first", "separator"),
     [("sep=;\n", ";"), ("SEP=|\r\n", "|"), ('"sep=^"\n', "^"), ("\ufeffsep=\t\n", "\t")],
 )
-def test_a_first_line_that_names_the_separator_is_no_row(tmp_path: Path, first: str, separator: str) -> None:
+def test_sep_line_of_a_csv_file_is_not_a_row(tmp_path: Path, first: str, separator: str) -> None:
     path = tmp_path / "t.csv"
     rows = [("text", "label"), ("a, b", "x"), ("c", "y")]
     path.write_text(first + "".join(separator.join(row) + "\n" for row in rows), newline="")
@@ -314,21 +316,21 @@ def test_a_first_line_that_names_the_separator_is_no_row(tmp_path: Path, first: 
     assert read_table(path).locations == ["line 3", "line 4"]
 
 
-def test_quotation_marks_may_stand_after_a_space(tmp_path: Path) -> None:
+def test_quoted_csv_fields_after_a_space(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('text, label\n"a, b", "x"\n"c", "y, z"\n')
 
     assert both(path) == (["a, b", "c"], [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y, z"}])
 
 
-def test_a_quotation_mark_after_a_space_within_text_is_text(tmp_path: Path) -> None:
+def test_quotation_mark_inside_a_csv_text_is_text(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('label,text\nx, "a" is a letter\ny, b\n')
 
     assert both(path)[0] == [' "a" is a letter', " b"]
 
 
-def test_what_a_table_is_not_is_said_plainly(tmp_path: Path) -> None:
+def test_malformed_tables_have_clear_messages(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_text("text,label\na,x\n")
     (tmp_path / "t.csv").write_text("text,label\na\rb,x\n", newline="")

@@ -1,4 +1,4 @@
-"""Every form of file gives the same documents; what cannot be read says what and where."""
+"""Every file format gives the same documents; unreadable files are reported with the line or byte."""
 
 import gzip
 import hashlib
@@ -80,14 +80,14 @@ def opened(path: Path, **settings: Any) -> Corpus:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_form_gives_the_same_documents(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_documents(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / name)
     documents, report = read(tmp_path / name)
     assert documents == DOCUMENTS and not report.skipped
     assert report.bytes == (tmp_path / name).stat().st_size
 
 
-def test_a_folder_of_everything(tmp_path: Path) -> None:
+def test_folder_with_every_format(tmp_path: Path) -> None:
     for name, write in WRITERS.items():
         write(tmp_path / name)
     (tmp_path / "c.md").write_text("# a page")
@@ -125,14 +125,14 @@ def test_tab_separated_values_and_columns_by_number(tmp_path: Path) -> None:
         ({"name": "short", "story": "the longest text of all", "n": 3}, "story"),
     ],
 )
-def test_the_field_is_found(record: dict[str, Any], field: str, tmp_path: Path) -> None:
+def test_text_field_is_detected(record: dict[str, Any], field: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
     assert read(tmp_path / "a.jsonl")[0] == [record[field]]
     with pytest.raises(DataError, match=r"line 1 has no text in field 'other' \(found: .*--text-field"):
         read(tmp_path / "a.jsonl", text_field="other")
 
 
-def test_a_broken_line_has_its_number(tmp_path: Path) -> None:
+def test_bad_line_is_reported_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": \n{"text": 5}\n{"text": "b"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl: line 3 is not JSON"):
@@ -145,7 +145,7 @@ def test_a_broken_line_has_its_number(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv", on_bad_line="skip")[0] == ["a", "c"]
 
 
-def test_bad_bytes_have_their_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_bytes_are_reported_with_their_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "BLOCK_BYTES", 5)
     path = tmp_path / "a.txt"
     path.write_bytes("ééé".encode() + b"abc\xffd\xfe")
@@ -163,7 +163,7 @@ def test_bad_bytes_have_their_offset(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), st.integers(1, 40))
-def test_long_texts_come_in_pieces_that_make_the_whole(text: str, size: int) -> None:
+def test_pieces_of_a_long_text_join_to_the_whole(text: str, size: int) -> None:
     import io
 
     with pytest.MonkeyPatch.context() as patch:
@@ -179,15 +179,15 @@ def test_long_texts_come_in_pieces_that_make_the_whole(text: str, size: int) -> 
         assert not before.text[-1].isspace() and after.text[0] in " \n"
 
 
-def test_pieces_end_with_a_word_where_there_is_one() -> None:
-    """Tokenizers like GPT-4's join a line end to the punctuation before it."""
+def test_pieces_end_at_a_word_boundary_if_possible() -> None:
+    """Tokenizers such as GPT-4's join a line end to the punctuation before it."""
     assert formats._last_cut("one two!\nthree.\n") == 3
     assert formats._last_cut("!! ??   \n..") == 5
     assert formats._last_cut(" !!") == formats._last_cut("  ") == 0
     assert formats._last_cut(5_000_000 * " ") == 0
 
 
-def test_texts_without_a_place_to_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_without_white_space_to_split_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(formats, "LONGEST_RECORD", 10_000)
@@ -221,7 +221,7 @@ def test_damaged_and_binary_files(tmp_path: Path) -> None:
         read(tmp_path / "missing.txt")
 
 
-def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+def test_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' * 100)
     pieces = opened(path).pieces()
@@ -232,7 +232,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
         list(pieces)
 
 
-def test_a_dataset_that_the_datasets_library_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_of_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "local").mkdir()
@@ -243,7 +243,7 @@ def test_a_dataset_that_the_datasets_library_loads(tmp_path: Path, monkeypatch: 
         list(open_corpus(DataConfig(source=("hf:/no/such",))).pieces())
 
 
-def test_the_report_knows_the_files(tmp_path: Path) -> None:
+def test_report_has_the_hash_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     digests = [opened(tmp_path) for _ in range(2)]
     for corpus in digests:
@@ -255,8 +255,8 @@ def test_the_report_knows_the_files(tmp_path: Path) -> None:
     assert other.report.sha256 != digests[0].report.sha256
 
 
-def test_a_long_text_with_bad_bytes_ends_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skipped are whole documents, and of one that is read in pieces what comes from the piece with bad bytes on."""
+def test_long_text_with_bad_bytes_ends_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole documents are skipped; of a document read in pieces, only the pieces from the bad bytes on."""
     monkeypatch.setattr(formats, "PIECE_CHARACTERS", 100)
     monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
     good, bad = b"good words " * 100, b"bad \xff " + b"words " * 10
@@ -275,7 +275,7 @@ def test_a_long_text_with_bad_bytes_ends_before_them(tmp_path: Path, monkeypatch
     }
 
 
-def test_an_open_quotation_mark_counts_all_it_swallows(tmp_path: Path) -> None:
+def test_unclosed_quotation_mark_counts_all_lines_it_spans(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,n\na,1\n"b,2\n' + "c,3\n" * 50)
     documents, report = read(tmp_path / "a.csv", on_bad_line="skip")
     assert documents == ["a"] and report.skipped == {"bad lines": 51}
@@ -290,7 +290,7 @@ def test_empty_files_and_documents_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["nonsense", "base64", "rot13", ""])
-def test_an_unknown_encoding_is_refused_for_folders_too(tmp_path: Path, encoding: str) -> None:
+def test_unknown_encoding_is_rejected_for_files_and_folders(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("some text")
 
     for source in (tmp_path, tmp_path / "a.txt"):
@@ -299,7 +299,7 @@ def test_an_unknown_encoding_is_refused_for_folders_too(tmp_path: Path, encoding
 
 
 @pytest.mark.parametrize("source", ["", " ", "hf:", "hf: "])
-def test_an_empty_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_empty_source_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     (tmp_path / "a.txt").write_text("text of the current folder")
     monkeypatch.chdir(tmp_path)
 
@@ -307,7 +307,7 @@ def test_an_empty_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_corpus(DataConfig(source=(source,)))
 
 
-def test_in_a_folder_another_encoding_is_for_the_files_that_are_not_utf_8(tmp_path: Path) -> None:
+def test_encoding_applies_to_the_files_of_a_folder_that_are_not_utf_8(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.txt").write_text("ünder “quotes”\n", encoding="utf-8")
@@ -335,7 +335,7 @@ def test_ascii_files_beside_utf_16(encoding: str, tmp_path: Path) -> None:
     assert str(corpus.report) == "3 files; 2 files read as utf-8"
 
 
-def test_an_encoding_that_is_written_in_ascii(tmp_path: Path) -> None:
+def test_encoding_that_uses_only_ascii_bytes(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_bytes("テスト\n".encode("iso2022_jp"))
     corpus = open_corpus(DataConfig(source=(str(tmp_path / "folder"),), encoding="iso2022_jp"))

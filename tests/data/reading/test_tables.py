@@ -1,4 +1,4 @@
-"""Tables of labeled examples in every form; whether the first row names the columns; bad files."""
+"""Tables of labeled examples in every format: header detection, separators and invalid files."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def write(path: Path, content: str) -> Path:
     return path
 
 
-def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     rows = [{"text": "a, b", "label": "x"}, {"text": 'say "c"', "label": "y"}, {"text": "d", "label": "x"}]
     forms = {
         "a.csv": 'text,label\r\n"a, b",x\r\n"say ""c""",y\r\n\r\nd,x\r\n',
@@ -34,15 +34,15 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
     ("content", "named"),
     [
         ("text\tlabel\none\tgood\ntwo\tbad\nthree\tgood\n", True),
-        ("one\tgood\ntwo\tbad\nthree\tgood\n", False),  # its label stands again
+        ("one\tgood\ntwo\tbad\nthree\tgood\n", False),  # the label occurs again
         ("one\t1\ntwo\t0\n", False),  # a number
         ("one\t\ntwo\t0\n", False),
         ("#1\tquality\none\ttwo\n", True),
         ("body of letter\na line of verse\n", True),
-        ("a line of verse\nanother of them\n", False),  # too many words for the name of a lone column
+        ("a line of verse\nanother of them\n", False),  # too many words for the name of a single column
     ],
 )
-def test_whether_the_first_row_names_the_columns(content: str, named: bool, tmp_path: Path) -> None:
+def test_header_row_is_detected(content: str, named: bool, tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "a.tsv", content))
     assert len(table.rows) == content.count("\n") - named
     assert (table.columns[0] == "0") is not named
@@ -86,12 +86,12 @@ def test_first_rows_and_separators(
         ("a.xlsx", "", "is not a table; expected a name ending in .csv"),
     ],
 )
-def test_bad_files(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(name: str, content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_table(write(tmp_path / name, content))
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_and_missing_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "a.csv")
     table = read_table(write(tmp_path / "b.csv", "text,label\na,b\n"))

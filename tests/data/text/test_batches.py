@@ -1,4 +1,4 @@
-"""Windows: every one once an epoch, the same for any ranks and workers, and documents that do not see each other."""
+"""Training windows: each one once per epoch, independent of ranks and workers, with separated documents."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def loader(
 
 
 @given(st.integers(40, 400), st.integers(1, 30), st.integers(1, 40), st.integers(0, 1000), st.integers(0, 2))
-def test_every_window_once_an_epoch_whatever_the_stride(
+def test_every_window_once_per_epoch_for_any_stride(
     n_tokens: int, context: int, stride: int, seed: int, epoch: int
 ) -> None:
     windows = loader(n_tokens, context, 1, seed, WindowsConfig(stride=stride))
@@ -84,7 +84,7 @@ SETTINGS = st.fixed_dictionaries(
 def test_ranks_and_workers_make_the_same_batches(
     settings: dict[str, Any], batch_size: int, seed: int, step: int
 ) -> None:
-    """The rows of all ranks, one after another, are the batch of one; threads in any order give the same."""
+    """The concatenated rows of all ranks equal the batch of one rank; threads in any order give the same batches."""
     windows = WindowsConfig(**settings)
     whole = loader(1000, 8, batch_size, seed, windows)
     expected = [whole.batch(step + i) for i in range(3)]
@@ -106,18 +106,18 @@ def test_ranks_and_workers_make_the_same_batches(
 
 
 @given(st.integers(0, 200), st.integers(1, 5))
-def test_any_step_is_reached_without_those_before(step: int, batch_size: int) -> None:
-    """What a loader gives after all steps before, a fresh one gives at once."""
-    went = loader(500, 8, batch_size, 7)
+def test_any_step_can_be_loaded_directly(step: int, batch_size: int) -> None:
+    """A new loader gives the same batch as one that went through all earlier steps."""
+    sequential = loader(500, 8, batch_size, 7)
     for earlier in range(step):
-        went.batch(earlier)
-    assert torch.equal(went.batch(step).token_ids, loader(500, 8, batch_size, 7).batch(step).token_ids)
+        sequential.batch(earlier)
+    assert torch.equal(sequential.batch(step).token_ids, loader(500, 8, batch_size, 7).batch(step).token_ids)
 
 
 @given(
     st.lists(st.floats(0, 10), min_size=1, max_size=5).filter(lambda w: sum(w) > 0.01), st.integers(1, 300)
 )
-def test_a_mixture_takes_each_source_in_order_and_by_its_weight(weights: list[float], n: int) -> None:
+def test_mixture_keeps_the_order_and_weight_of_each_source(weights: list[float], n: int) -> None:
     source, within = interleave(np.arange(n), weights)
     for number, weight in enumerate(weights):
         assert within[source == number].tolist() == list(range((source == number).sum()))
@@ -125,12 +125,12 @@ def test_a_mixture_takes_each_source_in_order_and_by_its_weight(weights: list[fl
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
-    """Each window is of one source; over many steps one in four is of the first, whatever their sizes."""
+    """Each window is from one source; over many steps a quarter is from the first, regardless of their sizes."""
     for name, letter, size in (("small", "a", 2000), ("large", "b", 30_000)):
         (tmp_path / f"{name}.txt").write_text(letter * size)
     data = DataConfig(source=(str(tmp_path / "small.txt"), str(tmp_path / "large.txt")))
     prepared = prepare(open_corpus(data), data, TokenizerConfig(TokenizerKind.byte), tmp_path / "out", QUIET)
-    # The end of each is held out; the end-of-text between them is counted with the second.
+    # The end of each source is held out; the end-of-text between them counts for the second one.
     assert prepared.manifest.train.source_tokens == (1800, 27_001)
     assert prepared.manifest.validation.source_tokens == (200, 3001)
     assert prepared.manifest.split == "the last 10% of the characters of each source are held out"
@@ -148,8 +148,8 @@ def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
         make_loader(prepared, long)
 
 
-def test_the_length_of_the_sequences_differs_from_step_to_step() -> None:
-    """Windows are cut into equal parts: nothing is lost, nothing comes twice, and all lengths are about as frequent."""
+def test_sequence_length_varies_from_step_to_step() -> None:
+    """Windows are split into equal parts: no token is lost or repeated, and all lengths are about equally frequent."""
     plain, cut = (loader(5000, 32, 4, 1, WindowsConfig(min_length=shortest)) for shortest in (0, 8))
     lengths = [cut.batch(step).token_ids.shape[1] for step in range(300)]
     assert {lengths.count(n) > 70 for n in (32, 16, 8)} == {True} and set(lengths) == {32, 16, 8}
@@ -158,17 +158,17 @@ def test_the_length_of_the_sequences_differs_from_step_to_step() -> None:
         assert torch.equal(cut.batch(step).targets.reshape(4, 32), plain.batch(step).targets)
 
 
-def test_windows_are_cut_at_random_places() -> None:
+def test_windows_are_split_at_random_positions() -> None:
     windows = loader(5000, 32, 8, 1, WindowsConfig(truncation=0.5))
     numbers = torch.cat(
         [batch.documents for batch in map(windows.batch, range(100)) if batch.documents is not None]
     )
     assert 330 < (numbers[:, -1] == 1).sum() < 470 and numbers.max() == 1 and (numbers[:, 0] == 0).all()
-    places = (numbers == 0).sum(dim=1)[numbers[:, -1] == 1]
-    assert places.min() >= 1 and places.max() <= 31 and 13 < places.double().mean() < 19
+    positions = (numbers == 0).sum(dim=1)[numbers[:, -1] == 1]
+    assert positions.min() >= 1 and positions.max() <= 31 and 13 < positions.double().mean() < 19
 
 
-def test_settings_that_make_no_windows_are_refused() -> None:
+def test_invalid_window_settings_are_rejected() -> None:
     from wholegpt.settings.validation import check
 
     for changes, message in (
@@ -188,8 +188,8 @@ def test_settings_that_make_no_windows_are_refused() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=4))
-def test_documents_are_shuffled_within_their_source_whole(sources: list[list[int]]) -> None:
-    """Every document once, its pieces in order, none among those of another source."""
+def test_whole_documents_are_shuffled_within_their_source(sources: list[list[int]]) -> None:
+    """Every document occurs once with its pieces in order, and sources do not mix."""
     names = [
         (source, document, part, part == 0)
         for source, documents in enumerate(sources)
@@ -209,11 +209,11 @@ def test_documents_are_shuffled_within_their_source_whole(sources: list[list[int
         )
     assert sorted(train + validation) == [name[:3] for name in names]
     assert [source for source, _, _ in train] == sorted(source for source, _, _ in train)
-    for place, (source, document, part) in enumerate(train):
-        assert part == 0 or train[place - 1] == (source, document, part - 1)
+    for position, (source, document, part) in enumerate(train):
+        assert part == 0 or train[position - 1] == (source, document, part - 1)
 
 
-def test_the_order_of_documents_is_not_that_of_the_files(tmp_path: Path) -> None:
+def test_documents_are_shuffled(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"{i} x"}) + "\n" for i in range(300)))
     data = DataConfig(source=(str(tmp_path / "t.jsonl"),))
     prepared = prepare(open_corpus(data), data, TokenizerConfig(TokenizerKind.byte), tmp_path / "out", QUIET)
@@ -223,7 +223,7 @@ def test_the_order_of_documents_is_not_that_of_the_files(tmp_path: Path) -> None
     assert len(set(order)) == len(order) and abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2
 
 
-# --- Documents that do not see each other ----------------------------------------------------------
+# --- Separate documents ----------------------------------------------------------------------------
 
 MODELS = {
     name: dataclasses.replace(model, context_length=24, vocab_size=257)
@@ -233,7 +233,7 @@ KERNELS = list(AttentionKernel)[1:]
 
 
 def packed() -> Batch:
-    """Two windows of several documents, one of a single token, from the loader."""
+    """Return two windows with several documents, one of a single token, from the loader."""
     generator = np.random.default_rng(0)
     ids = generator.integers(0, 256, 200)
     ids[[5, 16, 17, 40, 60, 61, 90, 101, 140, 170]] = END
@@ -241,8 +241,8 @@ def packed() -> Batch:
     return windows.batch(0)
 
 
-def stretches(documents: torch.Tensor) -> list[tuple[int, int, int]]:
-    """(row, first, after) of each document."""
+def document_spans(documents: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Return (row, start, end) of each document."""
     found: list[tuple[int, int, int]] = []
     for row, numbers in enumerate(documents.tolist()):
         for number in dict.fromkeys(numbers):
@@ -253,12 +253,12 @@ def stretches(documents: torch.Tensor) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", MODELS)
-def test_no_logit_and_no_gradient_crosses_a_document(name: str, kernel: AttentionKernel) -> None:
-    """Each document's logits are those of it alone; the loss of one has no gradient at the inputs of another."""
+def test_documents_are_isolated_in_logits_and_gradients(name: str, kernel: AttentionKernel) -> None:
+    """Each document's logits equal those of the document alone; its loss has no gradient at the inputs of others."""
     torch.manual_seed(0)
     model = Transformer(MODELS[name], kernel).double().eval()
     batch = packed()
-    assert batch.documents is not None and len(stretches(batch.documents)) > 5
+    assert batch.documents is not None and len(document_spans(batch.documents)) > 5
     embedded: list[torch.Tensor] = []
 
     def keep(module: object, inputs: object, output: torch.Tensor) -> None:
@@ -268,7 +268,7 @@ def test_no_logit_and_no_gradient_crosses_a_document(name: str, kernel: Attentio
     handle = model.token_embedding.register_forward_hook(keep)
     logits = model.unembedding(model.hidden_states(batch.token_ids, documents=batch.documents))
     handle.remove()
-    for row, first, after in stretches(batch.documents):
+    for row, first, after in document_spans(batch.documents):
         alone = model(batch.token_ids[row : row + 1, first:after])[0]
         torch.testing.assert_close(logits[row, first:after], alone, rtol=0, atol=1e-12)
         embedded[0].grad = None
@@ -280,12 +280,12 @@ def test_no_logit_and_no_gradient_crosses_a_document(name: str, kernel: Attentio
         assert (gradient[~inside] == 0).all() and (gradient[inside] != 0).any()
 
 
-def test_a_changed_document_changes_no_other() -> None:
+def test_changing_a_document_does_not_affect_others() -> None:
     torch.manual_seed(0)
     model = Transformer(MODELS["modern"], AttentionKernel.blocked).eval()
     batch = packed()
     assert batch.documents is not None
-    row, first, after = max(stretches(batch.documents), key=lambda s: s[2] - s[1])
+    row, first, after = max(document_spans(batch.documents), key=lambda s: s[2] - s[1])
     changed = batch.token_ids.clone()
     changed[row, first:after] = 7
     before, then = (model.hidden_states(ids, documents=batch.documents) for ids in (batch.token_ids, changed))
@@ -295,12 +295,13 @@ def test_a_changed_document_changes_no_other() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("dtype", [Dtype.float32, Dtype.bfloat16])
-def test_documents_in_blocks_equal_the_plain_ones(
+def test_blocked_attention_with_documents_equals_the_plain_kernel(
     dtype: Dtype, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients of a training step in micro-batches, against the plain kernel's: through small blocks, or with dropout.
+    """Compare the gradients of micro-batches with the plain kernel's, with small blocks or with dropout.
 
-    One block draws the drops of all weights at once, as the plain kernel does, so both drop the same.
+    A single block draws the dropout mask of all weights at once, like the plain kernel, so both masks are
+    equal.
     """
     if not dropout:
         monkeypatch.setattr("wholegpt.model.layers.blocked_attention.SHORTEST_BLOCK", 8)
@@ -317,8 +318,8 @@ def test_documents_in_blocks_equal_the_plain_ones(
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[0].norm()
 
 
-def test_evaluating_separate_documents_is_evaluating_each() -> None:
-    """Windows that begin at each document give the loss of a packed batch; a second route to the same figure."""
+def test_evaluation_of_separate_documents_equals_the_packed_loss() -> None:
+    """Evaluation windows that start at each document give the loss of a packed batch."""
     torch.manual_seed(0)
     model = Transformer(MODELS["modern"], AttentionKernel.plain).eval()
     generator = np.random.default_rng(0)
@@ -346,8 +347,8 @@ def prepared_documents(folder: Path) -> PreparedData:
     return prepare(open_corpus(data), data, TokenizerConfig(TokenizerKind.byte), folder / "data", QUIET)
 
 
-def test_a_run_on_separate_documents_is_measured_on_separate_ones(tmp_path: Path) -> None:
-    """Training, its evaluation and `evaluate` on the run agree; so does each document evaluated by itself."""
+def test_run_on_separate_documents_is_evaluated_on_separate_documents(tmp_path: Path) -> None:
+    """Training, its evaluation and ``evaluate`` agree, and so does each document evaluated alone."""
     import wholegpt as wg
 
     prepared_documents(tmp_path)
@@ -364,7 +365,7 @@ def test_a_run_on_separate_documents_is_measured_on_separate_ones(tmp_path: Path
     data = PreparedData.open(tmp_path / "data")
     again = lm.evaluate_tokens(data.validation, 0, Dtype.float32, QUIET)
     assert again.nats_per_token == pytest.approx(run.validation.nats_per_token, abs=1e-6)
-    checkpoint = wg.load(run.path / "checkpoints" / "step-00000008")  # a model folder that knows its run
+    checkpoint = wg.load(run.path / "checkpoints" / "step-00000008")  # a model folder inside its run
     assert checkpoint.documents is lm.documents is Documents.separate
     ids = data.validation.read(0, len(data.validation))
     documents = np.split(ids, np.flatnonzero(ids == END))

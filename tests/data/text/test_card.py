@@ -1,4 +1,4 @@
-"""What prepared data says of itself: figures counted another way, hashes, warnings, and the commands that show it."""
+"""Data cards: recomputed statistics, hashes, warnings, and the commands that show them."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ LATIN, GREEK = "some words of English text here ", "λόγος καὶ ἔργο
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of two sources: a table and texts in other alphabets, with a copy and a binary among them."""
+    """A folder with two sources, a table and texts in several Unicode scripts, with a duplicate and a binary file."""
     documents = [text_of(200, seed) for seed in range(60)]
     lines = [json.dumps({"body": text, "id": i}) + "\n" for i, text in enumerate([*documents, documents[3]])]
     (tmp_path / "table.jsonl").write_text("".join(lines))
@@ -47,7 +47,7 @@ def texts_of(folder: Path) -> list[list[str]]:
     ]
 
 
-def test_every_figure_of_the_card_is_true(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_the_card_are_correct(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command, out = prepare(folder, "out", "--data.license", "CC0-1.0")
     assert main([*command, "--json"]) == 0
     printed = capsys.readouterr()
@@ -111,7 +111,7 @@ def test_a_card_of_an_older_version_is_shown_with_current_names(
     assert capsys.readouterr().out == shown
 
 
-def test_the_same_data_has_the_same_hash_however_it_was_made(folder: Path) -> None:
+def test_hash_depends_only_on_the_data(folder: Path) -> None:
     command, _ = prepare(folder, "one")
     assert main([*command, "--quiet"]) == 0
     (folder / "texts").rename(folder / "renamed")
@@ -123,7 +123,7 @@ def test_the_same_data_has_the_same_hash_however_it_was_made(folder: Path) -> No
     assert one == two != three
 
 
-def test_a_run_names_its_card_and_other_data_is_warned_of(
+def test_run_records_its_card_and_warns_about_other_data(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, run = str(folder / "table.jsonl"), folder / "run"
@@ -141,7 +141,7 @@ def test_a_run_names_its_card_and_other_data_is_warned_of(
     assert "this is not the data that data.card names" in capsys.readouterr().err
 
 
-def test_many_identical_documents_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warning_about_many_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps({"text": text_of(100, seed % 80)}) + "\n" for seed in range(100)]
     (tmp_path / "t.jsonl").write_text("".join(lines))
     command = ["data", "prepare", str(tmp_path / "t.jsonl"), "--tokenizer.kind", "byte", "--out"]
@@ -159,7 +159,7 @@ def test_many_identical_documents_are_warned_of(tmp_path: Path, capsys: pytest.C
     assert duplicates == {"method": "exact", "left_out_exact": 20, "left_out_near": 0}
 
 
-def test_stats_of_text(folder: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
+def test_data_stats_of_text(folder: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
     assert main(["data", "stats", str(folder / "table.jsonl"), str(folder / "texts")]) == 0
     shown = capsys.readouterr().out
     assert (
@@ -171,7 +171,7 @@ def test_stats_of_text(folder: Path, capsys: pytest.CaptureFixture[str], fails: 
     assert "holds no text" in fails("data", "stats", str(folder / "empty.txt"))
 
 
-def test_deduplicate_lists_groups_and_writes_what_is_kept(
+def test_data_deduplicate_lists_clusters_and_writes_the_kept_documents(
     folder: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     pytest.importorskip("rensa")
@@ -194,7 +194,7 @@ def test_deduplicate_lists_groups_and_writes_what_is_kept(
     assert "data.near_words is 0" in fails(*command, "--words", "0")
 
 
-def test_what_is_skipped_is_noted_wherever_text_is_read(
+def test_skipped_documents_are_reported_by_every_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "table.jsonl"
@@ -204,8 +204,8 @@ def test_what_is_skipped_is_noted_wherever_text_is_read(
         assert "skipped 1 empty document" in capsys.readouterr().err
 
 
-def test_cleaning_repairs_text(tmp_path: Path) -> None:
-    """What ftfy is known for: UTF-8 read as Windows-1252, entities, curled quotes."""
+def test_cleaning_repairs_text_with_ftfy(tmp_path: Path) -> None:
+    """UTF-8 decoded as Windows-1252, HTML entities, and curly quotes."""
     pytest.importorskip("ftfy")
     broken = "The Mona Lisa doesnâ€™t have eyebrows &amp; “smiles”. "
     (tmp_path / "t.txt").write_text(broken * 20, encoding="utf-8")

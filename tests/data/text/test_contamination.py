@@ -1,4 +1,4 @@
-"""Planted runs of words are found, all of them; other text has none."""
+"""Contamination: planted n-grams are found in evaluation text, and nothing else is reported."""
 
 import json
 import random
@@ -16,7 +16,7 @@ def words(count: int, seed: int) -> list[str]:
     return ["".join(generator.choice("abcdefghij") for _ in range(6)) for _ in range(count)]
 
 
-def test_planted_runs_are_found_and_no_others() -> None:
+def test_exactly_the_planted_ngrams_are_found() -> None:
     training = [words(300, seed) for seed in range(50)]
     evaluation = [words(100, 1000 + seed) for seed in range(40)]
     generator = random.Random(0)
@@ -32,20 +32,20 @@ def test_planted_runs_are_found_and_no_others() -> None:
         assert overlaps[number].excerpt in " ".join(evaluation[number])
 
 
-def test_case_and_punctuation_do_not_hide_a_run() -> None:
+def test_ngrams_are_matched_despite_case_and_punctuation() -> None:
     (overlap,) = contamination([["To be, or not to be"]], [["to BE -- or... not;"]], words=4)
     assert (overlap.ngrams, overlap.found, overlap.excerpt, overlap.share) == (1, 1, "to be or not", 1.0)
 
 
-def test_by_hand() -> None:
-    """Of a b c, b c d, c d e the first and the last stand in the training text, over two pieces of a document."""
+def test_contamination_by_hand() -> None:
+    """Of the trigrams a b c, b c d and c d e, the first and last occur in training, across pieces of a document."""
     training = [["a b c x", " y c"], ["d e"], [" d e c ", "d e"]]
     (overlap, short) = contamination(training, [["a b c d e"], ["a b"]], words=3)
     assert (overlap.ngrams, overlap.found, overlap.excerpt) == (3, 2, "a b c")
     assert (short.ngrams, short.share) == (0, 0.0)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contamination_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = [text_of(400, seed) for seed in range(5)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
     known = " ".join(documents[3].split()[5:40])
@@ -65,9 +65,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "1 of 2 documents" in capsys.readouterr().out
 
 
-def test_a_split_whose_sides_overlap_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copies = [text_of(300, seed % 40) for seed in range(80)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in copies))
+def test_warning_about_a_contaminated_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    duplicates = [text_of(300, seed % 40) for seed in range(80)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in duplicates))
     command = [
         "data",
         "prepare",

@@ -1,4 +1,4 @@
-"""Attributes before texts: what records have, where the header stands and where not, and what is counted."""
+"""Control codes in prepared data: attributes of records, headers, dropout and counts."""
 
 import csv
 import importlib.util
@@ -25,7 +25,7 @@ KNOWN = {"sentiment": {"positive": 2, "negative": 1}, "true": {"true": 1}}
 
 
 def records(count: int = 80) -> list[dict[str, Any]]:
-    """Texts with a sentiment each, every second one with a domain."""
+    """Return texts with a sentiment each, and every second one with a domain."""
     made: list[dict[str, Any]] = []
     for i in range(count):
         record = {"text": text_of(60, i), "sentiment": ("negative", "positive")[i % 3 > 0]}
@@ -56,7 +56,7 @@ def prepared(
 
 
 def documents_of(data: PreparedData) -> list[list[str]]:
-    """The documents of both sides as a model sees them."""
+    """Return the documents of both sides of the split as a model sees them."""
     texts = [
         data.tokenizer.decode(side.read(0, len(side)).tolist()) for side in (data.train, data.validation)
     ]
@@ -73,18 +73,18 @@ def documents_of(data: PreparedData) -> list[list[str]]:
         ({}, ""),
     ],
 )
-def test_the_header_is_one_line_in_the_order_of_the_setting(record: dict[str, Any], expected: str) -> None:
+def test_header_is_one_line_in_the_order_of_the_setting(record: dict[str, Any], expected: str) -> None:
     assert header(attributes_of(record, "text", FIELDS)) == expected
 
 
 @pytest.mark.parametrize(("words", "length"), [(19, "short"), (20, "medium"), (199, "medium"), (200, "long")])
-def test_length_is_derived_where_no_field_says_it(words: int, length: str) -> None:
+def test_length_is_derived_if_no_field_gives_it(words: int, length: str) -> None:
     assert length_of("word " * words) == length
     assert attributes_of({}, "word " * words, ("length",)) == (("length", length),)
     assert attributes_of({"length": "my own"}, "word", ("length",)) == (("length", "my own"),)
 
 
-def test_every_form_of_table_gives_the_same_attributes(tmp_path: Path) -> None:
+def test_every_table_format_gives_the_same_attributes(tmp_path: Path) -> None:
     made = records(6)
     expected = [
         Piece(one["text"], attributes=attributes_of(one, one["text"], (*FIELDS, "length"))) for one in made
@@ -103,7 +103,7 @@ def test_every_form_of_table_gives_the_same_attributes(tmp_path: Path) -> None:
         assert pieces(tmp_path / name, control=(*FIELDS, "length")) == expected, name
 
 
-def test_each_document_begins_with_its_header(tmp_path: Path) -> None:
+def test_each_document_starts_with_its_header(tmp_path: Path) -> None:
     made = records()
     data = prepared(write(tmp_path / "a.jsonl", made), tmp_path / "out", control=FIELDS)
     train, validation = documents_of(data)
@@ -117,7 +117,7 @@ def test_each_document_begins_with_its_header(tmp_path: Path) -> None:
     assert data.card["control"] == counted and "- domain: news" in card_page(data.card)
 
 
-def test_a_share_of_the_documents_stands_without(tmp_path: Path) -> None:
+def test_control_dropout_omits_a_share_of_the_headers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", records(400))
     data = prepared(path, tmp_path / "out", control=FIELDS, control_dropout=0.25)
     train, validation = documents_of(data)
@@ -132,7 +132,7 @@ def test_a_share_of_the_documents_stands_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [TokenizerKind.byte, TokenizerKind.character, TokenizerKind.bpe])
-def test_characters_and_bytes_are_those_of_the_tokens(kind: TokenizerKind, tmp_path: Path) -> None:
+def test_characters_and_bytes_include_the_headers(kind: TokenizerKind, tmp_path: Path) -> None:
     made = [{**one, "sentiment": "ünsure"} for one in records()]
     data = prepared(write(tmp_path / "a.jsonl", made), tmp_path / "out", kind, control=("sentiment",))
     for texts, side in zip(documents_of(data), (data.manifest.train, data.manifest.validation), strict=True):
@@ -141,7 +141,7 @@ def test_characters_and_bytes_are_those_of_the_tokens(kind: TokenizerKind, tmp_p
     assert data.card["text"]["characters"] == sum(len(one["text"]) for one in made)
 
 
-def test_a_document_that_is_cut_has_its_header_on_both_sides(tmp_path: Path) -> None:
+def test_split_document_has_its_header_on_both_sides(tmp_path: Path) -> None:
     lines = [{"text": text_of(400), "sentiment": "positive"}]
     train, validation = documents_of(
         prepared(write(tmp_path / "a.jsonl", lines), tmp_path / "out", control=("sentiment",))
@@ -152,10 +152,10 @@ def test_a_document_that_is_cut_has_its_header_on_both_sides(tmp_path: Path) -> 
     assert train[0].startswith(head) and validation[0].startswith(head)
 
 
-def test_copies_are_found_whatever_their_headers(tmp_path: Path) -> None:
+def test_duplicates_are_found_despite_different_headers(tmp_path: Path) -> None:
     made = records(60)
-    copies = [{**one, "sentiment": "neither"} for one in made]
-    path = write(tmp_path / "a.jsonl", made + copies)
+    duplicates = [{**one, "sentiment": "neither"} for one in made]
+    path = write(tmp_path / "a.jsonl", made + duplicates)
     data = prepared(path, tmp_path / "out", control=("sentiment",), deduplicate="exact")
     assert data.manifest.train.documents + data.manifest.validation.documents == len(made)
     assert "neither" not in data.manifest.control["sentiment"]
@@ -166,7 +166,7 @@ def test_copies_are_found_whatever_their_headers(tmp_path: Path) -> None:
     ("value", "problem"),
     [("x" * 101, "101 characters"), ("a\nb", "line break"), ([1], "but list"), ("\ud800", "not text")],
 )
-def test_what_is_no_value_is_a_bad_line(value: Any, problem: str, tmp_path: Path) -> None:
+def test_invalid_attribute_value_is_a_bad_line(value: Any, problem: str, tmp_path: Path) -> None:
     lines = [{"text": "a", "sentiment": "good"}, {"text": "b", "sentiment": value}]
     path = write(tmp_path / "a.jsonl", lines)
     with pytest.raises(DataError, match=rf"a\.jsonl: line 2 has in field 'sentiment' .*{problem}"):
@@ -176,14 +176,14 @@ def test_what_is_no_value_is_a_bad_line(value: Any, problem: str, tmp_path: Path
     assert corpus.report.skipped == {"bad lines": 1}
 
 
-def test_a_field_that_is_no_category(tmp_path: Path) -> None:
+def test_field_with_too_many_values_is_rejected(tmp_path: Path) -> None:
     lines = [{"text": f"text {i}", "id": i} for i in range(MOST_VALUES + 1)]
     with pytest.raises(DataError, match="'id', for which the documents have more than 100 different values"):
         prepared(write(tmp_path / "a.jsonl", lines), tmp_path / "out", control=("id",))
     prepared(write(tmp_path / "b.jsonl", lines[:-1]), tmp_path / "out", control=("id",))
 
 
-def test_a_field_that_no_record_has(tmp_path: Path) -> None:
+def test_field_missing_from_all_records_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", records())
     with pytest.raises(DataError, match=r"no document has the field 'sentimant'.*did you mean 'sentiment'"):
         prepared(path, tmp_path / "out", control=("sentimant",))
@@ -196,18 +196,18 @@ def test_plain_text_has_no_fields(text_file: Path, tmp_path: Path) -> None:
             pieces(source, control=("length",))
 
 
-def test_the_text_is_not_looked_for_in_the_fields(tmp_path: Path) -> None:
+def test_control_fields_are_not_taken_for_the_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"review": "good", "sentiment": "very positive indeed"}])
     assert [piece.text for piece in pieces(path, control=("sentiment",))] == ["good"]
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("",), ("a\nb",), ("review",)])
-def test_names_that_make_no_header(names: tuple[str, ...]) -> None:
+def test_invalid_field_names_are_rejected(names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"data\.control"):
         check(Config(data=DataConfig(control=names, text_field="review")))
 
 
-def test_what_is_asked_for_is_written_as_in_training() -> None:
+def test_requested_control_codes_give_the_header_of_training() -> None:
     assert header_for({"true": True, "sentiment": "positive"}, KNOWN) == "sentiment: positive, true: true\n"
     with pytest.raises(ConfigError, match="did you mean 'positive'"):
         header_for({"sentiment": "positiv"}, KNOWN)

@@ -1,4 +1,4 @@
-"""Planted copies are found, others are not."""
+"""Deduplication finds planted duplicates and near-duplicates, and no others."""
 
 import json
 import random
@@ -19,7 +19,7 @@ def found(documents: list[str], near: bool = True) -> Duplicates:
     return find_duplicates(([text] for text in documents), near)
 
 
-def test_copies_but_for_case_and_white_space() -> None:
+def test_exact_duplicates_ignore_case_and_white_space() -> None:
     documents = ["One two.", "three", "one  TWO.\n", "one, two", "three", ""]
     duplicates = found(documents, near=False)
     assert duplicates.first.tolist() == [0, 1, 0, 3, 1, 5]
@@ -27,7 +27,7 @@ def test_copies_but_for_case_and_white_space() -> None:
     assert duplicates.kept.tolist() == [True, True, False, True, False, True]
 
 
-def test_chains_are_one_cluster() -> None:
+def test_chain_of_near_duplicates_is_one_cluster() -> None:
     words = [f"w{i}" for i in range(100)]
     chain = [" ".join(words[:i] + [f"x{j}" for j in range(i)] + words[i:]) for i in (0, 1, 2)]
     assert found([*chain, "nothing of the kind"]).first.tolist() == [0, 0, 0, 3]
@@ -38,7 +38,7 @@ def changed(text: str, share: float, generator: random.Random, vocabulary: list[
     return " ".join(generator.choice(vocabulary) if generator.random() < share else word for word in words)
 
 
-def test_planted_near_copies_of_real_documents(shared_data: Path) -> None:
+def test_planted_near_duplicates_of_real_documents(shared_data: Path) -> None:
     lines = (shared_data / "english.jsonl").read_text(encoding="utf-8").strip().split("\n")[::4]
     documents = [json.loads(line)["text"] for line in lines]
     alone = found(documents)
@@ -54,14 +54,14 @@ def test_planted_near_copies_of_real_documents(shared_data: Path) -> None:
     assert np.mean(found([*documents, *copies]).kept[len(documents) :]) > 0.99
 
 
-def test_a_document_in_pieces_is_one() -> None:
+def test_document_in_pieces_is_compared_as_a_whole() -> None:
     text = text_of(2000)
     half = text.index(" ", 1000)
     whole, pieces = [text], [text[:half], text[half:]]
     assert find_duplicates([whole, pieces], near=True).first.tolist() == [0, 0]
 
 
-def test_prepare_leaves_copies_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_removes_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = [text_of(300, seed) for seed in range(80)]
     lines = [json.dumps({"text": text}) + "\n" for text in [*documents, *(d.upper() for d in documents[:20])]]
     (tmp_path / "text.jsonl").write_text("".join(lines))
@@ -79,7 +79,7 @@ def test_prepare_leaves_copies_out(tmp_path: Path, capsys: pytest.CaptureFixture
     )
 
 
-def test_the_threshold_is_a_share() -> None:
+def test_near_threshold_must_be_a_fraction() -> None:
     from wholegpt.settings.schema import Config, DataConfig
     from wholegpt.settings.validation import check
 
@@ -88,7 +88,7 @@ def test_the_threshold_is_a_share() -> None:
 
 
 def test_scripts_without_spaces_and_texts_without_words() -> None:
-    """Chinese is compared by its characters; what has no words is like nothing but its copies."""
+    """Chinese is compared by characters; a text without words duplicates only identical texts."""
     generator = random.Random(0)
     documents = ["".join(chr(generator.randrange(0x4E00, 0x9FFF)) for _ in range(300)) for _ in range(20)]
     copies = [text[:100] + "一" + text[101:200] + "一" + text[201:] for text in documents]
@@ -99,15 +99,15 @@ def test_scripts_without_spaces_and_texts_without_words() -> None:
     assert duplicates.similarity.tolist() == [1.0] * 6
 
 
-def test_white_space_does_not_hide_copies_in_pieces() -> None:
-    """Where the pieces are cut depends on the white space."""
+def test_duplicates_in_pieces_ignore_white_space() -> None:
+    """Piece boundaries depend on the white space."""
     words = text_of(3000).split()
     one = [" ".join(words[:200]), " " + " ".join(words[200:])]
     other = ["\n".join(words[:90]), "\n\n" + "  ".join(words[90:])]
     assert find_duplicates([one, other], near=False).first.tolist() == [0, 0]
 
 
-def test_clusters_by_hand() -> None:
+def test_duplicate_clusters_by_hand() -> None:
     duplicates = found(["b b b", "a a a a", "B b b", "a  a a a", "c", "A a a a"], near=False)
     assert list(duplicates.clusters(str)) == [
         {

@@ -1,4 +1,4 @@
-"""Corpora, splits, shards, and the loader."""
+"""Corpora, splits, shards, and the window loader."""
 
 import json
 import tempfile
@@ -43,7 +43,7 @@ def prepared(source: Path, out: Path, **settings: Any) -> PreparedData:
     return prepare(open_corpus(config), config, CHARACTERS, out, QUIET)
 
 
-def test_split_by_fraction_cuts_the_text_at_its_tenth(text_file: Path, tmp_path: Path) -> None:
+def test_split_by_fraction_holds_out_the_last_tenth(text_file: Path, tmp_path: Path) -> None:
     text = text_file.read_text()
     data = prepared(text_file, tmp_path / "out")
     boundary = int(len(text) * 0.9)
@@ -103,8 +103,8 @@ def test_documents_split_always_has_both_sides(tmp_path: Path) -> None:
     st.lists(st.integers(0, 200) | st.integers(0, 100_000), min_size=2, max_size=200),
     st.floats(0.02, 0.6),
 )
-def test_as_much_is_held_out_as_whole_documents_allow(sizes: list[int], fraction: float) -> None:
-    """No further document left alone would come nearer, and the same documents always give the same split."""
+def test_held_out_share_is_as_close_as_whole_documents_allow(sizes: list[int], fraction: float) -> None:
+    """Holding out one more document alone would not be closer, and the split is deterministic."""
     bytes_of = np.array(sizes)
     held_out = draw_documents(bytes_of, fraction)
     assert held_out.any() and not held_out.all()
@@ -119,16 +119,16 @@ def test_as_much_is_held_out_as_whole_documents_allow(sizes: list[int], fraction
 
 
 SKEWED: dict[str, list[int]] = {
-    "many alike": [100] * 500,
+    "equal sizes": [100] * 500,
     "one huge": [1_000_000] + [100] * 500,
     "half of it huge": [50_000] + [100] * 500,
     "a few files and 200 short rows": [90_000, 110_000, 60_000, 100_000, 95_000] + [60] * 200,
-    "from tiny to huge": [2**i for i in range(18)] * 4,
+    "geometric sizes": [2**i for i in range(18)] * 4,
 }
 
 
 @pytest.mark.parametrize("name", SKEWED)
-def test_a_tenth_of_the_bytes_is_held_out_whatever_the_sizes(name: str, tmp_path: Path) -> None:
+def test_one_tenth_of_the_bytes_is_held_out_for_any_document_sizes(name: str, tmp_path: Path) -> None:
     texts = ["x" * size for size in SKEWED[name]]
     with write_documents(tmp_path, map(Piece, texts)) as store:
         plan = plan_split(store, "x", Split.automatic, DataConfig())
@@ -137,7 +137,7 @@ def test_a_tenth_of_the_bytes_is_held_out_whatever_the_sizes(name: str, tmp_path
     assert found[1] / sum(found) == pytest.approx(0.1, abs=0.003)
 
 
-def test_what_whole_documents_come_to_is_said(tmp_path: Path) -> None:
+def test_split_description_states_the_actual_share(tmp_path: Path) -> None:
     with write_documents(tmp_path, map(Piece, ["x" * 10_000, *["y" * 20] * 59])) as store:
         plan = plan_split(store, "x", Split.automatic, DataConfig(split=Split.documents))
     assert plan.description == "56 of 60 documents, drawn at random, are held out, 10% of the bytes"
@@ -156,7 +156,7 @@ def test_pieces_of_a_document_stay_on_one_side(tmp_path: Path) -> None:
     assert len(sides[0]) + len(sides[1]) == 60 and not sides[0] & sides[1]
 
 
-def test_folder_is_read_in_order_and_says_what_it_skips(tmp_path: Path) -> None:
+def test_folder_is_read_in_order_and_skipped_files_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     (folder / "b.md").write_text("second")
@@ -169,7 +169,7 @@ def test_folder_is_read_in_order_and_says_what_it_skips(tmp_path: Path) -> None:
     assert str(corpus.report) == "3 files; skipped 1 binary (.png), 1 hidden"
 
 
-def test_several_sources_are_one_corpus(tmp_path: Path) -> None:
+def test_multiple_sources_are_one_corpus(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(name)
     corpus = open_corpus(DataConfig(source=(str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))))
@@ -182,7 +182,7 @@ def test_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
     assert documents_of(open_corpus(DataConfig(source=(str(path),)))) == ["a\r\nb\rc\n\u2028d"]
 
 
-def test_python_docs_is_in_every_python() -> None:
+def test_python_docs_corpus() -> None:
     corpus = open_corpus(DataConfig(source=("python-docs",)))
     documents = documents_of(corpus)
     assert len(documents) == len(set(documents)) > 5000
@@ -191,12 +191,12 @@ def test_python_docs_is_in_every_python() -> None:
     assert any("The `while` statement" in d or 'The "while" statement' in d for d in documents)
 
 
-def test_python_stdlib_is_source() -> None:
+def test_python_stdlib_corpus() -> None:
     documents = documents_of(open_corpus(DataConfig(source=("python-stdlib",))))
     assert len(documents) > 300 and any("class JSONEncoder" in d for d in documents)
 
 
-def test_tinyshakespeare_is_checked(
+def test_checksum_of_tinyshakespeare_is_verified(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sum(map(len, documents_of(tinyshakespeare()))) == 1_115_394
@@ -206,7 +206,7 @@ def test_tinyshakespeare_is_checked(
         tinyshakespeare()
 
 
-def test_damaged_shards_are_noticed(text_file: Path, tmp_path: Path) -> None:
+def test_damaged_shards_are_detected(text_file: Path, tmp_path: Path) -> None:
     data = prepared(text_file, tmp_path / "out")
     shard = tmp_path / "out" / "train-00000.bin"
     content = bytearray(shard.read_bytes())
@@ -223,7 +223,7 @@ def test_damaged_shards_are_noticed(text_file: Path, tmp_path: Path) -> None:
         PreparedData.open(tmp_path / "out")
 
 
-def test_shards_are_read_across_their_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_read_across_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wholegpt.data.text.encoding.SHARD_BYTES", 70)
     documents = [text_of(20, seed) for seed in range(60)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
@@ -263,7 +263,7 @@ def test_every_window_once_an_epoch(n_tokens: int, context: int, batch: int, see
     assert n_tokens - (n * context) <= 3 * context
 
 
-def test_a_batch_depends_only_on_seed_and_step() -> None:
+def test_batch_depends_only_on_seed_and_step() -> None:
     tokens, training = TokenShards([np.arange(1000)]), TrainingConfig(batch_size=4)
     first, later = (WindowLoader(tokens, 8, training, seed=5) for _ in range(2))
     batch = first.batch(37)
@@ -272,14 +272,14 @@ def test_a_batch_depends_only_on_seed_and_step() -> None:
     assert not np.array_equal(batch.token_ids, WindowLoader(tokens, 8, training, seed=6).batch(37).token_ids)
 
 
-def test_the_vocabulary_follows_the_amount_of_text() -> None:
-    """1,024·√megabytes as a power of two: a million characters, four, sixteen; and its ends."""
+def test_default_vocabulary_grows_with_the_text() -> None:
+    """1,024·√megabytes rounded to a power of two, between a minimum and a maximum."""
     sizes = [fitting_vocabulary(characters) for characters in (0, 10**6, 4 * 10**6, 16 * 10**6, 10**12)]
     assert sizes == [512, 1024, 2048, 4096, 32_768]
 
 
-def test_a_growing_batch_takes_every_window_once() -> None:
-    """5 windows, then evenly up to 13 over 4 steps; the next step begins where the last one ended."""
+def test_batch_growth_uses_every_window_once() -> None:
+    """5 windows, then evenly up to 13 over 4 steps; each step continues where the last one ended."""
     training = TrainingConfig(batch_size=13, initial_batch_size=5, batch_growth_steps=4)
     sizes = np.diff([windows_before(step, training) for step in range(8)])
     assert sizes.tolist() == [5, 7, 9, 11, 13, 13, 13]

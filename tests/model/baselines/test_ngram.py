@@ -1,4 +1,4 @@
-"""The n-gram model against NLTK, against counting by hand, and as a model like any other."""
+"""The n-gram model against NLTK, against counts by hand, and through training, evaluation and generation."""
 
 import dataclasses
 import json
@@ -38,7 +38,10 @@ def ngram_config(vocab_size: int, order: int, discount: float = 0.0) -> ModelCon
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 def test_probabilities_equal_nltk(order: int) -> None:
-    """20 kB of letters. The text begins as it ends, so that every run has one before it, as NLTK takes for granted."""
+    """On 20 kB of letters.
+
+    The text starts with its own end, so that every n-gram has a predecessor, as NLTK assumes.
+    """
     lm = pytest.importorskip("nltk.lm", reason="nltk is a test-only dependency")
     text = text_of(20_000, seed=3)
     text = text[-10:] + text
@@ -46,13 +49,13 @@ def test_probabilities_equal_nltk(order: int) -> None:
     ids = np.array([letters.index(letter) for letter in text])
     ours = NGram.counted(ids, ngram_config(len(letters), order, 0.75))
     theirs = lm.KneserNeyInterpolated(order, discount=0.75) if order > 1 else lm.MLE(1)
-    runs = [tuple(text[i : i + size]) for size in range(1, order + 1) for i in range(len(text) - size + 1)]
-    theirs.fit([runs], vocabulary_text=letters)
+    ngrams = [tuple(text[i : i + size]) for size in range(1, order + 1) for i in range(len(text) - size + 1)]
+    theirs.fit([ngrams], vocabulary_text=letters)
     generator = random.Random(0)
     for _ in range(30):
         at = generator.randrange(len(text) - order)
         context = text[at : at + order - 1]
-        if generator.random() < 0.3:  # one that the text may not have
+        if generator.random() < 0.3:  # a context that the text may not contain
             context = "".join(generator.choices(letters, k=order - 1))
         token_ids = torch.tensor([[letters.index(letter) for letter in context]], dtype=torch.long)
         cache = ours.new_cache(1)
@@ -64,7 +67,7 @@ def test_probabilities_equal_nltk(order: int) -> None:
 
 
 def test_counts_by_hand() -> None:
-    """a b a b a c: runs of one and two, and how many different tokens stand before them."""
+    """a b a b a c: unigrams, bigrams, and the number of distinct predecessors of each."""
     levels = count_ngrams(np.array([0, 1, 0, 1, 0, 2]), 2, vocab_size=3)
     assert levels[0].keys.tolist() == [0, 1, 2]
     assert levels[0].counts.tolist() == [3, 2, 1]
@@ -77,7 +80,7 @@ def test_counts_by_hand() -> None:
 
 @pytest.mark.parametrize("order", [0, 1, 2, 4, 7])
 def test_every_distribution_sums_to_one(order: int) -> None:
-    """Tokens that the text lacks too, contexts that it lacks, contexts that are shorter than the order."""
+    """Including unseen tokens, unseen contexts, and contexts shorter than the order."""
     generator = np.random.default_rng(0)
     model = NGram.counted(generator.integers(0, 40, 3_000), ngram_config(50, order))
     logits = model(torch.from_numpy(generator.integers(0, 50, (8, 30))))
@@ -87,7 +90,7 @@ def test_every_distribution_sums_to_one(order: int) -> None:
         torch.testing.assert_close(logits, torch.full_like(logits, -np.log(50)))
 
 
-def test_reading_in_pieces_equals_reading_at_once() -> None:
+def test_chunked_prefill_equals_one_forward_pass() -> None:
     generator = np.random.default_rng(1)
     model = NGram.counted(generator.integers(0, 6, 5_000), ngram_config(6, 4))
     ids = torch.from_numpy(generator.integers(0, 6, (3, 50)))
@@ -96,8 +99,8 @@ def test_reading_in_pieces_equals_reading_at_once() -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
 
 
-def test_numbers_learned() -> None:
-    """Three of four tokens occur, in seven different runs of two."""
+def test_parameter_count() -> None:
+    """The text contains three of four tokens and seven distinct bigrams."""
     ids = np.array([0, 1, 2, 0, 2, 1, 0, 0])
     learned = [NGram.counted(ids, ngram_config(4, order)).parameter_count for order in range(3)]
     assert learned == [0, 4, 4 + 7 + 3]
@@ -108,8 +111,8 @@ def test_too_little_text() -> None:
         NGram.counted(np.array([1, 2, 3]), ngram_config(5, 5))
 
 
-def test_a_run_of_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is trained, resumed, evaluated, opened and asked to write by what does that for every model."""
+def test_ngram_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training, resuming, evaluation, loading and generation work as for every other model."""
     (tmp_path / "text.txt").write_text(text_of(20_000))
     wrong = tiny_config(tmp_path / "text.txt", model={"architecture": "ngram"})
     with pytest.raises(ConfigError, match=r"model.n_layers does not apply to ngram"):
@@ -139,10 +142,10 @@ def test_batched_equals_alone() -> None:
     prompts = [tokenizer.encode(prompt) for prompt in ("the of", "to", "is you that it he was")]
     config = GenerationConfig(30, 1.0)
 
-    def written(slots: int) -> list[list[int]]:
+    def generated(slots: int) -> list[list[int]]:
         engine = Engine(model, tokenizer, CPU, slots=slots)
         requests = [engine.submit(prompt, config) for prompt in prompts]
         engine.run()
         return [request.token_ids for request in requests]
 
-    assert written(3) == written(1)
+    assert generated(3) == generated(1)

@@ -48,7 +48,7 @@ def test_the_equations_are_what_pytorch_computes(kind: Architecture) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reading_in_pieces_equals_reading_at_once(kind: Architecture) -> None:
+def test_chunked_prefill_equals_one_forward_pass(kind: Architecture) -> None:
     model = network(kind)
     ids = torch.randint(37, (3, 40))
     cache = model.new_cache(3)
@@ -69,8 +69,8 @@ def test_predicted_sizes(kind: Architecture) -> None:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run(kind: Architecture, optimizer: str, text_file: Path, tmp_path: Path) -> None:
-    """The same loop, checkpoints, evaluation and generation as of a transformer."""
+def test_recurrent_run(kind: Architecture, optimizer: str, text_file: Path, tmp_path: Path) -> None:
+    """Training, checkpoints, evaluation and generation work as for a transformer."""
     model = {"architecture": kind.value, "n_heads": ModelConfig().n_heads}
     config = tiny_config(text_file, model=model, optimizer={"kind": optimizer})
     run = api.train(config=config, out=tmp_path / "run", console=Console(quiet=True))
@@ -80,7 +80,7 @@ def test_a_run(kind: Architecture, optimizer: str, text_file: Path, tmp_path: Pa
     assert len(completion.token_ids) == 20
 
 
-def test_what_it_has_not() -> None:
+def test_unsupported_settings_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"model.n_experts does not apply to gru"):
         parameter_count(tiny_model(architecture=Architecture.gru, n_heads=4, n_kv_heads=0, n_experts=3))
     documents = torch.tensor([[0, 0, 1]])
