@@ -104,9 +104,8 @@ def test_rouge_by_hand() -> None:
     assert rouge(GENERATED[1], REFERENCES[1]) == pytest.approx(
         {"rouge1": 2 * 6 / (8 + 6), "rouge2": 2 * 3 / (7 + 5), "rougeL": 2 * 5 / (8 + 6)}
     )
-    assert rouge(GENERATED[0], REFERENCES[0]) == rouge(
-        GENERATED[0], REFERENCES[0][1:]
-    )  # the best reference counts
+    # The best reference counts.
+    assert rouge(GENERATED[0], REFERENCES[0]) == rouge(GENERATED[0], REFERENCES[0][1:])
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:

@@ -52,9 +52,8 @@ def test_the_level_by_hand() -> None:
     assert law.level(2e6, 4e6, 8e6) == pytest.approx(1 + 0.5 / 2 + 2 / 2)
     repeated = 4 * (1 + 2 * (1 - math.exp(-1 / 2)))  # two epochs over four million tokens
     assert law.level(2e6, 8e6, 4e6) == pytest.approx(1 + 0.5 / 2 + 2 / math.sqrt(repeated))
-    assert law.level(2e6, 8e9, 4e6) == pytest.approx(
-        1 + 0.5 / 2 + 2 / math.sqrt(12)
-    )  # at most 1 + R effective epochs
+    # At most 1 + R effective epochs.
+    assert law.level(2e6, 8e9, 4e6) == pytest.approx(1 + 0.5 / 2 + 2 / math.sqrt(12))
 
 
 def test_predicted_loss_of_the_pilot_run_is_its_measured_loss() -> None:

@@ -389,9 +389,8 @@ def test_model_learns_to_answer_and_to_stop(chat_model: Path, tmp_path: Path) ->
     score = lm.evaluate_task(conversations(tmp_path / "test.json", 20, seed=4), console=QUIET)
     assert score.metrics["stopped"].value == 1 and score.metrics["empty"].value == 0
     assert score.metrics["median_length_ratio"].value == 1
-    which_of_two = (
-        math.log(2) / 5
-    )  # over four letters and the end token, for a model that knows all but the kind
+    # Over four letters and the end token, for a model that knows all but the kind.
+    which_of_two = math.log(2) / 5
     assert score.metrics["nats_per_token"].value < which_of_two
     assert score.metrics["rouge1"].value == 1
     with pytest.raises(ConfigError, match="user and assistant must alternate"):
