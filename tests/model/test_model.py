@@ -129,7 +129,7 @@ def test_an_untrained_model_knows_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt1", "gpt2", "modern"])
 def test_gradients_against_finite_differences(name: str) -> None:
     config = dataclasses.replace(
-        tiny_models()[name], vocab_size=7, d_model=8, n_heads=2, n_kv_heads=0, n_layers=1
+        tiny_models()[name], vocab_size=7, d_model=8, d_ff=12, n_heads=2, n_kv_heads=0, n_layers=1
     )
     torch.manual_seed(0)
     model = Transformer(config).double()

@@ -94,7 +94,7 @@ def test_adjusted_run_equals_a_run_created_with_its_steps(
     monkeypatch.setattr(adjustment, "WORTH_ADJUSTING_EARLY", 9.0)
     without = dataclasses.replace(Config().logging, sample_tokens=0)
     config = Config(logging=without)
-    run = api.train(tmp_path / "text.txt", config=config, minutes=0.2, out=tmp_path / "run", console=QUIET)
+    run = api.train(tmp_path / "text.txt", config=config, minutes=0.1, out=tmp_path / "run", console=QUIET)
     ((paused, planned),) = steps
     assert paused == max(1, int(0.15 * planned))
     assert run.state.step == run.config.training.steps == planned + 5 and not run.state.stop_reason

@@ -18,6 +18,7 @@ CORRUPTIONS = int(os.environ.get("WHOLEGPT_CORRUPTIONS", "400"))
 """The number of corruptions; for a long run, set the environment variable ``WHOLEGPT_CORRUPTIONS`` to 10000."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "modern-untied"])
 def test_corrupt_imports(kind: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", random_model(KINDS[kind]), tokenizer_of(65))
