@@ -19,6 +19,7 @@ from wholegpt.data.examples.pair_batches import EncodedPair, PairLoader, collate
 from wholegpt.data.examples.preferences import PreferencePair, mismatched, read_pairs
 from wholegpt.data.reading.tables import Reading
 from wholegpt.errors import ConfigError, DataError
+from wholegpt.evaluation import TaskScore
 from wholegpt.losses import dpo_loss, kto_loss, negative_log_likelihood
 from wholegpt.model import Transformer
 from wholegpt.runs import api
@@ -348,6 +349,30 @@ def test_dpo_run_starts_at_ln_2_and_learns_the_preferences(lora: int, align: Ali
     stage = open_stage(run.path)
     assert isinstance(stage, PreferenceTuning)
     assert not {one.pair.prompt for one in stage.train} & {one.pair.prompt for one in stage.validation}
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo"])
+def test_answers_before_and_after_training_are_those_of_both_models(
+    loss: str, align: Align, chat_model: Path
+) -> None:
+    """One for each different held-out prompt, also for a loss without reference; none without samples."""
+    settings = {"alignment": {"loss": loss}, "training": {"steps": 30}, "optimizer": {"learning_rate": 0.01}}
+    run = align(**settings, logging={"sample_tokens": 12})
+    assert isinstance(run.validation, TaskScore)
+    shown = [one for one in run.validation.records if "completion" in one]
+    prompts = [one["prompt"] for one in run.validation.records]
+    assert [one["prompt"] for one in shown] == list(dict.fromkeys(prompts))
+    models = {"completion": wg.load(run.path, checkpoint="last"), "reference_completion": wg.load(chat_model)}
+    for name, model in models.items():
+        for one in shown:
+            asked = [{"role": "user", "content": one["prompt"]}]
+            answer = model.chat(asked, max_tokens=12, temperature=0.0)
+            assert one[name] == answer.text and one[name]
+    report = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Completions</h2>" in report and "the likeliest token each" in report
+    plain = align("plain", **settings, logging={"sample_tokens": 0})
+    assert isinstance(plain.validation, TaskScore)
+    assert not [one for one in plain.validation.records if "completion" in one]
 
 
 def test_stored_reference_log_probabilities_are_those_of_the_parent(align: Align, chat_model: Path) -> None:

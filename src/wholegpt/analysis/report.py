@@ -68,6 +68,7 @@ def write_report(
         mistakes=_mistakes(records),
         answers=[one for one in records if "reference" in one][:ANSWERS],
         completions=[one for one in records if "reference_completion" in one][:ANSWERS],
+        with_rewards=any("reference_reward" in one for one in records),
         masks=[_merged(mask) for mask in masks],
         samples=samples,
         samples_note=_samples_note(samples, len(log.by_kind["sample"])),

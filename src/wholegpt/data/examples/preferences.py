@@ -62,6 +62,8 @@ class PreferencePair:
     """The margin m of a reward model (E18)."""
     mismatched_reference: tuple[float, float] = (0.0, 0.0)
     """For kto: ln π_ref of two answers to another prompt (``mismatched``), in nats."""
+    reference_answer: str = ""
+    """What the reference answers; empty if it was not asked."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 Shapes: B pairs, N pairs of a split, T positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,10 +24,16 @@ from wholegpt.data.examples.pair_batches import (
     encode_pairs,
     with_references,
 )
-from wholegpt.data.examples.preferences import PreferenceData, mismatched, with_mismatched_references
+from wholegpt.data.examples.preferences import (
+    PreferenceData,
+    PreferencePair,
+    mismatched,
+    with_mismatched_references,
+)
 from wholegpt.errors import counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.evaluation.perplexity import check_not_nan
+from wholegpt.generation import Completion
 from wholegpt.losses import IGNORED, dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
 from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.runtime import compute_in
@@ -56,6 +63,8 @@ from wholegpt.training.stage import Criterion, QuickScore, Stage
 
 QUIET = Console(quiet=True)
 WITH_REFERENCE = (PreferenceLoss.sigmoid, PreferenceLoss.ipo, PreferenceLoss.kto)
+SHOWN = 8
+"""Held-out prompts whose answers before and after training are shown."""
 MEANS = {**PAIR_MEANS, "chosen_nats_per_token": "chosen_nats"}
 
 
@@ -199,22 +208,54 @@ class PreferenceTuning(Stage):
         values = self.pairs.values(log_p, replace(collate_pairs(self.validation), divergence=divergence))
         if not whole:
             return quick_score(values, MEANS)
-        cut = sum(one.cut for one in self.validation)
-        return score_pairs("preference", [one.pair for one in self.validation], values, MEANS, cut)
+        pairs, cut = [one.pair for one in self.validation], sum(one.cut for one in self.validation)
+        score = score_pairs("preference", pairs, values, MEANS, cut)
+        shown = [i for i, pair in enumerate(pairs) if pair.reference_answer]
+        for i, answer in zip(shown, self._answers(model, [pairs[i] for i in shown]), strict=True):
+            score.records[i] |= {
+                "completion": answer.text,
+                "finished": answer.finish_reason != "length",
+                "reference_completion": pairs[i].reference_answer,
+            }
+        return score
+
+    def _answers(self, model: TokenModel, pairs: Sequence[PreferencePair]) -> list[Completion]:
+        tokens = self.config.logging.sample_tokens
+        return likeliest_answers(model, self.tokenizer, self.template, pairs, tokens) if tokens else []
 
     def sample(self, model: TokenModel, device: torch.device) -> str:
         """Return the first held-out prompt and the model's answer."""
-        asked, tokens = self.validation[0].pair.prompt, self.config.logging.sample_tokens
-        if not tokens:
-            return ""
-        config = GenerationConfig(max_tokens=tokens, temperature=0.0)
-        (answer,) = answers(model, self.tokenizer, self.template, [asked], config, QUIET)
-        return f"{asked[-1].content}{ANSWER_MARK}{sample_for_people(answer.text)}"
+        first = self.validation[0].pair
+        answer = next(iter(self._answers(model, [first])), None)
+        return f"{first.prompt[-1].content}{ANSWER_MARK}{sample_for_people(answer.text)}" if answer else ""
 
     def describe(self) -> str:
         """Return the number of pairs, their columns, and the number of epochs."""
         cut, length = sum(one.cut for one in self.train), self.config.window_length
         return describe_pairs(len(self.train), len(self.validation), cut, length, self.columns, self.config)
+
+
+def likeliest_answers(
+    model: TokenModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    pairs: Sequence[PreferencePair],
+    tokens: int,
+) -> list[Completion]:
+    """Generate an answer of at most ``tokens`` tokens to the prompt of each pair, at temperature 0."""
+    config = GenerationConfig(max_tokens=tokens, temperature=0.0)
+    return answers(model, tokenizer, template, [one.prompt for one in pairs], config, QUIET)
+
+
+def with_reference_answers(
+    pairs: Sequence[PreferencePair], answer: Callable[[Sequence[PreferencePair]], list[Completion]]
+) -> list[PreferencePair]:
+    """Return the pairs; those of the first ``SHOWN`` different prompts with the reference's answer, by ``answer``."""
+    first = {pair.prompt: i for i, pair in reversed([*enumerate(pairs)])}
+    shown = sorted(first.values())[:SHOWN]
+    found = zip(shown, answer([pairs[i] for i in shown]), strict=True)
+    texts = {i: one.text for i, one in found}
+    return [replace(pair, reference_answer=texts.get(i, "")) for i, pair in enumerate(pairs)]
 
 
 def set_up(request: SetupRequest) -> NewRun:
@@ -244,9 +285,9 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
     )
     setup = fine_tuned(config, parent, tokenizer, metadata, len(train), "")
     sides = [[one.pair for one in side] for side in (train, validation)]
+    decided = decide(setup.config)
+    reference = parent.model.to(decided.runtime.device)
     if config.alignment.loss in WITH_REFERENCE:
-        decided = decide(setup.config)
-        reference = parent.model.to(decided.runtime.device)
 
         def scored(side: list[EncodedPair]) -> Float[Tensor, "N 2"]:
             return log_probabilities_of(reference, side, decided.precision.dtype, request.console)
@@ -261,7 +302,10 @@ def _write(request: SetupRequest, folder: Path) -> RunSetup:
             sides = [
                 with_mismatched_references(side, scored(one)) for side, one in zip(sides, others, strict=True)
             ]
-        reference.cpu()  # frees the memory of the device
+    if tokens := decided.logging.sample_tokens:
+        ask = partial(likeliest_answers, reference.eval(), tokenizer, template, tokens=tokens)
+        sides[1] = with_reference_answers(sides[1], ask)
+    reference.cpu()  # frees the memory of the device
     data_hash = PreferenceData(sides[0], sides[1], data.columns).save(folder / "data")
     return replace(setup, source=source_of_examples(config.finetuning.data, data_hash))
 
