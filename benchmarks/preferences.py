@@ -88,18 +88,19 @@ def answers(
     model: LanguageModel, reference: LanguageModel, prompts: list[str]
 ) -> tuple[list[str], Estimate, Estimate]:
     """Sample an answer to each prompt; return the answers, their KL divergence in nats, and their tokens."""
-    assert isinstance(model.model, NeuralModel) and isinstance(reference.model, NeuralModel)
+    policy, parent = model.model, reference.model
+    assert isinstance(policy, NeuralModel) and isinstance(parent, NeuralModel)
     template, settings = model.chat_template, AlignmentConfig(completion_tokens=MOST_TOKENS)
     assert template
     ids = [
         template.encode((Message("user", one),), model.tokenizer, generation_prompt=True).token_ids
         for one in prompts
     ]
-    sampled = sample_completions(model.model, model.tokenizer, template, ids, settings, Dtype.float32, SEED)
+    sampled = sample_completions(policy, model.tokenizer, template, ids, settings, Dtype.float32, SEED)
     rollout = collate_completions(sampled)
     log_p, log_q = (
-        score_completions(one.model, rollout["token_ids"], rollout["targets"], 1.0, Dtype.float32)[0].sum(1)
-        for one in (model, reference)
+        score_completions(one, rollout["token_ids"], rollout["targets"], 1.0, Dtype.float32)[0].sum(1)
+        for one in (policy, parent)
     )
     divergences, lengths = (log_p - log_q).numpy(), np.array([len(one.token_ids) for one in sampled])
     kl, tokens = (

@@ -80,7 +80,8 @@ def positive(texts: list[str], model: Pipeline) -> Estimate:
 
 def runs(data: Path, base: Path, work: Path, console: Console) -> dict[str, Path]:
     """Return the folders of the classifier, of the model that goes on with sentences, and of both aligned ones."""
-    files, options = examples(data, work), {"console": console}
+    files = examples(data, work)
+    options: Any = {"console": console}
     table = work / "sst2.tsv"
     rows = [f"{text}\t{label}" for text, label in sentences(data / "sst2" / "train.tsv")]
     write_text_atomic(table, "\n".join(["text\tlabel", *rows]))
