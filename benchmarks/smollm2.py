@@ -34,7 +34,7 @@ QUESTIONS = (
     "Who wrote Romeo and Juliet?",
     "List two fruits that are red.",
 )
-TUNING_STEPS, ROWS, ROW_TOKENS = 60, 4, 512
+TUNING_STEPS, ROWS, ROW_TOKENS = 20, 2, 512
 """Steps of tuning, each on ``ROWS`` rows of packed conversations."""
 QUIET = Console(quiet=True)
 

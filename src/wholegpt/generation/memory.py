@@ -7,8 +7,8 @@ from wholegpt.errors import ConfigError
 from wholegpt.model.interface import CausalLanguageModel
 from wholegpt.runtime import free_memory
 
-MOST_AT_ONCE = 32
-"""Most texts that are generated at once unless a number is given; more gain little on a CPU (docs/benchmarks.md)."""
+MOST_AT_ONCE = 128
+"""Most texts of one call that are generated at once (docs/decisions.md)."""
 SHARE_OF_MEMORY = 0.5
 """Largest share of the free memory that the cache may take."""
 

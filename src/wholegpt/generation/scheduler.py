@@ -22,7 +22,7 @@ import torch
 from wholegpt.console import Console
 from wholegpt.errors import ConfigError, QueueFull, SchedulerClosed
 from wholegpt.generation.engine import Engine
-from wholegpt.generation.memory import MOST_AT_ONCE, plan_slots
+from wholegpt.generation.memory import plan_slots
 from wholegpt.generation.request import GenerationRequest
 from wholegpt.generation.results import Completion
 from wholegpt.generation.speculation import Drafter
@@ -52,7 +52,7 @@ class Scheduler:
         tokenizer: Tokenizer,
         device: torch.device,
         *,
-        slots: int = MOST_AT_ONCE,
+        slots: int = 32,
         capacity: int = 0,
         max_queued: int = 1024,
         compiler_threads: int = 2,
