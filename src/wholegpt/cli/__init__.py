@@ -79,23 +79,24 @@ def make_app() -> cyclopts.App:
             negative_iterable=(), name_transform=lambda name: name.replace("_", "-")
         ),
     )
+    # The order of the help: training, use, evaluation, data, exchange, lists. The two sub-apps have keys 12 and 13.
     app.command(training.train, sort_key=1, synonym=("fit", "pretrain"))
-    app.command(generation.generate, sort_key=2, synonym=("complete", "sample"))
-    app.command(chat.chat, sort_key=2, synonym=("ask", "talk"))
-    app.command(use.evaluate, sort_key=3, synonym=("test", "perplexity", "ppl", "score"))
-    app.command(use.compare, sort_key=3, synonym=("diff",))
-    app.command(info.info, sort_key=4, synonym=("describe", "inspect", "show", "summary"))
-    app.command(info.list_recipes, name="recipes", sort_key=4)
-    app.command(info.list_presets, name="presets", sort_key=4, synonym=("models",))
-    app.command(training.plan, sort_key=4, synonym=("estimate",))
-    app.command(training.ladder, sort_key=4, synonym=("baselines",))
-    app.command(finetuning.finetune, sort_key=5, synonym=("sft", "lora"))
-    app.command(alignment.align, sort_key=5, synonym=("dpo", "rlhf", "preferences"))
-    app.command(finetuning.predict, sort_key=5, synonym=("classify", "infer"))
-    app.command(conversion.export, sort_key=6, synonym=("convert", "save"))
-    app.command(conversion.import_, name="import", sort_key=6, synonym=("convert", "download"))
-    app.command(tokenizer.app)
+    app.command(training.plan, sort_key=2, synonym=("estimate",))
+    app.command(finetuning.finetune, sort_key=3, synonym=("sft", "lora"))
+    app.command(alignment.align, sort_key=4, synonym=("dpo", "rlhf", "preferences"))
+    app.command(generation.generate, sort_key=5, synonym=("complete", "sample"))
+    app.command(chat.chat, sort_key=6, synonym=("ask", "talk"))
+    app.command(finetuning.predict, sort_key=7, synonym=("classify", "infer"))
+    app.command(use.evaluate, sort_key=8, synonym=("test", "perplexity", "ppl", "score"))
+    app.command(use.compare, sort_key=9, synonym=("diff",))
+    app.command(training.ladder, sort_key=10, synonym=("baselines",))
+    app.command(info.info, sort_key=11, synonym=("describe", "inspect", "show", "summary"))
     app.command(data.app)
+    app.command(tokenizer.app)
+    app.command(conversion.import_, name="import", sort_key=14, synonym=("convert", "download"))
+    app.command(conversion.export, sort_key=15, synonym=("convert", "save"))
+    app.command(info.list_recipes, name="recipes", sort_key=16)
+    app.command(info.list_presets, name="presets", sort_key=17, synonym=("models",))
 
     def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
         """Print the script that completes commands and options in a shell.
@@ -115,7 +116,7 @@ def make_app() -> cyclopts.App:
         """
         write_output(app.generate_completion(shell=shell))
 
-    app.command(completion, sort_key=7)
+    app.command(completion, sort_key=18)
     add_help(app)
     return app
 

@@ -37,7 +37,7 @@ wholegpt data stats my.txt
 wholegpt data prepare my.txt --out data/mine
 """
 
-app = App(name="data", help=HELP, sort_key=6, synonym=("corpus", "dataset", "prepare"))
+app = App(name="data", help=HELP, sort_key=12, synonym=("corpus", "dataset", "prepare"))
 
 
 @app.command(name="list")

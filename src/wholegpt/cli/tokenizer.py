@@ -42,7 +42,7 @@ wholegpt tokenizer train my.txt --out tokenizer.json
 wholegpt tokenizer show tokenizer.json "Once upon a time"
 """
 
-app = App(name="tokenizer", help=HELP, sort_key=5, synonym=("encode", "decode", "tokenize"))
+app = App(name="tokenizer", help=HELP, sort_key=13, synonym=("encode", "decode", "tokenize"))
 
 
 @app.command
