@@ -16,10 +16,10 @@ def bradley_terry(
     margins: Float[Tensor, " B"] | float = 0.0,
     centering: float = 0.0,
 ) -> Float[Tensor, " B"]:
-    """Compute −ln σ(r_c − r_r − m) + c·(r_c + r_r)² of the rewards of each pair (E18).
+    """Compute −ln σ(r_c − r_r − m) + κ·(r_c + r_r)² of the rewards of each pair (E18).
 
     The first term is the negative log-likelihood of the preference (Bradley and Terry 1952; the margin m is from
-    Touvron et al. 2023, equation 2). It does not change if a constant is added to all rewards; ``centering`` (c) draws
+    Touvron et al. 2023, equation 2). It does not change if a constant is added to all rewards; ``centering`` (κ) draws
     their mean towards 0 (Eisenstein et al. 2023, section 3.2).
     """
     return centering * (chosen + rejected) ** 2 - F.logsigmoid(chosen - rejected - margins)
