@@ -81,7 +81,7 @@ def test_stopped_by_patience() -> None:
 
 def test_no_evaluation_and_a_single_evaluation() -> None:
     assert describe_course(course_of([], [4, 2])) == (
-        "There was no evaluation on held-out data, so whether the model overfits is not known."
+        "There was no evaluation during training, so whether the model overfits is not known."
     )
     assert (
         describe_course(course_of([2], [4, 2]))

@@ -139,7 +139,7 @@ def test_report_of_an_interrupted_run(run: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     page = page_of(run, train_seconds=0.0)
     assert "None was due before the run stopped" in page and ">last</pre>" in page
-    assert "There was no evaluation on held-out data" in page
+    assert "There was no evaluation during training" in page
     assert parsed(page).tags.count("svg") == 0 and "<script" not in page
 
 

@@ -10,7 +10,10 @@ from tests.cli.test_help import COMMANDS
 from tests.helpers import Fails
 from wholegpt.cli import EXTRAS
 from wholegpt.cli.mistakes import OPTION_SYNONYMS
+from wholegpt.cli.options import MEANT
 from wholegpt.settings.choices import Tracker
+from wholegpt.settings.schema import Config
+from wholegpt.settings.serialization import to_mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,3 +163,29 @@ def test_presets_with_a_published_vocabulary(fails: Fails) -> None:
         message = fails(command, "gpt2-xl")
         assert "is a preset" in message and "`wholegpt import gpt2-xl` downloads it" in message
         assert "downloads it" not in fails(command, "gpt1")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "hint"),
+    [
+        ("model", "gpt2", "did you mean --preset gpt2?"),
+        ("optimizer", "adam", "did you mean --optimizer.kind adam?"),
+        ("lora", "8", "did you mean --lora.rank 8?"),
+        ("runtime", "cpu", "did you mean --device cpu?"),
+        ("logging", "wandb", "did you mean --logging.trackers wandb?"),
+        ("data", "mine", "see --help-all"),
+        ("alignment", "x", "see --help-all"),
+    ],
+)
+def test_section_given_a_value_is_refused(section: str, value: str, hint: str, fails: Fails) -> None:
+    """The parser would ignore the value."""
+    message = fails("train", "x.txt", f"--{section}", value)
+    assert f"--{section} is a section of settings, such as --{section}." in message and hint in message
+
+
+def test_every_option_that_is_meant_by_a_section_exists() -> None:
+    everything = to_mapping(Config())
+    for name, option in MEANT.items():
+        assert name in everything
+        section, _, setting = option.removeprefix("--").replace("-", "_").partition(".")
+        assert setting in everything[section] if setting else section in ("preset", "device")

@@ -83,7 +83,7 @@ def describe_course(course: Course) -> str:
 def _course(course: Course) -> str:
     label, points = course.criterion.label, course.validation
     if not points:
-        return "There was no evaluation on held-out data, so whether the model overfits is not known"
+        return "There was no evaluation during training, so whether the model overfits is not known"
     if len(points) == 1:
         return f"There was one evaluation, after step {points[0][0]:,}, which shows no trend"
     sign = -1 if course.criterion.higher_is_better else 1

@@ -93,8 +93,8 @@ def make_app() -> cyclopts.App:
     app.command(info.info, sort_key=11, synonym=("describe", "inspect", "show", "summary"))
     app.command(data.app)
     app.command(tokenizer.app)
-    app.command(conversion.import_, name="import", sort_key=14, synonym=("convert", "download"))
-    app.command(conversion.export, sort_key=15, synonym=("convert", "save"))
+    app.command(conversion.export, sort_key=14, synonym=("convert", "save"))
+    app.command(conversion.import_, name="import", sort_key=15, synonym=("convert", "download"))
     app.command(info.list_recipes, name="recipes", sort_key=16)
     app.command(info.list_presets, name="presets", sort_key=17, synonym=("models",))
 

@@ -4,7 +4,7 @@ import json as json_module
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
@@ -13,7 +13,7 @@ from cyclopts.argument import ArgumentCollection
 
 from wholegpt.cli.help import COMMON_OPTIONS
 from wholegpt.console import Console, write_output
-from wholegpt.errors import ConfigError, RunError
+from wholegpt.errors import ConfigError, RunError, shortened
 from wholegpt.settings.choices import OnBadLine, OnBadText
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_mapping
@@ -121,6 +121,8 @@ class ChosenSettings:
             argument.tokens[:] = [_with_hyphen(token) for token in argument.tokens]
             if argument.name in NEVER_EMPTY and any(not token.value for token in argument.tokens):
                 raise ConfigError(f"{argument.name} is empty; give a value, or leave it out")
+            if argument.tokens and is_dataclass(argument.hint):
+                raise ConfigError(_section_message(argument.name, argument.tokens[0].value, argument.hint))
             for token in argument.tokens if _is_whole(argument.hint) else ():
                 if _has_fraction(token.value):  # the parser would truncate it
                     raise ConfigError(f"{argument.name} is {token.value}; expected a whole number")
@@ -148,6 +150,31 @@ def _has_fraction(value: str) -> bool:
         return not float(value).is_integer()
     except ValueError:
         return False
+
+
+MEANT = {
+    "model": "--preset",
+    "tokenizer": "--tokenizer.kind",
+    "training": "--training.steps",
+    "optimizer": "--optimizer.kind",
+    "schedule": "--schedule.kind",
+    "evaluation": "--evaluation.every",
+    "precision": "--precision.dtype",
+    "runtime": "--device",
+    "checkpointing": "--checkpointing.every",
+    "logging": "--logging.trackers",
+    "lora": "--lora.rank",
+    "windows": "--windows.length",
+}
+"""The option that is probably meant where the name of a section is given a value."""
+
+
+def _section_message(option: str, value: str, section: Any) -> str:
+    """Return the message for ``--section VALUE``, which the parser would ignore."""
+    name = option.removeprefix("--")
+    first = f"{option}.{fields(section)[0].name.replace('_', '-')}"
+    hint = f"did you mean {MEANT[name]} {shortened(value, 40)}?" if name in MEANT else "see --help-all"
+    return f"{option} is a section of settings, such as {first}, and takes no value; {hint}"
 
 
 def _path(option: str) -> tuple[str, str]:
