@@ -60,6 +60,7 @@ def test_help_all_shows_every_option(path: str, capsys: pytest.CaptureFixture[st
     for argument in app.assemble_argument_collection():
         if argument.parse and argument.show and not argument.children:
             assert argument.name in page, argument.name
+    assert "----" not in page  # a section of the docstring that was not parsed
 
 
 def test_settings_are_shown_by_section(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,14 +136,27 @@ def predict(
 ) -> None:
     """Predict labels, scores or answers with a fine-tuned model.
 
-    Parameters ---------- run Run or model folder made by `finetune`. texts For classification: any number of texts.
-    Otherwise: the texts of one example (two texts, or a context and the possible answers). Default, and -: standard
-    input, one text per line. data Table of examples (.csv, .tsv, .jsonl, .json or .parquet) with the columns of the
-    training examples. out Output file: a table (.csv), or JSON lines with all probabilities (.jsonl). encoding
-    Character encoding of --data. Default: utf-8. on_bad_text What to do with bytes of --data that are not valid text.
-    Default: stop. on_bad_line What to do with malformed lines of --data and rows without text. Default: stop. dtype
-    Data type of matrix products. automatic: that of the run, or the default of training on this machine. checkpoint
-    Checkpoint to use: best, last, or a step.
+    Parameters
+    ----------
+    run
+        Run or model folder made by `finetune`.
+    texts
+        For classification: any number of texts. Otherwise: the texts of one example (two texts, or a context and the
+        possible answers). Default, and -: standard input, one text per line.
+    data
+        Table of examples (.csv, .tsv, .jsonl, .json or .parquet) with the columns of the training examples.
+    out
+        Output file: a table (.csv), or JSON lines with all probabilities (.jsonl).
+    encoding
+        Character encoding of --data. Default: utf-8.
+    on_bad_text
+        What to do with bytes of --data that are not valid text. Default: stop.
+    on_bad_line
+        What to do with malformed lines of --data and rows without text. Default: stop.
+    dtype
+        Data type of matrix products. automatic: that of the run, or the default of training on this machine.
+    checkpoint
+        Checkpoint to use: best, last, or a step.
 
     Examples
     --------

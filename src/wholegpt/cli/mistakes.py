@@ -86,7 +86,7 @@ LONGEST_NAME = 200
 
 
 def usage_message(error: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
-    """Return the problem of a command line and a suggestion; like all messages, it begins with a small letter."""
+    """Return the problem of a command line and a suggestion; like all messages, it begins with a lowercase letter."""
     message = _usage_message(error, tokens)
     return message[:1].lower() + message[1:] if message[1:2].islower() else message
 

@@ -102,7 +102,7 @@ TuningSettings = Annotated[
         group=Group("Settings (defaults: those of the recipe; `wholegpt recipes` lists them)", sort_key=1),
     ),
 ]
-"""Of commands that always have a recipe."""
+"""The settings of a command that always uses a recipe."""
 
 NEVER_EMPTY = ("--out", "--resume", "--recipe", "--preset", "--records", "--validation", "--onto", "--device")
 """Options that must not be empty, as they are with an unset shell variable: that would count as not given."""

@@ -77,7 +77,7 @@ def conversion_problem(error: Exception) -> tuple[str, str]:
     problem, _, location = str(error).replace("`", "'").partition(" - at ")
     name = location.strip("'").removeprefix("$.")
     if found := re.fullmatch(r"Expected '(\w+)', got '(\w+)'", problem):
-        expected, got = (TYPES.get(name, name) for name in found.groups())
+        expected, got = (TYPES.get(one, one) for one in found.groups())
         return name, f"expected {expected}, found {got}"
     return name, problem[:1].lower() + problem[1:]
 

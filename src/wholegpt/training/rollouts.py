@@ -70,10 +70,10 @@ class RolloutStore:
                 self.path(collected).unlink()
 
     def prune(self, checkpoints: Sequence[int]) -> None:
-        """Delete the rollouts that no run needs that continues from a checkpoint of these steps.
+        """Delete the rollouts that are not needed to continue from a checkpoint of any of these steps.
 
-        Needed are the two before each checkpoint (a stage may compare with the rollout before the current one) and
-        those after the last one.
+        Two rollouts before each checkpoint are kept, because a stage may compare the current one with the one before
+        it, and all rollouts after the last checkpoint.
         """
         collected = self.steps()
         needed = {step for step in collected if step > max(checkpoints)}
