@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -175,19 +176,22 @@ class Console:
             yield
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: int, done: int = 0, unit: str = "") -> Iterator[Progress]:
+    def progress(
+        self, description: str, total: int, done: int = 0, unit: str = "", deadline: float = math.inf
+    ) -> Iterator[Progress]:
         """Show a bar with the remaining time on a terminal, otherwise a line every ten seconds.
 
-        What is done is shown as a count of ``unit``, or as a percentage if it has none.
+        What is done is shown as a count of ``unit``, or as a percentage if it has none. The work ends at the latest at
+        the ``deadline``, a time of ``time.monotonic``.
         """
         if self.quiet:
             yield Silent()
         elif _can_draw():
-            bar = _Bar(description, total, done, unit)
+            bar = _Bar(description, total, done, unit, deadline)
             with _live(bar):
                 yield bar
         else:
-            yield _Lines(description, total, done, unit)
+            yield _Lines(description, total, done, unit, deadline)
 
     def track(self, description: str, steps: Sequence[T]) -> Iterator[T]:
         """Yield ``steps`` with ``progress``."""
@@ -201,6 +205,10 @@ class Console:
         """Show ``progress`` over bytes, with the megabytes per second."""
         with self.progress(description, total) as progress:
             yield _Rate(progress)
+
+
+QUIET = Console(quiet=True)
+"""Shows only warnings."""
 
 
 class _Rate:
@@ -223,9 +231,9 @@ class Silent:
 class _Counter:
     """What is done of a total, and how long the rest will take."""
 
-    def __init__(self, description: str, total: int, done: int, unit: str) -> None:
+    def __init__(self, description: str, total: int, done: int, unit: str, deadline: float) -> None:
         self.description, self.total, self.done, self.unit = visible(description), total, done, unit
-        self.first, self.started = done, time.monotonic()
+        self.first, self.started, self.deadline = done, time.monotonic(), deadline
         self.details: tuple[str, ...] = ()
 
     def advance(self, amount: int = 1, *details: str) -> None:
@@ -241,13 +249,14 @@ class _Counter:
         return f"{self.unit} " * labeled + f"{self.done:>{len(str(self.total))}}/{self.total}"
 
     def time(self, labeled: bool = True) -> str:
-        """Return the time that the rest will take at the mean pace so far; at the end, the time it took."""
+        """Return the time left at the mean pace so far, at most until the deadline; at the end, the time it took."""
         done, passed = self.done - self.first, time.monotonic() - self.started
         if done <= 0 or not self.total:
             return ""
         if self.done >= self.total:
             return "in " * labeled + clock(passed)
-        return clock(passed * (self.total - self.done) / done) + " left" * labeled
+        left = min(passed * (self.total - self.done) / done, max(0.0, self.deadline - time.monotonic()))
+        return clock(left) + " left" * labeled
 
 
 def clock(seconds: float) -> str:
@@ -258,8 +267,8 @@ def clock(seconds: float) -> str:
 
 
 class _Lines(_Counter):
-    def __init__(self, description: str, total: int, done: int, unit: str) -> None:
-        super().__init__(description, total, done, unit)
+    def __init__(self, description: str, total: int, done: int, unit: str, deadline: float) -> None:
+        super().__init__(description, total, done, unit, deadline)
         self.shown = self.started
 
     def advance(self, amount: int = 1, *details: str) -> None:
@@ -274,8 +283,8 @@ class _Lines(_Counter):
 class _Bar(_Counter):
     """A bar of one line that is never wider than the terminal: the least important parts are left out."""
 
-    def __init__(self, description: str, total: int, done: int, unit: str) -> None:
-        super().__init__(description, total, done, unit)
+    def __init__(self, description: str, total: int, done: int, unit: str, deadline: float) -> None:
+        super().__init__(description, total, done, unit, deadline)
         self._widths: dict[tuple[bool, int], int] = {}
         """The greatest width that each part had. It keeps it, so that the line does not jump."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from wholegpt import runtime
 from wholegpt.checkpoint import NO_METADATA, ModelMetadata
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data import TextSizes, TokenShards
 from wholegpt.data.chat.messages import read_message
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message, check_conversation
@@ -321,9 +321,7 @@ class LanguageModel:
             raise DataError("the text is empty; there is nothing to score")
         stream = TokenShards([np.array([self.tokenizer.end_of_text_id, *token_ids])])
         windows = list(scoring_windows(len(stream), self.model.context_length, self.model.context_length))
-        nats = score_tokens(
-            self.model, stream, windows, self.model.device, Dtype.float32, Console(quiet=True)
-        )
+        nats = score_tokens(self.model, stream, windows, self.model.device, Dtype.float32, QUIET)
         check_not_nan(nats, "tokens")
         return TokenScores(
             token_ids, self.tokenizer.texts_of(token_ids), [nats_to_bits(float(n)) for n in nats]
@@ -417,7 +415,7 @@ class LanguageModel:
             tokens,
             self.tokenizer,
             self.model.device,
-            self._precision(dtype),
+            self.precision(dtype),
             console,
             stride,
             words,
@@ -452,7 +450,7 @@ class LanguageModel:
         """Run ``pseudo_perplexity`` on text that is already tokenized."""
         if not isinstance(self.model, Encoder):
             raise ConfigError("pseudo-perplexity requires an encoder; use evaluate() for this model")
-        precision = self._precision(dtype)
+        precision = self.precision(dtype)
         return pseudo_perplexity(
             self.model, tokens, self.tokenizer, precision, console, context, self.documents
         )
@@ -516,7 +514,7 @@ class LanguageModel:
             self.tokenizer,
             to_score,
             self.model.device,
-            self._precision(dtype),
+            self.precision(dtype),
             console,
             shots=shots,
             pool=None if examples is None else read_examples(Path(examples), reading),
@@ -528,7 +526,7 @@ class LanguageModel:
         self, examples: Sequence[TaskExample], dtype: Dtype = Dtype.automatic, console: Console | None = None
     ) -> TaskScore:
         """Evaluate a fine-tuned model on examples that are already loaded."""
-        task, precision = self._head(), self._precision(dtype)
+        task, precision = self._head(), self.precision(dtype)
         assert isinstance(self.model, TaskModel)
         return evaluate_head(self.model, self.tokenizer, task, examples, precision, console or Console())
 
@@ -548,7 +546,7 @@ class LanguageModel:
         console: Console | None = None,
     ) -> TaskScore:
         """Evaluate an instruction-tuned model on conversations that are already loaded."""
-        precision, template = self._precision(dtype), self.answering_template()
+        precision, template = self.precision(dtype), self.answering_template()
         return evaluate_answers(
             self.model, self.tokenizer, template, conversations, precision, console or Console()
         )
@@ -624,12 +622,12 @@ class LanguageModel:
         for number, one in enumerate(conversations, 1):
             check_conversation((*one, Message("assistant", "")), f"prompt {number} with its completion")
         samples = list(zip(conversations, completions, strict=True))
-        return self._reward_model(dtype).score(samples, console or Console(quiet=True))
+        return self._reward_model(dtype).score(samples, console or QUIET)
 
     def _reward_model(self, dtype: Dtype) -> RewardModel:
         check_reward_model(self.task, "the model")
         assert self.chat_template
-        return RewardModel(self.model, self.tokenizer, self.chat_template, self._precision(dtype))
+        return RewardModel(self.model, self.tokenizer, self.chat_template, self.precision(dtype))
 
     @checked_keywords
     def predict(
@@ -674,7 +672,7 @@ class LanguageModel:
         assert isinstance(self.model, TaskModel)
         if not parts:
             raise DataError("there are no examples to predict")
-        precision = self._precision(dtype)
+        precision = self.precision(dtype)
         return predict(self.model, self.tokenizer, self._head(), parts, precision, console or Console())
 
     def _head(self) -> Task:
@@ -694,10 +692,11 @@ class LanguageModel:
         from wholegpt.evaluation.harness import harness_model
 
         self.check_language_model()
-        precision = self._precision(dtype)
+        precision = self.precision(dtype)
         return harness_model(self.model, self.tokenizer, self.model.device, precision, console or Console())
 
-    def _precision(self, dtype: Dtype) -> Dtype:
+    def precision(self, dtype: Dtype) -> Dtype:
+        """Return the dtype of matrix products; for ``dtype`` automatic, that of training if this device supports it."""
         if dtype not in list(Dtype):
             raise ConfigError(f"dtype is '{dtype}'; expected one of {', '.join(Dtype)}")
         chosen = PrecisionConfig(dtype=self.dtype if dtype == Dtype.automatic else Dtype(dtype))

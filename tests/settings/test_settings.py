@@ -20,7 +20,7 @@ from wholegpt.settings.presets import (
     recipe_names,
 )
 from wholegpt.settings.schema import Config, GenerationConfig, ModelConfig, TrainingConfig
-from wholegpt.settings.sections.alignment import POLICY
+from wholegpt.settings.sections.tasks import TASKS
 from wholegpt.settings.serialization import from_mapping, read_yaml, to_mapping, to_yaml
 from wholegpt.settings.validation import check, check_generation, complete_model, complete_schedule
 
@@ -172,7 +172,7 @@ def test_every_recipe_is_valid(name: str) -> None:
     """The recipe of an ``align`` method is checked with that method, since it may have its own settings."""
     config = recipe(name)
     if name in list(AlignmentMethod):
-        rewards = {"rewards": ["exact"]} if TaskKind(name) in POLICY else {}
+        rewards = {"rewards": ["exact"]} if TASKS[TaskKind(name)].rollouts else {}
         chosen = {"task": name, "model": "runs/chat", "data": "data.json"}
         config = configure({"finetuning": chosen, "alignment": rewards}, config)
     check(config)

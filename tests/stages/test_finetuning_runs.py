@@ -477,7 +477,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
         "instruct",
         {"finetuning": {"unfreeze_every": 1}},
         ConfigError,
-        "starts with the head, but instruct has no head",
+        "finetuning.unfreeze_every does not apply to instruct",
     ),
     "weights of scores": (
         "a,b,score\n" + "".join(f"x{i},y,{i / 2}\n" for i in range(20)),

@@ -7,7 +7,8 @@ import pytest
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Architecture, TaskKind
 from wholegpt.settings.presets import configure, recipe_names
-from wholegpt.settings.schema import Config
+from wholegpt.settings.schema import AlignmentConfig, FinetuningConfig
+from wholegpt.settings.sections.tasks import TASKS
 from wholegpt.stages.registry import STAGES, default_recipe, stage_of
 
 
@@ -21,7 +22,10 @@ def test_every_task_and_architecture_has_one_stage() -> None:
 
 def test_stages_name_settings_and_recipes_that_exist() -> None:
     assert len({stage.name for stage in STAGES}) == len(STAGES)
-    assert {stage.section for stage in STAGES} <= {one.name for one in fields(Config)}
+    assert {*TASKS} == {*TaskKind}
+    for names, section in (("finetuning", FinetuningConfig), ("alignment", AlignmentConfig)):
+        used = {name for task in TASKS.values() for name in getattr(task, names)}
+        assert used <= {one.name for one in fields(section)}
     assert {default_recipe(task) for task in TaskKind} <= {*recipe_names()}
 
 

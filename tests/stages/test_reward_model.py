@@ -394,7 +394,7 @@ def test_invalid_settings_are_rejected(align: Align, chat_model: Path, tmp_path:
         (
             "finetuning",
             {"class_weights": "balanced"},
-            r"class_weights is for labels, but reward has no labels",
+            r"finetuning\.class_weights does not apply to reward",
         ),
         ("windows", {"length": 8}, r"windows\.length does not apply to reward"),
     ):

@@ -134,7 +134,7 @@ def _samples_note(samples: Sequence[dict[str, Any]], logged: int) -> str:
 
 def _sample(step: int, text: str, config: Config) -> dict[str, Any]:
     """Return a sample, divided into its prompt and its completion."""
-    answers = config.finetuning.task is TaskKind.instruct
+    answers = config.finetuning.task is not TaskKind.pretraining
     if answers or config.model.architecture is Architecture.encoder_decoder:
         prompt, mark, _ = text.partition(ANSWER_MARK)
         prompt = prompt if mark else ""

@@ -18,12 +18,12 @@ from wholegpt.cli.options import (
 )
 from wholegpt.errors import ConfigError, DataError
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Architecture, Dtype, TaskKind, WeightFormat
+from wholegpt.settings.choices import Architecture, Dtype, WeightFormat
 from wholegpt.settings.schema import GenerationConfig
 
 if TYPE_CHECKING:
     from wholegpt.console import Console
-    from wholegpt.evaluation import PseudoPerplexity, TaskScore, TextEvaluation
+    from wholegpt.evaluation import PseudoPerplexity, TextEvaluation
     from wholegpt.language_model import LanguageModel
 
 ROW_OPTIONS = ("encoding", "on_bad_text", "on_bad_line")
@@ -89,6 +89,7 @@ def evaluate(
     check_models_first("evaluate", run, *sources)
     from wholegpt.runs.compare import answers_examples, reading_of, task_file
     from wholegpt.runs.load import load
+    from wholegpt.runs.train import evaluate_run_examples
 
     if dtype is not Dtype.automatic and weights is not WeightFormat.float32:
         raise ConfigError(f"--dtype does not apply to {weights} weights; leave one out")
@@ -111,7 +112,7 @@ def evaluate(
             )
         else:
             _refuse(task_settings, "the validation examples of a run")
-            score = _evaluate_run_examples(lm, Path(run), dtype, common.console)
+            score = evaluate_run_examples(Path(run), lm, dtype, common.console)
         common.show(score.to_json(), task_table(score.to_json()))
         if records:
             _write_records(Path(records), score.records)
@@ -126,31 +127,6 @@ def evaluate(
     else:
         text = _evaluate_run_text(lm, Path(run), settings, dtype, common.console)
     common.show(text.to_json(), score_table(text.to_json()))
-
-
-def _evaluate_run_examples(lm: "LanguageModel", run: Path, dtype: Dtype, console: "Console") -> "TaskScore":
-    """Evaluate a fine-tuned model on the validation examples of its run."""
-    from wholegpt.data.examples.conversations import ConversationData
-    from wholegpt.data.examples.data import TaskData
-    from wholegpt.data.examples.preferences import PreferenceData
-    from wholegpt.evaluation import TaskScore
-    from wholegpt.runs.folder import run_examples
-    from wholegpt.runs.train import open_stage
-
-    folder = run_examples(run)
-    if presets.run_config(run).finetuning.task in (TaskKind.dpo, TaskKind.ppo, TaskKind.grpo):
-        if dtype is not Dtype.automatic:
-            raise ConfigError(
-                "--dtype does not apply to a run that compares with its reference, which has the dtype of the run"
-            )
-        score = open_stage(run).evaluate(lm.model, lm.model.device, whole=True)
-        assert isinstance(score, TaskScore)
-        return score
-    if lm.is_reward_model:
-        return lm.evaluate_pairs(PreferenceData.open(folder).validation, dtype, console)
-    if lm.task:
-        return lm.evaluate_examples(TaskData.open(folder).validation, dtype, console)
-    return lm.evaluate_conversations(ConversationData.open(folder).validation, dtype, console)
 
 
 def _evaluate_run_text(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.evaluation.likelihood import Request, score_continuations
 from wholegpt.generation import encode_prompt, generate
 from wholegpt.model.interface import CausalLanguageModel
@@ -30,8 +30,6 @@ def harness_model(
     """
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    quiet = Console(quiet=True)
 
     def scored(pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         requests = [Request(tuple(context), tuple(continuation)) for context, continuation in pairs]
@@ -85,7 +83,7 @@ def harness_model(
                     raise ValueError(
                         f"the task generates up to {configs[-1].max_tokens} tokens; the model sees {self.max_length}"
                     )
-                prompts.append(encode_prompt(model, tokenizer, "", context, True, quiet)[-room:])
+                prompts.append(encode_prompt(model, tokenizer, "", context, True, QUIET)[-room:])
             completions = generate(model, tokenizer, prompts, configs, device, console)
             results = [completion.text for completion in completions]
             for request, result in zip(requests, results, strict=True):

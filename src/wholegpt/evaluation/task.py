@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import torch
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.file_types import JSON, file_format
 from wholegpt.data.reading.files import table_rows
@@ -283,9 +283,8 @@ def _generate(
             "needs some of them"
         )
     asked = {line: one for line, one in examples.by_line.items() if isinstance(one, Generation)}
-    quiet = Console(quiet=True)
     prompts = [
-        encode_prompt(model, tokenizer, "", before + one.prompt, False, quiet) for one in asked.values()
+        encode_prompt(model, tokenizer, "", before + one.prompt, False, QUIET) for one in asked.values()
     ]
     fitted = [prompt[-room:] for prompt in prompts]
     completions = generate(model, tokenizer, fitted, [settings] * len(fitted), device, console)

@@ -16,7 +16,7 @@ import msgspec
 import torch
 
 from wholegpt.analysis.ladder_page import write_ladder_page
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data import Corpus, PreparedData
 from wholegpt.errors import ConfigError, Interrupted, NumericsError, RunError
 from wholegpt.evaluation import evaluate_tokens
@@ -327,8 +327,8 @@ def _trial_nats(config: Config, data: PreparedData, console: Console) -> float:
     if config.model.architecture is Architecture.ngram:
         model = interruptible(lambda: NGram.counted(data.train.read(0, len(data.train)), config.model))
         dtype, device = config.precision.dtype, torch.device("cpu")
-        tokens, quiet = data.validation, Console(quiet=True)
-        score = evaluate_tokens(model, tokens, data.tokenizer, device, dtype, quiet, sample=TRIAL_TOKENS)
+        tokens = data.validation
+        score = evaluate_tokens(model, tokens, data.tokenizer, device, dtype, QUIET, sample=TRIAL_TOKENS)
         return score.nats_per_token
     with console.progress("searching", config.training.steps) as progress:
         trial = run_trial(config, data, progress, sample=TRIAL_TOKENS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.errors import ConfigError
 from wholegpt.generation.engine import Engine, check_can_rewind, restarted_window
 from wholegpt.generation.memory import MOST_AT_ONCE, plan_slots
@@ -81,7 +81,7 @@ def generate(
     for index, (prompt_ids, config) in enumerate(zip(prompts, configs, strict=True)):
         drafter = make_drafter(draft, prompt_ids, config, tokenizer, device)
         requests.append(engine.submit(prompt_ids, config, emit_for(index), drafter))
-    shown_by_caller = Console(quiet=True) if emit else console
+    shown_by_caller = QUIET if emit else console
     total, ended, shown = sum(config.max_tokens for config in configs), 0, 0
     try:
         with shown_by_caller.progress("generating", total) as progress:

@@ -19,7 +19,7 @@ from types import TracebackType
 
 import torch
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.errors import ConfigError, QueueFull, SchedulerClosed
 from wholegpt.generation.engine import Engine
 from wholegpt.generation.memory import plan_slots
@@ -74,7 +74,7 @@ class Scheduler:
             if value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
         capacity = min(capacity or model.context_length, model.context_length)
-        slots = plan_slots(model, slots, capacity, device, console or Console(quiet=True))
+        slots = plan_slots(model, slots, capacity, device, console or QUIET)
         self._engine, self._max_queued = Engine(model, tokenizer, device, slots, capacity), max_queued
         self._changed = threading.Condition()
         """Guards the five attributes below. Only the engine's thread waits on it; no other lock is taken under it."""

@@ -27,7 +27,7 @@ from wholegpt.checkpoint import (
     read_object,
     save_model,
 )
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data import read_text
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.errors import CheckpointError, ConfigError, RunError, TokenizerError
@@ -458,7 +458,7 @@ def _import_adapter(adapter: Path, base: ModelFolder, folder: Path) -> None:
     model = Transformer(replace(base.model.config, vocab_size=tokenizer.vocab_size))
     model.load_state_dict(extend_vocabulary(base.model, tokenizer.vocab_size))
     lora = peft.load_adapter(adapter, model)
-    chat = _chat_metadata(lambda: chat_template_in(adapter), adapter, tokenizer, Console(quiet=True))
+    chat = _chat_metadata(lambda: chat_template_in(adapter), adapter, tokenizer, QUIET)
     template = chat.chat_template or base.metadata.chat_template
     save_model(folder, model, tokenizer, ModelMetadata(lora=lora, new_tokens=new, chat_template=template))
 

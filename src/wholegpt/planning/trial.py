@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from wholegpt import runtime
-from wholegpt.console import Console, Progress
+from wholegpt.console import QUIET, Progress
 from wholegpt.data import PreparedData
 from wholegpt.evaluation import TextScore, evaluate_tokens
 from wholegpt.generation import generate
@@ -83,7 +83,7 @@ def run_trial(
 
     ``config`` must be resolved. The steps use the normal training loop and loader.
     """
-    device, quiet = torch.device(config.runtime.device), Console(quiet=True)
+    device = torch.device(config.runtime.device)
     runtime.apply(config.runtime)
     stage, state = Pretraining(config, data), TrainingState()
     model = stage.new_model().to(device)
@@ -98,7 +98,7 @@ def run_trial(
                 data.tokenizer,
                 device,
                 config.precision.dtype,
-                quiet,
+                QUIET,
                 sample=sample,
                 documents=config.windows.documents,
             )
@@ -115,7 +115,7 @@ def run_trial(
     last = score()
     scored = time.perf_counter()
     settings = GenerationConfig(max_tokens=SAMPLE_TOKENS, min_tokens=SAMPLE_TOKENS, seed=config.runtime.seed)
-    generate(model, data.tokenizer, [[data.tokenizer.end_of_text_id]], [settings], device, quiet)
+    generate(model, data.tokenizer, [[data.tokenizer.end_of_text_id]], [settings], device, QUIET)
     ended = time.perf_counter()
     rates = Rates(
         watch.step_seconds,

@@ -111,11 +111,6 @@ def run_data(path: Path) -> PreparedData:
     return run_contents(path).text()
 
 
-def run_examples(path: Path) -> Path:
-    """Return the folder of the examples of the run at ``path``, checked to be those that it started with."""
-    return run_contents(path).examples()
-
-
 def recorded_config(path: Path) -> Config:
     """Return the settings of the run at ``path``, checked. Raises ``RunError`` if there is no run."""
     if not path.exists():

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -17,8 +17,9 @@ from wholegpt.analysis.charts import Chart
 from wholegpt.analysis.curves import loss_chart
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.errors import CheckpointError, ConfigError, Interrupted, counted
+from wholegpt.evaluation import TaskScore
 from wholegpt.files import lock_folder, read_json
 from wholegpt.language_model import LanguageModel
 from wholegpt.model import TokenModel
@@ -30,7 +31,7 @@ from wholegpt.runs.extend import extended_at
 from wholegpt.runs.folder import PLAN, read_lineage, recorded_config, run_contents
 from wholegpt.runs.load import load
 from wholegpt.settings import presets
-from wholegpt.settings.choices import Determinism, Execution
+from wholegpt.settings.choices import Determinism, Dtype, Execution
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.stages.registry import stage_of
 from wholegpt.training import callbacks
@@ -171,6 +172,28 @@ def open_stage(path: Path, just_written: bool = False) -> Stage:
     return stage_of(contents.config).open(contents)
 
 
+def evaluate_run_examples(
+    path: Path, lm: LanguageModel, dtype: Dtype = Dtype.automatic, console: Console = QUIET
+) -> TaskScore:
+    """Evaluate a model of the run at ``path`` on all held-out examples of the run. ``dtype`` automatic: as trained.
+
+    Raises ``DataError`` if the run was not trained on examples, and ``ConfigError`` for a ``dtype`` that the examples
+    do not allow.
+    """
+    contents = run_contents(path)
+    contents.examples()
+    config, stage = contents.config, stage_of(contents.config)
+    if not stage.fixed_dtype:
+        config = replace(config, precision=replace(config.precision, dtype=lm.precision(dtype)))
+    elif dtype is not Dtype.automatic:
+        raise ConfigError(
+            "--dtype does not apply to a run that compares with its reference, which has the dtype of the run"
+        )
+    score = stage.open(replace(contents, config=config)).evaluate(lm.model, lm.model.device, True, console)
+    assert isinstance(score, TaskScore)
+    return score
+
+
 class _Session:
     """A run that is open for training: its stage, model, optimizer, counters and files."""
 
@@ -194,7 +217,7 @@ class _Session:
         """Evaluate the model on the held-out data, or on the part that is used during training."""
         self.model.eval()
         with runtime.memory_apart(), averaged(self.optimizer):
-            return self.stage.evaluate(self.model, self.device, whole)
+            return self.stage.evaluate(self.model, self.device, whole, self.console if whole else QUIET)
 
     def sample(self) -> str:
         """Generate a sample."""
@@ -221,7 +244,9 @@ class _Session:
         with (
             self.tracking,
             callbacks.StopOnSignal(console) as signals,
-            console.progress("training", config.training.steps, self.state.step, unit="step") as progress,
+            console.progress(
+                "training", config.training.steps, self.state.step, unit="step", deadline=deadline
+            ) as progress,
         ):
             validate = callbacks.Validate(
                 lambda: self.evaluate(whole=False).to_json(), stage.criterion, self.log, config
@@ -234,7 +259,7 @@ class _Session:
                 *([callbacks.WarnOfDropout(stage.loss_name, config, console)] if dropout else []),
                 validate,
                 *([callbacks.Sample(self.sample, self.log, config, console)] if stage.generates else []),
-                callbacks.TimeLimit(deadline),
+                callbacks.TimeLimit(deadline, validate),
                 *([callbacks.WatchPace(self.plan["train_seconds"], config, console)] if self.plan else []),
                 signals,
                 *(
@@ -264,7 +289,7 @@ class _Session:
         """Evaluate the model on all held-out data, and write the report."""
         stage, model = self.stage, self.model
         with runtime.memory_apart(), averaged(self.optimizer):
-            results = stage.results(model.eval())
+            results = stage.results(model.eval(), self.console)
         validation, text = self.evaluate(whole=True), self.sample() if stage.generates else ""
         parameters = model.parameter_count
         run = Run(self.path, self.config, self.state, parameters, validation, text, results, self.plan)

@@ -3,17 +3,18 @@
 The checks of single sections are beside their settings, in ``settings.sections``.
 """
 
+import dataclasses
+
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import (
     ActivationCheckpointing,
     Architecture,
-    ClassWeights,
     Documents,
     Execution,
     TaskKind,
 )
 from wholegpt.settings.schema import Config, DataConfig, FinetuningConfig, LoraConfig
-from wholegpt.settings.sections.alignment import POLICY, USED_BY, check_alignment, check_method
+from wholegpt.settings.sections.alignment import check_alignment, check_method
 from wholegpt.settings.sections.data import check_data, check_tokenizer, check_windows
 from wholegpt.settings.sections.finetuning import check_finetuning, check_lora
 from wholegpt.settings.sections.generation import (
@@ -37,6 +38,7 @@ from wholegpt.settings.sections.model import (
     derive_sizes,
 )
 from wholegpt.settings.sections.run import check_max_seconds, check_run, check_seed
+from wholegpt.settings.sections.tasks import SEQUENCE_TO_SEQUENCE, TASKS, TaskSettings
 from wholegpt.settings.sections.training import (
     check_evaluation,
     check_optimizer,
@@ -99,8 +101,6 @@ def _check_support(config: Config) -> None:
         check_separable(config.model, "windows.documents separate")
     if config.windows.truncation:
         check_separable(config.model, "windows.truncation")
-    if config.finetuning.task is TaskKind.instruct:
-        check_separable(config.model, "finetuning.task instruct, which packs conversations,")
     if config.model.architecture in BLOCKWISE:
         return
     for name, value, default in (
@@ -118,16 +118,13 @@ def _check_support(config: Config) -> None:
             )
 
 
-WITH_WINDOWS = (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo)
-"""Tasks whose training examples are cut at the length of the windows."""
+USED_BY_ALL = ("task", "model", "initialization")
+"""The settings of ``finetuning`` that every task uses."""
 
 
-def _without_head(config: Config) -> bool:
-    return config.finetuning.task in (TaskKind.pretraining, TaskKind.instruct, TaskKind.dpo, TaskKind.grpo)
-
-
-def _is_alignment(config: Config) -> bool:
-    return config.finetuning.task in USED_BY
+def _used(config: Config) -> TaskSettings:
+    """Return which settings the task uses."""
+    return SEQUENCE_TO_SEQUENCE if _is_sequence_to_sequence(config) else TASKS[config.finetuning.task]
 
 
 def _is_sequence_to_sequence(config: Config) -> bool:
@@ -135,8 +132,8 @@ def _is_sequence_to_sequence(config: Config) -> bool:
 
 
 def _check_adaptation(config: Config) -> None:
-    """Refuse combinations of LoRA, unfreezing, class weights and the reference that contradict each other."""
-    settings, lora, task = config.finetuning, config.lora, config.finetuning.task
+    """Refuse combinations of LoRA, unfreezing and the reference that contradict each other."""
+    settings, lora = config.finetuning, config.lora
     if lora.rank and settings.unfreeze_every:
         raise ConfigError(
             "finetuning.unfreeze_every cannot be combined with lora.rank: LoRA keeps the blocks frozen"
@@ -149,45 +146,27 @@ def _check_adaptation(config: Config) -> None:
         raise ConfigError(
             "lora.rank is 0, but other settings of lora are set; set lora.rank, or none of them"
         )
-    if settings.unfreeze_every and _is_alignment(config):
-        raise ConfigError(f"finetuning.unfreeze_every does not apply to {task}; leave it 0")
-    if settings.unfreeze_every and _without_head(config):
+    if settings.reference_kl and not settings.model:
         raise ConfigError(
-            f"finetuning.unfreeze_every starts with the head, but {task} has no head; leave it 0"
-        )
-    balanced = settings.class_weights is ClassWeights.balanced
-    if balanced and (_without_head(config) or _is_alignment(config) or task is TaskKind.choice):
-        raise ConfigError(f"finetuning.class_weights is for labels, but {task} has no labels; leave it equal")
-    if settings.reference_kl and not (_without_head(config) and settings.model and not _is_alignment(config)):
-        raise ConfigError(
-            "finetuning.reference_kl compares with the model that training starts from, in continued pretraining and "
-            "instruction tuning; leave it out"
+            "finetuning.reference_kl compares with the model that training starts from, and there is none; "
+            "leave it out"
         )
 
 
 def _check_unused(config: Config) -> None:
     """Refuse settings that the task does not use."""
-    task = config.finetuning.task
-    of_text = task is TaskKind.pretraining and not _is_sequence_to_sequence(config)
-    unused = [
-        *(["answer_columns"] if task is not TaskKind.choice else []),
-        *(["chat_template"] if task is not TaskKind.instruct else []),
-        *(["head_learning_rate"] if _without_head(config) else []),
-        *(["language_modeling"] if _without_head(config) or _is_alignment(config) else []),
-        *(["data"] if task is TaskKind.pretraining else []),
-        *(["validation"] if of_text else []),
-        *(["text_columns", "label_column"] if of_text or _is_alignment(config) else []),
-    ]
-    default = FinetuningConfig()
-    for name in unused:
-        if getattr(config.finetuning, name) != getattr(default, name):
-            raise ConfigError(f"finetuning.{name} does not apply to {task}; leave it out")
-    if config.windows.length and task not in WITH_WINDOWS:
+    task, used, default = config.finetuning.task, _used(config), FinetuningConfig()
+    for field in dataclasses.fields(default):
+        if field.name in (*USED_BY_ALL, *used.finetuning):
+            continue
+        if getattr(config.finetuning, field.name) != getattr(default, field.name):
+            raise ConfigError(f"finetuning.{field.name} does not apply to {task}; leave it out")
+    if config.windows.length and not used.windows:
         raise ConfigError(
             f"windows.length does not apply to {task}, whose examples are not packed; leave it out"
         )
     check_method(config.alignment, task)
-    if task in POLICY:
+    if used.rollouts:
         for name, value in (("model.dropout", config.model.dropout), ("lora.dropout", config.lora.dropout)):
             if value:
                 raise ConfigError(

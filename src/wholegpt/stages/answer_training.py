@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelMetadata
-from wholegpt.console import Console, sample_for_people
+from wholegpt.console import QUIET, Console, sample_for_people
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.columns import DETECTED
 from wholegpt.data.examples.conversations import ConversationData
@@ -19,7 +19,6 @@ from wholegpt.training.objectives import LanguageModeling
 from wholegpt.training.reference import Reference, with_reference_kl
 from wholegpt.training.stage import Criterion, Stage
 
-QUIET = Console(quiet=True)
 SHOWN_MASKS = 3
 ANSWER_MARK = "\n→ "
 """Separates question and answer in a sample."""
@@ -56,11 +55,13 @@ class AnswerTraining(Stage):
         loader = ConversationLoader(learned, length, config.training.batch_size, config.runtime.seed)
         self.batches, self.rows = loader, len(loader.rows)
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> AnswerLoss | TaskScore:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> AnswerLoss | TaskScore:
         """Return the loss of the held-out answers; if ``whole``, also figures of generated answers."""
         dtype = self.config.precision.dtype
         if whole:
-            return score_answers(model, self.tokenizer, self.template, self.validation, dtype, QUIET)
+            return score_answers(model, self.tokenizer, self.template, self.validation, dtype, console)
         encoded = [one.encoded for one in self.validation]
         tokens = sum(sum(one.scored) for one in encoded)
         mean = float(answer_nats(model, encoded, dtype).sum()) / tokens

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelMetadata, listed
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.examples.batches import TaskLoader
 from wholegpt.data.examples.data import TaskData
 from wholegpt.data.examples.tasks import SPECIAL_TOKENS, EncodedExample, TaskExample, encode_example
@@ -31,7 +31,6 @@ from wholegpt.training.events import Callback
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 from wholegpt.training.state import TrainingState
 
-QUIET = Console(quiet=True)
 EXAMPLES = {TaskKind.classification: '"A TEXT"', TaskKind.choice: '"A CONTEXT" "AN ANSWER" "ANOTHER"'}
 """The arguments of `predict` for one example, if they are not two texts."""
 ACCURACY = Criterion("accuracy", higher_is_better=True, label="validation accuracy", tie="nats_per_example")
@@ -58,11 +57,13 @@ class TaskTuning(Stage):
         self.train, self.validation = self._encoded(data.train), self._encoded(data.validation)
         self.batches = TaskLoader(self.train, targets, config.training.batch_size, config.runtime.seed)
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> TaskScore | QuickScore:
         """Return the figures of the held-out examples, with confidence intervals if ``whole``."""
         assert isinstance(model, TaskModel)
         task, examples = self.data.task, self.data.validation
-        outputs = outputs_of(model, self.validation, task, self.config.precision.dtype, QUIET)
+        outputs = outputs_of(model, self.validation, task, self.config.precision.dtype, console)
         if whole:
             return score_predictions(task, examples, self.validation, outputs)
         if task.scores:
@@ -166,6 +167,5 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="finetuning",
     recipe="finetune",
 )

@@ -53,6 +53,5 @@ STAGE = StageDefinition(
     set_up=set_up_text,
     open=lambda run: Counting(run.config, run.text()),
     next_steps=next_steps,
-    section="model",
     extendable=False,
 )

@@ -141,11 +141,11 @@ class StageDefinition:
     """Open the stage over the folder of a run."""
     next_steps: Callable[[Config], list[NextStep]]
     """Return the commands that make use of a trained model."""
-    section: str = "training"
-    """The section of its own settings."""
     recipe: str = ""
     """The default recipe of `finetune`; empty: the default settings."""
     files: tuple[str, ...] = ()
     """The files in a run's folder that only this stage writes."""
+    fixed_dtype: bool = False
+    """Whether its examples hold results of a model in the dtype of the run, so that others cannot be compared."""
     extendable: bool = True
     """Whether its runs can be trained for more steps than they were created with."""

@@ -74,6 +74,5 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="finetuning",
     recipe="instruct",
 )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from wholegpt.console import QUIET, Console
 from wholegpt.data import WindowLoader
 from wholegpt.data.text.loader import document_numbers
 from wholegpt.data.text.masking import MaskedLoader, mask_tokens
@@ -41,7 +42,9 @@ class MaskedPretraining(Pretraining):
         """Return the windows of ``loader`` with masked tokens."""
         return MaskedLoader(loader, self.tokenizer, self.config.runtime.seed)
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> TaskScore | QuickScore:
         """Return loss and accuracy on 15% of the tokens of the held-out text, always the same ones, in whole windows.
 
         All windows are used, with confidence intervals, or ``evaluation.tokens`` tokens in at least one window.
@@ -53,8 +56,9 @@ class MaskedPretraining(Pretraining):
         wanted = max(1, sample // length) if sample else len(starts)
         if wanted < len(starts):
             starts = starts[np.unique(np.linspace(0, len(starts) - 1, wanted).round().astype(int))]
+        batches = console.track("evaluating", [*_batches(starts, length)])
         counts = np.concatenate(
-            [self._evaluate_windows(model, starts[rows], length, device) for rows in _batches(starts, length)]
+            [self._evaluate_windows(model, starts[rows], length, device) for rows in batches]
         )
         masked, right, nats = counts.T
         if not whole:
@@ -120,5 +124,4 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=lambda run: MaskedPretraining(run.config, run.text()),
     next_steps=next_steps,
-    section="training",
 )

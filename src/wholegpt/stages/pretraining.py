@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wholegpt.checkpoint import ModelMetadata
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data import PreparedData, TextSizes, TokenShards, WindowLoader, make_loader, windows_before
 from wholegpt.errors import ConfigError, DataError, RunError
 from wholegpt.evaluation import TextScore, evaluate_tokens
@@ -36,7 +36,6 @@ from wholegpt.training.objectives import LanguageModeling, Objective
 from wholegpt.training.reference import Reference, with_reference_kl
 from wholegpt.training.stage import Criterion, Score, Stage
 
-QUIET = Console(quiet=True)
 OLD_TEXT, BEFORE = "old_text.npy", "old_text.json"
 
 
@@ -48,16 +47,23 @@ class Forgetting:
     after: TextScore
 
     @staticmethod
-    def set_up(run: Path, text: TokenShards, model: TokenModel, config: Config, tokenizer: Tokenizer) -> None:
+    def set_up(
+        run: Path,
+        text: TokenShards,
+        model: TokenModel,
+        config: Config,
+        tokenizer: Tokenizer,
+        console: Console,
+    ) -> None:
         """Copy the held-out ``text`` of the parent's run into ``run``, with the score of its ``model``."""
         np.save(run / OLD_TEXT, text.read(0, len(text)).astype(np.uint32), allow_pickle=False)
-        score, sizes = _score(model, text, tokenizer, config), text.text
+        score, sizes = _score(model, text, tokenizer, config, console), text.text
         content = {"sizes": sizes and asdict(sizes), "before": asdict(score)}
         write_json_atomic(run / BEFORE, content)
 
     @classmethod
     def measure(
-        cls, run: Path, model: TokenModel, config: Config, tokenizer: Tokenizer
+        cls, run: Path, model: TokenModel, config: Config, tokenizer: Tokenizer, console: Console
     ) -> "Forgetting | None":
         """Evaluate ``model`` on the text that ``set_up`` left in ``run``; return None if it left none."""
         if not (run / BEFORE).exists():
@@ -66,7 +72,7 @@ class Forgetting:
         sizes = msgspec.convert(content["sizes"], TextSizes | None)
         text = TokenShards([np.load(run / OLD_TEXT, allow_pickle=False)], sizes)
         before = msgspec.convert(content["before"], TextScore)
-        return cls(before, _score(model, text, tokenizer, config))
+        return cls(before, _score(model, text, tokenizer, config, console))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; ``nats_per_token`` is the increase of the loss on the parent's text."""
@@ -74,9 +80,11 @@ class Forgetting:
         return {"nats_per_token": lost, "before": self.before.to_json(), "after": self.after.to_json()}
 
 
-def _score(model: TokenModel, text: TokenShards, tokenizer: Tokenizer, config: Config) -> TextScore:
+def _score(
+    model: TokenModel, text: TokenShards, tokenizer: Tokenizer, config: Config, console: Console
+) -> TextScore:
     dtype, documents = config.precision.dtype, config.windows.documents
-    return evaluate_tokens(model, text, tokenizer, model.device, dtype, QUIET, documents=documents)
+    return evaluate_tokens(model, text, tokenizer, model.device, dtype, console, documents=documents)
 
 
 def metadata_of(data: PreparedData) -> ModelMetadata:
@@ -111,7 +119,9 @@ class Pretraining(Stage):
         """Return the batches, given those of the next tokens of text."""
         return loader
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> Score:
         """Return the cross-entropy of the held-out text, or of ``evaluation.tokens`` of it."""
         return evaluate_tokens(
             model,
@@ -119,7 +129,7 @@ class Pretraining(Stage):
             self.tokenizer,
             device,
             self.config.precision.dtype,
-            QUIET,
+            console,
             sample=0 if whole else self.config.evaluation.tokens,
             documents=self.config.windows.documents,
         )
@@ -133,9 +143,9 @@ class Pretraining(Stage):
         (completion,) = generate(model, self.tokenizer, [prompt_ids], [settings], device, QUIET)
         return prompt + completion.text
 
-    def results(self, model: TokenModel) -> dict[str, Score]:
+    def results(self, model: TokenModel, console: Console = QUIET) -> dict[str, Score]:
         """Return how much continued pretraining forgot."""
-        found = self.run and Forgetting.measure(self.run, model, self.config, self.tokenizer)
+        found = self.run and Forgetting.measure(self.run, model, self.config, self.tokenizer, console)
         return {"forgetting": found} if found else {}
 
     def describe(self) -> str:
@@ -208,8 +218,8 @@ def _set_up_forgetting(
         console.note(f"forgetting is not measured: {error}")
         return
     device = torch.device(config.runtime.device)
-    with console.working("measuring the model on the held-out text of its parent"):
-        Forgetting.set_up(folder, text, model.to(device).eval(), config, parent.loaded.tokenizer)
+    console.note("measuring the model on the held-out text of its parent")
+    Forgetting.set_up(folder, text, model.to(device).eval(), config, parent.loaded.tokenizer, console)
 
 
 def open_stage(run: RunContents) -> Pretraining:
@@ -239,6 +249,5 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="training",
     files=(OLD_TEXT, BEFORE),
 )

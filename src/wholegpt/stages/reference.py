@@ -8,7 +8,7 @@ from wholegpt.errors import RunError
 from wholegpt.model import NeuralModel, TokenModel
 from wholegpt.model.lora import base_tensors
 from wholegpt.settings.schema import Config
-from wholegpt.settings.sections.alignment import POLICY
+from wholegpt.settings.sections.tasks import TASKS
 from wholegpt.stages.definition import RunContents
 from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.reference import FrozenReference, LoraBase, Reference
@@ -19,7 +19,7 @@ REFERENCE = "reference"
 
 def needs_reference(config: Config) -> bool:
     """Return whether a run compares its model with its parent while it trains."""
-    return config.finetuning.reference_kl or config.finetuning.task in POLICY
+    return config.finetuning.reference_kl or TASKS[config.finetuning.task].rollouts
 
 
 def companions_of(

@@ -84,5 +84,4 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="data",
 )

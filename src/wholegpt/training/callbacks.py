@@ -140,6 +140,8 @@ class Validate(Callback):
         self.evaluate, self.criterion, self.log, self.config = evaluate, criterion, log, config
         self.notify: Callable[[TrainingState], None] = lambda state: None
         """Called after each evaluation."""
+        self.evaluated = -1
+        """Step of the last evaluation."""
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
         """Evaluate, if it is due."""
@@ -148,7 +150,7 @@ class Validate(Callback):
 
     def run(self, state: TrainingState) -> None:
         """Evaluate now."""
-        values = self.evaluate()
+        self.evaluated, values = state.step, self.evaluate()
         state.last_validation = values
         self.log.append("validation", state.step, {**values, "train_seconds": state.train_seconds})
         if state.best is None or self.criterion.better(values, state.best.validation):
@@ -231,16 +233,18 @@ class Unfreeze(Callback):
 
 
 class TimeLimit(Callback):
-    """Stops the run, which can be resumed, at a time of ``time.monotonic``."""
+    """Stops the run, which can be resumed, at a time of ``time.monotonic``, and evaluates the last weights."""
 
     REASON = "the time given by --max-seconds is over"
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: float, validate: Validate) -> None:
+        self.deadline, self.validate = deadline, validate
 
     def after_step(self, state: TrainingState, metrics: StepMetrics) -> None:
-        """Stop if the time is over."""
+        """Stop if the time is over. The last weights may be the best ones."""
         if time.monotonic() >= self.deadline and not state.stop_reason:
+            if self.validate.evaluated != state.step:
+                self.validate.run(state)
             state.stop_reason = self.REASON
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from wholegpt.checkpoint import ModelMetadata, make_model
+from wholegpt.console import QUIET, Console
 from wholegpt.model import TokenModel
 from wholegpt.settings.schema import Config
 from wholegpt.tokenizers import Tokenizer
@@ -119,7 +120,9 @@ class Stage(ABC):
         return train_step(model, optimizer, self.objective, batches, self.config, state, callbacks)
 
     @abstractmethod
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> Score:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> Score:
         """Evaluate the model on held-out data: all of them if ``whole``, else a quick estimate while training."""
 
     @abstractmethod
@@ -134,6 +137,6 @@ class Stage(ABC):
         """Return a few training examples token by token, and whether each has a loss; none where all have."""
         return []
 
-    def results(self, model: TokenModel) -> dict[str, Score]:
+    def results(self, model: TokenModel, console: Console = QUIET) -> dict[str, Score]:
         """Return further results of the trained model, by their names in the JSON output of ``train``."""
         return {}

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.chat.messages import (
     JOINED_BY,
     MESSAGES,
@@ -52,7 +52,6 @@ ANSWERED = ("output", "response", "completion", "answer", "target", "summary")
 HISTORY = "history"
 ASKING = ("user", "assistant")
 """Roles of the two texts of a pair."""
-QUIET = Console(quiet=True)
 T = TypeVar("T")
 
 

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 
 import msgspec
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.examples.built_in import refuse_built_in
 from wholegpt.data.examples.columns import TaskColumns, columns_in
 from wholegpt.data.examples.files import open_examples, save_examples
@@ -46,7 +46,7 @@ class TaskData:
             validation = read_labeled(Path(settings.validation), reading, task)
         else:
             train, validation = _divide(train, settings.data, data.validation_fraction, config.runtime.seed)
-        reading.show(console or Console(quiet=True))
+        reading.show(console or QUIET)
         return cls(task, train, validation)
 
     @classmethod

@@ -22,7 +22,7 @@ import msgspec
 from jaxtyping import Float
 from torch import Tensor
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.chat.messages import (
     SYSTEM,
     checked_conversation,
@@ -40,13 +40,11 @@ from wholegpt.data.examples.files import open_examples, save_examples
 from wholegpt.data.examples.splits import read_split
 from wholegpt.data.reading.tables import Reading, Table, number_of
 from wholegpt.errors import DataError
-from wholegpt.settings.choices import TaskKind
 from wholegpt.settings.schema import Config
 
 CHOSEN = ("chosen", "preferred", "preferred_output")
 REJECTED = ("rejected", "non_preferred", "non_preferred_output", "dispreferred")
 MARGIN = ("margin",)
-QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,14 @@ class PreferenceData:
     (``target``)."""
 
     @classmethod
-    def read(cls, config: Config, console: Console = QUIET) -> "PreferenceData":
-        """Read the tables that ``config.finetuning`` names; margins only for a reward model.
+    def read(cls, config: Config, console: Console = QUIET, margins: bool = False) -> "PreferenceData":
+        """Read the tables that ``config.finetuning`` names, with ``margins`` if asked for.
 
         Rows that are not a pair are skipped if ``data.on_bad_line`` is skip. Raises ``DataError`` for tables without
         pairs, and if the validation examples have a prompt of the training examples.
         """
         refuse_built_in(config.finetuning.data, "pairs of a chosen and a rejected answer")
-        read = partial(read_pairs, margins=config.finetuning.task is TaskKind.reward)
+        read = partial(read_pairs, margins=margins)
         return cls(*read_split(config, read, lambda one: one.prompt, "pairs", console))
 
     @classmethod

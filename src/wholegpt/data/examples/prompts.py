@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.chat.messages import (
     MESSAGES,
     SYSTEM,
@@ -42,7 +42,6 @@ from wholegpt.tokenizers import Tokenizer
 
 RIGHT_ANSWERS = ("answer", "solution", "ground_truth", *ANSWERED, "label")
 """Columns of right answers."""
-QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import AdvantageScale, PolicyNormalization, PreferenceLoss, TaskKind
 from wholegpt.settings.sections.ranges import at_least, below_one, from_zero_to_one, require
+from wholegpt.settings.sections.tasks import TASKS
 
 DEFAULT_BETA = {
     PreferenceLoss.sigmoid: 0.1,
@@ -73,29 +74,8 @@ class AlignmentConfig:
     """ppo: weight of the value loss."""
 
 
-POLICY = (TaskKind.ppo, TaskKind.grpo)
 MOST = 2**20
 """Largest rollout, number of its epochs, and number of tokens of a completion."""
-_OF_BOTH = (
-    "rewards",
-    "rollout_size",
-    "rollout_epochs",
-    "completion_tokens",
-    "temperature",
-    "clip",
-    "clip_higher",
-    "kl",
-    "kl_limit",
-    "unfinished_penalty",
-    "normalization",
-)
-USED_BY: dict[TaskKind, tuple[str, ...]] = {
-    TaskKind.reward: ("centering",),
-    TaskKind.dpo: ("loss", "beta", "margin"),
-    TaskKind.ppo: (*_OF_BOTH, "kl_target", "discount", "trace", "value_clip", "value_weight"),
-    TaskKind.grpo: (*_OF_BOTH, "group_size", "advantage_scale"),
-}
-"""The settings that each method uses."""
 
 
 def complete_alignment(alignment: AlignmentConfig) -> AlignmentConfig:
@@ -132,24 +112,24 @@ def check_alignment(alignment: AlignmentConfig) -> None:
 
 def check_method(alignment: AlignmentConfig, task: TaskKind) -> None:
     """Raise ``ConfigError`` for a setting that the method does not use, or that it needs and lacks."""
-    used, default = USED_BY.get(task, ()), AlignmentConfig()
+    used, default = TASKS[task].alignment, AlignmentConfig()
     for field in dataclasses.fields(alignment):
         if field.name not in used and getattr(alignment, field.name) != getattr(default, field.name):
             if not used:
                 raise ConfigError(
                     f"alignment.{field.name} is for `wholegpt align`, not for {task}; leave it out"
                 )
-            methods = " and ".join(method for method, names in USED_BY.items() if field.name in names)
+            methods = " and ".join(kind for kind, those in TASKS.items() if field.name in those.alignment)
             raise ConfigError(f"alignment.{field.name} is for {methods}, not for {task}; leave it out")
     if alignment.kl_target and not alignment.kl:
         raise ConfigError(
             "alignment.kl_target adapts alignment.kl, which is 0 and would stay so; set it, too, for example to 0.05"
         )
-    if task in POLICY and not alignment.rewards:
+    if TASKS[task].rollouts and not alignment.rewards:
         raise ConfigError(
             f"{task} needs a reward for the completions; give --reward, for example --reward exact"
         )
-    if task is TaskKind.grpo and alignment.rollout_size % alignment.group_size:
+    if "group_size" in used and alignment.rollout_size % alignment.group_size:
         raise ConfigError(
             f"alignment.rollout_size is {alignment.rollout_size}; expected a multiple of alignment.group_size, "
             f"{alignment.group_size}, the completions of a prompt"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wholegpt.checkpoint import ModelFolder, ModelMetadata
-from wholegpt.console import Console, sample_for_people
+from wholegpt.console import QUIET, Console, sample_for_people
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.prompts import EncodedPrompt, PromptData, encode_prompts
 from wholegpt.data.permutation import endless_order
@@ -59,7 +59,6 @@ from wholegpt.training.rollouts import Rollout, RolloutBatches, RolloutStore
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 from wholegpt.training.state import TrainingState
 
-QUIET = Console(quiet=True)
 QUICK_PROMPTS = 128
 """Held-out prompts of an evaluation during training."""
 MEANS = {"reward": "reward", "kl": "kl", "completion_tokens": "tokens", "finished": "finished"}
@@ -124,29 +123,33 @@ class PolicyTuning(Stage):
         """Return the early stop, if there is a limit of the KL divergence."""
         return [StopAtKL(self.settings.kl_limit)] if self.settings.kl_limit else []
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> TaskScore | QuickScore:
         """Return the mean reward of one completion of each held-out prompt, generated as in a rollout.
 
         If ``whole``, the records compare the completions with those of the reference.
         """
         assert isinstance(model, NeuralModel)
         prompts = self.validation if whole else self.validation[:QUICK_PROMPTS]
-        records = self._records(model, prompts)
+        records = self._records(model, prompts, console)
         names = {**MEANS, **{name: name for name in records[0] if name.startswith("reward_")}}
         if not whole:
             return QuickScore(
                 {name: float(np.mean([r[field] for r in records])) for name, field in names.items()}
             )
         with self.reference.beside(model) as reference:
-            before = self._records(reference, prompts)
+            before = self._records(reference, prompts, console)
         for record, other in zip(records, before, strict=True):
             record |= {"reference_completion": other["completion"], "reference_reward": other["reward"]}
         names["reference_reward"] = "reference_reward"
         return TaskScore(self.task, len(records), 0, means_of(records, names), names, 0, records)
 
-    def _records(self, model: NeuralModel, prompts: Sequence[EncodedPrompt]) -> list[Record]:
+    def _records(
+        self, model: NeuralModel, prompts: Sequence[EncodedPrompt], console: Console
+    ) -> list[Record]:
         """Return the completions of held-out prompts, with the same random numbers each time, and their figures."""
-        sampled = self._sample(model, prompts, mix_seed(self.config.runtime.seed, 9))
+        sampled = self._sample(model, prompts, mix_seed(self.config.runtime.seed, 9), console)
         rewards, scored = self._rewards(prompts, sampled), self._scored(model, sampled)
         return [
             {
@@ -162,9 +165,13 @@ class PolicyTuning(Stage):
             for number, (one, made) in enumerate(zip(prompts, sampled, strict=True))
         ]
 
-    def _sample(self, model: TokenModel, prompts: Sequence[EncodedPrompt], seed: int) -> list[Sampled]:
+    def _sample(
+        self, model: TokenModel, prompts: Sequence[EncodedPrompt], seed: int, console: Console = QUIET
+    ) -> list[Sampled]:
         ids, dtype = [one.token_ids for one in prompts], self.config.precision.dtype
-        return sample_completions(model, self.tokenizer, self.template, ids, self.settings, dtype, seed)
+        return sample_completions(
+            model, self.tokenizer, self.template, ids, self.settings, dtype, seed, console
+        )
 
     def _rewards(self, prompts: Sequence[EncodedPrompt], sampled: Sequence[Sampled]) -> dict[str, Tensor]:
         """Return ``reward`` of each completion, its parts if there are several, and ``finished``."""
@@ -336,7 +343,7 @@ PPO = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="alignment",
     recipe="ppo",
+    fixed_dtype=True,
 )
 GRPO = replace(PPO, name="grpo", tasks=(TaskKind.grpo,), recipe="grpo")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wholegpt.checkpoint import ModelMetadata
-from wholegpt.console import Console, sample_for_people
+from wholegpt.console import QUIET, Console, sample_for_people
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.packing import batches_of
 from wholegpt.data.examples.pair_batches import (
@@ -61,7 +61,6 @@ from wholegpt.training.objectives import Terms
 from wholegpt.training.resolution import decide
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 
-QUIET = Console(quiet=True)
 WITH_REFERENCE = (PreferenceLoss.sigmoid, PreferenceLoss.ipo, PreferenceLoss.kto)
 SHOWN = 8
 """Held-out prompts whose answers before and after training are shown."""
@@ -200,10 +199,12 @@ class PreferenceTuning(Stage):
             return self.batches
         return WithDivergence(self.loader, self.others, model, self.config.precision.dtype)
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> TaskScore | QuickScore:
         """Return the loss and the implicit rewards of the held-out pairs, with confidence intervals if ``whole``."""
         dtype, others = self.config.precision.dtype, self.others_of_validation
-        log_p = log_probabilities_of(model, self.validation, dtype, QUIET)
+        log_p = log_probabilities_of(model, self.validation, dtype, console)
         divergence = divergence_of(model, others, dtype) if others else 0.0
         values = self.pairs.values(log_p, replace(collate_pairs(self.validation), divergence=divergence))
         if not whole:
@@ -211,7 +212,7 @@ class PreferenceTuning(Stage):
         pairs, cut = [one.pair for one in self.validation], sum(one.cut for one in self.validation)
         score = score_pairs("preference", pairs, values, MEANS, cut)
         shown = [i for i, pair in enumerate(pairs) if pair.reference_answer]
-        for i, answer in zip(shown, self._answers(model, [pairs[i] for i in shown]), strict=True):
+        for i, answer in zip(shown, self._answers(model, [pairs[i] for i in shown], console), strict=True):
             score.records[i] |= {
                 "completion": answer.text,
                 "finished": answer.finish_reason != "length",
@@ -219,9 +220,13 @@ class PreferenceTuning(Stage):
             }
         return score
 
-    def _answers(self, model: TokenModel, pairs: Sequence[PreferencePair]) -> list[Completion]:
+    def _answers(
+        self, model: TokenModel, pairs: Sequence[PreferencePair], console: Console = QUIET
+    ) -> list[Completion]:
         tokens = self.config.logging.sample_tokens
-        return likeliest_answers(model, self.tokenizer, self.template, pairs, tokens) if tokens else []
+        return (
+            likeliest_answers(model, self.tokenizer, self.template, pairs, tokens, console) if tokens else []
+        )
 
     def sample(self, model: TokenModel, device: torch.device) -> str:
         """Return the first held-out prompt and the model's answer."""
@@ -241,10 +246,11 @@ def likeliest_answers(
     template: ChatTemplate,
     pairs: Sequence[PreferencePair],
     tokens: int,
+    console: Console = QUIET,
 ) -> list[Completion]:
     """Generate an answer of at most ``tokens`` tokens to the prompt of each pair, at temperature 0."""
     config = GenerationConfig(max_tokens=tokens, temperature=0.0)
-    return answers(model, tokenizer, template, [one.prompt for one in pairs], config, QUIET)
+    return answers(model, tokenizer, template, [one.prompt for one in pairs], config, console)
 
 
 def with_reference_answers(
@@ -328,6 +334,6 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="alignment",
     recipe="dpo",
+    fixed_dtype=True,
 )

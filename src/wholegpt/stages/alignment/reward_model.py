@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wholegpt.checkpoint import ModelFolder, ModelMetadata, load_model, model_folder
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.chat.template import ChatTemplate, Conversation, Message
 from wholegpt.data.examples.batches import TaskBatch, TaskLoader
 from wholegpt.data.examples.preferences import PreferenceData, PreferencePair
@@ -43,7 +43,6 @@ from wholegpt.tokenizers import Tokenizer
 from wholegpt.training.objectives import Terms
 from wholegpt.training.stage import Criterion, QuickScore, Stage
 
-QUIET = Console(quiet=True)
 REWARD = Task(TaskKind.reward)
 """The task in the metadata of a reward model: one output, without labels."""
 
@@ -252,11 +251,13 @@ class RewardTraining(Stage):
             self.train.examples, margins, config.training.batch_size, config.runtime.seed
         )
 
-    def evaluate(self, model: TokenModel, device: torch.device, whole: bool) -> TaskScore | QuickScore:
+    def evaluate(
+        self, model: TokenModel, device: torch.device, whole: bool, console: Console = QUIET
+    ) -> TaskScore | QuickScore:
         """Return the loss and the rewards of the held-out pairs, with confidence intervals if ``whole``."""
         rewarding = RewardModel(model, self.tokenizer, self.template, self.config.precision.dtype)
         values = pair_values(
-            torch.from_numpy(rewarding.rewards(self.validation.examples)), self.validation.margins
+            torch.from_numpy(rewarding.rewards(self.validation.examples, console)), self.validation.margins
         )
         if not whole:
             return quick_score(values, PAIR_MEANS)
@@ -281,7 +282,7 @@ def set_up(request: SetupRequest) -> NewRun:
 def _write(request: SetupRequest, folder: Path) -> RunSetup:
     """Write the pairs into ``folder``, and add a head to the parent."""
     config, parent, console = request.config, request.parent_model, request.console
-    data = PreferenceData.read(config, console)
+    data = PreferenceData.read(config, console, margins=True)
     template, context = ChatTemplate(parent.metadata.chat_template), parent.model.context_length
     train, validation = (
         EncodedPairs.of(side, template, parent.tokenizer, context) for side in (data.train, data.validation)
@@ -319,6 +320,5 @@ STAGE = StageDefinition(
     set_up=set_up,
     open=open_stage,
     next_steps=next_steps,
-    section="alignment",
     recipe="reward",
 )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.chat.template import ChatTemplate
 from wholegpt.data.examples.packing import PADDING, batches_of
 from wholegpt.errors import NumericsError
@@ -26,8 +26,6 @@ from wholegpt.settings.schema import AlignmentConfig, GenerationConfig
 from wholegpt.stages.answers import answering
 from wholegpt.stages.prediction import TOKENS_AT_ONCE
 from wholegpt.tokenizers import Tokenizer
-
-QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)

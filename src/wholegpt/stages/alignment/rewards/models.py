@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from wholegpt.checkpoint import ModelFolder, listed, load_model, model_folder
-from wholegpt.console import Console
+from wholegpt.console import QUIET, Console
 from wholegpt.data.chat.template import Conversation
 from wholegpt.data.examples.tasks import Task, parts_of
 from wholegpt.errors import ConfigError
@@ -17,8 +17,6 @@ from wholegpt.settings.choices import Dtype, TaskKind
 from wholegpt.stages.alignment.reward_model import RewardModel
 from wholegpt.stages.alignment.rewards.interface import Reward, Sample
 from wholegpt.stages.prediction import predict
-
-QUIET = Console(quiet=True)
 
 
 def load_model_of(run: str, console: Console) -> ModelFolder:
