@@ -475,7 +475,7 @@ BAD: dict[str, tuple[str, str, dict[str, dict[str, Any]], type[WholeGPTError], s
     "no head": (
         "prompt,response\na,x\nb,y\n",
         "instruct",
-        {"finetuning": {"unfreeze_every": 1}},
+        {"finetuning": {"unfreeze_every": 1, "language_modeling": 0.5}},
         ConfigError,
         "finetuning.unfreeze_every does not apply to instruct",
     ),
