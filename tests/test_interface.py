@@ -65,6 +65,14 @@ def lm() -> LanguageModel:
             lambda lm: untyped.train("a.txt", minuts=3),
             r"train\(\) has no parameter 'minuts'; did you mean 'minutes'",
         ),
+        (
+            lambda lm: untyped.train("a.txt", steps=3),
+            r"train\(\) has no parameter 'steps'; give config=wg\.configure\(\{'training': \{'steps': 3\}\}\)",
+        ),
+        (
+            lambda lm: untyped.configure({"lr": 0.1}),
+            "unknown field 'lr'; the setting is optimizer.learning_rate",
+        ),
         (lambda lm: untyped.finetune("a", "b", tasks="instruct"), "'tasks'; did you mean 'task'"),
         (lambda lm: untyped.plan("a.txt", minute=3), "'minute'; did you mean 'minutes'"),
         (lambda lm: untyped.resume("runs/a", step=3), "'step'; did you mean 'steps'"),

@@ -89,7 +89,7 @@ def test_generate(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None
 def test_generate_without_a_prompt(capsys: pytest.CaptureFixture[str], trained_run: Path) -> None:
     result, err = call(capsys, "generate", trained_run, "--max-tokens", "3")
     assert len(result["completions"][0]["token_ids"]) <= 3
-    assert "no prompt: starting from '\\n', as the training text was one document" in err
+    assert "no prompt: starting from '\\n', as the training text had too few documents" in err
 
 
 def test_evaluate(capsys: pytest.CaptureFixture[str], trained_run: Path, text_file: Path) -> None:

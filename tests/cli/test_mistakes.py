@@ -1,5 +1,6 @@
 """Mistyped and misordered command lines: the error suggests what was probably meant."""
 
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -137,6 +138,38 @@ def test_file_given_for_a_model(fails: Fails, text_file: Path) -> None:
 
 def test_misspelled_run_is_suggested(fails: Fails, trained_run: Path) -> None:
     assert f"did you mean '{trained_run}'?" in fails("generate", trained_run.with_name("runn"), "of")
+
+
+def test_missing_runs_are_answered_with_those_that_exist(
+    fails: Fails, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "`wholegpt train TEXT` trains a model" in fails("generate", "runs/nope", "x")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(trained_run)
+    assert "the newest models in runs are runs/mine" in fails("generate", "runs/nope", "x")
+    assert "did you mean 'runs/mine'?" in fails("evaluate", "mine")
+    assert "runs/nope: no such run" in fails("train", "a.txt", "--config", "runs/nope")
+
+
+def test_options_of_other_commands(fails: Fails, text_file: Path, trained_run: Path) -> None:
+    assert "--data.validation-fraction" in fails("train", text_file, "--validation", "x.txt")
+    assert "`wholegpt finetune MODEL --task" in fails("train", text_file, "--task", "instruct")
+    assert "takes 2 models, then texts" in fails("compare", trained_run, trained_run, trained_run)
+    assert "did you mean 'gpt2-small'?" in fails("train", text_file, "--preset", "gpt2")
+
+
+def test_errors_in_arguments_come_before_pytorch_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys; from wholegpt.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
+        "sys.exit(code)"
+    )
+    others = ("train a.txt --minutes 0", "finetune runs/nope --task instruct --data a.csv")
+    for given in (*(f"{name} runs/nope" for name in ("generate", "evaluate", "chat", "info")), *others):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, *given.split()], cwd=tmp_path, capture_output=True
+        )
+        assert ended.returncode == 2, ended.stderr.decode()
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "info", "import", "chat"])

@@ -171,6 +171,17 @@ def test_progress_is_printed_as_lines_without_a_terminal(
     assert (second, third) == ("training  step 2/2  in 0:00", "reading  1.0 MB/s")
 
 
+def test_time_left_ends_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wholegpt.console.LINE_INTERVAL_SECONDS", 0.0)
+    now = iter([0.0, 0.0, *[10.0] * 20])
+    monkeypatch.setattr("wholegpt.console.time.monotonic", lambda: next(now))
+    with Console().progress("training", 100, unit="step", deadline=40.0) as progress:
+        progress.advance(1)
+    assert "0:30 left" in capsys.readouterr().err, "not 16:30, which all 100 steps would take"
+
+
 NOTES = """
 import time
 from wholegpt.console import Console

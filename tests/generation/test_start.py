@@ -56,11 +56,14 @@ def test_start_token_occurs_in_the_training_data(kind: TokenizerKind, tmp_path: 
     assert token_id in seen
 
 
-def test_multiple_documents_start_from_end_of_text(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": text_of(80, seed)}) for seed in range(60)]
+@pytest.mark.parametrize(("documents", "expected"), [(20, "\n"), (100, "")])
+def test_many_documents_start_from_end_of_text(documents: int, expected: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text_of(80, seed) + "\n"}) for seed in range(documents)]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     data = prepared(tmp_path / "t.jsonl", TokenizerKind.byte)
-    assert data.start_text == "" and data.tokenizer.end_of_text_id in data.train.read(0, len(data.train))
+    assert data.start_text == expected and data.tokenizer.end_of_text_id in data.train.read(
+        0, len(data.train)
+    )
 
 
 def started_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:

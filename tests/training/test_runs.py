@@ -84,6 +84,7 @@ def test_resumed_run_equals_an_uninterrupted_run(trained_run: Path, tmp_path: Pa
     config = recipe(str(trained_run / "config.yaml"))
     run = api.train(config=config, out=tmp_path / "run", max_seconds=1e-9, console=QUIET)
     assert run.state.step == 1 and "time" in run.state.stop_reason
+    assert run.state.best and run.state.best.step == 1, "the last weights are evaluated, too"
     resumed = api.resume(run.path, console=QUIET)
     assert resumed.state.step == 12 and resumed.state.stop_reason == ""
     assert weights(run.path, 12) == weights(trained_run, 12)

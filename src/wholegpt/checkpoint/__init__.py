@@ -23,7 +23,6 @@ from wholegpt.checkpoint.folder import (
     save_model,
     verify,
 )
-from wholegpt.checkpoint.hub import how_to_get, is_hub_name
 from wholegpt.checkpoint.store import (
     CHECKPOINTS,
     STEP_PATTERN,
@@ -45,8 +44,6 @@ __all__ = [
     "ModelFolder",
     "ModelMetadata",
     "TrainingFiles",
-    "how_to_get",
-    "is_hub_name",
     "is_model_folder",
     "listed",
     "load_metadata",

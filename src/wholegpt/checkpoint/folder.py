@@ -410,7 +410,7 @@ def _write(folder: Path, fill: Any, own: Sequence[str]) -> None:
 def _disk_error(folder: Path, error: Exception) -> CheckpointError:
     reason = getattr(error, "strerror", None) or str(error)
     return CheckpointError(
-        f"{folder}: cannot be written: {reason}; the checkpoints before it are untouched; "
+        f"{folder}: cannot be written: {reason}; earlier checkpoints, if any, are unchanged; "
         "free some space and resume"
     )
 

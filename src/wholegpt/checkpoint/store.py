@@ -1,7 +1,5 @@
 """The checkpoints of a run, and which of them are last and best."""
 
-import difflib
-from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,19 +16,18 @@ from wholegpt.checkpoint.folder import (
     save_checkpoint,
     verify,
 )
-from wholegpt.checkpoint.hub import how_to_get
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError
 from wholegpt.files import (
     TEMPORARY_PREFIX,
     read_json,
     recover_folder,
-    recover_unlocked,
     remove_folder,
     write_json_atomic,
 )
 from wholegpt.model import TokenModel
 from wholegpt.settings import presets
+from wholegpt.settings.models import check_model_exists
 from wholegpt.tokenizers import Tokenizer
 
 CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
@@ -147,9 +144,8 @@ class CheckpointStore:
 
 def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
     """Return ``path`` if it is a model folder, or the ``checkpoint`` of a run; warn of damaged checkpoints."""
-    if not path.exists():
-        recover_unlocked(path)
-    elif str(path) in presets.PRESETS:
+    check_model_exists(str(path))
+    if path.exists() and str(path) in presets.PRESETS:
         console.note(f"{path} is read from the folder of that name, not from the preset")
     if (path / "model.safetensors").exists():
         if (path / CHECKSUMS).exists():
@@ -164,9 +160,6 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
         raise CheckpointError(
             f"{path}: is a preset, which has no trained weights; name a run or a model folder"
         )
-    if not path.exists():
-        advice = how_to_get(str(path)) or f"; {_nearest(path)}"
-        raise CheckpointError(f"{path}: no such run, model folder or preset{advice}")
     if path.is_file():
         raise CheckpointError(
             f"{path}: is a file, not a run or a model folder; `wholegpt train {quote(str(path))}` trains a model on "
@@ -182,10 +175,3 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
     raise CheckpointError(
         f"{path}: holds neither a run (checkpoints/) nor a model (model.safetensors){advice}"
     )
-
-
-def _nearest(path: Path) -> str:
-    """Return a hint for the path of a missing model: a folder beside it with a similar name, or the presets."""
-    folders = path.parent.glob("*/") if path.parent.is_dir() else ()
-    close = difflib.get_close_matches(str(path), map(str, islice(folders, MOST_NEIGHBORS)), n=1, cutoff=0.8)
-    return f"did you mean '{close[0]}'?" if close else presets.nearest(str(path), list(presets.PRESETS))

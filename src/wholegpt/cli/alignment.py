@@ -16,6 +16,7 @@ from wholegpt.cli.options import (
 )
 from wholegpt.settings import presets
 from wholegpt.settings.choices import AlignmentMethod, TaskKind
+from wholegpt.settings.models import check_model_exists
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check, check_max_seconds
 
@@ -71,6 +72,7 @@ def align(
     wholegpt align runs/chat --method grpo --data addition --reward exact
 
     """
+    check_model_exists(run)
     check_max_seconds("--max-seconds", max_seconds)
     changes = section(ChosenSettings.of(config), "runtime", seed=common.seed, **common.placement())
     changes = section(changes, "data", **reading.given())

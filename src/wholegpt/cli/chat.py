@@ -14,6 +14,7 @@ from wholegpt.console import write_output
 from wholegpt.errors import ConfigError, DataError, RunError, TokenizerError
 from wholegpt.files import write_text_atomic
 from wholegpt.settings.choices import Execution, WeightFormat
+from wholegpt.settings.models import check_model_exists
 from wholegpt.settings.serialization import from_mapping, to_mapping
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def chat(
     wholegpt chat runs/mine-instruct --system "Be brief." --temperature 0
 
     """
+    check_model_exists(run)
     check_vocabulary(run)
     from wholegpt.runs.load import load
 

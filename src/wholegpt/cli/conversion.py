@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from wholegpt.cli.options import Common, CommonOptions, next_commands, program_name
+from wholegpt.settings.models import check_model_exists
 
 Flag = Parameter(negative="")
 
@@ -43,6 +44,7 @@ def export(
     wholegpt export runs/mine --to gguf --type q8_0
 
     """
+    check_model_exists(run)
     from wholegpt.interop.conversion import export_model
 
     made = export_model(

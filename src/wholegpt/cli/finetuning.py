@@ -36,6 +36,7 @@ from wholegpt.settings.choices import (
     OnBadText,
     TaskKind,
 )
+from wholegpt.settings.models import check_model_exists
 from wholegpt.settings.schema import Config
 from wholegpt.settings.validation import check, check_max_seconds
 
@@ -96,6 +97,7 @@ def finetune(
     if is_model(data) and not is_model(run):
         right = f"finetune {quote(data)} --task {task} --data {quote(run)}"
         raise ConfigError(f"the model comes first, and --data is the text or table: `wholegpt {right}`")
+    check_model_exists(run)
     if task in list(AlignmentMethod):
         raise ConfigError(f"--task is {task}, which is a method of `wholegpt align`; use that command")
     check_max_seconds("--max-seconds", max_seconds)

@@ -106,11 +106,11 @@ def generate(
     wholegpt generate runs/mine < prompt.txt
 
     """
+    check_models_first("generate", run, prompt)
+    check_vocabulary(run)
     from wholegpt.generation.templates import fill_template
     from wholegpt.runs.load import load
 
-    check_models_first("generate", run, prompt)
-    check_vocabulary(run)
     _check_counts(completions, beams, length_penalty)
     if settings.alternatives > 0 and not (common.json or show_probabilities or beams):
         raise ConfigError("--alternatives needs --show-probabilities or --json; add one")

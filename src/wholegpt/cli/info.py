@@ -9,6 +9,7 @@ from typing import Any
 from wholegpt.cli.options import Common, CommonOptions, grid, table
 from wholegpt.settings import presets
 from wholegpt.settings.choices import Architecture, AttentionKernel
+from wholegpt.settings.models import check_model_exists
 from wholegpt.settings.schema import ModelConfig
 from wholegpt.settings.serialization import to_mapping
 from wholegpt.settings.validation import USED, complete_model
@@ -33,6 +34,7 @@ def info(run: str, *, checkpoint: str = "best", common: CommonOptions = Common()
     wholegpt info gpt2-small
 
     """
+    check_model_exists(run)
     config, metadata = _known(run, checkpoint, common)
     from wholegpt.model.accounting import (
         flops_per_token,

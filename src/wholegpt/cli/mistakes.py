@@ -12,40 +12,12 @@ from wholegpt.errors import ConfigError, TokenizerError, shortened
 from wholegpt.files import exists, is_file
 from wholegpt.settings import presets
 from wholegpt.settings.choices import underscored
-from wholegpt.settings.serialization import RENAMED
+from wholegpt.settings.models import check_model_exists, holds_model, how_to_get
+from wholegpt.settings.serialization import RENAMED, SYNONYMS
 
 OPTION = re.compile(r"--?([A-Za-z][\w.-]*)")
 WITH_TEXT = (("generate",), ("tokenizer", "encode"), ("tokenizer", "show"))
 """Commands whose last argument is one text."""
-SYNONYMS = {
-    "lr": "learning_rate",
-    "layers": "n_layers",
-    "n_layer": "n_layers",
-    "num_layers": "n_layers",
-    "heads": "n_heads",
-    "n_head": "n_heads",
-    "num_heads": "n_heads",
-    "n_embd": "d_model",
-    "width": "d_model",
-    "hidden_size": "d_model",
-    "block_size": "context_length",
-    "context": "context_length",
-    "seq_len": "context_length",
-    "max_iters": "steps",
-    "max_steps": "steps",
-    "iterations": "steps",
-    "num_epochs": "epochs",
-    "batch": "batch_size",
-    "warmup": "warmup_steps",
-    "warmup_iters": "warmup_steps",
-    "grad_clip": "gradient_clip",
-    "eval_interval": "every",
-    "lora_r": "rank",
-    "lora_rank": "rank",
-    "val_split": "validation_fraction",
-    "test_size": "validation_fraction",
-}
-"""Names of settings in other programs, and their fields here."""
 OPTION_SYNONYMS = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -81,6 +53,12 @@ OPTION_SYNONYMS = {
     "verbose": "debug",
 }
 """Names of options in other programs, and their names here."""
+OF_OTHER_COMMANDS = {
+    "train --validation": "`train` holds out a part of the text (--data.validation-fraction), and `wholegpt evaluate "
+    "RUN FILE` evaluates on another one",
+    "train --task": "`wholegpt finetune MODEL --task TASK --data FILE` trains a model for a task",
+}
+"""Options that people expect of a command, and what does it here."""
 LONGEST_NAME = 200
 """Characters of a path or an argument in a message."""
 
@@ -130,6 +108,8 @@ def _known_option(error: cyclopts.UnknownOptionError) -> str:
     name = underscored(given[1])
     if present := RENAMED.get(name):
         return f"{given[0]} is now --{present.replace('_', '-')}"
+    if advice := OF_OTHER_COMMANDS.get(f"{' '.join(error.command_chain or ())} --{name}"):
+        return f"unknown option {given[0]}; {advice}"
     options = [option for argument in error.argument_collection for option in argument.names]
     field = SYNONYMS.get(name, name).replace("_", "-")
     if settings := [option for option in options if option.endswith(f".{field}")]:
@@ -156,10 +136,18 @@ def _too_many(error: cyclopts.UnusedCliTokensError, tokens: Sequence[str]) -> st
 
 
 def check_models_first(command: str, *arguments: str | None, models: int = 1) -> None:
-    """Raise ``ConfigError`` if a later argument is a model and one of the first ``models`` arguments is none."""
+    """Raise ``ConfigError`` if a later argument is a model and one of the first ``models`` arguments is none.
+
+    Also raises ``CheckpointError`` for a model that does not exist, before PyTorch is imported.
+    """
     given = [one for one in arguments if one is not None]
     found = [one for one in given if is_model(one)]
     if len(found) < models or all(map(is_model, given[:models])):
+        for one in given[:models]:
+            check_model_exists(one)
+        if superfluous := next((one for one in given[models:] if presets.is_run(Path(one))), ""):
+            number = "one model" if models == 1 else f"{models} models"
+            raise ConfigError(f"{superfluous}: is a run; `wholegpt {command}` takes {number}, then texts")
         return
     right = shlex.join([*found, *(one for one in given if one not in found)])
     what = "the model comes" if models == 1 else f"the {models} models come"
@@ -168,14 +156,11 @@ def check_models_first(command: str, *arguments: str | None, models: int = 1) ->
 
 def is_model(name: str) -> bool:
     """Return whether ``name`` is a preset, or a folder that looks like a run or a model."""
-    parts = (f"{name}/checkpoints", f"{name}/model.safetensors", f"{name}/config.yaml")
-    return presets.is_preset(name) or any(map(exists, parts))
+    return presets.is_preset(name) or holds_model(Path(name))
 
 
 def check_vocabulary(run: str) -> None:
     """Raise ``TokenizerError`` for a preset of a published vocabulary, which is not part of wholegpt."""
-    from wholegpt.checkpoint import how_to_get
-
     if presets.is_preset(run) and presets.preset(run).vocab_size:
         raise TokenizerError(
             f"{run}: is a preset, an architecture without weights and without a vocabulary; `wholegpt train TEXT "

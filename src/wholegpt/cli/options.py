@@ -252,7 +252,8 @@ def task_table(score: dict[str, Any]) -> str:
         for name, figure in score.items()
         if isinstance(figure, dict)
     ]
-    counted = f"{score['examples']:,} examples ({score['kind']}), {score['shots']} shots"
+    shots = f", {score['shots']} shots" if score["shots"] else ""
+    counted = f"{score['examples']:,} examples ({score['kind']}){shots}"
     cut = f"; {score['truncated']:,} truncated: without {score['left_out']}" if score["truncated"] else ""
     return table([*rows, ("over", counted + cut)])
 
@@ -280,8 +281,14 @@ def _with_interval(value: float | None, low: float | None, high: float | None) -
     return f"{_digits(value)} (95%: {interval})"
 
 
+MOST_WITH_DIGITS = 1e6
+"""Figures from here on are shown with four significant digits."""
+
+
 def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < MOST_WITH_DIGITS else f"{value:.4g}"
 
 
 def program_name() -> str:

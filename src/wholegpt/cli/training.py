@@ -31,6 +31,7 @@ from wholegpt.settings.validation import (
     complete_optimizer,
     complete_schedule,
     derive_sizes,
+    refuse_planned,
 )
 
 if TYPE_CHECKING:
@@ -271,8 +272,6 @@ def _refuse_planned(minutes: float, changes: dict[str, Any], recipe: str | None,
         raise ConfigError(
             f"--minutes cannot be combined with {option}, because it plans the whole training; leave one out"
         )
-    from wholegpt.planning import refuse_planned
-
     named = [f"{section}.{name}" for section, fields in changes.items() for name in fields]
     refuse_planned(minutes, named)
 

@@ -112,6 +112,7 @@ def evaluate(
             )
         else:
             _refuse(task_settings, "the validation examples of a run")
+            common.console.note("evaluating on the held-out examples of the run")
             score = evaluate_run_examples(Path(run), lm, dtype, common.console)
         common.show(score.to_json(), task_table(score.to_json()))
         if records:
@@ -140,6 +141,7 @@ def _evaluate_run_text(
     windows = {"stride": 0, "context": 0, **_taken(settings, "stride", "context")}
     _refuse(settings, "the validation text of a run")
     held_out = run_data(run).validation
+    console.note("evaluating on the held-out text of the run")
     if not lm.model.predicts_next_token:
         return lm.pseudo_perplexity_of_tokens(held_out, dtype, console, windows["context"])
     return lm.evaluate_tokens(held_out, windows["stride"], dtype, console, context=windows["context"])

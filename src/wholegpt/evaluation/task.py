@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class TaskScore:
     """Metrics that are means over the examples, and the field of the records that each averages."""
     truncated: int
     """Number of examples that exceed the model's context."""
-    records: list[Record]
+    records: list[Record] = field(repr=False)
     """The result of each example, with its line number."""
     left_out: str = "their beginning"
     """The part of the truncated examples that was dropped."""

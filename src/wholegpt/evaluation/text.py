@@ -1,7 +1,7 @@
 """Evaluate a model on a whole text: cross-entropy in every unit, with intervals."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,11 @@ class TextEvaluation(TextScore):
     bits_per_word: float
     perplexity_per_word: float
     """exp(nats per word)."""
-    intervals: dict[str, Estimate]
+    intervals: dict[str, Estimate] = field(repr=False)
     """Interval of each metric: a bootstrap over equal pieces of the text."""
-    piece_nats: np.ndarray
+    piece_nats: np.ndarray = field(repr=False)
     """Nats of each piece of the text, shape (P,)."""
-    piece_bytes: np.ndarray
+    piece_bytes: np.ndarray = field(repr=False)
     """Bytes of each piece, shape (P,)."""
 
     def to_json(self) -> dict[str, Any]:

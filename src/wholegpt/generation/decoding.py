@@ -185,7 +185,8 @@ def encode_prompt(
         prompt_ids = [tokenizer.end_of_text_id, *prompt_ids]
     if not prompt_ids and start_text:
         console.note(
-            f"no prompt: starting from {start_text!r}, as the training text was one document, without end-of-text"
+            f"no prompt: starting from {start_text!r}, as the training text had too few documents to learn "
+            "how one starts"
         )
         prompt_ids = tokenizer.encode(start_text)
     prompt_ids = [*tokenizer.prefix_ids, *prompt_ids]

@@ -234,7 +234,9 @@ def _check_free(folder: Path, overwrite: bool, ours: bool, what: str) -> None:
     if not ours:
         raise RunError(f"{folder}: exists and is not {what}; name another --out")
     if not overwrite:
-        raise RunError(f"{folder}: exists; name another --out, or add --overwrite to replace it")
+        raise RunError(
+            f"{folder}: exists; name another --out, or replace it with --overwrite (in Python, overwrite=True)"
+        )
 
 
 def _files_of_export(folder: Path) -> list[str]:

@@ -6,9 +6,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from wholegpt.checkpoint import is_hub_name, listed
+from wholegpt.checkpoint import listed
 from wholegpt.console import Console
 from wholegpt.errors import CheckpointError
+from wholegpt.settings.models import is_hub_name
 
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 """Files with the weights of a model; the first kind that a model has is downloaded."""

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from wholegpt.checkpoint import how_to_get, listed
+from wholegpt.checkpoint import listed
 from wholegpt.errors import CheckpointError
 from wholegpt.interop import huggingface, nanogpt, peft
 from wholegpt.interop.foreign import OTHER_FORMATS, PICKLES
 from wholegpt.interop.gguf_architectures import SUFFIX
+from wholegpt.settings.models import how_to_get
 
 PICKLED_NAMES = ("pytorch_model", "adapter_model")
 _WEIGHTS = (huggingface.WEIGHTS, huggingface.INDEX, huggingface.PICKLED_WEIGHTS, peft.WEIGHTS)

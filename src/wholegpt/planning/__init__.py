@@ -2,7 +2,7 @@
 
 from wholegpt.planning.machine import Machine
 from wholegpt.planning.plan import ENGLISH_PROSE, Budget, Plan, Text
-from wholegpt.planning.planner import make_plan, measure_difficulty, plan_elsewhere, refuse_planned
+from wholegpt.planning.planner import make_plan, measure_difficulty, plan_elsewhere
 from wholegpt.planning.scaling import ENGLISH
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "make_plan",
     "measure_difficulty",
     "plan_elsewhere",
-    "refuse_planned",
 ]

@@ -5,7 +5,6 @@ A plan is a config with a fixed number of steps, so a run made from it resumes b
 
 import dataclasses
 import math
-from collections.abc import Iterable
 
 import torch
 
@@ -56,30 +55,6 @@ ANSWER_SECONDS = 28.0
 PILOT_PART = 0.5
 """Maximum share of the remaining seconds until the answer for the pilot. The rest is for measuring speeds."""
 PILOT_VALIDATION_TOKENS, TRIAL_VALIDATION_TOKENS = 50_000, 10_000
-PLANNED = (
-    "model",
-    "windows.length",
-    "training",
-    "optimizer",
-    "schedule",
-    "evaluation",
-    "checkpointing.every",
-    "logging.sample_every",
-)
-"""Sections and settings that a plan decides."""
-
-
-def refuse_planned(minutes: float, named: Iterable[str]) -> None:
-    """Raise ``ConfigError`` for an invalid time, and for settings in ``named`` (SECTION.FIELD) that a plan
-    decides.
-    """
-    if not 0 < minutes < math.inf:
-        raise ConfigError(f"--minutes is {minutes:g}; expected a finite time above 0")
-    decided = [name for name in named if name in PLANNED or name.partition(".")[0] in PLANNED]
-    if decided:
-        raise ConfigError(
-            f"--minutes decides {', '.join(decided)} itself; leave it out, or leave out --minutes"
-        )
 
 
 def make_plan(
@@ -116,11 +91,8 @@ def make_plan(
         return 60 * budget.minutes - budget.spent()
 
     measure(pilot, BRIEF_SECONDS)
-    longest = min(
-        PILOT_SHARE * 60 * budget.minutes, LONGEST_PILOT, PILOT_PART * (ANSWER_SECONDS - budget.spent())
-    )
-    steps = round(longest / speeds(pilot).step_seconds)
-    difficulty, rates = _run_pilot(config, data, console, min(max(steps, FEWEST_PILOT_STEPS), PILOT_STEPS))
+    longest = min(PILOT_SHARE * 60 * budget.minutes, _pilot_seconds(budget.spent()))
+    difficulty, rates = _run_pilot(config, data, console, speeds(pilot), longest)
     speeds.add(pilot, rates)
     chooser = Chooser(pilot, text, difficulty, speeds, memory)
     while True:
@@ -151,14 +123,25 @@ def _refuse_too_small(text: Text, data: PreparedData) -> None:
         )
 
 
-def measure_difficulty(config: Config, data: PreparedData, console: Console) -> Difficulty:
-    """Measure how hard a text is by a short pilot training on it."""
+def measure_difficulty(config: Config, data: PreparedData, spent: float, console: Console) -> Difficulty:
+    """Measure how hard a text is by a short pilot training on it, ``spent`` seconds after the question."""
     _refuse_too_small(Text.of(data), data)
-    return _run_pilot(config, data, console, PILOT_STEPS)[0]
+    pilot = resolve(pilot_config(config, Text.of(data)), data)
+    with console.working("measuring the speed of a training step"), runtime.memory_apart():
+        rates = run_trial(pilot, data, Silent(), TRIAL_VALIDATION_TOKENS, BRIEF_SECONDS).rates
+    return _run_pilot(config, data, console, rates, _pilot_seconds(spent))[0]
 
 
-def _run_pilot(config: Config, data: PreparedData, console: Console, steps: int) -> tuple[Difficulty, Rates]:
-    """Train a pilot for so many steps; return the difficulty of the text, and the speed of the pilot."""
+def _pilot_seconds(spent: float) -> float:
+    """Return the longest that a pilot may take when ``spent`` seconds have passed since the question."""
+    return min(LONGEST_PILOT, PILOT_PART * (ANSWER_SECONDS - spent))
+
+
+def _run_pilot(
+    config: Config, data: PreparedData, console: Console, rates: Rates, seconds: float
+) -> tuple[Difficulty, Rates]:
+    """Train a pilot of known speed for so many ``seconds``; return the difficulty of the text, and a better speed."""
+    steps = min(max(round(seconds / rates.step_seconds), FEWEST_PILOT_STEPS), PILOT_STEPS)
     pilot, early = resolve(pilot_config(config, Text.of(data), steps), data), max(1, steps // EARLY_SHARE)
     with console.progress("measuring how hard the text is", steps) as progress, runtime.memory_apart():
         trial = run_trial(pilot, data, progress, PILOT_VALIDATION_TOKENS, scored_after=(early,))

@@ -27,7 +27,6 @@ from wholegpt.planning import (
     make_plan,
     measure_difficulty,
     plan_elsewhere,
-    refuse_planned,
 )
 from wholegpt.runs.create import changed_settings, create_run
 from wholegpt.runs.extend import extend_run, extended_at, last_state
@@ -38,7 +37,7 @@ from wholegpt.settings.choices import AlignmentMethod, TaskKind
 from wholegpt.settings.keywords import checked_keywords
 from wholegpt.settings.schema import Config
 from wholegpt.settings.serialization import to_yaml
-from wholegpt.settings.validation import check, check_max_seconds
+from wholegpt.settings.validation import check, check_max_seconds, refuse_planned
 from wholegpt.stages.registry import default_recipe
 from wholegpt.stages.text_source import open_text, prepared_text
 from wholegpt.training.callbacks import PAUSES
@@ -223,9 +222,8 @@ def plan(
         chosen, corpus = open_text(chosen, console, texts)
         data = prepared_text(chosen, corpus, Path(folder) / "data", console)
         if machine:
-            return plan_elsewhere(
-                chosen, Text.of(data), measure_difficulty(chosen, data, console), minutes, machine
-            )
+            difficulty = measure_difficulty(chosen, data, budget.spent(), console)
+            return plan_elsewhere(chosen, Text.of(data), difficulty, minutes, machine)
         return make_plan(chosen, data, budget, memory, console)
 
 

@@ -20,7 +20,7 @@ from wholegpt.data import PreparedData, Texts, TokenShards
 from wholegpt.errors import ConfigError
 from wholegpt.files import sha256_file, write_folder_atomic, write_json_atomic, write_text_atomic
 from wholegpt.model.lora import merge, remove_lora
-from wholegpt.planning import Budget, Plan, make_plan, refuse_planned
+from wholegpt.planning import Budget, Plan, make_plan
 from wholegpt.runs.folder import (
     COMPANIONS,
     PLAN,
@@ -36,7 +36,7 @@ from wholegpt.runs.folder import (
 from wholegpt.settings.choices import Execution, TaskKind
 from wholegpt.settings.schema import Config, ModelConfig
 from wholegpt.settings.serialization import to_mapping, to_yaml
-from wholegpt.settings.validation import check, check_windows
+from wholegpt.settings.validation import check, check_windows, refuse_planned
 from wholegpt.stages.definition import ParentModel, RunSetup, SetupRequest
 from wholegpt.stages.registry import stage_of
 from wholegpt.training.resolution import decide, resolve

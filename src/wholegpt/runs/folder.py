@@ -180,7 +180,7 @@ def check_free(folder: Path, config: Config, overwrite: bool) -> None:
     if holds_run and not overwrite:
         raise RunError(
             f"{folder}: already holds a run; continue it with `wholegpt train --resume {quote(str(folder))}`, "
-            "name another --out, or add --overwrite to replace it"
+            "name another --out, or replace it with --overwrite (in Python, overwrite=True)"
         )
     if folder.exists() and not holds_run and (folder.is_file() or any(folder.iterdir())):
         raise RunError(f"{folder}: exists and is not a run; name another --out")

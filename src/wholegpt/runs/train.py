@@ -47,6 +47,8 @@ from wholegpt.training.state import TrainingState
 from wholegpt.training.tracking import Tracking
 
 S = TypeVar("S", bound=Score)
+FEW_STEPS = 30
+"""Fine-tuning for fewer steps gets a note."""
 
 
 @dataclass(frozen=True)
@@ -387,6 +389,11 @@ def _describe(
         f"{size}{config.training.steps:,} steps; {config.precision.dtype} on "
         f"{config.runtime.device}, {counted(config.runtime.threads, 'threads')}; run {path}"
     )
+    if config.finetuning.model and config.training.steps < FEW_STEPS:
+        console.note(
+            f"{config.training.steps} steps are few: if the model learns too little, train it longer with "
+            "--training.epochs or --training.steps"
+        )
     _note_other_programs(config.model, console)
     if config.runtime.determinism is Determinism.strict:
         console.note(

@@ -8,8 +8,8 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args, get_or
 
 from wholegpt.errors import ConfigError
 from wholegpt.settings.choices import Dtype, OnBadLine, OnBadText
-from wholegpt.settings.schema import GenerationConfig
-from wholegpt.settings.serialization import nearest
+from wholegpt.settings.schema import Config, GenerationConfig
+from wholegpt.settings.serialization import nearest, settings_named
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,8 +94,11 @@ def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*arguments: P.args, **keywords: P.kwargs) -> R:
         for name, value in keywords.items():
             if name not in types:
-                known = [one for one in types if one != "self"]
-                raise ConfigError(f"{function.__name__}() has no parameter '{name}'; {nearest(name, known)}")
+                hint = nearest(name, [one for one in types if one != "self"])
+                if "config" in types and (meant := settings_named(name, Config)):
+                    section, _, field = meant[0].partition(".")
+                    hint = f"give config=wg.configure({{'{section}': {{'{field}': {value!r}}}}})"
+                raise ConfigError(f"{function.__name__}() has no parameter '{name}'; {hint}")
             values = get_args(types[name]) if get_origin(types[name]) is Literal else (value,)
             if value not in values:
                 raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(str, values))}")

@@ -226,6 +226,10 @@ def recipe(name_or_path: str) -> Config:
                     f"{path}: is not a recipe; expected a YAML file whose name ends in .yaml, the folder of a run, or "
                     f"one of {', '.join(recipe_names())}"
                 )
+            if path.name != name_or_path:
+                raise ConfigError(
+                    f"{path}: no such run; expected a YAML file, the folder of a run, or a recipe"
+                )
             raise ConfigError(f"unknown recipe '{name_or_path}'; {nearest(name_or_path, recipe_names())}")
         path = recipe_folder() / f"{name_or_path}.yaml"
     return _with_pairs_as_text(configure(read_yaml(path), where=str(path)))

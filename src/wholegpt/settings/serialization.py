@@ -29,6 +29,36 @@ RENAMED = {
 RENAMED_VALUES = {"training.activation_checkpointing": {"nothing": "none"}}
 """Former values of settings, by the present names of the settings."""
 
+SYNONYMS = {
+    "lr": "learning_rate",
+    "layers": "n_layers",
+    "n_layer": "n_layers",
+    "num_layers": "n_layers",
+    "heads": "n_heads",
+    "n_head": "n_heads",
+    "num_heads": "n_heads",
+    "n_embd": "d_model",
+    "width": "d_model",
+    "hidden_size": "d_model",
+    "block_size": "context_length",
+    "context": "context_length",
+    "seq_len": "context_length",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "iterations": "steps",
+    "num_epochs": "epochs",
+    "batch": "batch_size",
+    "warmup": "warmup_steps",
+    "warmup_iters": "warmup_steps",
+    "grad_clip": "gradient_clip",
+    "eval_interval": "every",
+    "lora_r": "rank",
+    "lora_rank": "rank",
+    "val_split": "validation_fraction",
+    "test_size": "validation_fraction",
+}
+"""Names of settings in other programs, and their fields here."""
+
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """Return a config dataclass as nested plain dicts, ready for JSON or YAML."""
@@ -136,7 +166,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def nearest(name: str, candidates: list[str]) -> str:
     """Return a hint for an unknown name: the closest candidate, or all of them."""
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    longer = [one for one in candidates if one.startswith(f"{name}-")]
+    close = longer or difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(candidates)}"
 
 
@@ -190,7 +221,11 @@ def _named(
     for given, value in mapping.items():
         name = underscored(str(given))
         if name not in types:
-            raise ConfigError(f"{where}: unknown field '{prefix}{given}'; {nearest(name, list(types))}")
+            hint = nearest(name, list(types))
+            if not prefix and (meant := settings_named(name, type_)):
+                section, _, field = meant[0].partition(".")
+                hint = f"the setting is {' or '.join(meant)}, as in {{'{section}': {{'{field}': {value!r}}}}}"
+            raise ConfigError(f"{where}: unknown field '{prefix}{given}'; {hint}")
         if name in named:
             raise ConfigError(f"{where}: '{prefix}{name}' is given twice, once with hyphens; leave one out")
         if dataclasses.is_dataclass(types[name]):
@@ -202,6 +237,15 @@ def _named(
             renamed |= old_names
         named[name] = _known_choice(value, types[name], f"{where}: {prefix}{name}")
     return named, renamed
+
+
+def settings_named(name: str, config: type) -> list[str]:
+    """Return the settings, as SECTION.FIELD, that a name without a section means here or in other programs."""
+    field = SYNONYMS.get(name, name)
+    sections = {
+        one: type_ for one, type_ in get_type_hints(config).items() if dataclasses.is_dataclass(type_)
+    }
+    return [f"{one}.{field}" for one, type_ in sections.items() if field in get_type_hints(type_)]
 
 
 def _known_choice(value: Any, type_: Any, where: str) -> Any:

@@ -37,7 +37,7 @@ from wholegpt.settings.sections.model import (
     complete_model,
     derive_sizes,
 )
-from wholegpt.settings.sections.run import check_max_seconds, check_run, check_seed
+from wholegpt.settings.sections.run import check_max_seconds, check_run, check_seed, refuse_planned
 from wholegpt.settings.sections.tasks import SEQUENCE_TO_SEQUENCE, TASKS, TaskSettings
 from wholegpt.settings.sections.training import (
     check_evaluation,
@@ -71,6 +71,7 @@ __all__ = [
     "complete_optimizer",
     "complete_schedule",
     "derive_sizes",
+    "refuse_planned",
 ]
 
 

@@ -221,6 +221,20 @@ def test_damaged_and_binary_files(tmp_path: Path) -> None:
         read(tmp_path / "missing.txt")
 
 
+def test_rest_of_a_list_that_is_not_json_can_be_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good text")
+    (tmp_path / "b.json").write_text(
+        '[{"text": "first"}, {"text": "second"}, {"text": oops}, {"text": "lost"}]'
+    )
+    with pytest.raises(
+        DataError, match=r"entry 3, line 1, is not JSON.*--on-bad-line skip leaves out the rest"
+    ):
+        list(opened(tmp_path).pieces())
+    skipping = opened(tmp_path, on_bad_line="skip")
+    assert [piece.text for piece in skipping.pieces()] == ["good text", "first", "second"]
+    assert skipping.report.skipped == {"files cut at bad JSON": 1}
+
+
 def test_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' * 100)

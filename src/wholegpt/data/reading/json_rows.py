@@ -1,11 +1,12 @@
 """Rows of JSON: one per line, one per entry of a list, or one after another."""
 
+import contextlib
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from wholegpt.data.reading import decoding as formats
 from wholegpt.data.reading.decoding import Source, skip_record
@@ -170,15 +171,28 @@ class _Entries:
                 return self.buffer[self.at : self.at + 1]
             self.more()
 
-    def refuse(self, problem: str) -> None:
-        """Raise ``DataError``: the position of the next entry is unknown."""
+    def refuse(self, problem: str) -> NoReturn:
+        """End the list here, as ``on_bad_line`` says: the position of the next entry is unknown."""
         line = self.lines_before + self.buffer.count("\n", 0, self.at) + 1
-        raise DataError(f"{self.source.where}: entry {self.number}, line {line}, {problem}")
+        where = f"{self.source.where}: entry {self.number}, line {line}"
+        if self.source.config.on_bad_line == "stop":
+            raise DataError(f"{where}, {problem}; --on-bad-line skip leaves out the rest of this file")
+        self.source.report.skip("files cut at bad JSON", what=where)
+        raise _EndOfListError
+
+
+class _EndOfListError(Exception):
+    """The rest of a list cannot be read and is skipped."""
 
 
 def _entries(source: Source, text: TableText) -> Iterator[Row]:
     """Yield the entries of a list, one at a time."""
-    entries, parser = _Entries(source, text), _Parser()
+    with contextlib.suppress(_EndOfListError):
+        yield from _read_entries(source, _Entries(source, text))
+
+
+def _read_entries(source: Source, entries: _Entries) -> Iterator[Row]:
+    parser = _Parser()
     entries.skip()
     entries.at += 1
     while (mark := entries.skip()) != "]":

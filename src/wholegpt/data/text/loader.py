@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wholegpt.data.permutation import interleave, permute, uniform
 from wholegpt.data.text.shards import PreparedData, TokenShards
-from wholegpt.errors import ConfigError, DataError
+from wholegpt.errors import ConfigError, DataError, counted
 from wholegpt.runtime import mix_seed
 from wholegpt.settings.choices import Documents
 from wholegpt.settings.schema import Config, TrainingConfig, WindowsConfig
@@ -115,7 +115,7 @@ class WindowLoader:
             if self._weights[number] and token_range.tokens <= length:
                 part = f"source {number + 1}" if windows.weights else "the training text"
                 raise DataError(
-                    f"{part} has {token_range.tokens:,} tokens, fewer than one window of "
+                    f"{part} has {counted(token_range.tokens, 'tokens')}, fewer than one window of "
                     f"{length + 1:,}; give more text, or shorter windows (--windows.length, or "
                     "--model.context-length of a new model)"
                 )

@@ -28,6 +28,8 @@ RENAMED_ENTRIES = {
 }
 """Entries of data cards that older versions wrote with another name."""
 DTYPES = ("<u2", "<u4")
+ENOUGH_DOCUMENTS = 50
+"""From how many training documents a model learns how a document starts."""
 START_TOKENS = 2**20
 """How many training tokens are searched for ``start_text``."""
 
@@ -197,11 +199,11 @@ class PreparedData:
 
     @property
     def start_text(self) -> str:
-        """Return the default prompt if the training text has no end-of-text; else empty.
+        """Return the default prompt if the training text has too few documents to learn how one starts; else empty.
 
         It is a line break, or else a space, if it is a token of the text; otherwise the text's first token.
         """
-        if self.manifest.train.documents > 1 or not len(self.train):
+        if self.manifest.train.documents >= ENOUGH_DOCUMENTS or not len(self.train):
             return ""
         token_ids = self.train.read(0, START_TOKENS)
         first = self.tokenizer.decode([int(token_ids[0])])

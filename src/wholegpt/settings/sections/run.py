@@ -1,5 +1,7 @@
 """The run itself: precision, machine, checkpoints and logs."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wholegpt.errors import ConfigError
@@ -55,7 +57,8 @@ class LoggingConfig:
     sample_every: int = 200
     """Steps between samples, in addition to the one after the last step. 0: only after the last step."""
     sample_prompt: str = ""
-    """Prompt of the samples. Empty: the end-of-text token, or a line break if the training text is one document."""
+    """Prompt of the samples. Empty: the end-of-text token, or a line break if the training text has fewer than 50
+    documents."""
     sample_tokens: int = 120
     """Length of a sample in tokens. 0: no samples."""
     trackers: tuple[Tracker, ...] = ()
@@ -78,6 +81,32 @@ def check_run(runtime: RuntimeConfig, checkpointing: CheckpointingConfig, loggin
 def check_seed(name: str, seed: int) -> None:
     """Raise ``ConfigError`` if ``seed`` is outside the range of the random number generators."""
     require(name, seed, 0 <= seed <= LARGEST_SEED, f"of at least 0 and at most {LARGEST_SEED}")
+
+
+PLANNED = (
+    "model",
+    "windows.length",
+    "training",
+    "optimizer",
+    "schedule",
+    "evaluation",
+    "checkpointing.every",
+    "logging.sample_every",
+)
+"""Sections and settings that a plan decides."""
+
+
+def refuse_planned(minutes: float, named: Iterable[str]) -> None:
+    """Raise ``ConfigError`` for an invalid time, and for settings in ``named`` (SECTION.FIELD) that a plan
+    decides.
+    """
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"--minutes is {minutes:g}; expected a finite time above 0")
+    decided = [name for name in named if name in PLANNED or name.partition(".")[0] in PLANNED]
+    if decided:
+        raise ConfigError(
+            f"--minutes decides {', '.join(decided)} itself; leave it out, or leave out --minutes"
+        )
 
 
 def check_max_seconds(name: str, seconds: float | None) -> None:
