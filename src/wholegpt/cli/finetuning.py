@@ -86,7 +86,8 @@ def finetune(
     overwrite
         Replace an existing run in the --out folder.
     max_seconds
-        Stop after this many seconds. `train --resume` continues the run.
+        Stop training after this many seconds. Reading the data and the final evaluation come on top. `train --resume`
+        continues the run.
 
     Examples
     --------

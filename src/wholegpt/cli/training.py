@@ -75,7 +75,8 @@ def train(
     overwrite
         Replace an existing run in the --out folder.
     max_seconds
-        Stop after this many seconds. --resume continues the run.
+        Stop training after this many seconds. Reading the text and the final evaluation come on top.
+        --resume continues the run.
     allow_different_numerics
         Resume on a machine that cannot reproduce the run bit for bit.
     print_config
