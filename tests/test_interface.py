@@ -73,6 +73,12 @@ def lm() -> LanguageModel:
             lambda lm: untyped.configure({"lr": 0.1}),
             "unknown field 'lr'; the setting is optimizer.learning_rate",
         ),
+        (
+            lambda lm: untyped.configure({"training.steps": 5}),
+            r"the setting is training\.steps, as in \{'training': \{'steps': 5\}\}",
+        ),
+        (lambda lm: untyped.train("a.txt", minutes="2"), "minutes is '2'; expected a number"),
+        (lambda lm: untyped.load(None), "the path of a model is None"),
         (lambda lm: untyped.finetune("a", "b", tasks="instruct"), "'tasks'; did you mean 'task'"),
         (lambda lm: untyped.plan("a.txt", minute=3), "'minute'; did you mean 'minutes'"),
         (lambda lm: untyped.resume("runs/a", step=3), "'step'; did you mean 'steps'"),

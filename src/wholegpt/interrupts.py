@@ -8,12 +8,14 @@ interrupted. Native code cannot be stopped: after Ctrl-C its thread continues un
 
 import contextvars
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -42,6 +44,31 @@ def interruptible(call: Callable[[], T]) -> T:
     while thread.is_alive():
         thread.join(1.0)
     return outcome.result()
+
+
+class InterruptNoted:
+    """Remembers a Ctrl-C, which raises ``KeyboardInterrupt`` as usual.
+
+    An import that it interrupts may turn it into another error.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "InterruptNoted":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        if callable(self._previous):
+            self._previous(number, frame)
 
 
 def end_process(code: int) -> None:

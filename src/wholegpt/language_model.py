@@ -19,7 +19,7 @@ from wholegpt.data.control_codes import NO_CONTROL, header_for
 from wholegpt.data.examples.columns import DETECTED
 from wholegpt.data.examples.conversations import holds_conversations, read_like
 from wholegpt.data.examples.data import read_labeled
-from wholegpt.data.examples.preferences import PreferencePair, read_pairs
+from wholegpt.data.examples.preferences import PreferencePair, holds_pairs, read_pairs
 from wholegpt.data.examples.tasks import Task, TaskExample, parts_of, read_parts
 from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.files import check_options, read_documents, useful_options
@@ -507,7 +507,15 @@ class LanguageModel:
             conversations = read_like(Path(path), reading, self.columns, console)
             reading.show(console)
             return self.evaluate_conversations(conversations, dtype, console)
-        to_score = read_examples(Path(path), reading)
+        try:
+            to_score = read_examples(Path(path), reading)
+        except DataError as error:
+            if is_table(Path(path)) and holds_pairs(Path(path), reading):
+                raise DataError(
+                    f"{path}: holds preference pairs, on which only a reward model is evaluated; `wholegpt evaluate "
+                    "RUN` without a file evaluates a run of dpo on its held-out pairs"
+                ) from error
+            raise
         reading.show(console)
         return evaluate_task(
             self.model,
@@ -644,7 +652,15 @@ class LanguageModel:
             if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
                 raise DataError(f"expected texts, found {one!r:.80}")
         texts = [(one,) if isinstance(one, str) else tuple(one) for one in examples]
-        return self._predictions([parts_of(task.kind, *one) for one in texts], dtype, console)
+        try:
+            parts = [parts_of(task.kind, *one) for one in texts]
+        except DataError as error:
+            if len(examples) == 1 and len(texts[0]) > 1:  # probably a list of examples
+                raise DataError(
+                    f"{error}; give each example as an argument of its own, predict(*examples)"
+                ) from None
+            raise
+        return self._predictions(parts, dtype, console)
 
     @checked_keywords
     def predict_table(

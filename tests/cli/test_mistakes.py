@@ -1,7 +1,11 @@
 """Mistyped and misordered command lines: the error suggests what was probably meant."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 
 from tests.cli.test_help import COMMANDS
 from tests.helpers import Fails
-from wholegpt.cli import EXTRAS
+from wholegpt.cli import EXTRAS, main
 from wholegpt.cli.mistakes import OPTION_SYNONYMS
 from wholegpt.cli.options import MEANT
 from wholegpt.settings.choices import Tracker
@@ -157,6 +161,31 @@ def test_options_of_other_commands(fails: Fails, text_file: Path, trained_run: P
     assert "`wholegpt finetune MODEL --task" in fails("train", text_file, "--task", "instruct")
     assert "takes 2 models, then texts" in fails("compare", trained_run, trained_run, trained_run)
     assert "did you mean 'gpt2-small'?" in fails("train", text_file, "--preset", "gpt2")
+
+
+def test_an_interrupted_import_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An import that Ctrl-C interrupts may fail with another error, or be tried again and fail then."""
+
+    def interrupted() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        raise ImportError("cannot load module more than once per process")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("wholegpt.cli.make_app", interrupted)
+    assert main(["data", "list"]) == 130
+    assert "bug" not in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_options_of_other_programs(fails: Fails, text_file: Path) -> None:
+    assert "--precision.dtype" in fails("train", text_file, "--bf16")
+    assert "--training.steps" in fails("train", text_file, "--step", "5")
+    assert "`wholegpt train --help-all` lists all options" in fails("train", text_file, "--xyzzy")
+    assert 'Did you mean "train"' in fails("resume", "runs/a")
 
 
 def test_errors_in_arguments_come_before_pytorch_is_imported(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_runs_and_models_given_for_a_text(fails: Fails, run_folder: Path, tmp_pa
         ["tokenizer", "train", "--out", tmp_path / "t.json"],
     ):
         assert "is a run, not text" in fails(*command, run_folder, "--quiet")
-    assert "is a run, not text" in fails("evaluate", run_folder, run_folder, "--quiet")
+    assert "takes one model, then texts" in fails("evaluate", run_folder, run_folder, "--quiet")
     assert "holds no text" in fails("train", run_folder / "checkpoints", *TINY)
     assert (
         main(["export", str(run_folder), "--to", "huggingface", "--out", str(tmp_path / "hf"), "--quiet"])

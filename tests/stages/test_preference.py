@@ -23,6 +23,7 @@ from wholegpt.evaluation import TaskScore
 from wholegpt.losses import dpo_loss, kto_loss, negative_log_likelihood
 from wholegpt.model import Transformer
 from wholegpt.runs import api
+from wholegpt.runs.load import load
 from wholegpt.runs.train import open_stage
 from wholegpt.settings.choices import Dtype, PreferenceLoss
 from wholegpt.settings.presets import configure
@@ -454,3 +455,8 @@ def test_align_command_with_dpo(chat_model: Path, tmp_path: Path, capsys: pytest
     again = json.loads(capsys.readouterr().out)
     for name in ("preference_loss", "chosen_reward"):
         assert again[name]["value"] == pytest.approx(result["validation"][name]["value"], abs=1e-5)
+
+
+def test_pairs_are_not_examples_of_a_model_without_a_head(chat_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds preference pairs, on which only a reward model is evaluated"):
+        load(chat_model, console=QUIET).evaluate_task(preferences(tmp_path), console=QUIET)

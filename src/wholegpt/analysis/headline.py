@@ -12,7 +12,7 @@ from wholegpt.settings.schema import Config
 
 DIGITS = {"perplexity": 3}
 """Decimals of figures; 4 for all others."""
-DENOMINATORS = ("tokens", "characters", "bytes")
+DENOMINATORS = ("examples", "tokens", "characters", "bytes")
 TRAINING_TO_FORWARD = 3
 """FLOPs of training relative to those of the forward pass (Kaplan et al. 2020, section 2.1)."""
 

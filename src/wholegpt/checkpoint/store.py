@@ -168,7 +168,11 @@ def model_folder(path: Path, checkpoint: str, console: Console) -> Path:
     if presets.is_run(path):
         raise CheckpointError(
             f"{path}: is a run that has no checkpoint yet; continue it with `wholegpt train --resume "
-            f"{quote(str(path))}`"
+            f"{quote(str(path))}`, or start it again with --overwrite"
+        )
+    if (path / "manifest.json").exists():
+        raise CheckpointError(
+            f"{path}: is prepared data, not a model; `wholegpt data stats {quote(str(path))}` describes it"
         )
     files = sorted(path.glob("*.gguf"))
     advice = f"; `wholegpt import {quote(str(files[0]))}` makes a model of its GGUF file" if files else ""

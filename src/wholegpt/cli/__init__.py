@@ -31,7 +31,7 @@ from wholegpt.cli.mistakes import LONGEST_NAME, usage_message
 from wholegpt.cli.options import LONE_HYPHEN, ChosenSettings, program_name
 from wholegpt.console import Console, discard_output, open_standard_streams, write_error, write_output
 from wholegpt.errors import ConfigError, RenamedSettingWarning, WholeGPTError, shortened
-from wholegpt.interrupts import end_process
+from wholegpt.interrupts import InterruptNoted, end_process
 from wholegpt.version import __version__
 
 USER_ERROR, OUR_ERROR, INTERRUPTED = 2, 1, 130
@@ -80,7 +80,7 @@ def make_app() -> cyclopts.App:
         ),
     )
     # The order of the help: training, use, evaluation, data, exchange, lists. The two sub-apps have keys 12 and 13.
-    app.command(training.train, sort_key=1, synonym=("fit", "pretrain"))
+    app.command(training.train, sort_key=1, synonym=("fit", "pretrain", "resume"))
     app.command(training.plan, sort_key=2, synonym=("estimate",))
     app.command(finetuning.finetune, sort_key=3, synonym=("sft", "lora"))
     app.command(alignment.align, sort_key=4, synonym=("dpo", "rlhf", "preferences"))
@@ -124,6 +124,11 @@ def make_app() -> cyclopts.App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Return the exit code: 0 success, 2 user error, 130 interrupted, 1 a bug."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with InterruptNoted() as interrupt:
+        return _main(tokens, interrupt)
+
+
+def _main(tokens: list[str], interrupt: InterruptNoted) -> int:
     open_standard_streams()
     _ignore_narrow_columns()
     try:
@@ -152,6 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = shortened(str(error.filename or "the disk"), LONGEST_NAME)
         return _complain(tokens, error, USER_ERROR, f"{where}: {error.strerror or error}")
     except Exception as error:  # the last resort
+        if interrupt.came:
+            return _complain(tokens, error, INTERRUPTED, NOTHING_SAVED)
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             missing = f"{error.name} is not installed; pip install 'wholegpt[{EXTRAS[error.name]}]'"
             return _complain(tokens, error, USER_ERROR, missing)

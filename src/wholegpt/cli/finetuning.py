@@ -27,7 +27,7 @@ from wholegpt.cli.options import (
     task_table,
 )
 from wholegpt.cli.texts import check_no_file, piped_text
-from wholegpt.errors import ConfigError, DataError, shortened
+from wholegpt.errors import ConfigError, DataError, counted, shortened
 from wholegpt.settings import presets
 from wholegpt.settings.choices import (
     AlignmentMethod,
@@ -168,11 +168,15 @@ def predict(
     wholegpt predict runs/mine-classification --data new.csv --out labels.csv
 
     """
-    check_models_first("predict", run, *texts)
     for text in texts:
         check_no_file(text, "--data")
     if texts == ("-",) or not (texts or data):
-        texts = tuple(line.removesuffix("\r") for line in piped_text().split("\n") if line.strip()) or texts
+        lines = piped_text().split("\n")
+        texts = tuple(line.removesuffix("\r") for line in lines if line.strip()) or texts
+        if texts != ("-",) and texts and len(texts) < len(lines):
+            common.console.warn(
+                f"{counted(len(lines) - len(texts), 'empty lines')} of the input were left out"
+            )
     if bool(texts) == bool(data):
         raise DataError("give either texts, or a table of examples by --data FILE")
     given = {"encoding": encoding, "on_bad_text": on_bad_text, "on_bad_line": on_bad_line}
@@ -182,6 +186,7 @@ def predict(
     check_new_file(out, "--out")
     if out and Path(out).suffix.lower() not in (".csv", ".jsonl"):
         raise DataError(f"--out {out}: expected a name that ends in .csv or .jsonl")
+    check_models_first("predict", run, *texts)
     from wholegpt.runs.load import load
 
     lm = load(run, checkpoint=checkpoint, console=common.console, **common.placement())
@@ -232,6 +237,10 @@ def _line(prediction: "Prediction") -> str:
     return f"{shortened(str(prediction.label))} ({shares})  {text}"
 
 
+UNITS = ("examples", "tokens")
+"""What an evaluation while training counts."""
+
+
 def show_finetuned(run: "Run[Any]", common: Common) -> None:
     """Show the result of a run that started from another model."""
     result, best = run.to_json(), run.state.best
@@ -245,8 +254,11 @@ def show_finetuned(run: "Run[Any]", common: Common) -> None:
             if isinstance(x, float)
         ]
         none = "; no step improved the model" if best.step == 0 else ""
+        over = next(
+            (f", on {best.validation[one]:,} held-out {one}" for one in UNITS if one in best.validation), ""
+        )
         lines = [
-            f"Validation with the best weights (step {best.step:,}{none}), which the commands below use:",
+            f"Validation with the best weights (step {best.step:,}{none}){over}, which the commands below use:",
             table(figures),
             *lines,
         ]

@@ -25,6 +25,7 @@ OPTION_SYNONYMS = {
     "num_tokens": "max_tokens",
     "n_predict": "max_tokens",
     "temp": "temperature",
+    "do_sample": "temperature",
     "t": "temperature",
     "num_samples": "completions",
     "num_return_sequences": "completions",
@@ -56,6 +57,7 @@ OPTION_SYNONYMS = {
 OF_OTHER_COMMANDS = {
     "train --validation": "`train` holds out a part of the text (--data.validation-fraction), and `wholegpt evaluate "
     "RUN FILE` evaluates on another one",
+    "train --init-from": "`wholegpt finetune MODEL` starts from a trained model",
     "train --task": "`wholegpt finetune MODEL --task TASK --data FILE` trains a model for a task",
 }
 """Options that people expect of a command, and what does it here."""
@@ -91,6 +93,9 @@ def _usage_message(error: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
         return known
     if not (unknown and "Did you mean" not in str(error)) and not missing:
         return str(error)
+    given = (error.token.keyword or error.token.value or "") if unknown else ""
+    if given.startswith("--") and OPTION.fullmatch(given.partition("=")[0]):
+        return f"{error} `wholegpt {' '.join(error.command_chain or ())} --help-all` lists all options"
     return (
         f"{error} Put a text or path that starts with a hyphen after all options and --, "
         "and the value of an option after =, as in --out=-x"
@@ -108,7 +113,7 @@ def _known_option(error: cyclopts.UnknownOptionError) -> str:
     name = underscored(given[1])
     if present := RENAMED.get(name):
         return f"{given[0]} is now --{present.replace('_', '-')}"
-    if advice := OF_OTHER_COMMANDS.get(f"{' '.join(error.command_chain or ())} --{name}"):
+    if advice := OF_OTHER_COMMANDS.get(f"{' '.join(error.command_chain or ())} --{name.replace('_', '-')}"):
         return f"unknown option {given[0]}; {advice}"
     options = [option for argument in error.argument_collection for option in argument.names]
     field = SYNONYMS.get(name, name).replace("_", "-")

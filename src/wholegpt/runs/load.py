@@ -44,6 +44,8 @@ def load(
     Raises ``CheckpointError`` for a folder without a model or with damaged ones only, ``ConfigError`` or
     ``NumericsError`` if the device does not support ``weights`` or the model cannot be compiled.
     """
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(f"the path of a model is {path!r}; expected a text or a path")
     console, path = console or Console(), fspath(path)
     if not path:
         raise ConfigError("the path of a model is empty; name a run, a model folder or a preset")

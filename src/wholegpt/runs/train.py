@@ -18,7 +18,7 @@ from wholegpt.analysis.curves import loss_chart
 from wholegpt.analysis.report import write_report
 from wholegpt.checkpoint import CheckpointStore, TrainingFiles, load_model, load_training
 from wholegpt.console import QUIET, Console
-from wholegpt.errors import CheckpointError, ConfigError, Interrupted, counted
+from wholegpt.errors import CheckpointError, ConfigError, Interrupted, NumericsError, counted
 from wholegpt.evaluation import TaskScore
 from wholegpt.files import lock_folder, read_json
 from wholegpt.language_model import LanguageModel
@@ -315,7 +315,12 @@ def _continue_run(
         _describe(path, config, session.stage, session.model, state, console)
     if config.precision.execution is Execution.compiled:
         compile_blocks(session.model)
-    session.train(deadline, budget, listeners)
+    try:
+        session.train(deadline, budget, listeners)
+    except NumericsError as error:
+        saved = session.store.steps()
+        kept = f"the last checkpoint is that of step {saved[-1]:,}" if saved else "nothing was saved"
+        raise NumericsError(f"{error}, in a new run or with --overwrite; {kept}") from error
     if state.stop_reason == callbacks.CheckPace.REASON and budget:
         adjust_run(path, state, budget, console)
         return None

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from wholegpt.errors import CheckpointError
-from wholegpt.files import recover_unlocked
+from wholegpt.files import exists, recover_unlocked
 from wholegpt.settings import presets
 
 OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -42,15 +42,24 @@ def how_to_get(name: str) -> str:
 
 def holds_model(folder: Path) -> bool:
     """Return whether a folder looks like a run or a model."""
-    return any((folder / name).exists() for name in ("checkpoints", "model.safetensors", "config.yaml"))
+    return any(exists(folder / name) for name in ("checkpoints", "model.safetensors", "config.yaml"))
+
+
+def _can_be_opened(folder: Path) -> bool:
+    """Return whether a folder is a run with a checkpoint, or a model folder of wholegpt."""
+    try:
+        own = '"format_version"' in (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        own = False
+    return own or any(folder.glob("checkpoints/*/model.safetensors"))
 
 
 def check_model_exists(name: str) -> None:
     """Raise ``CheckpointError``, with the model that was probably meant, for neither a path nor a preset."""
     path = Path(name)
-    if not (path.exists() or presets.is_preset(name)):
+    if not (exists(path) or presets.is_preset(name)):
         recover_unlocked(path)
-        if not path.exists():
+        if not exists(path):
             advice = how_to_get(name) or f"; {_nearest(name)}"
             raise CheckpointError(f"{name}: no such run, model folder or preset{advice}")
 
@@ -62,7 +71,7 @@ def _nearest(name: str) -> str:
     beside = [
         one for folder in folders if folder.is_dir() for one in islice(folder.glob("[!.]*/"), MOST_NEIGHBORS)
     ]
-    models = [one for one in beside if holds_model(one)]
+    models = [one for one in beside if _can_be_opened(one)]
     names = {str(one): str(one) for one in beside} | {one.name: str(one) for one in models if bare}
     names |= {preset: preset for preset in presets.PRESETS if bare}
     if close := difflib.get_close_matches(name, names, n=1, cutoff=0.8):

@@ -44,6 +44,9 @@ SYNONYMS = {
     "context": "context_length",
     "seq_len": "context_length",
     "max_iters": "steps",
+    "step": "steps",
+    "n_steps": "steps",
+    "num_steps": "steps",
     "max_steps": "steps",
     "iterations": "steps",
     "num_epochs": "epochs",
@@ -51,6 +54,11 @@ SYNONYMS = {
     "warmup": "warmup_steps",
     "warmup_iters": "warmup_steps",
     "grad_clip": "gradient_clip",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "grad_accum": "micro_batch_size",
+    "fp16": "dtype",
+    "bf16": "dtype",
+    "compile": "execution",
     "eval_interval": "every",
     "lora_r": "rank",
     "lora_rank": "rank",
@@ -222,7 +230,10 @@ def _named(
         name = underscored(str(given))
         if name not in types:
             hint = nearest(name, list(types))
-            if not prefix and (meant := settings_named(name, type_)):
+            section, _, field = name.partition(".")
+            if not prefix and (
+                meant := [name] if field and section in types else settings_named(name, type_)
+            ):
                 section, _, field = meant[0].partition(".")
                 hint = f"the setting is {' or '.join(meant)}, as in {{'{section}': {{'{field}': {value!r}}}}}"
             raise ConfigError(f"{where}: unknown field '{prefix}{given}'; {hint}")

@@ -71,11 +71,11 @@ class TaskTuning(Stage):
             predicted = outputs[:, 0].tolist()
             error = float(np.mean((outputs[:, 0] - scores) ** 2))
             correlation = pearson_correlation(scores, predicted)
-            return QuickScore({CORRELATION.metric: correlation, "squared_error": error})
+            return QuickScore({CORRELATION.metric: correlation, "squared_error": error}, len(examples))
         right = np.array([task.target(example) for example in examples])
         correct = float((outputs.argmax(axis=1) == right).mean())
         nats = -float(outputs[np.arange(len(right)), right].mean())
-        return QuickScore(dict(zip(MEANS, (correct, nats), strict=True)))
+        return QuickScore(dict(zip(MEANS, (correct, nats), strict=True)), len(examples))
 
     def callbacks(self, model: TokenModel, state: TrainingState) -> Sequence[Callback]:
         """Return the gradual unfreezing, if that is asked for."""

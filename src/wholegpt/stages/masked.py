@@ -63,7 +63,9 @@ class MaskedPretraining(Pretraining):
         masked, right, nats = counts.T
         if not whole:
             figures = (float(part.sum() / masked.sum()) for part in (nats, right))
-            return QuickScore(dict(zip(("nats_per_masked_token", "accuracy"), figures, strict=True)))
+            return QuickScore(
+                dict(zip(("nats_per_masked_token", "accuracy"), figures, strict=True)), int(masked.sum())
+            )
         metrics = {
             "nats_per_masked_token": bootstrap_ratio(nats, masked),
             "accuracy": clustered_proportion(right, masked),

@@ -95,8 +95,8 @@ def train_step(
     for name, value in (("loss", loss), ("gradient", norm)):
         if not math.isfinite(value):
             raise NumericsError(
-                f"the {name} is {value} at step {step + 1}; training stopped and the checkpoints before "
-                f"it are kept; try a lower --optimizer.learning-rate than {config.optimizer.learning_rate:g}"
+                f"the {name} is {value} at step {step + 1}; try a lower --optimizer.learning-rate than "
+                f"{config.optimizer.learning_rate:g}"
             )
     callbacks.before_update(state, model)
     optimizer.step()

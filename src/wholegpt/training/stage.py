@@ -55,10 +55,13 @@ class QuickScore:
     """Figures without intervals, for evaluations while training."""
 
     figures: dict[str, float]
+    examples: int
+    """Number of held-out examples that they are of."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures; None for one that is not a number."""
-        return {name: x if math.isfinite(x) else None for name, x in self.figures.items()}
+        """Return the figures, None for one that is not a number, and the number of examples."""
+        figures = {name: x if math.isfinite(x) else None for name, x in self.figures.items()}
+        return {**figures, "examples": self.examples}
 
 
 class Stage(ABC):

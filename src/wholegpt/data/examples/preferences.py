@@ -38,6 +38,7 @@ from wholegpt.data.examples.columns import TaskColumns
 from wholegpt.data.examples.conversations import ASKED, GIVEN
 from wholegpt.data.examples.files import open_examples, save_examples
 from wholegpt.data.examples.splits import read_split
+from wholegpt.data.reading.decoding import ReadingReport
 from wholegpt.data.reading.tables import Reading, Table, number_of
 from wholegpt.errors import DataError
 from wholegpt.settings.schema import Config
@@ -94,6 +95,15 @@ class PreferenceData:
     def save(self, folder: Path) -> str:
         """Write the pairs into a new ``folder``; return the hash of all."""
         return save_examples(folder, self.columns, self.train, self.validation)
+
+
+def holds_pairs(path: Path, reading: Reading) -> bool:
+    """Return whether a file is a table with columns of chosen and of rejected answers."""
+    try:
+        table = replace(reading, report=ReadingReport()).table(path)
+    except DataError:
+        return False
+    return bool(table.first_of(CHOSEN) and table.first_of(REJECTED))
 
 
 def read_pairs(

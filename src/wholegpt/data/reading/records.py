@@ -1,5 +1,6 @@
 """Documents from the rows of tables: the text field or a conversation, and the fields for control codes."""
 
+import difflib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -151,9 +152,15 @@ def _document(source: Source, record: Any, chosen: str) -> Piece:
         source.report.note("conversations were rendered as text by the chat template")
     if not isinstance(text, str):
         found = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-        raise _BadRecordError(
-            f"has no text in field '{chosen}' (found: {found}); name the field with --text-field"
+        close = (
+            difflib.get_close_matches(chosen, map(str, record), n=1) if isinstance(record, Mapping) else []
         )
+        hint = (
+            f"did you mean '{close[0]}'?"
+            if close and chosen not in record
+            else "name the field with --text-field"
+        )
+        raise _BadRecordError(f"has no text in field '{chosen}' (found: {found}); {hint}")
     fields = source.config.control
     try:
         attributes = attributes_of(record, text, fields)

@@ -42,8 +42,8 @@ def check_sources(sources: Iterable[object]) -> None:
     for source in sources:
         if not isinstance(source, str | Path):
             raise ConfigError(
-                f"a source is a {type(source).__name__}; give each path or corpus name as an argument of its own, and "
-                "write text itself to a file"
+                f"a source is a {type(source).__name__}; give each path or corpus name as an argument of its own; "
+                "texts in memory are given as texts=[...]"
             )
 
 
@@ -86,5 +86,5 @@ def without_text(folder: Path) -> str:
 def _is_text(source: str) -> str:
     return (
         f"'{shortened(source)}' does not exist; a source is the path of a file or folder, or a corpus's name. Write "
-        "text itself to a file"
+        "text itself to a file, or in Python give it as texts=[...]"
     )

@@ -127,7 +127,8 @@ def check_method(alignment: AlignmentConfig, task: TaskKind) -> None:
         )
     if TASKS[task].rollouts and not alignment.rewards:
         raise ConfigError(
-            f"{task} needs a reward for the completions; give --reward, for example --reward exact"
+            f"{task} needs a reward for the completions; give --reward, for example --reward exact (in Python, "
+            "rewards=['exact'])"
         )
     if "group_size" in used and alignment.rollout_size % alignment.group_size:
         raise ConfigError(

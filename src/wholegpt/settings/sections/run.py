@@ -100,6 +100,8 @@ def refuse_planned(minutes: float, named: Iterable[str]) -> None:
     """Raise ``ConfigError`` for an invalid time, and for settings in ``named`` (SECTION.FIELD) that a plan
     decides.
     """
+    if not isinstance(minutes, int | float):
+        raise ConfigError(f"minutes is {minutes!r}; expected a number")
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}; expected a finite time above 0")
     decided = [name for name in named if name in PLANNED or name.partition(".")[0] in PLANNED]

@@ -62,7 +62,8 @@ def metrics_of(values: Values, means: Mapping[str, str]) -> Metrics:
 
 def quick_score(values: Values, means: Mapping[str, str]) -> QuickScore:
     """Return the mean of each metric."""
-    return QuickScore({name: float(np.mean(values[column].numpy())) for name, column in means.items()})
+    figures = {name: float(np.mean(values[column].numpy())) for name, column in means.items()}
+    return QuickScore(figures, len(next(iter(values.values()))))
 
 
 def score_pairs(

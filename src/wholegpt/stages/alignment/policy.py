@@ -136,7 +136,8 @@ class PolicyTuning(Stage):
         names = {**MEANS, **{name: name for name in records[0] if name.startswith("reward_")}}
         if not whole:
             return QuickScore(
-                {name: float(np.mean([r[field] for r in records])) for name, field in names.items()}
+                {name: float(np.mean([r[field] for r in records])) for name, field in names.items()},
+                len(records),
             )
         with self.reference.beside(model) as reference:
             before = self._records(reference, prompts, console)
