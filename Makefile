@@ -15,12 +15,15 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 PEERS := $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
-.PHONY: demo test test-slow test-avx2 golden lint bench clean
+.PHONY: demo test tests test-slow test-avx2 golden lint bench clean
 
 demo: $(INSTALLED)  ## train a small GPT on the text inside your Python, about three minutes
 	$(VENV)/bin/wholegpt train --recipe demo --out runs/demo --overwrite $(DEMO_OPTIONS)
 
-test: lint  ## lint, types, and the tests that are not slow; two processes of one thread take half as long as one of two
+test: $(DEVELOPMENT)  ## lint and types beside the tests that are not slow
+	$(MAKE) -j 2 lint tests
+
+tests: $(DEVELOPMENT)  ## the tests that are not slow; two processes of one thread take half as long as one of two
 	OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/pytest $(PARALLEL) -m "not slow and not timed"
 
 test-slow: $(DEVELOPMENT)  ## the slow tests, then those that measure time, one by one

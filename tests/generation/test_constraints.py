@@ -185,7 +185,9 @@ def test_completions_match_the_regex(name: str, kind: str, trained: dict[str, Ca
         assert len(texts) >= least
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(one, marks=pytest.mark.slow) if one == "byte" else one for one in TOKENIZERS]
+)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_completions_validate_against_the_json_schema(
     name: str, kind: str, trained: dict[str, CausalLanguageModel]

@@ -321,7 +321,9 @@ def policy_run(chat_model: Path, out: Path, method: str = "grpo", **changes: dic
     return api.align(chat_model, prompts, method=method, config=config, out=out, console=QUIET)
 
 
-@pytest.mark.parametrize(("method", "lora"), [("grpo", 0), ("grpo", 4), ("ppo", 0), ("ppo", 4)])
+@pytest.mark.parametrize(
+    ("method", "lora"), [("grpo", 0), pytest.param("grpo", 4, marks=pytest.mark.slow), ("ppo", 0), ("ppo", 4)]
+)
 def test_training_increases_the_reward(method: str, lora: int, chat_model: Path, tmp_path: Path) -> None:
     steps, size, learning_rate = (40, 16, 0.003) if method == "grpo" else (48, 64, 0.001)
     run = policy_run(
