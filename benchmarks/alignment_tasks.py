@@ -31,7 +31,7 @@ MODEL = {
 }
 EXAMPLES = 1_000
 """Right answers that the model is tuned on before, which teach it the format."""
-TUNING_STEPS = {"addition": 200, "sorting": 100}
+TUNING_STEPS = {"addition": 210, "sorting": 60}
 """Steps of tuning, of 64 examples; so few that less than a fifth of the held-out answers are right."""
 PROMPTS = {"addition": 6_000, "sorting": 20_000}
 NOISE = "function:benchmarks.alignment_tasks:noise"
@@ -46,7 +46,8 @@ ENOUGH = 0.98
 SETTINGS: dict[str, Any] = {
     "training": {"steps": 100_000, "batch_size": 512},
     "alignment": {"rollout_size": 512, "group_size": 16, "completion_tokens": 8},
-    "optimizer": {"learning_rate": 0.0003},
+    "optimizer": {"learning_rate": 0.00015},
+    "schedule": {"warmup_steps": 20},
     "evaluation": {"every": 25},
     "checkpointing": {"every": 200},
 }
