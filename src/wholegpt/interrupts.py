@@ -57,7 +57,8 @@ class InterruptNoted:
         self._previous: Any = None
 
     def __enter__(self) -> "InterruptNoted":
-        if threading.current_thread() is threading.main_thread():
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and callable(signal.getsignal(signal.SIGINT)):  # it is not ignored
             self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
 
@@ -67,8 +68,7 @@ class InterruptNoted:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        if callable(self._previous):
-            self._previous(number, frame)
+        self._previous(number, frame)
 
 
 def end_process(code: int) -> None:
