@@ -74,7 +74,7 @@ def test_fault_at_every_call_of_a_save(tmp_path: Path) -> None:
                 try:
                     save(store, 6, best=6)
                 except CheckpointError as error:
-                    assert "No space left on device" in str(error) and "untouched" in str(error)
+                    assert "No space left on device" in str(error) and "are unchanged" in str(error)
                     refused += 1
                 except Killed:
                     pass
