@@ -33,8 +33,6 @@ from wholegpt.tokenizers import Tokenizer
 CHECKPOINTS, STEP_PREFIX = "checkpoints", "step-"
 STEP_PATTERN = STEP_PREFIX + 8 * "[0-9]"
 """Pattern of the names of checkpoint folders."""
-MOST_NEIGHBORS = 1000
-"""How many folders are compared with the name of one that does not exist."""
 
 
 class CheckpointStore:

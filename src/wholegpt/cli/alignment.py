@@ -63,8 +63,8 @@ def align(
     overwrite
         Replace an existing run in the --out folder.
     max_seconds
-        Stop training after this many seconds. Reading the data and the final evaluation come on top. `train --resume`
-        continues the run.
+        Stop training after this many seconds. Reading the data and the final evaluation are not counted.
+        `train --resume` continues the run.
 
     Examples
     --------

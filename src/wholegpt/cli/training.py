@@ -75,7 +75,7 @@ def train(
     overwrite
         Replace an existing run in the --out folder.
     max_seconds
-        Stop training after this many seconds. Reading the text and the final evaluation come on top.
+        Stop training after this many seconds. Reading the text and the final evaluation are not counted.
         --resume continues the run.
     allow_different_numerics
         Resume on a machine that cannot reproduce the run bit for bit.
